@@ -1,0 +1,28 @@
+"""`python -m smoke_tests`: exit code 0 when everything passed, 1 when something failed, 2 when the input was wrong."""
+
+import sys
+import time
+
+from .options import BadInput, read
+
+
+def main(arguments: list[str]) -> int:
+    """Run the smoke tests with the command line `arguments`; the exit code."""
+    began = time.monotonic()
+    try:
+        options = read(arguments)
+        if options.validate:
+            return 0
+        from .run import smoke
+
+        return smoke(options, began)
+    except BadInput as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("smoke: interrupted before the first rank had started", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

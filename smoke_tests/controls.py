@@ -1,0 +1,145 @@
+"""The controls: failures done on purpose, to prove in every run that the checks would see them.
+
+A control passes when the failure is seen as it should be, and where it should be. All of them work on the made checkpoint, in
+fp32, so that one flipped bit is one flipped bit. Every known failure of the stack that can be produced stands here.
+"""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from . import checkpoint
+from .checks import Bench, key_problems, read_model, share, wrong_tensors
+from .outcome import Outcome, failed, one_line, passed
+
+DAMAGES = {
+    "wrong-shape": checkpoint.wrong_shape,
+    "missing-key": checkpoint.missing_key,
+    "later-key-layout": checkpoint.later_layout,
+    "flipped-bit": checkpoint.flipped_bit,
+    "truncated-shard": checkpoint.truncated_shard,
+}
+# Measured: three to nine of 57 tensors wrong in a single load, so one load nearly always shows it.
+RACE_TRIES = 30
+
+
+def damage_all(source: Path, work: Path) -> None:
+    """Write one damaged copy of the checkpoint `source` for each damage into `work`."""
+    for name, damage in DAMAGES.items():
+        checkpoint.damaged_copy(source, work / name, damage)
+
+
+def missing_key(bench: Bench) -> Outcome:
+    """A tensor that is not in the file: nothing raises, so loading info and bits have to show it."""
+    bench.model, info = read_model(bench, bench.work / "missing-key")
+    wrong = set(wrong_tensors(bench, bench.made))
+    if set(info["missing_keys"]) == {checkpoint.MISSING_KEY} and wrong == {checkpoint.MISSING_KEY}:
+        return passed(f"seen: {checkpoint.MISSING_KEY} is missing and its bits are not the file's")
+    return failed(f"not seen as such: {key_problems(info)}, wrong tensors {sorted(wrong)}")
+
+
+def later_key_layout(bench: Bench) -> Outcome:
+    """A checkpoint in the key layout of transformers 4.52, which 4.49 loads without an error and leaves random."""
+    bench.model, info = read_model(bench, bench.work / "later-key-layout")
+    wrong = wrong_tensors(bench, bench.made)
+    if info["missing_keys"] and info["unexpected_keys"] and checkpoint.PATCH_EMBED in wrong:
+        return passed(f"seen: {len(wrong)} tensors wrong, {'; '.join(key_problems(info))}")
+    return failed(f"not seen: {len(wrong)} tensors wrong, {'; '.join(key_problems(info)) or 'no key complained of'}")
+
+
+def flipped_bit(bench: Bench) -> Outcome:
+    """One bit of the last element of one tensor: seen by the rank that holds it, and by no other under ZeRO-3."""
+    bench.model, _ = read_model(bench, bench.work / "flipped-bit")
+    wrong = wrong_tensors(bench, bench.made)
+    size = load_file(checkpoint.locate(bench.made)[checkpoint.FLIPPED_TENSOR])[checkpoint.FLIPPED_TENSOR].numel()
+    owner = (size - 1) // share(size, bench.world_size)
+    if bench.stage == 3 and bench.rank != owner:
+        return failed(f"rank {owner} holds the bit, and here differ {wrong}") if wrong else passed(f"held by rank {owner}")
+    if set(wrong) == {checkpoint.FLIPPED_TENSOR}:
+        return passed(f"seen: {checkpoint.FLIPPED_TENSOR} {wrong[checkpoint.FLIPPED_TENSOR]}")
+    return failed(f"not seen as such: wrong tensors {wrong}")
+
+
+def _must_raise(bench: Bench, path: Path, *texts: str) -> Outcome:
+    """Load `path`, which has to raise an error with all `texts` in it."""
+    try:
+        bench.model, _ = read_model(bench, path)
+    except Exception as error:  # noqa: BLE001 - whatever comes is what this control is about
+        return _expected(error, *texts)
+    return failed("not seen: the checkpoint loaded without an error")
+
+
+def _expected(error: Exception, *texts: str) -> Outcome:
+    said = f"{type(error).__name__}: {error}"
+    if all(text in said for text in texts):
+        return passed(f"seen: {one_line(error, 500)}")
+    return failed(f"another failure than the expected one: {one_line(error)}")
+
+
+def truncated_shard(bench: Bench) -> Outcome:
+    """A shard that ends early, on every rank: safetensors says so in other words from version to version."""
+    return _must_raise(bench, bench.work / "truncated-shard", "SafetensorError")
+
+
+def wrong_shape(bench: Bench) -> Outcome:
+    """The patch embedding in another shape.
+
+    Under ZeRO-3 only rank 0 copies from the file and raises. The others go on as if nothing were wrong, or lose their peer: there
+    the comparison with the file has to see it.
+    """
+    path = bench.work / "wrong-shape"
+    if bench.stage != 3 or bench.rank == 0:
+        return _must_raise(bench, path, "[1280, 3, 2, 14, 7]", checkpoint.PATCH_EMBED)
+    try:
+        bench.model, _ = read_model(bench, path)
+    except Exception as error:  # noqa: BLE001 - gloo, NCCL and DeepSpeed each lose a peer in their own words
+        return _expected(error)
+    wrong = wrong_tensors(bench, path)
+    if "[1280, 3, 2, 14, 7] in the file" in wrong.get(checkpoint.PATCH_EMBED, ""):
+        return passed(f"seen: loads without an error here, but {checkpoint.PATCH_EMBED} {wrong[checkpoint.PATCH_EMBED]}")
+    return failed(f"not seen: loads without an error, wrong tensors {wrong}")
+
+
+def _seed_text() -> tuple[str, ...]:
+    """The failure that this project began with."""
+    return (f"size mismatch for {checkpoint.PATCH_EMBED}", "torch.Size([1280, 3, 2, 14, 14])", "torch.Size([0])")
+
+
+def seed_failure_zero_init(bench: Bench) -> Outcome:
+    """`deepspeed.zero.Init()` around `from_pretrained` with no live `HfDeepSpeedConfig`."""
+    import deepspeed
+    from transformers.integrations import unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()
+    with deepspeed.zero.Init(dtype=torch.float32):
+        return _must_raise(bench, bench.made, *_seed_text())
+
+
+def seed_failure_load_state_dict(bench: Bench) -> Outcome:
+    """`load_state_dict` on a model that is partitioned already."""
+    bench.model, _ = read_model(bench, bench.made)
+    state = {}
+    for file in checkpoint.shard_files(bench.made):
+        state |= load_file(file)
+    try:
+        bench.model.load_state_dict(state)
+    except RuntimeError as error:
+        return _expected(error, *_seed_text())
+    return failed("not seen: load_state_dict took the checkpoint")
+
+
+def gloo_race(bench: Bench) -> Outcome:
+    """ZeRO-3 loading over gloo without the workaround: silently wrong weights. A race, so it may take several tries."""
+    import torch.distributed as dist
+
+    for attempt in range(1, RACE_TRIES + 1):
+        bench.drop()
+        bench.model, _ = read_model(bench, bench.made)
+        wrong = torch.tensor([float(len(wrong_tensors(bench, bench.made)))])
+        own = int(wrong.item())
+        dist.all_reduce(wrong)
+        if wrong.item():
+            return passed(f"seen at try {attempt}: {own} tensors silently wrong on this rank, {int(wrong.item())} in all")
+    return failed(f"not seen in {RACE_TRIES} tries: this stack may no longer have the race")
+

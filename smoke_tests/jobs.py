@@ -1,0 +1,138 @@
+"""The plan: which checks and controls run in which process group, and in what order."""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from . import checkpoint, checks, controls, samples, stack
+from .checks import Bench
+from .outcome import Outcome, passed
+
+
+@dataclass(frozen=True)
+class Step:
+    """One function that every rank of a job runs. Steps of one name and stage make up one check."""
+
+    name: str
+    run: Callable[[Bench], Outcome]
+    kind: str = "check"
+    staged: bool = True
+    dtype: torch.dtype | None = None
+    hf_config: bool = True  # under a live HfDeepSpeedConfig
+    workaround: bool = True
+    fresh: bool = False  # begins without the model and engine of the step before
+    may_end: bool = False  # ranks may die or hang in it without ending the run: the finding is how
+
+
+@dataclass(frozen=True)
+class Job:
+    """One process group: `processes` ranks under torchrun's agent, or one process alone, running `steps` in order."""
+
+    name: str
+    steps: tuple[Step, ...]
+    stage: int | None = None
+    processes: int = 1
+    distributed: bool = False
+    after: tuple[str, ...] = ()
+
+
+def make_checkpoints(bench: Bench) -> Outcome:
+    """Make the made checkpoint and its damaged copies."""
+    checkpoint.make(bench.made, samples.corpus())
+    controls.damage_all(bench.made, bench.work)
+    return passed(f"{checkpoint.element_count(bench.made):,} parameters, {len(controls.DAMAGES)} damaged copies")
+
+
+def _control(name: str, run: Callable[[Bench], Outcome], **options: bool) -> Step:
+    return Step(name, run, kind="control", dtype=torch.float32, fresh=True, **options)
+
+
+def _stage_jobs(stage: int, processes: int, device: str) -> list[Job]:
+    half = device == "cpu"  # on a GPU bf16 is the main precision already
+    later = [
+        Step("resume", checks.resume, fresh=True),
+        Step("mixed modality: dummy image", checks.mixed_modality_cure, fresh=True),
+    ]
+    if half:
+        later.append(Step("bf16", checks.half_precision, dtype=torch.bfloat16, fresh=True))
+    later += [
+        _control("missing key", controls.missing_key),
+        _control("later key layout", controls.later_key_layout),
+        _control("flipped bit", controls.flipped_bit),
+        _control("truncated shard", controls.truncated_shard),
+    ]
+    if stage == 3:
+        if device == "cpu" and stack.needs_gloo_workaround(device):
+            later.append(_control("gloo race", controls.gloo_race, workaround=False))
+        later += [
+            _control("seed failure: load_state_dict", controls.seed_failure_load_state_dict),
+            _control("seed failure: zero.Init", controls.seed_failure_zero_init, hf_config=False),
+        ]
+    # Last: under ZeRO-3 it leaves the other ranks without their peer.
+    later.append(_control("wrong shape", controls.wrong_shape, may_end=stage == 3))
+
+    jobs = [
+        Job(
+            f"zero{stage}",
+            (
+                Step("versions", checks.versions),
+                Step("collectives", checks.collectives),
+                Step("load", checks.load),
+                Step("weights", checks.weights),
+                Step("generate", checks.generate),
+                Step("train", checks.train),
+                Step("resume", checks.save),
+                Step("memory", checks.memory),
+            ),
+            stage,
+            processes,
+            distributed=True,
+            # On a GPU the plain run must have left the memory first.
+            after=("plain",) if device == "cuda" else ("plain/checkpoint",),
+        ),
+        Job(f"zero{stage}-fresh", tuple(later), stage, processes, distributed=True, after=("plain", f"zero{stage}")),
+    ]
+    if processes > 1:
+        mixed = Step("mixed modality", checks.mixed_modality, may_end=True)
+        jobs.append(Job(f"zero{stage}-mixed", (mixed,), stage, processes, distributed=True, after=("plain",)))
+    jobs.append(
+        Job(
+            f"zero{stage}-consolidated",
+            (Step("consolidated weights", checks.consolidated, hf_config=False),),
+            stage,
+            after=(f"zero{stage}-fresh",),
+        )
+    )
+    return jobs
+
+
+def plan(stages: tuple[int, ...], processes: int, device: str) -> list[Job]:
+    """All jobs of a run, in the order in which they should start where nothing holds them back."""
+    first = Job(
+        "plain",
+        (
+            Step("checkpoint", make_checkpoints, staged=False),
+            Step("plain run", checks.plain, staged=False, hf_config=False),
+            Step("auto classes", checks.auto_classes, staged=False, hf_config=False, fresh=True),
+        ),
+    )
+    jobs = [first]
+    staged = [_stage_jobs(stage, processes, device) for stage in stages]
+    for group in zip(*staged, strict=True):
+        jobs += group
+    return jobs
+
+
+@contextlib.contextmanager
+def surroundings(step: Step, bench: Bench):
+    """What a step runs under: the workaround for the gloo race and a live `HfDeepSpeedConfig`, where it wants them."""
+    with contextlib.ExitStack() as around:
+        if bench.stage is not None:
+            if step.workaround and stack.needs_gloo_workaround(bench.device):
+                around.enter_context(stack.waited_gathers())
+            if step.hf_config:
+                config = stack.config(bench.stage, bench.world_size, bench.dtype)
+                around.enter_context(checks.transformers_zero(config))
+        yield

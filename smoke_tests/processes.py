@@ -1,0 +1,113 @@
+"""Starts process groups and ends them: fork, torchrun's agent, exit codes, and no process left behind."""
+
+import ctypes
+import multiprocessing.popen_fork
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from .outcome import Channel
+
+PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent is gone, however the parent went (prctl(2))."""
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) was refused")
+
+
+def start(entry: Callable[[Any], None], brief: Any, start_method: str) -> int:
+    """Fork a launcher in a session of its own that runs `entry(brief)` in every rank of the brief's job; its process id.
+
+    The caller must have one thread only.
+    """
+    process = os.fork()
+    if process:
+        return process
+    try:
+        os.setsid()
+        die_with_parent()
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if brief.job.distributed:
+            _launch(entry, brief, start_method)
+        else:
+            entry(brief)
+    except BaseException:  # noqa: BLE001 - nothing may return into the parent's code
+        import traceback
+
+        brief.logs.mkdir(parents=True, exist_ok=True)
+        with open(brief.logs / f"{brief.job.name}-launcher.log", "a") as log:
+            traceback.print_exc(file=log)
+        os._exit(1)
+    os._exit(0)
+
+
+def _launch(entry: Callable[[Any], None], brief: Any, start_method: str) -> None:
+    """torchrun's agent with `entry` in each rank. Tells the supervisor of every rank's exit code, in the order of the deaths."""
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    channel = Channel(brief.address, {"job": brief.job.name, "rank": None})
+    reap = multiprocessing.popen_fork.Popen.poll
+
+    def poll(self: Any, flag: int = os.WNOHANG) -> int | None:
+        # The agent names one failure, sometimes the victim's: whoever reaps a rank is the only one to learn its signal.
+        before = self.returncode
+        code = reap(self, flag)
+        if before is None and code is not None:
+            channel.send("exit", pid=self.pid, code=code)
+        return code
+
+    multiprocessing.popen_fork.Popen.poll = poll  # type: ignore[method-assign]
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=brief.job.processes,
+        run_id=brief.job.name,
+        rdzv_backend="c10d",
+        rdzv_endpoint=f"127.0.0.1:{brief.port}",
+        rdzv_configs={"timeout": brief.timeout},
+        local_addr="127.0.0.1",  # without it the agent asks DNS for this machine's name
+        start_method=start_method,
+        max_restarts=0,
+        monitor_interval=0.05,
+    )
+    elastic_launch(config, entry)(brief)
+
+
+def stop(process: int) -> None:
+    """Kill a launcher, its session and all ranks in it, and wait until the launcher is gone. Harmless where it is gone already."""
+    try:
+        os.killpg(process, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        # Between fork and setsid there is no such group yet.
+        try:
+            os.kill(process, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+    try:
+        os.waitpid(process, 0)
+    except ChildProcessError:
+        return
+
+
+def state(process: int) -> str:
+    """The kernel's letter for what a process is doing (`T`: stopped, `D`: waits for a device, …), empty when it is gone."""
+    try:
+        with open(f"/proc/{process}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
+def signal_name(code: int) -> str:
+    """An exit code as people say it."""
+    if code < 0:
+        try:
+            return f"killed by signal {-code} ({signal.Signals(-code).name})"
+        except ValueError:
+            return f"killed by signal {-code}"
+    return f"ended with exit code {code}"

@@ -1,0 +1,151 @@
+"""From the ranks' outcomes to the evidence: report.json, junit.xml and the table."""
+
+import hashlib
+import json
+import os
+import tempfile
+import xml.etree.ElementTree as xml
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+SYMBOLS = {"passed": "ok", "failed": "FAIL", "known-issue": "known"}
+COLOURS = {"passed": "\033[32m", "failed": "\033[1;31m", "known-issue": "\033[33m"}
+
+
+@dataclass(frozen=True)
+class RankVerdict:
+    """One rank's verdict on one check."""
+
+    rank: int
+    verdict: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """One check or control, over all ranks. `seconds` is the slowest rank's."""
+
+    name: str
+    zero_stage: int | None
+    kind: str
+    verdict: str
+    seconds: float
+    ranks: list[RankVerdict]
+    detail: str
+
+
+def overall(ranks: list[RankVerdict]) -> tuple[str, str]:
+    """The verdict and detail of a check from those of its ranks: the worst counts, and is the one to read."""
+    for verdict in ("failed", "known-issue"):
+        of_kind = [rank for rank in ranks if rank.verdict == verdict]
+        if of_kind:
+            # Of ranks that lost each other the one that a signal killed is the cause, the others are its victims.
+            telling = next((rank for rank in of_kind if "killed by signal" in rank.detail), of_kind[0])
+            return verdict, f"rank {telling.rank}: {telling.detail}" if len(ranks) > 1 else telling.detail
+    seen = next((rank.detail for rank in ranks if rank.detail.startswith("seen")), ranks[0].detail)
+    return "passed", seen
+
+
+def lock_digests(lock: Path) -> dict[str, str]:
+    """File name -> SHA-256 of every file of a lock."""
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(lock.iterdir()) if file.is_file()}
+
+
+def write(folder: Path, report: dict[str, Any], results: list[Result]) -> None:
+    """Write report.json and junit.xml to `folder`, each whole or not at all. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_whole(folder / "report.json", json.dumps(report | {"checks": [asdict(result) for result in results]}, indent=2) + "\n")
+    _write_whole(folder / "junit.xml", _junit(report, results))
+
+
+def _write_whole(file: Path, text: str) -> None:
+    descriptor, partial = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    try:
+        with os.fdopen(descriptor, "w") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(partial, 0o644)
+        os.replace(partial, file)
+    except BaseException:
+        os.unlink(partial)
+        raise
+
+
+def _junit(report: dict[str, Any], results: list[Result]) -> str:
+    bad = [result for result in results if result.verdict == "failed"]
+    suite = xml.Element(
+        "testsuite",
+        name=f"smoke {report['environment']} {report['device']} {report['backend']}",
+        tests=str(len(results)),
+        failures=str(len(bad)),
+        time=f"{report['seconds']:.3f}",
+        timestamp=report["started"],
+    )
+    for result in results:
+        stage = f"zero-{result.zero_stage}" if result.zero_stage else "all"
+        case = xml.SubElement(
+            suite, "testcase", classname=f"{result.kind}.{stage}", name=result.name, time=f"{result.seconds:.3f}"
+        )
+        text = _printable("\n".join(f"rank {rank.rank}: {rank.verdict}: {rank.detail}" for rank in result.ranks))
+        if result.verdict == "failed":
+            xml.SubElement(case, "failure", message=_printable(result.detail)).text = text
+        else:
+            xml.SubElement(case, "system-out").text = text
+    if report.get("failure"):
+        case = xml.SubElement(suite, "testcase", classname="run", name="run", time="0")
+        xml.SubElement(case, "failure", message=_printable(report["failure"]))
+        suite.set("tests", str(len(results) + 1))
+        suite.set("failures", str(len(bad) + 1))
+    return xml.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _printable(text: str) -> str:
+    """XML 1.0 has no room for control characters."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+
+
+def line(result: Result, colour: bool) -> str:
+    """One check as a line of progress."""
+    stage = f"zero-{result.zero_stage}" if result.zero_stage else "-"
+    mark = _paint(f"{SYMBOLS[result.verdict]:<5}", result.verdict, colour)
+    kind = "control: " if result.kind == "control" else ""
+    return f"  {mark} {stage:<6} {kind + result.name:<40} {result.seconds:5.2f} s  {result.detail}"
+
+
+def _paint(text: str, verdict: str, colour: bool) -> str:
+    return f"{COLOURS[verdict]}{text}\033[0m" if colour else text
+
+
+def table(report: dict[str, Any], results: list[Result], colour: bool) -> str:
+    """All verdicts on one screen: a row a check, a column a stage."""
+    stages = sorted({result.zero_stage for result in results if result.zero_stage})
+    names = list(dict.fromkeys((result.kind, result.name) for result in results))
+    cells = {(result.kind, result.name, result.zero_stage): result for result in results}
+    width = max((len(name) for _, name in names), default=10) + 2
+    rule = "-" * (width + 10 * len(stages) + 10)
+    rows = []
+    for kind, title in (("check", "check"), ("control", "control (a failure made on purpose: ok = it was seen)")):
+        of_kind = [name for found, name in names if found == kind]
+        if not of_kind:
+            continue
+        head = "".join(f"{f'ZeRO-{stage}':<10}" for stage in stages)
+        rows += [f"{title:<{width}}{head}" if kind == "check" else title, rule]
+        for name in of_kind:
+            row = [cells.get((kind, name, stage)) for stage in stages]
+            plain = cells.get((kind, name, None))
+            marks = [plain] if plain else row
+            texts = [_paint(f"{SYMBOLS[cell.verdict]:<10}", cell.verdict, colour) if cell else f"{'-':<10}" for cell in marks]
+            known = next((cell.detail for cell in marks if cell and cell.verdict != "passed"), "")
+            rows.append(f"{name:<{width}}{''.join(texts)}{known[:110]}".rstrip())
+        rows.append("")
+    rows += [f"not run: {entry['name']} ({entry['reason']})" for entry in report["not_run"]]
+    versions = report["versions"]
+    stack = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers", "deepspeed") if name in versions)
+    where = f"{report['device']}, {report['backend']}, {report['precision']}, {report['world_size']} ranks"
+    counts = {kind: sum(result.kind == kind for result in results) for kind in ("check", "control")}
+    verdict = _paint(report["verdict"].upper(), report["verdict"], colour)
+    rows.append(f"{verdict}  {report['environment']}: {stack} on {where}")
+    rows.append(f"{counts['check']} checks and {counts['control']} controls in {report['seconds']:.1f} s")
+    return "\n".join(rows)

@@ -1,0 +1,175 @@
+"""Brings torch and DeepSpeed up on this machine: the traps of the verified stack, each met in one place.
+
+Every figure and failure named here was measured; see the known issues of the environment.
+"""
+
+import contextlib
+import datetime
+import importlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from packaging.version import Version
+
+# DeepSpeed PR #8539, released in 0.19.8: `_allgather_params_coalesced` waits for every handle, not only for the last.
+GLOO_RACE_FIXED_IN = Version("0.19.8")
+
+
+def choose_device(requested: str) -> str:
+    """`cuda` or `cpu` for `auto`, `cuda` or `cpu`. Asks NVML, so that CUDA is not initialised and the process can fork."""
+    if requested == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return requested
+
+
+def backend(device: str) -> str:
+    """The process group's backend on `device`."""
+    return "nccl" if device == "cuda" else "gloo"
+
+
+def hide_triton() -> None:
+    """On a machine without a GPU driver, before transformers or DeepSpeed is imported: both import triton if they can, and
+    DeepSpeed's kernels then end in "0 active drivers ([]). There should only be one."
+    """
+    sys.modules["triton"] = None  # type: ignore[assignment]
+
+
+def import_deepspeed(device: str) -> None:
+    """Import DeepSpeed so that it takes `device` for its accelerator and compiles nothing."""
+    os.environ["DS_ACCELERATOR"] = device
+    if device == "cpu":
+        # `device_count()` runs `numactl --hardware` where LOCAL_SIZE is not set.
+        os.environ["LOCAL_SIZE"] = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    importlib.import_module("deepspeed")
+    if device == "cpu":
+        # Its JIT build takes half a minute, and a killed build leaves a lock file on which later runs hang.
+        importlib.import_module("deepspeed.ops").__compatible_ops__["deepspeed_shm_comm"] = False
+    trust_own_checkpoints()
+
+
+def import_model_code() -> None:
+    """Import what every rank will need of transformers, once, before ranks are forked."""
+    for name in ("AutoModelForImageTextToText", "AutoProcessor", "Qwen2TokenizerFast", "Qwen2VLImageProcessor"):
+        getattr(importlib.import_module("transformers"), name)
+    for module in ("transformers.models.qwen2_5_vl.modeling_qwen2_5_vl", "transformers.generation", "safetensors.torch"):
+        importlib.import_module(module)
+
+
+def import_engine_code() -> None:
+    """The same for DeepSpeed's engines and torchrun's agent."""
+    for module in (
+        "torch.distributed.launcher.api",
+        "deepspeed.runtime.zero.stage3",
+        "deepspeed.runtime.bf16_optimizer",
+        "deepspeed.utils.zero_to_fp32",
+        "transformers.integrations.deepspeed",
+    ):
+        importlib.import_module(module)
+
+
+def trust_own_checkpoints() -> None:
+    """Lets torch 2.6's `weights_only` loading read the classes that DeepSpeed's engine checkpoints are made of."""
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    torch.serialization.add_safe_globals([LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address])
+
+
+def init_distributed(device: str, local_rank: int, timeout: float) -> None:
+    """Joins the process group that torchrun's agent described in the environment; collectives fail after `timeout` seconds."""
+    import deepspeed
+
+    limit = datetime.timedelta(seconds=timeout)
+    # `init_distributed(timeout=)` does not reach the group that DeepSpeed clones, 30 minutes by default.
+    torch.distributed.distributed_c10d.default_pg_timeout = limit
+    torch.distributed.distributed_c10d.default_pg_nccl_timeout = limit
+    if device == "cuda":
+        torch.cuda.set_device(local_rank)
+    deepspeed.init_distributed(
+        dist_backend=backend(device), auto_mpi_discovery=False, timeout=limit, verbose=False
+    )
+
+
+def needs_gloo_workaround(device: str) -> bool:
+    """Whether this stack has the race in which ZeRO-3 reads parameters before gloo has delivered them."""
+    import deepspeed
+
+    return backend(device) == "gloo" and Version(deepspeed.__version__) < GLOO_RACE_FIXED_IN
+
+
+@contextlib.contextmanager
+def waited_gathers() -> Iterator[None]:
+    """The workaround for the gloo race: every gather is waited for before its handle is handed back."""
+    import deepspeed.comm as comm
+
+    originals = {name: getattr(comm, name) for name in ("all_gather_into_tensor", "all_gather")}
+
+    def waited(original: Any) -> Any:
+        def gather(*args: Any, **kwargs: Any) -> Any:
+            handle = original(*args, **kwargs)
+            if handle is not None:
+                handle.wait()
+            return handle
+
+        return gather
+
+    for name, original in originals.items():
+        setattr(comm, name, waited(original))
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(comm, name, original)
+
+
+def config(stage: int, world_size: int, dtype: torch.dtype) -> dict[str, Any]:
+    """The DeepSpeed configuration of every engine here; nothing in it is `auto` and nothing is left to a version's default."""
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "train_batch_size": world_size,
+        # The default went from 0 to 1.0 between 0.19.0 and 0.19.4.
+        "gradient_clipping": 0.0,
+        "bf16": {"enabled": dtype == torch.bfloat16},
+        "fp16": {"enabled": False},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": {
+            "stage": stage,
+            "contiguous_gradients": True,
+            "overlap_comm": True,
+            "reduce_bucket_size": 20_000_000,
+            "stage3_prefetch_bucket_size": 20_000_000,
+            "stage3_gather_16bit_weights_on_model_save": True,
+            # 0 keeps every parameter partitioned, so that a rank's share can be counted to the element.
+            "stage3_param_persistence_threshold": 0,
+        },
+    }
+
+
+def versions(device: str) -> dict[str, str | None]:
+    """What was really imported and what hardware it runs on."""
+    import deepspeed
+    import platform
+
+    import transformers
+
+    found: dict[str, str | None] = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "deepspeed": deepspeed.__version__,
+        "cuda": torch.version.cuda,
+        "kernel": platform.release(),
+    }
+    if device == "cuda":
+        major, minor = torch.cuda.get_device_capability()
+        found |= {
+            "gpu": f"{torch.cuda.get_device_name()} (sm_{major}{minor})",
+            "nccl": ".".join(map(str, torch.cuda.nccl.version())),
+        }
+    return found
