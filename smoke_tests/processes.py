@@ -1,21 +1,30 @@
 """Starts process groups and ends them: fork, torchrun's agent, exit codes, and no process left behind."""
 
+import contextlib
 import ctypes
 import multiprocessing.popen_fork
 import os
 import signal
+import sys
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from .outcome import Channel
 
 PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+
+
+def _prctl(option: int, value: int) -> None:
+    if ctypes.CDLL(None, use_errno=True).prctl(option, value) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl({option}) was refused")
 
 
 def die_with_parent() -> None:
     """Have the kernel kill this process when its parent is gone, however the parent went (prctl(2))."""
-    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) was refused")
+    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def start(entry: Callable[[Any], None], brief: Any, start_method: str) -> int:
@@ -32,18 +41,25 @@ def start(entry: Callable[[Any], None], brief: Any, start_method: str) -> int:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        log_to(brief.logs / brief.job.name / "launcher.log")
         if brief.job.distributed:
             _launch(entry, brief, start_method)
         else:
             entry(brief)
     except BaseException:  # noqa: BLE001 - nothing may return into the parent's code
-        import traceback
-
-        brief.logs.mkdir(parents=True, exist_ok=True)
-        with open(brief.logs / f"{brief.job.name}-launcher.log", "a") as log:
-            traceback.print_exc(file=log)
+        traceback.print_exc()
+        sys.stderr.flush()
         os._exit(1)
     os._exit(0)
+
+
+def log_to(file: Path) -> None:
+    """Send everything that this process and its libraries print to `file`."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
 
 
 def _launch(entry: Callable[[Any], None], brief: Any, start_method: str) -> None:
@@ -78,20 +94,20 @@ def _launch(entry: Callable[[Any], None], brief: Any, start_method: str) -> None
     elastic_launch(config, entry)(brief)
 
 
+def adopt_orphans() -> None:
+    """Become the parent of ranks whose launcher is gone, so that `stop` can wait for them too (prctl(2), a child subreaper)."""
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
 def stop(process: int) -> None:
-    """Kill a launcher, its session and all ranks in it, and wait until the launcher is gone. Harmless where it is gone already."""
-    try:
-        os.killpg(process, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        # Between fork and setsid there is no such group yet.
-        try:
-            os.kill(process, signal.SIGKILL)
-        except ProcessLookupError:
-            return
-    try:
-        os.waitpid(process, 0)
-    except ChildProcessError:
-        return
+    """Kill a launcher and its ranks, and wait until the kernel has cleared all of them away. Harmless where they are gone already."""
+    for kill in (os.killpg, os.kill):  # between fork and setsid there is no such group yet
+        with contextlib.suppress(ProcessLookupError):
+            kill(process, signal.SIGKILL)
+    for whom in (process, -process):
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                os.waitpid(whom, 0)
 
 
 def state(process: int) -> str:

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,11 @@ import torch
 
 from . import checks, jobs, stack
 from .outcome import Channel, one_line
-from .processes import die_with_parent
+from .processes import die_with_parent, log_to
+
+
+# A collective gives up this many seconds after the supervisor has: it sees the whole job, and asks for stacks.
+COLLECTIVE_MARGIN = 60.0
 
 
 @dataclass(frozen=True)
@@ -43,12 +48,12 @@ def run(brief: Brief) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the supervisor's to answer
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     rank = int(os.environ.get("RANK", "0")) if brief.job.distributed else 0
-    _log_to(brief.logs / brief.job.name / f"rank{rank}.log")
+    log_to(brief.logs / brief.job.name / f"rank{rank}.log")
     names = {"job": brief.job.name, "rank": rank}
     channel = Channel(brief.address, names)
     stacks = Channel(brief.address, names | {"stacks": True})
     # Works in a rank that hangs in C: the handler is C too, and writes to the supervisor's own socket.
-    faulthandler.register(signal.SIGUSR1, file=stacks.fileno(), all_threads=False)
+    faulthandler.register(signal.SIGUSR1, file=stacks.fileno(), all_threads=True)
     current = "start"
     try:
         with contextlib.suppress(RuntimeError):
@@ -58,13 +63,12 @@ def run(brief: Brief) -> None:
         for number, step in enumerate(brief.job.steps):
             current = step.name
             channel.send("begin", step=number)
-            started = time.monotonic()
+            started, busy = time.monotonic(), time.process_time()
             outcome = _perform(step, bench)
-            channel.send("end", step=number, seconds=time.monotonic() - started, **dataclasses.asdict(outcome))
+            spent = {"seconds": time.monotonic() - started, "cpu_seconds": time.process_time() - busy}
+            channel.send("end", step=number, **spent, **dataclasses.asdict(outcome))
         channel.send("bye")
     except Exception as error:  # noqa: BLE001 - everything a check did not expect ends here, once
-        import traceback
-
         traceback.print_exc()
         sys.stderr.flush()
         channel.send("fatal", check=current, error=one_line(error))
@@ -76,12 +80,11 @@ def run(brief: Brief) -> None:
 
 
 def _bench(brief: Brief, rank: int) -> checks.Bench:
-    if brief.device == "cpu":
-        stack.hide_triton()
+    stack.choose_accelerator(brief.device)
     if brief.job.stage is not None:
         stack.import_deepspeed(brief.device)
     if brief.job.distributed:
-        stack.init_distributed(brief.device, int(os.environ["LOCAL_RANK"]), brief.timeout)
+        stack.init_distributed(brief.device, int(os.environ["LOCAL_RANK"]), brief.timeout + COLLECTIVE_MARGIN)
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -110,12 +113,3 @@ def _perform(step: jobs.Step, bench: checks.Bench) -> Any:
             return step.run(bench)
     finally:
         bench.dtype = main
-
-
-def _log_to(file: Path) -> None:
-    """Everything this process and its libraries print goes to its own log."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.close(descriptor)

@@ -114,6 +114,17 @@ def line(result: Result, colour: bool) -> str:
     return f"  {mark} {stage:<6} {kind + result.name:<40} {result.seconds:5.2f} s  {result.detail}"
 
 
+def _unreached(result: Result) -> bool:
+    return all(rank.detail.startswith("not reached") for rank in result.ranks)
+
+
+def _mark(result: Result | None, width: int, colour: bool) -> str:
+    if result is None:
+        return f"{'-':<{width}}"
+    text = "not run" if _unreached(result) else SYMBOLS[result.verdict]
+    return _paint(f"{text:<{width}}", result.verdict, colour)
+
+
 def _paint(text: str, verdict: str, colour: bool) -> str:
     return f"{COLOURS[verdict]}{text}\033[0m" if colour else text
 
@@ -136,8 +147,8 @@ def table(report: dict[str, Any], results: list[Result], colour: bool) -> str:
             row = [cells.get((kind, name, stage)) for stage in stages]
             plain = cells.get((kind, name, None))
             marks = [plain] if plain else row
-            texts = [_paint(f"{SYMBOLS[cell.verdict]:<10}", cell.verdict, colour) if cell else f"{'-':<10}" for cell in marks]
-            known = next((cell.detail for cell in marks if cell and cell.verdict != "passed"), "")
+            texts = [_mark(cell, 10, colour) for cell in marks]
+            known = next((cell.detail for cell in marks if cell and cell.verdict != "passed" and not _unreached(cell)), "")
             rows.append(f"{name:<{width}}{''.join(texts)}{known[:110]}".rstrip())
         rows.append("")
     rows += [f"not run: {entry['name']} ({entry['reason']})" for entry in report["not_run"]]

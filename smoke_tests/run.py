@@ -24,7 +24,7 @@ from .options import BadInput, Options
 from .outcome import Outcome, failed
 from .report import RankVerdict, Result
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def smoke(options: Options, began: float) -> int:
@@ -93,8 +93,7 @@ class _Run:
         gpus = torch.cuda.device_count() if self.device == "cuda" else 0
         if self.device == "cuda" and gpus == 0:
             raise BadInput("--device cuda: torch sees no GPU here; check the driver with nvidia-smi, or give --device cpu")
-        if self.device == "cpu":
-            stack.hide_triton()
+        stack.choose_accelerator(self.device)
         import transformers  # noqa: F401 - imported before the fork, so that no rank has to
 
         source = self._source()
@@ -225,7 +224,7 @@ class _Run:
         if key[0] == "parity":
             train = self.outcomes.get(("train", key[1]), {}).get(rank, [(failed(""), 0.0)])[0][0]
             if "losses" not in plain.data or "losses" not in train.data:
-                return failed(missing or "there are no losses to compare"), 0.0
+                return failed(missing or "not reached: there are no losses to compare"), 0.0
             return checks.compare_losses(plain, train, checks.dtype_of(self.precision)), 0.0
         found = self.outcomes.get(key, {}).get(rank, [])
         seconds = sum(seconds for _, seconds in found)
@@ -236,7 +235,7 @@ class _Run:
             return failed(missing), seconds
         if key[0] == "generate":
             if "tokens" not in plain.data:
-                return failed("there is no plain run to compare with"), seconds
+                return failed("not reached: there is no plain run to compare with"), seconds
             return checks.compare_tokens(plain, found[-1][0]), seconds
         return found[-1][0], seconds
 
@@ -310,8 +309,8 @@ def _prepare_process(offline: bool) -> None:
     with contextlib.suppress(AttributeError, OSError):
         # Give freed tensors back to the allocator, not to the kernel: page faults are a third of a small run's time.
         libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
-        libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _parameters(source: Path) -> int:

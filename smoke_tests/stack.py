@@ -6,6 +6,7 @@ Every figure and failure named here was measured; see the known issues of the en
 import contextlib
 import datetime
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -30,20 +31,22 @@ def backend(device: str) -> str:
     return "nccl" if device == "cuda" else "gloo"
 
 
-def hide_triton() -> None:
-    """On a machine without a GPU driver, before transformers or DeepSpeed is imported: both import triton if they can, and
-    DeepSpeed's kernels then end in "0 active drivers ([]). There should only be one."
-    """
-    sys.modules["triton"] = None  # type: ignore[assignment]
+def choose_accelerator(device: str) -> None:
+    """Settle what DeepSpeed will take for its accelerator. Comes before any import of transformers or DeepSpeed."""
+    os.environ["DS_ACCELERATOR"] = device
+    if device == "cpu":
+        # Both import triton if they can; with no GPU driver DeepSpeed's kernels then end in "0 active drivers ([])".
+        sys.modules["triton"] = None  # type: ignore[assignment]
 
 
 def import_deepspeed(device: str) -> None:
-    """Import DeepSpeed so that it takes `device` for its accelerator and compiles nothing."""
-    os.environ["DS_ACCELERATOR"] = device
+    """Import DeepSpeed so that it compiles nothing."""
     if device == "cpu":
         # `device_count()` runs `numactl --hardware` where LOCAL_SIZE is not set.
         os.environ["LOCAL_SIZE"] = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    logging.disable(logging.INFO)  # it announces itself on standard output
     importlib.import_module("deepspeed")
+    logging.disable(logging.NOTSET)
     if device == "cpu":
         # Its JIT build takes half a minute, and a killed build leaves a lock file on which later runs hang.
         importlib.import_module("deepspeed.ops").__compatible_ops__["deepspeed_shm_comm"] = False

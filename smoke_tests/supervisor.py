@@ -77,6 +77,7 @@ class Supervisor:
     def __init__(
         self, brief: Brief, start_method: str, on_outcome: Callable[[Job, int, int, Outcome, float], None]
     ) -> None:
+        processes.adopt_orphans()
         self._brief = brief
         self._start_method = start_method
         self._on_outcome = on_outcome
@@ -182,9 +183,8 @@ class Supervisor:
         dead = [rank for rank in running.ranks if rank.closed and not rank.done]
         if any(rank.exit_code is not None or now >= self._deadline(running, rank) for rank in dead):
             self._bury(running, dead)
-        hung = [rank for rank in running.ranks if not rank.done and not rank.closed and now >= self._deadline(running, rank)]
-        if hung:
-            self._give_up(running, hung)
+        if any(not rank.done and not rank.closed and now >= self._deadline(running, rank) for rank in running.ranks):
+            self._give_up(running)
         if all(rank.done for rank in running.ranks):
             self._end(running)
 
@@ -210,18 +210,23 @@ class Supervisor:
             if not rank.done:
                 self._close(running, rank, sentence if rank is first else f"ended because {sentence}")
 
-    def _give_up(self, running: RunningJob, hung: list[RankState]) -> None:
-        """Ranks have let their deadline pass: ask each for its stack, then end the job."""
+    def _give_up(self, running: RunningJob) -> None:
+        """A rank has let its deadline pass: ask each that is silent for its stack, then end the job."""
+        now = time.monotonic()
+        left = [rank for rank in running.ranks if not rank.done and not rank.closed]
+        # Ranks that wait for each other began to wait at about the same time: name them all.
+        hung = [rank for rank in left if now - rank.since > (self._deadline(running, rank) - rank.since) / 2]
+        expected = self._may_end(running) or running.ending is not None
         stopped = {rank.number for rank in hung if rank.pid and processes.state(rank.pid) == "T"}
+        for rank in hung:
+            rank.done = True  # what it says once it is woken for its stack is no finding
         self._ask_for_stacks(hung)
         sentences = []
         for rank in hung:
-            waited = time.monotonic() - rank.since
             what = "is stopped (SIGSTOP)" if rank.number in stopped else "hangs"
-            sentence = f"rank {rank.number} {what} in {running.where(rank)} since {waited:.0f} s{_stack(rank.stack)}"
+            sentence = f"rank {rank.number} {what} in {running.where(rank)} since {now - rank.since:.0f} s{_stack(rank.stack)}"
             sentences.append(sentence)
             self._save_stack(running, rank)
-        expected = self._may_end(running) or running.ending is not None
         for rank, sentence in zip(hung, sentences, strict=True):
             self._close(running, rank, f"hangs: {sentence}" if expected else sentence)
         if not expected:
@@ -354,9 +359,14 @@ class Supervisor:
 
 
 def _stack(lines: list[str]) -> str:
-    """The innermost frames of a stack as `faulthandler` writes it, in one line."""
-    frames = [line.strip() for line in lines if line.lstrip().startswith("File ")]
-    if not frames:
+    """The innermost frames of the thread that runs the step, from a dump as `faulthandler` writes it, in one line."""
+    threads: list[list[str]] = [[]]
+    for line in lines:
+        if "most recent call first" in line:
+            threads.append([])
+        elif line.lstrip().startswith("File "):
+            threads[-1].append(line.strip().removeprefix("File ").replace('"', "").replace(", line ", ":"))
+    own = next((frames for frames in threads if any("smoke_tests" in frame for frame in frames)), [])
+    if not own:
         return ", and gave no stack"
-    short = [frame.removeprefix("File ").replace('"', "").replace(", line ", ":") for frame in frames[:6]]
-    return ", at " + " < ".join(os.sep.join(frame.split(os.sep)[-3:]) for frame in short)
+    return ", at " + " < ".join("/".join(frame.split("/")[-3:]) for frame in own[:6])
