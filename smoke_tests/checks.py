@@ -355,25 +355,24 @@ def probes(names: list[str]) -> list[str]:
     return [vision[0], language[-1]]
 
 
-def full_gradients(bench: Bench) -> dict[str, torch.Tensor]:
-    """Name -> averaged gradient, whole on every rank; between backward and step only. The probes alone for a large model."""
+def full_gradients(bench: Bench, names: list[str]) -> dict[str, torch.Tensor]:
+    """Name -> gradient averaged over the ranks, whole on every rank; between backward and step only."""
     from deepspeed.utils import safe_get_full_grad
 
     parameters = dict(bench.engine.module.named_parameters())
-    small = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in parameters.values()) < SMALL_MODEL
-    names = list(parameters) if small else probes(list(parameters))
     gradients = {name: safe_get_full_grad(parameters[name]) for name in names}
     return {name: gradient.detach().float().cpu() for name, gradient in gradients.items() if gradient is not None}
 
 
 def engine_steps(bench: Bench, sample: dict[str, torch.Tensor], count: int, *, keep_gradients: bool = False) -> list[float]:
-    """`count` optimizer steps; the global loss of each. Keeps the first step's gradients in `bench.gradients` if asked."""
+    """`count` optimizer steps; the global loss of each. Keeps the first step's probe gradients in `bench.gradients` if asked."""
     losses = []
+    names = probes([name for name, _ in bench.engine.module.named_parameters()])
     for step in range(count):
         loss = bench.engine(**sample).loss
         bench.engine.backward(loss)
         if keep_gradients and step == 0:
-            bench.gradients = full_gradients(bench)
+            bench.gradients = full_gradients(bench, names)
         bench.engine.step()
         losses.append(world_mean(bench, loss.item()))
     return losses
@@ -576,9 +575,10 @@ def _mixed_gradient_problems(bench: Bench, sample: dict[str, torch.Tensor]) -> l
     bench.model, _ = read_model(bench, bench.source)
     start_engine(bench)
     bench.engine.backward(bench.engine(**bench.on_device(sample)).loss)
-    found = full_gradients(bench)
+    reference = _plain_gradients(bench)
+    found = full_gradients(bench, list(reference))
     problems = []
-    for name, wanted in _plain_gradients(bench).items():
+    for name, wanted in reference.items():
         gradient = found.get(name)
         if gradient is None:
             problems.append(f"{name} got no gradient")

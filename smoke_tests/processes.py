@@ -5,13 +5,14 @@ import ctypes
 import multiprocessing.popen_fork
 import os
 import signal
+import socket
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .outcome import Channel
+from .outcome import Channel, one_line
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -64,6 +65,7 @@ def log_to(file: Path) -> None:
 
 def _launch(entry: Callable[[Any], None], brief: Any, start_method: str) -> None:
     """torchrun's agent with `entry` in each rank. Tells the supervisor of every rank's exit code, in the order of the deaths."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     channel = Channel(brief.address, {"job": brief.job.name, "rank": None})
@@ -83,15 +85,28 @@ def _launch(entry: Callable[[Any], None], brief: Any, start_method: str) -> None
         max_nodes=1,
         nproc_per_node=brief.job.processes,
         run_id=brief.job.name,
-        rdzv_backend="c10d",
-        rdzv_endpoint=f"127.0.0.1:{brief.port}",
-        rdzv_configs={"timeout": brief.timeout},
+        # One machine needs no election of a host, in which the c10d backend waits for up to 0.3 s by design.
+        rdzv_backend="static",
+        rdzv_endpoint=f"127.0.0.1:{brief.port or _free_port()}",
+        rdzv_configs={"rank": 0, "timeout": int(brief.timeout)},
         local_addr="127.0.0.1",  # without it the agent asks DNS for this machine's name
         start_method=start_method,
         max_restarts=0,
         monitor_interval=0.05,
     )
-    elastic_launch(config, entry)(brief)
+    try:
+        elastic_launch(config, entry)(brief)
+    except ChildFailedError:
+        pass  # every rank's end was told already
+    except Exception as error:
+        channel.send("fatal", error=one_line(error))
+        raise
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def adopt_orphans() -> None:

@@ -51,6 +51,7 @@ class RunningJob:
     job: Job
     launcher: int
     ranks: list[RankState]
+    failure: str = ""  # what the launcher said when it could not go on
     ending: float | None = None  # when the ranks that are left are given up
 
     def step(self, rank: RankState) -> Step | None:
@@ -315,6 +316,11 @@ class Supervisor:
     def _closed(self, hello: dict[str, Any]) -> None:
         if hello.get("stacks"):
             return
+        running = self._running.get(hello.get("job", ""))
+        if running is not None and hello["rank"] is None and not all(rank.done or rank.closed for rank in running.ranks):
+            why = running.failure or "killed, or ended without a word"
+            log = self._brief.logs / running.job.name / "launcher.log"
+            self.fatal = f"the launcher of {running.job.name} is gone ({why}); its log: {log}"
         for _, rank in self._find(hello):
             if not rank.done:
                 rank.closed, rank.since = True, time.monotonic()
@@ -333,6 +339,8 @@ class Supervisor:
                 if rank.pid == message["pid"]:
                     rank.exit_code = message["code"]
             return
+        if message["event"] == "fatal" and hello["rank"] is None:
+            self._running[hello["job"]].failure = message["error"]
         if hello.get("stacks"):
             return
         for running, rank in self._find(hello):

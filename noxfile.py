@@ -1,0 +1,73 @@
+"""The front door: `nox -s smoke` proves an environment, `nox -s lock` makes its lock; `nox -l` lists the rest."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import nox
+from nox.command import CommandFailed
+
+nox.options.default_venv_backend = "uv"
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["tests", "lint"]
+
+TOOLS = Path("lockfiles/tools.txt")
+FROM_SOURCE = {"PYTHONPATH": "src"}
+# Seconds that a smoke test has to end its ranks in after Ctrl-C, and again after a SIGTERM.
+ORDERLY = {"interrupt_timeout": 10.0, "terminate_timeout": 10.0}
+
+
+@nox.session
+def lock(session: nox.Session) -> None:
+    """Resolve environments: lock -- [NAME...] [--check]; or the tools: lock -- --tools."""
+    install_tools(session)
+    run_smokehouse(session, "lock")
+
+
+@nox.session
+def smoke(session: nox.Session) -> None:
+    """Prove an environment: smoke -- [NAME] [--zero 2,3] [--nproc N] [--device auto|cpu|cuda] ...; see -- --help."""
+    install_tools(session)
+    run_smokehouse(session, "smoke")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests: tests -- [pytest options]."""
+    install_tools(session)
+    session.run("python", "-m", "pytest", *session.posargs, **ORDERLY)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and types."""
+    install_tools(session)
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.run("mypy", "--strict", "src")
+    session.run("mypy", "--ignore-missing-imports", "smoke_tests")
+
+
+@nox.session
+def benchmark(session: nox.Session) -> None:
+    """Measure the smoke test against its floor: benchmark -- [options]."""
+    install_tools(session)
+    session.run("python", "benchmarks/smoke.py", *session.posargs, env=FROM_SOURCE, **ORDERLY)
+
+
+def install_tools(session: nox.Session) -> None:
+    """Make the session's environment what lockfiles/tools.txt names; where it already is, this takes no network."""
+    installed = Path(session.virtualenv.location, TOOLS.name)
+    if not installed.exists() or installed.read_bytes() != TOOLS.read_bytes():
+        session.run_install("uv", "pip", "sync", "--require-hashes", str(TOOLS), external=True)
+        shutil.copyfile(TOOLS, installed)
+
+
+def run_smokehouse(session: nox.Session, verb: str) -> None:
+    """Run a verb of the builder, with its own exit code for a mistake of the user's."""
+    try:
+        session.run("python", "-m", "smokehouse", verb, *session.posargs, env=FROM_SOURCE, **ORDERLY)
+    except CommandFailed as failed:
+        if failed.return_code == 2:
+            sys.exit(2)
+        raise

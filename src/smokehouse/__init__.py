@@ -1,0 +1,1 @@
+"""The builder: reads environments, locks them, installs them and starts their smoke test. It never imports torch."""

@@ -1,0 +1,7 @@
+"""`python -m smokehouse` is the `smokehouse` console script."""
+
+import sys
+
+from smokehouse.cli import main
+
+sys.exit(main())

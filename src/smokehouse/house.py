@@ -1,0 +1,68 @@
+"""Where things lie in a checkout."""
+
+import difflib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from smokehouse.errors import UserError
+
+
+@dataclass(frozen=True)
+class House:
+    """A checkout of Smokehouse, or any folder laid out like one."""
+
+    root: Path
+
+    @classmethod
+    def find(cls, start: Path) -> "House":
+        """Return the house that `start` lies in; raises UserError where there is none."""
+        for folder in (start, *start.parents):
+            if (folder / "environments").is_dir():
+                return cls(folder)
+        raise UserError(f"{start}: no environments/ folder here or above; run this inside a Smokehouse checkout")
+
+    def environment(self, name: str) -> Path:
+        """Return the folder that defines `name`; raises UserError when no such environment exists."""
+        known = self.environments()
+        if name in known:
+            return self.root / "environments" / name
+        if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
+            raise UserError(
+                f"{name!r} is no environment name (lower-case letters, digits, '.', '_', '-'); "
+                f"known: {', '.join(known) or 'none'}"
+            )
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise UserError(
+            f"environments/{name}: no such environment; {hint}known: {', '.join(known) or 'none'}; "
+            f"a new one is a folder with environment.yml and stack.toml"
+        )
+
+    def environments(self) -> list[str]:
+        """Return the names of all environments, sorted."""
+        return self._folders("environments")
+
+    def locks(self) -> list[str]:
+        """Return the names of all lock folders, sorted."""
+        return self._folders("lockfiles")
+
+    def lock(self, name: str) -> Path:
+        """Return the folder that holds, or will hold, the lock of `name`."""
+        return self.root / "lockfiles" / name
+
+    def tools_lock(self) -> Path:
+        """Return the lock of the builder's own tools."""
+        return self.root / "lockfiles" / "tools.txt"
+
+    def installation(self, name: str) -> Path:
+        """Return the folder that `name` is installed in."""
+        return self.root / "build" / "environments" / name
+
+    def show(self, path: Path) -> str:
+        """Return `path` as messages name it: from the root of the house."""
+        return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
+
+    def _folders(self, place: str) -> list[str]:
+        parent = self.root / place
+        return sorted(p.name for p in parent.iterdir() if p.is_dir()) if parent.is_dir() else []

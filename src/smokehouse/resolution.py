@@ -1,0 +1,115 @@
+"""Resolutions: what an index answers, cut down to the files that a lock names."""
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from packaging.requirements import Requirement
+from packaging.tags import Tag
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from smokehouse import sdist
+from smokehouse.errors import UserError
+from smokehouse.inputs import Inputs
+from smokehouse.uv import compile_pins
+from smokehouse.wheels import Artefact, artefacts, best, ranking
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """One package of a resolution: the files to lock, and who asked for it."""
+
+    name: str
+    version: str
+    marker: str
+    files: tuple[Artefact, ...]
+    via: tuple[str, ...]
+
+    @property
+    def sdist(self) -> Artefact | None:
+        """The source distribution, where nothing else is locked."""
+        return None if any(file.name.endswith(".whl") for file in self.files) else self.files[0]
+
+
+def resolve(inputs: Inputs) -> list[Resolved]:
+    """Return every package that answers `inputs`, sorted by name; raises UserError.
+
+    For one platform, each has the one file that an installer takes there; for all platforms, every file.
+    """
+    return _resolve(inputs, {requirement.name: (inputs.file,) for requirement in inputs.requirements})
+
+
+def resolve_builds(inputs: Inputs, packages: Sequence[Resolved]) -> list[Resolved]:
+    """Return what building the source distributions among `packages` takes, sorted by name; raises UserError."""
+    waiting = [package for package in packages if package.sdist]
+    asked: dict[str, Requirement] = {}
+    via: dict[str, tuple[str, ...]] = {}
+    seen: set[str] = set()
+    found: list[Resolved] = []
+    # What a build needs can be a source distribution itself.
+    while waiting:
+        for package in waiting:
+            seen.add(package.name)
+            for requirement in sdist.build_requirements(package.files[0]):
+                asked[str(requirement)] = requirement
+                via[requirement.name] = (*via.get(requirement.name, ()), package.name)
+        question = replace(inputs, file=f"the build of {', '.join(sorted(seen))}", requirements=tuple(asked.values()))
+        found = _resolve(question, via)
+        waiting = [package for package in found if package.sdist and package.name not in seen]
+    return found
+
+
+def _resolve(inputs: Inputs, asked_by: Mapping[str, tuple[str, ...]]) -> list[Resolved]:
+    if not inputs.requirements:
+        return []
+    pylock = tomllib.loads(compile_pins(inputs, "--format", "pylock.toml"))
+    askers = _askers(compile_pins(inputs, "--annotation-style", "line", "--no-strip-markers"))
+    ranks = ranking(inputs.python, inputs.platform) if inputs.platform else None
+    found = []
+    for entry in pylock.get("packages", []):
+        package = _package(entry, inputs, ranks)
+        if (package.name, package.version) not in askers:
+            raise UserError(f"{package.name}: the index changed its answer while it was asked; run it again")
+        via = {*asked_by.get(package.name, ()), *askers[package.name, package.version]}
+        found.append(replace(package, via=tuple(sorted(via))))
+    return sorted(found, key=lambda package: (package.name, Version(package.version)))
+
+
+def _package(entry: dict[str, Any], inputs: Inputs, ranks: dict[Tag, int] | None) -> Resolved:
+    """Return one pylock.toml package; raises UserError where it is nothing to lock."""
+    name = canonicalize_name(entry["name"])
+    if "version" not in entry or entry.keys() & {"vcs", "directory", "archive"}:
+        raise UserError(f"{name}: resolves to a repository or a folder, which no hash can hold; ask for a release")
+    version = entry["version"]
+    if Version(version).is_devrelease:
+        raise UserError(f"{name}=={version}: a development version, which says nothing certain; pin a release")
+    if name in inputs.left_out:
+        raise UserError(f"{name} is left out in stack.toml but a package asks for it; see which with uv tree")
+    try:
+        wheels = artefacts(entry.get("wheels", []))
+        sources = artefacts([entry["sdist"]] if "sdist" in entry else [])
+    except KeyError:
+        raise UserError(f"{name}=={version}: the index gives no SHA-256 for it; use an index that does") from None
+    if ranks is None:
+        files = [*wheels, *sources]
+    else:
+        wheel = best(wheels, ranks)
+        files = [wheel] if wheel else sources
+    if not files:
+        raise UserError(
+            f"{name}=={version}: no file of it is for Python {inputs.python} on {inputs.platform}; pin another"
+        )
+    return Resolved(name, version, entry.get("marker", "") if ranks is None else "", tuple(files), ())
+
+
+def _askers(annotated: str) -> dict[tuple[str, str], tuple[str, ...]]:
+    """Return who asked for each (name, version) of a requirements file with `# via` comments."""
+    found: dict[tuple[str, str], tuple[str, ...]] = {}
+    for line in annotated.splitlines():
+        if pin := re.match(r"([\w.-]+)==([\w.!+-]+)[^#]*(?:# via (.*))?", line):
+            via = [part.strip() for part in (pin[3] or "").split(",")]
+            found[canonicalize_name(pin[1]), pin[2]] = tuple(part for part in via if part and not part.startswith("-r"))
+    return found

@@ -1,0 +1,48 @@
+"""Starting the smoke test of an environment inside that environment."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from smokehouse import environment, installation, lock
+from smokehouse.errors import UserError
+from smokehouse.house import House
+from smokehouse.programs import run
+
+DEFAULT = "qwen2.5-vl"
+_VALIDATING = 60.0  # seconds
+
+
+def smoke(house: House, name: str, options: Sequence[str]) -> None:
+    """Become the smoke test of the environment `name`, run with `options`; installs the environment first.
+
+    The smoke test owns its options and is asked about them before anything is downloaded; where they only ask for help,
+    prints it and returns. Raises UserError.
+    """
+    promise = environment.read(house, name)
+    place = lock.environment_lock(house, name)
+    lock.check(promise.inputs, place)
+    command = ["-m", "smoke_tests", "--environment", name]
+    command += ["--stack", str(house.environment(name) / "stack.toml"), "--lock", str(place.pins.parent)]
+    if not any(option.split("=")[0] == "--report" for option in options):
+        command += ["--report", str(house.root / "build" / "smoke" / name)]
+    command += options
+    environ = _environ()
+    asked = run([sys.executable, *command, "--validate"], deadline=_VALIDATING, environ=environ, cwd=house.root)
+    if asked.code:
+        raise UserError(asked.stderr or f"{name}: the smoke test refused its options; see nox -s smoke -- --help")
+    if {"-h", "--help"} & {*options}:
+        print(asked.stdout, end="")
+        return
+    python = installation.ensure(house, promise)
+    sys.stdout.flush()
+    os.chdir(house.root)
+    # An exec leaves one process, so that Ctrl-C and a supervisor's signals reach the smoke test itself.
+    os.execve(python, [str(python), *command], environ)
+
+
+def _environ() -> dict[str, str]:
+    """Return the environment without what would let packages from outside in, or keep `-m` from finding the tests."""
+    foreign = {"PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH", "PYTHONSTARTUP", "VIRTUAL_ENV"}
+    kept = {name: value for name, value in os.environ.items() if name not in foreign}
+    return {**kept, "PYTHONNOUSERSITE": "1"}

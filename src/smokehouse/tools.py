@@ -1,0 +1,64 @@
+"""The tools that build, test and check Smokehouse itself, locked like everything else."""
+
+from datetime import date
+
+from packaging.requirements import Requirement
+from pydantic import BaseModel, Field
+
+from smokehouse.documents import read_toml
+from smokehouse.house import House
+from smokehouse.inputs import Inputs
+from smokehouse.lock import LockFiles
+from smokehouse.requirement import parse
+
+
+class _Project(BaseModel):
+    dependencies: list[str]
+    requires_python: str = Field(alias="requires-python", pattern=r"^>=3\.\d+$")
+
+
+class _Groups(BaseModel):
+    dev: list[str]
+
+
+class _Smokehouse(BaseModel):
+    tools_cutoff: date = Field(alias="tools-cutoff")
+
+
+class _Tool(BaseModel):
+    smokehouse: _Smokehouse
+
+
+class _Pyproject(BaseModel):
+    project: _Project
+    groups: _Groups = Field(alias="dependency-groups")
+    tool: _Tool
+
+
+def read(house: House) -> Inputs:
+    """Return what pyproject.toml asks for; raises UserError."""
+    document = read_toml(house.root / "pyproject.toml", "pyproject.toml")
+    pyproject = document.validate(_Pyproject)
+    asked: list[Requirement] = []
+    for place, texts in (
+        (("project", "dependencies"), pyproject.project.dependencies),
+        (("dependency-groups", "dev"), pyproject.groups.dev),
+    ):
+        for text in texts:
+            try:
+                asked.append(parse(text))
+            except ValueError as wrong:
+                raise document.error(place, str(wrong)) from None
+    return Inputs(
+        file="pyproject.toml",
+        requirements=tuple(asked),
+        python=pyproject.project.requires_python.removeprefix(">="),
+        platform=None,
+        cutoff=pyproject.tool.smokehouse.tools_cutoff,
+    )
+
+
+def lock(house: House) -> LockFiles:
+    """Return where the lock of the tools lies."""
+    pins = house.tools_lock()
+    return LockFiles(pins, None, house.show(pins), "nox -s lock -- --tools")

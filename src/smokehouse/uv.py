@@ -1,0 +1,113 @@
+"""uv, the resolver and installer of the pip half."""
+
+import os
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from smokehouse.errors import UserError
+from smokehouse.inputs import Inputs
+from smokehouse.programs import run
+
+_RESOLVING = 900.0  # seconds
+_INSTALLING = 3600.0
+
+# Where packages come from and how they travel is the user's choice. Everything else that uv reads from the environment
+# could change what is resolved or checked, and is kept from it.
+_CHOICES = (
+    "UV_CACHE_DIR UV_CONCURRENT_ UV_CONFIG_FILE UV_DEFAULT_INDEX UV_EXTRA_INDEX_URL UV_FIND_LINKS UV_HTTP_ UV_INDEX "
+    "UV_INSECURE_HOST UV_KEYRING_PROVIDER UV_LINK_MODE UV_NATIVE_TLS UV_NO_CACHE UV_NO_INDEX UV_OFFLINE UV_PYTHON_ "
+    "UV_REQUEST_TIMEOUT UV_SYSTEM_CERTS"
+)
+
+# deepspeed compiles whichever of its ops these name; a lock must build to the same thing everywhere.
+_BUILDING = {"DS_BUILD_OPS": "0", "SOURCE_DATE_EPOCH": "315532800"}
+
+
+def compile_pins(inputs: Inputs, *options: str) -> str:
+    """Resolve `inputs` and return what uv prints with `options` added; raises UserError when there is no answer."""
+    with tempfile.TemporaryDirectory() as folder:
+        asked = Path(folder, "asked.in")
+        asked.write_text("".join(f"{requirement}\n" for requirement in inputs.requirements))
+        command = ["pip", "compile", asked.name, "--python-version", inputs.python, "--exclude-newer", inputs.before]
+        command += ["--python-platform", inputs.platform] if inputs.platform else ["--universal"]
+        command += ["--resolution", "highest", "--prerelease", "if-necessary-or-explicit", "--no-header", "--quiet"]
+        return _uv([*command, *options], f"{inputs.file} cannot be resolved", _RESOLVING, cwd=Path(folder))
+
+
+def create_environment(folder: Path, python: str) -> None:
+    """Create an empty virtual environment of `python` (such as 3.11) in `folder`; raises UserError."""
+    command = ["venv", "--quiet", "--no-project", "--python", python, str(folder)]
+    _uv(command, f"no Python {python} to build an environment with", _RESOLVING, cwd=folder.parent)
+
+
+def install(folder: Path, pins: Path, build_pins: Path, built: Sequence[str], keep: Sequence[int] = ()) -> None:
+    """Install exactly the files that `pins` names into the environment in `folder`, compiled to bytecode.
+
+    The source distributions `built` are built here, with exactly what `build_pins` names. uv holds the descriptors in
+    `keep` until it ends, even where this process does not live to see it. Raises UserError.
+    """
+    python = str(folder / "bin" / "python")
+    command = ["pip", "install", "--python", python, "--no-deps", "--require-hashes", "--requirements", str(pins)]
+    command += ["--require-build-hashes", "--preview-features", "build-dependency-hashes", "--compile-bytecode"]
+    if built:
+        command += ["--build-constraints", str(build_pins)]
+    # uv's cache does not tell what a source distribution was built with.
+    command += [f"--refresh-package={name}" for name in built]
+    _uv(command, f"{folder.name} cannot be installed", _INSTALLING, cwd=folder, progress=True, keep=keep)
+    _uv(["pip", "check", "--python", python], f"{folder.name} does not fit together", _RESOLVING, cwd=folder)
+
+
+def _uv(
+    arguments: Sequence[str],
+    trouble: str,
+    deadline: float,
+    *,
+    cwd: Path,
+    progress: bool = False,
+    keep: Sequence[int] = (),
+) -> str:
+    from uv import find_uv_bin
+
+    ended = run(
+        [find_uv_bin(), *arguments], deadline=deadline, environ=_environ(), cwd=cwd, progress=progress, keep=keep
+    )
+    if ended.code:
+        raise UserError(f"{trouble}: {explain(ended.stderr or ended.stdout)}")
+    return ended.stdout
+
+
+def _environ() -> Mapping[str, str]:
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("UV_", "DS_BUILD_", "PYTHON", "VIRTUAL_ENV", "CONDA_"))
+        or name.startswith(tuple(_CHOICES.split()))
+    }
+    return kept | _BUILDING
+
+
+def explain(stderr: str) -> str:
+    """Return the cause that uv names in `stderr`, and the cure, in one line."""
+    if re.search(r"No space left on device|os error 28\b", stderr):
+        return "the disk is full; free some space (uv cache prune helps) and run it again"
+    if re.search(r"error sending request|dns error|Could not connect|network was disabled", stderr):
+        host = re.search(r"https?://(?:[^@/\s]*@)?([^/\s)]+)", stderr)
+        where = f" at {host[1]}" if host else ""
+        return f"the package index{where} cannot be reached; check the network, or set UV_DEFAULT_INDEX to a mirror"
+    if "Hash mismatch" in stderr:
+        package = re.search(r"Hash mismatch for `([^`]+)`", stderr)
+        return (
+            f"the index serves {package[1] if package else 'a file'} with another hash than the lock names; nothing of "
+            f"it was installed; use an index that serves the original file"
+        )
+    said = re.search(r"^error: (.*?)(?=^\S|\Z)", stderr, re.DOTALL | re.MULTILINE)
+    text = (said[1] if said else stderr).replace("\n  cause: ", ": ")
+    # A build that fails shows all its output; its last line says why.
+    text, *output = re.split(r"\[std(?:out|err)\]", text.partition("\n\n         hint:")[0])
+    text += output[-1].rstrip().rpartition("\n")[2] if output else ""
+    if young := re.search(r"`([^`]+)` was filtered by `exclude-newer`(?:.*?published at (\d{4}-\d\d-\d\d))?", stderr):
+        since = f"was published on {young[2]}" if young[2] else "has no file that the index dates before it"
+        text += f" The cut-off hides {young[1]}, which {since}; ask for an older version, or move the cut-off."
+    return " ".join(text.split()) or "uv gave no reason; run it again"

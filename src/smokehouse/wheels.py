@@ -1,0 +1,64 @@
+"""Which of a release's files an installer takes."""
+
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote
+
+from packaging.tags import Tag, compatible_tags, cpython_tags
+from packaging.utils import InvalidWheelFilename, parse_wheel_filename
+
+_LEGACY = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """One file of a release. `size` is in bytes, 0 where the index does not say."""
+
+    name: str
+    url: str
+    sha256: str
+    size: int
+
+
+def artefacts(entries: list[dict[str, Any]]) -> list[Artefact]:
+    """Return the files of a pylock.toml package, given its `wheels` or its `sdist`; raises KeyError without a hash."""
+    found = []
+    for entry in entries:
+        where = entry.get("url") or entry["path"]
+        name = entry.get("name") or unquote(where.split("#")[0].rsplit("/", 1)[-1])
+        found.append(Artefact(name, where, entry["hashes"]["sha256"], entry.get("size", 0)))
+    return found
+
+
+def ranking(python: str, platform: str) -> dict[Tag, int]:
+    """Return each wheel tag that CPython `python` on `platform` can use, best first by rank from 0.
+
+    `platform` is named as uv does, such as x86_64-manylinux_2_28.
+    """
+    machine, _, libc = platform.partition("-manylinux_2_")
+    platforms = []
+    for minor in range(int(libc), 4 if machine == "x86_64" else 16, -1):
+        platforms.append(f"manylinux_2_{minor}_{machine}")
+        if minor in _LEGACY:
+            platforms.append(f"{_LEGACY[minor]}_{machine}")
+    platforms.append(f"linux_{machine}")
+    version = tuple(int(part) for part in python.split("."))
+    interpreter = f"cp{python.replace('.', '')}"
+    tags = [
+        *cpython_tags(version, [interpreter], platforms),
+        *compatible_tags(version, interpreter, platforms),
+    ]
+    return {tag: rank for rank, tag in reversed(list(enumerate(tags)))}
+
+
+def best(wheels: list[Artefact], ranks: dict[Tag, int]) -> Artefact | None:
+    """Return the wheel that an installer takes: the best tag, then the highest build number. None where none fits."""
+    fitting = []
+    for wheel in wheels:
+        try:
+            _, _, build, tags = parse_wheel_filename(wheel.name)
+        except InvalidWheelFilename:  # installers pass over these too
+            continue
+        if usable := [ranks[tag] for tag in tags if tag in ranks]:
+            fitting.append((-min(usable), build, wheel.name, wheel))
+    return max(fitting)[-1] if fitting else None

@@ -1,0 +1,337 @@
+"""A house of its own and a package index of its own for each test, both real and both on this machine."""
+
+import base64
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import threading
+import uuid
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+ENVIRONMENT = """\
+name: tiny
+channels:
+  - conda-forge
+dependencies:
+  - python=3.11
+  - pip
+  - pip:
+      - alpha==1.0
+      - beta
+"""
+
+STACK = """\
+[model]
+family = "qwen2_5_vl"
+class = "Qwen2_5_VLForConditionalGeneration"
+
+[packages]
+cutoff = 2025-03-15
+platform = "x86_64-manylinux_2_28"
+
+[cuda]
+version = "12.4"
+
+[[left_out]]
+package = "vllm"
+reason = "needs another torch"
+
+[expectations.auto_classes]
+AutoModel = "part"
+"""
+
+# Stands where the real smoke tests do: refuses one option, and else says how it was started.
+SMOKE_TESTS = """\
+import json, os, sys
+if "--nonsense" in sys.argv:
+    sys.exit("smoke_tests: --nonsense is no option; see --help")
+if "--validate" not in sys.argv:
+    import alpha
+    print(json.dumps({"argv": sys.argv[1:], "python": sys.executable, "cwd": os.getcwd(), "pid": os.getpid(),
+                      "site": sys.flags.no_user_site, "path": os.environ.get("PYTHONPATH"), "alpha": alpha.__file__}))
+"""
+
+EARLY = "2025-01-01T00:00:00Z"
+
+
+def wheel(
+    name: str, version: str, *, requires: tuple[str, ...] = (), code: str = "", tag: str = "py3-none-any"
+) -> bytes:
+    """The bytes of a wheel with one module, always the same for the same arguments."""
+    info = f"{name}-{version}.dist-info"
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+    members = {
+        f"{name}.py": code,
+        f"{info}/METADATA": metadata + "".join(f"Requires-Dist: {text}\n" for text in requires),
+        f"{info}/WHEEL": f"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: {tag}\n",
+    }
+    record = "".join(f"{path},sha256={_record_hash(text)},{len(text)}\n" for path, text in members.items())
+    members[f"{info}/RECORD"] = f"{record}{info}/RECORD,,\n"
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path, text in members.items():
+            archive.writestr(zipfile.ZipInfo(path), text, zipfile.ZIP_DEFLATED)
+    return buffer.getvalue()
+
+
+def _record_hash(text: str) -> str:
+    return base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
+
+
+def _metadata(data: bytes) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return archive.read(next(name for name in archive.namelist() if name.endswith("/METADATA")))
+
+
+def sdist(name: str, version: str, files: dict[str, str]) -> bytes:
+    """The bytes of a source distribution with `files`."""
+    files = {"PKG-INFO": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", **files}
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for path, text in files.items():
+            member = tarfile.TarInfo(f"{name}-{version}/{path}")
+            member.size = len(text.encode())
+            tar.addfile(member, io.BytesIO(text.encode()))
+    return buffer.getvalue()
+
+
+@dataclass
+class File:
+    """A file as the index lists it. What it sends can be made to differ, to wait or to look larger."""
+
+    data: bytes
+    uploaded: str | None = EARLY
+    sent: bytes | None = None
+    size: int | None = None
+    asked: threading.Event = field(default_factory=threading.Event)
+    gate: threading.Event | None = None
+
+
+class Index:
+    """A package index over HTTP (the JSON form of the simple API)."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, File] = {}
+        self.downloads: Counter[str] = Counter()
+        index = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                index._answer(self)
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        # uv caches by address, and a port can come back.
+        self.base = f"http://127.0.0.1:{self.server.server_port}/{uuid.uuid4()}"
+
+    def add(self, name: str, version: str = "1.0", *, tag: str = "py3-none-any", **content: object) -> File:
+        """List a wheel; `content` is as for `wheel`."""
+        data = wheel(name, version, tag=tag.split("-", 1)[1] if tag[0].isdigit() else tag, **content)  # type: ignore[arg-type]
+        return self.put(f"{name}-{version}-{tag}.whl", data)
+
+    def put(self, name: str, data: bytes) -> File:
+        """List a file."""
+        self.files[name] = File(data)
+        return self.files[name]
+
+    def _answer(self, request: BaseHTTPRequestHandler) -> None:
+        _, place, name = request.path.strip("/").split("/")
+        if place == "simple":
+            listed = [self._entry(file) for file in self.files if file.split("-")[0].replace("_", "-") == name]
+            body = json.dumps({"meta": {"api-version": "1.1"}, "name": name, "versions": [], "files": listed}).encode()
+            self._send(request, body if listed else None, "application/vnd.pypi.simple.v1+json")
+        elif name.endswith(".whl.metadata"):
+            self._send(request, _metadata(self.files[name.removesuffix(".metadata")].data), "text/plain")
+        else:
+            file = self.files[name]
+            self.downloads[name] += 1
+            file.asked.set()
+            if file.gate:
+                file.gate.wait(60)
+            self._send(request, file.data if file.sent is None else file.sent, "application/octet-stream")
+
+    def _entry(self, name: str) -> dict[str, object]:
+        file = self.files[name]
+        entry: dict[str, object] = {
+            "filename": name,
+            "url": f"{self.base}/files/{name}",
+            "hashes": {"sha256": hashlib.sha256(file.data).hexdigest()},
+            "size": len(file.data) if file.size is None else file.size,
+        }
+        if file.uploaded:
+            entry["upload-time"] = file.uploaded
+        if name.endswith(".whl"):
+            entry["core-metadata"] = {"sha256": hashlib.sha256(_metadata(file.data)).hexdigest()}
+        return entry
+
+    @staticmethod
+    def _send(request: BaseHTTPRequestHandler, body: bytes | None, kind: str) -> None:
+        request.send_response(404 if body is None else 200)
+        request.send_header("Content-Type", kind)
+        request.send_header("Cache-Control", "max-age=0")
+        request.send_header("Content-Length", str(len(body or b"")))
+        request.end_headers()
+        with suppress(OSError):  # from a client that was killed, as it was meant to be
+            request.wfile.write(body or b"")
+
+
+@pytest.fixture
+def index() -> Iterator[Index]:
+    """An index with alpha 1.0, beta 2.0 and 3.0 (too young), and gamma 1.5, which beta needs."""
+    index = Index()
+    index.add("alpha", code="def hello(): return 'hello'\n")
+    index.add("beta", "2.0", requires=("gamma>=1", "alpha"))
+    index.add("beta", "3.0").uploaded = "2025-03-16T00:00:00Z"
+    index.add("gamma", "1.5")
+    thread = threading.Thread(target=index.server.serve_forever, args=(0.02,))
+    thread.start()
+    yield index
+    for file in index.files.values():
+        if file.gate:
+            file.gate.set()
+    index.server.shutdown()
+    thread.join()
+    index.server.server_close()
+
+
+@dataclass(frozen=True)
+class TestHouse:
+    """A house with one environment, `tiny`, and its own index and caches."""
+
+    __test__ = False
+    root: Path
+    environ: dict[str, str]
+
+    @property
+    def folder(self) -> Path:
+        return self.root / "environments" / "tiny"
+
+    @property
+    def environment(self) -> Path:
+        return self.folder / "environment.yml"
+
+    @property
+    def stack(self) -> Path:
+        return self.folder / "stack.toml"
+
+    @property
+    def pins(self) -> Path:
+        return self.root / "lockfiles" / "tiny" / "requirements.txt"
+
+    @property
+    def build_pins(self) -> Path:
+        return self.pins.with_name("build-requirements.txt")
+
+    @property
+    def installed(self) -> Path:
+        return self.root / "build" / "environments" / "tiny"
+
+    @property
+    def marker(self) -> Path:
+        return self.installed / ".smokehouse.json"
+
+    def edit(self, file: Path, old: str, new: str) -> None:
+        """Replace `old`, which must be there once, by `new`."""
+        text = file.read_text()
+        assert text.count(old) == 1
+        file.write_text(text.replace(old, new))
+
+    def run(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        """Run the command line to its end."""
+        return subprocess.run(
+            self.command(*arguments),
+            cwd=self.root,
+            env=self.environ | environ,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start the command line and let it run."""
+        return subprocess.Popen(
+            self.command(*arguments),
+            cwd=self.root,
+            env=self.environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def command(self, *arguments: str) -> list[str]:
+        """The command line as a list."""
+        return [sys.executable, "-m", "smokehouse", *arguments]
+
+    def refused(self, *arguments: str, **environ: str) -> str:
+        """Run the command line, which must refuse with one line and exit code 2; return the line."""
+        ended = self.run(*arguments, **environ)
+        assert ended.returncode == 2, ended.stderr
+        lines = [line for line in ended.stderr.splitlines() if not line.startswith("smokehouse: installing")]
+        assert len(lines) == 1, ended.stderr
+        assert lines[0].startswith("smokehouse: ")
+        return lines[0]
+
+    def lock(self) -> None:
+        """Lock `tiny`, which must succeed."""
+        ended = self.run("lock", "tiny")
+        assert ended.returncode == 0, ended.stderr
+
+
+@pytest.fixture(scope="session")
+def uv_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty cache, shared because uv asks every Python on the machine about itself when it has none."""
+    return tmp_path_factory.mktemp("uv-cache")
+
+
+@pytest.fixture
+def house(root: Path, tmp_path: Path, index: Index, uv_cache: Path) -> TestHouse:
+    """A house that uses `index`."""
+    place = tmp_path / "house"
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("UV_", "PYTHON"))}
+    environ |= {
+        "PYTHONPATH": str(root / "src"),
+        "UV_DEFAULT_INDEX": f"{index.base}/simple",
+        "UV_CACHE_DIR": str(uv_cache),
+        "UV_HTTP_RETRIES": "0",
+        "UV_PYTHON_DOWNLOADS": "never",
+    }
+    found = TestHouse(place, environ)
+    found.folder.mkdir(parents=True)
+    found.environment.write_text(ENVIRONMENT)
+    found.stack.write_text(STACK)
+    (place / "smoke_tests").mkdir()
+    (place / "smoke_tests" / "__main__.py").write_text(SMOKE_TESTS)
+    shutil.copy(root / "pyproject.toml", place)
+    (place / "lockfiles").mkdir()
+    shutil.copy(root / "lockfiles" / "tools.txt", place / "lockfiles")
+    return found
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 16 MiB, which a test can fill."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16m", "none", str(place)], capture_output=True, text=True, timeout=10
+    )
+    if mounted.returncode:
+        pytest.skip(f"no small file system to fill without the right to mount one: {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", str(place)], check=True, timeout=10)

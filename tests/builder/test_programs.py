@@ -1,0 +1,25 @@
+"""Programs end by their deadline, with all that they started."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from smokehouse.errors import UserError
+from smokehouse.programs import run
+
+
+def test_program_without_end_is_stopped_with_its_children(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    # Neither asks nor child heeds SIGTERM, and the child holds the pipe open.
+    script = f"trap '' TERM; sleep 1000 & echo $! > {note}; wait"
+    with pytest.raises(UserError, match="sh did not end within 1 s and was stopped"):
+        run(["/bin/sh", "-c", script], deadline=1, environ=os.environ, cwd=tmp_path)
+    assert not Path(f"/proc/{note.read_text().strip()}/cwd").exists()
+
+
+def test_what_a_program_says_is_told_apart(tmp_path: Path) -> None:
+    script = "import sys; print('out'); print('err', file=sys.stderr); sys.exit(3)"
+    ended = run([sys.executable, "-c", script], deadline=60, environ=os.environ, cwd=tmp_path)
+    assert (ended.code, ended.stdout, ended.stderr) == (3, "out\n", "err\n")
