@@ -94,7 +94,7 @@ def _config(tokenizer):
 
 
 def _random(name: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
-    """Values that no default initialisation gives: a fresh model's biases are 0 and its norms 1, and so hide half the damage."""
+    """Values that no default initialisation gives: a fresh model's biases of 0 and norms of 1 would hide half the damage."""
     values = torch.randn(shape, generator=generator)
     if name.endswith(".bias"):
         return values.mul_(0.1)
@@ -135,7 +135,7 @@ def make(path: Path, corpus: list[str], seed: int = 0) -> None:
 
 
 def _write_shards(path: Path, shards: list[dict[str, torch.Tensor]]) -> None:
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         filename = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         save_file(shard, path / filename, metadata={"format": "pt"})

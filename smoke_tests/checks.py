@@ -8,6 +8,7 @@ import contextlib
 import csv
 import gc
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -126,7 +127,9 @@ def versions(bench: Bench) -> Outcome:
             if version.is_devrelease:
                 problems.append(f"{name} {version} is a development version")
     problems += [f"{name} {locked[name]} is in the lock and not installed" for name in sorted(locked.keys() - installed.keys())]
-    problems += [f"{name} {installed[name]} is installed and not in the lock" for name in sorted(installed.keys() - locked.keys())]
+    problems += [
+        f"{name} {installed[name]} is installed and not in the lock" for name in sorted(installed.keys() - locked.keys())
+    ]
     problems += [
         f"{name} is {installed[name]}, the lock says {locked[name]}"
         for name in sorted(locked.keys() & installed.keys())
@@ -249,7 +252,9 @@ def partition_problems(bench: Bench) -> list[str]:
         elif not hasattr(parameter, "ds_id"):
             problems.append(f"{name} has no ds_id: ZeRO-3 is not in use")
         elif parameter.numel() != 0 or parameter.ds_tensor.numel() != share(parameter.ds_numel, bench.world_size):
-            problems.append(f"{name} holds {parameter.numel()} + {parameter.ds_tensor.numel()} of {parameter.ds_numel} elements")
+            problems.append(
+                f"{name} holds {parameter.numel()} + {parameter.ds_tensor.numel()} of {parameter.ds_numel} elements"
+            )
     return problems
 
 
@@ -258,7 +263,7 @@ def load(bench: Bench) -> Outcome:
     bench.model, bench.loading_info = read_model(bench, bench.source)
     parameters = list(bench.model.parameters())
     how = "partitioned" if bench.stage == 3 else "whole"
-    workaround = ", gloo gathers waited for" if bench.stage == 3 and stack.needs_gloo_workaround(bench.device) else ""
+    workaround = ", gloo gathers waited for" if bench.stage == 3 and stack.has_gloo_race(bench.device) else ""
     return judged(partition_problems(bench), f"{len(parameters)} parameters {how}, {_dtype(bench)}{workaround}")
 
 
@@ -275,7 +280,7 @@ def wrong_tensors(bench: Bench, truth: Path) -> dict[str, str]:
     state = bench.model.state_dict()
     parameters = dict(bench.model.named_parameters(remove_duplicate=False))
     tied = set(getattr(bench.model, "_tied_weights_keys", None) or []) if bench.model.config.tie_word_embeddings else set()
-    wrong = {name: "is in the file and not in the model" for name in where.keys() - state.keys()}
+    wrong = dict.fromkeys(where.keys() - state.keys(), "is in the file and not in the model")
     with contextlib.ExitStack() as files:
         shards = {file: files.enter_context(safe_open(file, framework="pt")) for file in set(where.values())}
         for name, value in state.items():
@@ -306,7 +311,11 @@ def same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.contiguous().view(-1).view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
+    return (
+        tensor.contiguous()
+        .view(-1)
+        .view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
+    )
 
 
 def _differences(left: torch.Tensor, right: torch.Tensor) -> int:
@@ -328,7 +337,7 @@ def start_engine(bench: Bench) -> None:
     """Hand the loaded model to DeepSpeed."""
     import deepspeed
 
-    optimizer = torch.optim.AdamW(bench.model.parameters(), lr=bench.learning_rate())
+    optimizer = torch.optim.AdamW(bench.model.parameters(), lr=bench.learning_rate(), fused=True)
     bench.engine, *_ = deepspeed.initialize(
         model=bench.model, optimizer=optimizer, config=stack.config(bench.stage or 0, bench.world_size, bench.dtype)
     )
@@ -365,7 +374,7 @@ def full_gradients(bench: Bench, names: list[str]) -> dict[str, torch.Tensor]:
 
 
 def engine_steps(bench: Bench, sample: dict[str, torch.Tensor], count: int, *, keep_gradients: bool = False) -> list[float]:
-    """`count` optimizer steps; the global loss of each. Keeps the first step's probe gradients in `bench.gradients` if asked."""
+    """`count` optimizer steps; the global loss of each. Keeps the first step's probe gradients if asked."""
     losses = []
     names = probes([name for name, _ in bench.engine.module.named_parameters()])
     for step in range(count):
@@ -382,7 +391,7 @@ def loss_problems(losses: list[float]) -> list[str]:
     """Losses that are not finite or do not fall."""
     if not all(map(math.isfinite, losses)):
         return [f"the loss is not finite: {_numbers(losses)}"]
-    if not all(later < earlier for earlier, later in zip(losses, losses[1:], strict=False)):
+    if not all(later < earlier for earlier, later in itertools.pairwise(losses)):
         return [f"the loss does not fall: {_numbers(losses)}"]
     return []
 
@@ -412,7 +421,9 @@ def train(bench: Bench) -> Outcome:
 def memory(bench: Bench) -> Outcome:
     """Peak memory of this rank; under ZeRO-3 the number of parameter elements it holds is exactly its share."""
     problems = partition_problems(bench)
-    held = sum(getattr(p, "ds_tensor", p).numel() + (p.numel() if hasattr(p, "ds_tensor") else 0) for p in bench.model.parameters())
+    held = sum(
+        getattr(p, "ds_tensor", p).numel() + (p.numel() if hasattr(p, "ds_tensor") else 0) for p in bench.model.parameters()
+    )
     peak = torch.cuda.max_memory_allocated() if bench.device == "cuda" else peak_rss()
     kind = "VRAM" if bench.device == "cuda" else "RSS"
     detail = f"{held:,} parameter elements held, peak {kind} {peak / 2**30:.2f} GiB"
@@ -481,7 +492,7 @@ def save(bench: Bench) -> Outcome:
 
 
 def resume(bench: Bench) -> Outcome:
-    """In fresh processes: the engine checkpoint loads into a fresh engine, whose next two losses are the ones that were seen."""
+    """In fresh processes: the engine checkpoint loads into a fresh engine, whose next two losses are the ones seen before."""
     folder = bench.work / f"zero{bench.stage}"
     bench.model, _ = read_model(bench, bench.source)
     start_engine(bench)
@@ -535,7 +546,7 @@ def _reload(bench: Bench, folder: Path, dtype: torch.dtype, truth: Path) -> list
 
 
 def half_precision(bench: Bench) -> Outcome:
-    """bf16: loads bit-equal to the file's numbers rounded to bf16, then three steps; leaves 16-bit weights for `consolidated`."""
+    """bf16: loads bit-equal to the file's numbers rounded to bf16, then three steps; leaves 16-bit weights behind."""
     bench.model, info = read_model(bench, bench.source)
     problems = key_problems(info) + partition_problems(bench)
     problems += [f"{name} {what}" for name, what in wrong_tensors(bench, bench.source).items()]
@@ -643,7 +654,7 @@ def plain(bench: Bench) -> Outcome:
     save_file(gradients, bench.work / "mixed-gradients.safetensors")
     model.zero_grad()
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr=bench.learning_rate())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=bench.learning_rate(), fused=True)
     batch = [own_sample(bench, rank) for rank in ranks]
     losses = []
     for _ in range(TRAIN_STEPS):
@@ -678,5 +689,7 @@ def auto_classes(bench: Bench) -> Outcome:
             continue
         found[name] = "part" if key_problems(info) else "whole"
         del model
-    problems = [f"{name}: {found[name]}, stack.toml expects {expected[name]}" for name in expected if found[name] != expected[name]]
+    problems = [
+        f"{name}: {found[name]}, stack.toml expects {expected[name]}" for name in expected if found[name] != expected[name]
+    ]
     return judged(problems, ", ".join(f"{name} {how}" for name, how in found.items()), found=found)

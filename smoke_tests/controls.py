@@ -85,8 +85,8 @@ def truncated_shard(bench: Bench) -> Outcome:
 def wrong_shape(bench: Bench) -> Outcome:
     """The patch embedding in another shape.
 
-    Under ZeRO-3 only rank 0 copies from the file and raises. The others go on as if nothing were wrong, or lose their peer: there
-    the comparison with the file has to see it.
+    Under ZeRO-3 only rank 0 copies from the file and raises. The others go on as if nothing were wrong, or lose their peer:
+    there the comparison with the file has to see it.
     """
     path = bench.work / "wrong-shape"
     if bench.stage != 3 or bench.rank == 0:
@@ -119,7 +119,7 @@ def seed_failure_zero_init(bench: Bench) -> Outcome:
 def seed_failure_load_state_dict(bench: Bench) -> Outcome:
     """`load_state_dict` on a model that is partitioned already."""
     bench.model, _ = read_model(bench, bench.made)
-    state = {}
+    state: dict[str, torch.Tensor] = {}
     for file in checkpoint.shard_files(bench.made):
         state |= load_file(file)
     try:
@@ -142,4 +142,3 @@ def gloo_race(bench: Bench) -> Outcome:
         if wrong.item():
             return passed(f"seen at try {attempt}: {own} tensors silently wrong on this rank, {int(wrong.item())} in all")
     return failed(f"not seen in {RACE_TRIES} tries: this stack may no longer have the race")
-

@@ -50,61 +50,56 @@ def _control(name: str, run: Callable[[Bench], Outcome], **options: bool) -> Ste
 
 
 def _stage_jobs(stage: int, processes: int, device: str) -> list[Job]:
-    half = device == "cpu"  # on a GPU bf16 is the main precision already
-    later = [
+    """The jobs of one ZeRO stage."""
+    name = f"zero{stage}"
+    # On a GPU the plain run must have left the memory first.
+    start = "plain" if device == "cuda" else "plain/checkpoint"
+
+    def ranks(suffix: str, steps: list[Step], *after: str) -> Job:
+        return Job(name + suffix, tuple(steps), stage, processes, distributed=True, after=after)
+
+    main = [
+        Step("versions", checks.versions),
+        Step("collectives", checks.collectives),
+        Step("load", checks.load),
+        Step("weights", checks.weights),
+        Step("generate", checks.generate),
+        Step("train", checks.train),
+        Step("resume", checks.save),
+        Step("memory", checks.memory),
+    ]
+    fresh = [
         Step("resume", checks.resume, fresh=True),
         Step("mixed modality: dummy image", checks.mixed_modality_cure, fresh=True),
     ]
-    if half:
-        later.append(Step("bf16", checks.half_precision, dtype=torch.bfloat16, fresh=True))
-    later += [
+    if device == "cpu":  # on a GPU bf16 is the main precision already
+        fresh.append(Step("bf16", checks.half_precision, dtype=torch.bfloat16, fresh=True))
+    wrong = [
         _control("missing key", controls.missing_key),
         _control("later key layout", controls.later_key_layout),
         _control("flipped bit", controls.flipped_bit),
         _control("truncated shard", controls.truncated_shard),
     ]
     if stage == 3:
-        if device == "cpu" and stack.needs_gloo_workaround(device):
-            later.append(_control("gloo race", controls.gloo_race, workaround=False))
-        later += [
+        if stack.has_gloo_race(device):
+            wrong.append(_control("gloo race", controls.gloo_race, workaround=False))
+        wrong += [
             _control("seed failure: load_state_dict", controls.seed_failure_load_state_dict),
             _control("seed failure: zero.Init", controls.seed_failure_zero_init, hf_config=False),
         ]
     # Last: under ZeRO-3 it leaves the other ranks without their peer.
-    later.append(_control("wrong shape", controls.wrong_shape, may_end=stage == 3))
+    wrong.append(_control("wrong shape", controls.wrong_shape, may_end=stage == 3))
+    consolidated = Step("consolidated weights", checks.consolidated, hf_config=False)
 
     jobs = [
-        Job(
-            f"zero{stage}",
-            (
-                Step("versions", checks.versions),
-                Step("collectives", checks.collectives),
-                Step("load", checks.load),
-                Step("weights", checks.weights),
-                Step("generate", checks.generate),
-                Step("train", checks.train),
-                Step("resume", checks.save),
-                Step("memory", checks.memory),
-            ),
-            stage,
-            processes,
-            distributed=True,
-            # On a GPU the plain run must have left the memory first.
-            after=("plain",) if device == "cuda" else ("plain/checkpoint",),
-        ),
-        Job(f"zero{stage}-fresh", tuple(later), stage, processes, distributed=True, after=("plain", f"zero{stage}")),
+        ranks("", main, start),
+        ranks("-fresh", fresh, "plain", name),
+        Job(f"{name}-consolidated", (consolidated,), stage, after=(f"{name}-fresh",)),
+        ranks("-controls", wrong, start),
     ]
     if processes > 1:
         mixed = Step("mixed modality", checks.mixed_modality, may_end=True)
-        jobs.append(Job(f"zero{stage}-mixed", (mixed,), stage, processes, distributed=True, after=("plain",)))
-    jobs.append(
-        Job(
-            f"zero{stage}-consolidated",
-            (Step("consolidated weights", checks.consolidated, hf_config=False),),
-            stage,
-            after=(f"zero{stage}-fresh",),
-        )
-    )
+        jobs.append(ranks("-mixed", [mixed], "plain"))
     return jobs
 
 
@@ -119,7 +114,8 @@ def plan(stages: tuple[int, ...], processes: int, device: str) -> list[Job]:
         ),
     )
     jobs = [first]
-    staged = [_stage_jobs(stage, processes, device) for stage in stages]
+    # ZeRO-3 first: its chain of jobs is the longest.
+    staged = [_stage_jobs(stage, processes, device) for stage in sorted(stages, reverse=True)]
     for group in zip(*staged, strict=True):
         jobs += group
     return jobs
@@ -130,7 +126,7 @@ def surroundings(step: Step, bench: Bench):
     """What a step runs under: the workaround for the gloo race and a live `HfDeepSpeedConfig`, where it wants them."""
     with contextlib.ExitStack() as around:
         if bench.stage is not None:
-            if step.workaround and stack.needs_gloo_workaround(bench.device):
+            if step.workaround and stack.has_gloo_race(bench.device):
                 around.enter_context(stack.waited_gathers())
             if step.hf_config:
                 config = stack.config(bench.stage, bench.world_size, bench.dtype)

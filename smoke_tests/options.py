@@ -14,7 +14,7 @@ STAGES = (2, 3)
 BASE_BYTES = 700 * 2**20
 # Bytes a parameter costs one rank in fp32 training: weight, gradient, the two Adam moments, and the reduction buffer.
 BYTES_PER_PARAMETER = 20
-# What a run writes for each stage and parameter: engine checkpoint (weights, master weights, two moments) and two consolidations.
+# What a run writes for each stage and parameter: engine checkpoint (weights, master weights, moments), two consolidations.
 DISK_BYTES_PER_PARAMETER = 28
 MADE_PARAMETERS = 10_200_000
 MADE_DISK_BYTES = 200 * 2**20
@@ -90,10 +90,26 @@ def _parser() -> argparse.ArgumentParser:
     add("--nproc", type=_positive, metavar="N", help="ranks (default: 2 on a CPU, all GPUs up to 8 otherwise)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="cuda runs NCCL and bf16, cpu gloo and fp32")
     add("--checkpoint", metavar="PATH_OR_HUB_ID", help="prove with this checkpoint (default: make a tiny one)")
-    add("--timeout", type=_seconds, default=120.0, metavar="S", help="seconds a rank may spend in one check (default: 120)")
-    add("--report", type=Path, metavar="DIR", help="where report.json and junit.xml go (default: build/smoke/ENVIRONMENT)")
+    add(
+        "--timeout",
+        type=_seconds,
+        default=120.0,
+        metavar="S",
+        help="seconds a rank may spend in one check (default: 120)",
+    )
+    add(
+        "--report",
+        type=Path,
+        metavar="DIR",
+        help="where report.json and junit.xml go (default: build/smoke/ENVIRONMENT)",
+    )
     add("--port", type=_port, default=0, help="port of the rendezvous on 127.0.0.1 (default: 0, any free one)")
-    add("--start", choices=("fork", "spawn"), default="fork", help="how ranks start: fork shares one import, spawn repeats it")
+    add(
+        "--start",
+        choices=("fork", "spawn"),
+        default="fork",
+        help="how ranks start: fork shares one import, spawn repeats it",
+    )
     add("--validate", action="store_true", help="check these options and stop")
     return parser
 
@@ -136,7 +152,9 @@ def _read_stack(file: Path) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadInput(f"{file}: no TOML ({error}); mend it") from error
     except (KeyError, AttributeError, TypeError) as error:
-        raise BadInput(f"{file}: model.family, model.class or expectations.auto_classes is missing; see CONTRIBUTING.md") from error
+        raise BadInput(
+            f"{file}: model.family, model.class or expectations.auto_classes is missing; see CONTRIBUTING.md"
+        ) from error
     return stack
 
 
@@ -155,7 +173,9 @@ def check_folder(folder: Path, family: str) -> None:
     config = folder / "config.json"
     found = _read_json(config, "give --checkpoint a folder in Hugging Face format")
     if found.get("model_type") != family:
-        raise BadInput(f"{config}: model_type is {found.get('model_type')!r}, this environment is for {family!r}; give another checkpoint")
+        raise BadInput(
+            f"{config}: model_type is {found.get('model_type')!r}, this environment is for {family!r}; give another checkpoint"
+        )
     index = folder / "model.safetensors.index.json"
     if index.exists():
         weight_map = _read_json(index, "the checkpoint is damaged, fetch it again").get("weight_map")

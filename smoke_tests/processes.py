@@ -64,7 +64,7 @@ def log_to(file: Path) -> None:
 
 
 def _launch(entry: Callable[[Any], None], brief: Any, start_method: str) -> None:
-    """torchrun's agent with `entry` in each rank. Tells the supervisor of every rank's exit code, in the order of the deaths."""
+    """torchrun's agent with `entry` in each rank. Tells the supervisor every rank's exit code, in the order of deaths."""
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -115,7 +115,7 @@ def adopt_orphans() -> None:
 
 
 def stop(process: int) -> None:
-    """Kill a launcher and its ranks, and wait until the kernel has cleared all of them away. Harmless where they are gone already."""
+    """Kill a launcher and its ranks, and wait until the kernel has cleared them away. Harmless where they are gone already."""
     for kill in (os.killpg, os.kill):  # between fork and setsid there is no such group yet
         with contextlib.suppress(ProcessLookupError):
             kill(process, signal.SIGKILL)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import faulthandler
+import gc
 import os
 import signal
 import sys
@@ -17,7 +18,6 @@ import torch
 from . import checks, jobs, stack
 from .outcome import Channel, one_line
 from .processes import die_with_parent, log_to
-
 
 # A collective gives up this many seconds after the supervisor has: it sees the whole job, and asks for stacks.
 COLLECTIVE_MARGIN = 60.0
@@ -45,6 +45,7 @@ class Brief:
 def run(brief: Brief) -> None:
     """Entry of every rank. Returns normally even when a check failed: the supervisor has been told, and judges."""
     die_with_parent()
+    gc.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the supervisor's to answer
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     rank = int(os.environ.get("RANK", "0")) if brief.job.distributed else 0

@@ -55,7 +55,9 @@ def lock_digests(lock: Path) -> dict[str, str]:
 def write(folder: Path, report: dict[str, Any], results: list[Result]) -> None:
     """Write report.json and junit.xml to `folder`, each whole or not at all. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
-    _write_whole(folder / "report.json", json.dumps(report | {"checks": [asdict(result) for result in results]}, indent=2) + "\n")
+    _write_whole(
+        folder / "report.json", json.dumps(report | {"checks": [asdict(result) for result in results]}, indent=2) + "\n"
+    )
     _write_whole(folder / "junit.xml", _junit(report, results))
 
 

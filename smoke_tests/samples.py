@@ -51,7 +51,8 @@ def scenes(count: int) -> list[Scene]:
     """`count` scenes, no two neighbours alike."""
     names = list(COLOURS)
     return [
-        Scene(SHAPES[i % len(SHAPES)], names[i % len(names)], names[(i + 2 + i // len(names)) % len(names)]) for i in range(count)
+        Scene(SHAPES[i % len(SHAPES)], names[i % len(names)], names[(i + 2 + i // len(names)) % len(names)])
+        for i in range(count)
     ]
 
 

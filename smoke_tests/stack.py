@@ -5,7 +5,9 @@ Every figure and failure named here was measured; see the known issues of the en
 
 import contextlib
 import datetime
+import functools
 import importlib
+import importlib.metadata
 import logging
 import os
 import sys
@@ -57,7 +59,11 @@ def import_model_code() -> None:
     """Import what every rank will need of transformers, once, before ranks are forked."""
     for name in ("AutoModelForImageTextToText", "AutoProcessor", "Qwen2TokenizerFast", "Qwen2VLImageProcessor"):
         getattr(importlib.import_module("transformers"), name)
-    for module in ("transformers.models.qwen2_5_vl.modeling_qwen2_5_vl", "transformers.generation", "safetensors.torch"):
+    for module in (
+        "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
+        "transformers.generation",
+        "safetensors.torch",
+    ):
         importlib.import_module(module)
 
 
@@ -92,16 +98,13 @@ def init_distributed(device: str, local_rank: int, timeout: float) -> None:
     torch.distributed.distributed_c10d.default_pg_nccl_timeout = limit
     if device == "cuda":
         torch.cuda.set_device(local_rank)
-    deepspeed.init_distributed(
-        dist_backend=backend(device), auto_mpi_discovery=False, timeout=limit, verbose=False
-    )
+    deepspeed.init_distributed(dist_backend=backend(device), auto_mpi_discovery=False, timeout=limit, verbose=False)
 
 
-def needs_gloo_workaround(device: str) -> bool:
+@functools.cache
+def has_gloo_race(device: str) -> bool:
     """Whether this stack has the race in which ZeRO-3 reads parameters before gloo has delivered them."""
-    import deepspeed
-
-    return backend(device) == "gloo" and Version(deepspeed.__version__) < GLOO_RACE_FIXED_IN
+    return backend(device) == "gloo" and Version(importlib.metadata.version("deepspeed")) < GLOO_RACE_FIXED_IN
 
 
 @contextlib.contextmanager
@@ -144,9 +147,9 @@ def config(stage: int, world_size: int, dtype: torch.dtype) -> dict[str, Any]:
         "zero_optimization": {
             "stage": stage,
             "contiguous_gradients": True,
-            "overlap_comm": True,
-            "reduce_bucket_size": 20_000_000,
-            "stage3_prefetch_bucket_size": 20_000_000,
+            "overlap_comm": torch.cuda.is_initialized(),  # streams: a CPU has none, and would only hold a second buffer
+            "reduce_bucket_size": 5_000_000,
+            "stage3_prefetch_bucket_size": 5_000_000,
             "stage3_gather_16bit_weights_on_model_save": True,
             # 0 keeps every parameter partitioned, so that a rank's share can be counted to the element.
             "stage3_param_persistence_threshold": 0,
@@ -156,9 +159,9 @@ def config(stage: int, world_size: int, dtype: torch.dtype) -> dict[str, Any]:
 
 def versions(device: str) -> dict[str, str | None]:
     """What was really imported and what hardware it runs on."""
-    import deepspeed
     import platform
 
+    import deepspeed
     import transformers
 
     found: dict[str, str | None] = {

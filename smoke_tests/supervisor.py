@@ -75,15 +75,13 @@ class Supervisor:
     `on_outcome(job, step, rank, outcome, seconds)` is called for each finding, as it comes.
     """
 
-    def __init__(
-        self, brief: Brief, start_method: str, on_outcome: Callable[[Job, int, int, Outcome, float], None]
-    ) -> None:
+    def __init__(self, brief: Brief, start_method: str, on_outcome: Callable[[Job, int, int, Outcome, float], None]) -> None:
         processes.adopt_orphans()
         self._brief = brief
         self._start_method = start_method
         self._on_outcome = on_outcome
         self._running: dict[str, RunningJob] = {}
-        self._events = open(brief.logs / "events.jsonl", "w", buffering=1)
+        self._events = (brief.logs / "events.jsonl").open("w", buffering=1)
         self._folder = tempfile.TemporaryDirectory(prefix="smokehouse-")
         self._address = os.path.join(self._folder.name, "events")  # a socket's path is short: 107 bytes
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -203,7 +201,9 @@ class Supervisor:
         if self._may_end(running):
             for rank in running.ranks:
                 if not rank.done and (rank.closed or rank is first):
-                    self._close(running, rank, f"dies: {how}" if rank is first else f"ended after rank {first.number} was {how}")
+                    self._close(
+                        running, rank, f"dies: {how}" if rank is first else f"ended after rank {first.number} was {how}"
+                    )
             running.ending = running.ending or time.monotonic() + GRACE
             return
         self.fatal = f"{sentence}; its log: {self._log(running, first)}"
@@ -253,7 +253,9 @@ class Supervisor:
         else:
             rank.error = sentence
             outcome = failed(sentence)
-        self._on_outcome(running.job, min(rank.step, len(running.job.steps) - 1), rank.number, outcome, time.monotonic() - rank.since)
+        self._on_outcome(
+            running.job, min(rank.step, len(running.job.steps) - 1), rank.number, outcome, time.monotonic() - rank.since
+        )
 
     def _ask_for_stacks(self, ranks: list[RankState]) -> None:
         for rank in ranks:

@@ -166,8 +166,6 @@ def _python(document: Document, file: _CondaFile) -> str:
             found = re.fullmatch(r"python *={1,2} *(3\.\d+)", entry)
             # The smoke tests are written for 3.11.
             if not found or int(found[1].split(".")[1]) < 11:
-                raise document.error(
-                    ("dependencies", index), f"{entry!r}: say which Python, 3.11 or later: python=3.11"
-                )
+                raise document.error(("dependencies", index), f"{entry!r}: say which Python, 3.11 or later: python=3.11")
             return found[1]
     raise document.error(("dependencies",), "python is missing; add - python=3.11")

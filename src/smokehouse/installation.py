@@ -89,15 +89,11 @@ def _refuse_unfit(locked: lock.Lock, name: str, folder: Path) -> None:
     machine, _, libc = locked.platform.partition("-")
     here = list(platform_tags())
     if f"{libc}_{machine}" not in here:
-        raise UserError(
-            f"{name}: the lock is for {locked.platform}, this machine is {here[0]}; install it on such a one"
-        )
+        raise UserError(f"{name}: the lock is for {locked.platform}, this machine is {here[0]}; install it on such a one")
     free = shutil.disk_usage(folder).free
     need = locked.download * _UNPACKED
     if free < need:
-        raise UserError(
-            f"{folder}: {free / 1e9:.1f} GB free, {need / 1e9:.1f} GB needed to install {name}; free some space"
-        )
+        raise UserError(f"{folder}: {free / 1e9:.1f} GB free, {need / 1e9:.1f} GB needed to install {name}; free some space")
 
 
 def _tell(message: str) -> None:

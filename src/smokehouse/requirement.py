@@ -9,9 +9,7 @@ def parse(text: str) -> Requirement:
     if text.startswith("-"):
         raise ValueError(f"{text!r} is an option of pip, which no lock can hold; list packages only")
     if "://" in text or " @ " in text or text.startswith((".", "/", "~")) or "/" in text.split(";")[0]:
-        raise ValueError(
-            f"{text!r} is a URL or a path, not a package of an index; name a release, such as einops==0.8.1"
-        )
+        raise ValueError(f"{text!r} is a URL or a path, not a package of an index; name a release, such as einops==0.8.1")
     try:
         requirement = Requirement(text)
     except InvalidRequirement as broken:

@@ -99,9 +99,7 @@ def _package(entry: dict[str, Any], inputs: Inputs, ranks: dict[Tag, int] | None
         wheel = best(wheels, ranks)
         files = [wheel] if wheel else sources
     if not files:
-        raise UserError(
-            f"{name}=={version}: no file of it is for Python {inputs.python} on {inputs.platform}; pin another"
-        )
+        raise UserError(f"{name}=={version}: no file of it is for Python {inputs.python} on {inputs.platform}; pin another")
     return Resolved(name, version, entry.get("marker", "") if ranks is None else "", tuple(files), ())
 
 

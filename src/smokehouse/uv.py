@@ -70,9 +70,7 @@ def _uv(
 ) -> str:
     from uv import find_uv_bin
 
-    ended = run(
-        [find_uv_bin(), *arguments], deadline=deadline, environ=_environ(), cwd=cwd, progress=progress, keep=keep
-    )
+    ended = run([find_uv_bin(), *arguments], deadline=deadline, environ=_environ(), cwd=cwd, progress=progress, keep=keep)
     if ended.code:
         raise UserError(f"{trouble}: {explain(ended.stderr or ended.stdout)}")
     return ended.stdout

@@ -67,9 +67,7 @@ if "--validate" not in sys.argv:
 EARLY = "2025-01-01T00:00:00Z"
 
 
-def wheel(
-    name: str, version: str, *, requires: tuple[str, ...] = (), code: str = "", tag: str = "py3-none-any"
-) -> bytes:
+def wheel(name: str, version: str, *, requires: tuple[str, ...] = (), code: str = "", tag: str = "py3-none-any") -> bytes:
     """The bytes of a wheel with one module, always the same for the same arguments."""
     info = f"{name}-{version}.dist-info"
     metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"

@@ -53,9 +53,7 @@ def test_smoke_starts_the_tests_inside_what_is_locked(house: TestHouse) -> None:
 
 def test_options_are_judged_before_anything_is_downloaded(house: TestHouse, index: Index) -> None:
     house.lock()
-    assert (
-        house.refused("smoke", "tiny", "--nonsense") == "smokehouse: smoke_tests: --nonsense is no option; see --help"
-    )
+    assert house.refused("smoke", "tiny", "--nonsense") == "smokehouse: smoke_tests: --nonsense is no option; see --help"
     assert house.run("smoke", "tiny", "--help").returncode == 0
     assert not house.installed.exists()
     assert not index.downloads
@@ -187,9 +185,7 @@ def test_lock_for_a_python_that_is_not_here(house: TestHouse) -> None:
 def test_disk_that_is_too_small_is_seen_first(house: TestHouse, index: Index) -> None:
     index.files["gamma-1.5-py3-none-any.whl"].size = 10**15
     house.lock()
-    assert re.search(
-        r"/build/environments: [\d.]+ GB free, 2000000\.0 GB needed to install", house.refused("smoke", "tiny")
-    )
+    assert re.search(r"/build/environments: [\d.]+ GB free, 2000000\.0 GB needed to install", house.refused("smoke", "tiny"))
     assert not house.installed.exists()
 
 

@@ -64,9 +64,7 @@ def test_two_runs_give_the_same_bytes(house: TestHouse, index: Index) -> None:
     house.lock()
     first = house.pins.read_bytes(), house.build_pins.read_bytes()
     shutil.rmtree(house.pins.parent)
-    house.edit(
-        house.environment, "- alpha==1.0\n      - beta\n      - delta", "- delta\n      - beta\n      - Alpha == 1.0"
-    )
+    house.edit(house.environment, "- alpha==1.0\n      - beta\n      - delta", "- delta\n      - beta\n      - Alpha == 1.0")
     ended = house.run("lock")
     assert ended.stdout == "lockfiles/tiny/requirements.txt: 4 packages, written\n"
     assert (house.pins.read_bytes(), house.build_pins.read_bytes()) == first
@@ -282,9 +280,7 @@ def test_a_question_without_an_answer_leaves_the_lock(house: TestHouse, old: str
     before = house.pins.read_bytes(), house.build_pins.read_bytes()
     house.edit(house.environment, old, new)
     said = house.refused("lock")
-    assert said.startswith(
-        "smokehouse: lockfiles/tiny/requirements.txt stays as it is: environment.yml cannot be resolved: "
-    )
+    assert said.startswith("smokehouse: lockfiles/tiny/requirements.txt stays as it is: environment.yml cannot be resolved: ")
     assert message in said
     assert (house.pins.read_bytes(), house.build_pins.read_bytes()) == before
     assert sorted(path.name for path in house.pins.parent.iterdir()) == ["build-requirements.txt", "requirements.txt"]
@@ -368,9 +364,7 @@ def test_sdist_is_built_with_what_is_locked_or_not_at_all(
     digest = pins(house.build_pins.read_text())["backend"][0]
     other = house.root / "other.txt"
     other.write_text(house.build_pins.read_text().replace(digest, "0" * 64) if wrong == "hash" else "")
-    with pytest.raises(
-        UserError, match=r"backend.*(with another hash|no trusted hash)|(another hash|no trusted).*backend"
-    ):
+    with pytest.raises(UserError, match=r"backend.*(with another hash|no trusted hash)|(another hash|no trusted).*backend"):
         uv.install(house.installed, house.pins, other, ["delta"])
     uv.install(house.installed, house.pins, house.build_pins, ["delta"])
     # What was built and cached with the right backend does not pass for one built with another.
