@@ -31,10 +31,12 @@ from .outcome import Outcome, failed, judged, known_issue, passed
 TRAIN_STEPS = 3
 RESUME_STEPS = 2
 NEW_TOKENS = 8
-# Measured: ZeRO-2 equals a single process to the bit and ZeRO-3 to 1e-6 in fp32; bf16 keeps 8 bits of mantissa.
-PARITY = {torch.float32: 1e-5, torch.bfloat16: 5e-2}
-# On gloo the same sums in another order, measured below 1e-3 of the largest gradient.
-GRADIENT_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
+# Absolute, of a loss near 7. Measured: ZeRO-2 equals a single process to the bit and ZeRO-3 to 6e-6 in fp32; in bf16, with its
+# 8 bits of mantissa, they come to 0.04 and 0.06.
+PARITY = {torch.float32: 1e-5, torch.bfloat16: 0.15}
+# Of a tensor's largest gradient: the same sums in another order. Measured below 1e-3 in fp32 and at most 0.073 in bf16; a rank
+# whose gradient is lost gives 0.5 and more.
+GRADIENT_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15}
 # Above this size only the two probe gradients are compared, since each comparison gathers a whole tensor on every rank.
 SMALL_MODEL = 100_000_000
 
@@ -78,8 +80,15 @@ class Bench:
         return {name: tensor.to(self.place) for name, tensor in inputs.items()}
 
     def learning_rate(self) -> float:
-        """Large for the made checkpoint, whose random weights want it; what people fine-tune with for a trained one."""
-        return 1e-3 if self.source == self.made else 1e-6
+        """Large for the made checkpoint, whose random weights want it; of a fine-tuning for a trained one.
+
+        Not smaller: Adam moves a weight by about this much a step, and the neighbours of 0.01 in bf16 are 6e-5 away.
+        """
+        return 1e-3 if self.source == self.made else 2e-5
+
+    def config(self) -> dict[str, Any]:
+        """The DeepSpeed configuration of this rank's engine."""
+        return stack.config(self.stage or 0, self.world_size, self.dtype, self.device)
 
     def drop(self) -> None:
         """Let go of model and engine, so that the next load starts clean."""
@@ -338,9 +347,7 @@ def start_engine(bench: Bench) -> None:
     import deepspeed
 
     optimizer = torch.optim.AdamW(bench.model.parameters(), lr=bench.learning_rate(), fused=True)
-    bench.engine, *_ = deepspeed.initialize(
-        model=bench.model, optimizer=optimizer, config=stack.config(bench.stage or 0, bench.world_size, bench.dtype)
-    )
+    bench.engine, *_ = deepspeed.initialize(model=bench.model, optimizer=optimizer, config=bench.config())
     bench.engine.train()
 
 
@@ -654,15 +661,21 @@ def plain(bench: Bench) -> Outcome:
     save_file(gradients, bench.work / "mixed-gradients.safetensors")
     model.zero_grad()
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr=bench.learning_rate(), fused=True)
+    # As DeepSpeed does: the optimizer works on fp32 masters, whatever the model is in.
+    masters = [parameter.detach().clone().float() for parameter in model.parameters()]
+    optimizer = torch.optim.AdamW(masters, lr=bench.learning_rate(), fused=True)
     batch = [own_sample(bench, rank) for rank in ranks]
     losses = []
     for _ in range(TRAIN_STEPS):
         parts = [model(**sample).loss for sample in batch]
         losses.append(sum(part.item() for part in parts) / len(parts))
         (torch.stack(parts).sum() / len(parts)).backward()
+        for master, parameter in zip(masters, model.parameters(), strict=True):
+            master.grad = None if parameter.grad is None else parameter.grad.to(master.dtype)
         optimizer.step()
-        optimizer.zero_grad()
+        for master, parameter in zip(masters, model.parameters(), strict=True):
+            parameter.data.copy_(master)
+        model.zero_grad()
     problems = loss_problems(losses)
     if len(set(tokens)) < 3:
         problems.append(f"the greedy tokens {tokens} are too much alike to tell two models apart")

@@ -72,7 +72,7 @@ def _stage_jobs(stage: int, processes: int, device: str) -> list[Job]:
         Step("resume", checks.resume, fresh=True),
         Step("mixed modality: dummy image", checks.mixed_modality_cure, fresh=True),
     ]
-    if device == "cpu":  # on a GPU bf16 is the main precision already
+    if stack.PRECISION[device] != "bf16":  # otherwise it is the main precision already
         fresh.append(Step("bf16", checks.half_precision, dtype=torch.bfloat16, fresh=True))
     wrong = [
         _control("missing key", controls.missing_key),
@@ -129,6 +129,5 @@ def surroundings(step: Step, bench: Bench):
             if step.workaround and stack.has_gloo_race(bench.device):
                 around.enter_context(stack.waited_gathers())
             if step.hf_config:
-                config = stack.config(bench.stage, bench.world_size, bench.dtype)
-                around.enter_context(checks.transformers_zero(config))
+                around.enter_context(checks.transformers_zero(bench.config()))
         yield

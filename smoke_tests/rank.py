@@ -30,7 +30,7 @@ class Brief:
     job: jobs.Job
     address: str
     device: str
-    dtype: str
+    precision: str  # fp32 | bf16
     processes: int
     timeout: float  # seconds
     port: int  # of the rendezvous, 0 for any
@@ -94,7 +94,7 @@ def _bench(brief: Brief, rank: int) -> checks.Bench:
         world_size=brief.job.processes,
         processes=brief.processes,
         device=brief.device,
-        dtype=getattr(torch, brief.dtype),
+        dtype=checks.dtype_of(brief.precision),
         stage=brief.job.stage,
         source=brief.source,
         made=brief.made,

@@ -113,7 +113,8 @@ def line(result: Result, colour: bool) -> str:
     stage = f"zero-{result.zero_stage}" if result.zero_stage else "-"
     mark = _paint(f"{SYMBOLS[result.verdict]:<5}", result.verdict, colour)
     kind = "control: " if result.kind == "control" else ""
-    return f"  {mark} {stage:<6} {kind + result.name:<40} {result.seconds:5.2f} s  {result.detail}"
+    detail = result.detail if result.verdict == "failed" or len(result.detail) <= 100 else f"{result.detail[:99]}…"
+    return f"  {mark} {stage:<6} {kind + result.name:<39} {result.seconds:5.2f} s  {detail}"
 
 
 def _unreached(result: Result) -> bool:

@@ -112,13 +112,13 @@ class _Run:
 
         options = self.options
         made = self.work / "made"
-        self.precision = "bf16" if self.device == "cuda" else "fp32"
+        self.precision = stack.PRECISION[self.device]
         self.jobs = jobs.plan(options.stages, self.processes, self.device)
         brief = Brief(
             job=self.jobs[0],
             address="",
             device=self.device,
-            dtype="bfloat16" if self.device == "cuda" else "float32",
+            precision=self.precision,
             processes=self.processes,
             timeout=options.timeout,
             port=options.port,

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from packaging.version import Version
 
+# The precision that people train in on each device.
+PRECISION = {"cpu": "fp32", "cuda": "bf16"}
 # DeepSpeed PR #8539, released in 0.19.8: `_allgather_params_coalesced` waits for every handle, not only for the last.
 GLOO_RACE_FIXED_IN = Version("0.19.8")
 
@@ -37,6 +39,7 @@ def choose_accelerator(device: str) -> None:
     """Settle what DeepSpeed will take for its accelerator. Comes before any import of transformers or DeepSpeed."""
     os.environ["DS_ACCELERATOR"] = device
     if device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
         # Both import triton if they can; with no GPU driver DeepSpeed's kernels then end in "0 active drivers ([])".
         sys.modules["triton"] = None  # type: ignore[assignment]
 
@@ -132,7 +135,7 @@ def waited_gathers() -> Iterator[None]:
             setattr(comm, name, original)
 
 
-def config(stage: int, world_size: int, dtype: torch.dtype) -> dict[str, Any]:
+def config(stage: int, world_size: int, dtype: torch.dtype, device: str) -> dict[str, Any]:
     """The DeepSpeed configuration of every engine here; nothing in it is `auto` and nothing is left to a version's default."""
     return {
         "train_micro_batch_size_per_gpu": 1,
@@ -147,7 +150,7 @@ def config(stage: int, world_size: int, dtype: torch.dtype) -> dict[str, Any]:
         "zero_optimization": {
             "stage": stage,
             "contiguous_gradients": True,
-            "overlap_comm": torch.cuda.is_initialized(),  # streams: a CPU has none, and would only hold a second buffer
+            "overlap_comm": device == "cuda",  # streams: a CPU has none, and would only hold a second buffer
             "reduce_bucket_size": 5_000_000,
             "stage3_prefetch_bucket_size": 5_000_000,
             "stage3_gather_16bit_weights_on_model_save": True,
