@@ -286,7 +286,8 @@ class _Run:
             missing.append({"name": "mixed modality", "reason": "one rank only; partitioning over ranks is not proven either"})
         planned = {name for name, _ in self._planned()}
         if 3 in self.options.stages and "gloo race" not in planned:
-            missing.append({"name": "control: gloo race", "reason": "neither NCCL nor DeepSpeed 0.19.8 and later has it"})
+            reason = "neither one rank, nor NCCL, nor DeepSpeed 0.19.8 and later has it"
+            missing.append({"name": "control: gloo race", "reason": reason})
         if "bf16" not in planned:
             missing.append({"name": "bf16", "reason": "it is this run's main precision"})
         return missing
