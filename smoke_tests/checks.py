@@ -82,8 +82,8 @@ class Bench:
     def optimizer(self, parameters: Any) -> torch.optim.Optimizer:
         """AdamW with a learning rate of a fine-tuning, or a larger one for the made checkpoint, whose random weights want it.
 
-        Adam moves a weight by about the learning rate a step, even where the gradient is nearly 0 and its sign hangs on the order
-        of a sum. The large eps is for those: with 1e-8, at 3e-4, three ranks were 1.5e-5 off after three steps.
+        Adam moves a weight by about the learning rate a step, even where the gradient is nearly 0 and its sign hangs on the
+        order of a sum. The large eps is for those: with 1e-8, at 3e-4, three ranks were 1.5e-5 off after three steps.
         """
         return torch.optim.AdamW(parameters, lr=1e-4 if self.source == self.made else 2e-5, eps=1e-5, fused=True)
 

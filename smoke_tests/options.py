@@ -117,6 +117,13 @@ def _parser() -> argparse.ArgumentParser:
 def read(arguments: list[str]) -> Options:
     """The options in `arguments`. Raises BadInput."""
     given = _parser().parse_args(arguments)
+    try:
+        return _checked(given)
+    except OSError as error:  # such as a name that is too long, which Python 3.11 does not take for a file that is not there
+        raise BadInput(f"smoke: {error.filename}: {error.strerror}; give a path that can be read") from error
+
+
+def _checked(given: argparse.Namespace) -> Options:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", given.environment):
         raise BadInput(f"smoke: {given.environment!r} is no name of an environment")
     stack = _read_stack(given.stack)
@@ -149,7 +156,7 @@ def _read_stack(file: Path) -> dict[str, Any]:
         stack["expectations"]["auto_classes"].items()
     except OSError as error:
         raise BadInput(f"{file}: {error.strerror}; give --stack the environment's stack.toml") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadInput(f"{file}: no TOML ({error}); mend it") from error
     except (KeyError, AttributeError, TypeError) as error:
         raise BadInput(
@@ -218,7 +225,7 @@ def _check_shard(file: Path) -> None:
         whole = 8 + length + max(ends, default=0)
     except OSError as error:
         raise BadInput(f"{file}: {error.strerror}; {cure}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise BadInput(f"{file}: its safetensors header cannot be read; {cure}") from error
     if size != whole:
         raise BadInput(f"{file}: {size} bytes, its header promises {whole}; {cure}")

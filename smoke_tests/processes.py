@@ -55,9 +55,12 @@ def start(entry: Callable[[Any], None], brief: Any, start_method: str) -> int:
 
 
 def log_to(file: Path) -> None:
-    """Send everything that this process and its libraries print to `file`."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    """Send everything that this process and its libraries print to `file`, or nowhere when the disk has no room for it."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    except OSError:
+        descriptor = os.open(os.devnull, os.O_WRONLY)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)

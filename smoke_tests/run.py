@@ -41,6 +41,10 @@ def _own_folder(folder: Path) -> Iterator[Path]:
     """The report folder, this run's alone, and in it a work folder that does not outlive the run."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / ".lock").exists() and any(folder.iterdir()):
+            raise BadInput(
+                f"{folder}: not empty, and no folder of reports; give --report a new one, what is in it would be lost"
+            )
         lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise BadInput(f"{folder}: {error.strerror}; give --report a folder that can be written") from error

@@ -81,7 +81,7 @@ class Supervisor:
         self._start_method = start_method
         self._on_outcome = on_outcome
         self._running: dict[str, RunningJob] = {}
-        self._events = (brief.logs / "events.jsonl").open("w", buffering=1)
+        self._events = os.open(brief.logs / "events.jsonl", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         self._folder = tempfile.TemporaryDirectory(prefix="smokehouse-")
         self._address = os.path.join(self._folder.name, "events")  # a socket's path is short: 107 bytes
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -113,7 +113,7 @@ class Supervisor:
             key.fileobj.close()  # type: ignore[union-attr]
         self._selector.close()
         self._woken.close()
-        self._events.close()
+        os.close(self._events)
         self._folder.cleanup()
 
     def _note(self, number: int, _frame: object) -> None:
@@ -272,9 +272,8 @@ class Supervisor:
                 return
 
     def _save_stack(self, running: RunningJob, rank: RankState) -> None:
-        folder = self._brief.logs / running.job.name
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"rank{rank.number}.stack").write_text("\n".join(rank.stack) + "\n")
+        with contextlib.suppress(OSError):  # its first frames are in the message
+            self._log(running, rank).with_suffix(".stack").write_text("\n".join(rank.stack) + "\n")
 
     def _log(self, running: RunningJob, rank: RankState) -> Path:
         return self._brief.logs / running.job.name / f"rank{rank.number}.log"
@@ -334,7 +333,9 @@ class Supervisor:
     def _heard(self, hello: dict[str, Any], message: dict[str, Any]) -> None:
         if message["event"] == "hello":
             hello |= message
-        self._events.write(json.dumps({"job": hello.get("job"), "rank": hello.get("rank")} | message) + "\n")
+        event = json.dumps({"job": hello.get("job"), "rank": hello.get("rank")} | message) + "\n"
+        with contextlib.suppress(OSError):  # a log, not the evidence: a full disk must not end the run without a word
+            os.write(self._events, event.encode())
         if message["event"] == "exit":
             running = self._running.get(hello["job"])
             for rank in running.ranks if running else []:
