@@ -500,10 +500,12 @@ def save(bench: Bench) -> Outcome:
 
 
 def resume(bench: Bench) -> Outcome:
-    """In fresh processes: the engine checkpoint loads into a fresh engine, whose next two losses are the ones seen before."""
+    """In fresh processes: the engine checkpoint loads into a new engine, whose next two losses are the ones seen before.
+
+    That engine has gone a step of its own, so that no weight, moment or counter that is not restored is right by chance.
+    """
     folder = bench.work / f"zero{bench.stage}"
-    bench.model, _ = read_model(bench, bench.source)
-    start_engine(bench)
+    bench.engine.step()
     loaded, _ = bench.engine.load_checkpoint(folder, tag="smoke")
     if loaded is None:
         return failed(f"DeepSpeed found nothing to load in {folder}")

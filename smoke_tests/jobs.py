@@ -69,8 +69,8 @@ def _stage_jobs(stage: int, processes: int, device: str) -> list[Job]:
         Step("memory", checks.memory),
     ]
     fresh = [
-        Step("resume", checks.resume, fresh=True),
-        Step("mixed modality: dummy image", checks.mixed_modality_cure, fresh=True),
+        Step("mixed modality: dummy image", checks.mixed_modality_cure),
+        Step("resume", checks.resume),  # with the engine and the gradients of the step before
     ]
     if stack.PRECISION[device] != "bf16":  # otherwise it is the main precision already
         fresh.append(Step("bf16", checks.half_precision, dtype=torch.bfloat16, fresh=True))

@@ -128,6 +128,14 @@ def stop(process: int) -> None:
                 os.waitpid(whom, 0)
 
 
+def exit_code(process: int) -> int | None:
+    """The exit code of a launcher, negative for a signal; None while it runs. It can still be waited for."""
+    ended = os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    if ended is None:
+        return None
+    return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+
+
 def state(process: int) -> str:
     """The kernel's letter for what a process is doing (`T`: stopped, `D`: waits for a device, …), empty when it is gone."""
     try:

@@ -179,6 +179,16 @@ class Supervisor:
 
     def _look_after(self, running: RunningJob) -> None:
         now = time.monotonic()
+        code = processes.exit_code(running.launcher)
+        if not running.job.distributed:
+            alone = running.ranks[0]  # is its own launcher
+            alone.exit_code = code
+            alone.closed = alone.closed or bool(code and alone.pid is None)
+        elif code:
+            why = running.failure or processes.signal_name(code)
+            log = self._brief.logs / running.job.name / "launcher.log"
+            self.fatal = f"torchrun's agent for {running.job.name} was lost: {why}; its log: {log}"
+            return
         dead = [rank for rank in running.ranks if rank.closed and not rank.done]
         if any(rank.exit_code is not None or now >= self._deadline(running, rank) for rank in dead):
             self._bury(running, dead)
@@ -317,11 +327,6 @@ class Supervisor:
     def _closed(self, hello: dict[str, Any]) -> None:
         if hello.get("stacks"):
             return
-        running = self._running.get(hello.get("job", ""))
-        if running is not None and hello["rank"] is None and not all(rank.done or rank.closed for rank in running.ranks):
-            why = running.failure or "killed, or ended without a word"
-            log = self._brief.logs / running.job.name / "launcher.log"
-            self.fatal = f"the launcher of {running.job.name} is gone ({why}); its log: {log}"
         for _, rank in self._find(hello):
             if not rank.done:
                 rank.closed, rank.since = True, time.monotonic()
