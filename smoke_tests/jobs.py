@@ -66,6 +66,7 @@ def _stage_jobs(stage: int, processes: int, device: str) -> list[Job]:
         Step("generate", checks.generate),
         Step("train", checks.train),
         Step("resume", checks.save),
+        Step("train", checks.train_on),
         Step("memory", checks.memory),
     ]
     fresh = [

@@ -227,7 +227,7 @@ class _Run:
 
         plain = self.outcomes.get(("plain run", None), {}).get(0, [(failed(""), 0.0)])[0][0]
         if key[0] == "parity":
-            train = self.outcomes.get(("train", key[1]), {}).get(rank, [(failed(""), 0.0)])[0][0]
+            train = self.outcomes.get(("train", key[1]), {}).get(rank, [(failed(""), 0.0)])[-1][0]
             if "losses" not in plain.data or "losses" not in train.data:
                 return failed(missing or "not reached: there are no losses to compare"), 0.0
             return checks.compare_losses(plain, train, checks.dtype_of(self.precision)), 0.0
@@ -257,7 +257,8 @@ class _Run:
                 f" ({fatal})" if fatal else ""
             )
         passed = not fatal and all(result.verdict != "failed" for result in results)
-        first = self.outcomes.get(("versions", self.options.stages[0]), {}).get(0)
+        seen = [self.outcomes.get(("versions", stage), {}).get(0) for stage in self.options.stages]
+        versions: dict[str, Any] = next((found[0][0].data.get("versions", {}) for found in seen if found), {})
         content = {
             "environment": self.options.environment,
             "lock": report.lock_digests(self.options.lock),
@@ -265,7 +266,7 @@ class _Run:
             "backend": "nccl" if self.device == "cuda" else "gloo",
             "precision": self.precision,
             "world_size": self.processes,
-            "versions": first[0][0].data.get("versions", {}) if first else {},
+            "versions": versions,
             "machine": _machine(),
             "checkpoint": self.options.checkpoint or "made",
             "started": self.started.isoformat(timespec="seconds"),
