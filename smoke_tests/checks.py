@@ -86,7 +86,7 @@ class Bench:
         Adam moves a weight by about the learning rate a step, even where the gradient is nearly 0 and its sign hangs on the
         order of a sum. The large eps is for those: with 1e-8, at 3e-4, three ranks were 1.5e-5 off after three steps.
         """
-        return torch.optim.AdamW(parameters, lr=1e-4 if self.source == self.made else 2e-5, eps=1e-5, fused=True)
+        return torch.optim.AdamW(parameters, lr=5e-5 if self.source == self.made else 2e-5, eps=1e-5, fused=True)
 
     def config(self) -> dict[str, Any]:
         """The DeepSpeed configuration of this rank's engine."""
