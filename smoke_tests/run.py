@@ -157,7 +157,11 @@ class _Run:
         if Path(given).exists():
             return Path(given).absolute()
         import huggingface_hub
+        import tqdm
 
+        tqdm.tqdm.monitor_interval = 0  # its thread would outlive the download, and ranks are forked from one thread only
+        if not sys.stderr.isatty():
+            huggingface_hub.utils.disable_progress_bars()
         print(f"smoke: fetching {given} …", flush=True)
         try:
             patterns = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
