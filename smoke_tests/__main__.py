@@ -17,7 +17,7 @@ def main(arguments: list[str]) -> int:
 
         return smoke(options, began)
     except BadInput as error:
-        print(error, file=sys.stderr)
+        print(" ".join(str(error).splitlines()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("smoke: interrupted before the first rank had started", file=sys.stderr)

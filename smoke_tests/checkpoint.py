@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+VISION_WIDTH = 1280  # of every Qwen2.5-VL, and so of the patch embedding
 PATCH_EMBED = "visual.patch_embed.proj.weight"
 INDEX = "model.safetensors.index.json"
 
@@ -54,7 +55,7 @@ def _tokenizer(corpus: list[str]):
     )
 
 
-def _config(tokenizer):
+def _config(tokenizer, vision_width: int):
     from transformers import Qwen2_5_VLConfig
 
     token = tokenizer.convert_tokens_to_ids
@@ -79,7 +80,7 @@ def _config(tokenizer):
         video_token_id=token("<|video_pad|>"),
         vision_config={
             "depth": 1,
-            "hidden_size": 1280,
+            "hidden_size": vision_width,
             "intermediate_size": 64,
             "num_heads": 16,
             "in_chans": 3,
@@ -103,7 +104,7 @@ def _random(name: str, shape: torch.Size, generator: torch.Generator) -> torch.T
     return values.mul_(0.05 if "visual" in name else 0.2)
 
 
-def make(path: Path, corpus: list[str], seed: int = 0) -> None:
+def make(path: Path, corpus: list[str], *, vision_width: int = VISION_WIDTH, seed: int = 0) -> None:
     """Write the made checkpoint with its tokenizer and image processor to the folder `path`, which appears whole or not at all.
 
     Three shards; weight and bias of one module never part, because the gloo race hides where they do. Raises OSError when the
@@ -117,7 +118,7 @@ def make(path: Path, corpus: list[str], seed: int = 0) -> None:
         tokenizer = _tokenizer(corpus)
         image_processor = Qwen2VLImageProcessor(min_pixels=56 * 56, max_pixels=112 * 112, merge_size=1)
         Qwen2_5_VLProcessor(image_processor, tokenizer, chat_template=CHAT_TEMPLATE).save_pretrained(partial)
-        config = _config(tokenizer)
+        config = _config(tokenizer, vision_width)
         config.save_pretrained(partial)
         GenerationConfig(eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id).save_pretrained(partial)
         with torch.device("meta"):

@@ -1,7 +1,8 @@
 """The controls: failures done on purpose, to prove in every run that the checks would see them.
 
-A control passes when the failure is seen as it should be, and where it should be. All of them work on the made checkpoint, in
-fp32, so that one flipped bit is one flipped bit. Every known failure of the stack that can be produced stands here.
+A control passes when the failure is seen as it should be, and where it should be. None of them needs the checkpoint under test:
+they work on the made one or, where the shape of the patch embedding is not the point, on a slim one with a narrow vision tower.
+All are in fp32, so that one flipped bit is one flipped bit.
 """
 
 from pathlib import Path
@@ -9,10 +10,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from . import checkpoint
+from . import checkpoint, samples
 from .checks import Bench, key_problems, read_model, share, wrong_tensors
 from .outcome import Outcome, failed, one_line, passed
 
+SLIM = "slim"
+SLIM_WIDTH = 32
 DAMAGES = {
     "wrong-shape": checkpoint.wrong_shape,
     "missing-key": checkpoint.missing_key,
@@ -25,15 +28,16 @@ RACE_TRIES = 30
 
 
 def damage_all(source: Path, work: Path) -> None:
-    """Write one damaged copy of the checkpoint `source` for each damage into `work`."""
+    """Write the damaged checkpoints, and the slim one that most of them come from, into `work`."""
+    checkpoint.make(work / SLIM, samples.corpus(), vision_width=SLIM_WIDTH)
     for name, damage in DAMAGES.items():
-        checkpoint.damaged_copy(source, work / name, damage)
+        checkpoint.damaged_copy(source if name == "wrong-shape" else work / SLIM, work / name, damage)
 
 
 def missing_key(bench: Bench) -> Outcome:
     """A tensor that is not in the file: nothing raises, so loading info and bits have to show it."""
     bench.model, info = read_model(bench, bench.work / "missing-key")
-    wrong = set(wrong_tensors(bench, bench.made))
+    wrong = set(wrong_tensors(bench, bench.work / SLIM))
     if set(info["missing_keys"]) == {checkpoint.MISSING_KEY} and wrong == {checkpoint.MISSING_KEY}:
         return passed(f"seen: {checkpoint.MISSING_KEY} is missing and its bits are not the file's")
     return failed(f"not seen as such: {key_problems(info)}, wrong tensors {sorted(wrong)}")
@@ -42,7 +46,7 @@ def missing_key(bench: Bench) -> Outcome:
 def later_key_layout(bench: Bench) -> Outcome:
     """A checkpoint in the key layout of transformers 4.52, which 4.49 loads without an error and leaves random."""
     bench.model, info = read_model(bench, bench.work / "later-key-layout")
-    wrong = wrong_tensors(bench, bench.made)
+    wrong = wrong_tensors(bench, bench.work / SLIM)
     if info["missing_keys"] and info["unexpected_keys"] and checkpoint.PATCH_EMBED in wrong:
         return passed(f"seen: {len(wrong)} tensors wrong, {'; '.join(key_problems(info))}")
     return failed(f"not seen: {len(wrong)} tensors wrong, {'; '.join(key_problems(info)) or 'no key complained of'}")
@@ -51,8 +55,8 @@ def later_key_layout(bench: Bench) -> Outcome:
 def flipped_bit(bench: Bench) -> Outcome:
     """One bit of the last element of one tensor: seen by the rank that holds it, and by no other under ZeRO-3."""
     bench.model, _ = read_model(bench, bench.work / "flipped-bit")
-    wrong = wrong_tensors(bench, bench.made)
-    size = load_file(checkpoint.locate(bench.made)[checkpoint.FLIPPED_TENSOR])[checkpoint.FLIPPED_TENSOR].numel()
+    wrong = wrong_tensors(bench, bench.work / SLIM)
+    size = load_file(checkpoint.locate(bench.work / SLIM)[checkpoint.FLIPPED_TENSOR])[checkpoint.FLIPPED_TENSOR].numel()
     owner = (size - 1) // share(size, bench.world_size)
     if bench.stage == 3 and bench.rank != owner:
         return failed(f"rank {owner} holds the bit, and here differ {wrong}") if wrong else passed(f"held by rank {owner}")

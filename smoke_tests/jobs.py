@@ -39,10 +39,10 @@ class Job:
 
 
 def make_checkpoints(bench: Bench) -> Outcome:
-    """Make the made checkpoint and its damaged copies."""
+    """Make the made checkpoint, and the damaged ones."""
     checkpoint.make(bench.made, samples.corpus())
     controls.damage_all(bench.made, bench.work)
-    return passed(f"{checkpoint.element_count(bench.made):,} parameters, {len(controls.DAMAGES)} damaged copies")
+    return passed(f"{checkpoint.element_count(bench.made):,} parameters, {len(controls.DAMAGES)} damaged ones")
 
 
 def _control(name: str, run: Callable[[Bench], Outcome], **options: bool) -> Step:
@@ -92,16 +92,15 @@ def _stage_jobs(stage: int, processes: int, device: str) -> list[Job]:
     wrong.append(_control("wrong shape", controls.wrong_shape, may_end=stage == 3))
     consolidated = Step("consolidated weights", checks.consolidated, hf_config=False)
 
-    jobs = [
+    last = f"{name}-fresh/{fresh[-1].name}"
+    if processes > 1:
+        fresh.append(Step("mixed modality", checks.mixed_modality, fresh=True, may_end=True))
+    return [
         ranks("", main, start),
         ranks("-fresh", fresh, "plain", name),
-        Job(f"{name}-consolidated", (consolidated,), stage, after=(f"{name}-fresh",)),
         ranks("-controls", wrong, start),
+        Job(f"{name}-consolidated", (consolidated,), stage, after=(last,)),
     ]
-    if processes > 1:
-        mixed = Step("mixed modality", checks.mixed_modality, may_end=True)
-        jobs.append(ranks("-mixed", [mixed], "plain"))
-    return jobs
 
 
 def plan(stages: tuple[int, ...], processes: int, device: str) -> list[Job]:

@@ -41,6 +41,7 @@ class RankState:
     error: str = ""
     closed: bool = False
     exit_code: int | None = None
+    reaped: float = float("inf")  # when its exit code was told, by the clock of whoever told it
     stack: list[str] = field(default_factory=list)
 
 
@@ -204,8 +205,8 @@ class Supervisor:
 
     def _bury(self, running: RunningJob, dead: list[RankState]) -> None:
         """Ranks are gone without a word. The first of them is the cause: the agent ends the others."""
-        dead.sort(key=lambda rank: rank.since)
-        first = dead[0]
+        # The agent reaps the one that died by itself before it ends the others.
+        first = min(dead, key=lambda rank: (rank.reaped, rank.since))
         how = processes.signal_name(first.exit_code) if first.exit_code is not None else "gone, its exit code unknown"
         sentence = f"rank {first.number} was {how} in {running.where(first)}"
         if self._may_end(running):
@@ -345,7 +346,7 @@ class Supervisor:
             running = self._running.get(hello["job"])
             for rank in running.ranks if running else []:
                 if rank.pid == message["pid"]:
-                    rank.exit_code = message["code"]
+                    rank.exit_code, rank.reaped = message["code"], message["time"]
             return
         if message["event"] == "fatal" and hello["rank"] is None:
             self._running[hello["job"]].failure = message["error"]
