@@ -1,0 +1,262 @@
+"""Smoke runs as a user starts them: processes of the environment's own Python, watched from outside."""
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import hypothesis
+import pytest
+
+from smokehouse import environment, installation
+from smokehouse.house import House
+
+# A machine that runs smoke tests is busy: how long an example takes says nothing.
+hypothesis.settings.register_profile("busy", deadline=None)
+hypothesis.settings.load_profile("busy")
+
+NAME = "qwen2.5-vl"
+# Seconds; a run takes 25, and a test has to end on a machine that is busy with something else.
+DEADLINE = 240.0
+T = TypeVar("T")
+MARK = "SMOKE_TEST_MARK"
+# What each job does, in order: the event log counts its steps. Each message that names one of them proves this table.
+STEPS = {
+    "plain": ("checkpoint", "plain run", "auto classes"),
+    "zero": ("versions", "collectives", "load", "weights", "generate", "train", "resume", "train", "memory"),
+    "fresh": ("mixed modality: dummy image", "resume", "bf16", "mixed modality"),
+}
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A run that is over."""
+
+    code: int
+    stdout: str
+    stderr: str
+    folder: Path
+    seconds: float
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """report.json."""
+        return json.loads((self.folder / "report.json").read_text())
+
+    def found(self, name: str, stage: int | None = None, kind: str = "check") -> dict[str, Any]:
+        """The one entry of the report on a check or control."""
+        [entry] = [c for c in self.report["checks"] if (c["name"], c["zero_stage"], c["kind"]) == (name, stage, kind)]
+        return entry
+
+    def failures(self) -> set[tuple[str, str, int | None]]:
+        """Kind, name and stage of all that failed."""
+        return {(c["kind"], c["name"], c["zero_stage"]) for c in self.report["checks"] if c["verdict"] == "failed"}
+
+
+def steps_of(job: str) -> tuple[str, ...]:
+    """The steps of a job, in order."""
+    return STEPS["plain" if job == "plain" else "fresh" if job.endswith("-fresh") else "zero"]
+
+
+class Smoke:
+    """A smoke run in progress."""
+
+    def __init__(self, command: list[str], root: Path, folder: Path, environ: dict[str, str]) -> None:
+        self.folder = folder
+        self.mark = uuid.uuid4().hex
+        self.began = time.monotonic()
+        self._said = [folder.with_name(f"{folder.name}.{name}") for name in ("stdout", "stderr")]
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with self._said[0].open("wb") as out, self._said[1].open("wb") as err:
+            self.process = subprocess.Popen(
+                command, cwd=root, env={**environ, MARK: self.mark}, stdout=out, stderr=err, start_new_session=True
+            )
+
+    def events(self) -> list[dict[str, Any]]:
+        """What the ranks have said so far."""
+        try:
+            text = (self.folder / "logs" / "events.jsonl").read_text()
+        except OSError:
+            return []
+        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+    def wait_until(self, seen: Callable[[], T | None]) -> T:
+        """Look until something is `seen`, and return it; fails when the run ends without it."""
+        while True:
+            over = self.process.poll() is not None
+            if found := seen():
+                return found
+            assert not over, f"the run ended before it came: {self.said()}"
+            assert time.monotonic() - self.began < DEADLINE, self.said()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(0.01)  # between two looks, unless the run ends first
+
+    def wait_for(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """Wait for the first event that is `wanted`, and return it."""
+        return self.wait_until(lambda: next(filter(wanted, self.events()), None))
+
+    def wait_for_step(self, job: str, rank: int, step: str) -> None:
+        """Wait until `rank` of `job` begins `step`."""
+        number = steps_of(job).index(step)
+        self.wait_for(lambda e: (e["event"], e["job"], e["rank"], e.get("step")) == ("begin", job, rank, number))
+
+    def reached(self, job: str, rank: int) -> str:
+        """The step that `rank` of `job` came to: the first that it has not ended."""
+        ends = sum((e["event"], e["job"], e["rank"]) == ("end", job, rank) for e in self.events())
+        return steps_of(job)[ends]
+
+    def pid(self, job: str, rank: int | None) -> int:
+        """The process of a rank, or of a job's launcher for None."""
+        return int(self.wait_for(lambda e: (e["event"], e["job"], e["rank"]) == ("hello", job, rank))["pid"])
+
+    def pids(self) -> set[int]:
+        """All processes that ever said hello."""
+        return {int(event["pid"]) for event in self.events() if event["event"] == "hello"}
+
+    def said(self) -> str:
+        """Standard output and standard error so far."""
+        return "\n".join(file.read_text(errors="replace") for file in self._said)
+
+    def finish(self, deadline: float = DEADLINE) -> Ended:
+        """Wait for the end, and insist that nothing of the run is left, zombies included."""
+        try:
+            code = self.process.wait(deadline)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"the run did not end within {deadline:.0f} s: {self.said()}")
+        seconds = time.monotonic() - self.began
+        assert self.living() == []
+        # A zombie has no environment to be known by, so those that said hello are looked up by number.
+        assert [pid for pid in self.pids() if Path(f"/proc/{pid}").exists()] == []
+        out, err = (file.read_text() for file in self._said)
+        return Ended(code, out, err, self.folder, seconds)
+
+    def living(self) -> list[int]:
+        """Every process on the machine that was started by this run, at whatever remove."""
+        mark = f"{MARK}={self.mark}".encode()
+        found = []
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                if entry.name.isdecimal() and mark in (entry / "environ").read_bytes().split(b"\0"):
+                    found.append(int(entry.name))
+        return found
+
+    def kill(self) -> None:
+        """Kill whatever is left."""
+        while living := self.living():
+            for pid in living:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            self.process.wait(10)
+
+
+def wait_until_dead(pids: list[int], deadline: float) -> None:
+    """Wait until all processes have ended, children or not (pidfd_open(2)); fails when one has not by the deadline."""
+    until = time.monotonic() + deadline
+    for pid in pids:
+        try:
+            descriptor = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        try:
+            assert select.select([descriptor], [], [], max(0.0, until - time.monotonic()))[0], f"process {pid} lives on"
+        finally:
+            os.close(descriptor)
+
+
+class Starter:
+    """Starts smoke runs with the options that every run has, and kills what a test leaves."""
+
+    def __init__(self, root: Path, python: Path, folder: Path) -> None:
+        self.root, self.python, self.folder = root, python, folder
+        self.started: list[Smoke] = []
+        foreign = {"PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH", "PYTHONSTARTUP", "VIRTUAL_ENV"}
+        self.environ = {name: value for name, value in os.environ.items() if name not in foreign} | {"PYTHONNOUSERSITE": "1"}
+
+    def start(self, *options: str, sabotage: tuple[str, ...] = (), report: Path | None = None, **environ: str) -> Smoke:
+        """Start a run, with `sabotage` done to it."""
+        report = report or self.folder / f"report{len(self.started)}"
+        script = ["-m", "smoke_tests"]
+        if sabotage:
+            script = ["tests/smoke/sabotage.py", *sabotage, "--"]
+            environ |= {"PYTHONPATH": str(self.root), "OMP_NUM_THREADS": "1"}
+        command = [str(self.python), *script, *self.arguments(report), *options]
+        self.started.append(Smoke(command, self.root, report, self.environ | environ))
+        return self.started[-1]
+
+    def arguments(self, report: Path) -> list[str]:
+        """What every run is given; an option that comes again later counts instead."""
+        stack, lock = self.root / "environments" / NAME / "stack.toml", self.root / "lockfiles" / NAME
+        return ["--environment", NAME, "--stack", str(stack), "--lock", str(lock), "--report", str(report)]
+
+    def run(self, *options: str, sabotage: tuple[str, ...] = (), report: Path | None = None, **environ: str) -> Ended:
+        """Start a run and wait for its end."""
+        return self.start(*options, sabotage=sabotage, report=report, **environ).finish()
+
+    def inside(self, *arguments: str) -> str:
+        """Standard output of the environment's Python, which must end well."""
+        ended = subprocess.run(
+            [str(self.python), *arguments], cwd=self.root, env=self.environ, capture_output=True, text=True, timeout=DEADLINE
+        )
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout
+
+    def refused(self, *options: str, **environ: str) -> str:
+        """Start a run, which must refuse with one line, exit code 2 and no report; return the line."""
+        ended = self.run(*options, **environ)
+        assert ended.code == 2, ended.stderr
+        assert ended.stderr.count("\n") == 1, ended.stderr
+        assert not (ended.folder / "report.json").exists()
+        return ended.stderr.rstrip("\n")
+
+    def close(self) -> None:
+        """End everything and give the room back."""
+        for smoke in self.started:
+            smoke.kill()
+            shutil.rmtree(smoke.folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def python(root: Path) -> Path:
+    """The Python of the installed environment; installs it where it is not."""
+    house = House(root)
+    return installation.ensure(house, environment.read(house, NAME))
+
+
+@pytest.fixture
+def smoke(root: Path, python: Path, tmp_path: Path) -> Iterator[Starter]:
+    """Smoke runs for one test."""
+    starter = Starter(root, python, tmp_path)
+    yield starter
+    starter.close()
+
+
+@pytest.fixture(scope="session")
+def lasting(root: Path, python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Starter]:
+    """Smoke runs that several tests look at."""
+    starter = Starter(root, python, tmp_path_factory.mktemp("smoke"))
+    yield starter
+    starter.close()
+
+
+@pytest.fixture(scope="session")
+def good(lasting: Starter) -> Ended:
+    """A whole run with nothing wrong: both stages, two ranks, the made checkpoint."""
+    return lasting.run(report=lasting.folder / "good")
+
+
+@pytest.fixture(scope="session")
+def made(lasting: Starter) -> Path:
+    """A checkpoint as a smoke run makes one, kept."""
+    folder = lasting.folder / "made"
+    code = "import pathlib, sys; from smoke_tests import checkpoint, samples; "
+    lasting.inside("-c", code + "checkpoint.make(pathlib.Path(sys.argv[1]), samples.corpus())", str(folder))
+    return folder

@@ -1,0 +1,389 @@
+"""Faults, for real: ranks that are killed and stopped at a given moment, a full disk, and what users get wrong."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from .conftest import Ended, Smoke, Starter, steps_of, wait_until_dead
+
+# Seconds that a run has to end in after a fault, or after the deadline that a hang lets pass.
+PATIENCE = 15.0
+
+
+def strike(smoke: Smoke, pid: int, number: signal.Signals) -> Ended:
+    """Send the signal, and see the run end in time."""
+    os.kill(pid, number)
+    return smoke.finish(PATIENCE)
+
+
+def assert_fatal(ended: Ended, message: str) -> None:
+    """Exit code 1, one line that is `message` (a regular expression), and a report of a failed run that says it too."""
+    assert ended.code == 1
+    assert re.fullmatch(rf"smoke: {message}\n", ended.stderr), ended.stderr
+    report = ended.report
+    assert report["verdict"] == "failed"
+    assert f"smoke: {report['failure']}\n" == ended.stderr
+    assert (ended.folder / "junit.xml").is_file()
+    assert not list(ended.folder.glob("work-*"))
+
+
+# ranks that die
+
+
+@pytest.mark.parametrize(
+    ("stage", "job", "rank", "step", "number"),
+    [
+        (3, "zero3", 1, "load", signal.SIGKILL),
+        (2, "zero2", 0, "train", signal.SIGTERM),
+        (3, "zero3-fresh", 1, "resume", signal.SIGSEGV),
+        (2, "plain", 0, "plain run", signal.SIGABRT),
+    ],
+)
+def test_rank_that_dies(smoke: Starter, stage: int, job: str, rank: int, step: str, number: signal.Signals) -> None:
+    running = smoke.start("--zero", str(stage))
+    running.wait_for_step(job, rank, step)
+    ended = strike(running, running.pid(job, rank), number)
+    # The rank has gone on while the signal was on its way; what it said last tells how far.
+    reached = running.reached(job, rank)
+    assert steps_of(job).index(reached) >= steps_of(job).index(step)
+    place = f"zero-{stage} / {reached}" if job.startswith("zero") else reached
+    sentence = rf"rank {rank} was killed by signal {number.value} \({number.name}\) in {place}"
+    log = ended.folder / "logs" / job / f"rank{rank}.log"
+    assert_fatal(ended, rf"{sentence}; its log: {re.escape(str(log))}")
+    assert log.is_file()
+    entry = ended.found(reached, stage if job.startswith("zero") else None)
+    assert entry["verdict"] == "failed"
+    assert re.search(sentence, entry["ranks"][rank]["detail"])
+    assert re.search(sentence, entry["detail"])
+
+
+def test_rank_that_dies_before_it_has_said_a_word(smoke: Starter) -> None:
+    """The first rank, killed as soon as it exists; its connection, which would tell of its death, may not be there yet."""
+    running = smoke.start("--zero", "2")
+    children = Path(f"/proc/{running.process.pid}/task/{running.process.pid}/children")
+    first = running.wait_until(lambda: children.read_text().split()[:1])
+    ended = strike(running, int(first[0]), signal.SIGKILL)
+    assert_fatal(ended, r"rank 0 was killed by signal 9 \(SIGKILL\) in (start|checkpoint); its log: \S+")
+
+
+def test_launcher_that_dies(smoke: Starter) -> None:
+    running = smoke.start("--zero", "2")
+    running.wait_for_step("zero2", 1, "load")
+    ended = strike(running, running.pid("zero2", None), signal.SIGKILL)
+    log = re.escape(str(ended.folder / "logs" / "zero2" / "launcher.log"))
+    assert_fatal(ended, rf"torchrun's agent for zero2 was lost: killed by signal 9 \(SIGKILL\); its log: {log}")
+
+
+# ranks that hang
+
+
+def test_rank_that_is_stopped(smoke: Starter) -> None:
+    """Nothing but the deadline can notice; then the stopped rank and the one that waits for it are named with their stacks."""
+    timeout = 5
+    running = smoke.start("--zero", "3", "--timeout", str(timeout))
+    running.wait_for_step("zero3", 1, "train")
+    os.kill(running.pid("zero3", 1), signal.SIGSTOP)
+    ended = running.finish(timeout + PATIENCE)
+    stack = r"at \S+\.py:\d+ in \w+( < \S+\.py:\d+ in \S+)*"
+    stopped = rf"rank 1 is stopped \(SIGSTOP\) in zero-3 / train since [56] s, {stack}"
+    waiting = rf"rank 0 hangs in zero-3 / train since [56] s, {stack}"
+    assert_fatal(ended, rf"{waiting}; {stopped}; logs: {re.escape(str(ended.folder))}/logs/zero3")
+    for rank in (0, 1):
+        whole = (ended.folder / "logs" / "zero3" / f"rank{rank}.stack").read_text()
+        assert re.search(r"checks\.py\W.* in train$", whole, re.MULTILINE)
+
+
+# the run itself
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_run(smoke: Starter, number: signal.Signals) -> None:
+    running = smoke.start("--zero", "2")
+    running.wait_for_step("zero2", 0, "generate")
+    ended = strike(running, running.process.pid, number)
+    assert_fatal(ended, rf"interrupted by {number.name} with .*rank 0 in zero-2 / {running.reached('zero2', 0)}.*")
+
+
+def test_second_run_on_the_same_report(smoke: Starter) -> None:
+    """It is refused, and does the first no harm."""
+    first = smoke.start("--zero", "2")
+    first.wait_until((first.folder / "logs").is_dir)
+    said = refused_by_tools(smoke, report=first.folder)
+    assert said == f"{first.folder}: another smoke run writes its report here; wait for it or give another --report"
+    assert (first.folder / "logs").is_dir()
+    assert list(first.folder.glob("work-*"))
+
+
+def test_interrupted_before_the_first_rank(smoke: Starter) -> None:
+    running = smoke.start("--zero", "2")
+    running.wait_until(lambda: "importing torch" in running.said())
+    ended = strike(running, running.process.pid, signal.SIGINT)
+    assert ended.code == 1
+    assert ended.stderr == "smoke: interrupted before the first rank had started\n"
+    assert not list(ended.folder.glob("work-*"))
+
+
+def test_killed_run_takes_its_ranks_along(smoke: Starter) -> None:
+    """Nothing can be said any more, and still nothing is left; the next run clears up behind it."""
+    running = smoke.start("--zero", "2")
+    running.wait_for_step("zero2", 0, "load")
+    running.wait_for_step("zero2", 1, "load")
+    ranks = running.living()
+    assert len(ranks) >= 4  # itself, a launcher and two ranks
+    running.process.kill()
+    assert running.process.wait(PATIENCE) == -signal.SIGKILL
+    wait_until_dead(ranks, 5.0)
+    assert running.living() == []
+    left = list(running.folder.glob("work-*"))
+    assert left
+    again = smoke.start("--zero", "2", report=running.folder)
+    again.wait_for(lambda e: e["event"] == "hello" and e["pid"] not in ranks)
+    assert not set(left) & set(running.folder.glob("work-*"))
+
+
+# the disk
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Makes a file system of so many MiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def mount(size: int) -> Path:
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}m", "none", str(place)]
+        mounted = subprocess.run(command, capture_output=True, text=True, timeout=10)
+        if mounted.returncode:
+            pytest.skip(f"no small file system to fill without the right to mount one: {mounted.stderr.strip()}")
+        return place
+
+    yield mount
+    if place.is_mount():
+        subprocess.run(["umount", "--lazy", str(place)], check=True, timeout=10)
+
+
+def test_disk_that_is_too_small(smoke: Starter, disk: Callable[[int], Path]) -> None:
+    report = disk(16) / "report"
+    said = smoke.refused(report=report)
+    assert re.fullmatch(
+        rf"{report}: the run needs about [\d.]+ GiB of disk here, 0\.0 GiB free; give --report another place", said
+    )
+
+
+def fill(file: Path) -> None:
+    """Write to the file until its disk has no byte left."""
+    with file.open("wb", buffering=0) as ballast:
+        for size in (1 << 20, 1):
+            with contextlib.suppress(OSError):
+                while True:
+                    ballast.write(bytes(size))
+    assert os.statvfs(file).f_bavail == 0
+
+
+def test_disk_that_fills_up(smoke: Starter, disk: Callable[[int], Path]) -> None:
+    place = disk(700)
+    running = smoke.start("--zero", "3", report=place / "report")
+    running.wait_for_step("zero3", 0, "resume")
+    fill(place / "ballast")
+    ended = running.finish()
+    assert ended.code == 1
+    cure = "free some room or give --report another place"
+    assert re.fullmatch(rf"smoke: the disk of {place}/report is full; {cure}( \(.*\))?\n", ended.stderr), ended.stderr
+    assert "Traceback" not in ended.stdout
+
+
+# what a user gets wrong: refused before torch is imported, which the tools' Python does not have
+
+
+def refused_by_tools(smoke: Starter, *options: str, report: Path | None = None) -> str:
+    """The line with which the smoke tests refuse, run by a Python without torch."""
+    command = [sys.executable, "-m", "smoke_tests", *smoke.arguments(report or smoke.folder / "none"), *options]
+    ended = subprocess.run(command, cwd=smoke.root, capture_output=True, text=True, timeout=30)
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.count("\n") == 1, ended.stderr
+    return ended.stderr.rstrip("\n")
+
+
+def shard(tensors: dict[str, int]) -> bytes:
+    """A safetensors file of byte tensors with so many elements each."""
+    header, end = {}, 0
+    for name, size in tensors.items():
+        header[name] = {"dtype": "U8", "shape": [size], "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(end)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A folder with all that a checkpoint is judged by, and nothing else."""
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    files = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    for tensor, name in files.items():
+        (folder / name).write_bytes(shard({tensor: 100}))
+    for name, content in {
+        "config.json": {"model_type": "qwen2_5_vl"},
+        "model.safetensors.index.json": {"metadata": {}, "weight_map": files},
+        "tokenizer_config.json": {},
+        "preprocessor_config.json": {},
+    }.items():
+        (folder / name).write_text(json.dumps(content))
+    return folder
+
+
+SHARD = "model-00002-of-00002.safetensors"
+INDEX = "model.safetensors.index.json"
+POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 4000000000\n"
+
+
+def replaced(name: str, content: str | bytes) -> Callable[[Path], None]:
+    """Damage: the file `name` has another content."""
+
+    def damage(folder: Path) -> None:
+        (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+
+    return damage
+
+
+def cut(folder: Path) -> None:
+    """The last shard is one byte short."""
+    (folder / SHARD).write_bytes((folder / SHARD).read_bytes()[:-1])
+
+
+def directory(folder: Path) -> None:
+    """Where the last shard should be there is a directory: cannot be read, not even by root."""
+    (folder / SHARD).unlink()
+    (folder / SHARD).mkdir()
+
+
+def outside(folder: Path) -> None:
+    """The index names a file of somebody else's, which is there."""
+    (folder.parent / "other.safetensors").write_bytes(shard({"b": 100}))
+    (folder / INDEX).write_text(json.dumps({"weight_map": {"b": "../other.safetensors"}}))
+
+
+DAMAGES: dict[str, tuple[str, str, Callable[[Path], None]]] = {
+    "a directory in place of a shard": (SHARD, "Is a directory", directory),
+    "no shard": (SHARD, "No such file or directory", lambda folder: (folder / SHARD).unlink()),
+    "a shard cut short": (SHARD, r"\d+ bytes, its header promises \d+", cut),
+    "a shard with more behind it": (SHARD, r"\d+ bytes, its header promises \d+", replaced(SHARD, shard({"b": 100}) + b"!")),
+    "an empty shard": (SHARD, r"no safetensors file \(0 bytes\)", replaced(SHARD, "")),
+    "a Git LFS pointer": (SHARD, r"no safetensors file \(\d+ bytes\)", replaced(SHARD, POINTER)),
+    "a web page": (SHARD, "no safetensors file", replaced(SHARD, "<!DOCTYPE html>\n<html>404</html>\n")),
+    "a header that is no JSON": (SHARD, "header cannot be read", replaced(SHARD, (9).to_bytes(8, "little") + b"{'a': 1}!")),
+    "a header without end": (SHARD, "header cannot be read", replaced(SHARD, (10**5).to_bytes(8, "little") + b"[" * 10**5)),
+    "another model": (
+        "config.json",
+        "model_type is 'llama', this .* 'qwen2_5_vl'",
+        replaced("config.json", '{"model_type": "llama"}'),
+    ),
+    "a config that is no JSON": ("config.json", "no JSON", replaced("config.json", "{")),
+    "a config that is a list": ("config.json", "no JSON object", replaced("config.json", "[]")),
+    "no config": ("config.json", "No such file or directory", lambda folder: (folder / "config.json").unlink()),
+    "an index without weights": (INDEX, "no weight_map", replaced(INDEX, '{"weight_map": {}}')),
+    "an index cut short": (INDEX, "no JSON", replaced(INDEX, '{"weight_map": {"a"')),
+    "an index that leads outside": (INDEX, r"the shard '\.\./other\.safetensors' lies outside the checkpoint", outside),
+    "no tokenizer": (
+        *("tokenizer_config.json", "No such file or directory"),
+        lambda folder: (folder / "tokenizer_config.json").unlink(),
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_checkpoint_that_is_damaged(smoke: Starter, checkpoint: Path, damage: str) -> None:
+    name, what, spoil = DAMAGES[damage]
+    spoil(checkpoint)
+    options = ("--checkpoint", str(checkpoint))
+    said = refused_by_tools(smoke, *options, "--validate")
+    assert re.fullmatch(rf"{checkpoint / name}: .*{what}.*; \w.+", said), said
+    assert refused_by_tools(smoke, *options) == said
+
+
+def test_checkpoint_that_is_sound_is_let_through(smoke: Starter, checkpoint: Path) -> None:
+    """So it is the damage, and nothing else, that is refused above."""
+    command = [sys.executable, "-m", "smoke_tests", *smoke.arguments(smoke.folder), "--checkpoint", str(checkpoint)]
+    ended = subprocess.run([*command, "--validate"], cwd=smoke.root, capture_output=True, text=True, timeout=30)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--zero", "1"], r"smoke: argument --zero: '1' is no list of ZeRO stages; give 2, 3 or 2,3; see --help"),
+        (["--nproc", "0"], r"smoke: argument --nproc: '0' is no number of 1 or more; see --help"),
+        (["--timeout", "nan"], r"smoke: argument --timeout: 'nan' is no number of seconds between 1 and 86400; see --help"),
+        (["--port", "65536"], r"smoke: argument --port: '65536' is no port; give 0 for any free one; see --help"),
+        (["--zreo", "2"], r"smoke: unrecognized arguments: --zreo 2; see --help"),
+        (["--environment", "a/b"], r"smoke: 'a/b' is no name of an environment"),
+        (["--stack", "/nowhere/stack.toml"], r"/nowhere/stack\.toml: No such file or directory; give --stack .*"),
+        (["--stack", "/dev/null"], r"/dev/null: model\.family, model\.class or expectations\.auto_classes is missing; .*"),
+        (["--lock", "/nowhere"], r"/nowhere: no requirements\.txt here; run: nox -s lock -- qwen2\.5-vl"),
+        (["--checkpoint", "/nowhere"], r"--checkpoint /nowhere: no such folder, and no id of the form owner/name"),
+        (["--checkpoint", "a" * 300], r"smoke: a{300}: File name too long; \w.*"),
+        (
+            ["--report", "/proc/nowhere"],
+            r"/proc/nowhere: No such file or directory; give --report a folder that can be written",
+        ),
+        (["--report", "/dev/null"], r"/dev/null: File exists; give --report a folder that can be written"),
+    ],
+)
+def test_option_that_is_wrong(smoke: Starter, options: list[str], message: str) -> None:
+    said = refused_by_tools(smoke, *options)
+    assert re.fullmatch(message, said), said
+
+
+def test_folder_of_somebody_else_is_left_alone(smoke: Starter) -> None:
+    """A run clears away what an earlier run left in its report folder; what is no report folder it does not touch."""
+    folder = smoke.folder / "results"
+    (folder / "logs").mkdir(parents=True)
+    (folder / "logs" / "mine.txt").write_text("a year of work")
+    said = refused_by_tools(smoke, "--report", str(folder))
+    assert said.startswith(f"{folder}: ")
+    assert (folder / "logs" / "mine.txt").read_text() == "a year of work"
+
+
+# what only the environment can tell
+
+
+def test_busy_port(smoke: Starter) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        said = smoke.refused("--port", str(port))
+    where = rf"--port {port}: port {port} of 127\.0\.0\.1"
+    assert re.fullmatch(rf"{where} is in use by another process; give --port 0 for any free one", said)
+
+
+def test_more_ranks_than_the_memory_holds(smoke: Starter) -> None:
+    said = smoke.refused("--nproc", "5000")
+    found = re.fullmatch(
+        r"--nproc 5000: 5000 ranks need about ([\d.]+) GiB of memory \(([\d.]+) GiB each\), ([\d.]+) GiB are free; "
+        r"give --nproc (\d+) or less",
+        said,
+    )
+    assert found, said
+    whole, each, free, most = map(float, found.groups())
+    assert whole == pytest.approx(5000 * each, rel=0.1)
+    assert free < whole
+    assert most * each <= free * 1.1
+
+
+def test_hub_id_that_cannot_be_fetched(smoke: Starter) -> None:
+    began = time.monotonic()
+    said = smoke.refused("--checkpoint", "nobody/nothing", HF_ENDPOINT="http://127.0.0.1:1", HF_HOME=str(smoke.folder))
+    assert re.fullmatch(
+        r"--checkpoint nobody/nothing: it could not be fetched \(.+\); fetch it on a machine with a network .*",
+        said,
+    )
+    assert time.monotonic() - began < 60

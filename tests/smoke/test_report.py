@@ -1,0 +1,424 @@
+"""Good runs, and the evidence that they leave."""
+
+import datetime
+import hashlib
+import json
+import re
+import socket
+import string
+import xml.etree.ElementTree as xml
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smoke_tests import report
+from smoke_tests.report import RankVerdict, Result
+
+from .conftest import NAME, Ended, Starter
+
+STAGED = {
+    *("versions", "collectives", "load", "weights", "train", "parity", "resume", "consolidated weights", "generate"),
+    *("mixed modality", "mixed modality: dummy image", "memory", "bf16"),
+}
+UNSTAGED = {"checkpoint", "plain run", "auto classes"}
+CONTROLS = {"missing key", "later key layout", "flipped bit", "truncated shard", "wrong shape"}
+CONTROLS_OF_3 = {"gloo race", "seed failure: load_state_dict", "seed failure: zero.Init"}
+PATCH_EMBED = "visual.patch_embed.proj.weight"
+
+
+# the schema
+
+
+@pytest.fixture(scope="session")
+def schema(root: Path) -> jsonschema.Draft202012Validator:
+    """The schema of reports, with dates checked too."""
+    text = (root / "smoke_tests" / "report.schema.json").read_text()
+    schema = json.loads(text)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    checker = jsonschema.FormatChecker()
+
+    # jsonschema itself takes any text for a date-time unless another package is there.
+    @checker.checks("date-time", raises=ValueError)
+    def is_date_time(value: object) -> bool:
+        return not isinstance(value, str) or datetime.datetime.fromisoformat(value).tzinfo is not None
+
+    return jsonschema.Draft202012Validator(schema, format_checker=checker)
+
+
+def example() -> dict[str, Any]:
+    """A report that is right, as small as one can be."""
+    return {
+        "environment": "tiny",
+        "lock": {"requirements.txt": "0" * 64},
+        "device": "cpu",
+        "backend": "gloo",
+        "precision": "fp32",
+        "world_size": 1,
+        "versions": {"torch": "2.6.0", "cuda": None},
+        "machine": {"architecture": "x86_64", "cpu": "one", "cpus": 1, "memory_bytes": 1},
+        "checkpoint": "made",
+        "started": "2025-03-15T12:00:00+00:00",
+        "seconds": 1.5,
+        "verdict": "passed",
+        "failure": "",
+        "not_run": [{"name": "bf16", "reason": "none"}],
+        "checks": [
+            {
+                "name": "load",
+                "zero_stage": 3,
+                "kind": "check",
+                "verdict": "passed",
+                "seconds": 0.5,
+                "ranks": [{"rank": 0, "verdict": "passed", "detail": "all"}],
+                "detail": "all",
+            }
+        ],
+    }
+
+
+def test_example_is_valid(schema: jsonschema.Draft202012Validator) -> None:
+    schema.validate(example())
+
+
+@pytest.mark.parametrize("verdict", ["failed", "known-issue"])
+def test_run_may_fail_or_know_an_issue(schema: jsonschema.Draft202012Validator, verdict: str) -> None:
+    found = example()
+    check = found["checks"][0]
+    check["verdict"] = check["ranks"][0]["verdict"] = verdict
+    found["verdict"] = "failed" if verdict == "failed" else "passed"
+    schema.validate(found)
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        (("checks", 0, "verdict"), "failed"),  # of a run that passed
+        (("failure",), "rank 0 was killed"),  # likewise
+        (("checks",), []),  # nothing was proven
+        (("verdict",), "known-issue"),
+        (("verdict",), "skipped"),
+        (("checks", 0, "verdict"), "ok"),
+        (("checks", 0, "kind"), "test"),
+        (("checks", 0, "zero_stage"), 1),
+        (("checks", 0, "seconds"), -1),
+        (("checks", 0, "detail"), ""),
+        (("checks", 0, "ranks"), []),
+        (("checks", 0, "ranks", 0, "verdict"), "missing"),
+        (("checks", 0, "ranks", 0, "rank"), -1),
+        (("checks", 0, "extra"), 1),
+        (("lock",), {}),
+        (("lock", "requirements.txt"), "sha256:0"),
+        (("device",), "tpu"),
+        (("world_size",), 0),
+        (("started",), "yesterday"),
+        (("started",), "2025-03-15T12:00:00"),  # in which time zone?
+        (("versions", "torch"), 2.6),
+        (("surprise",), True),
+    ],
+)
+def test_wrong_report_is_invalid(schema: jsonschema.Draft202012Validator, where: tuple[Any, ...], value: object) -> None:
+    found: Any = example()
+    *way, last = where
+    part = found
+    for step in way:
+        part = part[step]
+    part[last] = value
+    assert not schema.is_valid(found)
+
+
+@pytest.mark.parametrize("key", sorted(example()))
+def test_report_that_lacks_something_is_invalid(schema: jsonschema.Draft202012Validator, key: str) -> None:
+    found = example()
+    del found[key]
+    assert not schema.is_valid(found)
+
+
+@pytest.mark.parametrize("key", sorted(example()["checks"][0]))
+def test_check_that_lacks_something_is_invalid(schema: jsonschema.Draft202012Validator, key: str) -> None:
+    found = example()
+    del found["checks"][0][key]
+    assert not schema.is_valid(found)
+
+
+# the functions that make it
+
+VERDICTS = st.sampled_from(["passed", "failed", "known-issue"])
+TEXTS = st.text(min_size=1, max_size=40)
+RANKS = st.lists(st.tuples(VERDICTS, TEXTS), min_size=1, max_size=5).map(
+    lambda found: [RankVerdict(number, verdict, detail) for number, (verdict, detail) in enumerate(found)]
+)
+NAMES = st.text(string.ascii_letters, min_size=1, max_size=20)
+STAGES = st.sampled_from([None, 2, 3])
+KINDS = st.sampled_from(["check", "control"])
+RESULTS = st.lists(st.builds(Result, NAMES, STAGES, KINDS, VERDICTS, st.floats(0, 1e6), RANKS, TEXTS), max_size=8)
+
+
+@given(RANKS)
+def test_worst_rank_decides(ranks: list[RankVerdict]) -> None:
+    verdict, detail = report.overall(ranks)
+    verdicts = {rank.verdict for rank in ranks}
+    worst = next(verdict for verdict in ("failed", "known-issue", "passed") if verdict in verdicts)
+    assert verdict == worst
+    telling = [rank for rank in ranks if rank.verdict == worst]
+    name = "" if worst == "passed" or len(ranks) == 1 else r"rank {}: "
+    assert detail in [name.format(rank.rank) + rank.detail for rank in telling]
+
+
+def test_cause_is_told_before_its_victims() -> None:
+    ranks = [RankVerdict(0, "failed", "Connection reset by peer"), RankVerdict(1, "failed", "killed by signal 9 (SIGKILL)")]
+    assert report.overall(ranks) == ("failed", "rank 1: killed by signal 9 (SIGKILL)")
+
+
+@given(RESULTS, st.booleans())
+def test_table_has_a_row_for_everything(results: list[Result], colour: bool) -> None:
+    content = example() | {"verdict": "failed"}
+    text = report.table(content, results, colour)
+    assert all(result.name in text for result in results)
+    assert all(report.line(result, colour) for result in results)
+
+
+@given(RESULTS, st.text(max_size=20))
+def test_junit_is_xml_whatever_was_said(results: list[Result], failure: str) -> None:
+    suite = xml.fromstring(report._junit(example() | {"failure": failure}, results))
+    wrong = sum(result.verdict == "failed" for result in results) + bool(failure)
+    assert int(suite.get("failures", "")) == wrong == len(suite.findall("testcase/failure"))
+    assert int(suite.get("tests", "")) == len(results) + bool(failure) == len(suite.findall("testcase"))
+
+
+def test_report_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    (tmp_path / "report.json").mkdir()  # cannot be replaced by a file
+    with pytest.raises(OSError, match="directory"):
+        report.write(tmp_path, example(), [])
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+
+
+# a whole good run
+
+
+def test_good_run_passes(good: Ended) -> None:
+    assert (good.code, good.stderr) == (0, "")
+    assert good.report["verdict"] == "passed"
+    assert good.report["failure"] == ""
+    assert good.report["not_run"] == []
+
+
+def test_report_is_as_the_schema_says(good: Ended, schema: jsonschema.Draft202012Validator) -> None:
+    schema.validate(good.report)
+
+
+def test_every_check_and_control_was_run(good: Ended) -> None:
+    found = {(c["kind"], c["name"], c["zero_stage"]) for c in good.report["checks"]}
+    wanted = {("check", name, stage) for name in STAGED for stage in (2, 3)}
+    wanted |= {("check", name, None) for name in UNSTAGED}
+    wanted |= {("control", name, stage) for name in CONTROLS for stage in (2, 3)}
+    wanted |= {("control", name, 3) for name in CONTROLS_OF_3}
+    assert found == wanted
+    assert len(found) == len(good.report["checks"])
+
+
+def test_every_rank_gave_its_verdict(good: Ended) -> None:
+    alone = UNSTAGED | {"consolidated weights"}
+    for check in good.report["checks"]:
+        assert [rank["rank"] for rank in check["ranks"]] == ([0] if check["name"] in alone else [0, 1])
+        wanted = "known-issue" if check["name"] == "mixed modality" else "passed"
+        assert {check["verdict"], *(rank["verdict"] for rank in check["ranks"])} == {wanted}
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_known_issue_says_who_died_of_what(good: Ended, stage: int) -> None:
+    # The rank with text only aborts in gloo's C++, and takes the other along.
+    assert good.found("mixed modality", stage)["detail"] == "rank 1: dies: killed by signal 6 (SIGABRT)"
+
+
+def test_race_says_how_many_tries_it_took(good: Ended) -> None:
+    race = good.found("gloo race", 3, "control")
+    tries = {re.match(r"seen at try (\d+): \d+ tensors silently wrong", rank["detail"])[1] for rank in race["ranks"]}
+    assert len(tries) == 1
+
+
+def test_seed_failure_is_the_one_of_the_seed(good: Ended) -> None:
+    for way in ("load_state_dict", "zero.Init"):
+        for rank in good.found(f"seed failure: {way}", 3, "control")["ranks"]:
+            assert f"size mismatch for {PATCH_EMBED}: " in rank["detail"]
+            assert "torch.Size([1280, 3, 2, 14, 14]) from checkpoint" in rank["detail"]
+            assert "current model is torch.Size([0])" in rank["detail"]
+
+
+def test_evidence_is_bound_to_lock_and_machine(good: Ended, root: Path) -> None:
+    lock = root / "lockfiles" / NAME
+    digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in lock.iterdir()}
+    assert good.report["lock"] == digests
+    pins = dict(re.findall(r"^(\S+)==(\S+)", (lock / "requirements.txt").read_text(), re.MULTILINE))
+    for name in ("torch", "transformers", "deepspeed"):
+        assert good.report["versions"][name].partition("+")[0] == pins[name].partition("+")[0]
+    assert good.report["environment"] == NAME
+    assert (good.report["device"], good.report["backend"], good.report["precision"]) == ("cpu", "gloo", "fp32")
+    assert good.report["world_size"] == 2
+    assert good.report["checkpoint"] == "made"
+    assert 0 < good.report["seconds"] < good.seconds
+    age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(good.report["started"])
+    assert datetime.timedelta(0) <= age < datetime.timedelta(hours=1)
+
+
+def test_junit_counts_what_the_report_counts(good: Ended) -> None:
+    suite = xml.parse(good.folder / "junit.xml").getroot()
+    cases = [(case.get("name"), case.get("classname")) for case in suite.findall("testcase")]
+    stages = {2: "zero-2", 3: "zero-3", None: "all"}
+    assert cases == [(c["name"], f"{c['kind']}.{stages[c['zero_stage']]}") for c in good.report["checks"]]
+    assert suite.get("tests") == str(len(cases))
+    assert suite.get("failures") == "0"
+
+
+def test_what_is_left_is_the_evidence(good: Ended) -> None:
+    assert {path.name for path in good.folder.iterdir()} == {".lock", "logs", "report.json", "junit.xml"}
+
+
+def test_progress_and_table(good: Ended) -> None:
+    live, _, table = good.stdout.partition("\n\n")
+    for check in good.report["checks"]:
+        stage = f"zero-{check['zero_stage']}" if check["zero_stage"] else "-"
+        mark = "known" if check["verdict"] == "known-issue" else "ok"
+        kind = "control: " if check["kind"] == "control" else ""
+        assert re.search(rf"^  {mark} +{stage} +{re.escape(kind + check['name'])} +\d+\.\d\d s  \S", live, re.MULTILINE)
+        assert re.search(rf"^{re.escape(check['name'])} +(ok|known|-)", table, re.MULTILINE)
+    assert "FAIL" not in good.stdout
+    *_, verdict, counts, where = table.splitlines()
+    assert verdict.startswith(f"PASSED  {NAME}: torch ")
+    assert verdict.endswith(" on cpu, gloo, fp32, 2 ranks")
+    kinds = [sum(c["kind"] == kind for c in good.report["checks"]) for kind in ("check", "control")]
+    assert counts.startswith(f"{kinds[0]} checks and {kinds[1]} controls in ")
+    assert where == f"report: {good.folder}/report.json"
+
+
+def test_memory_of_each_rank(good: Ended, tensors: dict[str, Any]) -> None:
+    """Under ZeRO-2 a rank holds every element, under ZeRO-3 half of each parameter, rounded up; and less than 2.5 GB."""
+    events = [json.loads(line) for line in (good.folder / "logs" / "events.jsonl").read_text().splitlines()]
+    sizes = [size(tensor["shape"]) for tensor in tensors.values()]
+    wanted = {"zero2": sum(sizes), "zero3": sum((size + 1) // 2 for size in sizes)}
+    said = [(e["job"], e["rank"], e["data"]) for e in events if e["event"] == "end" and "peak_bytes" in e["data"]]
+    assert sorted((job, rank) for job, rank, _ in said) == [("zero2", 0), ("zero2", 1), ("zero3", 0), ("zero3", 1)]
+    for job, _, data in said:
+        assert data["elements"] == wanted[job]
+        assert 0 < data["peak_bytes"] < 2.5e9
+
+
+def size(shape: list[int]) -> int:
+    """How many elements there are."""
+    total = 1
+    for extent in shape:
+        total *= extent
+    return total
+
+
+# the made checkpoint
+
+INSPECTION = """
+import json, sys
+from pathlib import Path
+from safetensors import safe_open
+from transformers import AutoProcessor
+from smoke_tests import samples
+
+folder, found = Path(sys.argv[1]), {}
+for file in sorted(folder.glob("*.safetensors")):
+    with safe_open(file, framework="pt") as shard:
+        for name in shard.keys():
+            tensor = shard.get_tensor(name)
+            found[name] = {"shape": list(tensor.shape), "shard": file.name, "zeros": int((tensor == 0).sum()),
+                           "ones": int((tensor == 1).sum()), "different": tensor.unique().numel()}
+processor = AutoProcessor.from_pretrained(folder)
+captions = [scene.caption for scene in samples.scenes(48)]
+texts = [processor.tokenizer.decode(processor.tokenizer(caption)["input_ids"]) for caption in captions]
+inputs = samples.sample(processor, samples.scenes(1)[0])
+print(json.dumps({"tensors": found, "captions": captions, "texts": texts, "patches": list(inputs["pixel_values"].shape),
+                  "spread": inputs["pixel_values"].unique().numel(), "labels": inputs["labels"].tolist()[0]}))
+"""
+
+
+@pytest.fixture(scope="session")
+def inspection(lasting: Starter, made: Path) -> dict[str, Any]:
+    """What the environment's own libraries find in the made checkpoint."""
+    return json.loads(lasting.inside("-c", INSPECTION, str(made)))
+
+
+@pytest.fixture(scope="session")
+def tensors(inspection: dict[str, Any]) -> dict[str, Any]:
+    """Name -> shape, shard and a count of its values."""
+    return inspection["tensors"]
+
+
+def test_patch_embedding_is_the_real_one(tensors: dict[str, Any]) -> None:
+    assert tensors[PATCH_EMBED]["shape"] == [1280, 3, 2, 14, 14]
+
+
+def test_no_tensor_is_as_a_fresh_model_has_it(tensors: dict[str, Any]) -> None:
+    """A fresh model's biases are 0 and its norms 1: a tensor that was not loaded would look like one that was."""
+    assert sum(name.endswith("bias") for name in tensors) > 5
+    assert sum("norm" in name for name in tensors) > 5
+    for name, tensor in tensors.items():
+        assert tensor["different"] > min(size(tensor["shape"]), 1000) * 0.9, name
+        assert tensor["zeros"] + tensor["ones"] < size(tensor["shape"]) * 0.01, name
+
+
+def test_shards_part_no_module(tensors: dict[str, Any], made: Path) -> None:
+    """The gloo race hides where a module's weight and bias lie in different shards."""
+    assert len({tensor["shard"] for tensor in tensors.values()}) >= 2
+    index = json.loads((made / "model.safetensors.index.json").read_text())
+    assert index["weight_map"] == {name: tensor["shard"] for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        if name.endswith(".bias"):
+            assert tensors[name.removesuffix("bias") + "weight"]["shard"] == tensor["shard"]
+
+
+def test_processor_is_a_working_one(inspection: dict[str, Any]) -> None:
+    assert inspection["texts"] == inspection["captions"]
+    assert len(set(inspection["captions"])) > 20
+    patches, values = inspection["patches"]
+    assert values == 3 * 2 * 14 * 14
+    assert patches >= 16
+    assert inspection["spread"] > 3  # a drawing, and no plain area
+    labels = inspection["labels"]
+    answer = [label for label in labels if label != -100]
+    assert 0 < len(answer) < len(labels)
+    assert labels[-len(answer) :] == answer
+
+
+# other good runs
+
+
+def test_given_checkpoint_on_three_ranks(smoke: Starter, made: Path, tensors: dict[str, Any]) -> None:
+    """A checkpoint from a folder, and a world size that divides nothing evenly."""
+    before = {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in made.iterdir()}
+    ended = smoke.run("--zero", "3", "--nproc", "3", "--checkpoint", str(made))
+    assert ended.code == 0, ended.stdout
+    assert (ended.report["world_size"], ended.report["checkpoint"]) == (3, str(made))
+    assert [rank["rank"] for rank in ended.found("weights", 3)["ranks"]] == [0, 1, 2]
+    held = sum(-(-size(tensor["shape"]) // 3) for tensor in tensors.values())
+    assert ended.found("memory", 3)["detail"].startswith(f"{held:,} parameter elements held, ")
+    assert {(c["kind"], c["name"]) for c in ended.report["checks"] if c["zero_stage"] == 3} == {
+        *(("check", name) for name in STAGED),
+        *(("control", name) for name in CONTROLS | CONTROLS_OF_3),
+    }
+    assert {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in made.iterdir()} == before
+
+
+def test_spawned_ranks(smoke: Starter) -> None:
+    ended = smoke.run("--zero", "2", "--start", "spawn")
+    assert ended.code == 0, ended.stdout
+    assert {c["name"] for c in ended.report["checks"] if c["kind"] == "check"} == STAGED | UNSTAGED
+
+
+def test_one_rank_says_what_it_cannot_show(smoke: Starter) -> None:
+    with socket.socket() as probe:  # one port for all jobs, one after the other
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ended = smoke.run("--zero", "3", "--nproc", "1", "--port", str(port))
+    assert ended.code == 0, ended.stdout
+    assert "mixed modality" in {entry["name"] for entry in ended.report["not_run"]}
+    assert "not run: mixed modality (" in ended.stdout
+    names = {c["name"] for c in ended.report["checks"] if c["kind"] == "check"}
+    assert {"mixed modality"} == (STAGED | UNSTAGED) - names

@@ -1,0 +1,259 @@
+"""Each check fails when what it looks at is broken, and each control fails the run when it can no longer see.
+
+Sabotages that do not touch each other share a run, so each run also shows that a failure does not spread to checks of other
+things.
+"""
+
+import hashlib
+import re
+from pathlib import Path
+
+import pytest
+
+from .conftest import NAME, Ended, Starter
+
+BOTH = (0, 1)
+
+
+def assert_failed(ended: Ended, name: str, stage: int | None, ranks: tuple[int, ...], detail: str, kind: str = "check") -> None:
+    """The check failed on exactly `ranks`, each of which says `detail` (a regular expression)."""
+    entry = ended.found(name, stage, kind)
+    assert entry["verdict"] == "failed", entry
+    said = {rank["rank"]: rank["detail"] for rank in entry["ranks"] if rank["verdict"] == "failed"}
+    assert tuple(said) == ranks, entry
+    for text in [*said.values(), entry["detail"]]:
+        assert re.search(detail, text), text
+
+
+def assert_failures(ended: Ended, *, checks: set[tuple[str, int | None]], controls: set[tuple[str, int | None]]) -> None:
+    """Exit code 1, and exactly these checks and controls failed."""
+    assert ended.code == 1, ended.stderr
+    assert ended.report["verdict"] == "failed"
+    assert ended.report["failure"] == ""
+    wanted = {("check", *check) for check in checks} | {("control", *control) for control in controls}
+    assert ended.failures() == wanted
+    assert re.search(r"^FAILED  qwen2\.5-vl: ", ended.stdout, re.MULTILINE)
+
+
+def edited_lock(root: Path, folder: Path) -> Path:
+    """A lock with another babel, one package more and one less than is installed."""
+    lock = folder / "lock"
+    lock.mkdir()
+    text = (root / "lockfiles" / NAME / "requirements.txt").read_text()
+    assert re.search(r"^openai==", text, re.MULTILINE)
+    text = re.sub(r"^babel==\S+", "babel==99.1", text, flags=re.MULTILINE)
+    text = re.sub(r"^openai==(.*\n +)*.*\n", "", text, flags=re.MULTILINE)
+    (lock / "requirements.txt").write_text(text + "never-installed==1.0\n")
+    return lock
+
+
+def edited_stack(root: Path, folder: Path) -> Path:
+    """A stack.toml that expects another answer of one auto class."""
+    text = (root / "environments" / NAME / "stack.toml").read_text()
+    assert text.count('AutoModelForCausalLM = "refused"') == 1
+    stack = folder / "stack.toml"
+    stack.write_text(text.replace('AutoModelForCausalLM = "refused"', 'AutoModelForCausalLM = "whole"'))
+    return stack
+
+
+@pytest.fixture(scope="module")
+def broken(lasting: Starter, root: Path) -> Ended:
+    """A run in which most checks find something broken, and in which nothing else is."""
+    folder = lasting.folder / "edited"
+    folder.mkdir()
+    return lasting.run(
+        *("--lock", str(edited_lock(root, folder)), "--stack", str(edited_stack(root, folder))),
+        report=lasting.folder / "broken",
+        sabotage=(
+            *("edited_file", "collectives", "dropped_config", "clipped_gradients", "lost_optimizer_states"),
+            *("spoiled_consolidation", "bf16_off", "gathered_elements", "labelled_dummy"),
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def misled(lasting: Starter) -> Ended:
+    """A run in which weights and training are broken, which other checks have to notice too."""
+    return lasting.run(
+        report=lasting.folder / "misled",
+        sabotage=(
+            *("changed_element", "lost_key", "negated_norm", "detached_vision", "no_learning", "no_learning_in_plain_run"),
+            "obliging_data",
+        ),
+    )
+
+
+def test_exactly_what_was_broken_fails(broken: Ended) -> None:
+    both = {
+        *("versions", "collectives", "parity", "resume", "mixed modality: dummy image", "bf16", "consolidated weights"),
+    }
+    checks: set[tuple[str, int | None]] = {(name, stage) for name in both for stage in (2, 3)}
+    assert_failures(broken, checks=checks | {("auto classes", None), ("load", 3), ("memory", 3)}, controls=set())
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+class TestBroken:
+    """One check each, in both stages."""
+
+    def test_versions(self, broken: Ended, stage: int) -> None:
+        lock = r"never-installed 1\.0 is in the lock and not installed; openai \S+ is installed and not in the lock; "
+        assert_failed(broken, "versions", stage, BOTH, lock + r"babel is \S+, the lock says 99\.1")
+        edited = r"/transformers/models/qwen2_5_vl/modeling_qwen2_5_vl\.py was edited after it was installed"
+        details = [bool(re.search(edited, rank["detail"])) for rank in broken.found("versions", stage)["ranks"]]
+        assert details == [False, True]
+
+    def test_collectives(self, broken: Ended, stage: int) -> None:
+        names = ["all_reduce", "all_gather", "reduce_scatter", "broadcast from rank 0"]
+        wrong = "; ".join(rf"{name}: 1 of \d+ numbers are wrong" for name in names)
+        assert_failed(broken, "collectives", stage, (1,), wrong)
+
+    def test_parity(self, broken: Ended, stage: int) -> None:
+        assert_failed(broken, "parity", stage, BOTH, r"losses \S+ \S+ \S+, a single process has \S+ \S+ \S+: off by ")
+        assert broken.found("train", stage)["verdict"] == "passed"  # a falling loss alone says nothing
+
+    def test_resume(self, broken: Ended, stage: int) -> None:
+        # The first loss is equal even so: it comes before the optimizer is asked for anything.
+        assert_failed(broken, "resume", stage, BOTH, r"^(rank 0: )?loss 2 after the resume is \S+, without it \S+$")
+
+    def test_cure_for_mixed_modality(self, broken: Ended, stage: int) -> None:
+        wrong = r"the gradient of \S+ is off by \S+ of its largest element"
+        assert_failed(broken, "mixed modality: dummy image", stage, BOTH, wrong)
+
+    def test_bf16(self, broken: Ended, stage: int) -> None:
+        # Under ZeRO-3 the rank holds half of the 64 elements.
+        wrong = rf"model\.norm\.weight differs in 1 of {64 if stage == 2 else 32} elements"
+        assert_failed(broken, "bf16", stage, (1,), wrong)
+
+    def test_consolidated_weights(self, broken: Ended, stage: int) -> None:
+        which = "zero2-16bit" if stage == 2 else "zero3-32bit"
+        assert_failed(broken, "consolidated weights", stage, (0,), rf"^{which}: model\.norm\.weight differs$")
+
+
+def test_load(broken: Ended) -> None:
+    assert_failed(
+        broken, "load", 3, BOTH, r"visual\.patch_embed\.proj\.weight has no ds_id: ZeRO-3 is not in use; .* and 41 more"
+    )
+
+
+def test_memory(broken: Ended) -> None:
+    # 1280 elements on each of two ranks would be 640; these are whole, and their partition is still there.
+    assert_failed(broken, "memory", 3, BOTH, r"visual\.\S+ holds 1280 \+ 640 of 1280 elements")
+
+
+def test_auto_classes(broken: Ended) -> None:
+    wrong = r"^AutoModelForCausalLM: refused, stack\.toml expects whole$"
+    assert_failed(broken, "auto classes", None, (0,), wrong)
+
+
+def test_report_is_of_the_lock_it_was_given(broken: Ended, lasting: Starter) -> None:
+    lock = lasting.folder / "edited" / "lock" / "requirements.txt"
+    assert broken.report["lock"] == {"requirements.txt": hashlib.sha256(lock.read_bytes()).hexdigest()}
+
+
+def test_weights(misled: Ended) -> None:
+    assert_failed(misled, "weights", 3, (1,), r"^(rank 1: )?model\.norm\.weight differs in 1 of 32 elements$")
+    missing = r"model\.layers\.1\.self_attn\.q_proj\.bias"
+    assert_failed(misled, "weights", 2, BOTH, rf"1 missing keys \({missing}\); {missing} differs in 64 of 64 elements")
+
+
+def test_generate(misled: Ended) -> None:
+    assert_failed(misled, "generate", 3, BOTH, r"tokens \[.*\], the unpartitioned model gives \[.*\]")
+
+
+def test_train(misled: Ended) -> None:
+    nothing = r"^(rank 0: )?no gradient reaches the vision tower: the norm for visual\.patch_embed\.proj\.weight is 0\.0$"
+    assert_failed(misled, "train", 3, BOTH, nothing)
+    assert_failed(misled, "train", 2, BOTH, r"^(rank 0: )?the loss does not fall: (\S+) \2 \2$")
+
+
+def test_plain_run(misled: Ended) -> None:
+    assert_failed(misled, "plain run", None, (0,), r"^the loss does not fall: (\S+) \1 \1$")
+
+
+def test_mixed_modality_that_completes(misled: Ended) -> None:
+    """It may also go through, rightly or wrongly, and only the gradients tell which."""
+    wrong, right = misled.found("mixed modality", 2), misled.found("mixed modality", 3)
+    assert [rank["verdict"] for rank in wrong["ranks"]] == ["known-issue"] * 2
+    assert re.match(r"rank 0: completes with wrong gradients: the gradient of \S+ is off by .*; cure: a dummy", wrong["detail"])
+    assert [rank["verdict"] for rank in right["ranks"]] == ["passed"] * 2
+    assert right["detail"] == "completes with the gradients of a plain run"
+
+
+def test_what_misleads_does_not_spread(misled: Ended) -> None:
+    untouched = {"versions", "collectives", "load", "resume", "memory", "bf16", "consolidated weights"}
+    verdicts = {misled.found(name, stage)["verdict"] for name in untouched for stage in (2, 3)}
+    assert verdicts == {"passed"}
+    assert {kind for kind, _, _ in misled.failures()} == {"check"}
+
+
+def test_checkpoint_that_cannot_be_made(smoke: Starter) -> None:
+    ended = smoke.run("--zero", "2", sabotage=("unwritable_checkpoint",))
+    assert ended.code == 1
+    assert_failed(ended, "checkpoint", None, (0,), r"OSError: \[Errno 28\] No space left on device")
+    assert {c["verdict"] for c in ended.report["checks"]} == {"failed"}
+    assert "not reached" in ended.found("train", 2)["detail"]
+    assert "Traceback" not in ended.stderr
+
+
+def test_rank_that_raises(smoke: Starter) -> None:
+    """The rank that raised and the one that waited for it each have a verdict, and what comes without them goes on."""
+    ended = smoke.run("--zero", "2", sabotage=("raising_rank",))
+    assert ended.code == 1
+    waiting, raised = ended.found("train", 2)["ranks"]
+    assert (waiting["verdict"], raised["verdict"]) == ("failed", "failed")
+    log = ended.folder / "logs" / "zero2" / "rank1.log"
+    assert raised["detail"] == f"RuntimeError: rank 1 has had enough (log: {log})"
+    assert "RuntimeError: rank 1 has had enough" in log.read_text()
+    unreached = {"memory", "resume", "consolidated weights", "bf16", "mixed modality: dummy image"}
+    lost = {("check", name, 2) for name in unreached | {"train", "parity"}}
+    assert ended.failures() == lost
+    for name in unreached:
+        assert "not reached" in ended.found(name, 2)["detail"]
+
+
+def test_mixed_modality_that_hangs(smoke: Starter) -> None:
+    """A hang is found out, told with the stack of each hung rank, and does not end the run."""
+    ended = smoke.run("--zero", "2", sabotage=("frozen_text_rank",))
+    assert ended.code == 0, ended.stdout
+    entry = ended.found("mixed modality", 2)
+    assert entry["verdict"] == "known-issue"
+    waiting, frozen = entry["ranks"]
+    assert re.match(r"hangs: rank 1 is stopped \(SIGSTOP\) in zero-2 / mixed modality since 3 s, at ", frozen["detail"])
+    assert "sabotage.py" in frozen["detail"]
+    assert re.match(r"hangs: rank 0 hangs in zero-2 / mixed modality since 3 s, at ", waiting["detail"])
+    stack = (ended.folder / "logs" / "zero2-fresh" / "rank0.stack").read_text()
+    assert re.search(r"checks\.py\W.* in mixed_modality$", stack, re.MULTILINE)
+
+
+def test_controls_without_their_failures(smoke: Starter) -> None:
+    """What a control makes fail does not fail: each says that it saw nothing, and the run fails for it."""
+    ended = smoke.run(sabotage=("no_damage", "no_seed_failure", "no_race"))
+    both = {"missing key", "later key layout", "flipped bit", "truncated shard", "wrong shape"}
+    controls: set[tuple[str, int | None]] = {(name, stage) for name in both for stage in (2, 3)}
+    three = {("gloo race", 3), ("seed failure: load_state_dict", 3), ("seed failure: zero.Init", 3)}
+    assert_failures(ended, checks=set(), controls=controls | three)
+
+    loaded = "not seen: the checkpoint loaded without an error"
+    for stage in (2, 3):
+        assert_failed(ended, "missing key", stage, BOTH, r"not seen as such: \[\], wrong tensors \[\]", "control")
+        assert_failed(ended, "later key layout", stage, BOTH, "not seen: 0 tensors wrong, no key complained of", "control")
+        assert_failed(ended, "truncated shard", stage, BOTH, loaded, "control")
+        # Under ZeRO-3 the other rank does not hold the bit and has nothing to see.
+        [owner] = [rank for rank in ended.found("flipped bit", 3, "control")["ranks"] if rank["verdict"] == "failed"]
+        ranks = BOTH if stage == 2 else (owner["rank"],)
+        assert_failed(ended, "flipped bit", stage, ranks, r"not seen as such: wrong tensors \{\}", "control")
+        assert_failed(ended, "wrong shape", stage, BOTH, r"not seen: (the checkpoint loaded|loads) without an error", "control")
+    assert_failed(ended, "gloo race", 3, BOTH, "not seen in 3 tries", "control")
+    assert_failed(ended, "seed failure: load_state_dict", 3, BOTH, "not seen: load_state_dict took the checkpoint", "control")
+    assert_failed(ended, "seed failure: zero.Init", 3, BOTH, loaded, "control")
+
+
+def test_blind_comparison_is_found_out_by_the_controls(smoke: Starter) -> None:
+    """A comparison that finds everything equal passes every check, and is caught by the controls alone."""
+    ended = smoke.run(sabotage=("blind_comparison",))
+    both = {"missing key", "later key layout", "flipped bit"}
+    controls: set[tuple[str, int | None]] = {(name, stage) for name in both for stage in (2, 3)}
+    assert_failures(ended, checks=set(), controls=controls | {("gloo race", 3), ("wrong shape", 3)})
+    assert_failed(ended, "gloo race", 3, BOTH, "not seen in 3 tries", "control")
+    # Rank 0 meets the shape in the file; only the comparison could tell the others.
+    assert_failed(ended, "wrong shape", 3, (1,), r"not seen: loads without an error, wrong tensors \{\}", "control")
