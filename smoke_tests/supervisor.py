@@ -36,7 +36,7 @@ class RankState:
     since: float  # when it last said something, monotonic
     pid: int | None = None
     step: int = 0
-    begun: bool = False
+    began: float | None = None  # when it began its current step, or the last
     done: bool = False  # it has nothing more to say
     error: str = ""
     closed: bool = False
@@ -57,13 +57,13 @@ class RunningJob:
 
     def step(self, rank: RankState) -> Step | None:
         """The step that a rank is in, None before the first and after the last."""
-        return None if not rank.begun else self.job.steps[rank.step] if 0 <= rank.step < len(self.job.steps) else None
+        return None if rank.began is None else self.job.steps[rank.step] if 0 <= rank.step < len(self.job.steps) else None
 
     def where(self, rank: RankState) -> str:
         """`zero-3 / train`, as people read it."""
         step = self.step(rank)
         stage = f"zero-{self.job.stage} / " if self.job.stage is not None else ""
-        return f"{stage}{step.name if step else 'end' if rank.begun else 'start'}"
+        return f"{stage}{step.name if step else 'start' if rank.began is None else 'end'}"
 
 
 class Interrupted(Exception):
@@ -264,9 +264,8 @@ class Supervisor:
         else:
             rank.error = sentence
             outcome = failed(sentence)
-        self._on_outcome(
-            running.job, min(rank.step, len(running.job.steps) - 1), rank.number, outcome, time.monotonic() - rank.since
-        )
+        number = min(rank.step, len(running.job.steps) - 1)
+        self._on_outcome(running.job, number, rank.number, outcome, time.monotonic() - (rank.began or rank.since))
 
     def _ask_for_stacks(self, ranks: list[RankState]) -> None:
         for rank in ranks:
@@ -359,7 +358,7 @@ class Supervisor:
             if message["event"] == "hello":
                 rank.pid = message["pid"]
             elif message["event"] == "begin":
-                rank.begun = True
+                rank.began = rank.since
             elif message["event"] == "end":
                 outcome = Outcome(message["verdict"], message["detail"], message["data"])
                 self._on_outcome(running.job, message["step"], rank.number, outcome, message["seconds"])

@@ -135,7 +135,8 @@ def lost_key() -> None:
 
     @contextlib.contextmanager
     def fault(bench: Bench) -> Iterator[None]:
-        bench.source, source = bench.work / "missing-key", bench.source
+        damaged = checkpoint.damaged_copy(bench.source, bench.work / f"lost-key-{bench.rank}", checkpoint.missing_key)
+        bench.source, source = damaged, bench.source
         try:
             yield
         finally:

@@ -95,12 +95,12 @@ def test_rank_that_is_stopped(smoke: Starter) -> None:
     os.kill(running.pid("zero3", 1), signal.SIGSTOP)
     ended = running.finish(timeout + PATIENCE)
     stack = r"at \S+\.py:\d+ in \w+( < \S+\.py:\d+ in \S+)*"
-    stopped = rf"rank 1 is stopped \(SIGSTOP\) in zero-3 / train since [56] s, {stack}"
-    waiting = rf"rank 0 hangs in zero-3 / train since [56] s, {stack}"
-    assert_fatal(ended, rf"{waiting}; {stopped}; logs: {re.escape(str(ended.folder))}/logs/zero3")
+    waits, stops = (f"zero-3 / {running.reached('zero3', rank)} since [56] s, {stack}" for rank in (0, 1))
+    logs = re.escape(str(ended.folder / "logs" / "zero3"))
+    assert_fatal(ended, rf"rank 0 hangs in {waits}; rank 1 is stopped \(SIGSTOP\) in {stops}; logs: {logs}")
     for rank in (0, 1):
         whole = (ended.folder / "logs" / "zero3" / f"rank{rank}.stack").read_text()
-        assert re.search(r"checks\.py\W.* in train$", whole, re.MULTILINE)
+        assert re.search(r"smoke_tests/checks\.py\W.* in \w+$", whole, re.MULTILINE)
 
 
 # the run itself

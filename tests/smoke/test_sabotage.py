@@ -204,7 +204,7 @@ def test_rank_that_raises(smoke: Starter) -> None:
     log = ended.folder / "logs" / "zero2" / "rank1.log"
     assert raised["detail"] == f"RuntimeError: rank 1 has had enough (log: {log})"
     assert "RuntimeError: rank 1 has had enough" in log.read_text()
-    unreached = {"memory", "resume", "consolidated weights", "bf16", "mixed modality: dummy image"}
+    unreached = {"memory", "resume", "consolidated weights", "bf16", "mixed modality", "mixed modality: dummy image"}
     lost = {("check", name, 2) for name in unreached | {"train", "parity"}}
     assert ended.failures() == lost
     for name in unreached:
