@@ -29,7 +29,6 @@ class Options:
     """What a smoke run was asked to do."""
 
     environment: str
-    stack_file: Path
     stack: dict[str, Any]
     lock: Path
     stages: tuple[int, ...]
@@ -133,7 +132,6 @@ def _checked(given: argparse.Namespace) -> Options:
         _check_checkpoint(given.checkpoint, stack["model"]["family"])
     return Options(
         environment=given.environment,
-        stack_file=given.stack,
         stack=stack,
         lock=given.lock,
         stages=given.zero,

@@ -4,7 +4,7 @@ import json
 import os
 import socket
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -57,10 +57,6 @@ class Channel:
     def send(self, event: str, **content: Any) -> None:
         """Raises OSError when the supervisor is gone."""
         self._socket.sendall(json.dumps({"event": event, "time": time.monotonic(), **content}).encode() + b"\n")
-
-    def finish(self, name: str, stage: int | None, outcome: Outcome, seconds: float) -> None:
-        """Report the outcome of one check."""
-        self.send("end", check=name, zero_stage=stage, seconds=seconds, **asdict(outcome))
 
     def fileno(self) -> int:
         """The socket's descriptor, for `faulthandler`."""
