@@ -128,6 +128,20 @@ def stop(process: int) -> None:
                 os.waitpid(whom, 0)
 
 
+def ask_for_stack(process: int) -> None:
+    """Have a rank's main thread run its SIGUSR1 handler, and wake the rank if it is stopped. Harmless where it is gone already.
+
+    A signal to the process goes to any of its threads, which may look at a main thread that runs on: every other dump was cut.
+    """
+    libc = ctypes.CDLL(None)
+    with contextlib.suppress(ProcessLookupError):
+        if hasattr(libc, "tgkill"):  # glibc 2.30 and later
+            libc.tgkill(process, process, signal.SIGUSR1)
+        else:
+            os.kill(process, signal.SIGUSR1)
+        os.kill(process, signal.SIGCONT)
+
+
 def exit_code(process: int) -> int | None:
     """The exit code of a launcher, negative for a signal; None while it runs. It can still be waited for."""
     ended = os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT)

@@ -270,9 +270,7 @@ class Supervisor:
     def _ask_for_stacks(self, ranks: list[RankState]) -> None:
         for rank in ranks:
             if rank.pid is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(rank.pid, signal.SIGUSR1)
-                    os.kill(rank.pid, signal.SIGCONT)
+                processes.ask_for_stack(rank.pid)
         deadline = time.monotonic() + STACK_WAIT
         while time.monotonic() < deadline:
             ready = self._selector.select(0.2)
