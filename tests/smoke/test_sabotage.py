@@ -5,6 +5,7 @@ things.
 """
 
 import hashlib
+import json
 import re
 from pathlib import Path
 
@@ -257,3 +258,41 @@ def test_blind_comparison_is_found_out_by_the_controls(smoke: Starter) -> None:
     assert_failed(ended, "gloo race", 3, BOTH, "not seen in 3 tries", "control")
     # Rank 0 meets the shape in the file; only the comparison could tell the others.
     assert_failed(ended, "wrong shape", 3, (1,), r"not seen: loads without an error, wrong tensors \{\}", "control")
+
+
+INSTALLED = """
+import json, pathlib, sys, sysconfig, types
+from packaging.version import Version
+from smoke_tests import checks, stack
+
+imported, checks._imported = checks._imported, lambda locked: []
+stack.versions = lambda device: {}
+found = {}
+for folder in map(pathlib.Path, sys.argv[1:]):
+    sysconfig.get_path = lambda kind: str(folder)
+    bench = types.SimpleNamespace(lock=folder / "lock", device="cpu")
+    found[folder.name] = checks.versions(bench).detail
+for name in ("torch", "transformers", "deepspeed"):
+    sys.modules[name] = types.SimpleNamespace(__version__="1.0", __file__=f"/elsewhere/{name}/__init__.py")
+found["imported"] = imported({name: Version("1.0") for name in ("torch", "transformers", "deepspeed")})
+print(json.dumps(found))
+"""
+
+
+def test_versions_refuses_what_no_lock_can_name(lasting: Starter) -> None:
+    """A development version, a package that is there twice, one from a path, and modules from outside the environment."""
+    folders = {"sound": (), "development": ("b-2.0.dev0",), "twice": ("b-2.0", "B-1.5"), "path": ("b-2.0",)}
+    for name, infos in folders.items():
+        folder = lasting.folder / "installed" / name
+        (folder / "lock").mkdir(parents=True)
+        pins = [f"{info.lower().replace('-', '==')}\n" for info in ("a-1.0", *infos[:1])]
+        (folder / "lock" / "requirements.txt").write_text("".join(pins))
+        for info in ("a-1.0", *infos):
+            (folder / f"{info}.dist-info").mkdir()
+    (lasting.folder / "installed" / "path" / "b-2.0.dist-info" / "direct_url.json").write_text("{}")
+    said = json.loads(lasting.inside("-c", INSTALLED, *(str(lasting.folder / "installed" / name) for name in folders)))
+    assert said["sound"] == "1 packages as locked"
+    assert "b 2.0.dev0 is a development version" in said["development"]
+    assert "b is installed twice (1.5 and 2.0)" in said["twice"]
+    assert said["path"] == "b was not installed from the lock but from a path or an address"
+    assert [re.search(r"outside the environment", problem) is not None for problem in said["imported"]] == [True] * 3
