@@ -19,6 +19,10 @@ def main(arguments: list[str]) -> int:
     except BadInput as error:
         print(" ".join(str(error).splitlines()), file=sys.stderr)
         return 2
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"smoke: {where}{error.strerror or error}; mend the permissions or make room", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("smoke: interrupted before the first rank had started", file=sys.stderr)
         return 1

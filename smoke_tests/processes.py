@@ -68,6 +68,7 @@ def log_to(file: Path) -> None:
 
 def _launch(entry: Callable[[Any], None], brief: Any, start_method: str) -> None:
     """torchrun's agent with `entry` in each rank. Tells the supervisor every rank's exit code, in the order of deaths."""
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -92,6 +93,7 @@ def _launch(entry: Callable[[Any], None], brief: Any, start_method: str) -> None
         rdzv_backend="static",
         rdzv_endpoint=f"127.0.0.1:{brief.port or _free_port()}",
         rdzv_configs={"rank": 0, "timeout": int(brief.timeout)},
+        logs_specs=DefaultLogsSpecs(log_dir=str(brief.work / "agent")),  # without it, a folder in /tmp that stays
         local_addr="127.0.0.1",  # without it the agent asks DNS for this machine's name
         start_method=start_method,
         max_restarts=0,

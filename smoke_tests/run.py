@@ -280,13 +280,19 @@ class _Run:
             "not_run": self._not_run(),
         }
         shutil.rmtree(self.work, ignore_errors=True)  # a full disk has to have room for the report
-        with contextlib.suppress(OSError) if fatal else contextlib.nullcontext():
+        try:
             report.write(self.options.report, content, results)
+            where = f"report: {self.options.report / 'report.json'}"
+        except OSError as error:
+            # Without a report nothing is proven.
+            content["verdict"] = "failed"
+            where = f"no report: {self.options.report}: {error.strerror}; free some room or give --report another place"
+            fatal = fatal or where
         print(f"\n{report.table(content, results, self.colour)}")
-        print(f"report: {self.options.report / 'report.json'}", flush=True)
+        print(where, flush=True)
         if fatal:
             print(f"smoke: {fatal}", file=sys.stderr)
-        return 0 if passed else 1
+        return 0 if content["verdict"] == "passed" else 1
 
     def _not_run(self) -> list[dict[str, str]]:
         """What this run could not show, and why."""

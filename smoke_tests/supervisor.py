@@ -83,8 +83,10 @@ class Supervisor:
         self._on_outcome = on_outcome
         self._running: dict[str, RunningJob] = {}
         self._events = os.open(brief.logs / "events.jsonl", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        self._folder = tempfile.TemporaryDirectory(prefix="smokehouse-")
-        self._address = os.path.join(self._folder.name, "events")  # a socket's path is short: 107 bytes
+        # A socket's path may have 107 bytes, and TMPDIR is long on some clusters.
+        usual = tempfile.gettempdir()
+        self._folder = tempfile.TemporaryDirectory(prefix="smokehouse-", dir=usual if len(os.fsencode(usual)) < 80 else "/tmp")
+        self._address = os.path.join(self._folder.name, "events")
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(self._address)
         self._listener.listen(64)
