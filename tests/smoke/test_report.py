@@ -412,11 +412,14 @@ def test_spawned_ranks(smoke: Starter) -> None:
     assert {c["name"] for c in ended.report["checks"] if c["kind"] == "check"} == STAGED | UNSTAGED
 
 
-def test_one_rank_says_what_it_cannot_show(smoke: Starter) -> None:
+def test_one_rank_says_what_it_cannot_show(smoke: Starter, tmp_path: Path) -> None:
+    temporary = tmp_path / ("long" * 30)  # longer than a socket's path may be
+    temporary.mkdir()
     with socket.socket() as probe:  # one port for all jobs, one after the other
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    ended = smoke.run("--zero", "3", "--nproc", "1", "--port", str(port))
+    ended = smoke.run("--zero", "3", "--nproc", "1", "--port", str(port), TMPDIR=str(temporary))
+    assert list(temporary.iterdir()) == []
     assert ended.code == 0, ended.stdout
     assert "mixed modality" in {entry["name"] for entry in ended.report["not_run"]}
     assert "not run: mixed modality (" in ended.stdout
