@@ -59,7 +59,7 @@ def install_tools(session: nox.Session) -> None:
     """Make the session's environment what lockfiles/tools.txt names; where it already is, this takes no network."""
     installed = Path(session.virtualenv.location, TOOLS.name)
     if not installed.exists() or installed.read_bytes() != TOOLS.read_bytes():
-        session.run_install("uv", "pip", "sync", "--require-hashes", str(TOOLS), external=True)
+        session.run_install("uv", "pip", "sync", "--require-hashes", "--compile-bytecode", str(TOOLS), external=True)
         shutil.copyfile(TOOLS, installed)
 
 

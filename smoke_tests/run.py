@@ -135,14 +135,12 @@ class _Run:
         )
         stack.import_model_code()
         with Supervisor(brief, options.start, self.on_outcome) as supervisor:
-            gc.collect()
             gc.freeze()  # a collection in a rank would touch, and so copy, every page it shares with this process
             supervisor.start(self.jobs[0])  # needs no DeepSpeed: it runs while this process imports it
             if self.device == "cpu" and options.start == "fork":
                 # On a GPU each rank does this itself: it starts CUDA, which does not survive a fork.
                 stack.import_deepspeed(self.device)
                 stack.import_engine_code()
-            gc.collect()
             gc.freeze()
             # Two groups at a time fill the gaps in which one waits for a rank; GPU memory and a fixed port are for one.
             supervisor.run(self.jobs, 1 if self.device == "cuda" or options.port else 2)

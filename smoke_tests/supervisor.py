@@ -53,6 +53,7 @@ class RunningJob:
     launcher: int
     ranks: list[RankState]
     failure: str = ""  # what the launcher said when it could not go on
+    cause: str = ""  # the first death, where ranks may die
     ending: float | None = None  # when the ranks that are left are given up
 
     def step(self, rank: RankState) -> Step | None:
@@ -212,11 +213,11 @@ class Supervisor:
         how = processes.signal_name(first.exit_code) if first.exit_code is not None else "gone, its exit code unknown"
         sentence = f"rank {first.number} was {how} in {running.where(first)}"
         if self._may_end(running):
-            for rank in running.ranks:
-                if not rank.done and (rank.closed or rank is first):
-                    self._close(
-                        running, rank, f"dies: {how}" if rank is first else f"ended after rank {first.number} was {how}"
-                    )
+            # Whoever goes after the first was ended by the agent, or by the loss of its peer.
+            earlier, running.cause = running.cause, running.cause or f"rank {first.number} was {how}"
+            for rank in dead:
+                cause = rank is first and not earlier
+                self._close(running, rank, f"dies: {how}" if cause else f"ended after {running.cause}")
             running.ending = running.ending or time.monotonic() + GRACE
             return
         self.fatal = f"{sentence}; its log: {self._log(running, first)}"
