@@ -41,7 +41,10 @@ def overall(ranks: list[RankVerdict]) -> tuple[str, str]:
         of_kind = [rank for rank in ranks if rank.verdict == verdict]
         if of_kind:
             # Of ranks that lost each other the one that a signal killed is the cause, the others are its victims.
-            telling = next((rank for rank in of_kind if rank.detail.startswith("dies: killed by signal")), of_kind[0])
+            telling = next(
+                (rank for rank in of_kind if "killed by signal" in rank.detail and not rank.detail.startswith("ended ")),
+                of_kind[0],
+            )
             return verdict, f"rank {telling.rank}: {telling.detail}" if len(ranks) > 1 else telling.detail
     seen = next((rank.detail for rank in ranks if rank.detail.startswith("seen")), ranks[0].detail)
     return "passed", seen
