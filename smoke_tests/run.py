@@ -5,6 +5,7 @@ import ctypes
 import datetime
 import errno
 import fcntl
+import functools
 import gc
 import os
 import platform
@@ -182,6 +183,7 @@ class _Run:
         for complete in self._complete(key):
             self._conclude(complete)
 
+    @functools.cached_property
     def _planned(self) -> dict[tuple[str, int | None], tuple[str, int, int]]:
         """Key -> kind, number of ranks and findings per rank, for all that the plan will report, in order."""
         planned: dict[tuple[str, int | None], tuple[str, int, int]] = {}
@@ -206,14 +208,14 @@ class _Run:
     def _ready(self, key: tuple[str, int | None]) -> bool:
         if key[0] == "parity":
             return self._ready(("train", key[1])) and self._ready(("plain run", None))
-        _, ranks, findings = self._planned()[key]
+        _, ranks, findings = self._planned[key]
         found = self.outcomes.get(key, {})
         whole = len(found) == ranks and all(len(of_rank) == findings for of_rank in found.values())
         return whole and (key[0] != "generate" or self._ready(("plain run", None)))
 
     def _conclude(self, key: tuple[str, int | None], missing: str = "") -> None:
         """Judge one check over all its ranks, and print it. Ranks that said nothing get `missing`."""
-        kind, count, findings = self._planned()[key]
+        kind, count, findings = self._planned[key]
         of_ranks = {rank: self._judge(key, rank, findings, missing) for rank in range(count)}
         ranks = [RankVerdict(rank, outcome.verdict, outcome.detail) for rank, (outcome, _) in of_ranks.items()]
         verdict, detail = report.overall(ranks)
@@ -250,10 +252,10 @@ class _Run:
 
     def _finish(self, fatal: str) -> int:
         full = shutil.disk_usage(self.work).free < 2**20
-        for key in self._planned():
+        for key in self._planned:
             if key not in self.results:
                 self._conclude(key, f"not reached: {fatal}" if fatal else "not reached: an earlier step of its job failed")
-        results = [self.results[key] for key in self._planned()]
+        results = [self.results[key] for key in self._planned]
         if full:
             fatal = f"the disk of {self.work.parent} is full; free some room or give --report another place" + (
                 f" ({fatal})" if fatal else ""
@@ -297,7 +299,7 @@ class _Run:
         missing = []
         if self.processes == 1:
             missing.append({"name": "mixed modality", "reason": "one rank only; partitioning over ranks is not proven either"})
-        planned = {name for name, _ in self._planned()}
+        planned = {name for name, _ in self._planned}
         if 3 in self.options.stages and "gloo race" not in planned:
             reason = "neither one rank, nor NCCL, nor DeepSpeed 0.19.8 and later has it"
             missing.append({"name": "control: gloo race", "reason": reason})

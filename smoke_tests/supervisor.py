@@ -67,10 +67,6 @@ class RunningJob:
         return f"{stage}{step.name if step else 'start' if rank.began is None else 'end'}"
 
 
-class Interrupted(Exception):
-    """The run was asked to stop."""
-
-
 class Supervisor:
     """Owns all processes of a run. Use as a context: on leaving it, none of them is left.
 
