@@ -23,14 +23,24 @@ def _lock(
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Environments; all when none.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Only say which locks are not what is asked for.")] = False,
     tools: Annotated[bool, typer.Option("--tools", help="Lock the builder's own tools instead.")] = False,
+    upgrade: Annotated[str | None, typer.Option(metavar="PACKAGE", help="Move this one, and what it must drag along.")] = None,
+    diff: Annotated[bool, typer.Option("--diff", help="Only print what a new lock would change.")] = False,
+    channel: Annotated[str | None, typer.Option(metavar="DIR_OR_URL", help="Read conda-forge's records there.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
     """Resolve environments to the files that an installer takes."""
     from smokehouse import locking
 
-    if tools and names:
-        raise UserError("--tools takes no names; lock the environments in a run of their own")
+    if check and (diff or upgrade or channel):
+        raise UserError("--check resolves nothing, so it takes no --diff, --upgrade or --channel; drop one")
+    if tools and (names or diff or upgrade or channel or (as_json and not check)):
+        raise UserError("--tools goes with --check alone; lock the environments in a run of their own")
     house = House.find(Path.cwd())
-    return locking.check(house, names or [], tools) if check else locking.make(house, names or [], tools)
+    if check:
+        return locking.check(house, names or [], only_tools=tools, as_json=as_json)
+    if tools:
+        return locking.make_tools(house)
+    return locking.make(house, names or [], channel=channel, upgrade=upgrade, dry=diff, as_json=as_json)
 
 
 @app.command(

@@ -10,9 +10,16 @@ from packaging.utils import canonicalize_name
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 from smokehouse.documents import Document, Place, read_toml, read_yaml
+from smokehouse.files import sha256
 from smokehouse.house import House
-from smokehouse.inputs import Inputs
+from smokehouse.inputs import CondaInputs, Inputs, name_of
 from smokehouse.requirement import parse
+
+# How conda calls the platforms whose machine uv calls this.
+_SUBDIRS = {"x86_64": "linux-64", "aarch64": "linux-aarch64"}
+
+_VERSION = r"[0-9][0-9a-z.]*"
+_BOUND = rf"(==|>=|<=|!=|<|>){_VERSION}"
 
 Platform = Literal["x86_64-manylinux_2_17", "x86_64-manylinux_2_28", "aarch64-manylinux_2_17", "aarch64-manylinux_2_28"]
 
@@ -33,8 +40,10 @@ def _requirement(given: object) -> Requirement:
 
 
 def _conda(text: str) -> str:
-    if not re.fullmatch(r"[a-z0-9_][a-z0-9._-]*( *(=|==|>=|<=|!=|<|>|~=) *[0-9][\w.*,<>=!]*)?", text):
-        raise ValueError(f"{text!r} is no conda package; write it like python=3.11")
+    if not re.fullmatch(rf"[a-z0-9_][a-z0-9._-]*(={_VERSION}|{_BOUND}(,{_BOUND})*)?", text):
+        raise ValueError(f"{text!r} is no conda package; write it like python=3.11, python==3.11.11 or git>=2.40,<3")
+    if name_of(text) == "pip":
+        raise ValueError("pip is a Python package, and those belong to the pip half, which needs no pip; drop it")
     return text
 
 
@@ -78,9 +87,15 @@ class Packages(_Model):
 
 
 class Cuda(_Model):
-    """The CUDA release that the wheels are built for."""
+    """The CUDA release that wheels and toolkit are of, and that the machine's driver must know."""
 
     version: str = Field(pattern=r"^\d+\.\d+$")
+
+
+class CondaHalf(_Model):
+    """What environment.yml cannot say of the conda half: which of its packages only the devel flavour has."""
+
+    devel: list[str] = []
 
 
 class LeftOut(_Model):
@@ -102,6 +117,7 @@ class Stack(_Model):
     model: ModelFamily
     packages: Packages
     cuda: Cuda
+    conda: CondaHalf = CondaHalf()
     left_out: list[LeftOut] = []
     expectations: Expectations
 
@@ -113,6 +129,11 @@ class Environment:
     name: str
     stack: Stack
     inputs: Inputs
+    conda: CondaInputs
+
+    def digest(self) -> str:
+        """Return the SHA-256 over all that its lock depends on."""
+        return sha256(f"{self.inputs.digest()}\0{self.conda.digest()}")
 
 
 def read(house: House, name: str) -> Environment:
@@ -120,7 +141,7 @@ def read(house: House, name: str) -> Environment:
     folder = house.environment(name)
     conda = read_yaml(folder / "environment.yml", f"environments/{name}/environment.yml")
     stack_file = read_toml(folder / "stack.toml", f"environments/{name}/stack.toml")
-    python, requirements = _conda_file(conda, name)
+    python, specs, requirements = _conda_file(conda, name)
     stack = stack_file.validate(Stack)
     for index, left_out in enumerate(stack.left_out):
         if canonicalize_name(left_out.package) in {requirement.name for requirement in requirements}:
@@ -134,11 +155,32 @@ def read(house: House, name: str) -> Environment:
         cutoff=stack.packages.cutoff,
         left_out=tuple(sorted(canonicalize_name(left_out.package) for left_out in stack.left_out)),
     )
-    return Environment(name, stack, asked)
+    for index, devel in enumerate(stack.conda.devel):
+        if devel not in {name_of(spec) for spec in specs}:
+            message = f"{devel} is devel here but not asked for in environment.yml; add it there or drop it here"
+            raise stack_file.error(("conda", "devel", index), message)
+    machine, _, libc = stack.packages.platform.partition("-manylinux_")
+    of_conda = CondaInputs(
+        file="environment.yml",
+        specs=tuple(specs),
+        devel=frozenset(stack.conda.devel),
+        channel="conda-forge",
+        subdir=_SUBDIRS[machine],
+        # Those that conda-lock assumes where it is told `--with-cuda`, so that its content hash and ours agree.
+        virtual=(
+            ("__archspec", ("1", machine)),
+            ("__cuda", (stack.cuda.version, "0")),
+            ("__glibc", (libc.replace("_", "."), "0")),
+            ("__linux", ("5.10", "0")),
+            ("__unix", ("0", "0")),
+        ),
+        cutoff=stack.packages.cutoff,
+    )
+    return Environment(name, stack, asked, of_conda)
 
 
-def _conda_file(document: Document, name: str) -> tuple[str, list[Requirement]]:
-    """Return the Python version and the pip half of a conda environment file."""
+def _conda_file(document: Document, name: str) -> tuple[str, list[str], list[Requirement]]:
+    """Return the Python version, the conda half and the pip half of a conda environment file."""
     file = document.validate(_CondaFile)
     if file.name != name:
         raise document.error(("name",), f"name is {file.name!r} but the folder is {name!r}; make them the same")
@@ -157,13 +199,19 @@ def _conda_file(document: Document, name: str) -> tuple[str, list[Requirement]]:
             line = document.line((*place, first[requirement.name]))
             raise document.error((*place, index), f"{requirement.name} stands twice, first in line {line}; keep one")
         first[requirement.name] = index
-    return _python(document, file), section.pip
+    specs: list[str] = []
+    for index, entry in enumerate(file.dependencies):
+        if isinstance(entry, str):
+            if name_of(entry) in (name_of(spec) for spec in specs):
+                raise document.error(("dependencies", index), f"{name_of(entry)} stands twice; keep one")
+            specs.append(entry)
+    return _python(document, file), specs, section.pip
 
 
 def _python(document: Document, file: _CondaFile) -> str:
     for index, entry in enumerate(file.dependencies):
         if isinstance(entry, str) and re.match(r"python\b(?!-)", entry):
-            found = re.fullmatch(r"python *={1,2} *(3\.\d+)", entry)
+            found = re.fullmatch(r"python=(3\.\d+)", entry)
             # The smoke tests are written for 3.11.
             if not found or int(found[1].split(".")[1]) < 11:
                 raise document.error(("dependencies", index), f"{entry!r}: say which Python, 3.11 or later: python=3.11")

@@ -25,3 +25,9 @@ def write(path: Path, text: str) -> None:
 def sha256(data: bytes | str) -> str:
     """Return the hex SHA-256 of `data`, a string being read as UTF-8."""
     return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()
+
+
+def cache() -> Path:
+    """Return the folder for what may be lost (https://specifications.freedesktop.org/basedir-spec)."""
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(given) if os.path.isabs(given) else Path.home() / ".cache") / "smokehouse"

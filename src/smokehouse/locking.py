@@ -1,50 +1,98 @@
 """Making and checking all locks of a house."""
 
+import json
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
 
-from smokehouse import environment, lock, tools
+from smokehouse import changes, environment, lock, manifest, tools
+from smokehouse.environment import Environment
 from smokehouse.errors import UserError
 from smokehouse.house import House
-from smokehouse.inputs import Inputs
+from smokehouse.lock import Draft, LockFiles
 
 
-def make(house: House, names: Sequence[str], only_tools: bool) -> int:
-    """Lock the environments `names`, or all, or the tools instead; returns 0 or raises UserError."""
-    questions = [(tools.read(house), tools.lock(house))] if only_tools else list(_questions(house, names))
-    for inputs, place in questions:
+def make(
+    house: House,
+    names: Sequence[str],
+    *,
+    channel: str | None = None,
+    upgrade: str | None = None,
+    dry: bool = False,
+    as_json: bool = False,
+) -> int:
+    """Lock the environments `names`, or all, and print what changed; with `dry`, write nothing. Returns 0; raises UserError."""
+    questions = list(_questions(house, names))  # all of them are read before the first is resolved
+    rows = []
+    for asked, place in questions:
         if sys.stderr.isatty():
-            print(f"smokehouse: resolving {place.name}", file=sys.stderr)
-        changed = lock.make(inputs, place)
-        packages = len(lock.read(place).versions)
-        print(f"{place.name}: {packages} packages, {'written' if changed else 'unchanged'}")
+            print(f"smokehouse: resolving {asked.name}", file=sys.stderr)
+        drafted = lock.draft(asked, place, channel, upgrade)
+        found = changes.between(_old(place), drafted.manifest) if drafted.manifest else []
+        rows.append(_row(asked.name, drafted, [asdict(change) for change in found]))
+        if not as_json:
+            _tell(house.show(place.pins.parent), drafted, dry)
+            if found:
+                print(changes.table(found))
+        if not dry:
+            drafted.write()
+    if as_json:
+        print(json.dumps(rows, indent=1))
     return 0
 
 
-def check(house: House, names: Sequence[str], only_tools: bool) -> int:
+def make_tools(house: House) -> int:
+    """Lock the builder's own tools; returns 0 or raises UserError."""
+    place = tools.lock(house)
+    drafted = lock.draft_tools(tools.read(house), place)
+    _tell(place.name, drafted, dry=False)
+    drafted.write()
+    return 0
+
+
+def check(house: House, names: Sequence[str], *, only_tools: bool = False, as_json: bool = False) -> int:
     """Print how each lock is not what is asked for; returns 1 if one is not, else 0. Needs no network."""
     problems = []
-    if not only_tools:
-        for inputs, place in _questions(house, names):
-            problems += _problem(inputs, place)
+    for name in () if only_tools else names or house.environments():
+        try:
+            lock.check_environment(environment.read(house, name), lock.environment_lock(house, name))
+        except UserError as problem:
+            problems.append(str(problem))
     if not names:
-        problems += _problem(tools.read(house), tools.lock(house))
+        try:
+            lock.check(tools.read(house), tools.lock(house))
+        except UserError as problem:
+            problems.append(str(problem))
     if not names and not only_tools:
-        for name in sorted({*house.locks()} - {*house.environments()}):
-            problems.append(f"lockfiles/{name}: there is no environment of this name; remove the folder")
-    for problem in problems:
-        print(f"smokehouse: {problem}", file=sys.stderr)
+        strays = sorted({*house.locks()} - {*house.environments()})
+        problems += [f"lockfiles/{name}: there is no environment of this name; remove the folder" for name in strays]
+    if as_json:
+        print(json.dumps({"problems": problems}, indent=1))
+    else:
+        for line in problems:
+            print(f"smokehouse: {line}", file=sys.stderr)
     return 1 if problems else 0
 
 
-def _questions(house: House, names: Sequence[str]) -> Iterable[tuple[Inputs, lock.LockFiles]]:
+def _questions(house: House, names: Sequence[str]) -> Iterable[tuple[Environment, LockFiles]]:
     for name in names or house.environments():
-        yield environment.read(house, name).inputs, lock.environment_lock(house, name)
+        yield environment.read(house, name), lock.environment_lock(house, name)
 
 
-def _problem(inputs: Inputs, place: lock.LockFiles) -> list[str]:
+def _old(place: LockFiles) -> manifest.Manifest | None:
+    """Return the manifest as it lies there, whatever else of the lock was edited; None where there is none to compare with."""
     try:
-        lock.check(inputs, place)
-    except UserError as problem:
-        return [str(problem)]
-    return []
+        return manifest.Manifest.model_validate_json(place.manifest.read_bytes()) if place.manifest else None
+    except (OSError, ValueError):
+        return None
+
+
+def _row(name: str, drafted: Draft, found: list[dict[str, Any]]) -> dict[str, Any]:
+    download = drafted.manifest.download if drafted.manifest else 0
+    return {"environment": name, "changed": drafted.new, "packages": drafted.packages, "download": download, "changes": found}
+
+
+def _tell(name: str, drafted: Draft, dry: bool) -> None:
+    what = "unchanged" if not drafted.new else "would change" if dry else "written"
+    print(f"{name}: {drafted.packages} packages, {what}")

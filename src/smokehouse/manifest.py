@@ -10,8 +10,6 @@ from smokehouse import files
 from smokehouse.errors import UserError
 
 MANIFEST = "lock.json"
-# Raised whenever this file changes its meaning.
-FORMAT = 1
 
 Sha256 = str
 _SHA256 = r"^[0-9a-f]{64}$"
@@ -51,7 +49,7 @@ class Channel(_Model):
 class Manifest(_Model):
     """The whole of lock.json. `files` has the SHA-256 of the lock's other files by name, `inputs` that of the question."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1  # raised whenever this file changes its meaning
     environment: str
     python: str
     platform: str

@@ -4,6 +4,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from packaging.requirements import Requirement
@@ -14,8 +15,9 @@ from packaging.version import Version
 from smokehouse import sdist
 from smokehouse.errors import UserError
 from smokehouse.inputs import Inputs
-from smokehouse.uv import compile_pins
-from smokehouse.wheels import Artefact, artefacts, best, ranking
+from smokehouse.requirement import parse
+from smokehouse.uv import Kept, compile_pins
+from smokehouse.wheels import Artefact, artefacts, best, misfit, ranking
 
 
 @dataclass(frozen=True)
@@ -34,15 +36,15 @@ class Resolved:
         return None if any(file.name.endswith(".whl") for file in self.files) else self.files[0]
 
 
-def resolve(inputs: Inputs) -> list[Resolved]:
-    """Return every package that answers `inputs`, sorted by name; raises UserError.
+def resolve(inputs: Inputs, kept: Kept | None = None) -> list[Resolved]:
+    """Return every package that answers `inputs`, sorted by name, at the versions `kept` where they do; raises UserError.
 
     For one platform, each has the one file that an installer takes there; for all platforms, every file.
     """
-    return _resolve(inputs, {requirement.name: (inputs.file,) for requirement in inputs.requirements})
+    return _resolve(inputs, {requirement.name: (inputs.file,) for requirement in inputs.requirements}, kept)
 
 
-def resolve_builds(inputs: Inputs, packages: Sequence[Resolved]) -> list[Resolved]:
+def resolve_builds(inputs: Inputs, packages: Sequence[Resolved], kept: Kept | None = None) -> list[Resolved]:
     """Return what building the source distributions among `packages` takes, sorted by name; raises UserError."""
     waiting = [package for package in packages if package.sdist]
     asked: dict[str, Requirement] = {}
@@ -57,25 +59,39 @@ def resolve_builds(inputs: Inputs, packages: Sequence[Resolved]) -> list[Resolve
                 asked[str(requirement)] = requirement
                 via[requirement.name] = (*via.get(requirement.name, ()), package.name)
         question = replace(inputs, file=f"the build of {', '.join(sorted(seen))}", requirements=tuple(asked.values()))
-        found = _resolve(question, via)
+        found = _resolve(question, via, kept)
         waiting = [package for package in found if package.sdist and package.name not in seen]
     return found
 
 
-def _resolve(inputs: Inputs, asked_by: Mapping[str, tuple[str, ...]]) -> list[Resolved]:
+def _resolve(inputs: Inputs, asked_by: Mapping[str, tuple[str, ...]], kept: Kept | None) -> list[Resolved]:
     if not inputs.requirements:
         return []
-    pylock = tomllib.loads(compile_pins(inputs, "--format", "pylock.toml"))
-    askers = _askers(compile_pins(inputs, "--annotation-style", "line", "--no-strip-markers"))
+    pylock, annotated = _answers(inputs, kept)
+    askers = _askers(annotated)
     ranks = ranking(inputs.python, inputs.platform) if inputs.platform else None
     found = []
-    for entry in pylock.get("packages", []):
+    for entry in tomllib.loads(pylock).get("packages", []):
         package = _package(entry, inputs, ranks)
         if (package.name, package.version) not in askers:
             raise UserError(f"{package.name}: the index changed its answer while it was asked; run it again")
         via = {*asked_by.get(package.name, ()), *askers[package.name, package.version]}
         found.append(replace(package, via=tuple(sorted(via))))
     return sorted(found, key=lambda package: (package.name, Version(package.version)))
+
+
+@cache
+def _answers(inputs: Inputs, kept: Kept | None) -> tuple[str, str]:
+    """Return uv's answer twice: as pylock.toml, which has the files, and with comments that say who asked for what."""
+    annotated = compile_pins(inputs, "--annotation-style", "line", "--no-strip-markers", kept=kept)
+    # uv prefers no pins where it writes pylock.toml, but it can be held to them.
+    if kept:
+        inputs = replace(inputs, requirements=(*inputs.requirements, *(parse(pin) for pin in _pins(annotated))))
+    return compile_pins(inputs, "--format", "pylock.toml", again=True), annotated
+
+
+def _pins(annotated: str) -> list[str]:
+    return re.findall(r"^[\w.-]+==[\w.!+-]+", annotated, re.MULTILINE)
 
 
 def _package(entry: dict[str, Any], inputs: Inputs, ranks: dict[Tag, int] | None) -> Resolved:
@@ -93,11 +109,13 @@ def _package(entry: dict[str, Any], inputs: Inputs, ranks: dict[Tag, int] | None
         sources = artefacts([entry["sdist"]] if "sdist" in entry else [])
     except KeyError:
         raise UserError(f"{name}=={version}: the index gives no SHA-256 for it; use an index that does") from None
-    if ranks is None:
+    if ranks is None or inputs.platform is None:
         files = [*wheels, *sources]
     else:
         wheel = best(wheels, ranks)
         files = [wheel] if wheel else sources
+        if not wheel and (want := misfit(wheels, inputs.python, inputs.platform)):
+            raise UserError(f"{name}=={version}: {want}; pin a version that fits, or change the environment")
     if not files:
         raise UserError(f"{name}=={version}: no file of it is for Python {inputs.python} on {inputs.platform}; pin another")
     return Resolved(name, version, entry.get("marker", "") if ranks is None else "", tuple(files), ())

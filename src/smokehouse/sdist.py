@@ -1,14 +1,17 @@
 """Source distributions: what it takes to build one, read without running or unpacking it."""
 
 import io
+import json
 import tarfile
 import tomllib
 import urllib.request
 import zipfile
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 from packaging.requirements import Requirement
 
+from smokehouse import files
 from smokehouse.errors import UserError
 from smokehouse.files import sha256
 from smokehouse.requirement import parse
@@ -24,8 +27,15 @@ _DEFAULT = ["setuptools>=40.8.0"]
 
 
 def build_requirements(sdist: Artefact) -> list[Requirement]:
-    """Download `sdist` and return its build requirements; raises UserError."""
-    return [_parse(text, sdist.name) for text in _declared(_download(sdist), sdist.name)]
+    """Return the build requirements of `sdist`, downloaded where its hash is not known yet; raises UserError."""
+    known = files.cache() / "build-requires" / f"{sdist.sha256}.json"
+    try:
+        declared = json.loads(known.read_text())
+    except (OSError, ValueError):
+        declared = _declared(_download(sdist), sdist.name)
+        with suppress(OSError):  # a cache that cannot be written costs a download the next time, and no more
+            files.write(known, json.dumps(declared))
+    return [_parse(text, sdist.name) for text in declared]
 
 
 def _download(sdist: Artefact) -> bytes:

@@ -21,7 +21,7 @@ def smoke(house: House, name: str, options: Sequence[str]) -> None:
     """
     promise = environment.read(house, name)
     place = lock.environment_lock(house, name)
-    lock.check(promise.inputs, place)
+    lock.check_environment(promise, place)
     command = ["-m", "smoke_tests", "--environment", name]
     command += ["--stack", str(house.environment(name) / "stack.toml"), "--lock", str(place.pins.parent)]
     if not any(option.split("=")[0] == "--report" for option in options):

@@ -4,6 +4,8 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from smokehouse.errors import UserError
@@ -25,15 +27,37 @@ _CHOICES = (
 _BUILDING = {"DS_BUILD_OPS": "0", "SOURCE_DATE_EPOCH": "315532800"}
 
 
-def compile_pins(inputs: Inputs, *options: str) -> str:
-    """Resolve `inputs` and return what uv prints with `options` added; raises UserError when there is no answer."""
+@dataclass(frozen=True)
+class Kept:
+    """Versions to stay with: a lock's pins as text, and the packages that may move all the same."""
+
+    pins: str
+    free: tuple[str, ...] = ()
+
+
+def compile_pins(inputs: Inputs, *options: str, kept: Kept | None = None, again: bool = False) -> str:
+    """Resolve `inputs` and return what uv writes with `options` added; raises UserError when there is no answer.
+
+    What stands in `kept` stays where it still answers. With `again`, the index was asked the same a moment ago: what it
+    said is taken from uv's cache where there is one.
+    """
+    if again:
+        with suppress(UserError):
+            return compile_pins(inputs, "--offline", *options, kept=kept)
     with tempfile.TemporaryDirectory() as folder:
         asked = Path(folder, "asked.in")
         asked.write_text("".join(f"{requirement}\n" for requirement in inputs.requirements))
-        command = ["pip", "compile", asked.name, "--python-version", inputs.python, "--exclude-newer", inputs.before]
+        # uv prefers the versions that it finds in the file it writes to.
+        written = Path(folder, "pylock.toml" if "pylock.toml" in options else "pins.txt")
+        if kept:
+            written.write_text(kept.pins)
+            options = (*options, *(f"--upgrade-package={name}" for name in kept.free))
+        command = ["pip", "compile", asked.name, "--output-file", written.name, "--python-version", inputs.python]
+        command += ["--exclude-newer", f"{inputs.before:%Y-%m-%dT%H:%M:%SZ}"]
         command += ["--python-platform", inputs.platform] if inputs.platform else ["--universal"]
         command += ["--resolution", "highest", "--prerelease", "if-necessary-or-explicit", "--no-header", "--quiet"]
-        return _uv([*command, *options], f"{inputs.file} cannot be resolved", _RESOLVING, cwd=Path(folder))
+        _uv([*command, *options], f"{inputs.file} cannot be resolved", _RESOLVING, cwd=Path(folder))
+        return written.read_text()
 
 
 def create_environment(folder: Path, python: str) -> None:

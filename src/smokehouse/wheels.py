@@ -1,5 +1,6 @@
 """Which of a release's files an installer takes."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
@@ -62,3 +63,29 @@ def best(wheels: list[Artefact], ranks: dict[Tag, int]) -> Artefact | None:
         if usable := [ranks[tag] for tag in tags if tag in ranks]:
             fitting.append((-min(usable), build, wheel.name, wheel))
     return max(fitting)[-1] if fitting else None
+
+
+def misfit(wheels: list[Artefact], python: str, platform: str) -> str | None:
+    """Return why none of a release's wheels for this kind of machine fits, naming both sides; None where it has no such wheel.
+
+    `python` and `platform` are as for `ranking`.
+    """
+    machine, _, libc = platform.partition("-manylinux_2_")
+    pythons, libcs = set(), set()
+    for wheel in wheels:
+        try:
+            *_, tags = parse_wheel_filename(wheel.name)
+        except InvalidWheelFilename:
+            continue
+        for tag in tags:
+            if found := re.fullmatch(rf"manylinux(?:_2_(\d+)|(1|2010|2014))_{machine}", tag.platform):
+                needs = int(found[1]) if found[1] else next(g for g, name in _LEGACY.items() if name.endswith(found[2]))
+                if tag in ranking(python, f"{machine}-manylinux_2_{needs}"):
+                    libcs.add(needs)
+                else:
+                    pythons.add(tag.interpreter)
+    if libcs:
+        return f"its wheel needs glibc 2.{min(libcs)}, the environment promises 2.{libc}"
+    if pythons:
+        return f"its wheels are for {', '.join(sorted(pythons))}, the environment has Python {python}"
+    return None

@@ -1,0 +1,121 @@
+"""conda-lock.yml: the conda half in conda-lock's format, version 1, for conda-lock, micromamba and py-rattler to read."""
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import yaml
+from packaging.requirements import Requirement
+
+from smokehouse.conda import Solved, url
+from smokehouse.files import sha256
+from smokehouse.inputs import CondaInputs, name_of
+
+
+def text(title: str, conda: CondaInputs, pip: Sequence[Requirement], packages: Sequence[Solved], source: str) -> str:
+    """Return conda-lock.yml for `packages`, under the comment `title`.
+
+    `source` is where environment.yml lies, seen from the lock; `pip` is in the content hash, as conda-lock has it, and
+    nowhere else: its format would name the host of an index.
+    """
+    models = _models()
+    locked = [
+        models.LockedDependency(
+            name=solved.package.name,
+            version=solved.package.version,
+            manager="conda",
+            platform=conda.subdir,
+            dependencies=dict(_dependency(depends) for depends in solved.depends),
+            url=url(conda.channel, solved.package),
+            hash=models.HashModel(md5=solved.md5, sha256=solved.package.sha256),
+            category=solved.package.category,
+            optional=solved.package.category != "main",
+        )
+        for solved in packages
+    ]
+    metadata = models.LockMeta(
+        content_hash={conda.subdir: content_hash(conda, pip)},
+        channels=[conda.channel],
+        platforms=[conda.subdir],
+        sources=[source],
+    )
+    output = models.Lockfile(package=locked, metadata=metadata).dict_for_output()
+    return title + yaml.dump(output, Dumper=yaml.CSafeDumper, sort_keys=False, width=10_000)
+
+
+def content_hash(conda: CondaInputs, pip: Sequence[Requirement]) -> str:
+    """Return what conda-lock 4 computes for this environment file, asked with `--platform` and `--with-cuda`.
+
+    Source: conda_lock/content_hash.py, whose own code takes longer to import than all of our locking.
+    """
+    specs = {("conda", "pip"): _spec("conda", "pip", "*")}  # conda-lock adds it wherever there is a pip list
+    for spec in conda.specs:
+        name = name_of(spec)
+        specs["conda", name] = _spec("conda", name, _conda_version(spec[len(name) :]))
+    for requirement in pip:
+        version = ",".join(sorted(str(requirement.specifier).split(","))) or "*"
+        specs["pip", requirement.name] = _spec("pip", requirement.name, version, sorted(requirement.extras))
+    content = {
+        "channels": [json.dumps({"url": conda.channel, "used_env_vars": []}, separators=(",", ":"))],
+        "specs": [specs[key] for key in sorted(specs)],
+        "virtual_package_hash": {
+            "noarch": {"info": {"subdir": "noarch"}, "packages": {}},
+            conda.subdir: {"info": {"subdir": conda.subdir}, "packages": dict(_virtual(conda))},
+        },
+    }
+    return sha256(json.dumps(content, sort_keys=True))
+
+
+def _spec(manager: str, name: str, version: str, extras: Sequence[str] = ()) -> dict[str, Any]:
+    absent = {"build": None, "conda_channel": None, "hash": None}
+    return {"manager": manager, "name": name, "version": version, "category": "main", "extras": list(extras), **absent}
+
+
+def _conda_version(asked: str) -> str:
+    if fuzzy := re.fullmatch(r"=([^=].*)", asked):
+        return f"{fuzzy[1]}.*"
+    return asked.removeprefix("==")
+
+
+def _virtual(conda: CondaInputs) -> Any:
+    for name, (version, build) in conda.virtual:
+        named = f"{build}_0" if build != "0" else "0"
+        yield (
+            f"{name}-{version}-{named}.tar.bz2",
+            {
+                "name": name,
+                "version": version,
+                "build": named,
+                "build_number": 0,
+                "build_string": "" if build == "0" else build,
+                "depends": [],
+                "noarch": "",
+                "package_type": "virtual_system",
+                "subdir": conda.subdir,
+                "timestamp": 1577854800000,
+            },
+        )
+
+
+def _dependency(depends: str) -> tuple[str, str]:
+    name, _, version = depends.partition(" ")
+    return name, version
+
+
+def _models() -> Any:
+    """Return conda-lock's models of its format, without the rest of it, which takes two seconds to import."""
+    if "conda_lock" not in sys.modules:
+        found = find_spec("conda_lock")
+        assert found
+        assert found.origin
+        bare = ModuleType("conda_lock")
+        bare.__path__ = [str(Path(found.origin).parent)]
+        sys.modules["conda_lock"] = bare
+    from conda_lock.lockfile.v1 import models  # type: ignore[import-untyped]
+
+    return models
