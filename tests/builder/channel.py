@@ -32,7 +32,7 @@ PYTHON = sysconfig.get_config_var("VERSION")
 _INDEX = """\
 import asyncio, os, sys
 from rattler.index import index_fs
-asyncio.run(index_fs(sys.argv[1], force=True))
+asyncio.run(index_fs(sys.argv[1], force=True, write_zst=False, write_shards=False))
 sys.stdout.flush()
 os._exit(0)
 """
@@ -161,6 +161,13 @@ class Channel:
     def index(self) -> None:
         """Write repodata.json as it is for the packages that lie there now."""
         subprocess.run([sys.executable, "-c", _INDEX, str(self.folder)], check=True, capture_output=True, timeout=120)
+        for repodata in self.folder.glob("*/repodata.json"):
+            content = json.loads(repodata.read_text())
+            for record in content["packages.conda"].values():
+                # Conda-forge has none, and the solver lets it stand before the timestamp of the package.
+                record.pop("indexed_timestamp", None)
+            repodata.unlink()
+            repodata.write_text(json.dumps(content))
 
     def archive(self, name: str) -> Path:
         """The one archive of the package `name`."""
