@@ -21,6 +21,8 @@ from pathlib import Path
 
 import pytest
 
+from .channel import EARLY, Channel, copy, fill
+
 ENVIRONMENT = """\
 name: tiny
 channels:
@@ -63,8 +65,6 @@ if "--validate" not in sys.argv:
     print(json.dumps({"argv": sys.argv[1:], "python": sys.executable, "cwd": os.getcwd(), "pid": os.getpid(),
                       "site": sys.flags.no_user_site, "path": os.environ.get("PYTHONPATH"), "alpha": alpha.__file__}))
 """
-
-EARLY = "2025-01-01T00:00:00Z"
 
 
 def wheel(name: str, version: str, *, requires: tuple[str, ...] = (), code: str = "", tag: str = "py3-none-any") -> bytes:
@@ -206,6 +206,23 @@ def index() -> Iterator[Index]:
     index.server.shutdown()
     thread.join()
     index.server.server_close()
+
+
+@pytest.fixture(scope="session")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a conda channel, made once and not to be changed."""
+    channel = Channel(tmp_path_factory.mktemp("packages"))
+    fill(channel)
+    return channel.folder
+
+
+@pytest.fixture
+def channel(packages: Path, tmp_path: Path) -> Iterator[Channel]:
+    """A conda channel with the packages that `fill` lists, which a test can add to and break."""
+    channel = copy(packages, tmp_path / "channel")
+    channel.start()
+    yield channel
+    channel.stop()
 
 
 @dataclass(frozen=True)
