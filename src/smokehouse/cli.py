@@ -25,16 +25,19 @@ def _lock(
     tools: Annotated[bool, typer.Option("--tools", help="Lock the builder's own tools instead.")] = False,
     upgrade: Annotated[str | None, typer.Option(metavar="PACKAGE", help="Move this one, and what it must drag along.")] = None,
     diff: Annotated[bool, typer.Option("--diff", help="Only print what a new lock would change.")] = False,
-    channel: Annotated[str | None, typer.Option(metavar="DIR_OR_URL", help="Read conda-forge's records there.")] = None,
+    channel: Annotated[
+        str | None,
+        typer.Option(metavar="DIR_OR_URL", envvar="SMOKEHOUSE_CHANNEL", help="A copy or mirror of conda-forge to read."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
     """Resolve environments to the files that an installer takes."""
     from smokehouse import locking
 
-    if check and (diff or upgrade or channel):
-        raise UserError("--check resolves nothing, so it takes no --diff, --upgrade or --channel; drop one")
-    if tools and (names or diff or upgrade or channel or (as_json and not check)):
-        raise UserError("--tools goes with --check alone; lock the environments in a run of their own")
+    if check and (diff or upgrade):
+        raise UserError("--check resolves nothing, so it takes no --diff and no --upgrade; drop one")
+    if tools and (names or diff or upgrade or (as_json and not check)):
+        raise UserError("--tools takes no names, and of the options --check; lock the environments in a run of their own")
     house = House.find(Path.cwd())
     if check:
         return locking.check(house, names or [], only_tools=tools, as_json=as_json)

@@ -4,7 +4,8 @@ import asyncio
 import re
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
-from functools import cache
+from datetime import timedelta
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -64,7 +65,7 @@ def solve(inputs: CondaInputs, where: str | None, keep: Sequence[CondaPackage] =
                 [rattler.MatchSpec(spec) for spec in inputs.specs],
                 virtual_packages=virtual,
                 locked_packages=[record for record in candidates if (record.subdir, record.file_name) in kept],
-                exclude_newer=inputs.before,
+                exclude_newer=inputs.before - timedelta(milliseconds=1),  # the moment itself would still count
                 timestamp_policy="allow-missing",  # few old records have none
             )
         )
@@ -98,15 +99,15 @@ class _Folder:
 
     def __init__(self, folder: Path, channel: str, subdir: str) -> None:
         self.name = str(folder)
-        canonical = rattler.Channel(channel, rattler.ChannelConfig(HOME))
-        files = {part: folder / part / "repodata.json" for part in (subdir, "noarch")}
-        for file in files.values():
+        self.channel = rattler.Channel(channel, rattler.ChannelConfig(HOME))
+        self.files = {part: folder / part / "repodata.json" for part in (subdir, "noarch")}
+        for file in self.files.values():
             if not file.is_file():
                 raise UserError(f"{file}: no such file; a channel has one for {subdir} and one for noarch")
-        try:
-            self.sparse = [rattler.SparseRepoData(canonical, part, file) for part, file in files.items()]
-        except (exceptions.IoError, ValueError) as broken:
-            raise UserError(f"{folder}: its repodata.json cannot be read ({broken}); fetch it anew") from None
+
+    @cached_property
+    def sparse(self) -> list[rattler.SparseRepoData]:
+        return [rattler.SparseRepoData(self.channel, part, file) for part, file in self.files.items()]
 
     async def candidates(self, inputs: CondaInputs) -> list[rattler.RepoDataRecord]:
         names = [rattler.PackageName(name_of(spec)) for spec in inputs.specs]
@@ -153,7 +154,7 @@ def _ask(answer: Coroutine[Any, Any, T], name: str) -> T:
         return _run(answer)
     except TimeoutError:
         raise UserError(f"{name}: no answer within {_PATIENCE:.0f} s; check the network, or use --channel") from None
-    except (exceptions.GatewayError, exceptions.FetchRepoDataError, exceptions.IoError, ValueError) as broken:
+    except (exceptions.GatewayError, exceptions.FetchRepoDataError, OSError, ValueError) as broken:
         raise UserError(f"{name}: {_why(broken)}; check the network, or name a mirror or a folder with --channel") from None
 
 
@@ -170,7 +171,7 @@ def _why(broken: Exception) -> str:
     if re.search(
         r"(expected value|EOF while parsing|invalid type|key must be|expected `).*(line \d+ column|at character)", said
     ):
-        return f"it answers with something else than the records of a channel, as a captive proxy does ({said})"
+        return f"what it gives is cut short or is no records of a channel, as of a captive proxy ({said})"
     return f"cannot be read ({said})"
 
 
@@ -192,11 +193,16 @@ def _chain(tree: str) -> str:
     for chain in chains:
         if chain:
             roots.setdefault(chain[0], ": ".join(chain))
-    return "; ".join(roots.values())
+    # What the machine is stated to have is no request.
+    return "; ".join(text for root, text in roots.items() if len(roots) == 1 or not root.startswith("__"))
 
 
 def _step(text: str) -> str:
-    text = re.sub(r", which can(not)? be installed .*|can(not)? be installed .*| can be installed with .*", "", text)
+    text = re.sub(
+        r", which conflicts with any .*|, which can(not)? be installed .*|can(not)? be installed .*| can be installed with .*",
+        "",
+        text,
+    )
     return text.strip().rstrip(":,.")
 
 

@@ -54,9 +54,9 @@ def make_tools(house: House) -> int:
 def check(house: House, names: Sequence[str], *, only_tools: bool = False, as_json: bool = False) -> int:
     """Print how each lock is not what is asked for; returns 1 if one is not, else 0. Needs no network."""
     problems = []
-    for name in () if only_tools else names or house.environments():
+    for asked, place in () if only_tools else _questions(house, names):
         try:
-            lock.check_environment(environment.read(house, name), lock.environment_lock(house, name))
+            lock.check_environment(asked, place)
         except UserError as problem:
             problems.append(str(problem))
     if not names:

@@ -4,7 +4,6 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any
 
 from packaging.requirements import Requirement
@@ -80,7 +79,6 @@ def _resolve(inputs: Inputs, asked_by: Mapping[str, tuple[str, ...]], kept: Kept
     return sorted(found, key=lambda package: (package.name, Version(package.version)))
 
 
-@cache
 def _answers(inputs: Inputs, kept: Kept | None) -> tuple[str, str]:
     """Return uv's answer twice: as pylock.toml, which has the files, and with comments that say who asked for what."""
     annotated = compile_pins(inputs, "--annotation-style", "line", "--no-strip-markers", kept=kept)

@@ -150,6 +150,7 @@ class Channel:
             info["info/link.json"] = json.dumps({"noarch": {"type": "python"}, "package_metadata_version": 1}).encode()
         stem = f"{name}-{version}-{build}"
         archive = self.folder / subdir / f"{stem}.conda"
+        archive.parent.mkdir(exist_ok=True)
         archive.unlink(missing_ok=True)
         with conda_builder(stem, archive.parent, compression_level=1, compression_threads=0) as tar:
             for path, content in {**info, **contents}.items():

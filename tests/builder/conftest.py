@@ -29,7 +29,7 @@ channels:
   - conda-forge
 dependencies:
   - python=3.11
-  - pip
+  - cuda-nvcc=12.4
   - pip:
       - alpha==1.0
       - beta
@@ -53,6 +53,9 @@ reason = "needs another torch"
 
 [expectations.auto_classes]
 AutoModel = "part"
+
+[conda]
+devel = ["cuda-nvcc"]
 """
 
 # Stands where the real smoke tests do: refuses one option, and else says how it was started.
@@ -254,6 +257,14 @@ class TestHouse:
         return self.pins.with_name("build-requirements.txt")
 
     @property
+    def conda_lock(self) -> Path:
+        return self.pins.with_name("conda-lock.yml")
+
+    @property
+    def manifest(self) -> Path:
+        return self.pins.with_name("lock.json")
+
+    @property
     def installed(self) -> Path:
         return self.root / "build" / "environments" / "tiny"
 
@@ -302,9 +313,9 @@ class TestHouse:
         assert lines[0].startswith("smokehouse: ")
         return lines[0]
 
-    def lock(self) -> None:
+    def lock(self, *arguments: str, **environ: str) -> None:
         """Lock `tiny`, which must succeed."""
-        ended = self.run("lock", "tiny")
+        ended = self.run("lock", "tiny", *arguments, **environ)
         assert ended.returncode == 0, ended.stderr
 
 
@@ -315,14 +326,16 @@ def uv_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def house(root: Path, tmp_path: Path, index: Index, uv_cache: Path) -> TestHouse:
-    """A house that uses `index`."""
+def house(root: Path, tmp_path: Path, index: Index, uv_cache: Path, packages: Path) -> TestHouse:
+    """A house that uses `index` and the records in `packages`."""
     place = tmp_path / "house"
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("UV_", "PYTHON"))}
     environ |= {
         "PYTHONPATH": str(root / "src"),
         "UV_DEFAULT_INDEX": f"{index.base}/simple",
         "UV_CACHE_DIR": str(uv_cache),
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "SMOKEHOUSE_CHANNEL": str(packages),
         "UV_HTTP_RETRIES": "0",
         "UV_PYTHON_DOWNLOADS": "never",
     }

@@ -11,7 +11,7 @@ from .conftest import TestHouse
         ([], "Missing command; see --help"),
         (["lcok"], "No such command 'lcok'"),
         (["lock", "--chek"], "No such option: --chek"),
-        (["lock", "tiny", "--tools"], "--tools takes no names; lock the environments in a run of their own"),
+        (["lock", "tiny", "--tools"], "--tools takes no names, and of the options --check; lock the environments"),
     ],
 )
 def test_usage(house: TestHouse, arguments: list[str], message: str) -> None:

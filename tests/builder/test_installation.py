@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from .channel import Channel
 from .conftest import File, Index, TestHouse, wheel
 
 
@@ -166,18 +167,21 @@ def test_two_at_once_install_once(house: TestHouse, index: Index) -> None:
     assert index.downloads["alpha-1.0-py3-none-any.whl"] == 1
 
 
-def test_lock_for_another_platform(house: TestHouse, index: Index) -> None:
+def test_lock_for_another_platform(house: TestHouse, channel: Channel) -> None:
     house.edit(house.stack, "x86_64", "aarch64")
-    house.lock()
+    channel.add("python", "3.11.0", subdir="linux-aarch64", index=False)
+    channel.add("cuda-nvcc", "12.4.131", subdir="linux-aarch64")
+    house.lock("--channel", str(channel.folder))
     said = house.refused("smoke", "tiny")
     where = r"smokehouse: lockfiles/tiny/requirements\.txt"
     assert re.fullmatch(rf"{where}: the lock is for aarch64-manylinux_2_28, this machine is .*; install .*", said)
     assert not house.installed.exists()
 
 
-def test_lock_for_a_python_that_is_not_here(house: TestHouse) -> None:
+def test_lock_for_a_python_that_is_not_here(house: TestHouse, channel: Channel) -> None:
     house.edit(house.environment, "python=3.11", "python=3.99")
-    house.lock()
+    channel.add("python", "3.99.0", subdir="linux-64")
+    house.lock("--channel", str(channel.folder))
     assert "no Python 3.99 to build an environment with: " in house.refused("smoke", "tiny")
     assert not house.marker.exists()
 

@@ -48,6 +48,11 @@ def add_sdist(house: TestHouse, index: Index) -> None:
     house.edit(house.environment, "- beta", "- beta\n      - delta")
 
 
+def everything(house: TestHouse) -> dict[str, bytes]:
+    """Every file of the lock by name."""
+    return {path.name: path.read_bytes() for path in sorted(house.pins.parent.iterdir())}
+
+
 def pins(text: str) -> dict[str, list[str]]:
     """The hashes of each package of a requirements file."""
     found: dict[str, list[str]] = {}
@@ -62,13 +67,13 @@ def pins(text: str) -> dict[str, list[str]]:
 def test_two_runs_give_the_same_bytes(house: TestHouse, index: Index) -> None:
     add_sdist(house, index)
     house.lock()
-    first = house.pins.read_bytes(), house.build_pins.read_bytes()
+    first = everything(house)
     shutil.rmtree(house.pins.parent)
     house.edit(house.environment, "- alpha==1.0\n      - beta\n      - delta", "- delta\n      - beta\n      - Alpha == 1.0")
     ended = house.run("lock")
-    assert ended.stdout == "lockfiles/tiny/requirements.txt: 4 packages, written\n"
-    assert (house.pins.read_bytes(), house.build_pins.read_bytes()) == first
-    assert house.run("lock").stdout == "lockfiles/tiny/requirements.txt: 4 packages, unchanged\n"
+    assert ended.stdout.startswith("lockfiles/tiny: 10 packages, written\n")
+    assert everything(house) == first
+    assert house.run("lock").stdout == "lockfiles/tiny: 10 packages, unchanged\n"
 
 
 def test_lock_names_files_and_askers_and_no_host(house: TestHouse, index: Index) -> None:
@@ -211,11 +216,19 @@ STALE = [
         "requirements.txt",
         "alpha==1.0",
         "alpha==1.1",
-        r"it or build-requirements\.txt was edited since it was generated",
+        r"requirements\.txt beside it was edited since the lock was made",
     ),
-    ("requirements.txt", "# via beta\n", "# via alpha\n", r"it or build-requirements\.txt was edited since .*"),
-    ("requirements.txt", "# platform: x86", "# platform: arm", r"it or build-requirements\.txt was edited since .*"),
-    ("build-requirements.txt", "never", "always", r"it or build-requirements\.txt was edited since it was generated"),
+    ("requirements.txt", "# via beta\n", "# via alpha\n", r"requirements\.txt beside it was edited since .*"),
+    ("requirements.txt", "# platform: x86", "# platform: arm", r"requirements\.txt beside it was edited since .*"),
+    ("build-requirements.txt", "never", "always", r"build-requirements\.txt beside it was edited since the lock was made"),
+    ("conda-lock.yml", "never", "always", r"conda-lock\.yml beside it was edited since the lock was made"),
+    ("lock.json", '"format": 1', '"format": 2', r"format: Input should be 1"),
+    ("lock.json", '"pip"', '"pipe"', r"pip: Field required"),
+    ("environment.yml", "cuda-nvcc=12.4", "cuda-nvcc>=12.4", "the conda half was made from other specs, .*"),
+    ("environment.yml", "- cuda-nvcc", "- libtiny\n  - cuda-nvcc", "the conda half was made from other specs, .*"),
+    ("environment.yml", "- cuda-nvcc", "- tiny-gxx\n  - cuda-nvcc", r"environment\.yml asks tiny-gxx, the conda half of .*"),
+    ("stack.toml", 'devel = ["cuda-nvcc"]', "devel = []", r"cuda-nvcc is devel in the lock and no longer in stack\.toml's .*"),
+    ("stack.toml", 'version = "12.4"', 'version = "12.8"', r"__cuda is to be 12\.8, in the lock it is 12\.4"),
 ]
 
 
@@ -223,10 +236,10 @@ STALE = [
 def test_check_says_what_differs(house: TestHouse, file: str, old: str, new: str, message: str) -> None:
     house.lock()
     assert house.run("lock", "--check").returncode == 0
-    house.edit((house.pins.parent if file.endswith(".txt") else house.folder) / file, old, new)
+    house.edit((house.folder if (house.folder / file).exists() else house.pins.parent) / file, old, new)
     ended = house.run("lock", "--check", "tiny")
     assert ended.returncode == 1
-    line = rf"smokehouse: lockfiles/tiny/requirements\.txt: {message}; run nox -s lock -- tiny\n"
+    line = rf"smokehouse: (lockfiles/)?tiny(/\S+)?: {message}; run nox -s lock -- tiny\n"
     assert re.fullmatch(line, ended.stderr), ended.stderr
     assert re.fullmatch(line, house.refused("smoke", "tiny") + "\n")
 
@@ -237,8 +250,8 @@ def test_check_sees_what_is_not_there(house: TestHouse) -> None:
         assert ended.returncode == 1
         return ended.stderr.removeprefix("smokehouse: ")
 
-    where = "lockfiles/tiny/requirements.txt"
-    assert check() == f"{where}: requirements.txt does not exist; run nox -s lock -- tiny\n"
+    where = "lockfiles/tiny/lock.json"
+    assert check() == f"{where}: lock.json does not exist; run nox -s lock -- tiny\n"
     house.lock()
     house.build_pins.unlink()
     assert check() == f"{where}: build-requirements.txt does not exist; run nox -s lock -- tiny\n"
@@ -270,6 +283,13 @@ UNANSWERED = [
     ("- beta", "- no-such-package", "no-such-package was not found in the package registry"),
     ("- beta", "- beta==9.9", "there is no version of beta==9.9"),
     ("- beta", "- beta\n      - gamma<1", "because you require gamma<1"),
+    ("- cuda-nvcc=12.4", "- cuda-nvcc=99", "solved from"),
+    ("- cuda-nvcc=12.4", "- cuda-nvcc=12.4\n  - nowhere", "No candidates were found for nowhere"),
+    (
+        "- cuda-nvcc=12.4",
+        "- cuda-nvcc=12.4\n  - libtiny=2.0",
+        "libtiny 2.0 is excluded because the package is uploaded after the cutoff date",
+    ),
     ("- beta", "- beta==3.0", "The cut-off hides beta, which was published on 2025-03-16; ask for an older version"),
 ]
 
@@ -277,13 +297,12 @@ UNANSWERED = [
 @pytest.mark.parametrize(("old", "new", "message"), UNANSWERED, ids=[row[1] for row in UNANSWERED])
 def test_a_question_without_an_answer_leaves_the_lock(house: TestHouse, old: str, new: str, message: str) -> None:
     house.lock()
-    before = house.pins.read_bytes(), house.build_pins.read_bytes()
+    before = everything(house)
     house.edit(house.environment, old, new)
     said = house.refused("lock")
-    assert said.startswith("smokehouse: lockfiles/tiny/requirements.txt stays as it is: environment.yml cannot be resolved: ")
+    assert said.startswith("smokehouse: tiny: the lock stays as it is: environment.yml cannot be ")
     assert message in said
-    assert (house.pins.read_bytes(), house.build_pins.read_bytes()) == before
-    assert sorted(path.name for path in house.pins.parent.iterdir()) == ["build-requirements.txt", "requirements.txt"]
+    assert everything(house) == before
 
 
 def test_index_that_cannot_be_reached(house: TestHouse) -> None:
@@ -331,24 +350,27 @@ def test_full_disk_leaves_the_lock(house: TestHouse, full_disk: Path) -> None:
     shutil.copytree(house.pins.parent, full_disk / "tiny")
     shutil.rmtree(house.pins.parent)
     house.pins.parent.symlink_to(full_disk / "tiny")
-    before = house.pins.read_bytes()
+    before = everything(house)
     house.edit(house.stack, "2025-03-15", "2025-03-14")
     (full_disk / "filler").write_bytes(b"x" * shutil.disk_usage(full_disk).free)
     assert "No space left on device" in house.refused("lock")
-    assert house.pins.read_bytes() == before
-    assert sorted(path.name for path in house.pins.parent.iterdir()) == ["build-requirements.txt", "requirements.txt"]
+    assert everything(house) == before
 
 
-def test_ours_resolves_to_what_is_committed(root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", House(Path(__file__).parents[2]).environments())
+def test_ours_resolves_to_what_is_committed(root: Path, name: str) -> None:
     house = House(root)
-    ours = lock.environment_lock(house, "qwen2.5-vl")
-    again = lock.LockFiles(tmp_path / lock.PINS, tmp_path / lock.BUILD_PINS, ours.name, ours.command)
-    lock.make(environment.read(house, "qwen2.5-vl").inputs, again)
-    assert again.build_pins
-    assert ours.build_pins
-    assert again.pins.read_text() == ours.pins.read_text()
-    assert again.build_pins.read_text() == ours.build_pins.read_text()
-    assert all(len(hashes) == 1 for hashes in pins(again.pins.read_text()).values())
+    promise = environment.read(house, name)
+    place = lock.environment_lock(house, name)
+    packages = resolution.resolve(promise.inputs)
+    builds = resolution.resolve_builds(promise.inputs, packages)
+    manifest = lock.check_environment(promise, place)
+    assert [(file.name, file.version, file.file, file.sha256) for file in manifest.pip] == [
+        (package.name, package.version, package.files[0].name, package.files[0].sha256) for package in packages
+    ]
+    assert [(file.name, file.sha256) for file in manifest.build] == [(p.name, p.files[0].sha256) for p in builds]
+    found = pins(place.pins.read_text())
+    assert found == {file.name: [file.sha256] for file in manifest.pip}
 
 
 @pytest.mark.parametrize("wrong", ["hash", "nothing"])
