@@ -1,4 +1,4 @@
-"""Brings torch and DeepSpeed up on this machine: the traps of the verified stack, each met in one place.
+"""Brings torch and DeepSpeed up on this machine: the traps of each version, each met in one place.
 
 Every figure and failure named here was measured; see the known issues of the environment.
 """
@@ -11,16 +11,28 @@ import importlib.metadata
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from packaging.version import Version
 
+from .families import Family
+
+# A function that gathers parameters and returns a handle to wait for.
+Gather = Callable[..., Any]
 # The precision that people train in on each device.
 PRECISION = {"cpu": "fp32", "cuda": "bf16"}
 # DeepSpeed PR #8539, released in 0.19.8: `_allgather_params_coalesced` waits for every handle, not only for the last.
 GLOO_RACE_FIXED_IN = Version("0.19.8")
+# transformers renamed the argument of `from_pretrained`; 5.x still takes the old one, and warns.
+DTYPE_ARGUMENT_SINCE = Version("4.56")
+
+
+def installed(package: str) -> Version:
+    """The version of an installed package."""
+    return Version(importlib.metadata.version(package))
 
 
 def choose_device(requested: str) -> str:
@@ -53,20 +65,17 @@ def import_deepspeed(device: str) -> None:
     importlib.import_module("deepspeed")
     logging.disable(logging.NOTSET)
     if device == "cpu":
-        # Its JIT build takes half a minute, and a killed build leaves a lock file on which later runs hang.
-        importlib.import_module("deepspeed.ops").__compatible_ops__["deepspeed_shm_comm"] = False
+        # Its JIT build takes half a minute, and a killed build leaves a lock file on which later runs hang. Where DeepSpeed has
+        # not asked what it could build (from 0.19 on), it must not begin to: it asks compilers, in processes.
+        importlib.import_module("deepspeed.ops").__dict__.setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
     trust_own_checkpoints()
 
 
-def import_model_code() -> None:
+def import_model_code(family: Family) -> None:
     """Import what every rank will need of transformers, once, before ranks are forked."""
-    for name in ("AutoModelForImageTextToText", "AutoProcessor", "Qwen2TokenizerFast", "Qwen2VLImageProcessor"):
+    for name in ("AutoModelForImageTextToText", "AutoProcessor"):
         getattr(importlib.import_module("transformers"), name)
-    for module in (
-        "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
-        "transformers.generation",
-        "safetensors.torch",
-    ):
+    for module in (*family.modules, "transformers.generation", "safetensors.torch"):
         importlib.import_module(module)
 
 
@@ -107,32 +116,71 @@ def init_distributed(device: str, local_rank: int, timeout: float) -> None:
 @functools.cache
 def has_gloo_race(device: str) -> bool:
     """Whether this stack has the race in which ZeRO-3 reads parameters before gloo has delivered them."""
-    return backend(device) == "gloo" and Version(importlib.metadata.version("deepspeed")) < GLOO_RACE_FIXED_IN
+    return backend(device) == "gloo" and installed("deepspeed") < GLOO_RACE_FIXED_IN
 
 
 @contextlib.contextmanager
-def waited_gathers() -> Iterator[None]:
-    """The workaround for the gloo race: every gather is waited for before its handle is handed back."""
+def changed_gathers(change: Callable[[Gather], Gather]) -> Iterator[None]:
+    """DeepSpeed with each function that gathers parameters replaced by what `change` makes of it."""
     import deepspeed.comm as comm
 
     originals = {name: getattr(comm, name) for name in ("all_gather_into_tensor", "all_gather")}
-
-    def waited(original: Any) -> Any:
-        def gather(*args: Any, **kwargs: Any) -> Any:
-            handle = original(*args, **kwargs)
-            if handle is not None:
-                handle.wait()
-            return handle
-
-        return gather
-
     for name, original in originals.items():
-        setattr(comm, name, waited(original))
+        setattr(comm, name, change(original))
     try:
         yield
     finally:
         for name, original in originals.items():
             setattr(comm, name, original)
+
+
+def waited_gather(original: Gather) -> Gather:
+    """The workaround for the gloo race: a gather is waited for before its handle is handed back."""
+
+    def gather(*args: Any, **kwargs: Any) -> Any:
+        handle = original(*args, **kwargs)
+        if handle is not None:
+            handle.wait()
+        return handle
+
+    return gather
+
+
+@dataclass
+class LateHandle:
+    """The handle of a gather that begins only when it is waited for."""
+
+    begin: Callable[[], Any]
+    begun: bool = False
+
+    def wait(self, *_: Any, **__: Any) -> None:
+        """Gather now, once."""
+        if not self.begun:
+            self.begun = True
+            handle = self.begin()
+            if handle is not None:
+                handle.wait()
+
+
+def late_gather(original: Gather) -> Gather:
+    """The slowest network there could be: nothing arrives until it is waited for, and what is read before that is not a number.
+
+    The race, lost each time.
+    """
+
+    def gather(output: Any, *args: Any, **kwargs: Any) -> Any:
+        if not kwargs.get("async_op"):
+            return original(output, *args, **kwargs)
+        for tensor in output if isinstance(output, list) else [output]:
+            tensor.fill_(float("nan"))
+        return LateHandle(functools.partial(original, output, *args, **kwargs))
+
+    return gather
+
+
+def in_precision(dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """The argument that has `from_pretrained` give a model in `dtype`."""
+    return {"dtype" if installed("transformers") >= DTYPE_ARGUMENT_SINCE else "torch_dtype": dtype}
 
 
 def config(stage: int, world_size: int, dtype: torch.dtype, device: str) -> dict[str, Any]:
