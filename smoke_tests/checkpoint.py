@@ -1,7 +1,7 @@
 """The checkpoint that the smoke test makes for itself, and the ways in which a checkpoint is damaged.
 
-The made checkpoint is small enough for a laptop (some 12 M parameters, 50 MB in fp32), looks like a published one of its family,
-and the one shape that matters is real: that of the patch embedding.
+The made checkpoint is small enough for a laptop (some 12 M parameters, 50 MB in fp32) and looks like a published one of its
+family. The one shape that matters is real: that of the patch embedding.
 """
 
 import json
@@ -51,7 +51,8 @@ def make(path: Path, family: Family, corpus: list[str], *, vision_width: int | N
     """Write the made checkpoint with its tokenizer and image processor to the folder `path`, which appears whole or not at all.
 
     Three shards, with the keys of published checkpoints; weight and bias of one module never part, because the gloo race hides
-    where they do. The vision tower is as wide as the family's real ones, or `vision_width`. Raises OSError when the disk is full.
+    where they do. The vision tower is as wide as the family's real ones, or `vision_width`. Raises OSError when the disk is
+    full.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.mkdir(parents=True)

@@ -296,9 +296,9 @@ def _dtype(bench: Bench) -> str:
 def wrong_tensors(bench: Bench, truth: Path) -> dict[str, str]:
     """Name -> what is wrong, for every tensor of the model that is not bit for bit the one in the checkpoint `truth`.
 
-    A partitioned parameter is compared by the part that this rank holds, without a gather. Model and file may have different key
-    layouts. Which tensor is which is then the family's own knowledge, not transformers': a tensor that transformers puts in
-    another's place has to show.
+    A partitioned parameter is compared by the part that this rank holds, without a gather. Model and file may have different
+    key layouts. Which tensor is which is then the family's own knowledge, not transformers': a tensor that transformers puts
+    in another's place has to show.
     """
     tensors = model_tensors(bench)
     tied = getattr(bench.model, "_tied_weights_keys", None) if bench.model.config.tie_word_embeddings else None

@@ -186,4 +186,4 @@ def gloo_race(bench: Bench) -> Outcome:
         dist.all_reduce(wrong)
         if wrong.item():
             return passed(f"seen at try {attempt}: {own} tensors silently wrong on this rank, {int(wrong.item())} in all")
-    return failed(f"not seen in {RACE_TRIES} tries: if this stack has the race no more, write gloo_race = \"fixed\" in stack.toml")
+    return failed(f"not seen in {RACE_TRIES} tries; where the race is fixed, write gloo_race = 'fixed' in stack.toml")

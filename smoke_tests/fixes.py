@@ -11,18 +11,19 @@ from .outcome import Outcome, judged
 
 
 def late_gathers(bench: Bench) -> Outcome:
-    """ZeRO-3 loading over gloo without the workaround: bit-equal as it comes, and when the race is lost on purpose.
+    """ZeRO-3 loading over gloo without the workaround: bit-equal as it comes, and with gathers as late as they can be.
 
-    For a race that happens not to be lost proves nothing.
+    Earlier stacks lose the race now and then in the first, and each time in the second.
     """
     problems = []
-    late = stack.changed_gathers(stack.late_gather)
-    for how, gathers in (("as it comes", contextlib.nullcontext()), ("with late gathers", late)):
+    for how, gathers in (("as it comes", contextlib.nullcontext()), ("with late gathers", stack.late_gathers())):
         bench.drop()
         with gathers:
             bench.model, _ = read_model(bench, bench.made)
-        problems += [f"{how}: {name} {what}" for name, what in wrong_tensors(bench, bench.made).items()]
-    return judged(problems, "bit-equal without the workaround, and when no gather arrives before it is waited for")
+        if wrong := wrong_tensors(bench, bench.made):
+            name, what = next(iter(wrong.items()))
+            problems.append(f"{how} {len(wrong)} tensors are wrong: {name} {what}")
+    return judged(problems, "bit-equal without the workaround, however late a gather arrives")
 
 
 def both_key_layouts(bench: Bench) -> Outcome:

@@ -9,7 +9,7 @@ import torch
 
 from . import checkpoint, checks, controls, fixes, samples, stack
 from .checks import Bench
-from .outcome import Outcome, failed, passed
+from .outcome import Outcome, passed
 
 
 @dataclass(frozen=True)
@@ -43,17 +43,13 @@ def make_checkpoints(bench: Bench) -> Outcome:
     """Make the made checkpoint, and the damaged ones; the family's description fits the model."""
     checkpoint.make(bench.made, bench.family, samples.corpus())
     if problems := bench.family.problems(checkpoint.model_shapes(bench.made, bench.family)):
-        return failed("; ".join(problems))
+        raise ValueError("; ".join(problems))  # ends the run: nothing that comes after could be believed
     controls.damage_all(bench.made, bench.work, bench.family)
     return passed(f"{checkpoint.element_count(bench.made):,} parameters, {len(controls.DAMAGES)} damaged ones")
 
 
 def _control(name: str, run: Callable[[Bench], Outcome], **options: bool) -> Step:
     return Step(name, run, kind="control", dtype=torch.float32, fresh=True, **options)
-
-
-def _fix(name: str, run: Callable[[Bench], Outcome], **options: bool) -> Step:
-    return Step(name, run, dtype=torch.float32, fresh=True, **options)
 
 
 def _stage_jobs(stage: int, processes: int, device: str, expectations: dict[str, Any]) -> list[Job]:
@@ -86,7 +82,7 @@ def _stage_jobs(stage: int, processes: int, device: str, expectations: dict[str,
         _control("missing key", controls.missing_key),
         _control("later key layout", controls.later_key_layout)
         if expectations["later_key_layout"] == "random"
-        else _fix("both key layouts", fixes.both_key_layouts),
+        else Step("both key layouts", fixes.both_key_layouts, dtype=torch.float32, fresh=True),
         _control("flipped bit", controls.flipped_bit),
         _control("truncated shard", controls.truncated_shard),
     ]
@@ -95,7 +91,7 @@ def _stage_jobs(stage: int, processes: int, device: str, expectations: dict[str,
             wrong.append(
                 _control("gloo race", controls.gloo_race, workaround=False)
                 if expectations["gloo_race"] == "present"
-                else _fix("late gathers", fixes.late_gathers, workaround=False)
+                else Step("late gathers", fixes.late_gathers, dtype=torch.float32, fresh=True, workaround=False)
             )
         wrong += [
             _control("seed failure: load_state_dict", controls.seed_failure_load_state_dict),
@@ -143,7 +139,7 @@ def surroundings(step: Step, bench: Bench):
     with contextlib.ExitStack() as around:
         if bench.stage is not None:
             if step.workaround and stack.has_gloo_race(bench.device):
-                around.enter_context(stack.changed_gathers(stack.waited_gather))
+                around.enter_context(stack.waited_gathers())
             if step.hf_config:
                 around.enter_context(checks.transformers_zero(bench.config()))
         yield

@@ -20,7 +20,7 @@ BYTES_PER_PARAMETER = 20
 DISK_BYTES_PER_PARAMETER = 28
 MADE_PARAMETERS = 13_200_000  # of the largest family
 MADE_DISK_BYTES = 200 * 2**20
-# What stack.toml promises of faults that some versions have: with the fault a control has to see it, without it a check proves so.
+# What stack.toml promises of faults that some versions have: a control has to see the fault, or a check proves that it is gone.
 PROMISES = {"gloo_race": ("present", "fixed"), "later_key_layout": ("random", "whole")}
 
 
@@ -170,8 +170,8 @@ def _read_stack(file: Path) -> dict[str, Any]:
             "see CONTRIBUTING.md"
         ) from error
     if family not in families.names():
-        known = ", ".join(families.names())
-        raise BadInput(f"{file}: model.family is {family!r}; give one of {known}, or add a module to smoke_tests/families")
+        there = ", ".join(families.names())
+        raise BadInput(f"{file}: model.family is {family!r}; give one of {there}, or add a module to smoke_tests/families")
     return stack
 
 

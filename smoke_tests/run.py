@@ -134,7 +134,11 @@ class _Run:
             lock=options.lock,
             stack=options.stack,
         )
-        stack.import_model_code(families.get(options.stack["model"]["family"]))
+        family = options.stack["model"]["family"]
+        try:
+            stack.import_model_code(families.get(family))
+        except ImportError as error:
+            raise BadInput(f"model family {family}: {error}; pin a transformers that has it, or mend its module") from error
         with Supervisor(brief, options.start, self.on_outcome) as supervisor:
             gc.freeze()  # a collection in a rank would touch, and so copy, every page it shares with this process
             supervisor.start(self.jobs[0])  # needs no DeepSpeed: it runs while this process imports it

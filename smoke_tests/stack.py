@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -20,8 +20,9 @@ from packaging.version import Version
 
 from .families import Family
 
-# A function that gathers parameters and returns a handle to wait for.
-Gather = Callable[..., Any]
+# A function of deepspeed.comm; asynchronous ones return a handle to wait for.
+Collective = Callable[..., Any]
+GATHERS = ("all_gather_into_tensor", "all_gather")  # of partitioned parameters
 # The precision that people train in on each device.
 PRECISION = {"cpu": "fp32", "cuda": "bf16"}
 # DeepSpeed PR #8539, released in 0.19.8: `_allgather_params_coalesced` waits for every handle, not only for the last.
@@ -120,11 +121,11 @@ def has_gloo_race(device: str) -> bool:
 
 
 @contextlib.contextmanager
-def changed_gathers(change: Callable[[Gather], Gather]) -> Iterator[None]:
-    """DeepSpeed with each function that gathers parameters replaced by what `change` makes of it."""
+def changed_collectives(change: Callable[[Collective], Collective], *names: str) -> Iterator[None]:
+    """DeepSpeed with each of these collectives replaced by what `change` makes of it."""
     import deepspeed.comm as comm
 
-    originals = {name: getattr(comm, name) for name in ("all_gather_into_tensor", "all_gather")}
+    originals = {name: getattr(comm, name) for name in names}
     for name, original in originals.items():
         setattr(comm, name, change(original))
     try:
@@ -134,48 +135,58 @@ def changed_gathers(change: Callable[[Gather], Gather]) -> Iterator[None]:
             setattr(comm, name, original)
 
 
-def waited_gather(original: Gather) -> Gather:
-    """The workaround for the gloo race: a gather is waited for before its handle is handed back."""
+def waited_gathers() -> AbstractContextManager[None]:
+    """The workaround for the gloo race: every gather is waited for before its handle is handed back."""
 
-    def gather(*args: Any, **kwargs: Any) -> Any:
-        handle = original(*args, **kwargs)
-        if handle is not None:
-            handle.wait()
-        return handle
-
-    return gather
-
-
-@dataclass
-class LateHandle:
-    """The handle of a gather that begins only when it is waited for."""
-
-    begin: Callable[[], Any]
-    begun: bool = False
-
-    def wait(self, *_: Any, **__: Any) -> None:
-        """Gather now, once."""
-        if not self.begun:
-            self.begun = True
-            handle = self.begin()
+    def waited(original: Collective) -> Collective:
+        def gather(*args: Any, **kwargs: Any) -> Any:
+            handle = original(*args, **kwargs)
             if handle is not None:
                 handle.wait()
+            return handle
+
+        return gather
+
+    return changed_collectives(waited, *GATHERS)
 
 
-def late_gather(original: Gather) -> Gather:
-    """The slowest network there could be: nothing arrives until it is waited for, and what is read before that is not a number.
+class LateGather:
+    """The handle of a gather that begins only when it is waited for."""
 
-    The race, lost each time.
-    """
+    def __init__(self, begin: Callable[[], Any]) -> None:
+        self._begin: Callable[[], Any] | None = begin
 
-    def gather(output: Any, *args: Any, **kwargs: Any) -> Any:
-        if not kwargs.get("async_op"):
-            return original(output, *args, **kwargs)
-        for tensor in output if isinstance(output, list) else [output]:
-            tensor.fill_(float("nan"))
-        return LateHandle(functools.partial(original, output, *args, **kwargs))
+    def wait(self, *_: Any, **__: Any) -> None:
+        """Gather now, if that was not done before."""
+        if self._begin is not None:
+            begin, self._begin = self._begin, None
+            begin().wait()
 
-    return gather
+
+@contextlib.contextmanager
+def late_gathers() -> Iterator[None]:
+    """The gloo race, lost each time: what nobody waits for arrives once rank 0 has read the file and is about to send it on."""
+    pending: list[LateGather] = []
+
+    def late(original: Collective) -> Collective:
+        def gather(*args: Any, **kwargs: Any) -> Any:
+            if not kwargs.get("async_op"):
+                return original(*args, **kwargs)
+            pending.append(LateGather(functools.partial(original, *args, **kwargs)))
+            return pending[-1]
+
+        return gather
+
+    def behind_gathers(original: Collective) -> Collective:
+        def broadcast(*args: Any, **kwargs: Any) -> Any:
+            while pending:
+                pending.pop(0).wait()
+            return original(*args, **kwargs)
+
+        return broadcast
+
+    with changed_collectives(late, *GATHERS), changed_collectives(behind_gathers, "broadcast"):
+        yield
 
 
 def in_precision(dtype: torch.dtype) -> dict[str, torch.dtype]:

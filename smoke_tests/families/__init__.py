@@ -56,8 +56,11 @@ class Family:
     def problems(self, shapes: dict[str, tuple[int, ...]]) -> list[str]:
         """Where this description does not fit a model of the family: published name -> shape of all its tensors."""
         where = f"{__name__.replace('.', '/')}/{self.name}.py"
-        named = {"patch_embedding": self.patch_embedding, "missing_key": self.missing_key, "flipped_tensor": self.flipped_tensor}
-        problems = [f"{where}: no tensor is called {name!r}; mend {which}" for which, name in named.items() if name not in shapes]
+        problems = [
+            f"{where}: no tensor is called {getattr(self, field)!r}; mend {field}"
+            for field in ("patch_embedding", "missing_key", "flipped_tensor")
+            if getattr(self, field) not in shapes
+        ]
         if not self.is_vision(self.patch_embedding):
             problems.append(f"{where}: {self.patch_embedding!r} is outside {self.vision_tower!r}; mend vision_tower")
         if shapes.get(self.patch_embedding, self.patch_shape) != self.patch_shape:
