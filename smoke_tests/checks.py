@@ -6,6 +6,7 @@ A check takes the rank's `Bench` and returns an `Outcome`. It raises only what i
 import base64
 import contextlib
 import csv
+import functools
 import gc
 import hashlib
 import itertools
@@ -14,7 +15,7 @@ import math
 import re
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 from safetensors import safe_open
 
-from . import checkpoint, samples, stack
+from . import checkpoint, families, samples, stack
 from .outcome import Outcome, failed, judged, known_issue, passed
 
 RESUME_STEPS = 2
@@ -72,6 +73,11 @@ class Bench:
 
         return getattr(transformers, self.stack["model"]["class"])
 
+    @functools.cached_property
+    def family(self) -> families.Family:
+        return families.get(self.stack["model"]["family"])
+
+    @functools.cached_property
     def processor(self) -> Any:
         from transformers import AutoProcessor
 
@@ -234,7 +240,12 @@ def transformers_zero(config: dict[str, Any]) -> Iterator[Any]:
 
 def read_model(bench: Bench, path: Path) -> tuple[Any, dict[str, Any]]:
     """The model of the checkpoint in `path` and transformers' loading info."""
-    model, info = bench.model_class().from_pretrained(path, torch_dtype=bench.dtype, output_loading_info=True)
+    return load_with(bench.model_class(), path, bench.dtype)
+
+
+def load_with(loader: Any, path: Path, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+    """What the class `loader` makes of the checkpoint in `path`, and transformers' loading info."""
+    model, info = loader.from_pretrained(path, **stack.in_precision(dtype), output_loading_info=True)
     return model, info
 
 
@@ -285,35 +296,48 @@ def _dtype(bench: Bench) -> str:
 def wrong_tensors(bench: Bench, truth: Path) -> dict[str, str]:
     """Name -> what is wrong, for every tensor of the model that is not bit for bit the one in the checkpoint `truth`.
 
-    A partitioned parameter is compared by the part that this rank holds, without a gather.
+    A partitioned parameter is compared by the part that this rank holds, without a gather. Model and file may have different
+    key layouts. Which tensor is which is then the family's own knowledge, not transformers': a tensor that transformers puts
+    in another's place has to show.
     """
-    where = checkpoint.locate(truth)
-    state = bench.model.state_dict()
+    tensors = model_tensors(bench)
+    tied = getattr(bench.model, "_tied_weights_keys", None) if bench.model.config.tie_word_embeddings else None
+    wrong: dict[str, str] = {}
+    found = set()
+    for stored_name, file in checkpoint.locate(truth).items():
+        name = bench.family.published(stored_name)
+        found.add(name)
+        if name not in tensors:
+            wrong[name] = "is in the file and not in the model"
+            continue
+        with safe_open(file, framework="pt") as shard:
+            if difference := _difference(bench, tensors[name], shard.get_tensor(stored_name)):
+                wrong[name] = difference
+    found |= {bench.family.published(name) for name in tied or ()}
+    return wrong | dict.fromkeys(tensors.keys() - found, "is in the model and not in the file")
+
+
+def model_tensors(bench: Bench) -> dict[str, torch.Tensor]:
+    """Published name -> every parameter and stored buffer of the model."""
     parameters = dict(bench.model.named_parameters(remove_duplicate=False))
-    tied = set(getattr(bench.model, "_tied_weights_keys", None) or []) if bench.model.config.tie_word_embeddings else set()
-    wrong = dict.fromkeys(where.keys() - state.keys(), "is in the file and not in the model")
-    with contextlib.ExitStack() as files:
-        shards = {file: files.enter_context(safe_open(file, framework="pt")) for file in set(where.values())}
-        for name, value in state.items():
-            if name not in where:
-                if name not in tied:
-                    wrong[name] = "is in the model and not in the file"
-                continue
-            stored = shards[where[name]].get_tensor(name)
-            held = parameters.get(name, value).detach()
-            shape = getattr(parameters.get(name), "ds_shape", held.shape)
-            if tuple(shape) != tuple(stored.shape):
-                wrong[name] = f"is {list(shape)} in the model and {list(stored.shape)} in the file"
-                continue
-            stored = stored.to(held.dtype)
-            partition = getattr(parameters.get(name), "ds_tensor", None)
-            if partition is not None:
-                part = share(stored.numel(), bench.world_size)
-                stored = stored.view(-1)[bench.rank * part : (bench.rank + 1) * part]
-                held = partition.detach().view(-1)[: stored.numel()]
-            if not same_bits(held.cpu(), stored):
-                wrong[name] = f"differs in {_differences(held.cpu(), stored)} of {stored.numel()} elements"
-    return wrong
+    return {bench.family.published(name): parameters.get(name, value) for name, value in bench.model.state_dict().items()}
+
+
+def _difference(bench: Bench, tensor: torch.Tensor, stored: torch.Tensor) -> str:
+    """How what this rank holds of a tensor of the model differs from `stored`; empty where it does not."""
+    held = tensor.detach()
+    shape = getattr(tensor, "ds_shape", held.shape)
+    if tuple(shape) != tuple(stored.shape):
+        return f"is {list(shape)} in the model and {list(stored.shape)} in the file"
+    stored = stored.to(held.dtype)
+    partition = getattr(tensor, "ds_tensor", None)
+    if partition is not None:
+        part = share(stored.numel(), bench.world_size)
+        stored = stored.view(-1)[bench.rank * part : (bench.rank + 1) * part]
+        held = partition.detach().view(-1)[: stored.numel()]
+    if same_bits(held.cpu(), stored):
+        return ""
+    return f"differs in {_differences(held.cpu(), stored)} of {stored.numel()} elements"
 
 
 def same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
@@ -356,7 +380,7 @@ def start_engine(bench: Bench) -> None:
 def own_sample(bench: Bench, rank: int | None = None) -> dict[str, torch.Tensor]:
     """The sample that `rank` (this one, if none is given) trains on."""
     number = bench.rank if rank is None else rank
-    return bench.on_device(samples.sample(bench.processor(), samples.scenes(number + 1)[number]))
+    return bench.on_device(samples.sample(bench.family, bench.processor, samples.scenes(number + 1)[number]))
 
 
 def world_mean(bench: Bench, value: float) -> float:
@@ -366,11 +390,16 @@ def world_mean(bench: Bench, value: float) -> float:
     return total.item() / bench.world_size
 
 
-def probes(names: list[str]) -> list[str]:
+def probes(family: families.Family, names: Iterable[str]) -> list[str]:
     """One weight at the very bottom of the vision tower and one in the last layer of the language model."""
-    vision = [name for name in names if "visual" in name and name.endswith("weight")]
-    language = [name for name in names if "visual" not in name and "layers" in name and name.endswith("q_proj.weight")]
+    vision = [name for name in names if family.published(name) == family.patch_embedding]
+    language = [name for name in names if name.endswith(family.language_probe) and not family.is_vision(name)]
     return [vision[0], language[-1]]
+
+
+def engine_probes(bench: Bench) -> list[str]:
+    """The probes, as the engine's model calls them."""
+    return probes(bench.family, [name for name, _ in bench.engine.module.named_parameters()])
 
 
 def full_gradients(bench: Bench, names: list[str]) -> dict[str, torch.Tensor]:
@@ -385,7 +414,7 @@ def full_gradients(bench: Bench, names: list[str]) -> dict[str, torch.Tensor]:
 def engine_steps(bench: Bench, sample: dict[str, torch.Tensor], count: int, *, keep_gradients: bool = False) -> list[float]:
     """`count` optimizer steps; the global loss of each. Keeps the first step's probe gradients if asked."""
     losses = []
-    names = probes([name for name, _ in bench.engine.module.named_parameters()])
+    names = engine_probes(bench)
     for step in range(count):
         loss = bench.engine(**sample).loss
         bench.engine.backward(loss)
@@ -406,9 +435,9 @@ def loss_problems(losses: list[float]) -> list[str]:
 
 
 def gradient_problems(gradients: dict[str, torch.Tensor], names: list[str]) -> list[str]:
-    """Where the vision tower or the language model got no gradient."""
+    """Where the vision tower or the language model got no gradient, by their probes `names`."""
     problems = []
-    for tower, name in zip(("vision tower", "language model"), probes(names), strict=True):
+    for tower, name in zip(("vision tower", "language model"), names, strict=True):
         size = gradients[name].norm().item() if name in gradients else 0.0
         if not (math.isfinite(size) and size > 0):
             problems.append(f"no gradient reaches the {tower}: the norm for {name} is {size}")
@@ -422,8 +451,7 @@ def _numbers(values: list[float]) -> str:
 def train(bench: Bench) -> Outcome:
     """The first optimizer step on image and text: gradients in both towers."""
     bench.losses = engine_steps(bench, own_sample(bench), 1, keep_gradients=True)
-    names = [name for name, _ in bench.engine.module.named_parameters()]
-    return judged(gradient_problems(bench.gradients, names), "gradients in both towers")
+    return judged(gradient_problems(bench.gradients, engine_probes(bench)), "gradients in both towers")
 
 
 def train_on(bench: Bench) -> Outcome:
@@ -458,7 +486,7 @@ def peak_rss() -> int:
 
 def greedy(bench: Bench, model: Any, **kwargs: Any) -> list[int]:
     """The tokens that `model` appends to an image prompt, always taking the likeliest."""
-    inputs = bench.on_device(samples.prompt(bench.processor(), samples.scenes(1)[0]))
+    inputs = bench.on_device(samples.prompt(bench.processor, samples.scenes(1)[0]))
     model.eval()
     with torch.no_grad():
         tokens = model.generate(**inputs, do_sample=False, min_new_tokens=NEW_TOKENS, max_new_tokens=NEW_TOKENS, **kwargs)
@@ -551,7 +579,7 @@ def consolidated(bench: Bench) -> Outcome:
 def _reload(bench: Bench, folder: Path, dtype: torch.dtype, truth: Path) -> list[str]:
     """Problems on loading the state dict that was written to `folder` with nothing but transformers."""
     (folder / "config.json").write_text((bench.source / "config.json").read_text())
-    model, info = bench.model_class().from_pretrained(folder, torch_dtype=dtype, output_loading_info=True)
+    model, info = load_with(bench.model_class(), folder, dtype)
     wanted = json.loads(truth.read_text())
     found = {name: digest(parameter) for name, parameter in model.named_parameters()}
     differing = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
@@ -568,8 +596,7 @@ def half_precision(bench: Bench) -> Outcome:
     problems += [f"{name} {what}" for name, what in wrong_tensors(bench, bench.source).items()]
     start_engine(bench)
     losses = engine_steps(bench, own_sample(bench), TRAIN_STEPS, keep_gradients=True)
-    names = [name for name, _ in bench.engine.module.named_parameters()]
-    problems += loss_problems(losses) + gradient_problems(bench.gradients, names)
+    problems += loss_problems(losses) + gradient_problems(bench.gradients, engine_probes(bench))
     problems += save_half(bench)
     return judged(problems, f"loss {_numbers(losses)}, 16-bit weights saved", losses=losses)
 
@@ -589,7 +616,7 @@ def save_half(bench: Bench) -> list[str]:
 
 def mixed_sample(bench: Bench, rank: int) -> dict[str, torch.Tensor]:
     """Rank 0 has an image, every other rank text only."""
-    return samples.sample(bench.processor(), samples.scenes(rank + 1)[rank], with_image=rank == 0)
+    return samples.sample(bench.family, bench.processor, samples.scenes(rank + 1)[rank], with_image=rank == 0)
 
 
 def _plain_gradients(bench: Bench) -> dict[str, torch.Tensor]:
@@ -628,7 +655,7 @@ def mixed_modality_cure(bench: Bench) -> Outcome:
     """The same batch with a dummy image, labels -100, on each text-only rank."""
     sample = mixed_sample(bench, bench.rank)
     if bench.rank != 0:
-        sample = samples.with_dummy_image(bench.processor(), sample)
+        sample = samples.with_dummy_image(bench.family, bench.processor, sample)
     problems = _mixed_gradient_problems(bench, sample)
     return judged(problems, "a dummy image with labels -100 gives the gradients of a plain run")
 
@@ -666,7 +693,7 @@ def plain(bench: Bench) -> Outcome:
         (model(**bench.on_device(mixed_sample(bench, rank))).loss / len(ranks)).backward()
     gradients = {name: p.grad.float().cpu().contiguous() for name, p in model.named_parameters() if p.grad is not None}
     if sum(p.numel() for p in model.parameters()) >= SMALL_MODEL:
-        gradients = {name: gradients[name] for name in probes(list(gradients))}
+        gradients = {name: gradients[name] for name in probes(bench.family, gradients)}
     save_file(gradients, bench.work / "mixed-gradients.safetensors")
     model.zero_grad()
 
@@ -703,7 +730,7 @@ def auto_classes(bench: Bench) -> Outcome:
             found[name] = "absent"
             continue
         try:
-            model, info = auto.from_pretrained(bench.source, torch_dtype=bench.dtype, output_loading_info=True)
+            model, info = load_with(auto, bench.source, bench.dtype)
         except ValueError as error:
             if "Unrecognized configuration class" not in str(error):
                 raise

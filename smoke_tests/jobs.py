@@ -3,10 +3,11 @@
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from . import checkpoint, checks, controls, samples, stack
+from . import checkpoint, checks, controls, fixes, samples, stack
 from .checks import Bench
 from .outcome import Outcome, passed
 
@@ -39,9 +40,11 @@ class Job:
 
 
 def make_checkpoints(bench: Bench) -> Outcome:
-    """Make the made checkpoint, and the damaged ones."""
-    checkpoint.make(bench.made, samples.corpus())
-    controls.damage_all(bench.made, bench.work)
+    """Make the made checkpoint, and the damaged ones; the family's description fits the model."""
+    checkpoint.make(bench.made, bench.family, samples.corpus())
+    if problems := bench.family.problems(checkpoint.model_shapes(bench.made, bench.family)):
+        raise ValueError("; ".join(problems))  # ends the run: nothing that comes after could be believed
+    controls.damage_all(bench.made, bench.work, bench.family)
     return passed(f"{checkpoint.element_count(bench.made):,} parameters, {len(controls.DAMAGES)} damaged ones")
 
 
@@ -49,7 +52,7 @@ def _control(name: str, run: Callable[[Bench], Outcome], **options: bool) -> Ste
     return Step(name, run, kind="control", dtype=torch.float32, fresh=True, **options)
 
 
-def _stage_jobs(stage: int, processes: int, device: str) -> list[Job]:
+def _stage_jobs(stage: int, processes: int, device: str, expectations: dict[str, Any]) -> list[Job]:
     """The jobs of one ZeRO stage."""
     name = f"zero{stage}"
     # On a GPU the plain run must have left the memory first.
@@ -77,13 +80,19 @@ def _stage_jobs(stage: int, processes: int, device: str) -> list[Job]:
         fresh.append(Step("bf16", checks.half_precision, dtype=torch.bfloat16, fresh=True))
     wrong = [
         _control("missing key", controls.missing_key),
-        _control("later key layout", controls.later_key_layout),
+        _control("later key layout", controls.later_key_layout)
+        if expectations["later_key_layout"] == "random"
+        else Step("both key layouts", fixes.both_key_layouts, dtype=torch.float32, fresh=True),
         _control("flipped bit", controls.flipped_bit),
         _control("truncated shard", controls.truncated_shard),
     ]
     if stage == 3:
-        if processes > 1 and stack.has_gloo_race(device):
-            wrong.append(_control("gloo race", controls.gloo_race, workaround=False))
+        if processes > 1 and stack.backend(device) == "gloo":
+            wrong.append(
+                _control("gloo race", controls.gloo_race, workaround=False)
+                if expectations["gloo_race"] == "present"
+                else Step("late gathers", fixes.late_gathers, dtype=torch.float32, fresh=True, workaround=False)
+            )
         wrong += [
             _control("seed failure: load_state_dict", controls.seed_failure_load_state_dict),
             _control("seed failure: zero.Init", controls.seed_failure_zero_init, hf_config=False),
@@ -103,8 +112,11 @@ def _stage_jobs(stage: int, processes: int, device: str) -> list[Job]:
     ]
 
 
-def plan(stages: tuple[int, ...], processes: int, device: str) -> list[Job]:
-    """All jobs of a run, in the order in which they should start where nothing holds them back."""
+def plan(stages: tuple[int, ...], processes: int, device: str, expectations: dict[str, Any]) -> list[Job]:
+    """All jobs of a run, in the order in which they should start where nothing holds them back.
+
+    `expectations`, stack.toml's, say what is a control on this stack and what a check that it is fixed.
+    """
     first = Job(
         "plain",
         (
@@ -115,7 +127,7 @@ def plan(stages: tuple[int, ...], processes: int, device: str) -> list[Job]:
     )
     jobs = [first]
     # ZeRO-3 first: its chain of jobs is the longest.
-    staged = [_stage_jobs(stage, processes, device) for stage in sorted(stages, reverse=True)]
+    staged = [_stage_jobs(stage, processes, device, expectations) for stage in sorted(stages, reverse=True)]
     for group in zip(*staged, strict=True):
         jobs += group
     return jobs

@@ -51,7 +51,8 @@ def run(brief: Brief) -> None:
     rank = int(os.environ.get("RANK", "0")) if brief.job.distributed else 0
     log_to(brief.logs / brief.job.name / f"rank{rank}.log")
     names = {"job": brief.job.name, "rank": rank}
-    channel = Channel(brief.address, names)
+    # With their names the event log, which counts steps, can be read by itself.
+    channel = Channel(brief.address, names | {"steps": [step.name for step in brief.job.steps]})
     stacks = Channel(brief.address, names | {"stacks": True})
     # Works in a rank that hangs in C: the handler is C too, and writes to the supervisor's own socket.
     faulthandler.register(signal.SIGUSR1, file=stacks.fileno(), all_threads=True)

@@ -111,14 +111,14 @@ class _Run:
         return self._supervise(source)
 
     def _supervise(self, source: Path | None) -> int:
-        from . import jobs, stack
+        from . import families, jobs, stack
         from .rank import Brief
         from .supervisor import Supervisor
 
         options = self.options
         made = self.work / "made"
         self.precision = stack.PRECISION[self.device]
-        self.jobs = jobs.plan(options.stages, self.processes, self.device)
+        self.jobs = jobs.plan(options.stages, self.processes, self.device, options.stack["expectations"])
         brief = Brief(
             job=self.jobs[0],
             address="",
@@ -134,7 +134,11 @@ class _Run:
             lock=options.lock,
             stack=options.stack,
         )
-        stack.import_model_code()
+        family = options.stack["model"]["family"]
+        try:
+            stack.import_model_code(families.get(family))
+        except ImportError as error:
+            raise BadInput(f"model family {family}: {error}; pin a transformers that has it, or mend its module") from error
         with Supervisor(brief, options.start, self.on_outcome) as supervisor:
             gc.freeze()  # a collection in a rank would touch, and so copy, every page it shares with this process
             supervisor.start(self.jobs[0])  # needs no DeepSpeed: it runs while this process imports it
@@ -300,9 +304,11 @@ class _Run:
         if self.processes == 1:
             missing.append({"name": "mixed modality", "reason": "one rank only; partitioning over ranks is not proven either"})
         planned = {name for name, _ in self._planned}
-        if 3 in self.options.stages and "gloo race" not in planned:
-            reason = "neither one rank, nor NCCL, nor DeepSpeed 0.19.8 and later has it"
-            missing.append({"name": "control: gloo race", "reason": reason})
+        for control, check in (("gloo race", "late gathers"), ("later key layout", "both key layouts")):
+            if check in planned:
+                missing.append({"name": f"control: {control}", "reason": f"fixed upstream; the check '{check}' proves it"})
+        if 3 in self.options.stages and not {"gloo race", "late gathers"} & planned:
+            missing.append({"name": "control: gloo race", "reason": "it is a race of several ranks on gloo"})
         if "bf16" not in planned:
             missing.append({"name": "bf16", "reason": "it is this run's main precision"})
         return missing

@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from .families import Family
+
 COLOURS = {
     "red": (208, 42, 45),
     "green": (38, 140, 70),
@@ -72,18 +74,18 @@ def prompt(processor, scene: Scene) -> dict[str, torch.Tensor]:
     return dict(processor(text=[text], images=[scene.draw()], return_tensors="pt"))
 
 
-def sample(processor, scene: Scene, *, with_image: bool = True) -> dict[str, torch.Tensor]:
+def sample(family: Family, processor, scene: Scene, *, with_image: bool = True) -> dict[str, torch.Tensor]:
     """One training sample: model inputs and `labels` [1, tokens], -100 everywhere but on the answer."""
     question = processor.apply_chat_template(_conversation(scene, with_image), add_generation_prompt=True)
     images = [scene.draw()] if with_image else None
     asked = processor(text=[question], images=images, return_tensors="pt")["input_ids"].shape[1]
-    inputs = dict(processor(text=[f"{question}{scene.caption}<|im_end|>"], images=images, return_tensors="pt"))
+    inputs = dict(processor(text=[f"{question}{scene.caption}{family.turn_end}"], images=images, return_tensors="pt"))
     labels = inputs["input_ids"].clone()
     labels[:, :asked] = IGNORED
     return inputs | {"labels": labels}
 
 
-def with_dummy_image(processor, text_sample: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def with_dummy_image(family: Family, processor, text_sample: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """`text_sample` with an empty picture behind it that no label looks at: the cure for batches of mixed modality.
 
     The picture stands behind the text, so causal attention hides it from every token that has a label; its own labels are
@@ -91,15 +93,8 @@ def with_dummy_image(processor, text_sample: dict[str, torch.Tensor]) -> dict[st
     """
     from PIL import Image
 
-    picture = processor(
-        text=["<|vision_start|><|image_pad|><|vision_end|>"], images=[Image.new("RGB", (56, 56))], return_tensors="pt"
-    )
-    ids = torch.cat([text_sample["input_ids"], picture["input_ids"]], dim=1)
-    ignored = torch.full_like(picture["input_ids"], IGNORED)
-    return {
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "labels": torch.cat([text_sample["labels"], ignored], dim=1),
-        "pixel_values": torch.zeros_like(picture["pixel_values"]),
-        "image_grid_thw": picture["image_grid_thw"],
-    }
+    picture = dict(processor(text=[family.image_markup], images=[Image.new("RGB", (56, 56))], return_tensors="pt"))
+    picture["labels"] = torch.full_like(picture["input_ids"], IGNORED)
+    picture["pixel_values"] = torch.zeros_like(picture["pixel_values"])
+    # Beside ids, mask and labels transformers 5 has a kind for each token; what only the picture has goes as it is.
+    return picture | {name: torch.cat([tensor, picture[name]], dim=1) for name, tensor in text_sample.items()}

@@ -1,4 +1,4 @@
-"""Brings torch and DeepSpeed up on this machine: the traps of the verified stack, each met in one place.
+"""Brings torch and DeepSpeed up on this machine: the traps of each version, each met in one place.
 
 Every figure and failure named here was measured; see the known issues of the environment.
 """
@@ -11,16 +11,29 @@ import importlib.metadata
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from packaging.version import Version
 
+from .families import Family
+
+# A function of deepspeed.comm; asynchronous ones return a handle to wait for.
+Collective = Callable[..., Any]
+GATHERS = ("all_gather_into_tensor", "all_gather")  # of partitioned parameters
 # The precision that people train in on each device.
 PRECISION = {"cpu": "fp32", "cuda": "bf16"}
 # DeepSpeed PR #8539, released in 0.19.8: `_allgather_params_coalesced` waits for every handle, not only for the last.
 GLOO_RACE_FIXED_IN = Version("0.19.8")
+# transformers renamed the argument of `from_pretrained`; 5.x still takes the old one, and warns.
+DTYPE_ARGUMENT_SINCE = Version("4.56")
+
+
+def installed(package: str) -> Version:
+    """The version of an installed package."""
+    return Version(importlib.metadata.version(package))
 
 
 def choose_device(requested: str) -> str:
@@ -53,20 +66,17 @@ def import_deepspeed(device: str) -> None:
     importlib.import_module("deepspeed")
     logging.disable(logging.NOTSET)
     if device == "cpu":
-        # Its JIT build takes half a minute, and a killed build leaves a lock file on which later runs hang.
-        importlib.import_module("deepspeed.ops").__compatible_ops__["deepspeed_shm_comm"] = False
+        # Its JIT build takes half a minute, and a killed build leaves a lock file on which later runs hang. Where DeepSpeed has
+        # not asked what it could build (from 0.19 on), it must not begin to: it asks compilers, in processes.
+        importlib.import_module("deepspeed.ops").__dict__.setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
     trust_own_checkpoints()
 
 
-def import_model_code() -> None:
+def import_model_code(family: Family) -> None:
     """Import what every rank will need of transformers, once, before ranks are forked."""
-    for name in ("AutoModelForImageTextToText", "AutoProcessor", "Qwen2TokenizerFast", "Qwen2VLImageProcessor"):
+    for name in ("AutoModelForImageTextToText", "AutoProcessor"):
         getattr(importlib.import_module("transformers"), name)
-    for module in (
-        "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
-        "transformers.generation",
-        "safetensors.torch",
-    ):
+    for module in (*family.modules, "transformers.generation", "safetensors.torch"):
         importlib.import_module(module)
 
 
@@ -107,17 +117,28 @@ def init_distributed(device: str, local_rank: int, timeout: float) -> None:
 @functools.cache
 def has_gloo_race(device: str) -> bool:
     """Whether this stack has the race in which ZeRO-3 reads parameters before gloo has delivered them."""
-    return backend(device) == "gloo" and Version(importlib.metadata.version("deepspeed")) < GLOO_RACE_FIXED_IN
+    return backend(device) == "gloo" and installed("deepspeed") < GLOO_RACE_FIXED_IN
 
 
 @contextlib.contextmanager
-def waited_gathers() -> Iterator[None]:
-    """The workaround for the gloo race: every gather is waited for before its handle is handed back."""
+def changed_collectives(change: Callable[[Collective], Collective], *names: str) -> Iterator[None]:
+    """DeepSpeed with each of these collectives replaced by what `change` makes of it."""
     import deepspeed.comm as comm
 
-    originals = {name: getattr(comm, name) for name in ("all_gather_into_tensor", "all_gather")}
+    originals = {name: getattr(comm, name) for name in names}
+    for name, original in originals.items():
+        setattr(comm, name, change(original))
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(comm, name, original)
 
-    def waited(original: Any) -> Any:
+
+def waited_gathers() -> AbstractContextManager[None]:
+    """The workaround for the gloo race: every gather is waited for before its handle is handed back."""
+
+    def waited(original: Collective) -> Collective:
         def gather(*args: Any, **kwargs: Any) -> Any:
             handle = original(*args, **kwargs)
             if handle is not None:
@@ -126,13 +147,51 @@ def waited_gathers() -> Iterator[None]:
 
         return gather
 
-    for name, original in originals.items():
-        setattr(comm, name, waited(original))
-    try:
+    return changed_collectives(waited, *GATHERS)
+
+
+class LateGather:
+    """The handle of a gather that begins only when it is waited for."""
+
+    def __init__(self, begin: Callable[[], Any]) -> None:
+        self._begin: Callable[[], Any] | None = begin
+
+    def wait(self, *_: Any, **__: Any) -> None:
+        """Gather now, if that was not done before."""
+        if self._begin is not None:
+            begin, self._begin = self._begin, None
+            begin().wait()
+
+
+@contextlib.contextmanager
+def late_gathers() -> Iterator[None]:
+    """The gloo race, lost each time: what nobody waits for arrives once rank 0 has read the file and is about to send it on."""
+    pending: list[LateGather] = []
+
+    def late(original: Collective) -> Collective:
+        def gather(*args: Any, **kwargs: Any) -> Any:
+            if not kwargs.get("async_op"):
+                return original(*args, **kwargs)
+            pending.append(LateGather(functools.partial(original, *args, **kwargs)))
+            return pending[-1]
+
+        return gather
+
+    def behind_gathers(original: Collective) -> Collective:
+        def broadcast(*args: Any, **kwargs: Any) -> Any:
+            while pending:
+                pending.pop(0).wait()
+            return original(*args, **kwargs)
+
+        return broadcast
+
+    with changed_collectives(late, *GATHERS), changed_collectives(behind_gathers, "broadcast"):
         yield
-    finally:
-        for name, original in originals.items():
-            setattr(comm, name, original)
+
+
+def in_precision(dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """The argument that has `from_pretrained` give a model in `dtype`."""
+    return {"dtype" if installed("transformers") >= DTYPE_ARGUMENT_SINCE else "torch_dtype": dtype}
 
 
 def config(stage: int, world_size: int, dtype: torch.dtype, device: str) -> dict[str, Any]:

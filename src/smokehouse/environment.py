@@ -106,8 +106,10 @@ class LeftOut(_Model):
 
 
 class Expectations(_Model):
-    """What the smoke test is to find, by name of auto class."""
+    """What the smoke test is to find, which itself asks for all of it."""
 
+    gloo_race: Literal["present", "fixed"] | None = None
+    later_key_layout: Literal["random", "whole"] | None = None
     auto_classes: dict[str, Literal["whole", "refused", "part", "absent"]]
 
 

@@ -1,6 +1,7 @@
 """Smoke runs as a user starts them: processes of the environment's own Python, watched from outside."""
 
 import contextlib
+import functools
 import json
 import os
 import select
@@ -8,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
+import tomllib
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from typing import Any, TypeVar
 import hypothesis
 import pytest
 
+from smoke_tests import families
 from smokehouse import environment, installation
 from smokehouse.house import House
 
@@ -25,27 +28,62 @@ hypothesis.settings.register_profile("busy", deadline=None)
 hypothesis.settings.load_profile("busy")
 
 NAME = "qwen2.5-vl"
+ROOT = Path(__file__).parents[2]
+NAMES = House(ROOT).environments()
 # Seconds; a run takes 25, and a test has to end on a machine that is busy with something else.
 DEADLINE = 240.0
 T = TypeVar("T")
 MARK = "SMOKE_TEST_MARK"
-# What each job does, in order: the event log counts its steps. Each message that names one of them proves this table.
-STEPS = {
-    "plain": ("checkpoint", "plain run", "auto classes"),
-    "zero": ("versions", "collectives", "load", "weights", "generate", "train", "resume", "train", "memory"),
-    "fresh": ("mixed modality: dummy image", "resume", "bf16", "mixed modality"),
-}
+
+
+INSPECTION = """
+import json, sys
+from pathlib import Path
+from safetensors import safe_open
+from transformers import AutoProcessor
+from smoke_tests import families, samples
+
+def inspect(folder):
+    found = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as shard:
+            for name in shard.keys():
+                tensor = shard.get_tensor(name)
+                found[name] = {"shape": list(tensor.shape), "shard": file.name, "zeros": int((tensor == 0).sum()),
+                               "ones": int((tensor == 1).sum()), "different": tensor.unique().numel()}
+    processor = AutoProcessor.from_pretrained(folder)
+    captions = [scene.caption for scene in samples.scenes(48)]
+    texts = [processor.tokenizer.decode(processor.tokenizer(caption)["input_ids"]) for caption in captions]
+    inputs = samples.sample(families.get(folder.name), processor, samples.scenes(1)[0])
+    return {"tensors": found, "captions": captions, "texts": texts, "patches": list(inputs["pixel_values"].shape),
+            "spread": inputs["pixel_values"].unique().numel(), "labels": inputs["labels"].tolist()[0]}
+
+print(json.dumps({folder.name: inspect(folder) for folder in map(Path, sys.argv[1:])}))
+"""
+MAKING = """
+import pathlib, sys
+from smoke_tests import checkpoint, families, samples
+
+for folder in map(pathlib.Path, sys.argv[1:]):
+    checkpoint.make(folder, families.get(folder.name), samples.corpus())
+"""
 
 
 @dataclass(frozen=True)
 class Ended:
     """A run that is over."""
 
+    name: str
     code: int
     stdout: str
     stderr: str
     folder: Path
     seconds: float
+
+    @property
+    def stack(self) -> dict[str, Any]:
+        """The environment's stack.toml."""
+        return tomllib.loads((ROOT / "environments" / self.name / "stack.toml").read_text())
 
     @property
     def report(self) -> dict[str, Any]:
@@ -62,16 +100,11 @@ class Ended:
         return {(c["kind"], c["name"], c["zero_stage"]) for c in self.report["checks"] if c["verdict"] == "failed"}
 
 
-def steps_of(job: str) -> tuple[str, ...]:
-    """The steps of a job, in order."""
-    return STEPS["plain" if job == "plain" else "fresh" if job.endswith("-fresh") else "zero"]
-
-
 class Smoke:
     """A smoke run in progress."""
 
-    def __init__(self, command: list[str], root: Path, folder: Path, environ: dict[str, str]) -> None:
-        self.folder = folder
+    def __init__(self, name: str, command: list[str], root: Path, folder: Path, environ: dict[str, str]) -> None:
+        self.name, self.folder = name, folder
         self.mark = uuid.uuid4().hex
         self.began = time.monotonic()
         self._said = [folder.with_name(f"{folder.name}.{name}") for name in ("stdout", "stderr")]
@@ -104,15 +137,19 @@ class Smoke:
         """Wait for the first event that is `wanted`, and return it."""
         return self.wait_until(lambda: next(filter(wanted, self.events()), None))
 
+    def steps(self, job: str) -> list[str]:
+        """The steps of a job, in order, as its ranks say when they come up."""
+        return list(self.wait_for(lambda e: e["event"] == "hello" and e["job"] == job and "steps" in e)["steps"])
+
     def wait_for_step(self, job: str, rank: int, step: str) -> None:
         """Wait until `rank` of `job` begins `step`."""
-        number = steps_of(job).index(step)
+        number = self.steps(job).index(step)
         self.wait_for(lambda e: (e["event"], e["job"], e["rank"], e.get("step")) == ("begin", job, rank, number))
 
     def reached(self, job: str, rank: int) -> str:
         """The step that `rank` of `job` came to: the first that it has not ended."""
         ends = sum((e["event"], e["job"], e["rank"]) == ("end", job, rank) for e in self.events())
-        return steps_of(job)[ends]
+        return self.steps(job)[ends]
 
     def pid(self, job: str, rank: int | None) -> int:
         """The process of a rank, or of a job's launcher for None."""
@@ -137,7 +174,7 @@ class Smoke:
         # A zombie has no environment to be known by, so those that said hello are looked up by number.
         assert [pid for pid in self.pids() if Path(f"/proc/{pid}").exists()] == []
         out, err = (file.read_text() for file in self._said)
-        return Ended(code, out, err, self.folder, seconds)
+        return Ended(self.name, code, out, err, self.folder, seconds)
 
     def living(self) -> list[int]:
         """Every process on the machine that was started by this run, at whatever remove."""
@@ -175,8 +212,9 @@ def wait_until_dead(pids: list[int], deadline: float) -> None:
 class Starter:
     """Starts smoke runs with the options that every run has, and kills what a test leaves."""
 
-    def __init__(self, root: Path, python: Path, folder: Path) -> None:
-        self.root, self.python, self.folder = root, python, folder
+    def __init__(self, root: Path, folder: Path, name: str = NAME) -> None:
+        self.root, self.folder, self.name = root, folder, name
+        self.python = python(root, name)
         self.started: list[Smoke] = []
         foreign = {"PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH", "PYTHONSTARTUP", "VIRTUAL_ENV"}
         self.environ = {name: value for name, value in os.environ.items() if name not in foreign} | {"PYTHONNOUSERSITE": "1"}
@@ -189,13 +227,13 @@ class Starter:
             script = ["tests/smoke/sabotage.py", *sabotage, "--"]
             environ |= {"PYTHONPATH": str(self.root), "OMP_NUM_THREADS": "1"}
         command = [str(self.python), *script, *self.arguments(report), *options]
-        self.started.append(Smoke(command, self.root, report, self.environ | environ))
+        self.started.append(Smoke(self.name, command, self.root, report, self.environ | environ))
         return self.started[-1]
 
     def arguments(self, report: Path) -> list[str]:
         """What every run is given; an option that comes again later counts instead."""
-        stack, lock = self.root / "environments" / NAME / "stack.toml", self.root / "lockfiles" / NAME
-        return ["--environment", NAME, "--stack", str(stack), "--lock", str(lock), "--report", str(report)]
+        stack, lock = self.root / "environments" / self.name / "stack.toml", self.root / "lockfiles" / self.name
+        return ["--environment", self.name, "--stack", str(stack), "--lock", str(lock), "--report", str(report)]
 
     def run(self, *options: str, sabotage: tuple[str, ...] = (), report: Path | None = None, **environ: str) -> Ended:
         """Start a run and wait for its end."""
@@ -224,39 +262,60 @@ class Starter:
             shutil.rmtree(smoke.folder, ignore_errors=True)
 
 
-@pytest.fixture(scope="session")
-def python(root: Path) -> Path:
-    """The Python of the installed environment; installs it where it is not."""
+@functools.cache
+def python(root: Path, name: str) -> Path:
+    """The Python of an installed environment; installs it where it is not."""
     house = House(root)
-    return installation.ensure(house, environment.read(house, NAME))
+    return installation.ensure(house, environment.read(house, name))
 
 
 @pytest.fixture
-def smoke(root: Path, python: Path, tmp_path: Path) -> Iterator[Starter]:
+def smoke(root: Path, tmp_path: Path) -> Iterator[Starter]:
     """Smoke runs for one test."""
-    starter = Starter(root, python, tmp_path)
+    starter = Starter(root, tmp_path)
     yield starter
     starter.close()
 
 
 @pytest.fixture(scope="session")
-def lasting(root: Path, python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Starter]:
+def lasting(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Starter]:
     """Smoke runs that several tests look at."""
-    starter = Starter(root, python, tmp_path_factory.mktemp("smoke"))
+    starter = Starter(root, tmp_path_factory.mktemp("smoke"))
     yield starter
     starter.close()
 
 
 @pytest.fixture(scope="session")
-def good(lasting: Starter) -> Ended:
-    """A whole run with nothing wrong: both stages, two ranks, the made checkpoint."""
-    return lasting.run(report=lasting.folder / "good")
+def latest(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Starter]:
+    """The same, of the environment whose stack has what upstream fixed."""
+    starter = Starter(root, tmp_path_factory.mktemp("smoke"), "qwen2.5-vl-latest")
+    yield starter
+    starter.close()
+
+
+@pytest.fixture(scope="session", params=NAMES)
+def proven(root: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ended]:
+    """A whole run of each environment with nothing wrong: both stages, two ranks, the made checkpoint."""
+    starter = Starter(root, tmp_path_factory.mktemp("smoke"), request.param)
+    yield starter.run()
+    starter.close()
 
 
 @pytest.fixture(scope="session")
-def made(lasting: Starter) -> Path:
-    """A checkpoint as a smoke run makes one, kept."""
-    folder = lasting.folder / "made"
-    code = "import pathlib, sys; from smoke_tests import checkpoint, samples; "
-    lasting.inside("-c", code + "checkpoint.make(pathlib.Path(sys.argv[1]), samples.corpus())", str(folder))
-    return folder
+def made(lasting: Starter) -> dict[str, Path]:
+    """Family -> a checkpoint of it as a smoke run makes one, kept."""
+    folders = {family: lasting.folder / "made" / family for family in families.names()}
+    lasting.inside("-c", MAKING, *(str(folder) for folder in folders.values()))
+    return folders
+
+
+@pytest.fixture(scope="session")
+def inspection(lasting: Starter, made: dict[str, Path]) -> dict[str, Any]:
+    """Family -> what an environment's own libraries find in the made checkpoint."""
+    return json.loads(lasting.inside("-c", INSPECTION, *map(str, made.values())))
+
+
+@pytest.fixture(params=families.names())
+def family(request: pytest.FixtureRequest) -> str:
+    """Each family."""
+    return request.param

@@ -7,21 +7,23 @@ OMP_NUM_THREADS=1, as torch is imported here before the smoke tests can see to i
 """
 
 import contextlib
+import dataclasses
 import errno
 import functools
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 import torch
 
-from smoke_tests import checkpoint, checks, controls, samples, stack, supervisor
+from smoke_tests import checkpoint, checks, controls, families, fixes, samples, stack, supervisor
 from smoke_tests.checks import Bench
 
 Fault = Callable[[Bench], AbstractContextManager[Any]]
@@ -135,7 +137,9 @@ def lost_key() -> None:
 
     @contextlib.contextmanager
     def fault(bench: Bench) -> Iterator[None]:
-        damaged = checkpoint.damaged_copy(bench.source, bench.work / f"lost-key-{bench.rank}", checkpoint.missing_key)
+        damaged = checkpoint.damaged_copy(
+            bench.source, bench.work / f"lost-key-{bench.rank}", bench.family, checkpoint.missing_key
+        )
         bench.source, source = damaged, bench.source
         try:
             yield
@@ -197,6 +201,19 @@ def no_learning_in_plain_run() -> None:
 
     def fault(_: Bench) -> AbstractContextManager[Any]:
         return patch.object(torch.optim, "AdamW", lambda parameters, **_: torch.optim.SGD(parameters, lr=0.0))
+
+    during("plain", fault)
+
+
+@sabotage
+def stuttering() -> None:
+    """The single process generates one token again and again, as a model would whose words are all alike."""
+
+    def fault(bench: Bench) -> AbstractContextManager[Any]:
+        def repeat(tokens: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+            tokens[0, -checks.NEW_TOKENS :] = 5
+
+        return wrapped(bench.model_class(), "generate", repeat)
 
     during("plain", fault)
 
@@ -326,13 +343,24 @@ def obliging_data() -> None:
         original = checks.mixed_sample
 
         def sample(bench: Bench, rank: int) -> dict[str, torch.Tensor]:
-            found = samples.with_dummy_image(bench.processor(), original(bench, rank))
+            found = samples.with_dummy_image(bench.family, bench.processor, original(bench, rank))
             return found if bench.stage == 3 else found | {"labels": found["input_ids"]}
 
         with patch.object(checks, "mixed_sample", sample):
             yield
 
     during("mixed_modality", fault, rank=1)
+
+
+@sabotage
+def wrong_tower() -> None:
+    """The family's module names a vision tower that the model does not have."""
+    right = families.get
+
+    def wrong(name: str) -> families.Family:
+        return dataclasses.replace(right(name), vision_tower="vision.")
+
+    families.get = wrong
 
 
 @sabotage
@@ -357,13 +385,64 @@ def unwritable_checkpoint() -> None:
     checkpoint.save_file = full
 
 
+# what upstream fixed, broken again
+
+
+@sabotage
+def unwaited_gathers() -> None:
+    """DeepSpeed waits for the last gather only, as it did before 0.19.8."""
+
+    @contextlib.contextmanager
+    def fault(_: Bench) -> Iterator[None]:
+        from deepspeed.runtime.zero.partition_parameters import Init
+
+        gather_all = Init._allgather_params_coalesced
+
+        def unwaited(self: Any, *args: Any, **kwargs: Any) -> Any:
+            launched: list[Any] = []
+
+            def gather(original: stack.Collective) -> stack.Collective:
+                def launch(*args: Any, **kwargs: Any) -> Any:
+                    launched.append(original(*args, **kwargs))
+                    return SimpleNamespace(wait=lambda own=launched[-1]: own.wait() if own is launched[-1] else None)
+
+                return launch
+
+            with stack.changed_collectives(gather, *stack.GATHERS):
+                return gather_all(self, *args, **kwargs)
+
+        with patch.object(Init, "_allgather_params_coalesced", unwaited):
+            yield
+
+    during("late_gathers", fault, of=fixes)
+
+
+@sabotage
+def swapped_layers() -> None:
+    """transformers takes the two layers of the language model for each other: no key is missing, and no shape is wrong."""
+
+    def fault(_: Bench) -> AbstractContextManager[Any]:
+        from transformers import core_model_loading
+
+        rename = core_model_loading.rename_source_key
+
+        def swapped(*args: Any, **kwargs: Any) -> Any:
+            name, *rest = rename(*args, **kwargs)
+            number = {"0": "1", "1": "0"}
+            return re.sub(r"(?<=language_model\.layers\.)[01]", lambda found: number[found[0]], name), *rest
+
+        return patch.object(core_model_loading, "rename_source_key", swapped)
+
+    during("both_key_layouts", fault, of=fixes)
+
+
 # the controls: what they would need in order to see is taken from them
 
 
 @sabotage
 def no_damage() -> None:
     """Every damaged checkpoint is sound."""
-    controls.DAMAGES.update(dict.fromkeys(controls.DAMAGES, lambda _: None))
+    controls.DAMAGES.update(dict.fromkeys(controls.DAMAGES, lambda *_: None))
 
 
 @sabotage
@@ -393,7 +472,7 @@ def no_race() -> None:
 def blind_comparison() -> None:
     """The comparison with the file finds every tensor equal."""
     controls.RACE_TRIES = 3
-    for module in (checks, controls):
+    for module in (checks, controls, fixes):
         module.wrong_tensors = lambda *_: {}
 
 

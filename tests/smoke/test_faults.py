@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Ended, Smoke, Starter, steps_of, wait_until_dead
+from .conftest import Ended, Smoke, Starter, wait_until_dead
 
 # Seconds that a run has to end in after a fault, or after the deadline that a hang lets pass.
 PATIENCE = 15.0
@@ -55,7 +55,8 @@ def test_rank_that_dies(smoke: Starter, stage: int, job: str, rank: int, step: s
     ended = strike(running, running.pid(job, rank), number)
     # The rank has gone on while the signal was on its way; what it said last tells how far.
     reached = running.reached(job, rank)
-    assert steps_of(job).index(reached) >= steps_of(job).index(step)
+    steps = running.steps(job)
+    assert steps.index(reached) >= steps.index(step)
     place = f"zero-{stage} / {reached}" if job.startswith("zero") else reached
     sentence = rf"rank {rank} was killed by signal {number.value} \({number.name}\) in {place}"
     log = ended.folder / "logs" / job / f"rank{rank}.log"
@@ -329,7 +330,10 @@ def test_checkpoint_that_is_sound_is_let_through(smoke: Starter, checkpoint: Pat
         (["--zreo", "2"], r"smoke: unrecognized arguments: --zreo 2; see --help"),
         (["--environment", "a/b"], r"smoke: 'a/b' is no name of an environment"),
         (["--stack", "/nowhere/stack.toml"], r"/nowhere/stack\.toml: No such file or directory; give --stack .*"),
-        (["--stack", "/dev/null"], r"/dev/null: model\.family, model\.class or expectations\.auto_classes is missing; .*"),
+        (
+            ["--stack", "/dev/null"],
+            r"/dev/null: model\.family, model\.class or one of expectations\.auto_classes, .* is missing; .*",
+        ),
         (["--lock", "/nowhere"], r"/nowhere: no requirements\.txt here; run: nox -s lock -- qwen2\.5-vl"),
         (["--checkpoint", "/nowhere"], r"--checkpoint /nowhere: no such folder, and no id of the form owner/name"),
         (["--checkpoint", "a" * 300], r"smoke: a{300}: File name too long; \w.*"),

@@ -54,8 +54,8 @@ def hub(folder: Path, name: str, cut: str = "") -> Iterator[str]:
         server.server_close()
 
 
-def test_hub_id_is_fetched_and_proven(smoke: Starter, made: Path, tmp_path: Path) -> None:
-    with hub(made, "smokehouse/tiny") as endpoint:
+def test_hub_id_is_fetched_and_proven(smoke: Starter, made: dict[str, Path], tmp_path: Path) -> None:
+    with hub(made["qwen2_5_vl"], "smokehouse/tiny") as endpoint:
         ended = smoke.run(
             *("--zero", "2", "--checkpoint", "smokehouse/tiny"), HF_ENDPOINT=endpoint, HF_HOME=str(tmp_path / "hub")
         )
@@ -64,14 +64,14 @@ def test_hub_id_is_fetched_and_proven(smoke: Starter, made: Path, tmp_path: Path
     assert ended.found("weights", 2)["verdict"] == "passed"
 
 
-def test_cut_download_is_one_line(smoke: Starter, made: Path, tmp_path: Path) -> None:
-    with hub(made, "smokehouse/tiny", cut="model-00002-of-00003.safetensors") as endpoint:
+def test_cut_download_is_one_line(smoke: Starter, made: dict[str, Path], tmp_path: Path) -> None:
+    with hub(made["qwen2_5_vl"], "smokehouse/tiny", cut="model-00002-of-00003.safetensors") as endpoint:
         said = smoke.refused("--checkpoint", "smokehouse/tiny", HF_ENDPOINT=endpoint, HF_HOME=str(tmp_path / "hub"))
     assert said.startswith("--checkpoint smokehouse/tiny: it could not be fetched (")
     assert said.endswith("fetch it on a machine with a network and give its folder")
 
 
-def test_checkpoint_of_another_model_is_refused_once_it_is_here(smoke: Starter, made: Path, tmp_path: Path) -> None:
+def test_checkpoint_of_another_model_is_refused_once_it_is_here(smoke: Starter, made: dict[str, Path], tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     (other / "config.json").write_text('{"model_type": "llama"}')

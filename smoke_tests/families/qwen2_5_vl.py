@@ -1,0 +1,32 @@
+"""Qwen2.5-VL: Qwen2-VL with another vision tower; processor, language model and key layouts are the same."""
+
+from dataclasses import replace
+from typing import Any
+
+from . import Token, qwen2_vl
+
+
+def files(token: Token, vision_width: int) -> dict[str, dict[str, Any]]:
+    """The small files of the made checkpoint."""
+    vision = {
+        "depth": 1,
+        "hidden_size": vision_width,
+        "intermediate_size": 64,
+        "num_heads": 16,
+        "in_chans": 3,
+        "out_hidden_size": qwen2_vl.WIDTH,
+        "patch_size": 14,
+        "temporal_patch_size": 2,
+        "spatial_merge_size": 1,
+        "window_size": 56,
+        "fullatt_block_indexes": [0],
+    }
+    return qwen2_vl.small_files("qwen2_5_vl", "Qwen2_5_VLProcessor", token, vision)
+
+
+FAMILY = replace(
+    qwen2_vl.FAMILY,
+    name="qwen2_5_vl",
+    modules=("transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",),
+    files=files,
+)

@@ -1,0 +1,114 @@
+"""Qwen2-VL."""
+
+from typing import Any
+
+from . import Family, Token
+
+VOCABULARY_SIZE = 320
+# Of the made checkpoint's language model.
+WIDTH = 64
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def files(token: Token, vision_width: int) -> dict[str, dict[str, Any]]:
+    """The small files of the made checkpoint."""
+    vision = {
+        "depth": 1,
+        "embed_dim": vision_width,
+        "hidden_size": WIDTH,
+        "mlp_ratio": 1,
+        "num_heads": 16,
+        "in_chans": 3,
+        "patch_size": 14,
+        "temporal_patch_size": 2,
+        "spatial_merge_size": 1,
+    }
+    return small_files("qwen2_vl", "Qwen2VLProcessor", token, vision)
+
+
+def small_files(model_type: str, processor: str, token: Token, vision: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The small files as the Qwen team publishes them, which every version of transformers has to read."""
+    return {
+        "config.json": {
+            "model_type": model_type,
+            "torch_dtype": "float32",
+            "vocab_size": VOCABULARY_SIZE,
+            "hidden_size": WIDTH,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 512,
+            "rope_theta": 1000000.0,
+            "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
+            "tie_word_embeddings": False,
+            "bos_token_id": token("<|endoftext|>"),
+            "eos_token_id": token("<|im_end|>"),
+            "vision_start_token_id": token("<|vision_start|>"),
+            "vision_end_token_id": token("<|vision_end|>"),
+            "vision_token_id": token("<|vision_pad|>"),
+            "image_token_id": token("<|image_pad|>"),
+            "video_token_id": token("<|video_pad|>"),
+            "vision_config": vision,
+        },
+        "generation_config.json": {
+            "bos_token_id": token("<|endoftext|>"),
+            "eos_token_id": token("<|im_end|>"),
+            "pad_token_id": token("<|endoftext|>"),
+        },
+        "preprocessor_config.json": {
+            "image_processor_type": "Qwen2VLImageProcessor",
+            "processor_class": processor,
+            "min_pixels": 56 * 56,
+            "max_pixels": 112 * 112,
+            "patch_size": 14,
+            "temporal_patch_size": 2,
+            "merge_size": 1,
+            "image_mean": [0.48145466, 0.4578275, 0.40821073],
+            "image_std": [0.26862954, 0.26130258, 0.27577711],
+        },
+        "tokenizer_config.json": {
+            "tokenizer_class": "Qwen2Tokenizer",
+            "add_prefix_space": False,
+            "bos_token": None,
+            "eos_token": "<|im_end|>",
+            "pad_token": "<|endoftext|>",
+            "unk_token": None,
+            "additional_special_tokens": list(FAMILY.special_tokens[1:]),
+            "clean_up_tokenization_spaces": False,
+            "errors": "replace",
+            "split_special_tokens": False,
+            "model_max_length": 512,
+            "chat_template": CHAT_TEMPLATE,
+        },
+        "chat_template.json": {"chat_template": CHAT_TEMPLATE},
+    }
+
+
+FAMILY = Family(
+    name="qwen2_vl",
+    modules=("transformers.models.qwen2_vl.modeling_qwen2_vl",),
+    layouts=(("visual.", "model.visual."), ("model.", "model.language_model.")),
+    vision_tower="visual.",
+    language_probe=".self_attn.q_proj.weight",
+    patch_embedding="visual.patch_embed.proj.weight",
+    patch_shape=(1280, 3, 2, 14, 14),
+    missing_key="model.layers.1.self_attn.q_proj.bias",
+    flipped_tensor="model.layers.0.mlp.down_proj.weight",
+    vocabulary_size=VOCABULARY_SIZE,
+    special_tokens=(
+        *("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+        *("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
+    ),
+    turn_end="<|im_end|>",
+    image_markup="<|vision_start|><|image_pad|><|vision_end|>",
+    files=files,
+)
