@@ -4,7 +4,6 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,15 +34,11 @@ class Kept:
     free: tuple[str, ...] = ()
 
 
-def compile_pins(inputs: Inputs, *options: str, kept: Kept | None = None, again: bool = False) -> str:
+def compile_pins(inputs: Inputs, *options: str, kept: Kept | None = None) -> str:
     """Resolve `inputs` and return what uv writes with `options` added; raises UserError when there is no answer.
 
-    What stands in `kept` stays where it still answers. With `again`, the index was asked the same a moment ago: what it
-    said is taken from uv's cache where there is one.
+    What stands in `kept` stays where it still answers.
     """
-    if again:
-        with suppress(UserError):
-            return compile_pins(inputs, "--offline", *options, kept=kept)
     with tempfile.TemporaryDirectory() as folder:
         asked = Path(folder, "asked.in")
         asked.write_text("".join(f"{requirement}\n" for requirement in inputs.requirements))
