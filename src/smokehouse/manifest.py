@@ -10,6 +10,8 @@ from smokehouse import files
 from smokehouse.errors import UserError
 
 MANIFEST = "lock.json"
+# Where a package of the conda half comes from, whichever mirror served it.
+CONDA_FORGE = "https://conda.anaconda.org/conda-forge"
 
 Sha256 = str
 _SHA256 = r"^[0-9a-f]{64}$"
@@ -37,6 +39,11 @@ class CondaPackage(LockedFile):
     subdir: str = Field(pattern=r"^[a-z0-9-]+$")
     category: Literal["main", "devel"]
     license: str | None = None
+
+    @property
+    def path(self) -> str:
+        """Where the file lies in a channel, and in any mirror of it."""
+        return f"{self.subdir}/{self.file}"
 
 
 class Channel(_Model):
