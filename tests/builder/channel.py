@@ -24,7 +24,7 @@ from pathlib import Path
 from conda_package_streaming.create import conda_builder
 
 EARLY = "2025-01-01T00:00:00Z"
-YOUNG = "2025-03-16T00:00:00Z"  # after the cut-off of the test environment
+YOUNG = "2025-03-16T00:00:01Z"  # after the cut-off of the test environment
 PLACEHOLDER = "/opt/placeholder/of/the/tests"
 PYTHON = sysconfig.get_config_var("VERSION")
 
