@@ -19,16 +19,14 @@ def make(house: House, name: str, folder: Path, *, channel: str | None, only_pip
     last. Raises UserError.
     """
     place = lock.environment_lock(house, name)
-    lock.check(environment.read(house, name).inputs, place)
-    origin = place.pins.parent
-    locked = manifest.read(origin / manifest.MANIFEST, house.show(origin / manifest.MANIFEST), f"run {place.command}")
+    locked = lock.check_environment(environment.read(house, name), place)
     folder = folder.absolute()
     if folder.is_dir() and any(folder.iterdir()) and not (folder / LOCK).is_dir():
         raise UserError(f"{folder}: holds other things than a bundle; name an empty or a new folder")
     conda = () if only_pip else locked.conda if devel else locked.main
     artefacts: dict[str, LockedFile] = {f"{WHEELS}/{file.file}": file for file in (*locked.pip, *locked.build)}
     artefacts |= {f"{CONDA}/{package.path}": package for package in conda}
-    texts = {f"{LOCK}/{other}": (origin / other).read_text("utf-8") for other in (manifest.MANIFEST, *locked.files)}
+    texts = {f"{LOCK}/{other}": place.pins.with_name(other).read_text("utf-8") for other in (manifest.MANIFEST, *locked.files)}
     texts[_PYLOCK] = pylock(locked)
     contents = Contents(
         environment=name,
@@ -46,7 +44,7 @@ def make(house: House, name: str, folder: Path, *, channel: str | None, only_pip
         refuse_small_disk(folder, max(0, size - there), f"bundle {name}")
         tell(f"bundling {name} ({len(artefacts)} files, {size / 1e6:.1f} MB)")
         sources.fetch_pip(locked, folder / WHEELS)
-        sources.fetch_conda(conda, folder / CONDA, channel)
+        sources.fetch_conda(conda, folder / CONDA, channel or locked.home)
         for path, text in texts.items():
             files.write(folder / path, text)
         for file in _files(folder):

@@ -12,12 +12,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from smokehouse import bundle, environment, files, lock, manifest, prefix, sources, uv
+from smokehouse import bundle, environment, files, lock, prefix, sources, uv
 from smokehouse.errors import UserError
 from smokehouse.house import House
 from smokehouse.installation import MARKER, UNPACKED, held, read_marker, refuse_platform, refuse_small_disk, tell
 from smokehouse.lock import LockFiles
-from smokehouse.manifest import CONDA_FORGE, CondaPackage, Manifest
+from smokehouse.manifest import CondaPackage, Manifest
 
 # An archive of conda-forge unpacks to about four times its size. No lock has been measured yet.
 _CONDA_UNPACKED = 5.0
@@ -46,16 +46,15 @@ def install(
     they name their own place. An interrupted call leaves what it fetched beside `folder`, for the next. Raises UserError.
     """
     place = lock.environment_lock(house, name)
-    lock.check(environment.read(house, name).inputs, place)
-    origin = place.pins.parent / manifest.MANIFEST
-    locked = manifest.read(origin, house.show(origin), f"run {place.command}")
+    locked = lock.check_environment(environment.read(house, name), place)
+    assert place.manifest
     folder = folder.absolute()
     packages = locked.conda if devel else locked.main
     wanted: dict[str, Any] = {
         "environment": name,
         "devel": devel,
         "used_as": str((used_as or folder).absolute()),
-        origin.name: files.hashed(origin),
+        place.manifest.name: files.hashed(place.manifest),
     }
     if bundled:
         wanted["bundle"] = bundled.digest
@@ -67,8 +66,8 @@ def install(
         if read_marker(folder) == wanted and os.access(python, os.X_OK):
             return python
         _refuse_foreign(folder, name)
-        refuse_platform(locked.platform, house.show(origin))
-        prefix.refuse_machine(locked.virtual_packages, house.show(origin))
+        refuse_platform(locked.platform, house.show(place.manifest))
+        prefix.refuse_machine(locked.virtual_packages, house.show(place.manifest))
         shutil.rmtree(staging / "prefix", ignore_errors=True)
         _refuse_small_disk(staging, locked, packages, name)
         if bundled:
@@ -99,8 +98,8 @@ def _fill(
     target = staging / "prefix"
     archives = bundled.conda if bundled else staging / "archives"
     if not bundled:
-        sources.fetch_conda(packages, archives, channel)
-    origins = {f"{CONDA_FORGE}/{package.path}": archives / package.path for package in packages}
+        sources.fetch_conda(packages, archives, channel or locked.home)
+    origins = {f"{locked.home}/{package.path}": archives / package.path for package in packages}
     prefix.link(origins, target, used_as, staging / "cache")
     built = tuple(file.name for file in locked.pip if not file.file.endswith(".whl"))
     assert place.build_pins

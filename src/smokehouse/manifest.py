@@ -10,8 +10,8 @@ from smokehouse import files
 from smokehouse.errors import UserError
 
 MANIFEST = "lock.json"
-# Where a package of the conda half comes from, whichever mirror served it.
-CONDA_FORGE = "https://conda.anaconda.org/conda-forge"
+# What records of a channel say where their files lie, whichever mirror they were read from.
+HOME = "https://conda.anaconda.org/"
 
 Sha256 = str
 _SHA256 = r"^[0-9a-f]{64}$"
@@ -74,6 +74,11 @@ class Manifest(_Model):
     def download(self) -> int:
         """The size of all artefacts of the main category in bytes."""
         return sum(package.size for package in (*self.main, *self.pip, *self.build))
+
+    @property
+    def home(self) -> str:
+        """The URL that the channel of the conda half has for the world."""
+        return f"{HOME}{self.channel.name}"
 
     @property
     def main(self) -> tuple[CondaPackage, ...]:

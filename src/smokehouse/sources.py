@@ -10,19 +10,19 @@ from packaging.utils import canonicalize_name
 from smokehouse import uv
 from smokehouse.download import Wanted, credentials_of, fetch, is_whole
 from smokehouse.errors import UserError
-from smokehouse.manifest import CONDA_FORGE, CondaPackage, LockedFile, Manifest
+from smokehouse.manifest import CondaPackage, LockedFile, Manifest
 from smokehouse.wheels import artefacts
 
 _OTHER_INDEX = "set UV_DEFAULT_INDEX to an index that has it"
 _OTHER_CHANNEL = "use another --channel"
 
 
-def fetch_conda(packages: Sequence[CondaPackage], folder: Path, channel: str | None) -> None:
+def fetch_conda(packages: Sequence[CondaPackage], folder: Path, channel: str) -> None:
     """Make `folder` a channel with the archives of `packages`, each seen to have its hash.
 
-    They come from `channel`, a folder or a URL, or from conda-forge. Raises UserError.
+    They come from `channel`, a folder or a URL. Raises UserError.
     """
-    source = (channel or CONDA_FORGE).rstrip("/")
+    source = channel.rstrip("/")
     source = source if "://" in source else str(Path(source).absolute())
     fetch(
         [
