@@ -1,6 +1,7 @@
 """Bundles: a folder with everything that a machine without a network needs to install an environment."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -54,12 +55,14 @@ class Bundle:
 
     def refuse_edited(self) -> None:
         """Raise UserError naming the first file that is not as it was bundled."""
-        for path, digest in self.contents.files.items():
-            place = self.folder / path
-            if not place.is_file():
-                raise UserError(f"{place}: gone from the bundle; copy or make the bundle again")
-            if files.hashed(place) != digest:
-                raise UserError(f"{place}: not as it was bundled, by its hash; copy or make the bundle again")
+        places = [self.folder / path for path in self.contents.files]
+        with ThreadPoolExecutor() as threads:
+            digests = threads.map(lambda place: files.hashed(place) if place.is_file() else None, places)
+            for place, found, digest in zip(places, digests, self.contents.files.values(), strict=True):
+                if found != digest:
+                    how = "not as it was bundled, by its hash" if found else "gone from the bundle"
+                    threads.shutdown(wait=False, cancel_futures=True)
+                    raise UserError(f"{place}: {how}; copy or make the bundle again")
 
 
 def read(folder: Path, name: str, lock: Path) -> Bundle:

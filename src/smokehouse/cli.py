@@ -78,8 +78,6 @@ def _install(
     from smokehouse import halves
 
     house = House.find(Path.cwd())
-    if bundle and channel:
-        raise UserError("--bundle and --channel: a bundle has its conda packages; give one of the two")
     given = read_bundle(bundle, name, house.lock(name)) if bundle else None
     print(halves.install(house, name, folder, bundled=given, channel=channel, devel=devel, used_as=used_as))
     return 0

@@ -165,7 +165,7 @@ def _transfer(file: Wanted, part: Path, cure: str, credentials: Credentials, rea
                 digest.update(chunk)
                 reached(position)
     if position < whole:
-        raise _Lost(f"the connection to {_host(file)} was lost at {position / 1e6:.1f} of {whole / 1e6:.1f} MB")
+        raise _Lost(f"the connection to {_host(file)} was lost at {position} of {whole} bytes")
     return digest.hexdigest() if position == whole or not whole else ""
 
 

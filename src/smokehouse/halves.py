@@ -103,15 +103,8 @@ def _fill(
     prefix.link(origins, target, used_as, staging / "cache")
     built = tuple(file.name for file in locked.pip if not file.file.endswith(".whl"))
     assert place.build_pins
-    uv.install(
-        target,
-        place.pins,
-        place.build_pins,
-        built,
-        wheels=bundled.wheels if bundled else None,
-        cache=staging / "uv" if bundled else None,
-        keep=[descriptor],
-    )
+    alone = uv.Alone(bundled.wheels, staging / "uv") if bundled else None
+    uv.install(target, place.pins, place.build_pins, built, alone=alone, keep=[descriptor])
     _free_scripts(target, locked.python)
 
 

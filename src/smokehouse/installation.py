@@ -55,15 +55,8 @@ def ensure(house: House, environment: Environment, bundle: Bundle | None = None)
         shutil.rmtree(folder, ignore_errors=True)
         uv.create_environment(folder, locked.python)
         with emptied(folder.with_name(f".{folder.name}.cache")) as cache:
-            uv.install(
-                folder,
-                place.pins,
-                place.build_pins,
-                locked.built,
-                wheels=bundle.wheels if bundle else None,
-                cache=cache if bundle else None,
-                keep=[descriptor],
-            )
+            alone = uv.Alone(bundle.wheels, cache) if bundle else None
+            uv.install(folder, place.pins, place.build_pins, locked.built, alone=alone, keep=[descriptor])
         files.write(marker, json.dumps(wanted, indent=2) + "\n")
         tell(f"installed {environment.name} in {time.monotonic() - began:.0f} s")
     return python
@@ -123,7 +116,11 @@ def refuse_small_disk(folder: Path, need: float, purpose: str) -> None:
     """Raise UserError when the disk of `folder` has less than `need` bytes free."""
     free = shutil.disk_usage(folder).free
     if free < need:
-        raise UserError(f"{folder}: {free / 1e9:.1f} GB free, {need / 1e9:.1f} GB needed to {purpose}; free some space")
+        raise UserError(f"{folder}: {_human(free)} free, {_human(need)} needed to {purpose}; free some space")
+
+
+def _human(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def tell(message: str) -> None:

@@ -2,9 +2,9 @@
 
 from datetime import date
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from smokehouse import files
 from smokehouse.errors import UserError
@@ -65,7 +65,7 @@ class Manifest(_Model):
     virtual_packages: dict[str, str]
     channel: Channel
     tools: dict[str, str]
-    files: dict[str, Sha256]
+    files: dict[Annotated[str, StringConstraints(pattern=_NAME)], Sha256]
     conda: tuple[CondaPackage, ...]
     pip: tuple[LockedFile, ...]
     build: tuple[LockedFile, ...]

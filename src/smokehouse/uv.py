@@ -36,6 +36,14 @@ class Kept:
     free: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Alone:
+    """All that there is to install from: a folder of `wheels`, and an empty `cache`."""
+
+    wheels: Path
+    cache: Path
+
+
 def compile_pins(inputs: Inputs, *options: str, kept: Kept | None = None, again: bool = False) -> str:
     """Resolve `inputs` and return what uv writes with `options` added; raises UserError when there is no answer.
 
@@ -99,15 +107,14 @@ def install(
     build_pins: Path,
     built: Sequence[str],
     *,
-    wheels: Path | None = None,
-    cache: Path | None = None,
+    alone: Alone | None = None,
     keep: Sequence[int] = (),
 ) -> None:
     """Install exactly the files that `pins` names into the environment in `folder`, compiled to bytecode.
 
-    The source distributions `built` are built here, with exactly what `build_pins` names. With `wheels`, that folder is
-    all there is: no index and no network. `cache` is used rather than the user's own. uv holds the descriptors in `keep`
-    until it ends, even where this process does not live to see it. Raises UserError.
+    The source distributions `built` are built here, with exactly what `build_pins` names. With `alone` there is no index
+    and no network. uv holds the descriptors in `keep` until it ends, even where this process does not live to see it.
+    Raises UserError.
     """
     python = str(folder / "bin" / "python")
     # A conda Python says that only conda may install into it. This folder is ours.
@@ -116,14 +123,14 @@ def install(
     command += ["--require-build-hashes", "--preview-features", "build-dependency-hashes"]
     if built:
         command += ["--build-constraints", str(build_pins)]
-    # uv's cache does not tell what a source distribution was built with.
-    command += [f"--refresh-package={name}" for name in built]
-    if wheels:
-        command += ["--offline", "--no-config", "--no-index", "--find-links", str(wheels)]
-    if cache:
-        command += ["--cache-dir", str(cache)]
+    if alone:
+        command += ["--offline", "--no-config", "--no-index", "--find-links", str(alone.wheels)]
+        command += ["--cache-dir", str(alone.cache)]
+    else:
+        # uv's cache does not tell what a source distribution was built with.
+        command += [f"--refresh-package={name}" for name in built]
     trouble = f"{folder.name} cannot be installed"
-    _uv(command, trouble, _INSTALLING, cwd=folder, progress=True, keep=keep, alone=wheels is not None)
+    _uv(command, trouble, _INSTALLING, cwd=folder, progress=True, keep=keep, alone=alone is not None)
     _uv(["pip", "check", "--python", python], f"{folder.name} does not fit together", _RESOLVING, cwd=folder)
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from .channel import PYTHON, Channel
 from .conftest import Index, TestHouse, wheel
-from .halves import conda, lock
+from .halves import keep, read
 from .test_installation import children, gate
 
 ALPHA = "alpha-1.0-py3-none-any.whl"
@@ -38,6 +38,11 @@ def run(program: Path, *arguments: str) -> str:
     """What a program prints."""
     environ = {"PATH": os.environ["PATH"]}
     return subprocess.run([program, *arguments], capture_output=True, text=True, check=True, timeout=60, env=environ).stdout
+
+
+def lock(house: TestHouse, channel: Channel) -> None:
+    """Lock `tiny` with the records of `channel`."""
+    house.lock("--channel", str(channel.folder))
 
 
 def install(house: TestHouse, command: list[str], **environ: str) -> None:
@@ -65,7 +70,7 @@ def kill_when_linked(house: TestHouse, index: Index, command: list[str]) -> None
 
 
 def test_python_with_both_halves(house: TestHouse, channel: Channel, index: Index, target: Path, command: list[str]) -> None:
-    lock(house, channel, index)
+    lock(house, channel)
     ended = house.run(*command)
     assert ended.returncode == 0, ended.stderr
     python = target / "bin" / "python"
@@ -86,7 +91,8 @@ def test_python_with_both_halves(house: TestHouse, channel: Channel, index: Inde
 def test_installation_says_where_it_came_from(
     house: TestHouse, channel: Channel, index: Index, target: Path, command: list[str]
 ) -> None:
-    manifest = lock(house, channel, index)
+    lock(house, channel)
+    manifest = read(house)
     install(house, command)
     records = [json.loads(path.read_text()) for path in (target / "conda-meta").glob("*.json")]
     assert {(record["url"], record["sha256"]) for record in records} == {
@@ -101,7 +107,7 @@ def test_installation_says_where_it_came_from(
 def test_records_of_the_pip_half_are_true(
     house: TestHouse, channel: Channel, index: Index, target: Path, command: list[str]
 ) -> None:
-    lock(house, channel, index)
+    lock(house, channel)
     install(house, command)
     packages = target / "lib" / f"python{PYTHON}" / "site-packages"
     seen = 0
@@ -116,7 +122,7 @@ def test_records_of_the_pip_half_are_true(
 
 
 def test_devel_has_the_toolkit(house: TestHouse, channel: Channel, index: Index, target: Path, command: list[str]) -> None:
-    lock(house, channel, index)
+    lock(house, channel)
     install(house, [*command, "--devel"])
     assert run(target / "bin" / "nvcc") == f"{target}\n"
 
@@ -124,7 +130,7 @@ def test_devel_has_the_toolkit(house: TestHouse, channel: Channel, index: Index,
 def test_installation_to_be_used_elsewhere(
     house: TestHouse, channel: Channel, index: Index, target: Path, command: list[str], tmp_path: Path
 ) -> None:
-    lock(house, channel, index)
+    lock(house, channel)
     used = tmp_path / "image" / "opt" / "tiny"
     install(house, [*command, "--used-as", str(used)])
     assert (target / "etc" / "libtiny.conf").read_text() == f"prefix={used}\n"
@@ -136,7 +142,7 @@ def test_installation_to_be_used_elsewhere(
 
 
 def test_channel_in_a_folder(house: TestHouse, channel: Channel, index: Index, target: Path) -> None:
-    lock(house, channel, index)
+    lock(house, channel)
     install(house, ["install", "tiny", str(target), "--channel", str(channel.folder)])
     assert run(target / "bin" / "alpha") == "hello\n"
     assert not channel.asked
@@ -145,7 +151,7 @@ def test_channel_in_a_folder(house: TestHouse, channel: Channel, index: Index, t
 def test_finished_installation_is_left_alone(
     house: TestHouse, channel: Channel, index: Index, target: Path, command: list[str]
 ) -> None:
-    lock(house, channel, index)
+    lock(house, channel)
     install(house, command)
     channel.asked.clear()
     asked = index.asked
@@ -158,10 +164,10 @@ def test_finished_installation_is_left_alone(
 def test_installation_of_an_older_lock_is_replaced(
     house: TestHouse, channel: Channel, index: Index, target: Path, command: list[str]
 ) -> None:
-    lock(house, channel, index)
+    lock(house, channel)
     install(house, command)
     house.edit(house.environment, "      - beta\n", "")
-    lock(house, channel, index)
+    lock(house, channel)
     install(house, command)
     assert run(target / "bin" / "alpha") == "hello\n"
     assert not list(target.glob("lib/*/site-packages/beta.py"))
@@ -172,7 +178,7 @@ def test_installation_of_an_older_lock_is_replaced(
 def test_prefix_of_someone_else(
     house: TestHouse, channel: Channel, index: Index, target: Path, command: list[str], kind: str
 ) -> None:
-    lock(house, channel, index)
+    lock(house, channel)
     target.parent.mkdir()
     precious = target / "precious.txt"
     if kind == "file":
@@ -193,7 +199,7 @@ def test_prefix_of_someone_else(
 
 
 def test_empty_prefix_is_taken(house: TestHouse, channel: Channel, index: Index, target: Path, command: list[str]) -> None:
-    lock(house, channel, index)
+    lock(house, channel)
     target.mkdir(parents=True)
     install(house, command)
     assert run(target / "bin" / "alpha") == "hello\n"
@@ -201,7 +207,7 @@ def test_empty_prefix_is_taken(house: TestHouse, channel: Channel, index: Index,
 
 @pytest.mark.parametrize("fault", ["tampered", "html", "gone", "longer"])
 def test_bad_archive(house: TestHouse, channel: Channel, index: Index, target: Path, command: list[str], fault: str) -> None:
-    lock(house, channel, index)
+    lock(house, channel)
     archive = channel.archive("certificates")
     data = archive.read_bytes()
     if fault == "tampered":
@@ -231,7 +237,7 @@ def test_bad_archive(house: TestHouse, channel: Channel, index: Index, target: P
 
 
 def test_connection_that_is_cut(house: TestHouse, channel: Channel, index: Index, target: Path, command: list[str]) -> None:
-    lock(house, channel, index)
+    lock(house, channel)
     archive = channel.archive("python")
     channel.faults.cut[archive.name] = 5_000_000
     install(house, command)
@@ -242,7 +248,7 @@ def test_connection_that_is_cut(house: TestHouse, channel: Channel, index: Index
 def test_second_call_goes_on_where_the_first_stopped(
     house: TestHouse, channel: Channel, index: Index, target: Path, command: list[str]
 ) -> None:
-    lock(house, channel, index)
+    lock(house, channel)
     archive = channel.archive("python")
     channel.faults.cut[archive.name] = 5_000_000
     channel.faults.lost.add(archive.name)
@@ -258,7 +264,7 @@ def test_second_call_goes_on_where_the_first_stopped(
 def test_what_is_left_of_another_file_is_not_gone_on_with(
     house: TestHouse, channel: Channel, index: Index, target: Path, command: list[str]
 ) -> None:
-    lock(house, channel, index)
+    lock(house, channel)
     archive = channel.archive("libtiny")
     part = staging(target) / "archives" / "linux-64" / f"{archive.name}.part"
     part.parent.mkdir(parents=True)
@@ -268,7 +274,7 @@ def test_what_is_left_of_another_file_is_not_gone_on_with(
 
 
 def test_channel_that_cannot_be_reached(house: TestHouse, channel: Channel, index: Index, target: Path) -> None:
-    lock(house, channel, index)
+    lock(house, channel)
     said = house.refused("install", "tiny", str(target), "--channel", "http://user:hunter2@127.0.0.1:9")
     assert re.search(r"\.conda: 127\.0\.0\.1:9 cannot be reached \(.*\); check the network, or use another --channel; ", said)
     assert "hunter2" not in said
@@ -276,7 +282,7 @@ def test_channel_that_cannot_be_reached(house: TestHouse, channel: Channel, inde
 
 
 def test_folder_that_is_no_channel(house: TestHouse, channel: Channel, index: Index, target: Path, tmp_path: Path) -> None:
-    lock(house, channel, index)
+    lock(house, channel)
     said = house.refused("install", "tiny", str(target), "--channel", str(tmp_path / "none"))
     assert re.match(rf"smokehouse: {tmp_path}/none/\S+\.conda: cannot be read \(.*\); use another --channel", said)
 
@@ -284,7 +290,7 @@ def test_folder_that_is_no_channel(house: TestHouse, channel: Channel, index: In
 def test_wheel_that_was_tampered_with(
     house: TestHouse, channel: Channel, index: Index, target: Path, command: list[str]
 ) -> None:
-    lock(house, channel, index)
+    lock(house, channel)
     index.files["gamma-1.5-py3-none-any.whl"].sent = wheel("gamma", "1.5", code="evil = True\n")
     assert "the index serves gamma==1.5 with another hash than the lock names" in house.refused(*command)
     assert not target.exists()
@@ -293,7 +299,7 @@ def test_wheel_that_was_tampered_with(
 def test_killed_installation_is_completed(
     house: TestHouse, channel: Channel, index: Index, target: Path, command: list[str]
 ) -> None:
-    lock(house, channel, index)
+    lock(house, channel)
     kill_when_linked(house, index, command)
     assert not target.exists()
     assert staging(target).is_dir()
@@ -307,7 +313,7 @@ def test_killed_installation_is_completed(
 def test_edited_cache_is_not_installed(
     house: TestHouse, channel: Channel, index: Index, target: Path, command: list[str]
 ) -> None:
-    lock(house, channel, index)
+    lock(house, channel)
     kill_when_linked(house, index, command)
     [cached] = staging(target).glob("cache/libtiny-1.0-0*/lib/libtiny.txt")
     assert cached.read_text() == "1.0\n"
@@ -320,7 +326,7 @@ def test_edited_cache_is_not_installed(
 def test_installation_shares_no_file(
     house: TestHouse, channel: Channel, index: Index, target: Path, command: list[str]
 ) -> None:
-    lock(house, channel, index)
+    lock(house, channel)
     install(house, command)
     conda_half = [target / "lib" / "libtiny.txt", target / "bin" / f"python{PYTHON}", target / "ssl" / "cacert.pem"]
     assert [path.stat().st_nlink for path in conda_half] == [1, 1, 1]
@@ -331,7 +337,7 @@ def test_installation_shares_no_file(
 def test_interrupted_installation(
     house: TestHouse, channel: Channel, index: Index, target: Path, command: list[str], number: signal.Signals, moment: str
 ) -> None:
-    lock(house, channel, index)
+    lock(house, channel)
     archive = channel.archive("python").name
     if moment == "conda":
         channel.faults.gates[archive] = threading.Event()
@@ -355,7 +361,7 @@ def test_interrupted_installation(
 
 
 def test_two_at_once_install_once(house: TestHouse, channel: Channel, index: Index, target: Path, command: list[str]) -> None:
-    lock(house, channel, index)
+    lock(house, channel)
     file = gate(index)
     first = house.start(*command)
     assert file.asked.wait(60)
@@ -390,21 +396,22 @@ def test_machine_that_is_too_old(
     environ: dict[str, str],
     message: str,
 ) -> None:
-    lock(house, channel, index)
+    lock(house, channel)
     assert house.refused(*command, **environ).startswith(f"smokehouse: lockfiles/tiny/lock.json: {message}")
     assert not channel.asked
     install(house, command, CONDA_OVERRIDE_CUDA="12.9")
 
 
 def test_disk_that_is_too_small_is_seen_first(house: TestHouse, channel: Channel, index: Index, full_disk: Path) -> None:
-    lock(house, channel, index)
+    lock(house, channel)
     said = house.refused("install", "tiny", str(full_disk / "tiny"), "--channel", channel.url)
-    assert re.match(rf"smokehouse: {full_disk}: 0\.0 GB free, 0\.1 GB needed to install tiny; free some space", said)
+    assert re.match(rf"smokehouse: {full_disk}: 16\.\d MB free, 9\d\.\d MB needed to install tiny; free some space", said)
     assert not channel.asked
 
 
 def test_disk_that_fills_up_with_archives(house: TestHouse, channel: Channel, index: Index, full_disk: Path) -> None:
-    lock(house, channel, index, conda=(conda(channel, "python").model_copy(update={"size": 0}),))
+    lock(house, channel)
+    keep(house, "python", size=0)
     target = full_disk / "tiny"
     said = house.refused("install", "tiny", str(target), "--channel", channel.url)
     assert re.match(rf"smokehouse: {staging(target)}/archives/linux-64: the disk is full; free some space and run it", said)
@@ -413,7 +420,9 @@ def test_disk_that_fills_up_with_archives(house: TestHouse, channel: Channel, in
 
 def test_disk_that_fills_up_with_files(house: TestHouse, channel: Channel, index: Index, full_disk: Path) -> None:
     channel.add("zeros", files={"share/zeros": bytes(64 << 20)})
-    lock(house, channel, index, conda=(conda(channel, "zeros"),))
+    house.edit(house.environment, "- cuda-nvcc=12.4", "- cuda-nvcc=12.4\n  - zeros")
+    lock(house, channel)
+    keep(house, "zeros")
     target = full_disk / "tiny"
     said = house.refused("install", "tiny", str(target), "--channel", channel.url)
     assert said == f"smokehouse: {staging(target) / 'prefix'}: the disk is full; free some space and run it again"
@@ -422,7 +431,7 @@ def test_disk_that_fills_up_with_files(house: TestHouse, channel: Channel, index
 
 
 def test_lock_that_was_edited(house: TestHouse, channel: Channel, index: Index, target: Path, command: list[str]) -> None:
-    lock(house, channel, index)
+    lock(house, channel)
     edited = house.pins.with_name("conda-lock.yml")
     edited.write_text(edited.read_text() + "#\n")
     said = house.refused(*command)
