@@ -12,7 +12,10 @@ from smokehouse.bundle import read as read_bundle
 from smokehouse.errors import UserError
 from smokehouse.house import House
 
-Channel = Annotated[str | None, typer.Option(metavar="DIR_OR_URL", help="Take conda packages from this mirror of conda-forge.")]
+Channel = Annotated[
+    str | None,
+    typer.Option(metavar="DIR_OR_URL", envvar="SMOKEHOUSE_CHANNEL", help="A copy or mirror of conda-forge to read."),
+]
 Devel = Annotated[bool, typer.Option("--devel", help="With the compilers and the CUDA toolkit.")]
 
 app = typer.Typer(
@@ -30,10 +33,7 @@ def _lock(
     tools: Annotated[bool, typer.Option("--tools", help="Lock the builder's own tools instead.")] = False,
     upgrade: Annotated[str | None, typer.Option(metavar="PACKAGE", help="Move this one, and what it must drag along.")] = None,
     diff: Annotated[bool, typer.Option("--diff", help="Only print what a new lock would change.")] = False,
-    channel: Annotated[
-        str | None,
-        typer.Option(metavar="DIR_OR_URL", envvar="SMOKEHOUSE_CHANNEL", help="A copy or mirror of conda-forge to read."),
-    ] = None,
+    channel: Channel = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
     """Resolve environments to the files that an installer takes."""

@@ -124,13 +124,13 @@ def test_installation_without_a_network(
 
 @pytest.mark.parametrize("half", ["both", "pip"])
 def test_smoke_from_a_bundle_asks_nobody(
-    house: TestHouse, folder: Path, command: list[str], index: Index, channel: Channel, half: str
+    house: TestHouse, folder: Path, command: list[str], index: Index, channel: Channel, tmp_path: Path, half: str
 ) -> None:
     bundle(house, command if half == "both" else [*command, "--only", "pip"])
     asked = index.asked
     channel.asked.clear()
-    shutil.rmtree(house.environ["UV_CACHE_DIR"])
-    ended = house.run("smoke", "tiny", "--zero", "2", "--bundle", str(folder))
+    fresh = str(tmp_path / "fresh")
+    ended = house.run("smoke", "tiny", "--zero", "2", "--bundle", str(folder), UV_CACHE_DIR=fresh)
     assert ended.returncode == 0, ended.stderr
     assert (index.asked, channel.asked) == (asked, [])
     said = json.loads(ended.stdout)
