@@ -32,7 +32,8 @@ def link(archives: Mapping[str, Path], folder: Path, used_as: Path, cache: Path)
         # The archives and the cache are for this installation only; conda and mamba want to know where to ask again.
         content["url"] = origins[content["url"]]
         content["channel"] = content["url"].rsplit("/", 2)[0]
-        del content["extracted_package_dir"]
+        for place in ("extracted_package_dir", "package_tarball_full_path", "link"):
+            content.pop(place, None)
         files.write(record, json.dumps(content, indent=2) + "\n")
 
 

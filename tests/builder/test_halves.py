@@ -13,6 +13,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from rattler import PrefixRecord
 
 from .channel import PYTHON, Channel
 from .conftest import Index, TestHouse, wheel
@@ -98,6 +99,8 @@ def test_installation_says_where_it_came_from(
     assert {(record["url"], record["sha256"]) for record in records} == {
         (f"https://conda.anaconda.org/conda-forge/{package.path}", package.sha256) for package in manifest.main
     }
+    for path in (target / "conda-meta").glob("*.json"):
+        assert PrefixRecord.from_path(path).url in {record["url"] for record in records}
     assert {record["channel"] for record in records} == {"https://conda.anaconda.org/conda-forge"}
     # Bytecode names the place where it was compiled, which Python mends when it loads it.
     grown = str(staging(target)).encode()
