@@ -12,6 +12,8 @@ from typing import Any
 from smokehouse import files
 from smokehouse.errors import UserError
 
+_LINKING = 3600.0  # seconds
+
 
 def link(archives: Mapping[str, Path], folder: Path, used_as: Path, cache: Path) -> None:
     """Install the conda packages `archives` into `folder`, with `used_as` where they name their own place.
@@ -23,7 +25,9 @@ def link(archives: Mapping[str, Path], folder: Path, used_as: Path, cache: Path)
     from rattler.exceptions import ExtractError, InstallerError, IoError, LinkError, TransactionError
 
     try:
-        asyncio.run(_link(list(archives.values()), folder, used_as, cache))
+        asyncio.run(asyncio.wait_for(_link(list(archives.values()), folder, used_as, cache), _LINKING))
+    except TimeoutError:
+        raise UserError(f"{folder}: not linked within {_LINKING:.0f} s; look at its disk and run it again") from None
     except (ExtractError, InstallerError, IoError, LinkError, TransactionError, OSError) as broken:
         raise UserError(f"{folder}: {_explain(broken)}") from None
     origins = {path.as_uri(): url for url, path in archives.items()}

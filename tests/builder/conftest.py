@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import pty
 import re
 import shutil
 import subprocess
@@ -321,6 +322,20 @@ class TestHouse:
             stderr=subprocess.PIPE,
             text=True,
         )
+
+    def at_terminal(self, *arguments: str) -> tuple[int, str]:
+        """Run the command line at a terminal of its own; return its exit code and the text that was seen."""
+        child, master = pty.fork()
+        if child == 0:
+            os.chdir(self.root)
+            os.execve(sys.executable, self.command(*arguments), self.environ)
+        heard = b""
+        with suppress(OSError):  # Linux says EIO where the other end is closed
+            while chunk := os.read(master, 65536):
+                heard += chunk
+        _, status = os.waitpid(child, 0)
+        os.close(master)
+        return os.waitstatus_to_exitcode(status), re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", heard.decode())
 
     def command(self, *arguments: str) -> list[str]:
         """The command line as a list."""

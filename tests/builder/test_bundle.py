@@ -270,6 +270,17 @@ def test_index_that_serves_something_else(house: TestHouse, folder: Path, comman
     assert not (folder / "wheels" / name).exists()
 
 
+def test_wheels_in_a_folder(house: TestHouse, folder: Path, command: list[str], index: Index, tmp_path: Path) -> None:
+    found = tmp_path / "my wheels"
+    found.mkdir()
+    for name, file in index.files.items():
+        (found / name).write_bytes(file.data)
+    asked = index.asked
+    bundle(house, command, UV_NO_INDEX="1", UV_FIND_LINKS=str(found))
+    assert index.asked == asked
+    assert (folder / "wheels" / "gamma-1.5-py3-none-any.whl").is_file()
+
+
 def test_disk_that_is_too_small_for_a_bundle(house: TestHouse, command: list[str], full_disk: Path) -> None:
     command[2] = str(full_disk / "bundle")
     said = house.refused(*command)

@@ -440,3 +440,19 @@ def test_lock_that_was_edited(house: TestHouse, channel: Channel, index: Index, 
     said = house.refused(*command)
     assert "lockfiles/tiny/lock.json: conda-lock.yml beside it was edited since the lock was made; run nox -s lock" in said
     assert not target.exists()
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_progress_at_a_terminal(house: TestHouse, channel: Channel, target: Path, command: list[str], good: bool) -> None:
+    lock(house, channel)
+    archive = channel.archive("python")
+    if not good:
+        channel.faults.sent[archive.name] = b"?" * archive.stat().st_size
+    code, text = house.at_terminal(*command)
+    assert code == (0 if good else 2), text
+    assert f"installing tiny in {target}" in " ".join(text.split())
+    assert "fetching" in text
+    assert ("linking" in text) == good
+    assert text.count("serves another file than the lock names") == (not good)
+    assert "Traceback" not in text
+    assert target.exists() == good
