@@ -276,7 +276,9 @@ def test_wheels_in_a_folder(house: TestHouse, folder: Path, command: list[str], 
     for name, file in index.files.items():
         (found / name).write_bytes(file.data)
     asked = index.asked
-    bundle(house, command, UV_NO_INDEX="1", UV_FIND_LINKS=str(found))
+    config = tmp_path / "uv.toml"
+    config.write_text(f'[pip]\nno-index = true\nfind-links = ["{found}"]\n')
+    bundle(house, command, UV_CONFIG_FILE=str(config))
     assert index.asked == asked
     assert (folder / "wheels" / "gamma-1.5-py3-none-any.whl").is_file()
 
