@@ -32,6 +32,20 @@ def smoke(session: nox.Session) -> None:
 
 
 @nox.session
+def bundle(session: nox.Session) -> None:
+    """Fetch all that a machine without a network needs: bundle -- NAME DIR [--devel] [--only pip] [--channel ...]."""
+    install_tools(session)
+    run_smokehouse(session, "bundle")
+
+
+@nox.session
+def install(session: nox.Session) -> None:
+    """Install both halves without root: install -- NAME PREFIX [--bundle DIR] [--devel] [--used-as PATH] ..."""
+    install_tools(session)
+    run_smokehouse(session, "install")
+
+
+@nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests: tests -- [pytest options]."""
     install_tools(session)

@@ -1,14 +1,21 @@
 """The command line."""
 
+import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from smokehouse.errors import UserError
 from smokehouse.house import House
+
+Channel = Annotated[
+    str | None,
+    typer.Option(metavar="DIR_OR_URL", envvar="SMOKEHOUSE_CHANNEL", help="A copy or mirror of conda-forge to read."),
+]
+Devel = Annotated[bool, typer.Option("--devel", help="With the compilers and the CUDA toolkit.")]
 
 app = typer.Typer(
     help="Locked, built and proven environments for training vision-language models.",
@@ -25,10 +32,7 @@ def _lock(
     tools: Annotated[bool, typer.Option("--tools", help="Lock the builder's own tools instead.")] = False,
     upgrade: Annotated[str | None, typer.Option(metavar="PACKAGE", help="Move this one, and what it must drag along.")] = None,
     diff: Annotated[bool, typer.Option("--diff", help="Only print what a new lock would change.")] = False,
-    channel: Annotated[
-        str | None,
-        typer.Option(metavar="DIR_OR_URL", envvar="SMOKEHOUSE_CHANNEL", help="A copy or mirror of conda-forge to read."),
-    ] = None,
+    channel: Channel = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
     """Resolve environments to the files that an installer takes."""
@@ -46,6 +50,39 @@ def _lock(
     return locking.make(house, names or [], channel=channel, upgrade=upgrade, dry=diff, as_json=as_json)
 
 
+@app.command("bundle")
+def _bundle(
+    name: Annotated[str, typer.Argument(help="The environment.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The bundle.")],
+    channel: Channel = None,
+    only: Annotated[Literal["pip"] | None, typer.Option(help="Leave the conda half out.")] = None,
+    devel: Devel = False,
+) -> int:
+    """Fetch everything that a machine without a network needs to install an environment; goes on where it stopped."""
+    from smokehouse import bundling
+
+    return bundling.make(House.find(Path.cwd()), name, folder, channel=channel, only_pip=only == "pip", devel=devel)
+
+
+@app.command("install")
+def _install(
+    name: Annotated[str, typer.Argument(help="The environment.")],
+    folder: Annotated[Path, typer.Argument(metavar="PREFIX", help="The folder to install it in.")],
+    bundle: Annotated[Path | None, typer.Option(metavar="DIR", help="Take everything from this bundle.")] = None,
+    channel: Channel = None,
+    devel: Devel = False,
+    used_as: Annotated[Path | None, typer.Option(metavar="PATH", help="Where PREFIX will be when it is used.")] = None,
+) -> int:
+    """Install both halves of an environment, without a container engine and without root; goes on where it stopped."""
+    from smokehouse import bundle as bundles
+    from smokehouse import halves
+
+    house = House.find(Path.cwd())
+    given = bundles.read(bundle, name, house.lock(name)) if bundle else None
+    print(halves.install(house, name, folder, bundled=given, channel=channel, devel=devel, used_as=used_as))
+    return 0
+
+
 @app.command(
     "smoke",
     # The smoke test owns its options, --help among them.
@@ -54,7 +91,7 @@ def _lock(
 def _smoke(
     arguments: Annotated[list[str] | None, typer.Argument(metavar="[NAME] [OPTIONS]...")] = None,
 ) -> None:
-    """Install an environment and prove it; the options are those of smoke_tests."""
+    """Install an environment and prove it; the options are those of smoke_tests, and --bundle DIR."""
     from smokehouse.smoke import DEFAULT, smoke
 
     given = arguments or []
@@ -64,6 +101,19 @@ def _smoke(
 
 def main() -> int:
     """Run the command line and return its exit code: 0, 1 for a failed check, 2 for a mistake of the user's."""
+    try:
+        code = _main()
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 1
+    if "rattler" in sys.modules:
+        # Its threads outlive its last answer, and crash an interpreter that ends under them.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _main() -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda received, _: sys.exit(128 + received))
     try:

@@ -15,10 +15,8 @@ from rattler import exceptions
 from smokehouse.errors import UserError
 from smokehouse.files import sha256
 from smokehouse.inputs import CondaInputs, name_of
-from smokehouse.manifest import CondaPackage
+from smokehouse.manifest import HOME, CondaPackage
 
-# What records of a channel say where their files lie, whichever mirror they were read from.
-HOME = "https://conda.anaconda.org/"
 _PATIENCE = 300.0  # seconds for a channel's answer, and for a solution
 T = TypeVar("T")
 
@@ -43,7 +41,7 @@ class Solution:
 
 def url(channel: str, package: CondaPackage) -> str:
     """Return where `channel` has `package`."""
-    return f"{HOME}{channel}/{package.subdir}/{package.file}"
+    return f"{HOME}{channel}/{package.path}"
 
 
 def solve(inputs: CondaInputs, where: str | None, keep: Sequence[CondaPackage] = ()) -> Solution:

@@ -31,3 +31,9 @@ def cache() -> Path:
     """Return the folder for what may be lost (https://specifications.freedesktop.org/basedir-spec)."""
     given = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(given) if os.path.isabs(given) else Path.home() / ".cache") / "smokehouse"
+
+
+def hashed(path: Path) -> str:
+    """Return the hex SHA-256 of the file `path`; raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -59,6 +59,10 @@ class House:
         """Return the folder that `name` is installed in."""
         return self.root / "build" / "environments" / name
 
+    def bundled(self, name: str) -> Path:
+        """Return the folder that `name` is installed in when it comes from a bundle."""
+        return self.root / "build" / "bundled" / name
+
     def show(self, path: Path) -> str:
         """Return `path` as messages name it: from the root of the house."""
         return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)

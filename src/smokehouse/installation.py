@@ -13,56 +13,76 @@ from pathlib import Path
 from packaging.tags import platform_tags
 
 from smokehouse import files, lock, uv
+from smokehouse.bundle import Bundle
 from smokehouse.environment import Environment
 from smokehouse.errors import UserError
 from smokehouse.house import House
 
-_MARKER = ".smokehouse.json"
+MARKER = ".smokehouse.json"
 _PATIENCE = 2 * 3600.0  # seconds to wait for another process that installs the same environment
 
 # Measured on qwen2.5-vl: 3.3 GB of files take 6.6 GB with their bytecode.
-_UNPACKED = 2.0
+UNPACKED = 2.0
 
 
-def ensure(house: House, environment: Environment) -> Path:
-    """Return the Python of `environment`, installed from its lock as it lies there now.
+def ensure(house: House, environment: Environment, bundle: Bundle | None = None) -> Path:
+    """Return the Python of `environment`, whose pip half is installed from its lock as it lies there now.
 
-    What an earlier call finished is reused as long as the lock is the same. Raises UserError when the lock is for
-    another machine, does not match what the index serves, or does not fit on the disk.
+    What an earlier call finished is reused as long as the lock is the same, and the `bundle` where there is one.
+    Raises UserError when the lock is for another machine, does not match what the index or the bundle has, or does not
+    fit on the disk.
     """
     place = lock.environment_lock(house, environment.name)
     locked = lock.read(place)
     assert place.build_pins
-    folder = house.installation(environment.name)
-    marker = folder / _MARKER
+    folder = house.bundled(environment.name) if bundle else house.installation(environment.name)
+    marker = folder / MARKER
     python = folder / "bin" / "python"
     wanted = {path.name: files.sha256(path.read_bytes()) for path in (place.pins, place.build_pins)}
+    if bundle:
+        wanted["bundle"] = bundle.digest
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _held(folder.with_name(f".{folder.name}.lock"), environment.name) as descriptor:
-        if _read(marker) == wanted and os.access(python, os.X_OK):
+    with held(folder.with_name(f".{folder.name}.lock"), f"installing {environment.name}") as descriptor:
+        if read_marker(folder) == wanted and os.access(python, os.X_OK):
             return python
-        _refuse_unfit(locked, place.name, folder.parent)
+        refuse_platform(locked.platform, place.name)
+        refuse_small_disk(folder.parent, locked.download * UNPACKED, f"install {place.name}")
+        if bundle:
+            bundle.refuse_edited()
         began = time.monotonic()
-        _tell(f"installing {environment.name} ({len(locked.versions)} packages)")
+        tell(f"installing {environment.name} ({len(locked.versions)} packages)")
         marker.unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
         uv.create_environment(folder, locked.python)
-        uv.install(folder, place.pins, place.build_pins, locked.built, keep=[descriptor])
+        with emptied(folder.with_name(f".{folder.name}.cache")) as cache:
+            alone = uv.Alone(bundle.wheels, cache) if bundle else None
+            uv.install(folder, place.pins, place.build_pins, locked.built, alone=alone, keep=[descriptor])
         files.write(marker, json.dumps(wanted, indent=2) + "\n")
-        _tell(f"installed {environment.name} in {time.monotonic() - began:.0f} s")
+        tell(f"installed {environment.name} in {time.monotonic() - began:.0f} s")
     return python
 
 
-def _read(marker: Path) -> object:
+def read_marker(folder: Path) -> object:
+    """Return what says that `folder` is a finished installation, None where it is none."""
     try:
-        return json.loads(marker.read_text())
+        return json.loads((folder / MARKER).read_text())
     except (OSError, ValueError):
         return None
 
 
 @contextmanager
-def _held(path: Path, name: str) -> Iterator[int]:
-    """Hold the right to install `name`, waiting for whoever holds it."""
+def emptied(folder: Path) -> Iterator[Path]:
+    """Yield `folder`, which is not there, and remove it afterwards."""
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def held(path: Path, doing: str) -> Iterator[int]:
+    """Hold the right to be `doing`, waiting for whoever holds it; yields the descriptor that holds it."""
     with path.open("a+") as file:
         until = time.monotonic() + _PATIENCE
         told = False
@@ -73,9 +93,9 @@ def _held(path: Path, name: str) -> Iterator[int]:
             except BlockingIOError:
                 holder = path.read_text().strip() or "another process"
                 if time.monotonic() > until:
-                    raise UserError(f"{name}: {holder} is installing it without end; look at it or end it") from None
+                    raise UserError(f"{holder} is {doing} without end; look at it or end it") from None
                 if not told:
-                    _tell(f"waiting for {holder}, which is installing {name}")
+                    tell(f"waiting for {holder}, which is {doing}")
                     told = True
                 time.sleep(0.1)
         file.truncate(0)
@@ -84,17 +104,25 @@ def _held(path: Path, name: str) -> Iterator[int]:
         yield file.fileno()
 
 
-def _refuse_unfit(locked: lock.Lock, name: str, folder: Path) -> None:
-    """Raise UserError when this machine cannot take what is locked."""
-    machine, _, libc = locked.platform.partition("-")
+def refuse_platform(platform: str, name: str) -> None:
+    """Raise UserError when this machine is not of the `platform` that the lock `name` is for."""
+    machine, _, libc = platform.partition("-")
     here = list(platform_tags())
     if f"{libc}_{machine}" not in here:
-        raise UserError(f"{name}: the lock is for {locked.platform}, this machine is {here[0]}; install it on such a one")
+        raise UserError(f"{name}: the lock is for {platform}, this machine is {here[0]}; install it on such a one")
+
+
+def refuse_small_disk(folder: Path, need: float, purpose: str) -> None:
+    """Raise UserError when the disk of `folder` has less than `need` bytes free."""
     free = shutil.disk_usage(folder).free
-    need = locked.download * _UNPACKED
     if free < need:
-        raise UserError(f"{folder}: {free / 1e9:.1f} GB free, {need / 1e9:.1f} GB needed to install {name}; free some space")
+        raise UserError(f"{folder}: {_human(free)} free, {_human(need)} needed to {purpose}; free some space")
 
 
-def _tell(message: str) -> None:
+def _human(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def tell(message: str) -> None:
+    """Say what goes on."""
     print(f"smokehouse: {message}", file=sys.stderr, flush=True)

@@ -2,14 +2,16 @@
 
 from datetime import date
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from smokehouse import files
 from smokehouse.errors import UserError
 
 MANIFEST = "lock.json"
+# What records of a channel say where their files lie, whichever mirror they were read from.
+HOME = "https://conda.anaconda.org/"
 
 Sha256 = str
 _SHA256 = r"^[0-9a-f]{64}$"
@@ -38,6 +40,11 @@ class CondaPackage(LockedFile):
     category: Literal["main", "devel"]
     license: str | None = None
 
+    @property
+    def path(self) -> str:
+        """Where the file lies in a channel, and in any mirror of it."""
+        return f"{self.subdir}/{self.file}"
+
 
 class Channel(_Model):
     """Where the conda half was solved from: the channel's name, and a digest of the records that were considered."""
@@ -58,7 +65,7 @@ class Manifest(_Model):
     virtual_packages: dict[str, str]
     channel: Channel
     tools: dict[str, str]
-    files: dict[str, Sha256]
+    files: dict[Annotated[str, StringConstraints(pattern=_NAME)], Sha256]
     conda: tuple[CondaPackage, ...]
     pip: tuple[LockedFile, ...]
     build: tuple[LockedFile, ...]
@@ -67,6 +74,11 @@ class Manifest(_Model):
     def download(self) -> int:
         """The size of all artefacts of the main category in bytes."""
         return sum(package.size for package in (*self.main, *self.pip, *self.build))
+
+    @property
+    def home(self) -> str:
+        """The URL that the channel of the conda half has for the world."""
+        return f"{HOME}{self.channel.name}"
 
     @property
     def main(self) -> tuple[CondaPackage, ...]:

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote, urlsplit
 
 from smokehouse.errors import UserError
 from smokehouse.inputs import Inputs
@@ -34,6 +35,14 @@ class Kept:
     free: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Alone:
+    """All that there is to install from: a folder of `wheels`, and an empty `cache`."""
+
+    wheels: Path
+    cache: Path
+
+
 def compile_pins(inputs: Inputs, *options: str, kept: Kept | None = None) -> str:
     """Resolve `inputs` and return what uv writes with `options` added; raises UserError when there is no answer.
 
@@ -55,26 +64,68 @@ def compile_pins(inputs: Inputs, *options: str, kept: Kept | None = None) -> str
         return written.read_text()
 
 
+def list_files(pins: Sequence[str], python: str, platform: str) -> str:
+    """Return a pylock.toml of every file that the index has of `pins`, such as einops==0.8.1; raises UserError."""
+    with tempfile.TemporaryDirectory() as folder:
+        asked = Path(folder, "asked.in")
+        asked.write_text("".join(f"{pin}\n" for pin in pins))
+        command = ["pip", "compile", str(asked), "--python-version", python, "--python-platform", platform, "--no-deps"]
+        command += ["--prerelease", "allow", "--no-header", "--quiet", "--format", "pylock.toml"]
+        # Paths of files in local folders are told from here.
+        return _uv(command, "the index cannot say where the files of the lock lie", _RESOLVING, cwd=Path("/"))
+
+
+def index_urls() -> list[str]:
+    """Return the URLs of the indexes that uv is configured with in the environment, with user and password."""
+    urls = []
+    for variable in ("UV_DEFAULT_INDEX", "UV_INDEX", "UV_INDEX_URL", "UV_EXTRA_INDEX_URL"):
+        for entry in os.environ.get(variable, "").split():
+            named = re.fullmatch(r"([\w.-]+)=(.*)", entry)
+            url = urlsplit(named[2] if named else entry)
+            variables = f"UV_INDEX_{re.sub(r'[^A-Z0-9]', '_', named[1].upper())}_" if named else ""
+            if variables and (user := os.environ.get(f"{variables}USERNAME")) and not url.username:
+                password = os.environ.get(f"{variables}PASSWORD", "")
+                url = url._replace(netloc=f"{quote(user, safe='')}:{quote(password, safe='')}@{url.netloc}")
+            urls.append(url.geturl())
+    return urls
+
+
 def create_environment(folder: Path, python: str) -> None:
     """Create an empty virtual environment of `python` (such as 3.11) in `folder`; raises UserError."""
     command = ["venv", "--quiet", "--no-project", "--python", python, str(folder)]
     _uv(command, f"no Python {python} to build an environment with", _RESOLVING, cwd=folder.parent)
 
 
-def install(folder: Path, pins: Path, build_pins: Path, built: Sequence[str], keep: Sequence[int] = ()) -> None:
+def install(
+    folder: Path,
+    pins: Path,
+    build_pins: Path,
+    built: Sequence[str],
+    *,
+    alone: Alone | None = None,
+    keep: Sequence[int] = (),
+) -> None:
     """Install exactly the files that `pins` names into the environment in `folder`, compiled to bytecode.
 
-    The source distributions `built` are built here, with exactly what `build_pins` names. uv holds the descriptors in
-    `keep` until it ends, even where this process does not live to see it. Raises UserError.
+    The source distributions `built` are built here, with exactly what `build_pins` names. With `alone` there is no index
+    and no network. uv holds the descriptors in `keep` until it ends, even where this process does not live to see it.
+    Raises UserError.
     """
     python = str(folder / "bin" / "python")
-    command = ["pip", "install", "--python", python, "--no-deps", "--require-hashes", "--requirements", str(pins)]
-    command += ["--require-build-hashes", "--preview-features", "build-dependency-hashes", "--compile-bytecode"]
+    # A conda Python says that only conda may install into it. This folder is ours.
+    command = ["pip", "install", "--python", python, "--break-system-packages", "--compile-bytecode", "--no-deps"]
+    command += ["--require-hashes", "--requirements", str(pins)]
+    command += ["--require-build-hashes", "--preview-features", "build-dependency-hashes"]
     if built:
         command += ["--build-constraints", str(build_pins)]
-    # uv's cache does not tell what a source distribution was built with.
-    command += [f"--refresh-package={name}" for name in built]
-    _uv(command, f"{folder.name} cannot be installed", _INSTALLING, cwd=folder, progress=True, keep=keep)
+    if alone:
+        command += ["--offline", "--no-config", "--no-index", "--find-links", str(alone.wheels)]
+        command += ["--cache-dir", str(alone.cache)]
+    else:
+        # uv's cache does not tell what a source distribution was built with.
+        command += [f"--refresh-package={name}" for name in built]
+    trouble = f"{folder.name} cannot be installed"
+    _uv(command, trouble, _INSTALLING, cwd=folder, progress=True, keep=keep, alone=alone is not None)
     _uv(["pip", "check", "--python", python], f"{folder.name} does not fit together", _RESOLVING, cwd=folder)
 
 
@@ -86,21 +137,24 @@ def _uv(
     cwd: Path,
     progress: bool = False,
     keep: Sequence[int] = (),
+    alone: bool = False,
 ) -> str:
     from uv import find_uv_bin
 
-    ended = run([find_uv_bin(), *arguments], deadline=deadline, environ=_environ(), cwd=cwd, progress=progress, keep=keep)
+    environ = _environ(alone)
+    ended = run([find_uv_bin(), *arguments], deadline=deadline, environ=environ, cwd=cwd, progress=progress, keep=keep)
     if ended.code:
         raise UserError(f"{trouble}: {explain(ended.stderr or ended.stdout)}")
     return ended.stdout
 
 
-def _environ() -> Mapping[str, str]:
+def _environ(alone: bool) -> Mapping[str, str]:
+    """Return the environment for uv; `alone` without anything that names a place to take packages from."""
+    choices = ("UV_CONCURRENT_", "UV_LINK_MODE", "UV_PYTHON_") if alone else tuple(_CHOICES.split())
     kept = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("UV_", "DS_BUILD_", "PYTHON", "VIRTUAL_ENV", "CONDA_"))
-        or name.startswith(tuple(_CHOICES.split()))
+        if not name.startswith(("UV_", "DS_BUILD_", "PYTHON", "VIRTUAL_ENV", "CONDA_")) or name.startswith(choices)
     }
     return kept | _BUILDING
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from conda_package_streaming.create import conda_builder
 
 EARLY = "2025-01-01T00:00:00Z"
-YOUNG = "2025-03-16T00:00:00Z"  # after the cut-off of the test environment
+YOUNG = "2025-03-16T00:00:01Z"  # after the cut-off of the test environment
 PLACEHOLDER = "/opt/placeholder/of/the/tests"
 PYTHON = sysconfig.get_config_var("VERSION")
 
@@ -49,14 +49,16 @@ class Link:
 class Faults:
     """What goes wrong with the files of a channel, by name.
 
-    `cut` closes the connection after so many bytes, once; `sent` answers other bytes, `html` a page with status 200 as a
-    captive proxy does, `gone` a 404. A file in `gates` is sent up to its middle, and on when its gate opens.
+    `cut` closes the connection after so many bytes, once, and makes a file in `lost` be `gone`; `sent` answers other
+    bytes, `html` a page with status 200 as a captive proxy does, `gone` a 404. A file in `gates` is sent up to its
+    middle, and on when its gate opens.
     """
 
     cut: dict[str, int] = field(default_factory=dict)
     sent: dict[str, bytes] = field(default_factory=dict)
     html: set[str] = field(default_factory=set)
     gone: set[str] = field(default_factory=set)
+    lost: set[str] = field(default_factory=set)
     gates: dict[str, threading.Event] = field(default_factory=dict)
 
 
@@ -171,9 +173,8 @@ class Channel:
             repodata.write_text(json.dumps(content))
 
     def archive(self, name: str) -> Path:
-        """The one archive of the package `name`."""
-        [found] = [path for path in self.folder.glob("*/*.conda") if path.name.rsplit("-", 2)[0] == name]
-        return found
+        """The archive of the oldest package `name`."""
+        return min(path for path in self.folder.glob("*/*.conda") if path.name.rsplit("-", 2)[0] == name)
 
     def ranges(self, file: str) -> list[str | None]:
         """The Range of every request for `file`."""
@@ -208,6 +209,7 @@ class Channel:
         cut = faults.cut.pop(place.name, None)
         if cut is not None:
             parts = [data[:cut]]
+            faults.gone |= faults.lost & {place.name}
             request.close_connection = True
         _send(request, 206 if "Content-Range" in headers else 200, headers, parts[:1])
         self.reached[place.name].set()

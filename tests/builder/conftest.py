@@ -5,6 +5,8 @@ import hashlib
 import io
 import json
 import os
+import pty
+import re
 import shutil
 import subprocess
 import sys
@@ -70,8 +72,16 @@ if "--validate" not in sys.argv:
 """
 
 
-def wheel(name: str, version: str, *, requires: tuple[str, ...] = (), code: str = "", tag: str = "py3-none-any") -> bytes:
-    """The bytes of a wheel with one module, always the same for the same arguments."""
+def wheel(
+    name: str,
+    version: str,
+    *,
+    requires: tuple[str, ...] = (),
+    code: str = "",
+    script: str = "",
+    tag: str = "py3-none-any",
+) -> bytes:
+    """The bytes of a wheel with one module, always the same for the same arguments; `script` is one, as module:function."""
     info = f"{name}-{version}.dist-info"
     metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
     members = {
@@ -79,6 +89,8 @@ def wheel(name: str, version: str, *, requires: tuple[str, ...] = (), code: str 
         f"{info}/METADATA": metadata + "".join(f"Requires-Dist: {text}\n" for text in requires),
         f"{info}/WHEEL": f"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: {tag}\n",
     }
+    if script:
+        members[f"{info}/entry_points.txt"] = f"[console_scripts]\n{name} = {script}\n"
     record = "".join(f"{path},sha256={_record_hash(text)},{len(text)}\n" for path, text in members.items())
     members[f"{info}/RECORD"] = f"{record}{info}/RECORD,,\n"
     buffer = io.BytesIO()
@@ -122,11 +134,13 @@ class File:
 
 
 class Index:
-    """A package index over HTTP (the JSON form of the simple API)."""
+    """A package index over HTTP (the JSON form of the simple API), for all or for who has its `secret`, user and password."""
 
     def __init__(self) -> None:
         self.files: dict[str, File] = {}
         self.downloads: Counter[str] = Counter()
+        self.asked = 0
+        self.secret: tuple[str, str] | None = None
         index = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -152,6 +166,15 @@ class Index:
         return self.files[name]
 
     def _answer(self, request: BaseHTTPRequestHandler) -> None:
+        self.asked += 1
+        if self.secret:
+            token = base64.b64encode(":".join(self.secret).encode()).decode()
+            if request.headers["Authorization"] != f"Basic {token}":
+                request.send_response(401)
+                request.send_header("WWW-Authenticate", "Basic")
+                request.send_header("Content-Length", "0")
+                request.end_headers()
+                return
         _, place, name = request.path.strip("/").split("/")
         if place == "simple":
             listed = [self._entry(file) for file in self.files if file.split("-")[0].replace("_", "-") == name]
@@ -196,7 +219,7 @@ class Index:
 def index() -> Iterator[Index]:
     """An index with alpha 1.0, beta 2.0 and 3.0 (too young), and gamma 1.5, which beta needs."""
     index = Index()
-    index.add("alpha", code="def hello(): return 'hello'\n")
+    index.add("alpha", code="def hello(): return 'hello'\ndef main(): print('hello')\n", script="alpha:main")
     index.add("beta", "2.0", requires=("gamma>=1", "alpha"))
     index.add("beta", "3.0").uploaded = "2025-03-16T00:00:00Z"
     index.add("gamma", "1.5")
@@ -300,6 +323,20 @@ class TestHouse:
             text=True,
         )
 
+    def at_terminal(self, *arguments: str) -> tuple[int, str]:
+        """Run the command line at a terminal of its own; return its exit code and the text that was seen."""
+        child, master = pty.fork()
+        if child == 0:
+            os.chdir(self.root)
+            os.execve(sys.executable, self.command(*arguments), self.environ)
+        heard = b""
+        with suppress(OSError):  # Linux says EIO where the other end is closed
+            while chunk := os.read(master, 65536):
+                heard += chunk
+        _, status = os.waitpid(child, 0)
+        os.close(master)
+        return os.waitstatus_to_exitcode(status), re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", heard.decode())
+
     def command(self, *arguments: str) -> list[str]:
         """The command line as a list."""
         return [sys.executable, "-m", "smokehouse", *arguments]
@@ -308,7 +345,7 @@ class TestHouse:
         """Run the command line, which must refuse with one line and exit code 2; return the line."""
         ended = self.run(*arguments, **environ)
         assert ended.returncode == 2, ended.stderr
-        lines = [line for line in ended.stderr.splitlines() if not line.startswith("smokehouse: installing")]
+        lines = [line for line in ended.stderr.splitlines() if not re.match("smokehouse: (installing|bundling) ", line)]
         assert len(lines) == 1, ended.stderr
         assert lines[0].startswith("smokehouse: ")
         return lines[0]

@@ -2,11 +2,9 @@
 
 import json
 import os
-import pty
 import re
 import shutil
 import signal
-import sys
 import threading
 from pathlib import Path
 
@@ -208,20 +206,8 @@ def test_progress_at_a_terminal(house: TestHouse, index: Index, good: bool) -> N
     house.lock()
     if not good:
         index.files["gamma-1.5-py3-none-any.whl"].sent = wheel("gamma", "1.5", code="evil = True\n")
-    child, master = pty.fork()
-    if child == 0:
-        os.chdir(house.root)
-        os.execve(sys.executable, house.command("smoke", "tiny"), house.environ)
-    heard = b""
-    try:
-        while chunk := os.read(master, 65536):
-            heard += chunk
-    except OSError:  # Linux says EIO where the other end is closed
-        pass
-    _, status = os.waitpid(child, 0)
-    os.close(master)
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", heard.decode())
-    assert os.waitstatus_to_exitcode(status) == (0 if good else 2)
+    code, text = house.at_terminal("smoke", "tiny")
+    assert code == (0 if good else 2)
     assert "smokehouse: installing tiny (3 packages)" in text
     assert "Resolved 3 packages" in text
     assert text.count("with another hash") == (not good)

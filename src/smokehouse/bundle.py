@@ -1,0 +1,104 @@
+"""Bundles: a folder with everything that a machine without a network needs to install an environment."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from smokehouse import files
+from smokehouse.errors import UserError
+from smokehouse.manifest import MANIFEST as LOCK_MANIFEST
+from smokehouse.manifest import Manifest
+
+MANIFEST = "manifest.json"
+LOCK = "lock"
+WHEELS = "wheels"
+CONDA = "conda"
+
+_PART = r"[A-Za-z0-9_][A-Za-z0-9._!+-]*"  # no leading dot, so no way out of the folder
+_Path = Annotated[str, StringConstraints(pattern=rf"^{_PART}(/{_PART})*$")]
+_Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Contents(BaseModel):
+    """manifest.json of a bundle, which is there when the bundle is complete: every other file with its SHA-256."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal[1] = 1
+    environment: str
+    halves: tuple[Literal["conda", "pip"], ...]
+    devel: bool = Field(description="whether the conda half has the compilers and the CUDA toolkit")
+    files: dict[_Path, _Sha256]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A complete bundle. `digest` is the SHA-256 of its manifest.json."""
+
+    folder: Path
+    contents: Contents
+    digest: str
+
+    @property
+    def wheels(self) -> Path:
+        """The folder of all wheels and source distributions."""
+        return self.folder / WHEELS
+
+    @property
+    def conda(self) -> Path:
+        """The conda half, laid out as a channel."""
+        return self.folder / CONDA
+
+    def refuse_edited(self) -> None:
+        """Raise UserError naming the first file that is not as it was bundled."""
+        places = [self.folder / path for path in self.contents.files]
+        with ThreadPoolExecutor() as threads:
+            digests = threads.map(lambda place: files.hashed(place) if place.is_file() else None, places)
+            for place, found, digest in zip(places, digests, self.contents.files.values(), strict=True):
+                if found != digest:
+                    how = "not as it was bundled, by its hash" if found else "gone from the bundle"
+                    threads.shutdown(wait=False, cancel_futures=True)
+                    raise UserError(f"{place}: {how}; copy or make the bundle again")
+
+
+def read(folder: Path, name: str, lock: Path) -> Bundle:
+    """Return the bundle of the environment `name` in `folder`; `lock` is the lock's folder, which it must be of.
+
+    Raises UserError.
+    """
+    folder = folder.absolute()
+    cure = f"run nox -s bundle -- {name} {folder}"
+    try:
+        text = (folder / MANIFEST).read_bytes()
+        contents = Contents.model_validate_json(text)
+    except FileNotFoundError:
+        raise UserError(f"{folder}: not a complete bundle, there is no {MANIFEST}; {cure}") from None
+    except OSError as broken:
+        raise UserError(f"{folder / MANIFEST}: cannot be read ({broken.strerror}); {cure}") from None
+    except ValidationError as invalid:
+        first = invalid.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{folder / MANIFEST}: {where or 'the file'}: {first['msg']}; {cure}") from None
+    if contents.environment != name:
+        raise UserError(f"{folder}: a bundle of {contents.environment}, not of {name}; {cure}")
+    if contents.files.get(f"{LOCK}/{LOCK_MANIFEST}") != files.hashed(lock / LOCK_MANIFEST):
+        raise UserError(f"{folder}: made from another lock of {name} than the one here; check that one out, or {cure}")
+    return Bundle(folder, contents, files.sha256(text))
+
+
+def pylock(manifest: Manifest) -> str:
+    """Return a PEP 751 lock of the pip half, whose files lie in the bundle that it is written to."""
+    lines = [
+        'lock-version = "1.0"',
+        'created-by = "smokehouse"',
+        f"requires-python = {json.dumps(f'=={manifest.python}.*')}",
+    ]
+    for file in manifest.pip:
+        where = f"{{ path = {json.dumps(f'{WHEELS}/{file.file}')}, hashes = {{ sha256 = {json.dumps(file.sha256)} }} }}"
+        lines += ["", "[[packages]]", f"name = {json.dumps(file.name)}", f"version = {json.dumps(file.version)}"]
+        lines.append(f"wheels = [{where}]" if file.file.endswith(".whl") else f"sdist = {where}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,60 @@
+"""Making bundles."""
+
+from pathlib import Path
+
+from smokehouse import environment, files, lock, manifest, sources
+from smokehouse.bundle import CONDA, LOCK, MANIFEST, WHEELS, Contents, pylock
+from smokehouse.errors import UserError
+from smokehouse.house import House
+from smokehouse.installation import held, refuse_small_disk, tell
+from smokehouse.manifest import LockedFile
+
+_PYLOCK = "pylock.toml"
+
+
+def make(house: House, name: str, folder: Path, *, channel: str | None, only_pip: bool, devel: bool) -> int:
+    """Make `folder` the bundle of the environment `name` and return 0.
+
+    What an interrupted call fetched is used. The bundle is complete when its manifest.json is there, which is written
+    last. Raises UserError.
+    """
+    place = lock.environment_lock(house, name)
+    locked = lock.check_environment(environment.read(house, name), place)
+    folder = folder.absolute()
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / LOCK).is_dir():
+        raise UserError(f"{folder}: holds other things than a bundle; name an empty or a new folder")
+    conda = () if only_pip else locked.conda if devel else locked.main
+    artefacts: dict[str, LockedFile] = {f"{WHEELS}/{file.file}": file for file in (*locked.pip, *locked.build)}
+    artefacts |= {f"{CONDA}/{package.path}": package for package in conda}
+    texts = {f"{LOCK}/{other}": place.pins.with_name(other).read_text("utf-8") for other in (manifest.MANIFEST, *locked.files)}
+    texts[_PYLOCK] = pylock(locked)
+    contents = Contents(
+        environment=name,
+        halves=("pip",) if only_pip else ("conda", "pip"),
+        devel=devel,
+        files={path: files.sha256(text) for path, text in texts.items()}
+        | {path: file.sha256 for path, file in artefacts.items()},
+    )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with held(folder.with_name(f".{folder.name}.lock"), f"bundling {name}"):
+        (folder / LOCK).mkdir(parents=True, exist_ok=True)
+        (folder / MANIFEST).unlink(missing_ok=True)
+        size = sum(file.size for file in artefacts.values())
+        there = sum(path.stat().st_size for path in _files(folder))
+        refuse_small_disk(folder, max(0, size - there), f"bundle {name}")
+        tell(f"bundling {name} ({len(artefacts)} files, {size / 1e6:.1f} MB)")
+        sources.fetch_pip(locked, folder / WHEELS)
+        sources.fetch_conda(conda, folder / CONDA, channel or locked.home)
+        for path, text in texts.items():
+            files.write(folder / path, text)
+        for file in _files(folder):
+            if str(file.relative_to(folder)) not in contents.files:
+                file.unlink()
+        files.write(folder / MANIFEST, contents.model_dump_json(indent=1) + "\n")
+    tell(f"bundled {name} in {folder}")
+    return 0
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return the files in the places of a bundle."""
+    return [path for part in (LOCK, WHEELS, CONDA) for path in (folder / part).rglob("*") if not path.is_dir()]
