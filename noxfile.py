@@ -46,6 +46,13 @@ def install(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Write the pages of the environments: docs -- [NAME...] [--check] [--report FILE]."""
+    install_tools(session)
+    run_smokehouse(session, "docs")
+
+
+@nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests: tests -- [pytest options]."""
     install_tools(session)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import sys
 import tempfile
 import xml.etree.ElementTree as xml
 from dataclasses import asdict, dataclass
@@ -166,3 +167,14 @@ def table(report: dict[str, Any], results: list[Result], colour: bool) -> str:
     rows.append(f"{verdict}  {report['environment']}: {stack} on {where}")
     rows.append(f"{counts['check']} checks and {counts['control']} controls in {report['seconds']:.1f} s")
     return "\n".join(rows)
+
+
+def main() -> None:
+    """Print the table of the report.json that the command line names."""
+    written = json.loads(Path(sys.argv[1]).read_text())
+    results = [Result(**check | {"ranks": [RankVerdict(**rank) for rank in check["ranks"]]}) for check in written["checks"]]
+    print(table(written, results, colour=False))
+
+
+if __name__ == "__main__":
+    main()

@@ -99,6 +99,23 @@ def _smoke(
     smoke(House.find(Path.cwd()), given[0] if named else DEFAULT, given[1:] if named else given)
 
 
+@app.command("docs")
+def _docs(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Environments; all when none.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Only say which pages are not what their sources say.")] = False,
+    report: Annotated[
+        Path | None, typer.Option("--report", help="Take this report.json as the evidence of NAME.", metavar="FILE")
+    ] = None,
+) -> int:
+    """Write a page for each environment, from its files alone."""
+    from smokehouse import docs
+
+    if check and report:
+        raise UserError("--check changes nothing, and --report takes a report in; give one of the two")
+    house = House.find(Path.cwd())
+    return docs.check(house, names or []) if check else docs.make(house, names or [], report)
+
+
 def main() -> int:
     """Run the command line and return its exit code: 0, 1 for a failed check, 2 for a mistake of the user's."""
     try:

@@ -1,0 +1,107 @@
+"""The pages of all environments: written, or seen to match their sources."""
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from smokehouse import environment, evidence, files, manifest, page
+from smokehouse.errors import UserError
+from smokehouse.evidence import Evidence
+from smokehouse.house import House
+from smokehouse.markdown import between, code
+
+_README = "README.md"
+_PLACE = Path("docs", "environments")
+
+
+def make(house: House, names: Sequence[str], report: Path | None) -> int:
+    """Write the pages of `names`, or all, and the README's generated parts; returns 0 or raises UserError.
+
+    A `report` becomes the evidence of the one environment named. Pages of environments that are gone are removed.
+    """
+    adopted: dict[str, Evidence] = {}
+    if report:
+        if len(names) != 1:
+            raise UserError("--report is of one environment; name it")
+        adopted[names[0]] = evidence.read(house, names[0], report.absolute())
+    shown = _documented(house, adopted)
+    for name, found in adopted.items():
+        if shown[name].evidence is None:
+            raise UserError(
+                f"{report}: of another lock than lockfiles/{name}, so it proves nothing of that; run nox -s smoke -- {name}"
+            )
+        files.write(_report(house, name), found.text)
+    for path, text in _texts(house, shown, names).items():
+        if _differs(path, text):
+            files.write(path, text)
+            print(f"{house.show(path)}: written")
+    for path in _stale(house):
+        path.unlink()
+        print(f"{house.show(path)}: removed, there is no such environment")
+    return 0
+
+
+def check(house: House, names: Sequence[str]) -> int:
+    """Print each page of `names`, or of all, that is not what its sources say; returns 1 if one is, else 0."""
+    texts = _texts(house, _documented(house, {}), names)
+    problems = [f"{house.show(path)}: not what its sources say; run nox -s docs" for path, text in texts.items()
+                if _differs(path, text)]  # fmt: skip
+    problems += [f"{house.show(path)}: there is no environment of this name; run nox -s docs" for path in _stale(house)]
+    for problem in problems:
+        print(f"smokehouse: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def _report(house: House, name: str) -> Path:
+    return house.root / _PLACE / f"{name}.json"
+
+
+def _documented(house: House, adopted: dict[str, Evidence]) -> dict[str, page.Documented]:
+    """Return all that the pages are made of, by name."""
+    shown = {}
+    for name in house.environments():
+        promise = environment.read(house, name)
+        folder = house.lock(name)
+        locked = manifest.read(folder / manifest.MANIFEST, house.show(folder), f"run nox -s lock -- {name}")
+        report = _report(house, name)
+        found = adopted.get(name) or (evidence.read(house, name, report) if report.exists() else None)
+        holds = found and evidence.holds_for(found, locked, folder)
+        shown[name] = page.Documented(promise, locked, found if holds else None)
+    return shown
+
+
+def _texts(house: House, shown: dict[str, page.Documented], names: Sequence[str]) -> dict[Path, str]:
+    """Return what each file is to be: the pages of `names`, or all, and the README."""
+    for name in names:
+        house.environment(name)
+    texts = {house.root / _PLACE / f"{name}.md": page.render(shown[name]) for name in names or shown}
+    readme = house.root / _README
+    texts[readme] = _readme(house, readme.read_text("utf-8"), shown)
+    return texts
+
+
+def _readme(house: House, text: str, shown: dict[str, page.Documented]) -> str:
+    """Return the README with its table of environments, and each run that it shows, as they are now."""
+    parts = {"environments": page.overview(shown.values())}
+    for name in re.findall(r"^<!-- run (\S+) -->$", text, re.MULTILINE):
+        house.environment(name)
+        found = shown[name].evidence
+        parts[f"run {name}"] = code(found.table) if found else "(Not proven: there is no report of the present lock.)\n"
+    for marker, inner in parts.items():
+        try:
+            text = between(text, f"<!-- {marker} -->", f"<!-- /{marker} -->", inner)
+        except ValueError as wrong:
+            raise UserError(f"{_README}: {wrong}") from None
+    return text
+
+
+def _differs(path: Path, text: str) -> bool:
+    return not path.is_file() or path.read_bytes() != text.encode()
+
+
+def _stale(house: House) -> list[Path]:
+    """Return the pages and reports of environments that are not there."""
+    known = house.environments()
+    found = [*(house.root / _PLACE).glob("*.md"), *(house.root / _PLACE).glob("*.json")]
+    return sorted(path for path in found if path.stem not in known)

@@ -1,0 +1,93 @@
+"""Evidence: a smoke test's report, taken only where it holds for the lock as it lies there."""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
+
+from smokehouse.errors import UserError
+from smokehouse.files import sha256
+from smokehouse.house import House
+from smokehouse.manifest import MANIFEST, Manifest
+from smokehouse.programs import run
+
+_LARGEST = 8 << 20  # bytes; a run of eight ranks reports 0.1 MB
+_RENDERING = 60.0  # seconds
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A report of a passed run: as it was read, its fields, and its table as the smoke test prints it."""
+
+    text: str
+    fields: dict[str, Any]
+    table: str
+
+    @property
+    def where(self) -> str:
+        """What the run was on: device, backend, precision and ranks."""
+        fields = self.fields
+        return f"{fields['device']}, {fields['backend']}, {fields['precision']}, {fields['world_size']} ranks"
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether GPUs and NCCL took part."""
+        return (self.fields["device"], self.fields["backend"]) == ("cuda", "nccl")
+
+    @property
+    def known(self) -> list[tuple[str, str, list[str]]]:
+        """The known failures of this stack that the run met: check, detail, and the ZeRO stages where it has any."""
+        found: dict[tuple[str, str], list[str]] = {}
+        for check in self.fields["checks"]:
+            if check["verdict"] == "known-issue":
+                stages = found.setdefault((check["name"], check["detail"]), [])
+                stages += [f"ZeRO-{check['zero_stage']}"] if check["zero_stage"] else []
+        return [(name, detail, sorted(stages)) for (name, detail), stages in found.items()]
+
+
+def read(house: House, name: str, path: Path) -> Evidence:
+    """Read the report `path` of the environment `name`.
+
+    Raises UserError where it is no valid report, of another environment, or of a run that did not pass.
+    """
+    where = house.show(path)
+    cure = f"run nox -s smoke -- {name} and give its report.json with --report"
+    try:
+        with path.open("rb") as file:
+            data = file.read(_LARGEST + 1)
+    except OSError as broken:
+        raise UserError(f"{where}: cannot be read ({broken.strerror}); {cure}") from None
+    if len(data) > _LARGEST:
+        raise UserError(f"{where}: larger than {_LARGEST >> 20} MiB and no report; {cure}")
+    try:
+        text = data.decode()
+        fields = json.loads(text)
+    except (ValueError, RecursionError) as broken:
+        raise UserError(f"{where}: not JSON ({broken}); {cure}") from None
+    schema = json.loads((house.root / "smoke_tests" / "report.schema.json").read_text())
+    if wrong := best_match(Draft202012Validator(schema).iter_errors(fields)):
+        raise UserError(f"{where}: no report by its schema: {wrong.json_path}: {wrong.message[:200]}; {cure}")
+    if fields["environment"] != name:
+        raise UserError(f"{where}: of the environment {fields['environment']!r}, not {name!r}; {cure}")
+    if fields["verdict"] != "passed":
+        raise UserError(f"{where}: its run failed, so it proves nothing; mend what failed, then {cure}")
+    # The one renderer is the smoke test's. It needs nothing that is not here, but is no library of ours to import.
+    command = [sys.executable, "-m", "smoke_tests.report", str(path.absolute())]
+    rendered = run(command, deadline=_RENDERING, environ={"PYTHONUTF8": "1"}, cwd=house.root)
+    if rendered.code:
+        raise UserError(f"{where}: cannot be shown: {rendered.stderr.splitlines()[-1:]}; {cure}")
+    return Evidence(text, fields, rendered.stdout)
+
+
+def holds_for(evidence: Evidence, manifest: Manifest, folder: Path) -> bool:
+    """Return whether the run was one of the lock in `folder`, every file of it as it lies there now.
+
+    `manifest` has been read from that folder, so that its digests are those of the files beside it.
+    """
+    wanted = {**manifest.files, MANIFEST: sha256((folder / MANIFEST).read_bytes())}
+    proven = evidence.fields["lock"]
+    return all(proven.get(file) == digest for file, digest in wanted.items())
