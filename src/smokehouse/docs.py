@@ -24,6 +24,7 @@ def make(house: House, names: Sequence[str], report: Path | None) -> int:
     if report:
         if len(names) != 1:
             raise UserError("--report is of one environment; name it")
+        house.environment(names[0])
         adopted[names[0]] = evidence.read(house, names[0], report.absolute())
     shown = _documented(house, adopted)
     for name, found in adopted.items():

@@ -5,13 +5,12 @@ from collections.abc import Iterable, Sequence
 
 # All that can start something in the middle of a line. An underscore inside a word cannot.
 _SPECIAL = re.compile(r"[\\`*\[\]<>|&~!$@]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.", re.IGNORECASE)
-_LEADING = re.compile(r"(?=[#+=-])|(?<=^\d)(?=[.)])")
 
 
 def plain(text: str) -> str:
-    """Return Markdown that shows `text`, whatever it is, as one line without markup."""
+    """Return Markdown that shows `text`, whatever it is, as it is and in one line; not for the start of a line."""
     line = "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))
-    return _LEADING.sub(r"\\", _SPECIAL.sub(r"\\\g<0>", line), count=1) if line else ""
+    return _SPECIAL.sub(r"\\\g<0>", line)
 
 
 def code(text: str) -> str:

@@ -189,12 +189,14 @@ def _pip(title: str, packages: Iterable[LockedFile]) -> list[str]:
 
 def _total(packages: Iterable[LockedFile]) -> str:
     sizes = [package.size for package in packages]
-    unknown = f", {sizes.count(0)} of unknown size" if 0 in sizes else ""
-    return f"{len(sizes)} packages, {_size(sum(sizes))}{unknown}"
+    parts = [f"{len(sizes)} {'package' if len(sizes) == 1 else 'packages'}"]
+    parts += [_size(sum(sizes))] if sum(sizes) else []
+    parts += [f"{sizes.count(0)} of unknown size"] if 0 in sizes else []
+    return ", ".join(parts)
 
 
 def _size(size: int) -> str:
-    """Return bytes as a person reads them; nothing where the size is unknown."""
+    """Return bytes as a person reads them, `?` where the size is unknown."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= factor:
             return f"{size / factor:.1f} {unit}"
