@@ -14,10 +14,10 @@ def plain(text: str) -> str:
 
 
 def code(text: str) -> str:
-    """Return a block that shows the lines of `text` as they are."""
+    """Return a block that shows the lines of `text` as they are, less the spaces at their ends."""
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
-    shown = "\n".join("".join(char if char.isprintable() else "?" for char in line) for line in text.splitlines())
+    shown = "\n".join("".join(char if char.isprintable() else "?" for char in line).rstrip() for line in text.splitlines())
     return f"{fence}\n{shown}\n{fence}\n"
 
 

@@ -36,7 +36,16 @@ class Documented:
         """What the present lock was proven on, in few words."""
         if self.evidence is None:
             return "not proven"
-        return plain(self.evidence.where) + ("" if self.evidence.on_gpu else "; not on GPUs with NCCL")
+        limits = [] if self.evidence.on_gpu else ["not on GPUs with NCCL"]
+        limits += ["pip half only"] if self.other_python else []
+        return "; ".join([plain(self.evidence.where), *limits])
+
+    @property
+    def other_python(self) -> str | None:
+        """The Python that the run was on, where that is not the conda half's, so that the conda half took no part."""
+        ran = self.evidence.fields["versions"].get("python") if self.evidence else None
+        locked = next((package.version for package in self.manifest.conda if package.name == "python"), None)
+        return f"{ran}, not {locked}" if ran != locked else None
 
 
 def render(shown: Documented) -> str:
@@ -129,6 +138,8 @@ def _proof(shown: Documented) -> list[str]:
             f"It ran on {fields['device']} with {fields['backend']}, in {fields['precision']}, {fields['world_size']} ranks. "
             f"**GPUs with NCCL took no part, so nothing is proven of them.**"
         )
+    if shown.other_python:
+        where += f" **It ran on Python {plain(shown.other_python)}: the conda half took no part, so nothing is proven of it.**"
     checkpoint = "a tiny checkpoint made for it" if fields["checkpoint"] == "made" else plain(fields["checkpoint"])
     versions = ", ".join(f"{plain(name)} {plain(str(text))}" for name, text in fields["versions"].items() if text)
     return [

@@ -112,7 +112,7 @@ class Docs:
             "backend": "gloo",
             "precision": "fp32",
             "world_size": 2,
-            "versions": {"torch": "2.6.0+cu124", "cuda": None},
+            "versions": {"python": "3.11.9", "torch": "2.6.0+cu124", "cuda": None},
             "machine": {"architecture": "x86_64", "cpu": "Imaginary 9000", "cpus": 2, "memory_bytes": 24 << 30},
             "checkpoint": "made",
             "started": "2026-11-22T03:52:48+00:00",
@@ -184,7 +184,7 @@ def test_a_report_of_the_present_lock_is_the_evidence(tiny: Docs) -> None:
     for fact in (
         "Imaginary 9000 (x86_64), 2 CPUs, 24 GiB",
         "2026-11-22T03:52:48+00:00",
-        "| imported | torch 2.6.0+cu124 |",
+        "| imported | python 3.11.9, torch 2.6.0+cu124 |",
         "PASSED  tiny: torch 2.6.0+cu124 on cpu, gloo, fp32, 2 ranks",
         "- Known failure, mixed modality, ZeRO-2, ZeRO-3: dies: killed by signal 6",
     ):
@@ -205,6 +205,12 @@ def test_only_gpus_with_nccl_read_as_such(tiny: Docs, device: str, backend: str)
     assert "It ran on GPUs with NCCL, in bf16, 8 ranks." in page
     assert "nothing is proven" not in page
     assert "not on GPUs" not in tiny.readme.read_text()
+
+
+def test_a_run_on_another_python_proves_nothing_of_the_conda_half(tiny: Docs) -> None:
+    assert "conda half took no part" not in tiny.adopt()
+    assert "It ran on Python 3.11.7, not 3.11.9: the conda half took no part" in tiny.adopt(versions={"python": "3.11.7"})
+    assert "; pip half only |" in tiny.readme.read_text()
 
 
 def test_a_report_of_an_older_lock_proves_nothing(tiny: Docs, capsys: pytest.CaptureFixture[str]) -> None:
@@ -435,7 +441,7 @@ def test_any_text_is_shown_as_it_is(text: str) -> None:
 def test_any_block_is_shown_as_it_is(text: str) -> None:
     (block,) = GITHUB.parse(code(text))
     assert block.type == "fence"
-    assert block.content == "\n".join(text.splitlines()).replace("\x1b", "?") + "\n"
+    assert block.content.split("\n")[:-1] == [line.replace("\x1b", "?").rstrip() for line in text.splitlines() or [""]]
 
 
 @pytest.mark.parametrize("text", ["", "a\nb", "b\na", "a\na\nb", "a\nb\nb"])
