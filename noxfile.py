@@ -71,9 +71,11 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def benchmark(session: nox.Session) -> None:
-    """Measure the smoke test against its floor: benchmark -- [options]."""
+    """Measure the smoke test against its floor and the lock against conda-lock: benchmark -- [smoke|lock] [options]."""
     install_tools(session)
-    session.run("python", "benchmarks/smoke.py", *session.posargs, env=FROM_SOURCE, **ORDERLY)
+    chosen = [name for name in session.posargs[:1] if not name.startswith("-")]
+    for name in chosen or ["smoke", "lock"]:
+        session.run("python", f"benchmarks/{name}.py", *session.posargs[len(chosen) :], env=FROM_SOURCE, **ORDERLY)
 
 
 def install_tools(session: nox.Session) -> None:
