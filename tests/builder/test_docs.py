@@ -77,7 +77,7 @@ class Docs:
         self.run = place / "build" / "report.json"
         for folder in (self.environment, self.lock, place / "smoke_tests"):
             folder.mkdir(parents=True)
-        (self.environment / "environment.yml").write_text(ENVIRONMENT.replace("  - pip\n", ""))
+        (self.environment / "environment.yml").write_text(ENVIRONMENT)
         (self.environment / "stack.toml").write_text(STACK)
         self.readme.write_text(README)
         for name in ("__init__.py", "report.py", "report.schema.json"):
