@@ -202,7 +202,7 @@ def main() -> int:
     """Measure and print Markdown tables."""
     house = House.find(Path.cwd())
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="how often each is run")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each is run")
     parser.add_argument(
         "--channel", type=Path, default=house.root.parent / "shared" / "conda-forge", help="conda-forge's records"
     )
