@@ -1,20 +1,24 @@
 """A mirror of the package index on 127.0.0.1: the same pages to each tool, as of one day, and as fresh as one likes.
 
 conda-lock's pip solver knows no cut-off date, so the mirror leaves out what is younger: both tools answer one question.
-Pages come from the real index, each once; files and their metadata stay there.
+Pages, metadata and source distributions come from the real index, each once. Files may be kept for ever, as that index says
+of them too; a proxy on the way that says nothing would be what is measured.
 """
 
 import hashlib
 import html
+import io
 import json
 import threading
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import urljoin
 
 JSON = "application/vnd.pypi.simple.v1+json"
 PATIENCE = 60.0  # seconds
@@ -34,6 +38,8 @@ class Mirror(ThreadingHTTPServer):
         self.before = before
         self.asked = 0
         self.pages: dict[str, dict[str, Any] | None] = {}
+        self.files: dict[str, str] = {}  # where the real index has them, by their path here
+        self.kept: dict[str, bytes] = {}
         self.lock = threading.Lock()
 
     def address(self, freshness: str) -> str:
@@ -57,8 +63,28 @@ class Mirror(ThreadingHTTPServer):
         if page:
             page["files"] = [file for file in page["files"] if self._counts(file)]
             page["versions"] = []
+            for file in page["files"]:
+                path = f"/files/{file['hashes']['sha256']}/{file['filename']}"
+                self.files[path] = urljoin(f"{self.upstream}/{name}/", file["url"])
+                file["url"] = f"http://127.0.0.1:{self.server_port}{path}"
+                # A proxy on the way may serve metadata that it no longer announces.
+                file["core-metadata"] = file.get("core-metadata") or file["filename"].endswith(".whl")
         with self.lock:
             return self.pages.setdefault(name, page)
+
+    def file(self, path: str) -> bytes:
+        """The file, or with `.metadata` added its metadata, that `path` is here."""
+        if path not in self.kept:
+            where = self.files[path.removesuffix(".metadata")]
+            try:
+                with urllib.request.urlopen(where + ".metadata" * path.endswith(".metadata"), timeout=PATIENCE) as response:
+                    self.kept[path] = response.read()
+            except urllib.error.HTTPError:
+                if not path.endswith(".metadata"):
+                    raise
+                with zipfile.ZipFile(io.BytesIO(self.file(path.removesuffix(".metadata")))) as wheel:
+                    self.kept[path] = wheel.read(next(name for name in wheel.namelist() if name.endswith("/METADATA")))
+        return self.kept[path]
 
     def _counts(self, file: dict[str, Any]) -> bool:
         return "upload-time" in file and datetime.fromisoformat(file["upload-time"]) < self.before
@@ -70,23 +96,28 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         _, freshness, _, name, *_ = self.path.split("/")
+        if freshness == "files":
+            self._answer(200, self.server.file(self.path), {"Cache-Control": "max-age=365000000, immutable"})
+            return
         page = self.server.page(name)
         if page is None:
-            self.send_response(404)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            self._answer(404, b"", {})
             return
         as_json = JSON in self.headers.get("Accept", "")
         body = (json.dumps(page) if as_json else _html(page)).encode()
         tag = f'"{hashlib.sha256(body).hexdigest()}"'
         same = self.headers.get("If-None-Match") == tag
-        self.send_response(304 if same else 200)
-        self.send_header("ETag", tag)
-        self.send_header("Cache-Control", "max-age=86400" if freshness == "fresh" else "max-age=0")
-        self.send_header("Content-Type", JSON if as_json else "text/html")
-        self.send_header("Content-Length", "0" if same else str(len(body)))
+        keep = "max-age=86400" if freshness == "fresh" else "max-age=0"
+        headers = {"ETag": tag, "Cache-Control": keep, "Content-Type": JSON if as_json else "text/html"}
+        self._answer(304 if same else 200, b"" if same else body, headers)
+
+    def _answer(self, code: int, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response(code)
+        for name, text in headers.items():
+            self.send_header(name, text)
+        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(b"" if same else body)
+        self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -100,8 +131,8 @@ def _anchor(file: dict[str, Any]) -> str:
     attributes = {"href": f"{file['url']}#sha256={file['hashes']['sha256']}"}
     if file.get("requires-python"):
         attributes["data-requires-python"] = file["requires-python"]
-    if isinstance(metadata := file.get("core-metadata"), dict):
-        attributes["data-core-metadata"] = f"sha256={metadata['sha256']}"
+    if metadata := file["core-metadata"]:
+        attributes["data-core-metadata"] = f"sha256={metadata['sha256']}" if isinstance(metadata, dict) else "true"
     if yanked := file.get("yanked"):
         attributes["data-yanked"] = str(yanked)
     written = " ".join(f'{name}="{html.escape(text)}"' for name, text in attributes.items())
