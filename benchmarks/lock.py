@@ -63,6 +63,15 @@ began = time.perf_counter()
 parse_conda_lock_file(Path(sys.argv[1]))
 print(time.perf_counter() - began)
 """
+# A process starts out with the peak of the one that it was forked from, and this one holds the whole mirror.
+LAUNCHING = """
+import os, sys
+child = os.spawnvp(os.P_NOWAIT, sys.argv[2], sys.argv[2:])
+_, status, usage = os.wait4(child, 0)
+with open(sys.argv[1], "w") as file:
+    file.write(str(usage.ru_maxrss << 10))
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
 
 
 @dataclass(frozen=True)
@@ -76,17 +85,16 @@ class Ran:
 
 def run(command: Sequence[str | Path], environ: dict[str, str], cwd: Path) -> Ran:
     """Run a command that has to succeed. Raises RuntimeError with what it said where it does not."""
-    with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
+    with tempfile.NamedTemporaryFile("r") as peak:
+        launcher = [sys.executable, "-ISc", LAUNCHING, peak.name]
         began = perf_counter()
-        process = subprocess.Popen(["timeout", str(DEADLINE), *command], env=environ, cwd=cwd, stdout=stdout, stderr=stderr)
-        _, status, usage = os.wait4(process.pid, 0)
+        ended = subprocess.run(
+            [*launcher, "timeout", str(DEADLINE), *command], env=environ, cwd=cwd, capture_output=True, text=True
+        )
         seconds = perf_counter() - began
-        process.returncode = os.waitstatus_to_exitcode(status)
-        stdout.seek(0)
-        stderr.seek(0)
-        if process.returncode:
-            raise RuntimeError(f"{' '.join(map(str, command))}: exit code {process.returncode}: {stderr.read()[-2000:]}")
-        return Ran(seconds, usage.ru_maxrss << 10, stdout.read())
+        if ended.returncode:
+            raise RuntimeError(f"{' '.join(map(str, command))}: exit code {ended.returncode}: {ended.stderr[-2000:]}")
+        return Ran(seconds, int(peak.read()), ended.stdout)
 
 
 class Rivals:
