@@ -71,7 +71,7 @@ def solve(inputs: CondaInputs, where: str | None, keep: Sequence[CondaPackage] =
         said = str(refused).removeprefix("Cannot solve the request because of: ")
         raise UserError(f"{inputs.file} cannot be solved from {source.name}: {_chain(said)}") from None
     counted = sorted(
-        f"{record.subdir}/{record.file_name} {_hex(record, source.name)}"
+        f"{record.subdir}/{record.file_name} {_hex(record, source.name)} {record.depends} {record.constrains}"
         for record in candidates
         if record.timestamp is None or record.timestamp < inputs.before
     )

@@ -1,12 +1,13 @@
 """The conda half: solved from a channel, written for conda-lock, held against the pip half."""
 
 import hashlib
+import itertools
 import json
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -397,29 +398,22 @@ def test_ours_solves_to_what_is_committed(root: Path, name: str, tmp_path: Path)
     assert sum(package.size for package in found.main) < 100e6
 
 
-def pairs() -> Iterator[tuple[str, str]]:
-    """Environments of one cut-off and one stack."""
-    house = House(Path(__file__).parents[2])
-    names = house.environments()
-    for first in names:
-        for second in names:
-            one, other = (environment.read(house, name).stack for name in (first, second))
-            if first < second and (one.packages, one.cuda) == (other.packages, other.cuda):
-                yield first, second
-
-
-@pytest.mark.parametrize(("first", "second"), list(pairs()))
-def test_environments_of_one_stack_share_versions(root: Path, first: str, second: str) -> None:
-    one, other = (
-        {
-            (half, package.name): package.sha256
-            for half in ("conda", "pip")
-            for package in getattr(lock.read_manifest(lock.environment_lock(House(root), name)), half)
-        }
-        for name in (first, second)
-    )
-    exceptions = [key for key in one.keys() & other.keys() if one[key] != other[key]]
-    assert len(one.keys() & other.keys()) > 100
+def test_environments_of_one_stack_share_every_artefact(root: Path) -> None:
+    house = House(root)
+    alike = defaultdict(list)
+    for name in house.environments():
+        found = lock.read_manifest(lock.environment_lock(house, name))
+        files = {(half, package.name): package.file for half in ("conda", "pip") for package in getattr(found, half)}
+        core = (files["pip", package] for package in ("torch", "transformers", "deepspeed"))
+        alike[found.cutoff, *core].append((name, files))
+    pairs = [pair for group in alike.values() for pair in itertools.combinations(group, 2)]
+    assert pairs
+    exceptions = [
+        f"{key}: {one[key]} in {first}, {other[key]} in {second}"
+        for (first, one), (second, other) in pairs
+        for key in one.keys() & other.keys()
+        if one[key] != other[key]
+    ]
     assert exceptions == []
 
 
