@@ -8,11 +8,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from smokehouse_loader.checkpoint import Checkpoint, Tensor, inspect_checkpoint
+    from smokehouse_loader.checkpoint import Checkpoint, inspect_checkpoint
     from smokehouse_loader.errors import Finding, LoadError
     from smokehouse_loader.explanation import Diagnosis, explain
     from smokehouse_loader.failures import FAILURES, Failure
     from smokehouse_loader.guard import Fit, check_checkpoint
+    from smokehouse_loader.header import Tensor
     from smokehouse_loader.loading import load_model
     from smokehouse_loader.model_class import register, resolve_model_class
     from smokehouse_loader.ready import assert_ready
@@ -25,7 +26,7 @@ _HOMES = {
     "Finding": "errors",
     "Fit": "guard",
     "LoadError": "errors",
-    "Tensor": "checkpoint",
+    "Tensor": "header",
     "assert_ready": "ready",
     "check_checkpoint": "guard",
     "explain": "explanation",

@@ -9,7 +9,7 @@ from typing import Any
 
 from smokehouse_loader.errors import Finding, shortened
 from smokehouse_loader.failures import cure_of
-from smokehouse_loader.header import BadFileError, Tensor, read
+from smokehouse_loader.header import BadFileError, Tensor, read, refuse_foreign
 
 # An index of a 70 GB checkpoint has 0.1 MB.
 _LARGEST_INDEX = 64 * 2**20
@@ -17,11 +17,25 @@ _INDEX = ".index.json"
 
 # Words of safetensors for the types of torch.
 DTYPES = {
-    **{"BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64"},
-    **{"U16": "uint16", "U32": "uint32", "U64": "uint64", "C64": "complex64"},
-    **{"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"},
-    **{"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu"},
-    **{"F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz"},
+    "BOOL": "bool",
+    "U8": "uint8",
+    "I8": "int8",
+    "I16": "int16",
+    "I32": "int32",
+    "I64": "int64",
+    "U16": "uint16",
+    "U32": "uint32",
+    "U64": "uint64",
+    "C64": "complex64",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F32": "float32",
+    "F64": "float64",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E8M0": "float8_e8m0fnu",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
 }
 
 
@@ -29,8 +43,8 @@ DTYPES = {
 class Checkpoint:
     """What a checkpoint holds.
 
-    `layout` is `safetensors`, `bin`, `deepspeed` (an engine's own checkpoint), `consolidated` (the model's maker's own) or `none`;
-    from_pretrained reads the first two. `tensors` go by name; `problems` is empty for a sound one.
+    `layout` is `safetensors`, `bin`, `deepspeed` (an engine's own checkpoint), `consolidated` (the model's maker's own) or
+    `none`; from_pretrained reads the first two. `tensors` go by name; `problems` is empty for a sound one.
     """
 
     path: Path
@@ -122,11 +136,17 @@ def _unlike_index(
         return
     lost = sorted(name for name, file in weight_map.items() if name not in found and Path(file).name not in unread)
     if lost:
-        yield _finding("inconsistent-index", folder, f"its index names {len(lost)} tensors that no shard holds ({shortened(lost)})")
+        yield _finding(
+            "inconsistent-index", folder, f"its index names {len(lost)} tensors that no shard holds ({shortened(lost)})"
+        )
     extra = sorted(name for name in found if name not in weight_map)
     if extra:
-        yield _finding("inconsistent-index", folder, f"its shards hold {len(extra)} tensors not in the index ({shortened(extra)})")
-    moved = sorted(name for name, tensor in found.items() if Path(weight_map.get(name, tensor.file.name)).name != tensor.file.name)
+        yield _finding(
+            "inconsistent-index", folder, f"its shards hold {len(extra)} tensors not in the index ({shortened(extra)})"
+        )
+    moved = sorted(
+        name for name, tensor in found.items() if Path(weight_map.get(name, tensor.file.name)).name != tensor.file.name
+    )
     if moved:
         what = f"its index names another shard than the one that holds them, for {len(moved)} tensors ({shortened(moved)})"
         yield _finding("inconsistent-index", folder, what)
@@ -141,7 +161,9 @@ def _sharded(folder: Path, layout: str, index: Path, load: Callable[[Path], list
     # What a download that was begun twice, or a save into a folder in use, leaves behind.
     pattern = re.compile(re.sub(r"\d+-of-\d+", r"\\d+-of-\\d+", re.escape(names[0]).replace(r"\-", "-")))
     strays = sorted(file.name for file in folder.iterdir() if pattern.fullmatch(file.name) and file.name not in names)
-    problems = [_finding("inconsistent-index", folder / stray, f"is a shard that {index.name} does not name") for stray in strays]
+    problems = [
+        _finding("inconsistent-index", folder / stray, f"is a shard that {index.name} does not name") for stray in strays
+    ]
     return _gathered(folder, layout, [folder / name for name in names], load, weight_map, problems)
 
 
@@ -168,8 +190,6 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _refuse_foreign_index(index: Path) -> None:
-    from smokehouse_loader.header import refuse_foreign
-
     with index.open("rb") as file:
         refuse_foreign(file.read(512))
 
@@ -179,18 +199,18 @@ def _read_bin(file: Path) -> list[Tensor]:
     import torch
 
     return [
-        Tensor(name, tuple(value.shape), _dtype(value.dtype), file) for name, value in load_bin(file, torch.device("meta")).items()
+        Tensor(name, tuple(value.shape), _dtype(value.dtype), file)
+        for name, value in load_bin(file, torch.device("meta")).items()
     ]
 
 
 def load_bin(file: Path, device: Any) -> dict[str, Any]:
-    """Tensor name -> tensor of a file that torch.save wrote; onto the meta device no weights are read, onto cpu they are mapped.
+    """Tensor name -> tensor of a file that torch.save wrote; onto the meta device no weights are read, onto cpu they are
+    mapped.
 
     Raises BadFileError where it is not a table of tensors, or is anything but plain data.
     """
     import torch
-
-    from smokehouse_loader.header import refuse_foreign
 
     with file.open("rb") as opened:
         start = opened.read(512)
@@ -201,7 +221,9 @@ def load_bin(file: Path, device: Any) -> dict[str, Any]:
     except Exception as wrong:  # noqa: BLE001 - torch, pickle and zipfile each have errors of their own for a broken file
         text = str(wrong)
         failure = "unsafe-pickle" if "weights_only" in text or "Weights only" in text else "truncated-shard"
-        raise BadFileError(failure, f"cannot be read as weights: {text.splitlines()[0] if text else type(wrong).__name__}") from None
+        raise BadFileError(
+            failure, f"cannot be read as weights: {text.splitlines()[0] if text else type(wrong).__name__}"
+        ) from None
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
     ):
@@ -228,7 +250,9 @@ def _foreign(folder: Path) -> Checkpoint:
         return _gathered(folder, "consolidated", consolidated, _read_bin, {})
     loose = sorted(file.name for file in folder.glob("*.safetensors"))
     what = f"shards but no index ({shortened(loose)})" if loose else "no weights that from_pretrained reads"
-    return Checkpoint(folder, "none", (), {}, (_finding("missing-shard" if loose else "not-a-checkpoint", folder, f"has {what}"),))
+    return Checkpoint(
+        folder, "none", (), {}, (_finding("missing-shard" if loose else "not-a-checkpoint", folder, f"has {what}"),)
+    )
 
 
 def _engine_files(folder: Path) -> list[Path]:
@@ -277,5 +301,7 @@ def _engine(folder: Path, files: list[Path]) -> Checkpoint:
             for name, shape in shapes.items():
                 found[name] = Tensor(name, tuple(shape), "F32", files[0])
     except Exception as wrong:  # noqa: BLE001 - torch, pickle and zipfile each have errors of their own for a broken file
-        problems.append(_finding("truncated-shard", files[0], f"cannot be read: {(str(wrong) or type(wrong).__name__).splitlines()[0]}"))
+        problems.append(
+            _finding("truncated-shard", files[0], f"cannot be read: {(str(wrong) or type(wrong).__name__).splitlines()[0]}")
+        )
     return Checkpoint(folder, "deepspeed", tuple(files), found, tuple(problems))

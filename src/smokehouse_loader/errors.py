@@ -56,3 +56,9 @@ def shortened(names: Sequence[str], limit: int = 3) -> str:
     """`names` as a list of at most `limit`, the rest counted."""
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + rest
+
+
+def first_line(error: BaseException) -> str:
+    """The type of an error and the first line that it says."""
+    said = str(error).strip()
+    return f"{type(error).__name__}: {said.splitlines()[0] if said else 'no reason given'}"

@@ -49,7 +49,8 @@ FAILURES = (
     Failure(
         "saved-partitioned",
         "The checkpoint was saved from a model that ZeRO-3 had partitioned, so its tensors have shape [0].",
-        "save with engine.save_16bit_model, or Trainer.save_model with stage3_gather_16bit_weights_on_model_save, or convert the "
+        "save with engine.save_16bit_model, or Trainer.save_model with stage3_gather_16bit_weights_on_model_save, or "
+        "convert the "
         "engine's own checkpoint with zero_to_fp32.py",
         FACTS + ": save_pretrained on a partitioned model",
         "save_partitioned_model",
@@ -65,15 +66,22 @@ FAILURES = (
     Failure(
         "left-on-meta",
         "A parameter is still on the meta device: nothing was ever loaded into it.",
-        "load with load_model and pass no device_map; from_pretrained in a zero.Init of your own, or low_cpu_mem_usage, leaves such",
+        "load with load_model and pass no device_map; from_pretrained in a zero.Init of your own, or low_cpu_mem_usage, "
+        "leaves such",
         FACTS + ": from transformers 4.51.3 the mistakes behind the seed's failure end so",
         "train_model_on_meta",
-        (r"Cannot copy out of meta tensor", r"Tensor on device meta is not on the expected device", r"copying from a non-meta parameter"),
+        (
+            r"Cannot copy out of meta tensor",
+            r"Tensor on device meta is not on the expected device",
+            r"copying from a non-meta parameter",
+        ),
     ),
     Failure(
         "dropped-config",
-        "The HfDeepSpeedConfig object was not kept, so transformers forgot it and loads the model whole: ZeRO-3 is silently not in use.",
-        "keep a reference, as in dschf = HfDeepSpeedConfig(config), until deepspeed.initialize has returned; for a plain load call "
+        "The HfDeepSpeedConfig object was not kept, so transformers forgot it and loads the model whole: ZeRO-3 is "
+        "silently not in use.",
+        "keep a reference, as in dschf = HfDeepSpeedConfig(config), until deepspeed.initialize has returned; for a plain "
+        "load call "
         "transformers.integrations.unset_hf_deepspeed_config() first",
         FACTS + "; transformers documents that it holds only a weak reference",
         "drop_deepspeed_config",
@@ -125,7 +133,8 @@ FAILURES = (
     ),
     Failure(
         "key-layout",
-        "The checkpoint's keys are in the layout of another transformers: 4.52 moved visual.* and model.* to model.visual.* and "
+        "The checkpoint's keys are in the layout of another transformers: 4.52 moved visual.* and model.* to "
+        "model.visual.* and "
         "model.language_model.*.",
         "use transformers 4.52 or later, which loads both, or save the checkpoint again with the version that is installed",
         FACTS + ": 56 of 57 tensors are left random on 4.49.0, without an error",
@@ -134,7 +143,8 @@ FAILURES = (
     ),
     Failure(
         "dropped-weights",
-        "The class has no place for part of the checkpoint: AutoModel up to transformers 4.51 drops the vision tower of Qwen2.5-VL.",
+        "The class has no place for part of the checkpoint: AutoModel up to transformers 4.51 drops the vision tower of "
+        "Qwen2.5-VL.",
         "let load_model choose the class, or use the one that architectures in config.json names",
         FACTS + ": 31 unexpected keys, none missing, no error",
         "drop_vision_tower",
@@ -166,14 +176,16 @@ FAILURES = (
     ),
     Failure(
         "wrong-type",
-        "A tensor of the checkpoint holds integers where the model has floating-point weights, which copying would turn into nonsense.",
+        "A tensor of the checkpoint holds integers where the model has floating-point weights, which copying would turn "
+        "into nonsense.",
         "get the checkpoint again, or dequantise it",
         FACTS,
         "wrong_type",
     ),
     Failure(
         "quantised",
-        "The checkpoint is quantised: what is in memory is not what is in the file, so neither shapes nor bits can be compared.",
+        "The checkpoint is quantised: what is in memory is not what is in the file, so neither shapes nor bits can be "
+        "compared.",
         "load it with verify='none', or load the checkpoint that it was made from",
         "transformers' quantisers rewrite tensors while loading",
         "quantised_checkpoint",
@@ -187,7 +199,8 @@ FAILURES = (
     ),
     Failure(
         "gloo-race",
-        "Up to DeepSpeed 0.19.7, ZeRO-3 waits for the last gather only; on gloo it reads parameters before they have arrived, and "
+        "Up to DeepSpeed 0.19.7, ZeRO-3 waits for the last gather only; on gloo it reads parameters before they have "
+        "arrived, and "
         "loading silently corrupts weights.",
         "load with load_model, which waits for each gather on gloo, or use DeepSpeed 0.19.8 or later",
         "DeepSpeed PR #8539, released in 0.19.8",
@@ -210,7 +223,8 @@ FAILURES = (
     Failure(
         "not-partitioned",
         "ZeRO-3 is asked for and the model is whole, or the reverse.",
-        "build the model with load_model after the HfDeepSpeedConfig of the run, and not inside a deepspeed.zero.Init of your own",
+        "build the model with load_model after the HfDeepSpeedConfig of the run, and not inside a deepspeed.zero.Init of "
+        "your own",
         FACTS,
         "partition_unasked",
     ),
@@ -233,7 +247,10 @@ FAILURES = (
         "fetch the real file: git lfs pull, or download it again",
         "safetensors reads the first 8 bytes as a length",
         "git_lfs_pointer",
-        (r"SafetensorError.*(?:HeaderTooLarge|header too large)", r"no file named .*(?:pytorch_model\.bin|model\.safetensors).* found in directory"),
+        (
+            r"SafetensorError.*(?:HeaderTooLarge|header too large)",
+            r"no file named .*(?:pytorch_model\.bin|model\.safetensors).* found in directory",
+        ),
     ),
     Failure(
         "broken-header",
@@ -275,7 +292,11 @@ FAILURES = (
         "(deepspeed.runtime.zero.config) and fragment_address (deepspeed.utils.tensor_fragment)",
         "torch 2.6 made weights_only the default; " + FACTS,
         "resume_engine_checkpoint",
-        (r"UnpicklingError: Weights only load failed", r"Weights only load failed\. .*deepspeed", r"Unsupported global: GLOBAL deepspeed"),
+        (
+            r"UnpicklingError: Weights only load failed",
+            r"Weights only load failed\. .*deepspeed",
+            r"Unsupported global: GLOBAL deepspeed",
+        ),
     ),
     Failure(
         "engine-checkpoint",
@@ -347,7 +368,8 @@ def page() -> str:
     lines = [
         "# Known failures",
         "",
-        "Generated from `src/smokehouse_loader/failures.py` by `python -m smokehouse_loader failures`; never edited. Each has a",
+        "Generated from `src/smokehouse_loader/failures.py` by `python -m smokehouse_loader failures`; never edited. "
+        "Each has a",
         "reproduction of its name in `tests/loader/inside/reproductions.py`. To have a log explained:",
         "`python -m smokehouse_loader explain LOGFILE`.",
         "",

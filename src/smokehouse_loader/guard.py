@@ -12,14 +12,17 @@ import torch
 
 from smokehouse_loader import keys, zero
 from smokehouse_loader.checkpoint import DTYPES, Checkpoint, inspect_checkpoint
-from smokehouse_loader.errors import Finding, LoadError, shortened
+from smokehouse_loader.errors import Finding, LoadError, first_line, shortened
 from smokehouse_loader.failures import cure_of
 from smokehouse_loader.model_class import read_config, resolve_model_class
 
 # transformers 4.52 moved the keys of Qwen2.5-VL and others; each rule leads from one layout to the other.
 _LAYOUTS = (
     ("transformers 4.52 and later", ((r"^model\.visual\.", "visual."), (r"^model\.language_model\.", "model."))),
-    ("transformers before 4.52", ((r"^visual\.", "model.visual."), (r"^model\.(?!language_model\.|visual\.)", "model.language_model."))),
+    (
+        "transformers before 4.52",
+        ((r"^visual\.", "model.visual."), (r"^model\.(?!language_model\.|visual\.)", "model.language_model.")),
+    ),
 )
 
 
@@ -73,10 +76,12 @@ def check_checkpoint(
     if checkpoint.problems or checkpoint.layout not in ("safetensors", "bin"):
         return Fit(checkpoint, _name(model_class), problems=checkpoint.problems or (_foreign(checkpoint),))
     config = read_config(checkpoint.path) if config is None else config
-    found = _class(model_class, config)
+    found = concrete_class(model_class, config)
     if getattr(config, "quantization_config", None) is not None:
         what = "config.json has a quantization_config"
-        return Fit(checkpoint, found.__name__, problems=(Finding("quantised", str(checkpoint.path), what, cure_of("quantised")),))
+        return Fit(
+            checkpoint, found.__name__, problems=(Finding("quantised", str(checkpoint.path), what, cure_of("quantised")),)
+        )
     fit = _compare(checkpoint, found, config, key_mapping)
     return fit if fit.ok else _with_alternatives(fit, found, config)
 
@@ -87,12 +92,14 @@ def _name(model_class: Any) -> str:
 
 def _foreign(checkpoint: Checkpoint) -> Finding:
     if checkpoint.layout == "deepspeed":
-        return Finding("engine-checkpoint", str(checkpoint.path), "is a DeepSpeed engine's checkpoint", cure_of("engine-checkpoint"))
+        return Finding(
+            "engine-checkpoint", str(checkpoint.path), "is a DeepSpeed engine's checkpoint", cure_of("engine-checkpoint")
+        )
     what = f"has the {checkpoint.layout} layout, which from_pretrained does not read"
     return Finding("not-a-checkpoint", str(checkpoint.path), what, "convert it to the layout of transformers")
 
 
-def _class(model_class: Any, config: Any) -> Any:
+def concrete_class(model_class: Any, config: Any) -> Any:
     """The model class that is meant. An auto class stands for its entry."""
     import transformers
 
@@ -141,7 +148,7 @@ def _compare(checkpoint: Checkpoint, model_class: Any, config: Any, key_mapping:
     try:
         model = build_on_meta(model_class, config)
     except Exception as wrong:  # noqa: BLE001 - a hostile or foreign config can break a model's constructor in any way
-        what = f"{model_class.__name__} cannot be built from it: {type(wrong).__name__}: {(str(wrong) or 'no reason').splitlines()[0]}"
+        what = f"{model_class.__name__} cannot be built from it: {first_line(wrong)}"
         problem = Finding("wrong-shape", f"{checkpoint.path}/config.json", what, cure_of("wrong-shape"))
         return Fit(checkpoint, model_class.__name__, problems=(problem,))
     plan = keys.plan(model, checkpoint.tensors, key_mapping)
@@ -163,9 +170,7 @@ def _compare(checkpoint: Checkpoint, model_class: Any, config: Any, key_mapping:
         for name, shape in shapes.items()
         if name in state and tuple(state[name].shape) != shape
     ]
-    numbers = [
-        name for name, dtype in dtypes.items() if state[name].is_floating_point() != _is_floating_point(dtype)
-    ]
+    numbers = [name for name, dtype in dtypes.items() if state[name].is_floating_point() != _is_floating_point(dtype)]
     missing = _without(missing, getattr(model, "_keys_to_ignore_on_load_missing", None))
     unexpected = _unexpected(model, plan.unmatched)
     problems = _problems(checkpoint, model_class.__name__, missing, unexpected, mismatched, numbers, broken, plan.doubled)
@@ -265,7 +270,15 @@ def _with_alternatives(fit: Fit, model_class: Any, config: Any) -> Fit:
 
 def _replaced(fit: Fit, problems: Sequence[Finding], *, layout: str | None = None, fits_class: str | None = None) -> Fit:
     return Fit(
-        fit.checkpoint, fit.class_name, fit.missing, fit.unexpected, fit.mismatched, tuple(problems), fits_class, layout, fit.plan
+        fit.checkpoint,
+        fit.class_name,
+        fit.missing,
+        fit.unexpected,
+        fit.mismatched,
+        tuple(problems),
+        fits_class,
+        layout,
+        fit.plan,
     )
 
 
@@ -282,10 +295,15 @@ def _candidates(config: Any) -> Iterator[Any]:
     import transformers
 
     seen = set()
-    for name in [*(getattr(config, "architectures", None) or ()), "AutoModelForImageTextToText", "AutoModelForCausalLM", "AutoModel"]:
+    for name in [
+        *(getattr(config, "architectures", None) or ()),
+        "AutoModelForImageTextToText",
+        "AutoModelForCausalLM",
+        "AutoModel",
+    ]:
         with contextlib.suppress(LoadError):
             if isinstance(name, str) and hasattr(transformers, name):
-                found = _class(name, config)
+                found = concrete_class(name, config)
                 if found not in seen and isinstance(config, getattr(found, "config_class", None) or ()):
                     seen.add(found)
                     yield found

@@ -65,7 +65,9 @@ def read(file: Path) -> list[Tensor]:
         if length > min(LARGEST_HEADER, max(size - _LENGTH, 0)):
             refuse_foreign(os.pread(descriptor, 512, 0))
             if length > LARGEST_HEADER:
-                raise BadFileError("not-a-checkpoint", f"its first 8 bytes name a header of {length} bytes: no safetensors file")
+                raise BadFileError(
+                    "not-a-checkpoint", f"its first 8 bytes name a header of {length} bytes: no safetensors file"
+                )
             raise BadFileError("truncated-shard", f"has {size} bytes, {_LENGTH + length - size} too few for its header alone")
         text = os.pread(descriptor, length, _LENGTH)
     finally:

@@ -5,7 +5,7 @@ import json
 from importlib import resources
 from typing import Any
 
-from smokehouse_loader.errors import Finding, LoadError
+from smokehouse_loader.errors import Finding, LoadError, first_line
 from smokehouse_loader.failures import cure_of
 
 _REGISTERED: dict[str, Any] = {}
@@ -102,7 +102,6 @@ def read_config(path: Any, **options: Any) -> Any:
 def _unknown(path: Any, wrong: Exception) -> LoadError:
     import transformers
 
-    first = (str(wrong) or type(wrong).__name__).splitlines()[0]
     where = f"{path}/config.json"
     try:
         with open(where, "rb") as file:
@@ -115,7 +114,7 @@ def _unknown(path: Any, wrong: Exception) -> LoadError:
         what = f"model_type {model_type!r} is not known to transformers {transformers.__version__}"
         cure = f"install transformers {since} or later" if since else f"install transformers {until}, the last that knows it"
         return LoadError([Finding("unknown-model-type", where, what, cure)])
-    return LoadError([Finding("unknown-model-type", where, first, cure_of("unknown-model-type"))])
+    return LoadError([Finding("unknown-model-type", where, first_line(wrong), cure_of("unknown-model-type"))])
 
 
 @functools.cache
@@ -126,7 +125,8 @@ def _history() -> dict[str, dict[str, list[str]]]:
 
 
 def known_versions(model_type: str) -> tuple[str | None, str | None] | None:
-    """The release of transformers from which, and that until which, a model type is known; None for one that is in neither list.
+    """The release of transformers from which, and that until which, a model type is known; None for one that is in neither
+    list.
 
     From the types in the last release of each 4.x line from 4.49.0 on, and in each 5.x.0 up to 5.23.0. Types that 4.49.0 knew
     have no first release here.

@@ -49,17 +49,17 @@ def inside_init() -> bool:
 @contextlib.contextmanager
 def hidden() -> Iterator[None]:
     """Models that are built in here are not partitioned, whatever was asked for."""
-    integration = sys.modules.get(_INTEGRATION)
+    integration: Any = sys.modules.get(_INTEGRATION)
     if integration is None:
         yield
         return
     reference = _reference()
     live = config()  # alive for as long as it is hidden
-    integration._hf_deepspeed_config_weak_ref = None  # type: ignore[attr-defined]
+    integration._hf_deepspeed_config_weak_ref = None
     try:
         yield
     finally:
-        integration._hf_deepspeed_config_weak_ref = reference  # type: ignore[attr-defined]
+        integration._hf_deepspeed_config_weak_ref = reference
         del live
 
 
@@ -82,8 +82,8 @@ def held(parameter: torch.Tensor) -> tuple[torch.Tensor, int]:
     """The elements that this rank holds of a parameter, flat and without padding, and the place of the first in the whole."""
     if not is_partitioned(parameter):
         return parameter.detach().reshape(-1), 0
-    partition: torch.Tensor = parameter.ds_tensor.detach().view(-1)  # type: ignore[attr-defined]
-    count: int = parameter.ds_numel  # type: ignore[attr-defined]
+    partition: torch.Tensor = parameter.ds_tensor.detach().view(-1)
+    count: int = parameter.ds_numel
     start = partition.numel() * _rank_among_holders(parameter)
     return partition[: max(0, min(partition.numel(), count - start))], start
 
