@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -50,6 +51,7 @@ class Fit:
     problems: tuple[Finding, ...] = ()
     fits_class: str | None = None  # another class that it fits
     layout: str | None = None  # the versions of transformers whose layout it has, where that is not the installed one's
+    tied: tuple[tuple[str, ...], ...] = ()  # names of one and the same tensor of the model
     plan: keys.Plan = field(default_factory=keys.Plan, repr=False, compare=False)
 
     @property
@@ -73,8 +75,10 @@ def check_checkpoint(
     for weights and no GPU is needed. Raises LoadError where config.json or the class cannot be used at all.
     """
     checkpoint = path if isinstance(path, Checkpoint) else inspect_checkpoint(path, variant=variant)
-    if checkpoint.problems or checkpoint.layout not in ("safetensors", "bin"):
-        return Fit(checkpoint, _name(model_class), problems=checkpoint.problems or (_foreign(checkpoint),))
+    try:
+        refuse_unreadable(checkpoint)
+    except LoadError as refused:
+        return Fit(checkpoint, _name(model_class), problems=refused.findings)
     config = read_config(checkpoint.path) if config is None else config
     found = concrete_class(model_class, config)
     if getattr(config, "quantization_config", None) is not None:
@@ -84,6 +88,14 @@ def check_checkpoint(
         )
     fit = _compare(checkpoint, found, config, key_mapping)
     return fit if fit.ok else _with_alternatives(fit, found, config)
+
+
+def refuse_unreadable(checkpoint: Checkpoint) -> None:
+    """Raise LoadError where from_pretrained cannot read a checkpoint, or should not."""
+    if checkpoint.problems:
+        raise LoadError(checkpoint.problems)
+    if checkpoint.layout not in ("safetensors", "bin"):
+        raise LoadError([_foreign(checkpoint)])
 
 
 def _name(model_class: Any) -> str:
@@ -175,7 +187,14 @@ def _compare(checkpoint: Checkpoint, model_class: Any, config: Any, key_mapping:
     unexpected = _unexpected(model, plan.unmatched)
     problems = _problems(checkpoint, model_class.__name__, missing, unexpected, mismatched, numbers, broken, plan.doubled)
     return Fit(
-        checkpoint, model_class.__name__, tuple(missing), tuple(unexpected), tuple(mismatched), tuple(problems), plan=plan
+        checkpoint,
+        model_class.__name__,
+        tuple(missing),
+        tuple(unexpected),
+        tuple(mismatched),
+        tuple(problems),
+        tied=tuple(tuple(names) for names in tied.values() if len(names) > 1),
+        plan=plan,
     )
 
 
@@ -254,32 +273,18 @@ def _with_alternatives(fit: Fit, model_class: Any, config: Any) -> Fit:
         if all(name in model_keys for name in renamed):
             what = f"its keys are in the layout of {layout}; installed is {transformers.__version__}"
             problems.insert(0, Finding("key-layout", str(fit.checkpoint.path), what, cure_of("key-layout")))
-            return _replaced(fit, problems, layout=layout)
+            return dataclasses.replace(fit, problems=tuple(problems), layout=layout)
     if fit.missing or fit.unexpected:
         for candidate in _candidates(config):
             if candidate is not model_class and _compare(fit.checkpoint, candidate, config, None).ok:
                 cure = f"load it with {candidate.__name__}, which it fits"
                 problems = [Finding(one.failure, one.where, one.what, cure) for one in problems]
-                return _replaced(fit, problems, fits_class=candidate.__name__)
+                return dataclasses.replace(fit, problems=tuple(problems), fits_class=candidate.__name__)
     wrote = getattr(config, "transformers_version", None)
     if wrote and wrote != transformers.__version__:
         note = f"; its config.json was written by transformers {wrote}, installed is {transformers.__version__}"
         problems = [Finding(one.failure, one.where, one.what + note, one.cure) for one in problems]
-    return _replaced(fit, problems)
-
-
-def _replaced(fit: Fit, problems: Sequence[Finding], *, layout: str | None = None, fits_class: str | None = None) -> Fit:
-    return Fit(
-        fit.checkpoint,
-        fit.class_name,
-        fit.missing,
-        fit.unexpected,
-        fit.mismatched,
-        tuple(problems),
-        fits_class,
-        layout,
-        fit.plan,
-    )
+    return dataclasses.replace(fit, problems=tuple(problems))
 
 
 def _rename(name: str, rules: Sequence[tuple[str, str]]) -> str:

@@ -12,7 +12,7 @@ from smokehouse_loader.checkpoint import Checkpoint, inspect_checkpoint
 from smokehouse_loader.errors import Finding, LoadError, first_line, shortened
 from smokehouse_loader.explanation import explain
 from smokehouse_loader.failures import cure_of
-from smokehouse_loader.guard import Fit, check_checkpoint, concrete_class
+from smokehouse_loader.guard import Fit, check_checkpoint, concrete_class, refuse_unreadable
 from smokehouse_loader.model_class import read_config
 from smokehouse_loader.verdict import Verdict
 
@@ -67,7 +67,7 @@ def load_model(
     wrong, findings = _caught(lambda: [*_verify(model, info, plan, verify)])
     verdict.agree([*(wrong or ()), *findings])
     if plan.fit is not None:
-        ready.ORIGINS[model] = ready.Origin(plan.checkpoint, plan.fit.plan)
+        ready.ORIGINS[model] = ready.Origin(plan.checkpoint, plan.fit.plan, plan.fit.tied)
     return (model, info) if with_info else model
 
 
@@ -112,8 +112,7 @@ def _prepare(path: str | Path, model_class: Any, verify: str, kwargs: dict[str, 
     place = {name: kwargs[name] for name in hub.PLACE if name in kwargs}
     folder = hub.folder(path, variant, place)
     checkpoint = inspect_checkpoint(folder, variant=variant)
-    if checkpoint.problems:
-        raise LoadError(checkpoint.problems)
+    refuse_unreadable(checkpoint)
     config = kwargs.get("config") or read_config(path, **place, trust_remote_code=kwargs.get("trust_remote_code"))
     overrides = {name: value for name, value in kwargs.items() if name not in ("config", *hub.PLACE) and hasattr(config, name)}
     if overrides:

@@ -19,6 +19,7 @@ class Origin:
 
     checkpoint: Checkpoint
     plan: Plan
+    tied: tuple[tuple[str, ...], ...]  # names of one and the same tensor, as the class ties them
 
 
 ORIGINS: "weakref.WeakKeyDictionary[Any, Origin]" = weakref.WeakKeyDictionary()
@@ -84,21 +85,26 @@ def _held(parameter: Any) -> int:
 
 
 def _ties(model: Any) -> Iterator[Finding]:
+    origin = ORIGINS.get(model)
+    state = bits.state_of(model)
+    for names in origin.tied if origin else _embeddings(model, state):
+        # transformers 5 leaves two tensors apart that the checkpoint holds both.
+        held = [name for name in names if origin and name in origin.plan.renamed]
+        if len(held) < 2 and len({id(state[name]) for name in names if name in state}) > 1:
+            yield Finding("untied-weights", names[-1], f"is not tied to {names[0]}", cure_of("untied-weights"))
+
+
+def _embeddings(model: Any, state: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """The names of the embeddings that a model's config ties, for a model of unknown origin."""
     config = getattr(model, "config", None)
     text = getattr(config, "get_text_config", lambda: config)()
-    if not getattr(text, "tie_word_embeddings", False) or not getattr(config, "tie_word_embeddings", True):
+    if not (getattr(text, "tie_word_embeddings", False) and getattr(config, "tie_word_embeddings", False)):
         return
-    output = getattr(model, "get_output_embeddings", lambda: None)()
-    inputs = getattr(model, "get_input_embeddings", lambda: None)()
-    weight, other = getattr(output, "weight", None), getattr(inputs, "weight", None)
-    if weight is None or other is None or weight is other:
-        return
-    origin = ORIGINS.get(model)
-    names = {id(tensor): name for name, tensor in bits.state_of(model).items()}
-    both = [names.get(id(weight), "the output embedding"), names.get(id(other), "the input embedding")]
-    # transformers 5 leaves two tensors apart that the checkpoint holds both.
-    if not (origin and all(name in origin.plan.renamed for name in both)):
-        yield Finding("untied-weights", both[0], f"is not tied to {both[1]}", cure_of("untied-weights"))
+    names = {id(tensor): name for name, tensor in state.items()}
+    modules = (model.get_input_embeddings(), model.get_output_embeddings())
+    found = [names.get(id(getattr(module, "weight", None))) for module in modules]
+    if all(found):
+        yield tuple(str(name) for name in found)
 
 
 def _initialised(model: Any) -> Iterator[Finding]:

@@ -173,7 +173,7 @@ def config(vision_width: int, **more: Any) -> dict[str, Any]:
     text = {"vocab_size": 320, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     text |= {"num_key_value_heads": 2, "max_position_embeddings": 512, "torch_dtype": "float32", "tie_word_embeddings": False}
     tokens = {"bos_token_id": 0, "eos_token_id": 1, "vision_start_token_id": 2, "vision_end_token_id": 3, "vision_token_id": 4}
-    tokens |= {"image_token_id": 5, "video_token_id": 6, "pad_token_id": 7}
+    tokens |= {"image_token_id": 5, "video_token_id": 6}
     kind = {"architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl"}
     return kind | text | tokens | {"rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}, "vision_config": vision} | more
 
