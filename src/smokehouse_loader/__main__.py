@@ -1,10 +1,12 @@
 """The command line: `python -m smokehouse_loader check PATH`, `explain LOGFILE`, `failures`."""
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +31,25 @@ def main(arguments: list[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     try:
         if asked.command == "check":
-            return _check(asked.path, asked.model_class, asked.trust_remote_code, asked.json)
+            with _quiet():
+                return _check(asked.path, asked.model_class, asked.trust_remote_code, asked.json)
         if asked.command == "explain":
             return _explain(asked.log, asked.json)
         return _failures(asked.check)
     except OSError as broken:
         print(f"smokehouse_loader: {broken.filename or ''}: {broken.strerror or broken}", file=sys.stderr)
         return 2
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers has warnings of its own about what it reads here; the verdict is what counts."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _check(path: Path, model_class: str | None, trust: bool, as_json: bool) -> int:
@@ -46,7 +60,6 @@ def _check(path: Path, model_class: str | None, trust: bool, as_json: bool) -> i
         cure = "read it, then add --trust-remote-code"
         print(f"smokehouse_loader: {path} brings code of its own, which is not run; {cure}", file=sys.stderr)
         return 2
-    logging.disable(logging.WARNING)
     from smokehouse_loader.checkpoint import inspect_checkpoint
 
     checkpoint = inspect_checkpoint(path)

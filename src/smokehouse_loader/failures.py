@@ -321,7 +321,11 @@ FAILURES = (
         "call deepspeed.initialize first, and engine.module.generate(..., synced_gpus=True)",
         FACTS,
         "generate_before_initialize",
-        (r"'weight' must be 2-D", r"Padding_idx must be within num_embeddings", r"size mismatch, got input \(\d+\), mat .*, vec \(0\)"),
+        (
+            r"'weight' must be 2-D",
+            r"Padding_idx must be within num_embeddings",
+            r"size mismatch, got input \(\d+\), mat .*, vec \(0\)",
+        ),
     ),
     Failure(
         "mixed-modality",

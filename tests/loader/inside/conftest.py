@@ -1,4 +1,4 @@
-"""The process that all tests inside a stack run in: one import of torch, transformers and DeepSpeed, and ranks forked from it."""
+"""The process of all tests inside a stack: one import of torch, transformers and DeepSpeed, and ranks forked from it."""
 
 import gc
 from collections.abc import Iterator

@@ -24,7 +24,9 @@ PATCH_EMBED = "visual.patch_embed.proj.weight"
 MISSING_KEY = "model.layers.1.self_attn.q_proj.bias"
 FLIPPED_TENSOR = "model.layers.0.mlp.down_proj.weight"
 
-os.environ.update(DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", LOCAL_SIZE="2", TOKENIZERS_PARALLELISM="false")
+os.environ.update(
+    DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", LOCAL_SIZE="2", TOKENIZERS_PARALLELISM="false"
+)
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", HF_HUB_DISABLE_PROGRESS_BARS="1")
 # DeepSpeed's kernels ask triton for a GPU driver.
 sys.modules["triton"] = None  # type: ignore[assignment]
@@ -91,7 +93,8 @@ def ranks(work: Callable[..., Any], *arguments: Any, world: int = 2, backend: st
             for process in processes:
                 process.join(10)
             return [
-                Told(died=process.exitcode) if one.died is not None else one for one, process in zip(told, processes, strict=True)
+                Told(died=process.exitcode) if one.died is not None else one
+                for one, process in zip(told, processes, strict=True)
             ]
         finally:
             for process in processes:
@@ -167,15 +170,17 @@ def ask_for(stage: int, **options: Any) -> Any:
 
 def config(vision_width: int, **more: Any) -> dict[str, Any]:
     """config.json of a tiny Qwen2.5-VL, as transformers 4.49 writes it and all later versions read it."""
-    vision = {"depth": 1, "hidden_size": vision_width, "intermediate_size": 64, "num_heads": 16, "in_chans": 3, "window_size": 56}
+    vision = {"depth": 1, "hidden_size": vision_width, "intermediate_size": 64, "in_chans": 3, "window_size": 56}
     vision |= {"out_hidden_size": 64, "patch_size": 14, "temporal_patch_size": 2, "spatial_merge_size": 1}
-    vision |= {"fullatt_block_indexes": [0], "model_type": "qwen2_5_vl"}
+    vision |= {"fullatt_block_indexes": [0], "model_type": "qwen2_5_vl", "num_heads": max(2, vision_width // 80)}
     text = {"vocab_size": 320, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     text |= {"num_key_value_heads": 2, "max_position_embeddings": 512, "torch_dtype": "float32", "tie_word_embeddings": False}
     tokens = {"bos_token_id": 0, "eos_token_id": 1, "vision_start_token_id": 2, "vision_end_token_id": 3, "vision_token_id": 4}
     tokens |= {"image_token_id": 5, "video_token_id": 6}
     kind = {"architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl"}
-    return kind | text | tokens | {"rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}, "vision_config": vision} | more
+    return (
+        kind | text | tokens | {"rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}, "vision_config": vision} | more
+    )
 
 
 def old_layout(name: str) -> str:

@@ -1,8 +1,8 @@
 """Every known failure, done on purpose: the table names these functions, and an entry without one cannot exist.
 
 Each first does what a user did, and looks at what came of it; then it does the same with the loader, or asks it. It returns
-what was said, by a library or by the loader, and all of it has to be explained as the failure. It raises NotHere on a stack that
-does not have the failure, after having seen that it does not.
+what was said, by a library or by the loader, and all of it has to be explained as the failure. It raises NotHere on a stack
+that does not have the failure, after having seen that it does not.
 """
 
 import contextlib
@@ -126,7 +126,7 @@ def load_into_partitioned_parameters(bench: Bench) -> list[str]:
         truth = lab.truth(bench.real)
         return [said(lambda: model.load_state_dict({name: truth[lab.old_layout(name)] for name in model.state_dict()}))]
 
-    texts = [*sum(lab.values(lab.ranks(by_state_dict)), []), *sum(lab.values(lab.ranks(by_init)), [])]
+    texts = [text for work in (by_state_dict, by_init) for texts in lab.values(lab.ranks(work)) for text in texts]
     seed = [text for text in texts if "copying a param with shape torch.Size([1280, 3, 2, 14, 14]) from checkpoint" in text]
     assert seed, texts
     return texts
@@ -206,7 +206,7 @@ def device_map_under_zero3(bench: Bench) -> list[str]:
         del live
         return texts
 
-    return sum(lab.values(lab.ranks(work)), [])
+    return [text for texts in lab.values(lab.ranks(work)) for text in texts]
 
 
 def partition_unasked(bench: Bench) -> list[str]:
@@ -286,7 +286,10 @@ def mixed_modality(bench: Bench) -> list[str]:
 def wrong_auto_class(bench: Bench) -> list[str]:
     from transformers import AutoModelForCausalLM
 
-    texts = [said(lambda: AutoModelForCausalLM.from_pretrained(bench.slim)), refused(bench.slim, model_class=AutoModelForCausalLM)]
+    texts = [
+        said(lambda: AutoModelForCausalLM.from_pretrained(bench.slim)),
+        refused(bench.slim, model_class=AutoModelForCausalLM),
+    ]
     assert "Unrecognized configuration class" in texts[0]
     return texts
 
@@ -523,7 +526,9 @@ def save_without_gathering(bench: Bench) -> list[str]:
 
 def triton_without_driver(bench: Bench) -> list[str]:
     environ = {**os.environ, "DS_ACCELERATOR": "cuda"}
-    ended = subprocess.run([sys.executable, "-c", "import deepspeed"], env=environ, capture_output=True, text=True, timeout=DEADLINE)
+    ended = subprocess.run(
+        [sys.executable, "-c", "import deepspeed"], env=environ, capture_output=True, text=True, timeout=DEADLINE
+    )
     if ended.returncode == 0:
         raise NotHere("this DeepSpeed asks triton for nothing when it is imported")
     return [ended.stderr]

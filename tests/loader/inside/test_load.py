@@ -37,7 +37,7 @@ def test_every_bit_is_the_files(real: Path, slim: Path, stage: int, world: int, 
     told = lab.values(lab.ranks(held, path, stage, bf16, verify, world=world))
     truth = lab.truth(path)
     assert {lab.old_layout(name) for name in told[0]} == truth.keys()
-    for name, (shape, first) in told[0].items():
+    for name, (shape, _) in told[0].items():
         stored = truth[lab.old_layout(name)].to(torch.bfloat16 if bf16 else torch.float32)
         assert shape == tuple(stored.shape)
         size = stored.numel() * stored.element_size()
