@@ -83,7 +83,7 @@ _OWN = re.compile(r"\[([a-z0-9-]+)\](?:$| \||\s)")
 
 def _in_text(text: str, *, numbered: bool) -> dict[str, Diagnosis]:
     found: dict[str, Diagnosis] = {}
-    lines = _COLOURS.sub("", text).splitlines()
+    lines = _COLOURS.sub("", text).splitlines() or [""]
     # A message may be broken over lines: a line is looked at together with the one behind it.
     for number, (line, following) in enumerate(zip(lines, [*lines[1:], ""], strict=True), 1):
         line = line[:_LONGEST_LINE]

@@ -18,13 +18,16 @@ from smokehouse_loader.failures import cure_of
 from smokehouse_loader.model_class import read_config, resolve_model_class
 
 # transformers 4.52 moved the keys of Qwen2.5-VL and others; each rule leads from one layout to the other.
+_OLD = "transformers before 4.52"
 _LAYOUTS = (
     ("transformers 4.52 and later", ((r"^model\.visual\.", "visual."), (r"^model\.language_model\.", "model."))),
     (
-        "transformers before 4.52",
+        _OLD,
         ((r"^visual\.", "model.visual."), (r"^model\.(?!language_model\.|visual\.)", "model.language_model.")),
     ),
 )
+# The argument of from_pretrained that leads from the older layout to the newer.
+KEY_MAPPING = {"^visual": "model.visual", r"^model(?!\.(language_model|visual))": "model.language_model"}
 
 
 @dataclass(frozen=True)
@@ -272,7 +275,11 @@ def _with_alternatives(fit: Fit, model_class: Any, config: Any) -> Fit:
         renamed = [_rename(name, rules) for name in fit.unexpected]
         if all(name in model_keys for name in renamed):
             what = f"its keys are in the layout of {layout}; installed is {transformers.__version__}"
-            problems.insert(0, Finding("key-layout", str(fit.checkpoint.path), what, cure_of("key-layout")))
+            cure = cure_of("key-layout")
+            if layout == _OLD:
+                # transformers 5 keeps its renames for classes of its own: a subclass of a user's gets none.
+                cure = f"load it with transformers' own class, or give {fit.class_name} the renames: key_mapping={KEY_MAPPING}"
+            problems.insert(0, Finding("key-layout", str(fit.checkpoint.path), what, cure))
             return dataclasses.replace(fit, problems=tuple(problems), layout=layout)
     if fit.missing or fit.unexpected:
         for candidate in _candidates(config):

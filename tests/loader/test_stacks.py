@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import stacks
 
 from smokehouse import lock
 from smokehouse_loader.failures import FAILURES
+from tests.loader import stacks
 
 # Seconds; a stack takes 60, on a machine that is busy with something else more.
 DEADLINE = 600.0
