@@ -3,7 +3,7 @@
 import ctypes
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -17,6 +17,7 @@ from smokehouse_loader.keys import Plan
 
 # What is read at once: it stays in a processor's cache while it is compared.
 CHUNK = 4 * 2**20
+_ALIGNMENT = 64
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 # memcmp(3); a call lets go of the interpreter's lock, so that the next piece is read meanwhile.
@@ -63,30 +64,54 @@ class Reader:
         self._mapped.clear()
 
     def stream(self, wanted: Iterable[Part]) -> Iterator[tuple[Part, torch.Tensor]]:
-        """The elements of all `wanted` parts of tensors, in turn and flat; each is valid until the next is asked for.
+        """The elements of all `wanted` parts of tensors, flat, in the order of the files; each is valid until the next.
 
-        Parts that are larger than a chunk come in pieces. The next piece is read while the last is looked at. Raises OSError
-        where a file cannot be read, or ends before its tensors do.
+        Parts that are larger than a chunk come in pieces, in order. The next chunk is read while the last is looked at. Raises
+        OSError where a file cannot be read, or ends before its tensors do.
         """
         buffers = itertools.cycle([bytearray(CHUNK), bytearray(CHUNK)])
         with ThreadPoolExecutor(1) as pool:
-            ahead: Future[torch.Tensor] | None = None
-            before: Part | None = None
-            for piece in itertools.chain.from_iterable(map(self._pieces, wanted)):
-                coming = pool.submit(self._read, piece, next(buffers))
-                if ahead and before:
-                    yield before, ahead.result()
-                ahead, before = coming, piece
-            if ahead and before:
-                yield before, ahead.result()
+            ahead: Future[list[tuple[Part, torch.Tensor]]] | None = None
+            for batch in self._batches(wanted):
+                coming = pool.submit(self._read, batch, next(buffers))
+                if ahead:
+                    yield from ahead.result()
+                ahead = coming
+            if ahead:
+                yield from ahead.result()
 
-    def _pieces(self, part: Part) -> Iterator[Part]:
+    def _batches(self, wanted: Iterable[Part]) -> Iterator[list[Part]]:
+        """`wanted` in the order of the files and cut into what fits a buffer: a hand-over for each small tensor is too much."""
+        batch: list[Part] = []
+        room = CHUNK
+        for part in sorted(wanted, key=lambda part: (self._tensors[part.key].file, self._tensors[part.key].start or 0)):
+            tensor = self._tensors[part.key]
+            step = CHUNK // SIZES[tensor.dtype] if tensor.start is not None else max(1, part.stop - part.start)
+            for start in range(part.start, part.stop, step):
+                piece = Part(part.name, part.key, start, min(part.stop, start + step))
+                need = self._room(piece)
+                if batch and need > room:
+                    yield batch
+                    batch, room = [], CHUNK
+                batch.append(piece)
+                room -= need
+        if batch:
+            yield batch
+
+    def _room(self, part: Part) -> int:
+        """The bytes of a buffer that a part takes, each part beginning where any type may."""
         tensor = self._tensors[part.key]
-        step = CHUNK // SIZES[tensor.dtype] if tensor.start is not None else max(1, part.stop - part.start)
-        for start in range(part.start, part.stop, step):
-            yield Part(part.name, part.key, start, min(part.stop, start + step))
+        length = (part.stop - part.start) * SIZES[tensor.dtype] if tensor.start is not None else 0
+        return -(-length // _ALIGNMENT) * _ALIGNMENT
 
-    def _read(self, part: Part, buffer: bytearray) -> torch.Tensor:
+    def _read(self, batch: Sequence[Part], buffer: bytearray) -> list[tuple[Part, torch.Tensor]]:
+        found, at = [], 0
+        for part in batch:
+            found.append((part, self._read_part(part, buffer, at)))
+            at += self._room(part)
+        return found
+
+    def _read_part(self, part: Part, buffer: bytearray, offset: int) -> torch.Tensor:
         tensor = self._tensors[part.key]
         if tensor.start is None:
             return self._mapped_tensor(part.key).reshape(-1)[part.start : part.stop]
@@ -94,14 +119,14 @@ class Reader:
         if tensor.file not in self._descriptors:
             self._descriptors[tensor.file] = os.open(tensor.file, os.O_RDONLY | os.O_CLOEXEC)
         at, length = tensor.start + part.start * dtype.itemsize, (part.stop - part.start) * dtype.itemsize
-        room = memoryview(buffer)[:length]
+        room = memoryview(buffer)[offset : offset + length]
         got = 0
         while got < length:
             count = os.preadv(self._descriptors[tensor.file], [room[got:]], at + got)
             if not count:
                 raise OSError(f"{tensor.file} ended while it was read; something is writing to it")
             got += count
-        return torch.frombuffer(buffer, dtype=dtype, count=part.stop - part.start)
+        return torch.frombuffer(buffer, dtype=dtype, count=part.stop - part.start, offset=offset)
 
     def whole(self, name: str) -> torch.Tensor:
         """A whole tensor, in its shape."""
