@@ -84,7 +84,7 @@ class Reader:
         """`wanted` in the order of the files and cut into what fits a buffer: a hand-over for each small tensor is too much."""
         batch: list[Part] = []
         room = CHUNK
-        for part in sorted(wanted, key=lambda part: (self._tensors[part.key].file, self._tensors[part.key].start or 0)):
+        for part in sorted(wanted, key=self._place):
             tensor = self._tensors[part.key]
             step = CHUNK // SIZES[tensor.dtype] if tensor.start is not None else max(1, part.stop - part.start)
             for start in range(part.start, part.stop, step):
@@ -97,6 +97,10 @@ class Reader:
                 room -= need
         if batch:
             yield batch
+
+    def _place(self, part: Part) -> tuple[str, int]:
+        tensor = self._tensors[part.key]
+        return os.fspath(tensor.file), tensor.start or 0
 
     def _room(self, part: Part) -> int:
         """The bytes of a buffer that a part takes, each part beginning where any type may."""
