@@ -1,0 +1,133 @@
+"""Which tensor of a file becomes which tensor of a model: the renames that the installed transformers does while it loads.
+
+Three generations of transformers keep them in three places; each is asked here in the way in which its own from_pretrained
+asks it, so that a rename it learns is known here too. Measured on 4.49.0, 4.57.6 and 5.23.0; the names used were looked up in
+4.50.3 to 4.56.2 and in 5.0.0 to 5.22.0.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """Tensors of the file that are split or merged: `apply` makes the model's tensors, by name, of the file's `sources`."""
+
+    sources: tuple[str, ...]
+    apply: Callable[[Tensors], Tensors]
+
+
+@dataclass
+class Plan:
+    """How a file's keys meet a model's: `renamed` has the file's key for the model's key, `unmatched` the file's other keys."""
+
+    renamed: dict[str, str] = field(default_factory=dict)
+    conversions: list[Conversion] = field(default_factory=list)
+    unmatched: list[str] = field(default_factory=list)
+    doubled: list[tuple[str, str]] = field(default_factory=list)  # two keys of the file for one of the model
+
+    def take(self, model_key: str, file_key: str) -> None:
+        """Note that `file_key` is loaded as `model_key`."""
+        if model_key in self.renamed:
+            self.doubled.append((self.renamed[model_key], file_key))
+        self.renamed[model_key] = file_key
+
+
+def plan(model: Any, file_keys: Iterable[str], key_mapping: Mapping[str, str] | None = None) -> Plan:
+    """How from_pretrained would load `file_keys` into `model`; `key_mapping` is its argument of that name."""
+    keys = list(file_keys)
+    names = set(model.state_dict())
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+    except ImportError:
+        if hasattr(model, "_get_key_renaming_mapping"):
+            return _by_mapping(model, names, keys, key_mapping)
+        return _by_prefix(model, names, keys)
+    transforms = get_model_conversion_mapping(model, dict(key_mapping) if key_mapping else None, None)
+    return _by_transforms(model, names, keys, transforms)
+
+
+def _collect(names: set[str], pairs: Iterable[tuple[str, str | None]]) -> Plan:
+    found = Plan()
+    for file_key, model_key in pairs:
+        if model_key in names:
+            found.take(model_key, file_key)
+        else:
+            found.unmatched.append(file_key)
+    return found
+
+
+def _by_prefix(model: Any, names: set[str], keys: Sequence[str]) -> Plan:
+    """transformers 4.49: old names of norms are mended, and the base model's prefix is added or taken away."""
+    prefix = model.base_model_prefix
+    mended = {key: model._fix_state_dict_key_on_load(key)[0] for key in keys}
+    in_file = bool(prefix) and any(key.startswith(prefix) for key in mended.values())
+    in_model = bool(prefix) and any(name.startswith(prefix) for name in names)
+
+    def rename(key: str) -> str | None:
+        if in_model and not in_file:
+            return f"{prefix}.{key}" if f"{prefix}.{key}" in names else key
+        if in_file and not in_model:
+            return key[len(prefix) + 1 :] if key.startswith(f"{prefix}.") else None
+        return key
+
+    return _collect(names, ((key, rename(renamed)) for key, renamed in mended.items()))
+
+
+def _by_mapping(model: Any, names: set[str], keys: Sequence[str], key_mapping: Mapping[str, str] | None) -> Plan:
+    """transformers 4.50 to 4.57: regular expressions that a class keeps for its own old checkpoints."""
+    prefix = model.base_model_prefix
+    if key_mapping is None:
+        from transformers import modeling_utils
+
+        families = getattr(modeling_utils, "VLMS", ())
+        classes = [base.__name__.lower() for base in type(model).__mro__[:-1]]
+        if any(family in name for family in families for name in classes):
+            key_mapping = getattr(model, "_checkpoint_conversion_mapping", None)
+    in_file = bool(prefix) and any(key.startswith(prefix) for key in keys)
+    in_model = bool(prefix) and hasattr(model, prefix)
+    arguments = (keys, key_mapping, in_file and not in_model, in_model and not in_file)
+    mapping = model._get_key_renaming_mapping(*arguments)
+    return _collect(names, ((key, mapping.get(key)) for key in keys))
+
+
+def _by_transforms(model: Any, names: set[str], keys: Sequence[str], transforms: Sequence[Any]) -> Plan:
+    """transformers 5: an ordered list of renames, and of conversions that merge or split tensors."""
+    from transformers import core_model_loading as core
+
+    renamings = [entry for entry in transforms if isinstance(entry, core.WeightRenaming)]
+    converters = [entry for entry in transforms if isinstance(entry, core.WeightConverter)]
+    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    state = dict.fromkeys(names, True)
+    prefix = model.base_model_prefix
+    found = Plan()
+    groups: dict[str, tuple[Any, list[tuple[str, str]]]] = {}
+    for key in sorted(keys, key=core.dot_natural_key):
+        name, pattern = core.rename_source_key(key, renamings, converters, prefix, state)
+        if name not in names and key in names:
+            name, pattern = core.rename_source_key(key, [], [], prefix, state)
+        if name not in names:
+            found.unmatched.append(key)
+        elif pattern is None:
+            found.take(name, key)
+        else:
+            groups.setdefault(name, (by_pattern[pattern], []))[1].append((key, pattern))
+    found.conversions += [_conversion(model, name, converter, parts) for name, (converter, parts) in groups.items()]
+    return found
+
+
+def _conversion(model: Any, name: str, converter: Any, parts: Sequence[tuple[str, str]]) -> Conversion:
+    def apply(tensors: Tensors) -> Tensors:
+        fresh = copy.deepcopy(converter)
+        for key, pattern in parts:
+            fresh.add_tensor(name, key, pattern, tensors[key])
+        made = fresh.convert(name, model=model, config=model.config)
+        return {target: value[0] if isinstance(value, list) else value for target, value in made.items()}
+
+    return Conversion(tuple(key for key, _ in parts), apply)

@@ -1,0 +1,42 @@
+"""The process of all tests inside a stack: one import of torch, transformers and DeepSpeed, and ranks forked from it."""
+
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import lab
+import pytest
+
+# A machine that runs tests is busy: how long an example takes says nothing. The same examples on every run of a commit.
+hypothesis.settings.register_profile("stack", deadline=None, max_examples=40, derandomize=True, database=None)
+hypothesis.settings.load_profile("stack")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _imported() -> None:
+    """Import everything before the first fork."""
+    lab.import_stack()
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _forget_deepspeed() -> Iterator[None]:
+    """No test inherits another's HfDeepSpeedConfig."""
+    yield
+    from transformers.integrations import unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()
+
+
+@pytest.fixture(scope="session")
+def slim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Qwen2.5-VL checkpoint with a narrow vision tower, in three shards."""
+    return lab.make(tmp_path_factory.mktemp("checkpoint") / "slim", vision_width=32)
+
+
+@pytest.fixture(scope="session")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with the real patch embedding, [1280, 3, 2, 14, 14]."""
+    return lab.make(tmp_path_factory.mktemp("checkpoint") / "real", vision_width=1280)

@@ -1,0 +1,88 @@
+"""A real trainer: a few steps of TRL's SFT on a tiny Qwen2.5-VL under ZeRO-3, through `load_model`."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import lab
+import torch
+
+import smokehouse_loader
+from smokehouse_loader import zero
+
+
+def train(rank: int, path: Path, work: Path) -> dict[str, Any]:
+    """Three steps; returns the losses, and what this rank held before and after."""
+    # TRL imports what imports triton; DeepSpeed, from which it was hidden, has been imported.
+    sys.modules.pop("triton", None)
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    config = lab.zero_config(3)
+    config["train_micro_batch_size_per_gpu"] = "auto"
+    config["gradient_accumulation_steps"] = config["gradient_clipping"] = "auto"
+    arguments = SFTConfig(
+        output_dir=str(work / "out"),
+        deepspeed=config,
+        use_cpu=True,
+        bf16=False,
+        max_steps=3,
+        learning_rate=1e-3,
+        per_device_train_batch_size=1,
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        remove_unused_columns=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        disable_tqdm=True,
+        gradient_checkpointing=False,
+    )
+    model = smokehouse_loader.load_model(path, verify="bits", torch_dtype=torch.float32)
+    smokehouse_loader.assert_ready(model)
+    loaded = dict(model.named_parameters())["visual.patch_embed.proj.weight"].ds_tensor.clone()
+
+    def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
+        tokens = torch.tensor([row["tokens"] for row in rows])
+        generator = torch.Generator().manual_seed(int(tokens[0, 0]))
+        pixels = torch.randn(16 * len(rows), 1176, generator=generator)
+        labels = tokens.masked_fill(tokens == 5, -100)
+        grid = torch.tensor([[1, 4, 4]] * len(rows))
+        mask = torch.ones_like(tokens)
+        return {"input_ids": tokens, "attention_mask": mask, "labels": labels, "pixel_values": pixels, "image_grid_thw": grid}
+
+    rows = [{"tokens": [8 + number, 2, *[5] * 16, 3, 20, 21, 22, 23]} for number in range(8)]
+
+    class Unprocessed:
+        """Stands where a processor would: the collator does its work."""
+
+        padding_side = "right"
+        pad_token_id = 0
+        pad_token = eos_token = "<|endoftext|>"
+
+        def save_pretrained(self, folder: str) -> None:
+            """Nothing of it is saved."""
+
+    trainer = SFTTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
+        data_collator=collate,
+        processing_class=Unprocessed(),
+    )
+    with zero.safe_gathers():
+        trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    after = dict(trainer.model.named_parameters())["visual.patch_embed.proj.weight"]
+    assert zero.is_partitioned(after)
+    return {"losses": losses, "moved": bool((after.ds_tensor != loaded).any()), "held": after.ds_tensor.numel()}
+
+
+def test_trl_sft(slim: Path, tmp_path: Path) -> None:
+    if importlib.util.find_spec("trl") is None:
+        assert lab.version("transformers") != (4, 49, 0), "TRL is in the environment of this stack"
+        return
+    told = lab.values(lab.ranks(train, slim, tmp_path))
+    assert len(told[0]["losses"]) == 3
+    assert told[0]["losses"][2] < told[0]["losses"][0]
+    assert all(one["moved"] and one["held"] == 32 * 3 * 2 * 14 * 14 // 2 for one in told)
