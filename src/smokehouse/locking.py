@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from smokehouse import changes, environment, lock, manifest, tools
+from smokehouse import environment, lock, manifest, tools
 from smokehouse.environment import Environment
 from smokehouse.errors import UserError
 from smokehouse.house import House
@@ -23,6 +23,8 @@ def make(
     as_json: bool = False,
 ) -> int:
     """Lock the environments `names`, or all, and print what changed; with `dry`, write nothing. Returns 0; raises UserError."""
+    from smokehouse import changes
+
     questions = list(_questions(house, names))  # all of them are read before the first is resolved
     rows = []
     for asked, place in questions:
