@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ _CHOICES = (
 
 # deepspeed compiles whichever of its ops these name; a lock must build to the same thing everywhere.
 _BUILDING = {"DS_BUILD_OPS": "0", "SOURCE_DATE_EPOCH": "315532800"}
+
+# Which Python runs it says nothing where version and platform are given; looking for one takes most of uv's time.
+_ANY_PYTHON = ("--python", sys.executable)
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ def compile_pins(inputs: Inputs, *options: str, kept: Kept | None = None) -> str
         if kept:
             written.write_text(kept.pins)
             options = (*options, *(f"--upgrade-package={name}" for name in kept.free))
-        command = ["pip", "compile", asked.name, "--output-file", written.name, "--python-version", inputs.python]
+        command = ["pip", "compile", asked.name, "--output-file", written.name, "--python-version", inputs.python, *_ANY_PYTHON]
         command += ["--exclude-newer", f"{inputs.before:%Y-%m-%dT%H:%M:%SZ}"]
         command += ["--python-platform", inputs.platform] if inputs.platform else ["--universal"]
         command += ["--resolution", "highest", "--prerelease", "if-necessary-or-explicit", "--no-header", "--quiet"]
@@ -69,8 +73,18 @@ def list_files(pins: Sequence[str], python: str, platform: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         asked = Path(folder, "asked.in")
         asked.write_text("".join(f"{pin}\n" for pin in pins))
-        command = ["pip", "compile", str(asked), "--python-version", python, "--python-platform", platform, "--no-deps"]
-        command += ["--prerelease", "allow", "--no-header", "--quiet", "--format", "pylock.toml"]
+        command = ["pip", "compile", str(asked), "--python-version", python, *_ANY_PYTHON]
+        command += [
+            "--python-platform",
+            platform,
+            "--no-deps",
+            "--prerelease",
+            "allow",
+            "--no-header",
+            "--quiet",
+            "--format",
+            "pylock.toml",
+        ]
         # Paths of files in local folders are told from here.
         return _uv(command, "the index cannot say where the files of the lock lie", _RESOLVING, cwd=Path("/"))
 
