@@ -237,7 +237,7 @@ class _Run:
         steps = [step for job in self.jobs for step in job.steps if step.name == key[0]]
         known = [step.failure for step in steps if step.failure]
         known += [found.failure for found in explain("\n".join(rank.detail for rank in ranks))]
-        return f"{known[0].name}: {known[0].cause} Cure: {known[0].cure} ({known[0].source})" if known else ""
+        return f"{known[0].name}: {known[0].cause} Cure: {known[0].cure}." if known else ""
 
     def _judge(self, key: tuple[str, int | None], rank: int, findings: int, missing: str) -> tuple[Outcome, float]:
         """One rank's finding on a check: the worst of its steps', compared with the plain run where that is the check."""
