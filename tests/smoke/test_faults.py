@@ -279,7 +279,11 @@ DAMAGES: dict[str, tuple[str, str, Callable[[Path], None]]] = {
     "a directory in place of a shard": (SHARD, "is not there", directory),
     "no shard": (SHARD, "is not there", lambda folder: (folder / SHARD).unlink()),
     "a shard cut short": (SHARD, r"has \d+ bytes, 1 fewer than its header names", cut),
-    "a shard with more behind it": (SHARD, r"\d+ bytes, 1 more than its header names", replaced(SHARD, shard({"b": 100}) + b"!")),
+    "a shard with more behind it": (
+        SHARD,
+        r"\d+ bytes, 1 more than its header names",
+        replaced(SHARD, shard({"b": 100}) + b"!"),
+    ),
     "an empty shard": (SHARD, "ends after 0 bytes, before its header", replaced(SHARD, "")),
     "a Git LFS pointer": (SHARD, "is a Git LFS pointer", replaced(SHARD, POINTER)),
     "a web page": (SHARD, "is a web page", replaced(SHARD, "<!DOCTYPE html>\n<html>404</html>\n")),
@@ -295,7 +299,11 @@ DAMAGES: dict[str, tuple[str, str, Callable[[Path], None]]] = {
     "no config": ("config.json", "No such file or directory", lambda folder: (folder / "config.json").unlink()),
     "an index without weights": (INDEX, "its weight_map is .* empty", replaced(INDEX, '{"weight_map": {}}')),
     "an index cut short": (INDEX, "is no index with a weight_map: JSONDecodeError", replaced(INDEX, '{"weight_map": {"a"')),
-    "an index that leads outside": (INDEX, r"the file '\.\./other\.safetensors', which is not inside the checkpoint's folder", outside),
+    "an index that leads outside": (
+        INDEX,
+        r"the file '\.\./other\.safetensors', which is not inside the checkpoint's folder",
+        outside,
+    ),
     "no tokenizer": (
         *("tokenizer_config.json", "No such file or directory"),
         lambda folder: (folder / "tokenizer_config.json").unlink(),
