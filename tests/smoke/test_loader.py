@@ -26,7 +26,8 @@ print(json.dumps(sorted(found)))
 """
 WHERE = """
 import importlib.util, json, smoke_tests, smokehouse_loader.header
-print(json.dumps([smokehouse_loader.__file__, smokehouse_loader.header.__file__, importlib.util.find_spec("smokehouse") is None]))
+files = smokehouse_loader.__file__, smokehouse_loader.header.__file__
+print(json.dumps([*files, importlib.util.find_spec("smokehouse") is None]))
 """
 
 
