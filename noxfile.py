@@ -12,6 +12,7 @@ nox.options.reuse_venv = "yes"
 nox.options.sessions = ["tests", "lint"]
 
 TOOLS = Path("lockfiles/tools.txt")
+FAILURES = Path("docs/known-failures.md")
 FROM_SOURCE = {"PYTHONPATH": "src"}
 # Seconds that a smoke test has to end its ranks in after Ctrl-C, and again after a SIGTERM.
 ORDERLY = {"interrupt_timeout": 10.0, "terminate_timeout": 10.0}
@@ -47,9 +48,14 @@ def install(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Write the pages of the environments: docs -- [NAME...] [--check] [--report FILE]."""
+    """Write the pages of the environments and of the known failures: docs -- [NAME...] [--check] [--report FILE]."""
     install_tools(session)
     run_smokehouse(session, "docs")
+    command = ("python", "-m", "smokehouse_loader", "failures")
+    if "--check" in session.posargs:
+        session.run(*command, "--check", str(FAILURES), env=FROM_SOURCE)
+    else:
+        FAILURES.write_text(session.run(*command, env=FROM_SOURCE, silent=True), "utf-8")
 
 
 @nox.session
@@ -71,10 +77,10 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def benchmark(session: nox.Session) -> None:
-    """Measure the smoke test against its floor and the lock against conda-lock: benchmark -- [smoke|lock] [options]."""
+    """Measure smoke test and loader against their floors, the lock against conda-lock: benchmark -- [smoke|lock|loader]."""
     install_tools(session)
     chosen = [name for name in session.posargs[:1] if not name.startswith("-")]
-    for name in chosen or ["smoke", "lock"]:
+    for name in chosen or ["smoke", "lock", "loader"]:
         session.run("python", f"benchmarks/{name}.py", *session.posargs[len(chosen) :], env=FROM_SOURCE, **ORDERLY)
 
 

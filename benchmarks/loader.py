@@ -1,4 +1,4 @@
-"""What the loader costs, as ratios: run it with a stack's own Python, `STACK/bin/python benchmarks/loader.py`.
+"""What the loader costs, as ratios. Becomes a process of an environment's own Python, unless it was started by one with torch.
 
 Each figure is taken beside its floor, in turn, so that what slows the machine slows both; the tables show medians. Checkpoints
 for headers are sparse files: they have the size of the real thing, and no content.
@@ -6,6 +6,7 @@ for headers are sparse files: they have the size of the real thing, and no conte
 
 import argparse
 import importlib
+import importlib.util
 import json
 import logging
 import multiprocessing
@@ -276,11 +277,25 @@ def partitions(rounds: int) -> None:
             )
 
 
+def environment_python(name: str) -> Path:
+    """The Python of an environment; installs it where it is not."""
+    from smokehouse import environment, installation
+    from smokehouse.house import House
+
+    house = House.find(Path.cwd())
+    return installation.ensure(house, environment.read(house, name))
+
+
 def main() -> int:
     """Measure and print Markdown tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7, help="how often each is measured")
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--environment", default="qwen2.5-vl", help="whose Python to measure with (default: qwen2.5-vl)")
+    asked = parser.parse_args()
+    if importlib.util.find_spec("torch") is None:
+        python = environment_python(asked.environment)
+        os.execv(python, [str(python), *sys.argv])
+    rounds = asked.rounds
     inspection(rounds)
     logging.disable(logging.INFO)
     import torch

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+
+from smokehouse_loader import inspect_checkpoint
 
 from .families import Family
 
@@ -98,44 +99,11 @@ def _write_shards(path: Path, shards: list[dict[str, torch.Tensor]]) -> None:
     (path / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=1))
 
 
-def shard_files(path: Path) -> list[Path]:
-    """The safetensors files of the checkpoint in `path`, in a stable order. Raises FileNotFoundError when one is not there."""
-    index = path / INDEX
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else ["model.safetensors"]
-    files = [path / name for name in names]
-    for file in files:
-        if not file.is_file():
-            raise FileNotFoundError(f"{file} is named by the checkpoint and is not there")
-    return files
-
-
-def locate(path: Path) -> dict[str, Path]:
-    """Tensor name -> the shard that holds it, read from the shards' own headers rather than from the index."""
-    where: dict[str, Path] = {}
-    for file in shard_files(path):
-        with safe_open(file, framework="pt") as shard:
-            where |= dict.fromkeys(shard.keys(), file)
-    return where
-
-
-def element_count(path: Path) -> int:
-    """How many numbers the checkpoint holds, from the headers alone."""
-    total = 0
-    for file in shard_files(path):
-        with safe_open(file, framework="pt") as shard:
-            for name in shard.keys():  # noqa: SIM118 - safe_open is no mapping
-                size = 1
-                for extent in shard.get_slice(name).get_shape():
-                    size *= extent
-                total += size
-    return total
-
-
 # The damage that the controls do. Each takes a folder with a copy of a sound checkpoint and spoils it.
 
 
 def _edit(path: Path, tensor: str, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
-    file = locate(path)[tensor]
+    file = inspect_checkpoint(path).tensors[tensor].file
     tensors = load_file(file)
     change(tensors)
     # The copy shares its shards with the original by hard link: replace the file, never write into it.
@@ -185,7 +153,7 @@ def later_layout(path: Path, family: Family) -> None:
 
 def truncated_shard(path: Path, family: Family) -> None:
     """The last shard ends 64 bytes early, as after a download that was cut."""
-    file = shard_files(path)[-1]
+    file = inspect_checkpoint(path).files[-1]
     content = file.read_bytes()
     fresh = file.with_suffix(".new")
     fresh.write_bytes(content[:-64])

@@ -26,7 +26,11 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 from safetensors import safe_open
 
-from . import checkpoint, families, samples, stack
+from smokehouse_loader import Failure, assert_ready, bits, explain, inspect_checkpoint, load_model, ready, zero
+from smokehouse_loader.errors import shortened
+from smokehouse_loader.keys import Plan
+
+from . import families, samples, stack
 from .outcome import Outcome, failed, judged, known_issue, passed
 
 RESUME_STEPS = 2
@@ -57,6 +61,7 @@ class Bench:
     work: Path
     lock: Path
     stack: dict[str, Any]
+    failure: Failure | None = None  # the known failure that the step is about
     model: Any = None
     engine: Any = None
     loading_info: dict[str, Any] = field(default_factory=dict)
@@ -239,8 +244,15 @@ def transformers_zero(config: dict[str, Any]) -> Iterator[Any]:
 
 
 def read_model(bench: Bench, path: Path) -> tuple[Any, dict[str, Any]]:
-    """The model of the checkpoint in `path` and transformers' loading info."""
+    """The model of the checkpoint in `path` as the stack alone loads it, and transformers' loading info."""
     return load_with(bench.model_class(), path, bench.dtype)
+
+
+def ready_model(bench: Bench, path: Path) -> Any:
+    """The same loaded by the loader, seen to be the file's to the bit: where not the loading is what is proven."""
+    model = load_model(path, model_class=bench.model_class(), verify="bits", **stack.in_precision(bench.dtype))
+    assert_ready(model)
+    return model
 
 
 def load_with(loader: Any, path: Path, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
@@ -255,29 +267,17 @@ def key_problems(info: dict[str, Any]) -> list[str]:
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         keys = [key if isinstance(key, str) else f"{key[0]} {list(key[1])} != {list(key[2])}" for key in sorted(info[kind])]
         if keys:
-            problems.append(f"{len(keys)} {kind.replace('_', ' ')} ({', '.join(keys[:2])}{', …' if len(keys) > 2 else ''})")
+            problems.append(f"{len(keys)} {kind.replace('_', ' ')} ({shortened(keys, 2)})")
     return problems
-
-
-def share(count: int, world_size: int) -> int:
-    """How many of a parameter's `count` elements one rank holds under ZeRO-3."""
-    return math.ceil(count / world_size)
 
 
 def partition_problems(bench: Bench) -> list[str]:
-    """How the model's parameters differ from a partitioned (ZeRO-3) or whole (otherwise) model."""
-    problems = []
-    for name, parameter in bench.model.named_parameters():
-        if bench.stage != 3:
-            if hasattr(parameter, "ds_id") or parameter.numel() == 0:
-                problems.append(f"{name} is partitioned, and ZeRO-{bench.stage} was asked for")
-        elif not hasattr(parameter, "ds_id"):
-            problems.append(f"{name} has no ds_id: ZeRO-3 is not in use")
-        elif parameter.numel() != 0 or parameter.ds_tensor.numel() != share(parameter.ds_numel, bench.world_size):
-            problems.append(
-                f"{name} holds {parameter.numel()} + {parameter.ds_tensor.numel()} of {parameter.ds_numel} elements"
-            )
-    return problems
+    """How the model's parameters differ from a partitioned (ZeRO-3) or whole (otherwise) model, or are both."""
+    both = [p for p in bench.model.named_parameters() if zero.is_partitioned(p[1]) and p[1].numel()]
+    return [
+        *map(str, ready.partitioning(bench.model, asked=bench.stage == 3)),
+        *(f"{name} holds {p.numel()} + {p.ds_tensor.numel()} of {p.ds_numel} elements" for name, p in both),
+    ]
 
 
 def load(bench: Bench) -> Outcome:
@@ -285,7 +285,7 @@ def load(bench: Bench) -> Outcome:
     bench.model, bench.loading_info = read_model(bench, bench.source)
     parameters = list(bench.model.parameters())
     how = "partitioned" if bench.stage == 3 else "whole"
-    workaround = ", gloo gathers waited for" if bench.stage == 3 and stack.has_gloo_race(bench.device) else ""
+    workaround = ", gloo gathers waited for" if bench.stage == 3 and zero.has_gloo_race() else ""
     return judged(partition_problems(bench), f"{len(parameters)} parameters {how}, {_dtype(bench)}{workaround}")
 
 
@@ -294,74 +294,29 @@ def _dtype(bench: Bench) -> str:
 
 
 def wrong_tensors(bench: Bench, truth: Path) -> dict[str, str]:
-    """Name -> what is wrong, for every tensor of the model that is not bit for bit the one in the checkpoint `truth`.
+    """Published name -> what is wrong, for every tensor of the model that is not bit for bit the one in the checkpoint `truth`.
 
-    A partitioned parameter is compared by the part that this rank holds, without a gather. Model and file may have different
-    key layouts. Which tensor is which is then the family's own knowledge, not transformers': a tensor that transformers puts
-    in another's place has to show.
+    Model and file may have different key layouts. Which tensor is which is the family's own knowledge, not transformers', as
+    the loader asks it: a tensor that transformers puts in another's place has to show.
     """
-    tensors = model_tensors(bench)
-    tied = getattr(bench.model, "_tied_weights_keys", None) if bench.model.config.tie_word_embeddings else None
-    wrong: dict[str, str] = {}
-    found = set()
-    for stored_name, file in checkpoint.locate(truth).items():
-        name = bench.family.published(stored_name)
-        found.add(name)
-        if name not in tensors:
-            wrong[name] = "is in the file and not in the model"
-            continue
-        with safe_open(file, framework="pt") as shard:
-            if difference := _difference(bench, tensors[name], shard.get_tensor(stored_name)):
-                wrong[name] = difference
-    found |= {bench.family.published(name) for name in tied or ()}
-    return wrong | dict.fromkeys(tensors.keys() - found, "is in the model and not in the file")
-
-
-def model_tensors(bench: Bench) -> dict[str, torch.Tensor]:
-    """Published name -> every parameter and stored buffer of the model."""
-    parameters = dict(bench.model.named_parameters(remove_duplicate=False))
-    return {bench.family.published(name): parameters.get(name, value) for name, value in bench.model.state_dict().items()}
-
-
-def _difference(bench: Bench, tensor: torch.Tensor, stored: torch.Tensor) -> str:
-    """How what this rank holds of a tensor of the model differs from `stored`; empty where it does not."""
-    held = tensor.detach()
-    shape = getattr(tensor, "ds_shape", held.shape)
-    if tuple(shape) != tuple(stored.shape):
-        return f"is {list(shape)} in the model and {list(stored.shape)} in the file"
-    stored = stored.to(held.dtype)
-    partition = getattr(tensor, "ds_tensor", None)
-    if partition is not None:
-        part = share(stored.numel(), bench.world_size)
-        stored = stored.view(-1)[bench.rank * part : (bench.rank + 1) * part]
-        held = partition.detach().view(-1)[: stored.numel()]
-    if same_bits(held.cpu(), stored):
-        return ""
-    return f"differs in {_differences(held.cpu(), stored)} of {stored.numel()} elements"
-
-
-def same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
-    """Equality of bytes: tells 0 from -0 and finds equal NaNs equal."""
-    return left.dtype == right.dtype and left.shape == right.shape and torch.equal(_bits(left), _bits(right))
-
-
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    return (
-        tensor.contiguous()
-        .view(-1)
-        .view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
-    )
-
-
-def _differences(left: torch.Tensor, right: torch.Tensor) -> int:
-    return int((_bits(left) != _bits(right)).sum())
+    stored = inspect_checkpoint(truth)
+    state = bits.state_of(bench.model)
+    names = {bench.family.published(name): name for name in state}
+    plan = Plan()
+    for key in stored.tensors:
+        name = bench.family.published(key)
+        plan.take(names.get(name, name), key)
+    wrong = bits.wrong_tensors(bench.model, stored, plan)
+    wrong |= {key: f"is in the file as {other} too" for key, other in plan.doubled}
+    wrong |= dict.fromkeys(state.keys() - bits.filled(bench.model, plan), "is in the model and not in the file")
+    return {bench.family.published(name): what for name, what in wrong.items()}
 
 
 def weights(bench: Bench) -> Outcome:
     """Every tensor bit-equal to the file; no key missing, unexpected or mismatched."""
     wrong = wrong_tensors(bench, bench.source)
     problems = key_problems(bench.loading_info) + [f"{name} {what}" for name, what in wrong.items()]
-    count = len(checkpoint.locate(bench.source))
+    count = len(inspect_checkpoint(bench.source).tensors)
     return judged(problems, f"{count} tensors bit-equal, 0 keys missing, unexpected or mismatched", wrong=sorted(wrong))
 
 
@@ -518,7 +473,8 @@ def digests(bench: Bench) -> dict[str, str]:
 
 def digest(tensor: torch.Tensor) -> str:
     """SHA-256 of a tensor's bytes."""
-    return hashlib.sha256(_bits(tensor.detach().cpu()).numpy()).hexdigest()  # type: ignore[arg-type]
+    flat = tensor.detach().cpu().contiguous().view(-1)
+    return hashlib.sha256(flat.view(torch.uint8).numpy()).hexdigest()  # type: ignore[arg-type]
 
 
 def save(bench: Bench) -> Outcome:
@@ -626,7 +582,7 @@ def _plain_gradients(bench: Bench) -> dict[str, torch.Tensor]:
 
 def _mixed_gradient_problems(bench: Bench, sample: dict[str, torch.Tensor]) -> list[str]:
     """How the gradients of one backward pass differ from those of a single process on the same global batch."""
-    bench.model, _ = read_model(bench, bench.source)
+    bench.model = ready_model(bench, bench.source)
     start_engine(bench)
     bench.engine.backward(bench.engine(**bench.on_device(sample)).loss)
     reference = _plain_gradients(bench)
@@ -647,7 +603,7 @@ def mixed_modality(bench: Bench) -> Outcome:
     """One rank with an image, the others with text alone, as a naive data loader gives them."""
     problems = _mixed_gradient_problems(bench, mixed_sample(bench, bench.rank))
     if problems:
-        return known_issue(f"completes with wrong gradients: {problems[0]}; cure: a dummy image on every text-only rank")
+        return known_issue(f"completes with wrong gradients: {problems[0]}")
     return passed("completes with the gradients of a plain run")
 
 
@@ -684,7 +640,7 @@ def plain(bench: Bench) -> Outcome:
     """One process, no DeepSpeed: the losses, the greedy tokens and the mixed-modality gradients that the ranks are held to."""
     from safetensors.torch import save_file
 
-    model, _ = read_model(bench, bench.source)
+    model = ready_model(bench, bench.source)
     model.to(bench.place).train()
     tokens = greedy(bench, model)
     ranks = range(bench.processes)
@@ -732,7 +688,7 @@ def auto_classes(bench: Bench) -> Outcome:
         try:
             model, info = load_with(auto, bench.source, bench.dtype)
         except ValueError as error:
-            if "Unrecognized configuration class" not in str(error):
+            if "wrong-auto-class" not in [known.failure.name for known in explain(error)]:
                 raise
             found[name] = "refused"
             continue

@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 
+from smokehouse_loader import Failure, inspect_checkpoint, zero
+from smokehouse_loader.failures import BY_NAME
+
 from . import checkpoint, checks, controls, fixes, samples, stack
 from .checks import Bench
 from .outcome import Outcome, passed
@@ -25,6 +28,7 @@ class Step:
     workaround: bool = True
     fresh: bool = False  # begins without the model and engine of the step before
     may_end: bool = False  # ranks may die or hang in it without ending the run: the finding is how
+    failure: Failure | None = None  # the known failure that it is about
 
 
 @dataclass(frozen=True)
@@ -45,11 +49,17 @@ def make_checkpoints(bench: Bench) -> Outcome:
     if problems := bench.family.problems(checkpoint.model_shapes(bench.made, bench.family)):
         raise ValueError("; ".join(problems))  # ends the run: nothing that comes after could be believed
     controls.damage_all(bench.made, bench.work, bench.family)
-    return passed(f"{checkpoint.element_count(bench.made):,} parameters, {len(controls.DAMAGES)} damaged ones")
+    return passed(f"{inspect_checkpoint(bench.made).elements:,} parameters, {len(controls.DAMAGES)} damaged ones")
 
 
-def _control(name: str, run: Callable[[Bench], Outcome], **options: bool) -> Step:
-    return Step(name, run, kind="control", dtype=torch.float32, fresh=True, **options)
+def _control(name: str, run: Callable[[Bench], Outcome], failure: str, **options: bool) -> Step:
+    """The control `run`, which does the known failure of that name."""
+    return Step(name, run, kind="control", dtype=torch.float32, fresh=True, failure=BY_NAME[failure], **options)
+
+
+def _fix(name: str, run: Callable[[Bench], Outcome], failure: str, *, workaround: bool = True) -> Step:
+    """The check that takes a control's place where upstream has mended the known failure of that name."""
+    return Step(name, run, dtype=torch.float32, fresh=True, failure=BY_NAME[failure], workaround=workaround)
 
 
 def _stage_jobs(stage: int, processes: int, device: str, expectations: dict[str, Any]) -> list[Job]:
@@ -79,31 +89,32 @@ def _stage_jobs(stage: int, processes: int, device: str, expectations: dict[str,
     if stack.PRECISION[device] != "bf16":  # otherwise it is the main precision already
         fresh.append(Step("bf16", checks.half_precision, dtype=torch.bfloat16, fresh=True))
     wrong = [
-        _control("missing key", controls.missing_key),
-        _control("later key layout", controls.later_key_layout)
+        _control("missing key", controls.missing_key, "missing-key"),
+        _control("later key layout", controls.later_key_layout, "key-layout")
         if expectations["later_key_layout"] == "random"
-        else Step("both key layouts", fixes.both_key_layouts, dtype=torch.float32, fresh=True),
-        _control("flipped bit", controls.flipped_bit),
-        _control("truncated shard", controls.truncated_shard),
+        else _fix("both key layouts", fixes.both_key_layouts, "key-layout"),
+        _control("flipped bit", controls.flipped_bit, "wrong-bits"),
+        _control("truncated shard", controls.truncated_shard, "truncated-shard"),
     ]
     if stage == 3:
         if processes > 1 and stack.backend(device) == "gloo":
             wrong.append(
-                _control("gloo race", controls.gloo_race, workaround=False)
+                _control("gloo race", controls.gloo_race, "gloo-race", workaround=False)
                 if expectations["gloo_race"] == "present"
-                else Step("late gathers", fixes.late_gathers, dtype=torch.float32, fresh=True, workaround=False)
+                else _fix("late gathers", fixes.late_gathers, "gloo-race", workaround=False)
             )
         wrong += [
-            _control("seed failure: load_state_dict", controls.seed_failure_load_state_dict),
-            _control("seed failure: zero.Init", controls.seed_failure_zero_init, hf_config=False),
+            _control("seed failure: load_state_dict", controls.seed_failure_load_state_dict, "partitioned-before-load"),
+            _control("seed failure: zero.Init", controls.seed_failure_zero_init, "partitioned-before-load", hf_config=False),
         ]
     # Last: under ZeRO-3 it leaves the other ranks without their peer.
-    wrong.append(_control("wrong shape", controls.wrong_shape, may_end=stage == 3))
+    wrong.append(_control("wrong shape", controls.wrong_shape, "wrong-shape", may_end=stage == 3))
     consolidated = Step("consolidated weights", checks.consolidated, hf_config=False)
 
     last = f"{name}-fresh/{fresh[-1].name}"
     if processes > 1:
-        fresh.append(Step("mixed modality", checks.mixed_modality, fresh=True, may_end=True))
+        known = BY_NAME["mixed-modality"]
+        fresh.append(Step("mixed modality", checks.mixed_modality, fresh=True, may_end=True, failure=known))
     return [
         ranks("", main, start),
         ranks("-fresh", fresh, "plain", name),
@@ -138,8 +149,8 @@ def surroundings(step: Step, bench: Bench):
     """What a step runs under: the workaround for the gloo race and a live `HfDeepSpeedConfig`, where it wants them."""
     with contextlib.ExitStack() as around:
         if bench.stage is not None:
-            if step.workaround and stack.has_gloo_race(bench.device):
-                around.enter_context(stack.waited_gathers())
+            if step.workaround:
+                around.enter_context(zero.safe_gathers())
             if step.hf_config:
                 around.enter_context(checks.transformers_zero(bench.config()))
         yield

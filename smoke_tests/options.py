@@ -1,13 +1,14 @@
-"""The options of a smoke run, read and checked before anything expensive happens. Imports nothing but the standard library."""
+"""The options of a smoke run, read and checked before anything expensive happens. Imports no torch."""
 
 import argparse
 import json
-import os
 import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
+
+from smokehouse_loader import inspect_checkpoint
 
 from . import families
 
@@ -193,18 +194,11 @@ def check_folder(folder: Path, family: str) -> None:
         raise BadInput(
             f"{config}: model_type is {found.get('model_type')!r}, this environment is for {family!r}; give another checkpoint"
         )
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        weight_map = _read_json(index, "the checkpoint is damaged, fetch it again").get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise BadInput(f"{index}: no weight_map; the checkpoint is damaged, fetch it again")
-        names = {str(name) for name in weight_map.values()}
-    else:
-        names = {"model.safetensors"}
-    for name in sorted(names):
-        if Path(name).name != name:
-            raise BadInput(f"{index}: the shard {name!r} lies outside the checkpoint; do not trust it")
-        _check_shard(folder / name)
+    names = ("model.safetensors", "model.safetensors.index.json")
+    if not any((folder / name).exists() for name in names):
+        raise BadInput(f"{folder}: neither {' nor '.join(names)}; give --checkpoint a folder with safetensors files")
+    for problem in inspect_checkpoint(folder).problems:
+        raise BadInput(str(problem))
     for name in ("tokenizer_config.json", "preprocessor_config.json"):
         _read_json(folder / name, "the smoke test puts images through the checkpoint's own processor, fetch it too")
 
@@ -219,23 +213,3 @@ def _read_json(file: Path, cure: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise BadInput(f"{file}: no JSON object; {cure}")
     return content
-
-
-def _check_shard(file: Path) -> None:
-    """Compare a shard's length with its own header: a download that was cut, a Git LFS pointer and a web page all show here."""
-    cure = "the download was cut or is a placeholder, fetch this file again"
-    try:
-        with open(file, "rb") as shard:
-            size = os.fstat(shard.fileno()).st_size
-            length = int.from_bytes(shard.read(8), "little")
-            if size < 8 or length > min(size - 8, 100_000_000):
-                raise BadInput(f"{file}: no safetensors file ({size} bytes); {cure}")
-            header = json.loads(shard.read(length))
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        whole = 8 + length + max(ends, default=0)
-    except OSError as error:
-        raise BadInput(f"{file}: {error.strerror}; {cure}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise BadInput(f"{file}: its safetensors header cannot be read; {cure}") from error
-    if size != whole:
-        raise BadInput(f"{file}: {size} bytes, its header promises {whole}; {cure}")

@@ -109,7 +109,7 @@ def _perform(step: jobs.Step, bench: checks.Bench) -> Any:
     if step.fresh:
         bench.drop()
     main = bench.dtype
-    bench.dtype = step.dtype or main
+    bench.dtype, bench.failure = step.dtype or main, step.failure
     try:
         with jobs.surroundings(step, bench):
             return step.run(bench)

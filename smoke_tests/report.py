@@ -25,7 +25,10 @@ class RankVerdict:
 
 @dataclass(frozen=True)
 class Result:
-    """One check or control, over all ranks. `seconds` is the slowest rank's."""
+    """One check or control, over all ranks.
+
+    `seconds` is the slowest rank's. `diagnosis` is what the loader's table says of a failed one or a known issue.
+    """
 
     name: str
     zero_stage: int | None
@@ -34,6 +37,7 @@ class Result:
     seconds: float
     ranks: list[RankVerdict]
     detail: str
+    diagnosis: str = ""
 
 
 def overall(ranks: list[RankVerdict]) -> tuple[str, str]:
@@ -94,7 +98,8 @@ def _junit(report: dict[str, Any], results: list[Result]) -> str:
         case = xml.SubElement(
             suite, "testcase", classname=f"{result.kind}.{stage}", name=result.name, time=f"{result.seconds:.3f}"
         )
-        text = _printable("\n".join(f"rank {rank.rank}: {rank.verdict}: {rank.detail}" for rank in result.ranks))
+        said = [f"rank {rank.rank}: {rank.verdict}: {rank.detail}" for rank in result.ranks]
+        text = _printable("\n".join([*said, *filter(None, [result.diagnosis])]))
         if result.verdict == "failed":
             xml.SubElement(case, "failure", message=_printable(result.detail)).text = text
         else:
@@ -113,12 +118,13 @@ def _printable(text: str) -> str:
 
 
 def line(result: Result, colour: bool) -> str:
-    """One check as a line of progress."""
+    """One check as a line of progress, and below it what is known of its failure."""
     stage = f"zero-{result.zero_stage}" if result.zero_stage else "-"
     mark = _paint(f"{SYMBOLS[result.verdict]:<5}", result.verdict, colour)
     kind = "control: " if result.kind == "control" else ""
     detail = result.detail if result.verdict == "failed" or len(result.detail) <= 100 else f"{result.detail[:99]}…"
-    return f"  {mark} {stage:<6} {kind + result.name:<39} {result.seconds:5.2f} s  {detail}"
+    known = f"\n{'':15}{result.diagnosis}" if result.diagnosis else ""
+    return f"  {mark} {stage:<6} {kind + result.name:<39} {result.seconds:5.2f} s  {detail}{known}"
 
 
 def _unreached(result: Result) -> bool:

@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from smokehouse_loader import explain, inspect_checkpoint
+
 from . import options as options_module
 from . import report
 from .options import BadInput, Options
@@ -104,7 +106,7 @@ class _Run:
 
         source = self._source()
         self.processes = options.processes or (2 if self.device == "cpu" else min(gpus, 8))
-        parameters = _parameters(source) if source else options_module.MADE_PARAMETERS
+        parameters = inspect_checkpoint(source).elements if source else options_module.MADE_PARAMETERS
         _check_means(self.processes, parameters, gpus if self.device == "cuda" else None)
         _check_disk(self.work, parameters, len(options.stages))
         _check_port(options.port)
@@ -224,10 +226,18 @@ class _Run:
         ranks = [RankVerdict(rank, outcome.verdict, outcome.detail) for rank, (outcome, _) in of_ranks.items()]
         verdict, detail = report.overall(ranks)
         seconds = max(seconds for _, seconds in of_ranks.values())
-        result = Result(key[0], key[1], kind, verdict, round(seconds, 3), ranks, detail)
+        diagnosis = self._diagnosis(key, ranks) if verdict != "passed" else ""
+        result = Result(key[0], key[1], kind, verdict, round(seconds, 3), ranks, detail, diagnosis)
         self.results[key] = result
         if not missing or any(self.outcomes.get(key, {}).values()):
             print(report.line(result, self.colour), flush=True)
+
+    def _diagnosis(self, key: tuple[str, int | None], ranks: list[RankVerdict]) -> str:
+        """The known failure that a check or control is about, or that its ranks tell of; empty where there is none."""
+        steps = [step for job in self.jobs for step in job.steps if step.name == key[0]]
+        known = [step.failure for step in steps if step.failure]
+        known += [found.failure for found in explain("\n".join(rank.detail for rank in ranks))]
+        return f"{known[0].name}: {known[0].cause} Cure: {known[0].cure}." if known else ""
 
     def _judge(self, key: tuple[str, int | None], rank: int, findings: int, missing: str) -> tuple[Outcome, float]:
         """One rank's finding on a check: the worst of its steps', compared with the plain run where that is the check."""
@@ -335,12 +345,6 @@ def _prepare_process(offline: bool) -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-def _parameters(source: Path) -> int:
-    from . import checkpoint
-
-    return checkpoint.element_count(source)
 
 
 def _check_means(processes: int, parameters: int, gpus: int | None) -> None:

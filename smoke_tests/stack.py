@@ -12,21 +12,19 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from packaging.version import Version
 
+from smokehouse_loader import zero
+
 from .families import Family
 
 # A function of deepspeed.comm; asynchronous ones return a handle to wait for.
 Collective = Callable[..., Any]
-GATHERS = ("all_gather_into_tensor", "all_gather")  # of partitioned parameters
 # The precision that people train in on each device.
 PRECISION = {"cpu": "fp32", "cuda": "bf16"}
-# DeepSpeed PR #8539, released in 0.19.8: `_allgather_params_coalesced` waits for every handle, not only for the last.
-GLOO_RACE_FIXED_IN = Version("0.19.8")
 # transformers renamed the argument of `from_pretrained`; 5.x still takes the old one, and warns.
 DTYPE_ARGUMENT_SINCE = Version("4.56")
 
@@ -114,42 +112,6 @@ def init_distributed(device: str, local_rank: int, timeout: float) -> None:
     deepspeed.init_distributed(dist_backend=backend(device), auto_mpi_discovery=False, timeout=limit, verbose=False)
 
 
-@functools.cache
-def has_gloo_race(device: str) -> bool:
-    """Whether this stack has the race in which ZeRO-3 reads parameters before gloo has delivered them."""
-    return backend(device) == "gloo" and installed("deepspeed") < GLOO_RACE_FIXED_IN
-
-
-@contextlib.contextmanager
-def changed_collectives(change: Callable[[Collective], Collective], *names: str) -> Iterator[None]:
-    """DeepSpeed with each of these collectives replaced by what `change` makes of it."""
-    import deepspeed.comm as comm
-
-    originals = {name: getattr(comm, name) for name in names}
-    for name, original in originals.items():
-        setattr(comm, name, change(original))
-    try:
-        yield
-    finally:
-        for name, original in originals.items():
-            setattr(comm, name, original)
-
-
-def waited_gathers() -> AbstractContextManager[None]:
-    """The workaround for the gloo race: every gather is waited for before its handle is handed back."""
-
-    def waited(original: Collective) -> Collective:
-        def gather(*args: Any, **kwargs: Any) -> Any:
-            handle = original(*args, **kwargs)
-            if handle is not None:
-                handle.wait()
-            return handle
-
-        return gather
-
-    return changed_collectives(waited, *GATHERS)
-
-
 class LateGather:
     """The handle of a gather that begins only when it is waited for."""
 
@@ -185,7 +147,7 @@ def late_gathers() -> Iterator[None]:
 
         return broadcast
 
-    with changed_collectives(late, *GATHERS), changed_collectives(behind_gathers, "broadcast"):
+    with zero.changed_collectives(late, *zero.GATHERS), zero.changed_collectives(behind_gathers, "broadcast"):
         yield
 
 

@@ -152,6 +152,13 @@ def state_of(model: Any) -> dict[str, torch.Tensor]:
     return {name: parameters.get(name, value) for name, value in state.items()}
 
 
+def filled(model: Any, plan: Plan) -> set[str]:
+    """The names of the model's tensors that something of the file is loaded into, under this name or one that is tied to it."""
+    state = state_of(model)
+    loaded = {id(state[name]) for name in plan.renamed if name in state}
+    return {name for name, tensor in state.items() if id(tensor) in loaded}
+
+
 def wrong_tensors(model: Any, checkpoint: Checkpoint, plan: Plan) -> dict[str, str]:
     """Name -> what is wrong, for every tensor of the model that is not bit for bit what `checkpoint` holds for it.
 

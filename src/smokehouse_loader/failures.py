@@ -44,6 +44,7 @@ FAILURES = (
             rf"size mismatch for \S+: copying a param with shape (?:torch\.Size\()?\[\d[\d, ]*\]\)? from checkpoint, "
             rf"the shape in current model is {_ZERO}",
             r"size mismatch for \S+: .{0,200}the shape in current model is torch\.Size\(\[0\]\)",
+            rf"\|\s*MISMATCH\b.*ckpt: torch\.Size\(\[\d[\d, ]*\]\) vs model: ?{_ZERO}",
         ),
     ),
     Failure(
@@ -172,6 +173,7 @@ FAILURES = (
             r"size mismatch for \S+: copying a param with shape torch\.Size\(\[[1-9][\d, ]*\]\) from checkpoint, "
             r"the shape in current model is torch\.Size\(\[[1-9]",
             r"You set `ignore_mismatched_sizes` to `False`, thus raising an error",
+            r"\|\s*MISMATCH\b.*ckpt: torch\.Size\(\[[\d, ]*\]\) vs model: ?torch\.Size\(\[[1-9]",
             r"Trying to set a tensor of shape torch\.Size\(\[[\d, ]*\]\) in .* which has shape torch\.Size\(\[[\d, ]*\]\)",
         ),
     ),

@@ -277,7 +277,7 @@ def _with_alternatives(fit: Fit, model_class: Any, config: Any) -> Fit:
             what = f"its keys are in the layout of {layout}; installed is {transformers.__version__}"
             cure = cure_of("key-layout")
             if layout == _OLD:
-                # transformers 5 keeps its renames for classes of its own: a subclass of a user's gets none.
+                # Some versions (4.52, and late 5.x) rename for classes of their own alone: a user's subclass gets no rename.
                 cure = f"load it with transformers' own class, or give {fit.class_name} the renames: key_mapping={KEY_MAPPING}"
             problems.insert(0, Finding("key-layout", str(fit.checkpoint.path), what, cure))
             return dataclasses.replace(fit, problems=tuple(problems), layout=layout)

@@ -1,8 +1,8 @@
 """Which tensor of a file becomes which tensor of a model: the renames that the installed transformers does while it loads.
 
 Three generations of transformers keep them in three places; each is asked here in the way in which its own from_pretrained
-asks it, so that a rename it learns is known here too. Measured on 4.49.0, 4.57.6 and 5.23.0; the names used were looked up in
-4.50.3 to 4.56.2 and in 5.0.0 to 5.22.0.
+asks it, so that a rename it learns is known here too. Measured on 4.49.0, 4.51.3, 4.52.4, 4.57.6, 5.0.0 and 5.23.0; the names
+used were looked up in the other releases from 4.50.3 to 5.22.0.
 """
 
 import copy
@@ -84,10 +84,13 @@ def _by_mapping(model: Any, names: set[str], keys: Sequence[str], key_mapping: M
     """transformers 4.50 to 4.57: regular expressions that a class keeps for its own old checkpoints."""
     prefix = model.base_model_prefix
     if key_mapping is None:
+        import transformers
         from transformers import modeling_utils
 
         families = getattr(modeling_utils, "VLMS", ())
-        classes = [base.__name__.lower() for base in type(model).__mro__[:-1]]
+        # 4.52 asks for the class alone, later ones for its bases too.
+        bases = type(model).__mro__[:1] if transformers.__version__.startswith("4.52.") else type(model).__mro__[:-1]
+        classes = [base.__name__.lower() for base in bases]
         if any(family in name for family in families for name in classes):
             key_mapping = getattr(model, "_checkpoint_conversion_mapping", None)
     in_file = bool(prefix) and any(key.startswith(prefix) for key in keys)
@@ -128,6 +131,8 @@ def _conversion(model: Any, name: str, converter: Any, parts: Sequence[tuple[str
         for key, pattern in parts:
             fresh.add_tensor(name, key, pattern, tensors[key])
         made = fresh.convert(name, model=model, config=model.config)
+        if isinstance(made, tuple):  # with what went wrong behind it, in 5.0 alone
+            made = made[0]
         return {target: value[0] if isinstance(value, list) else value for target, value in made.items()}
 
     return Conversion(tuple(key for key, _ in parts), apply)

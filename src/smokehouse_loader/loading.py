@@ -157,21 +157,13 @@ def _verify(model: Any, info: dict[str, Any], plan: _Plan, verify: str) -> Itera
         return
     where = str(plan.checkpoint.path)
     skipped = {mismatch.name for mismatch in plan.fit.mismatched}
-    tied = _tied_to_loaded(model, plan.fit)
-    if missing := sorted(set(info.get("missing_keys", ())) - tied - skipped):
+    if missing := sorted(set(info.get("missing_keys", ())) - bits.filled(model, plan.fit.plan) - skipped):
         what = f"transformers found nothing for {len(missing)} tensors ({shortened(missing)})"
         yield Finding("missing-key", where, what, cure_of("missing-key"))
     yield from ready.problems(model)
     for name, what in _wrong(model, plan, verify).items():
         if name not in skipped:
             yield Finding("wrong-bits" if "differs" in what else "wrong-shape", name, what, cure_of("wrong-bits"))
-
-
-def _tied_to_loaded(model: Any, fit: Fit) -> set[str]:
-    """The names of parameters that are loaded under another name."""
-    state = bits.state_of(model)
-    loaded = {id(state[name]) for name in fit.plan.renamed if name in state}
-    return {name for name, tensor in state.items() if id(tensor) in loaded}
 
 
 def _wrong(model: Any, plan: _Plan, verify: str) -> dict[str, str]:

@@ -38,7 +38,7 @@ def assert_ready(model: Any) -> None:
 
 def problems(model: Any) -> list[Finding]:
     """What of a model's parameters is not as it should be, but for their values."""
-    return [*setting(), *_parameters(model), *_ties(model)]
+    return [*setting(), *partitioning(model, asked=zero.is_asked_for()), *_ties(model)]
 
 
 def setting() -> Iterator[Finding]:
@@ -51,8 +51,8 @@ def setting() -> Iterator[Finding]:
         yield Finding("dropped-config", "HfDeepSpeedConfig", what, cure_of("dropped-config"))
 
 
-def _parameters(model: Any) -> Iterator[Finding]:
-    asked = zero.is_asked_for()
+def partitioning(model: Any, *, asked: bool) -> Iterator[Finding]:
+    """How a model's parameters are not as they should be, where ZeRO-3 was `asked` for or was not."""
     meta, empty, whole, parted, short = [], [], [], [], []
     for name, parameter in model.named_parameters():
         if zero.is_partitioned(parameter):
@@ -71,7 +71,7 @@ def _parameters(model: Any) -> Iterator[Finding]:
     for failure, names, what in (
         ("left-on-meta", meta, "is on the meta device"),
         ("deepcopied-model", empty, "is empty, and not partitioned: a copy of a partitioned model, or never loaded"),
-        ("not-partitioned", whole, "is whole, and a HfDeepSpeedConfig asks for ZeRO-3"),
+        ("not-partitioned", whole, "is whole, and ZeRO-3 was asked for"),
         ("not-partitioned", parted, "is partitioned, and no live HfDeepSpeedConfig asks for ZeRO-3"),
         ("not-partitioned", short, "holds another part than ZeRO-3 gives to a rank"),
     ):

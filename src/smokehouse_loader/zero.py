@@ -7,7 +7,7 @@ import contextlib
 import importlib.metadata
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ import torch.distributed as dist
 
 _INTEGRATION = "transformers.integrations.deepspeed"
 _PARTITIONING = "deepspeed.runtime.zero.partition_parameters"
+# Those of deepspeed.comm with which partitioned parameters are gathered.
+GATHERS = ("all_gather_into_tensor", "all_gather")
 # DeepSpeed PR #8539: `_allgather_params_coalesced` waits for every handle, not only for the last.
 RACE_FIXED_IN = (0, 19, 8)
 
@@ -106,11 +108,22 @@ def has_gloo_race() -> bool:
 
 
 @contextlib.contextmanager
-def waited_gathers() -> Iterator[None]:
-    """The workaround for the race: every gather is waited for before its handle is handed back."""
+def changed_collectives(change: Callable[[Any], Any], *names: str) -> Iterator[None]:
+    """DeepSpeed with each of these functions of deepspeed.comm replaced by what `change` makes of it."""
     import deepspeed.comm as comm
 
-    originals = {name: getattr(comm, name) for name in ("all_gather_into_tensor", "all_gather")}
+    originals = {name: getattr(comm, name) for name in names}
+    for name, original in originals.items():
+        setattr(comm, name, change(original))
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(comm, name, original)
+
+
+def waited_gathers() -> contextlib.AbstractContextManager[None]:
+    """The workaround for the race: every gather is waited for before its handle is handed back."""
 
     def waited(original: Any) -> Any:
         def gather(*args: Any, **kwargs: Any) -> Any:
@@ -121,13 +134,7 @@ def waited_gathers() -> Iterator[None]:
 
         return gather
 
-    for name, original in originals.items():
-        setattr(comm, name, waited(original))
-    try:
-        yield
-    finally:
-        for name, original in originals.items():
-            setattr(comm, name, original)
+    return changed_collectives(waited, *GATHERS)
 
 
 def safe_gathers() -> contextlib.AbstractContextManager[None]:

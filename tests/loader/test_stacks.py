@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from smokehouse import lock
+from smokehouse import locking
 from smokehouse_loader.failures import FAILURES
 from tests.loader import stacks
 
@@ -75,9 +75,10 @@ def test_every_failure_is_reproduced_somewhere(seen: dict[str, Seen]) -> None:
     assert not {name: by_stack for name, by_stack in outcomes.items() if None in by_stack.values()}
 
 
-@pytest.mark.parametrize("stack", stacks.ASKED)
-def test_locks_are_what_is_asked_for(stack: str) -> None:
-    lock.check(stacks.inputs(stack), stacks.lock_files(stack))
+def test_locks_are_what_is_asked_for() -> None:
+    house = stacks.HERE
+    assert house.locks() == house.environments() == sorted(name for owner, name in stacks.STACKS.values() if owner is house)
+    assert locking.check(house, house.environments()) == 0
 
 
 def test_the_tools_are_these(root: Path) -> None:

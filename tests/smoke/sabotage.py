@@ -25,6 +25,7 @@ import torch
 
 from smoke_tests import checkpoint, checks, controls, families, fixes, samples, stack, supervisor
 from smoke_tests.checks import Bench
+from smokehouse_loader import zero
 
 Fault = Callable[[Bench], AbstractContextManager[Any]]
 SABOTAGES: dict[str, Callable[[], None]] = {}
@@ -63,7 +64,7 @@ def wrapped(owner: Any, name: str, after: Callable[..., None]) -> AbstractContex
 
 def held(parameter: Any) -> torch.Tensor:
     """The elements that this rank holds of a parameter."""
-    return getattr(parameter, "ds_tensor", parameter).data.view(-1)
+    return zero.held(parameter)[0]
 
 
 # the checks
@@ -408,7 +409,7 @@ def unwaited_gathers() -> None:
 
                 return launch
 
-            with stack.changed_collectives(gather, *stack.GATHERS):
+            with zero.changed_collectives(gather, *zero.GATHERS):
                 return gather_all(self, *args, **kwargs)
 
         with patch.object(Init, "_allgather_params_coalesced", unwaited):
@@ -465,7 +466,7 @@ def no_seed_failure() -> None:
 def no_race() -> None:
     """Gathers are waited for where the control wants them not to be."""
     controls.RACE_TRIES = 3
-    during("gloo_race", lambda _: stack.waited_gathers(), of=controls)
+    during("gloo_race", lambda _: zero.waited_gathers(), of=controls)
 
 
 @sabotage

@@ -276,15 +276,19 @@ def outside(folder: Path) -> None:
 
 
 DAMAGES: dict[str, tuple[str, str, Callable[[Path], None]]] = {
-    "a directory in place of a shard": (SHARD, "Is a directory", directory),
-    "no shard": (SHARD, "No such file or directory", lambda folder: (folder / SHARD).unlink()),
-    "a shard cut short": (SHARD, r"\d+ bytes, its header promises \d+", cut),
-    "a shard with more behind it": (SHARD, r"\d+ bytes, its header promises \d+", replaced(SHARD, shard({"b": 100}) + b"!")),
-    "an empty shard": (SHARD, r"no safetensors file \(0 bytes\)", replaced(SHARD, "")),
-    "a Git LFS pointer": (SHARD, r"no safetensors file \(\d+ bytes\)", replaced(SHARD, POINTER)),
-    "a web page": (SHARD, "no safetensors file", replaced(SHARD, "<!DOCTYPE html>\n<html>404</html>\n")),
-    "a header that is no JSON": (SHARD, "header cannot be read", replaced(SHARD, (9).to_bytes(8, "little") + b"{'a': 1}!")),
-    "a header without end": (SHARD, "header cannot be read", replaced(SHARD, (10**5).to_bytes(8, "little") + b"[" * 10**5)),
+    "a directory in place of a shard": (SHARD, "is not there", directory),
+    "no shard": (SHARD, "is not there", lambda folder: (folder / SHARD).unlink()),
+    "a shard cut short": (SHARD, r"has \d+ bytes, 1 fewer than its header names", cut),
+    "a shard with more behind it": (
+        SHARD,
+        r"\d+ bytes, 1 more than its header names",
+        replaced(SHARD, shard({"b": 100}) + b"!"),
+    ),
+    "an empty shard": (SHARD, "ends after 0 bytes, before its header", replaced(SHARD, "")),
+    "a Git LFS pointer": (SHARD, "is a Git LFS pointer", replaced(SHARD, POINTER)),
+    "a web page": (SHARD, "is a web page", replaced(SHARD, "<!DOCTYPE html>\n<html>404</html>\n")),
+    "a header that is no JSON": (SHARD, "its header is not JSON", replaced(SHARD, (9).to_bytes(8, "little") + b"{'a': 1}!")),
+    "a header without end": (SHARD, "its header is not JSON", replaced(SHARD, (10**5).to_bytes(8, "little") + b"[" * 10**5)),
     "another model": (
         "config.json",
         "model_type is 'llama', this .* 'qwen2_5_vl'",
@@ -293,9 +297,13 @@ DAMAGES: dict[str, tuple[str, str, Callable[[Path], None]]] = {
     "a config that is no JSON": ("config.json", "no JSON", replaced("config.json", "{")),
     "a config that is a list": ("config.json", "no JSON object", replaced("config.json", "[]")),
     "no config": ("config.json", "No such file or directory", lambda folder: (folder / "config.json").unlink()),
-    "an index without weights": (INDEX, "no weight_map", replaced(INDEX, '{"weight_map": {}}')),
-    "an index cut short": (INDEX, "no JSON", replaced(INDEX, '{"weight_map": {"a"')),
-    "an index that leads outside": (INDEX, r"the shard '\.\./other\.safetensors' lies outside the checkpoint", outside),
+    "an index without weights": (INDEX, "its weight_map is .* empty", replaced(INDEX, '{"weight_map": {}}')),
+    "an index cut short": (INDEX, "is no index with a weight_map: JSONDecodeError", replaced(INDEX, '{"weight_map": {"a"')),
+    "an index that leads outside": (
+        INDEX,
+        r"the file '\.\./other\.safetensors', which is not inside the checkpoint's folder",
+        outside,
+    ),
     "no tokenizer": (
         *("tokenizer_config.json", "No such file or directory"),
         lambda folder: (folder / "tokenizer_config.json").unlink(),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from smoke_tests.options import BadInput, Options, _check_shard, read
+from smoke_tests.options import BadInput, Options, check_folder, read
 
 from .conftest import NAME
 
@@ -83,29 +83,36 @@ FILES = st.one_of(
 )
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of which all is sound but its weights, which are not there yet."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    for name in ("config.json", "tokenizer_config.json", "preprocessor_config.json"):
+        (folder / name).write_text('{"model_type": "tiny"}')
+    return folder
+
+
 @given(FILES)
 @example((100_000).to_bytes(8, "little") + b"[" * 100_000)
 @example((2**63).to_bytes(8, "little") + b"{}")
-def test_any_shard_is_taken_or_refused_in_one_line(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
-    file = tmp_path_factory.getbasetemp() / "any.safetensors"
+def test_any_shard_is_taken_or_refused_in_one_line(folder: Path, content: bytes) -> None:
+    file = folder / "model.safetensors"
     file.write_bytes(content)
-    said = outcome(lambda: _check_shard(file))
-    assert said is None or (said.startswith(f"{file}: ") and len(said.splitlines()) == 1)
+    said = outcome(lambda: check_folder(folder, "tiny"))
+    assert said is None or (said.startswith((f"{file}: ", f"{folder}: ")) and len(said.splitlines()) == 1)
 
 
-@given(st.lists(st.integers(0, 200), max_size=4), st.data())
-def test_shard_is_taken_whole_and_refused_at_any_other_length(
-    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], data: st.DataObject
-) -> None:
+@given(st.lists(st.integers(1, 200), min_size=1, max_size=4), st.data())
+def test_shard_is_taken_whole_and_refused_at_any_other_length(folder: Path, sizes: list[int], data: st.DataObject) -> None:
     header: dict[str, object] = {}
     for number, end in enumerate(itertools.accumulate(sizes)):
         header[str(number)] = {"dtype": "U8", "shape": [sizes[number]], "data_offsets": [end - sizes[number], end]}
     text = json.dumps(header | {"__metadata__": {"format": "pt"}}).encode()
     whole = len(text).to_bytes(8, "little") + text + bytes(sum(sizes))
-    file = tmp_path_factory.getbasetemp() / "shard.safetensors"
+    file = folder / "model.safetensors"
     file.write_bytes(whole)
-    _check_shard(file)
+    check_folder(folder, "tiny")
     length = data.draw(st.integers(0, len(whole) + 50).filter(lambda length: length != len(whole)))
     file.write_bytes((whole + bytes(50))[:length])
     with pytest.raises(BadInput):
-        _check_shard(file)
+        check_folder(folder, "tiny")

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from smoke_tests import report
 from smoke_tests.report import RankVerdict, Result
+from smokehouse_loader.failures import BY_NAME
 
 from .conftest import Ended, Starter
 
@@ -238,6 +239,15 @@ def test_every_rank_gave_its_verdict(proven: Ended) -> None:
 def test_known_issue_says_who_died_of_what(proven: Ended, stage: int) -> None:
     # The rank with text only aborts in gloo's C++, and takes the other along.
     assert proven.found("mixed modality", stage)["detail"] == "rank 1: dies: killed by signal 6 (SIGABRT)"
+
+
+def test_known_issue_is_told_with_cause_and_cure(proven: Ended) -> None:
+    known = BY_NAME["mixed-modality"]
+    for check in proven.report["checks"]:
+        wanted = f"mixed-modality: {known.cause} Cure: {known.cure}." if check["name"] == "mixed modality" else ""
+        assert check["diagnosis"] == wanted
+    assert proven.stdout.count(known.cure) == 2
+    assert (proven.folder / "junit.xml").read_text().count(known.cause) == 2
 
 
 def test_race_is_seen_or_shown_to_be_gone(proven: Ended) -> None:

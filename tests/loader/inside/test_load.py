@@ -87,6 +87,36 @@ def test_from_torch_save(slim: Path, tmp_path: Path) -> None:
     lab.values(lab.ranks(work))
 
 
+def cached(folder: Path, checkpoint: Path) -> Path:
+    """A cache as the hub's client keeps it, which holds `checkpoint` as `some/model`."""
+    revision = "0" * 40
+    home = folder / "models--some--model"
+    snapshot = home / "snapshots" / revision
+    (home / "blobs").mkdir(parents=True)
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text(revision)
+    snapshot.mkdir(parents=True)
+    for number, file in enumerate(sorted(checkpoint.iterdir())):
+        (home / "blobs" / str(number)).write_bytes(file.read_bytes())
+        (snapshot / file.name).symlink_to(f"../../blobs/{number}")
+    return folder
+
+
+def test_a_name_on_a_hub(slim: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"cache_dir": cached(tmp_path, slim), "local_files_only": True, "torch_dtype": torch.float32}
+    model = load_model("some/model", verify="bits", **options)
+    assert _bytes(model.lm_head.weight) == _bytes(lab.truth(slim)["lm_head.weight"])
+    with pytest.raises(LoadError, match="is no folder, and cannot be fetched") as refused:
+        load_model("some/other", **options)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("options", [{"verify": "all"}, {"state_dict": {"a": 1}}, {"gguf_file": "x"}])
+def test_what_cannot_be_checked_is_refused(slim: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"use "):
+        load_model(slim, **options)
+
+
 def refuse(rank: int, paths: list[Path], stage: int, verify: str) -> str:
     """What a rank is told when it loads its own of `paths`."""
     live = lab.ask_for(stage)
