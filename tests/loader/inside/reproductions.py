@@ -106,6 +106,13 @@ def warned(path: Path) -> list[str]:
     return ["\n".join(found)]
 
 
+def told(work: Callable[[], Any]) -> list[str]:
+    """What transformers logs while `work` goes on, where version 5 names tensors and shapes, and what `work` raises."""
+    with heard("transformers.modeling_utils") as found:
+        text = said(work)
+    return ["\n".join(found), text]
+
+
 # ZeRO-3
 
 
@@ -115,8 +122,8 @@ def load_into_partitioned_parameters(bench: Bench) -> list[str]:
 
         with deepspeed.zero.Init(dtype=torch.float32):
             texts = [refused(bench.real)]
-            if lab.version("transformers") < (4, 51):
-                texts.append(said(lambda: naive(bench.real)))
+            if lab.version("transformers") < (4, 51) or lab.version("transformers") >= (5,):
+                texts.append("\n".join(told(lambda: naive(bench.real))))
         return texts
 
     def by_state_dict(rank: int) -> list[str]:
@@ -356,7 +363,8 @@ def missing_key(bench: Bench) -> list[str]:
 
 def wrong_shape(bench: Bench) -> list[str]:
     path = bench.damaged(lab.wrong_shape)
-    return [refused(path), said(lambda: naive(path))]
+    logged, raised = told(lambda: naive(path))
+    return [refused(path), raised, *([logged] if lab.version("transformers") >= (5,) else [])]
 
 
 def wrong_type(bench: Bench) -> list[str]:

@@ -12,11 +12,18 @@ import smokehouse_loader
 from smokehouse_loader import zero
 
 
+def patch_embedding(model: Any) -> Any:
+    """A parameter of the vision tower, by the name that it has in every version."""
+    return {lab.old_layout(name): parameter for name, parameter in model.named_parameters()}[lab.PATCH_EMBED]
+
+
 def train(rank: int, path: Path, work: Path) -> dict[str, Any]:
     """Three steps; returns the losses, and what this rank held before and after."""
     # TRL imports what imports triton; DeepSpeed, from which it was hidden, has been imported.
     sys.modules.pop("triton", None)
     from datasets import Dataset
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
     from trl import SFTConfig, SFTTrainer
 
     config = lab.zero_config(3)
@@ -40,7 +47,7 @@ def train(rank: int, path: Path, work: Path) -> dict[str, Any]:
     )
     model = smokehouse_loader.load_model(path, verify="bits", torch_dtype=torch.float32)
     smokehouse_loader.assert_ready(model)
-    loaded = dict(model.named_parameters())["visual.patch_embed.proj.weight"].ds_tensor.clone()
+    loaded = patch_embedding(model).ds_tensor.clone()
 
     def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
         tokens = torch.tensor([row["tokens"] for row in rows])
@@ -53,27 +60,20 @@ def train(rank: int, path: Path, work: Path) -> dict[str, Any]:
 
     rows = [{"tokens": [8 + number, 2, *[5] * 16, 3, 20, 21, 22, 23]} for number in range(8)]
 
-    class Unprocessed:
-        """Stands where a processor would: the collator does its work."""
-
-        padding_side = "right"
-        pad_token_id = 0
-        pad_token = eos_token = "<|endoftext|>"
-
-        def save_pretrained(self, folder: str) -> None:
-            """Nothing of it is saved."""
-
+    end = "<|endoftext|>"
+    # Stands where a processor would: the collator does its work.
+    idle = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({end: 0}, end)), eos_token=end, pad_token=end)
     trainer = SFTTrainer(
         model=model,
         args=arguments,
         train_dataset=Dataset.from_list(rows),
         data_collator=collate,
-        processing_class=Unprocessed(),
+        processing_class=idle,
     )
     with zero.safe_gathers():
         trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    after = dict(trainer.model.named_parameters())["visual.patch_embed.proj.weight"]
+    after = patch_embedding(trainer.model)
     assert zero.is_partitioned(after)
     return {"losses": losses, "moved": bool((after.ds_tensor != loaded).any()), "held": after.ds_tensor.numel()}
 
