@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -17,35 +18,47 @@ from smokehouse.files import sha256
 from smokehouse.inputs import CondaInputs, name_of
 
 
-def text(title: str, conda: CondaInputs, pip: Sequence[Requirement], packages: Sequence[Solved], source: str) -> str:
+def text(title: str, conda: CondaInputs, pip: Sequence[Requirement], packages: tuple[Solved, ...], source: str) -> str:
     """Return conda-lock.yml for `packages`, under the comment `title`.
 
     `source` is where environment.yml lies, seen from the lock; `pip` is in the content hash, as conda-lock has it, and
     nowhere else: its format would name the host of an index.
     """
     models = _models()
-    locked = [
-        models.LockedDependency(
-            name=solved.package.name,
-            version=solved.package.version,
-            manager="conda",
-            platform=conda.subdir,
-            dependencies=dict(_dependency(depends) for depends in solved.depends),
-            url=url(conda.channel, solved.package),
-            hash=models.HashModel(md5=solved.md5, sha256=solved.package.sha256),
-            category=solved.package.category,
-            optional=solved.package.category != "main",
-        )
-        for solved in packages
-    ]
     metadata = models.LockMeta(
         content_hash={conda.subdir: content_hash(conda, pip)},
         channels=[conda.channel],
         platforms=[conda.subdir],
         sources=[source],
     )
-    output = models.Lockfile(package=locked, metadata=metadata).dict_for_output()
-    return title + yaml.dump(output, Dumper=yaml.CSafeDumper, sort_keys=False, width=10_000)
+    head = models.Lockfile(package=[], metadata=metadata).dict_for_output()
+    del head["package"]
+    return title + _yaml(head) + _packages(conda.channel, conda.subdir, packages)
+
+
+@cache  # for environments with one conda half
+def _packages(channel: str, subdir: str, packages: tuple[Solved, ...]) -> str:
+    models = _models()
+    locked = [
+        models.LockedDependency(
+            name=solved.package.name,
+            version=solved.package.version,
+            manager="conda",
+            platform=subdir,
+            dependencies=dict(_dependency(depends) for depends in solved.depends),
+            url=url(channel, solved.package),
+            hash=models.HashModel(md5=solved.md5, sha256=solved.package.sha256),
+            category=solved.package.category,
+            optional=solved.package.category != "main",
+        )
+        for solved in packages
+    ]
+    nothing = models.LockMeta(content_hash={}, channels=[], platforms=[], sources=[])
+    return _yaml({"package": models.Lockfile(package=locked, metadata=nothing).dict_for_output()["package"]})
+
+
+def _yaml(content: dict[str, Any]) -> str:
+    return yaml.dump(content, Dumper=yaml.CSafeDumper, sort_keys=False, width=10_000)
 
 
 def content_hash(conda: CondaInputs, pip: Sequence[Requirement]) -> str:

@@ -32,13 +32,14 @@ def make(
             print(f"smokehouse: resolving {asked.name}", file=sys.stderr)
         drafted = lock.draft(asked, place, channel, upgrade)
         found = changes.between(_old(place), drafted.manifest) if drafted.manifest else []
-        rows.append(_row(asked.name, drafted, [asdict(change) for change in found]))
-        if not as_json:
-            _tell(house.show(place.pins.parent), drafted, dry)
-            if found:
-                print(changes.table(found))
+        new = drafted.new
         if not dry:
             drafted.write()
+        rows.append(_row(asked.name, drafted, new, [asdict(change) for change in found]))
+        if not as_json:
+            _tell(house.show(place.pins.parent), drafted, new, dry)
+            if found:
+                print(changes.table(found))
     if as_json:
         print(json.dumps(rows, indent=1))
     return 0
@@ -48,8 +49,9 @@ def make_tools(house: House) -> int:
     """Lock the builder's own tools; returns 0 or raises UserError."""
     place = tools.lock(house)
     drafted = lock.draft_tools(tools.read(house), place)
-    _tell(place.name, drafted, dry=False)
+    new = drafted.new
     drafted.write()
+    _tell(place.name, drafted, new, dry=False)
     return 0
 
 
@@ -90,11 +92,11 @@ def _old(place: LockFiles) -> manifest.Manifest | None:
         return None
 
 
-def _row(name: str, drafted: Draft, found: list[dict[str, Any]]) -> dict[str, Any]:
+def _row(name: str, drafted: Draft, new: bool, found: list[dict[str, Any]]) -> dict[str, Any]:
     download = drafted.manifest.download if drafted.manifest else 0
-    return {"environment": name, "changed": drafted.new, "packages": drafted.packages, "download": download, "changes": found}
+    return {"environment": name, "changed": new, "packages": drafted.packages, "download": download, "changes": found}
 
 
-def _tell(name: str, drafted: Draft, dry: bool) -> None:
-    what = "unchanged" if not drafted.new else "would change" if dry else "written"
+def _tell(name: str, drafted: Draft, new: bool, dry: bool) -> None:
+    what = "unchanged" if not new else "would change" if dry else "written"
     print(f"{name}: {drafted.packages} packages, {what}")
