@@ -30,6 +30,7 @@ def _lock(
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Environments; all when none.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Only say which locks are not what is asked for.")] = False,
     tools: Annotated[bool, typer.Option("--tools", help="Lock the builder's own tools instead.")] = False,
+    base: Annotated[bool, typer.Option("--base", help="Lock the packages of Debian under the images instead.")] = False,
     upgrade: Annotated[str | None, typer.Option(metavar="PACKAGE", help="Move this one, and what it must drag along.")] = None,
     diff: Annotated[bool, typer.Option("--diff", help="Only print what a new lock would change.")] = False,
     channel: Channel = None,
@@ -42,7 +43,13 @@ def _lock(
         raise UserError("--check resolves nothing, so it takes no --diff and no --upgrade; drop one")
     if tools and (names or diff or upgrade or (as_json and not check)):
         raise UserError("--tools takes no names, and of the options --check; lock the environments in a run of their own")
+    if base and (names or check or tools or upgrade or diff or as_json):
+        raise UserError("--base takes no names and no other options; lock the environments in a run of their own")
     house = House.find(Path.cwd())
+    if base:
+        from smokehouse import base as bases
+
+        return bases.lock(house)
     if check:
         return locking.check(house, names or [], only_tools=tools, as_json=as_json)
     if tools:
