@@ -1,8 +1,10 @@
 """The command line."""
 
+import json
 import os
 import signal
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -87,6 +89,34 @@ def _install(
     house = House.find(Path.cwd())
     given = bundles.read(bundle, name, house.lock(name)) if bundle else None
     print(halves.install(house, name, folder, bundled=given, channel=channel, devel=devel, used_as=used_as))
+    return 0
+
+
+@app.command("build")
+def _build(
+    name: Annotated[str, typer.Argument(help="The environment.")],
+    flavour: Annotated[Literal["runtime", "devel"], typer.Option(help="devel has compilers and the CUDA toolkit.")] = "runtime",
+    base: Annotated[str | None, typer.Option(metavar="REF@sha256:…", help="Build on this; Debian when none.")] = None,
+    output: Annotated[str, typer.Option(metavar="oci:DIR|docker|push:REF", help="Where the image goes.")] = "docker",
+    compression: Annotated[Literal["zstd", "gzip"], typer.Option(help="gzip for engines older than 23.")] = "zstd",
+    builder: Annotated[str | None, typer.Option(metavar="NAME", help="A builder of buildx, such as a remote one.")] = None,
+    bundle: Annotated[Path | None, typer.Option(metavar="DIR", help="Take everything from this bundle.")] = None,
+    channel: Channel = None,
+    source: Annotated[str | None, typer.Option(metavar="URL", help="Where the checkout is from, for the labels.")] = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Run every step again.")] = False,
+    only_prepare: Annotated[bool, typer.Option("--prepare", help="Only make what docker buildx bake needs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> int:
+    """Build the image of an environment from its lock, the same to the bit wherever and whenever."""
+    from smokehouse import building
+
+    house = House.find(Path.cwd())
+    prepared = building.prepare(house, name, flavour=flavour, base=base, bundled=bundle, channel=channel, source=source)
+    if only_prepare:
+        print(f"docker buildx bake -f docker/docker-bake.hcl -f {house.show(prepared.bake)} {name}")
+        return 0
+    built = building.build(house, prepared, output, compression=compression, builder=builder, no_cache=no_cache)
+    print(json.dumps(asdict(built)) if as_json else f"{built.place} {built.digest}")
     return 0
 
 

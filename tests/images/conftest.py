@@ -1,11 +1,18 @@
 """One container engine for all tests of images, and the programs that they need."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from ..builder import conftest as builder
+from ..builder.conftest import TestHouse
+from .debian import unpack
 from .engine import Engine, present, started
+
+channel, house, index = builder.channel, builder.house, builder.index
+packages, uv_cache = builder.packages, builder.uv_cache
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +29,23 @@ def engine(programs: Path) -> Iterator[Engine]:
         return
     with started(programs / "engine") as engine:
         yield engine
+
+
+@pytest.fixture(scope="session")
+def mmdebstrap(programs: Path) -> str:
+    """The folder that mmdebstrap is in."""
+    return str(unpack(("mmdebstrap/bookworm",), programs / "mmdebstrap") / "bin")
+
+
+@pytest.fixture
+def tiny(house: TestHouse, root: Path, engine: Engine, mmdebstrap: str) -> TestHouse:
+    """A house whose environment `tiny` is locked and can be built to an image of a few small wheels."""
+    shutil.copytree(root / "docker", house.root / "docker", ignore=shutil.ignore_patterns("__pycache__"))
+    # The base is the same for all tests, and for the next run of them.
+    (root / "build" / "base").mkdir(parents=True, exist_ok=True)
+    (house.root / "build").mkdir()
+    (house.root / "build" / "base").symlink_to(root / "build" / "base")
+    house.environ.update({name: engine.environ[name] for name in ("DOCKER_HOST", "DOCKER_CONFIG") if name in engine.environ})
+    house.environ["PATH"] = f"{mmdebstrap}:{engine.environ['PATH']}"
+    house.lock()
+    return house
