@@ -128,10 +128,12 @@ def _build(
 def _smoke(
     arguments: Annotated[list[str] | None, typer.Argument(metavar="[NAME] [OPTIONS]...")] = None,
 ) -> None:
-    """Install an environment and prove it; the options are those of smoke_tests, and --bundle DIR."""
-    from smokehouse.smoke import DEFAULT, smoke
+    """Install an environment and prove it; the options are those of smoke_tests, and --bundle DIR or --image REF."""
+    from smokehouse.smoke import DEFAULT, smoke, smoke_image, without
 
-    given = arguments or []
+    given, image = without(arguments or [], "--image", "an image that the engine has")
+    if image:
+        smoke_image(House.find(Path.cwd()), image, given)
     named = bool(given) and not given[0].startswith("-")
     smoke(House.find(Path.cwd()), given[0] if named else DEFAULT, given[1:] if named else given)
 

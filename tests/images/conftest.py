@@ -40,8 +40,12 @@ def mmdebstrap(programs: Path) -> str:
 @pytest.fixture
 def tiny(house: TestHouse, root: Path, engine: Engine, mmdebstrap: str) -> TestHouse:
     """A house whose environment `tiny` is locked and can be built to an image of a few small wheels."""
+    return locked_tiny(house, root, engine, mmdebstrap)
+
+
+def locked_tiny(house: TestHouse, root: Path, engine: Engine, mmdebstrap: str) -> TestHouse:
+    """Make `house` one that can build on `engine`; bases are shared with the checkout, for all tests and the next run."""
     shutil.copytree(root / "docker", house.root / "docker", ignore=shutil.ignore_patterns("__pycache__"))
-    # The base is the same for all tests, and for the next run of them.
     (root / "build" / "base").mkdir(parents=True, exist_ok=True)
     (house.root / "build").mkdir()
     (house.root / "build" / "base").symlink_to(root / "build" / "base")
