@@ -292,8 +292,8 @@ def _layout(tree: Path, folder: Path) -> None:
 
     config = put(
         {
+            # No time of its own: BuildKit would give it to every image above.
             "architecture": "amd64",
-            "created": "1980-01-01T00:00:00Z",
             "os": "linux",
             "rootfs": {"type": "layers", "diff_ids": [f"sha256:{unpacked}"]},
             "history": [{"created": "1980-01-01T00:00:00Z", "created_by": "mmdebstrap"}],
