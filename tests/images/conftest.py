@@ -1,8 +1,10 @@
 """One container engine for all tests of images, and the programs that they need."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +12,9 @@ from ..builder import conftest as builder
 from ..builder.conftest import TestHouse
 from .debian import unpack
 from .engine import Engine, present, started
+
+# A user with no name, where nothing but /tmp can be written to and there is no network.
+STRANGER = ["--user", "54321:54321", "--read-only", "--network", "none", "--tmpfs", "/tmp:rw,exec,mode=1777"]
 
 channel, house, index = builder.channel, builder.house, builder.index
 packages, uv_cache = builder.packages, builder.uv_cache
@@ -53,3 +58,20 @@ def locked_tiny(house: TestHouse, root: Path, engine: Engine, mmdebstrap: str) -
     house.environ["PATH"] = f"{mmdebstrap}:{engine.environ['PATH']}"
     house.lock()
     return house
+
+
+@pytest.fixture
+def image(tiny: TestHouse, engine: Engine) -> Iterator[str]:
+    """The name of an image of tiny, which goes with the test."""
+    names = built(tiny)
+    yield str(names["place"])
+    listed = engine.docker("images", "--format", "{{.Repository}}:{{.Tag}}", "tiny").stdout.split()
+    engine.docker("rmi", "--force", *listed)
+
+
+def built(house: TestHouse, *options: str) -> dict[str, Any]:
+    """Build tiny, which must succeed; what was built."""
+    ended = house.run("build", "tiny", "--json", *options)
+    assert ended.returncode == 0, ended.stderr
+    found: dict[str, Any] = json.loads(ended.stdout)
+    return found
