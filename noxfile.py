@@ -20,7 +20,7 @@ ORDERLY = {"interrupt_timeout": 10.0, "terminate_timeout": 10.0}
 
 @nox.session
 def lock(session: nox.Session) -> None:
-    """Resolve environments: lock -- [NAME...] [--check]; or the tools: lock -- --tools."""
+    """Resolve environments: lock -- [NAME...] [--check]; the tools: lock -- --tools; images' base: lock -- --base."""
     install_tools(session)
     run_smokehouse(session, "lock")
 
@@ -59,10 +59,24 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
-def tests(session: nox.Session) -> None:
-    """Run the tests: tests -- [pytest options]."""
+def build(session: nox.Session) -> None:
+    """Build an image: build -- NAME [--flavour runtime|devel] [--output oci:DIR|docker|push:REF] ...; see -- --help."""
     install_tools(session)
-    session.run("python", "-m", "pytest", *session.posargs, **ORDERLY)
+    run_smokehouse(session, "build")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests, but for those of images where nothing is named: tests -- [pytest options]."""
+    install_tools(session)
+    session.run("python", "-m", "pytest", *(session.posargs or ["--ignore=tests/images"]), **ORDERLY)
+
+
+@nox.session
+def images(session: nox.Session) -> None:
+    """Build and prove images on a real container engine: images -- [pytest options]."""
+    install_tools(session)
+    session.run("python", "-m", "pytest", *(session.posargs or ["tests/images"]), **ORDERLY)
 
 
 @nox.session

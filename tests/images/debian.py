@@ -1,0 +1,57 @@
+"""Programs that the tests need, taken out of Debian packages without installing them."""
+
+import fcntl
+import os
+import re
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+_DOWNLOADING = 600  # seconds
+
+
+def unpack(wanted: Sequence[str], folder: Path) -> Path:
+    """Unpack Debian packages, each written as name/suite, into `folder` and return its usr/.
+
+    Mirror and keyring are those of the machine's own apt sources. What an earlier call unpacked is used as it is.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    done = folder / ".unpacked"
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if not done.exists() or done.read_text().split() != [*wanted]:
+            _fetch(wanted, folder)
+            for package in sorted((folder / "packages").glob("*.deb")):
+                subprocess.run(["dpkg", "-x", str(package), str(folder)], check=True, timeout=120)
+                package.unlink()
+            done.write_text("\n".join(wanted))
+    return folder / "usr"
+
+
+def _fetch(wanted: Sequence[str], folder: Path) -> None:
+    for place in ("lists/partial", "cache/archives/partial", "packages"):
+        (folder / place).mkdir(parents=True, exist_ok=True)
+    mirror, keyring = _source()
+    suites = sorted({package.partition("/")[2] for package in wanted})
+    (folder / "sources.list").write_text("".join(f"deb [signed-by={keyring}] {mirror} {suite} main\n" for suite in suites))
+    (folder / "apt.conf").write_text(
+        f'Dir::State::lists "{folder}/lists"; Dir::Cache "{folder}/cache"; Dir::Etc::sourcelist "{folder}/sources.list";'
+        'Dir::Etc::sourceparts "/dev/null"; Dir::Etc::preferencesparts "/dev/null"; APT::Sandbox::User "root";'
+        'Acquire::Retries "3";\n'
+    )
+    environ = os.environ | {"APT_CONFIG": str(folder / "apt.conf")}
+    for command in (["apt-get", "update", "-qq"], ["apt-get", "download", "-qq", *wanted]):
+        ended = subprocess.run(
+            command, cwd=folder / "packages", env=environ, capture_output=True, text=True, timeout=_DOWNLOADING
+        )
+        assert ended.returncode == 0, ended.stderr
+
+
+def _source() -> tuple[str, str]:
+    """The mirror of Debian that this machine uses, and the keyring that its packages are checked with."""
+    for path in sorted(Path("/etc/apt/sources.list.d").glob("*.sources")):
+        for stanza in re.split(r"\n\s*\n", path.read_text()):
+            fields = dict(re.findall(r"^([\w-]+):\s*(.*?)\s*$", stanza, re.MULTILINE))
+            if "debian-archive" in fields.get("Signed-By", "") and "-security" not in fields["Suites"]:
+                return fields["URIs"].split()[0], fields["Signed-By"]
+    raise AssertionError("/etc/apt/sources.list.d names no mirror of Debian; these tests need one, or a running Docker engine")
