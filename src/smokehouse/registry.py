@@ -55,7 +55,13 @@ class Registry:
         self._session = requests.Session()
         self._session.trust_env = not _is_here(self.host)
         self._session.headers["User-Agent"] = "smokehouse"
-        again = Retry(3, backoff_factor=0.25, status_forcelist=(429, 502, 503, 504), raise_on_status=False)
+        again = Retry(
+            3,
+            backoff_factor=0.25,
+            status_forcelist=(429, 502, 503, 504),
+            allowed_methods=("GET", "HEAD"),
+            raise_on_status=False,
+        )
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, HTTPAdapter(max_retries=again))
 

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from . import registry as registries
 from .engine import Engine, present, started
+from .registry import Proxy
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +24,19 @@ def engine(programs: Path) -> Iterator[Engine]:
         return
     with started(programs / "engine") as engine:
         yield engine
+
+
+@pytest.fixture(scope="session")
+def registry_port(programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """A registry for all tests, each of which uses repositories of its own."""
+    with registries.started(
+        programs / "registry", tmp_path_factory.mktemp("store"), tmp_path_factory.mktemp("registry")
+    ) as port:
+        yield port
+
+
+@pytest.fixture
+def registry(registry_port: int) -> Iterator[Proxy]:
+    """That registry, behind a proxy whose connections can be made to break."""
+    with registries.in_front(registry_port) as proxy:
+        yield proxy
