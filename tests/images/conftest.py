@@ -1,11 +1,14 @@
 """One container engine for all tests of images, and the programs that they need."""
 
+import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from . import registry as registries
+from .debian import unpack
 from .engine import Engine, present, started
 from .registry import Proxy
 
@@ -24,6 +27,25 @@ def engine(programs: Path) -> Iterator[Engine]:
         return
     with started(programs / "engine") as engine:
         yield engine
+
+
+@pytest.fixture(scope="session")
+def cosign(programs: Path) -> Path:
+    """The folder that cosign is in, of Debian 13: 12 has none."""
+    return unpack(("cosign/trixie",), programs / "cosign") / "bin"
+
+
+@pytest.fixture
+def keys(cosign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with two pairs of keys, ours and other, whose password is in the environment, as cosign is on the path."""
+    monkeypatch.setenv("PATH", f"{cosign}:{os.environ['PATH']}")
+    monkeypatch.setenv("COSIGN_PASSWORD", "a password")
+    folder = tmp_path / "keys"
+    folder.mkdir()
+    for name in ("ours", "other"):
+        command = ["cosign", "generate-key-pair", "--output-key-prefix", name]
+        subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=60)
+    return folder
 
 
 @pytest.fixture(scope="session")
