@@ -19,7 +19,7 @@ ORDERLY = {"interrupt_timeout": 10.0, "terminate_timeout": 10.0}
 
 @nox.session
 def lock(session: nox.Session) -> None:
-    """Resolve environments: lock -- [NAME...] [--check]; or the tools: lock -- --tools."""
+    """Resolve environments: lock -- [NAME...] [--check]; the tools: lock -- --tools; images' base: lock -- --base."""
     install_tools(session)
     run_smokehouse(session, "lock")
 
@@ -43,6 +43,13 @@ def install(session: nox.Session) -> None:
     """Install both halves without root: install -- NAME PREFIX [--bundle DIR] [--devel] [--used-as PATH] ..."""
     install_tools(session)
     run_smokehouse(session, "install")
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Build an image: build -- NAME [--flavour runtime|devel] [--output oci:DIR|docker|push:REF] ...; see -- --help."""
+    install_tools(session)
+    run_smokehouse(session, "build")
 
 
 @nox.session

@@ -43,6 +43,7 @@ class Options:
     report: Path
     port: int
     start: str
+    image: str | None
     validate: bool
 
 
@@ -83,6 +84,12 @@ def _port(text: str) -> int:
     return int(text)
 
 
+def _digest(text: str) -> str:
+    if not re.fullmatch(r"sha256:[0-9a-f]{64}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no digest of an image, sha256:...")
+    return text
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="smoke", description="Prove that this environment loads, trains, saves and resumes its model.")
     add = parser.add_argument
@@ -113,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
         default="fork",
         help="how ranks start: fork shares one import, spawn repeats it",
     )
+    add("--image", type=_digest, metavar="DIGEST", help="the image that this runs in, for the report to say")
     add("--validate", action="store_true", help="check these options and stop")
     return parser
 
@@ -146,6 +154,7 @@ def _checked(given: argparse.Namespace) -> Options:
         report=(given.report or Path("build/smoke") / given.environment).absolute(),
         port=given.port,
         start=given.start,
+        image=given.image,
         validate=given.validate,
     )
 

@@ -270,6 +270,7 @@ class _Run:
         content = {
             "environment": self.options.environment,
             "lock": report.lock_digests(self.options.lock),
+            **({"image": self.options.image} if self.options.image else {}),
             "device": self.device,
             "backend": "nccl" if self.device == "cuda" else "gloo",
             "precision": self.precision,

@@ -1,10 +1,12 @@
 """The base of images: Debian, from a list of packages with their hashes, as an image of one layer."""
 
 import gzip
+import io
 import json
 import os
 import re
 import shutil
+import tarfile
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -309,3 +311,28 @@ def _layout(tree: Path, folder: Path) -> None:
     entry = {"mediaType": f"{kind}.manifest.v1+json", **manifest, "annotations": {"org.opencontainers.image.ref.name": TAG}}
     (folder / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
     files.write(folder / "index.json", json.dumps({"schemaVersion": 2, "manifests": [entry]}))
+
+
+def tini(house: House, folder: Path) -> bytes:
+    """Return the program tini, statically linked, from the package in docker/base.lock; `folder` is for the package.
+
+    A base that was made elsewhere has none. Raises UserError.
+    """
+    package = next((package for package in read(house) if package.name == "tini"), None)
+    if package is None:
+        raise UserError("docker/base.toml: has no tini, which is PID 1 of every image; include it")
+    fetch_packages([package], _read_asked(house).suite, folder)
+    return _member((folder / Path(package.path).name).read_bytes(), "./usr/bin/tini-static", package.name)
+
+
+def _member(package: bytes, path: str, name: str) -> bytes:
+    """Return the file `path` of a Debian package: an ar archive, of a tar archive among others."""
+    at = 8
+    while at + 60 <= len(package):
+        member, size = package[at : at + 16].decode().rstrip(" /"), int(package[at + 48 : at + 58])
+        if member.startswith("data.tar"):
+            with tarfile.open(fileobj=io.BytesIO(package[at + 60 : at + 60 + size])) as archive:
+                if (file := archive.extractfile(path)) is not None:
+                    return file.read()
+        at += 60 + size + size % 2
+    raise UserError(f"{name}: the package has no {path}; {_CURE}")

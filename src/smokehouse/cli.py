@@ -1,8 +1,10 @@
 """The command line."""
 
+import json
 import os
 import signal
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -90,6 +92,34 @@ def _install(
     return 0
 
 
+@app.command("build")
+def _build(
+    name: Annotated[str, typer.Argument(help="The environment.")],
+    flavour: Annotated[Literal["runtime", "devel"], typer.Option(help="devel has compilers and the CUDA toolkit.")] = "runtime",
+    base: Annotated[str | None, typer.Option(metavar="REF@sha256:…", help="Build on this; Debian when none.")] = None,
+    output: Annotated[str, typer.Option(metavar="oci:DIR|docker|push:REF", help="Where the image goes.")] = "docker",
+    compression: Annotated[Literal["zstd", "gzip"], typer.Option(help="gzip for engines older than 23.")] = "zstd",
+    builder: Annotated[str | None, typer.Option(metavar="NAME", help="A builder of buildx, such as a remote one.")] = None,
+    bundle: Annotated[Path | None, typer.Option(metavar="DIR", help="Take everything from this bundle.")] = None,
+    channel: Channel = None,
+    source: Annotated[str | None, typer.Option(metavar="URL", help="Where the checkout is from, for the labels.")] = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Run every step again.")] = False,
+    only_prepare: Annotated[bool, typer.Option("--prepare", help="Only make what docker buildx bake needs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> int:
+    """Build the image of an environment from its lock, the same to the bit wherever and whenever."""
+    from smokehouse import building
+
+    house = House.find(Path.cwd())
+    prepared = building.prepare(house, name, flavour=flavour, base=base, bundled=bundle, channel=channel, source=source)
+    if only_prepare:
+        print(f"docker buildx bake -f docker/docker-bake.hcl -f {house.show(prepared.bake)} {name}")
+        return 0
+    built = building.build(house, prepared, output, compression=compression, builder=builder, no_cache=no_cache)
+    print(json.dumps(asdict(built)) if as_json else f"{built.place} {built.digest}")
+    return 0
+
+
 @app.command(
     "smoke",
     # The smoke test owns its options, --help among them.
@@ -98,10 +128,12 @@ def _install(
 def _smoke(
     arguments: Annotated[list[str] | None, typer.Argument(metavar="[NAME] [OPTIONS]...")] = None,
 ) -> None:
-    """Install an environment and prove it; the options are those of smoke_tests, and --bundle DIR."""
-    from smokehouse.smoke import DEFAULT, smoke
+    """Install an environment and prove it; the options are those of smoke_tests, and --bundle DIR or --image REF."""
+    from smokehouse.smoke import DEFAULT, smoke, smoke_image, without
 
-    given = arguments or []
+    given, image = without(arguments or [], "--image", "an image that the engine has")
+    if image:
+        smoke_image(House.find(Path.cwd()), image, given)
     named = bool(given) and not given[0].startswith("-")
     smoke(House.find(Path.cwd()), given[0] if named else DEFAULT, given[1:] if named else given)
 

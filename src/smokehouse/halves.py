@@ -58,7 +58,7 @@ def install(
     }
     if bundled:
         wanted["bundle"] = bundled.digest
-        _refuse_partial(bundled, devel)
+        refuse_partial(bundled, devel)
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = folder.with_name(f".{folder.name}.partial")
     with held(folder.with_name(f".{folder.name}.lock"), f"installing {name}") as descriptor:
@@ -108,7 +108,7 @@ def _fill(
     _free_scripts(target, locked.python)
 
 
-def _refuse_partial(bundled: bundle.Bundle, devel: bool) -> None:
+def refuse_partial(bundled: bundle.Bundle, devel: bool) -> None:
     """Raise UserError where a bundle lacks something that is to be installed."""
     name, folder = bundled.contents.environment, bundled.folder
     if "conda" not in bundled.contents.halves:

@@ -30,7 +30,7 @@ def link(archives: Mapping[str, Path], folder: Path, used_as: Path, cache: Path)
         raise UserError(f"{folder}: not linked within {_LINKING:.0f} s; look at its disk and run it again") from None
     except (ExtractError, InstallerError, IoError, LinkError, TransactionError, OSError) as broken:
         raise UserError(f"{folder}: {_explain(broken)}") from None
-    origins = {path.as_uri(): url for url, path in archives.items()}
+    origins = {path.resolve().as_uri(): url for url, path in archives.items()}
     for record in (folder / "conda-meta").glob("*.json"):
         content = json.loads(record.read_text())
         # The archives and the cache are for this installation only; conda and mamba want to know where to ask again.

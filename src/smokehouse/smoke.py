@@ -1,17 +1,20 @@
 """Starting the smoke test of an environment inside that environment."""
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
-from smokehouse import bundle, environment, halves, installation, lock
+from smokehouse import bundle, engine, environment, halves, installation, lock
 from smokehouse.errors import UserError
 from smokehouse.house import House
 from smokehouse.programs import run
 
 DEFAULT = "qwen2.5-vl"
 _VALIDATING = 60.0  # seconds
+_NOBODY = 54321  # a user and a group that no image has a name for
 
 
 def smoke(house: House, name: str, options: Sequence[str]) -> None:
@@ -22,11 +25,11 @@ def smoke(house: House, name: str, options: Sequence[str]) -> None:
     The smoke test owns its options and is asked about them before anything is downloaded; where they only ask for help,
     prints it and returns. Raises UserError.
     """
+    options, folder = without(options, "--bundle", "a folder, made by nox -s bundle -- NAME DIR")
     promise = environment.read(house, name)
     place = lock.environment_lock(house, name)
     lock.check_environment(promise, place)
-    options, folder = _without_bundle(options)
-    bundled = bundle.read(folder, name, place.pins.parent) if folder else None
+    bundled = bundle.read(Path(folder), name, place.pins.parent) if folder else None
     command = ["-m", "smoke_tests", "--environment", name]
     command += ["--stack", str(house.environment(name) / "stack.toml"), "--lock", str(place.pins.parent)]
     if not any(option.split("=")[0] == "--report" for option in options):
@@ -38,6 +41,7 @@ def smoke(house: House, name: str, options: Sequence[str]) -> None:
         raise UserError(asked.stderr or f"{name}: the smoke test refused its options; see nox -s smoke -- --help")
     if {"-h", "--help"} & {*options}:
         print(f"{asked.stdout}\n  --bundle DIR          install the environment from this bundle alone, asking no index")
+        print("  --image REF           prove this image instead of an environment installed here")
         return
     if bundled and "conda" in bundled.contents.halves:
         python = halves.install(house, name, house.bundled(name), bundled=bundled)
@@ -49,19 +53,50 @@ def smoke(house: House, name: str, options: Sequence[str]) -> None:
     os.execve(python, [str(python), *command], environ)
 
 
-def _without_bundle(options: Sequence[str]) -> tuple[list[str], Path | None]:
-    """Return `options` without `--bundle DIR`, and its folder; raises UserError."""
+def smoke_image(house: House, reference: str, options: Sequence[str]) -> NoReturn:
+    """Become the smoke test of the image `reference`, run with `options` in a container as hard on it as any cluster.
+
+    The root is read-only, the user has no name and there is no network; the report, in build/smoke of the house unless
+    `--report` says where, names the image's digest. Raises UserError.
+    """
+    image = engine.inspect(reference, house.root)
+    name = image.labels.get("io.smokehouse.environment", "")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
+        raise UserError(f"{reference}: no image of Smokehouse, by its labels; build one: nox -s build -- NAME")
+    options, given = without(options, "--report", "a folder")
+    report = Path(given or house.root / "build" / "smoke" / f"{name}-image").absolute()
+    report.mkdir(parents=True, exist_ok=True)
+    user, group = os.getuid() or _NOBODY, os.getgid() or _NOBODY
+    if os.getuid() == 0:
+        os.chown(report, user, group)
+        for path in report.rglob("*"):
+            os.chown(path, user, group, follow_symlinks=False)
+    container = ["--user", f"{user}:{group}", "--read-only", "--network", "none", "--shm-size", "2g", "--init=false"]
+    container += ["--tmpfs", "/tmp:rw,exec,mode=1777", "--mount", f"type=bind,source={report},target=/report"]
+    for checkpoint in _folders(options):
+        container += ["--mount", f"type=bind,source={checkpoint},target={checkpoint},readonly"]
+    if Path("/proc/driver/nvidia/version").exists():
+        container += ["--gpus", "all"]
+    engine.become_container(image, ["smoke", "--report", "/report", "--image", image.digest, *options], container, house.root)
+
+
+def _folders(options: Sequence[str]) -> list[Path]:
+    """Return the checkpoint that lies in a folder here, which the container has to see at the same place."""
+    _, given = without(options, "--checkpoint", "a folder or an id")
+    return [Path(given).absolute()] if given and Path(given).is_dir() else []
+
+
+def without(options: Sequence[str], name: str, what: str) -> tuple[list[str], str | None]:
+    """Return `options` without the option `name`, which wants `what`, and what it was given; raises UserError."""
     rest: list[str] = []
-    folder = None
+    found = None
     left = iter(options)
     for option in left:
-        if option.split("=")[0] != "--bundle":
+        if option.split("=")[0] != name:
             rest.append(option)
-        elif not (given := option.removeprefix("--bundle").removeprefix("=") or next(left, "")):
-            raise UserError("--bundle wants a folder, made by nox -s bundle -- NAME DIR")
-        else:
-            folder = Path(given)
-    return rest, folder
+        elif not (found := option.removeprefix(name).removeprefix("=") or next(left, "")):
+            raise UserError(f"{name} wants {what}")
+    return rest, found
 
 
 def _environ() -> dict[str, str]:

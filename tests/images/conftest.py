@@ -1,16 +1,22 @@
 """One container engine for all tests of images, and the programs that they need."""
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from ..builder import conftest as builder
+from ..builder.conftest import TestHouse
 from . import registry as registries
 from .debian import unpack
 from .engine import Engine, present, started
 from .registry import Proxy
+
+channel, house, index = builder.channel, builder.house, builder.index
+packages, uv_cache = builder.packages, builder.uv_cache
 
 
 @pytest.fixture(scope="session")
@@ -62,3 +68,27 @@ def registry(registry_port: int) -> Iterator[Proxy]:
     """That registry, behind a proxy whose connections can be made to break."""
     with registries.in_front(registry_port) as proxy:
         yield proxy
+
+
+@pytest.fixture(scope="session")
+def mmdebstrap(programs: Path) -> str:
+    """The folder that mmdebstrap is in."""
+    return str(unpack(("mmdebstrap/bookworm",), programs / "mmdebstrap") / "bin")
+
+
+@pytest.fixture
+def tiny(house: TestHouse, root: Path, engine: Engine, mmdebstrap: str) -> TestHouse:
+    """A house whose environment `tiny` is locked and can be built to an image of a few small wheels."""
+    return locked_tiny(house, root, engine, mmdebstrap)
+
+
+def locked_tiny(house: TestHouse, root: Path, engine: Engine, mmdebstrap: str) -> TestHouse:
+    """Make `house` one that can build on `engine`; bases are shared with the checkout, for all tests and the next run."""
+    shutil.copytree(root / "docker", house.root / "docker", ignore=shutil.ignore_patterns("__pycache__"))
+    (root / "build" / "base").mkdir(parents=True, exist_ok=True)
+    (house.root / "build").mkdir()
+    (house.root / "build" / "base").symlink_to(root / "build" / "base")
+    house.environ.update({name: engine.environ[name] for name in ("DOCKER_HOST", "DOCKER_CONFIG") if name in engine.environ})
+    house.environ["PATH"] = f"{mmdebstrap}:{engine.environ['PATH']}"
+    house.lock()
+    return house

@@ -1,0 +1,121 @@
+"""Build wheels from source distributions: build.py IN OUT."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import tree
+
+_BUILD = """\
+import importlib, os, sys
+name, _, attribute = sys.argv[1].partition(":")
+sys.path[:0] = sys.argv[3:]
+backend = importlib.import_module(name)
+for part in filter(None, attribute.split(".")):
+    backend = getattr(backend, part)
+backend.build_wheel(sys.argv[2])
+"""
+
+# The oldest CPUs that have seen a GPU of these: see the two sides of deepspeed's op_builder/builder.py.
+_MARCH = (
+    b'return "-march=native"',
+    b'return "-march=x86-64-v3"',
+)
+_OPS = {
+    "DS_BUILD_FUSED_ADAM": "1",
+    "DS_BUILD_CPU_ADAM": "1",
+    "DS_ACCELERATOR": "cuda",  # where no GPU is, ops for the CPU would be built, and nothing said
+    "TORCH_CUDA_ARCH_LIST": "8.0;9.0",
+}
+
+
+def main(given: Path, out: Path) -> None:
+    """Build every sdist of the plan with exactly the wheels that it names for that."""
+    plan = tree.plan(given)
+    out.mkdir()
+    with tempfile.TemporaryDirectory() as folder:
+        tools = Path(folder, "tools")
+        for file in plan["build"]:
+            _check(given / file["file"], file["sha256"])
+            zipfile.ZipFile(given / file["file"]).extractall(tools)
+        for file in plan["files"]:
+            _check(given / file["file"], file["sha256"])
+            _build(given / file["file"], tools, Path(folder), out, plan)
+
+
+def _build(sdist: Path, tools: Path, folder: Path, out: Path, plan: dict[str, object]) -> None:
+    source = folder / "source"
+    shutil.rmtree(source, ignore_errors=True)
+    with tarfile.open(sdist) as archive:
+        archive.extractall(source, filter="data")
+    [root] = source.iterdir()
+    project = root / "pyproject.toml"
+    system = tomllib.loads(project.read_text("utf-8")).get("build-system", {}) if project.is_file() else {}
+    backend = system.get("build-backend", "setuptools.build_meta:__legacy__")
+    prefix = f"/{tree.PREFIX}"
+    environ = {
+        "PATH": f"{prefix}/bin:/usr/bin:/bin",
+        "HOME": str(folder),
+        "LC_ALL": "C.UTF-8",
+        "SOURCE_DATE_EPOCH": str(plan["epoch"]),
+        "DS_BUILD_OPS": "0",
+    }
+    aot = plan["ops"] == "aot" and (root / "op_builder").is_dir()
+    if aot:
+        builder = root / "op_builder" / "builder.py"
+        text = builder.read_bytes()
+        if _MARCH[0] not in text.replace(b"'", b'"'):
+            tree.refuse(f"{sdist.name}: op_builder/builder.py no longer says -march=native where it did; read it again")
+        builder.write_bytes(text.replace(b"'-march=native'", b'"-march=native"').replace(*_MARCH))
+        environ |= _OPS | {
+            "CUDA_HOME": prefix,
+            "CC": _compiler("gcc"),
+            "CXX": _compiler("g++"),
+            "MAX_JOBS": str(os.cpu_count()),
+        }
+    before = {*out.iterdir()}
+    command = [sys.executable, "-B", "-c", _BUILD, backend, str(out), str(tools), str(root)]
+    ended = subprocess.run(command, cwd=root, env=environ, capture_output=True, text=True)
+    if ended.returncode:
+        tree.refuse(f"{sdist.name} cannot be built: {' '.join((ended.stderr or ended.stdout).splitlines()[-5:])}")
+    [made] = {*out.iterdir()} - before
+    if aot:
+        _check_ops(made)
+
+
+def _check_ops(made: Path) -> None:
+    """Refuse a wheel without the ops, or whose CUDA op lacks a GPU that it is for."""
+    with zipfile.ZipFile(made) as wheel, tempfile.TemporaryDirectory() as folder:
+        for op in ("fused_adam", "cpu_adam"):
+            found = [name for name in wheel.namelist() if f"/{op}_op" in name and name.endswith(".so")]
+            if len(found) != 1:
+                tree.refuse(f"{made.name}: {op} was not built; look at the toolkit")
+            if op == "fused_adam":
+                library = wheel.extract(found[0], folder)
+                said = subprocess.run([f"/{tree.PREFIX}/bin/cuobjdump", "--list-elf", library], capture_output=True, text=True)
+                for architecture in ("sm_80", "sm_90"):
+                    if architecture not in said.stdout:
+                        tree.refuse(f"{made.name}: {op} is not for {architecture}: {' '.join(said.stdout.split())}")
+
+
+def _compiler(name: str) -> str:
+    """The toolkit's own compiler, which its nvcc accepts."""
+    return f"/{tree.PREFIX}/bin/x86_64-conda-linux-gnu-{name}"
+
+
+def _check(file: Path, sha256: str) -> None:
+    if hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
+        tree.refuse(f"{file.name}: not the file that the lock names")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,115 @@
+"""Unpack the wheels of a layer: unpack.py IN OUT [BUILT], where BUILT is a folder of wheels that this build made."""
+
+import base64
+import configparser
+import csv
+import hashlib
+import io
+import sys
+import zipfile
+from pathlib import Path, PurePosixPath
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import tree
+
+_INSTALLER = b"smokehouse\n"
+_SCRIPT = """\
+#!/{prefix}/bin/python{python}
+import sys
+from {module} import {first}
+if __name__ == "__main__":
+    sys.exit({attribute}())
+"""
+
+
+def main(given: Path, out: Path, built: Path | None) -> None:
+    """Unpack every wheel of the plan, seen to be the one that the lock names, and compile it."""
+    plan = tree.plan(given)
+    site = out / tree.PREFIX / "lib" / f"python{plan['python']}" / "site-packages"
+    site.mkdir(parents=True)
+    for file in plan["files"]:
+        with (given / file["file"]).open("rb") as opened:
+            if hashlib.file_digest(opened, "sha256").hexdigest() != file["sha256"]:
+                tree.refuse(f"{file['file']}: not the file that the lock names")
+        _unpack(given / file["file"], site, plan["python"])
+    for wheel in sorted(built.glob("*.whl")) if built else ():
+        _unpack(wheel, site, plan["python"])
+    tree.compile_python(out, [site])
+    tree.settle(out, plan["epoch"], plan["budget"])
+
+
+def _unpack(wheel: Path, site: Path, python: str) -> None:
+    prefix = site.parents[2]
+    rows: list[tuple[str, str, str]] = []
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        [info] = {name.split("/")[0] for name in names if name.split("/")[0].endswith(".dist-info")}
+        data = f"{info.removesuffix('.dist-info')}.data/"
+        places = {
+            "purelib": site,
+            "platlib": site,
+            "scripts": prefix / "bin",
+            "headers": prefix / "include" / f"python{python}" / info.split("-")[0],
+            "data": prefix,
+        }
+        for member in archive.infolist():
+            if member.is_dir() or member.filename == f"{info}/RECORD":
+                continue
+            if ".." in PurePosixPath(member.filename).parts or member.filename.startswith("/"):
+                tree.refuse(f"{wheel.name}: has {member.filename!r}, which lies outside it")
+            content = archive.read(member)
+            runs = bool(member.external_attr >> 16 & 0o111)
+            target = site / member.filename
+            if member.filename.startswith(data):
+                kind, _, rest = member.filename.removeprefix(data).partition("/")
+                target = places[kind] / rest
+                if kind == "scripts":
+                    runs = True
+                    if content.startswith(b"#!python"):
+                        content = f"#!/{tree.PREFIX}/bin/python{python}".encode() + content[content.index(b"\n") :]
+            rows.append(_write(target, content, runs, site, wheel))
+        if f"{info}/entry_points.txt" in names:
+            for name, text in _scripts(archive.read(f"{info}/entry_points.txt").decode(), python, wheel):
+                rows.append(_write(prefix / "bin" / name, text.encode(), True, site, wheel))
+        rows.append(_write(site / info / "INSTALLER", _INSTALLER, False, site, wheel))
+    record = io.StringIO()
+    csv.writer(record, lineterminator="\n").writerows([*sorted(rows), (f"{info}/RECORD", "", "")])
+    _write(site / info / "RECORD", record.getvalue().encode(), False, site, wheel)
+
+
+def _write(target: Path, content: bytes, runs: bool, site: Path, wheel: Path) -> tuple[str, str, str]:
+    """Write a file and return its line of RECORD; refuse to replace one by another."""
+    prefix = site.parents[2]
+    if target.exists():
+        if target.read_bytes() != content:
+            tree.refuse(f"{wheel.name}: {target.relative_to(prefix)} is another package's too, and differs")
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+        target.chmod(0o755 if runs else 0o644)
+    within = target.is_relative_to(site)
+    shown = target.relative_to(site) if within else PurePosixPath("../../..") / target.relative_to(prefix)
+    digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+    return str(shown), f"sha256={digest}", str(len(content))
+
+
+def _scripts(text: str, python: str, wheel: Path) -> list[tuple[str, str]]:
+    """Name and text of each console script."""
+    parser = configparser.ConfigParser(delimiters=("=",), interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read_string(text)
+    found = []
+    for name, entry in parser.items("console_scripts") if parser.has_section("console_scripts") else ():
+        module, _, attribute = entry.split("[")[0].strip().partition(":")
+        words = [*module.split("."), *attribute.split(".")]
+        if "/" in name or not all(word.isidentifier() for word in words):
+            tree.refuse(f"{wheel.name}: its console script {name!r} is no name and function")
+        first = attribute.split(".")[0]
+        script = _SCRIPT.format(prefix=tree.PREFIX, python=python, module=module, first=first, attribute=attribute)
+        found.append((name, script))
+    return found
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]) if len(sys.argv) > 3 else None)

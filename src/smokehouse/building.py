@@ -1,0 +1,325 @@
+"""Building images: everything that enters is fetched and checked here, then handed to BuildKit as named contexts."""
+
+import json
+import os
+import re
+import shutil
+import tarfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from packaging.utils import canonicalize_name
+
+from smokehouse import base as bases
+from smokehouse import bundle as bundles
+from smokehouse import bundling, engine, environment, files, image, lock, prefix, sbom
+from smokehouse.base import EPOCH
+from smokehouse.bundle import Bundle
+from smokehouse.errors import UserError
+from smokehouse.halves import refuse_partial
+from smokehouse.house import House
+from smokehouse.image import Flavour, Layer, Ops
+from smokehouse.installation import held, refuse_small_disk, tell
+from smokehouse.manifest import MANIFEST, CondaPackage, LockedFile, Manifest
+from smokehouse.programs import run
+
+PREFIX = Path("/opt/env")
+_PROGRAMS = ("describe", "doctor", "entrypoint", "smoke", "tini")
+_NVCC = "cuda-nvcc"
+
+# The conda half unpacked and compiled, by the size of its archives, and what more it may take.
+_CONDA_GROWTH = 8
+_CONDA_REST = 256 << 20  # bytes
+_OURS = 64 << 20
+
+Compression = Literal["zstd", "gzip"]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An image that is ready to be built: `bake` is the file that goes with docker/docker-bake.hcl."""
+
+    bake: Path
+    target: str
+    tags: Sequence[str]
+    labels: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Built:
+    """An image that was built: the `digest` of its manifest, and where it is."""
+
+    digest: str
+    place: str
+    labels: Mapping[str, str]
+
+
+def prepare(
+    house: House,
+    name: str,
+    *,
+    flavour: Flavour = "runtime",
+    base: str | None = None,
+    bundled: Path | None = None,
+    channel: str | None = None,
+    source: str | None = None,
+) -> Prepared:
+    """Fetch and check everything that the image of the environment `name` is made of; raises UserError.
+
+    `base` is REF@sha256:…, Debian from docker/base.lock if None; `bundled` is the bundle to take all from, `channel` the copy
+    or mirror of conda-forge otherwise; `source` is the URL of the checkout for the labels.
+    """
+    promise = environment.read(house, name)
+    place = lock.environment_lock(house, name)
+    locked = lock.check_environment(promise, place)
+    assert place.manifest
+    oldest = image.driver(promise.stack.cuda.version)
+    under = bases.given(base) if base else bases.make(house)
+    bundle = _bundle(house, name, flavour, bundled, channel)
+    ops: Ops = "aot" if bundle.contents.devel and _wants_ops(locked) else "none"
+    folder = house.root / "build" / "images" / f"{name}-{flavour}"
+    folder.mkdir(parents=True, exist_ok=True)
+    digest = files.hashed(place.manifest)
+    made = image.layers(locked)
+    with held(folder / ".lock", f"preparing the image of {name}"):
+        contexts = {"base": under.context}
+        wanted = locked.conda if flavour == "devel" else locked.main
+        contexts["conda"] = _conda(folder / "conda", wanted, locked, bundle)
+        if ops == "aot":
+            contexts["toolkit"] = _conda(folder / "toolkit", locked.conda, locked, bundle)
+        for number, layer in enumerate(made[:-1], 1):
+            contexts[f"layer-{number:02}"] = _wheels(folder / f"layer-{number:02}", layer, locked, bundle)
+        contexts["model"] = _wheels(folder / "model", made[-1], locked, bundle)
+        contexts["sources"] = _sources(folder / "sources", made[-1], locked, bundle, ops)
+        labels = image.labels(locked, promise.stack.cuda.version, digest, flavour, under, ops, _origin(house, name, source))
+        about = {
+            "environment": name,
+            "flavour": flavour,
+            "lock": digest,
+            "ops": _OPS[ops],
+            "stack": image.stack(locked, promise.stack.cuda.version),
+        }
+        listed = sbom.text(locked, wanted, under.packages, sbom.licences(bundle.wheels, locked.pip))
+        texts = {
+            "about.json": json.dumps(about, indent=1) + "\n",
+            "constraints.txt": "".join(f"{file.name}=={file.version}\n" for file in locked.pip),
+            "driver": f"{oldest}\n",
+            "environment": f"{name}\n",
+            "sbom.spdx.json": listed,
+        }
+        contexts["ours"] = _ours(house, folder / "ours", name, texts, locked, bases.tini(house, folder.parent / "packages"))
+        target = {
+            "contexts": contexts,
+            "args": {
+                "LAYERS": f"{len(made) - 1:02}",
+                "OPS": ops,
+                "SOURCE_DATE_EPOCH": str(int(image.created(locked).timestamp())),
+            },
+            "labels": labels,
+            # Relative to the house, which is where bake is run.
+            "context": "docker",
+            "dockerfile": "Dockerfile",
+            "target": "image",
+        }
+        bake = folder / "bake.json"
+        files.write(bake, json.dumps({"target": {engine.target_of(name): target}}, indent=1) + "\n")
+    tags = image.tags(locked, promise.stack.cuda.version, digest, flavour)
+    return Prepared(bake, engine.target_of(name), tags, labels)
+
+
+_OPS = {
+    "none": "DeepSpeed's compile when they are first used (no toolkit was there when the image was built)",
+    "aot": "DeepSpeed's fused_adam and cpu_adam are compiled, for sm_80, sm_90 and x86-64-v3",
+}
+
+
+def build(
+    house: House,
+    prepared: Prepared,
+    output: str,
+    *,
+    compression: Compression = "zstd",
+    builder: str | None = None,
+    no_cache: bool = False,
+) -> Built:
+    """Build a prepared image to `output`: oci:DIR, docker or push:REF. Raises UserError.
+
+    What cannot be built leaves nothing at the output.
+    """
+    kind, _, where = output.partition(":")
+    if kind not in ("oci", "docker", "push") or bool(where) == (kind == "docker"):
+        raise UserError(f"--output {output}: it is oci:DIR, docker or push:REF")
+    how = f"compression={compression},force-compression=true,oci-mediatypes=true"
+    how += ",compression-level=3" if compression == "zstd" else ""
+    given = [Path("docker/docker-bake.hcl"), prepared.bake]
+
+    def bake(to: str) -> str:
+        tell(f"building {prepared.tags[0]}")
+        return engine.bake(house.root, given, prepared.target, f"{to},{how}", builder=builder, no_cache=no_cache)
+
+    if kind == "push":
+        digest = bake(f"type=image,name={where},push=true")
+        return Built(digest, f"{where}@{digest}", prepared.labels)
+    if kind == "docker":
+        # A builder of its own sends the image over; that of the engine puts it where it is.
+        digest = bake(f"type={'docker' if builder else 'image'},name={prepared.tags[0]}")
+        engine.tag(prepared.tags[0], prepared.tags[1:], house.root)
+        return Built(digest, prepared.tags[0], prepared.labels)
+    folder = Path(where).absolute()
+    if folder.exists() and not (folder / "oci-layout").is_file() and any(folder.iterdir()):
+        raise UserError(f"{folder}: holds other things than an image; name an empty or a new folder")
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        digest = bake(f"type=oci,dest={partial},tar=false,name={prepared.tags[0]}")
+        if folder.exists():
+            folder.rename(partial / "replaced")
+            shutil.rmtree(partial / "replaced")
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return Built(digest, str(folder), prepared.labels)
+
+
+def _bundle(house: House, name: str, flavour: Flavour, given: Path | None, channel: str | None) -> Bundle:
+    """Return the bundle to build from, every file in it seen to have its hash."""
+    if given:
+        bundle = bundles.read(given, name, house.lock(name))
+        refuse_partial(bundle, flavour == "devel")
+        bundle.refuse_edited()
+        return bundle
+    folder = house.root / "build" / "bundles" / name
+    bundling.make(house, name, folder, channel=channel, only_pip=False, devel=True)
+    return bundles.read(folder, name, house.lock(name))
+
+
+def _wants_ops(locked: Manifest) -> bool:
+    """Whether DeepSpeed is built here, and the lock has what its ops are compiled with."""
+    return any(file.name == "deepspeed" and not file.file.endswith(".whl") for file in locked.pip) and any(
+        package.name == _NVCC and package.category == "devel" for package in locked.conda
+    )
+
+
+def _conda(folder: Path, packages: Sequence[CondaPackage], locked: Manifest, bundle: Bundle) -> str:
+    """Make `folder` the context of a conda prefix: one tar file, the same for the same packages."""
+    plan = json.dumps(
+        {
+            "python": locked.python,
+            "epoch": EPOCH,
+            "budget": sum(package.size for package in packages) * _CONDA_GROWTH + _CONDA_REST,
+            "packages": {package.path: package.sha256 for package in packages},
+        },
+        indent=1,
+    )
+    done = folder / "plan.json"
+    if done.is_file() and done.read_text() == plan:
+        return str(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    work = folder / "work"
+    work.mkdir(parents=True)
+    refuse_small_disk(folder, 2 * _CONDA_GROWTH * sum(package.size for package in packages), "prepare the conda half")
+    origins = {f"{locked.home}/{package.path}": bundle.conda / package.path for package in packages}
+    prefix.link(origins, work / "prefix", PREFIX, work / "cache")
+    # What keeps a folder out of backups would keep the environment out of copies of the image's files.
+    (work / "prefix" / "CACHEDIR.TAG").unlink(missing_ok=True)
+    with tarfile.open(folder / "prefix.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        for path in [work / "prefix", *sorted((work / "prefix").rglob("*"))]:
+            member = tarfile.TarInfo(str(Path(*PREFIX.parts[1:]) / path.relative_to(work / "prefix")))
+            member.mtime = EPOCH
+            if path.is_symlink():
+                member.type, member.linkname = tarfile.SYMTYPE, os.readlink(path)
+                archive.addfile(member)
+            elif path.is_dir():
+                member.type, member.mode = tarfile.DIRTYPE, 0o755
+                archive.addfile(member)
+            else:
+                status = path.stat()
+                member.mode, member.size = 0o755 if status.st_mode & 0o100 else 0o644, status.st_size
+                with path.open("rb") as file:
+                    archive.addfile(member, file)
+    shutil.rmtree(work)
+    files.write(done, plan)
+    return str(folder)
+
+
+def _wheels(folder: Path, layer: Layer, locked: Manifest, bundle: Bundle) -> str:
+    """Make `folder` the context of a layer of wheels."""
+    wheels = [file for file in layer.files if file.file.endswith(".whl")]
+    return _context(folder, wheels, bundle, python=locked.python, budget=layer.budget, files=_named(wheels))
+
+
+def _sources(folder: Path, layer: Layer, locked: Manifest, bundle: Bundle, ops: Ops) -> str:
+    """Make `folder` the context of what is built from source."""
+    sdists = [file for file in layer.files if not file.file.endswith(".whl")]
+    taken = [*sdists, *(file for file in locked.build if sdists)]
+    return _context(folder, taken, bundle, ops=ops, files=_named(sdists), build=_named(locked.build if sdists else ()))
+
+
+def _named(locked: Sequence[LockedFile]) -> list[dict[str, str]]:
+    return [{"file": file.file, "sha256": file.sha256} for file in sorted(locked, key=lambda file: file.file)]
+
+
+def _context(folder: Path, locked: Sequence[LockedFile], bundle: Bundle, **plan: Any) -> str:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for file in locked:
+        _bring(bundle.wheels / file.file, folder / file.file)
+    (folder / "plan.json").write_text(json.dumps({"epoch": EPOCH, **plan}, indent=1) + "\n")
+    return str(folder)
+
+
+def _bring(source: Path, target: Path) -> None:
+    """Make `target` the file `source`, without a copy where the disk allows."""
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _ours(house: House, folder: Path, name: str, texts: Mapping[str, str], locked: Manifest, tini: bytes) -> str:
+    """Make `folder` the context of what is in /opt/smokehouse."""
+    shutil.rmtree(folder, ignore_errors=True)
+    ours = folder / "ours"
+    ours.mkdir(parents=True)
+    for path in sorted((house.root / "docker" / "inside").iterdir()):
+        shutil.copyfile(path, ours / path.name)
+    unwanted = shutil.ignore_patterns("__pycache__", ".*")
+    shutil.copytree(house.root / "smoke_tests", ours / "smoke_tests", ignore=unwanted)
+    if (loader := house.root / "src" / "smokehouse_loader").is_dir():
+        shutil.copytree(loader, ours / loader.name, ignore=unwanted)
+    (ours / "lock").mkdir()
+    for other in (MANIFEST, *locked.files):
+        shutil.copyfile(house.lock(name) / other, ours / "lock" / other)
+    shutil.copyfile(house.environment(name) / "stack.toml", ours / "stack.toml")
+    for path_name, text in texts.items():
+        (ours / path_name).write_text(text)
+    (ours / "tini").write_bytes(tini)
+    plan = {
+        "python": locked.python,
+        "epoch": EPOCH,
+        "budget": _OURS,
+        "programs": _PROGRAMS,
+        "pip": [{"name": canonicalize_name(file.name), "version": file.version, "file": file.file} for file in locked.pip],
+    }
+    (folder / "plan.json").write_text(json.dumps(plan, indent=1) + "\n")
+    return str(folder)
+
+
+def _origin(house: House, name: str, source: str | None) -> dict[str, str]:
+    """Return where the image's definition is from: a commit only where nothing that enters differs from it."""
+    found = {"source": source} if source else {}
+    if shutil.which("git"):
+        paths = ["docker", "smoke_tests", "src/smokehouse_loader", f"environments/{name}", f"lockfiles/{name}"]
+        there = [path for path in paths if (house.root / path).exists()]
+
+        def git(*arguments: str) -> str | None:
+            ended = run(["git", *arguments, "--", *there], deadline=60, environ=os.environ, cwd=house.root)
+            return None if ended.code else ended.stdout.strip()
+
+        revision = git("log", "-1", "--format=%H")
+        if revision and re.fullmatch(r"[0-9a-f]{40}", revision) and git("status", "--porcelain") == "":
+            found["revision"] = revision
+    return found

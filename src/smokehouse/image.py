@@ -1,0 +1,110 @@
+"""Images: which layers a lock makes, and what an image is called."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, time
+from typing import Literal
+
+from packaging.utils import canonicalize_name
+
+from smokehouse.base import Base
+from smokehouse.errors import UserError
+from smokehouse.manifest import LockedFile, Manifest
+
+Flavour = Literal["runtime", "devel"]
+Ops = Literal["none", "aot"]
+
+SLOTS = 16  # of docker/Dockerfile, for all layers of wheels but the last
+_LARGE = 100_000_000  # bytes
+
+# What a user changes while the rest stays.
+_MODEL = frozenset(
+    ["accelerate", "datasets", "deepspeed", "huggingface-hub", "liger-kernel", "math-verify", "peft", "qwen-vl-utils"]
+    + ["safetensors", "tokenizers", "transformers", "trl"]
+)
+
+# NVIDIA's table of minor version compatibility: https://docs.nvidia.com/deploy/cuda-compatibility/
+_DRIVERS = {"11": "450.80.02", "12": "525.60.13", "13": "580.65.06"}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of wheels and source distributions; it may have `budget` bytes unpacked and compiled."""
+
+    files: tuple[LockedFile, ...]
+
+    @property
+    def budget(self) -> int:
+        """Measured on qwen2.5-vl: 1.3 to 5 times the files; the rest is for layers of a few small ones."""
+        return sum(file.size for file in self.files) * 6 + (32 << 20)
+
+
+def layers(manifest: Manifest) -> list[Layer]:
+    """Return the layers of the pip half, bottom first; the last has what changes with the model. Raises UserError.
+
+    A wheel's layer depends on the wheel and those beside it only, so equal ones are equal in every environment.
+    """
+    ordered = sorted(manifest.pip, key=lambda file: file.name)
+    model = [file for file in ordered if canonicalize_name(file.name) in _MODEL or not file.file.endswith(".whl")]
+    rest = [file for file in ordered if file not in model]
+    large = [file for file in rest if file.size >= _LARGE]
+    small = [file for file in rest if file not in large]
+    nvidia = [file for file in small if file.name.startswith("nvidia-")]
+    common = [file for file in small if file not in nvidia]
+    found = [*([file] for file in large), nvidia, common]
+    made = [Layer(tuple(files)) for files in found if files]
+    if len(made) > SLOTS:
+        raise UserError(f"{manifest.environment}: {len(made)} layers, docker/Dockerfile has room for {SLOTS}; add to both")
+    return [*made, Layer(tuple(model))]
+
+
+def created(manifest: Manifest) -> datetime:
+    """Return the time that an image says it was made at: the end of what its lock knows of."""
+    return datetime.combine(manifest.cutoff, time(), UTC)
+
+
+def driver(cuda: str) -> str:
+    """Return the oldest NVIDIA driver that runs programs of CUDA `cuda`; raises UserError where none is known."""
+    major = cuda.partition(".")[0]
+    if major not in _DRIVERS:
+        raise UserError(f"CUDA {cuda}: no oldest driver is known for it; add it to src/smokehouse/image.py")
+    return _DRIVERS[major]
+
+
+def stack(manifest: Manifest, cuda: str) -> dict[str, str]:
+    """Return the versions of what an image is known by, as far as it has them."""
+    versions = {file.name: file.version for file in manifest.pip}
+    found: dict[str, str] = {name: versions[name] for name in ("torch", "transformers", "deepspeed") if name in versions}
+    return {"python": manifest.python, "cuda": cuda, **found}
+
+
+def tags(manifest: Manifest, cuda: str, lock: str, flavour: Flavour) -> list[str]:
+    """Return the names of an image: by its stack and lock (`lock` is the SHA-256 of lock.json), and by the cut-off date."""
+    suffix = "" if flavour == "runtime" else f"-{flavour}"
+    torch = stack(manifest, cuda).get("torch", "none").partition("+")[0]
+    by_stack = f"cu{cuda.replace('.', '')}-torch{torch}-{lock[:12]}{suffix}"
+    return [f"{manifest.environment}:{by_stack}", f"{manifest.environment}:{manifest.cutoff:%Y%m%d}-{lock[:12]}{suffix}"]
+
+
+def labels(
+    manifest: Manifest, cuda: str, lock: str, flavour: Flavour, base: Base, ops: Ops, origin: Mapping[str, str]
+) -> dict[str, str]:
+    """Return an image's labels; `lock` is the SHA-256 of lock.json and `origin` has source and revision where known."""
+    about = {f"io.smokehouse.{name}": version for name, version in stack(manifest, cuda).items()}
+    opencontainers = {
+        "title": manifest.environment,
+        "description": f"{manifest.environment}, {flavour}: locked and proven by Smokehouse",
+        "version": tags(manifest, cuda, lock, flavour)[0].partition(":")[2],
+        "created": created(manifest).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "base.name": base.name,
+        "base.digest": base.digest,
+        **origin,
+    }
+    about |= {f"org.opencontainers.image.{name}": text for name, text in opencontainers.items()}
+    about |= {
+        "io.smokehouse.environment": manifest.environment,
+        "io.smokehouse.flavour": flavour,
+        "io.smokehouse.lock": lock,
+        "io.smokehouse.ops": ops,
+    }
+    return dict(sorted(about.items()))

@@ -1,0 +1,286 @@
+"""Building images: from a small lock, on a real base, by a real engine."""
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ..builder.conftest import TestHouse
+from .conftest import locked_tiny
+from .debian import unpack
+from .engine import Engine, started
+
+STRANGER = ["--user", "54321:54321", "--read-only", "--network", "none", "--tmpfs", "/tmp:rw,exec,mode=1777"]
+
+
+def built(house: TestHouse, *options: str) -> dict[str, Any]:
+    """Build tiny, which must succeed; what was built."""
+    ended = house.run("build", "tiny", "--json", *options)
+    assert ended.returncode == 0, ended.stderr
+    found: dict[str, Any] = json.loads(ended.stdout)
+    return found
+
+
+def blob(layout: Path, digest: str) -> bytes:
+    """A blob of an OCI layout."""
+    return (layout / "blobs" / digest.replace(":", "/")).read_bytes()
+
+
+def manifest(layout: Path) -> dict[str, Any]:
+    """The manifest of an OCI layout's only image."""
+    [entry] = json.loads((layout / "index.json").read_text())["manifests"]
+    found: dict[str, Any] = json.loads(blob(layout, entry["digest"]))
+    return found
+
+
+@pytest.fixture
+def image(tiny: TestHouse, engine: Engine) -> Iterator[str]:
+    """The name of an image of tiny, which goes with the test."""
+    names = built(tiny)
+    yield str(names["place"])
+    listed = engine.docker("images", "--format", "{{.Repository}}:{{.Tag}}", "tiny").stdout.split()
+    engine.docker("rmi", "--force", *listed)
+
+
+def test_two_clean_builds_are_the_same_image(
+    house: TestHouse, root: Path, engine: Engine, programs: Path, mmdebstrap: str, tmp_path: Path
+) -> None:
+    """Fresh stores, and nothing kept between them; the second with another clock, zone, home, user name, umask and folder."""
+    first = locked_tiny(house, root, engine, mmdebstrap)
+    one = tmp_path / "one"
+    digest = built(first, "--no-cache", "--output", f"oci:{one}")["digest"]
+    second = TestHouse(tmp_path / "elsewhere" / "deeper", dict(first.environ))
+    shutil.copytree(first.root, second.root, symlinks=True, ignore=shutil.ignore_patterns("build"))
+    faketime = next(unpack(("libfaketime/bookworm",), programs / "faketime").glob("lib/*/faketime/libfaketimeMT.so.1"))
+    with started(programs / "engine") as other:
+        second.environ.update({name: other.environ[name] for name in ("DOCKER_HOST", "DOCKER_CONFIG", "PATH")})
+        second.environ["PATH"] = f"{mmdebstrap}:{second.environ['PATH']}"
+        second.environ.update({"TZ": "Pacific/Kiritimati", "HOME": str(tmp_path / "home"), "USER": "x", "LOGNAME": "x"})
+        two = tmp_path / "two"
+        command = second.command("build", "tiny", "--json", "--output", f"oci:{two}")
+        ended = subprocess.run(
+            ["sh", "-c", 'umask 077; exec "$@"', "sh", *command],
+            cwd=second.root,
+            env=second.environ | {"LD_PRELOAD": str(faketime), "FAKETIME": "+400d", "FAKETIME_DONT_FAKE_MONOTONIC": "1"},
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert ended.returncode == 0, ended.stderr
+    # The base was made again, too, and not taken from what other tests share.
+    assert not (second.root / "build" / "base").is_symlink()
+    assert manifest(two) == manifest(one)
+    assert json.loads(ended.stdout)["digest"] == digest
+
+
+def test_a_layer_has_one_time_and_one_owner(tiny: TestHouse, tmp_path: Path) -> None:
+    layout = tmp_path / "layout"
+    built(tiny, "--output", f"oci:{layout}", "--compression", "gzip")
+    for layer in manifest(layout)["layers"]:
+        listed = subprocess.run(
+            [
+                "tar",
+                "-tzv",
+                "--numeric-owner",
+                "--full-time",
+                "--utc",
+                "-f",
+                layout / "blobs" / layer["digest"].replace(":", "/"),
+            ],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        ).stdout
+        lines = [line for line in listed.splitlines() if re.search(r" (\./)?opt/", line)]
+        assert {line.split()[3] for line in lines} <= {"1980-01-01"}
+        assert {line.split()[1] for line in lines} <= {"0/0"}
+
+
+def test_labels_say_what_an_image_is_of(image: str, tiny: TestHouse, engine: Engine) -> None:
+    lock = json.loads(tiny.manifest.read_text())
+    labels = json.loads(engine.docker("image", "inspect", "--format", "{{json .Config.Labels}}", image).stdout)
+    digest = subprocess.run(
+        ["sha256sum", tiny.manifest], capture_output=True, text=True, check=True, timeout=10
+    ).stdout.split()[0]
+    assert labels["io.smokehouse.lock"] == digest
+    assert (labels["io.smokehouse.environment"], labels["io.smokehouse.flavour"]) == ("tiny", "runtime")
+    assert (labels["io.smokehouse.python"], labels["io.smokehouse.cuda"]) == (lock["python"], "12.4")
+    assert labels["org.opencontainers.image.created"] == f"{lock['cutoff']}T00:00:00Z"
+    assert re.fullmatch("sha256:[0-9a-f]{64}", labels["org.opencontainers.image.base.digest"])
+    assert digest[:12] in image
+    names = engine.docker("images", "--format", "{{.Tag}}", "tiny").stdout.split()
+    assert sorted(names) == sorted([f"cu124-torchnone-{digest[:12]}", f"20250315-{digest[:12]}"])
+
+
+def test_an_image_says_what_it_is_to_anyone(image: str, engine: Engine) -> None:
+    said = engine.docker("run", "--rm", *STRANGER, image).stdout
+    assert said.startswith("Smokehouse tiny (runtime)\n")
+    assert "docker run [--gpus all] IMAGE smoke" in said
+
+
+def test_a_command_is_run_as_it_is_with_tini_above_it(image: str, engine: Engine) -> None:
+    ended = engine.docker("run", "--rm", *STRANGER, image, "sh", "-c", "cat /proc/1/comm; exit 7", check=False)
+    assert (ended.returncode, ended.stdout) == (7, "tini\n")
+
+
+@pytest.mark.parametrize("entrypoint", [[], ["--entrypoint", ""]], ids=["entrypoint", "bypassed"])
+def test_any_uid_has_a_home_and_a_name(image: str, engine: Engine, entrypoint: list[str]) -> None:
+    code = "import alpha, getpass, pathlib; home = pathlib.Path.home(); (home / 'x').touch(); "
+    code += "print(alpha.hello(), getpass.getuser(), home)"
+    said = engine.docker("run", "--rm", *STRANGER, *entrypoint, image, "python", "-c", code).stdout
+    assert said == "hello uid54321 /tmp/smokehouse-54321\n"
+    assert engine.docker("run", "--rm", *STRANGER, *entrypoint, image, "alpha").stdout == "hello\n"
+
+
+def test_a_home_that_is_there_is_kept(image: str, engine: Engine) -> None:
+    options = [
+        "--user",
+        "54321:54321",
+        "--read-only",
+        "--network",
+        "none",
+        "--tmpfs",
+        "/home/me:mode=1777",
+        "--env",
+        "HOME=/home/me",
+    ]
+    code = "import os; print(os.environ['HOME'], os.environ.get('HF_HOME'))"
+    assert engine.docker("run", "--rm", *options, image, "python", "-c", code).stdout == "/home/me None\n"
+
+
+def test_doctor_names_what_is_too_small_and_too_old(image: str, engine: Engine, tmp_path: Path) -> None:
+    version = tmp_path / "driver" / "nvidia" / "version"
+    version.parent.mkdir(parents=True)
+    version.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  470.82.01  Wed Oct 27\nGCC version:  gcc\n")
+    old = ["--mount", f"type=bind,source={tmp_path},target=/fake,readonly", "--env", "SMOKEHOUSE_PROC=/fake"]
+    line = "this image needs NVIDIA driver 525.60.13 or later, this machine has 470.82.01; update it"
+    ended = engine.docker("run", "--rm", *STRANGER, *old, image, "doctor", check=False)
+    assert ended.returncode == 1
+    assert f"  FAIL  {line}\n" in ended.stdout
+    assert "  FAIL  /dev/shm has 64 MiB" in ended.stdout
+    assert engine.docker("run", "--rm", *STRANGER, *old, image, "true").stderr == f"smokehouse: {line}\n"
+    version.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.14  Thu Feb 22\n")
+    ended = engine.docker("run", "--rm", *STRANGER, *old, "--shm-size", "2g", image, "doctor")
+    assert "  ok    NVIDIA driver 550.54.14, 525.60.13 or later is needed\n" in ended.stdout
+    assert engine.docker("run", "--rm", *STRANGER, *old, image, "true").stderr == ""
+
+
+def test_every_file_is_of_the_lock_or_named_as_ours(image: str, engine: Engine) -> None:
+    code = """
+import csv, hashlib, json, pathlib
+prefix = pathlib.Path("/opt/env")
+listed = json.loads(pathlib.Path("/opt/smokehouse/files.json").read_text())["files"]
+known = {entry["path"]: entry["sha256"] for entry in listed}
+for record in prefix.glob("conda-meta/*.json"):
+    for entry in json.loads(record.read_text())["paths_data"]["paths"]:
+        known.setdefault(str(prefix / entry["_path"]), entry.get("sha256"))
+site = prefix / "lib/python3.11/site-packages"
+for record in site.glob("*.dist-info/RECORD"):
+    for path, digest, _ in csv.reader(record.open()):
+        known.setdefault(str((site / path).resolve()), None)
+known["/opt/smokehouse/files.json"] = None
+for top in (prefix, pathlib.Path("/opt/smokehouse")):
+    for path in top.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            assert str(path) in known, path
+            digest = known[str(path)]
+            assert digest is None or hashlib.sha256(path.read_bytes()).hexdigest() == digest, path
+print(len(known))
+"""
+    assert int(engine.docker("run", "--rm", *STRANGER, image, "python", "-c", code).stdout) > 1000
+
+
+def test_the_sbom_has_every_package_with_its_hash(image: str, tiny: TestHouse, engine: Engine) -> None:
+    lock = json.loads(tiny.manifest.read_text())
+    document = json.loads(engine.docker("run", "--rm", *STRANGER, image, "cat", "/opt/smokehouse/sbom.spdx.json").stdout)
+    listed = {entry["packageFileName"]: entry["checksums"][0]["checksumValue"] for entry in document["packages"][1:]}
+    inside = [entry for entry in lock["conda"] if entry["category"] == "main"] + lock["pip"]
+    assert {entry["file"]: entry["sha256"] for entry in inside}.items() <= listed.items()
+    base = [line.split() for line in (tiny.root / "docker" / "base.lock").read_text().splitlines() if line[0] != "#"]
+    assert {path.rpartition("/")[2]: digest for _, _, digest, _, path in base}.items() <= listed.items()
+    assert len(listed) == len(inside) + len(base)
+    assert document["spdxVersion"] == "SPDX-2.3"
+
+
+def test_a_wheel_that_is_not_the_locked_one_is_refused(tiny: TestHouse) -> None:
+    tiny.run("bundle", "tiny", str(tiny.root / "bundle"))
+    [wheel] = (tiny.root / "bundle" / "wheels").glob("alpha-*.whl")
+    wheel.write_bytes(wheel.read_bytes() + b"more")
+    assert "not as it was bundled" in tiny.refused("build", "tiny", "--bundle", str(tiny.root / "bundle"))
+
+
+@pytest.mark.parametrize("base", ["debian:bookworm", "debian", "debian@sha256:123", "oci-layout:///x@sha256:" + "0" * 64])
+def test_a_base_by_tag_is_refused(tiny: TestHouse, base: str) -> None:
+    assert "a base is named by its digest, REF@sha256:…" in tiny.refused("build", "tiny", "--base", base)
+
+
+def test_a_change_of_the_base_wants_a_new_lock(tiny: TestHouse) -> None:
+    tiny.edit(tiny.root / "docker" / "base.toml", "[include]", '[include]\nnano = "an editor"')
+    assert "docker/base.lock: not made from docker/base.toml as it is; run nox -s lock -- --base" in tiny.refused(
+        "build", "tiny"
+    )
+
+
+def test_an_argument_left_unset_ends_the_build(tiny: TestHouse, engine: Engine) -> None:
+    prepared = tiny.run("build", "tiny", "--prepare")
+    bake = tiny.root / "build" / "images" / "tiny-runtime" / "bake.json"
+    assert prepared.stdout == f"docker buildx bake -f docker/docker-bake.hcl -f {bake.relative_to(tiny.root)} tiny\n"
+    for unset in ("LAYERS", "OPS"):
+        plan = json.loads(bake.read_text())
+        del plan["target"]["tiny"]["args"][unset]
+        other = bake.with_name(f"{unset}.json")
+        other.write_text(json.dumps(plan))
+        ended = subprocess.run(
+            ["docker", "buildx", "bake", "-f", "docker/docker-bake.hcl", "-f", str(other), "tiny"],
+            cwd=tiny.root,
+            env=tiny.environ,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert ended.returncode
+        assert f"{unset} is not set; build with: nox -s build -- NAME" in ended.stderr
+
+
+def test_a_layer_over_its_budget_is_refused(tiny: TestHouse) -> None:
+    layers = tiny.root / "docker" / "steps" / "unpack.py"
+    tiny.edit(layers, 'plan["budget"]', "1")
+    assert re.search(r"a layer of \d+ bytes, its budget is 1; look at what swells it", tiny.refused("build", "tiny"))
+
+
+def test_a_wheel_that_replaces_another_is_refused(tiny: TestHouse) -> None:
+    steps = tiny.root / "docker" / "steps" / "unpack.py"
+    tiny.edit(
+        steps,
+        "    tree.compile_python(out, [site])",
+        "    (site / 'alpha-1.0.dist-info').rename(site / 'alpha-9.dist-info')\n    tree.compile_python(out, [site])",
+    )
+    assert "alpha 9: the lock names 1.0; another wheel replaced it" in tiny.refused("build", "tiny")
+
+
+def test_a_file_outside_the_lock_is_refused(tiny: TestHouse) -> None:
+    steps = tiny.root / "docker" / "steps" / "unpack.py"
+    tiny.edit(
+        steps, "    tree.compile_python(out, [site])", "    (site / 'extra.py').touch()\n    tree.compile_python(out, [site])"
+    )
+    assert "site-packages/extra.py: of no artefact of the lock" in tiny.refused("build", "tiny")
+
+
+def test_a_place_that_holds_other_things_is_kept(tiny: TestHouse, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "thesis").touch()
+    assert "holds other things than an image" in tiny.refused("build", "tiny", "--output", f"oci:{kept}")
+    assert [path.name for path in kept.iterdir()] == ["thesis"]
+    assert "it is oci:DIR, docker or push:REF" in tiny.refused("build", "tiny", "--output", "tar")
+
+
+def test_no_engine_is_one_line(tiny: TestHouse, tmp_path: Path) -> None:
+    refused = tiny.refused("build", "tiny", DOCKER_HOST=f"unix://{tmp_path}/nothing.sock")
+    assert "the engine does not answer; start it, or set DOCKER_HOST" in refused
