@@ -53,6 +53,13 @@ def build(session: nox.Session) -> None:
 
 
 @nox.session
+def verify(session: nox.Session) -> None:
+    """Is this image what its lock builds, and proven? verify -- REF [--bundle DIR] [--key FILE] [--rebuild] [--json]."""
+    install_tools(session)
+    run_smokehouse(session, "verify")
+
+
+@nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests: tests -- [pytest options]."""
     install_tools(session)

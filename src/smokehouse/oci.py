@@ -78,8 +78,14 @@ class Index(_Model):
     manifests: tuple[Descriptor, ...] = Field(max_length=10_000)
 
 
-class _Runtime(_Model):
+class Runtime(_Model):
+    """How a container is started, as far as an image says."""
+
     labels: dict[str, str] | None = Field(default=None, alias="Labels")
+    env: tuple[str, ...] | None = Field(default=None, alias="Env")
+    entrypoint: tuple[str, ...] | None = Field(default=None, alias="Entrypoint")
+    cmd: tuple[str, ...] | None = Field(default=None, alias="Cmd")
+    user: str = Field(default="", alias="User")
 
 
 class _RootFs(_Model):
@@ -91,7 +97,7 @@ class Config(_Model):
 
     architecture: str
     os: str
-    config: _Runtime = _Runtime()
+    config: Runtime = Runtime()
     rootfs: _RootFs
 
 
@@ -240,13 +246,14 @@ class Image:
         """All that its manifest names."""
         return (self.manifest.config, *self.manifest.layers)
 
-    def tree(self, keep: Keep, tree: Tree | None = None) -> Tree:
+    def tree(self, keep: Keep, tree: Tree | None = None, *, first: int = 0, last: int | None = None) -> Tree:
         """Return the file system of the image, each layer seen to have both its digests; `keep` is as for `Tree.apply`.
 
-        Raises UserError.
+        With `first` and `last`, only these layers are put on top of `tree`. Raises UserError.
         """
         tree = tree or Tree()
-        for number, (layer, unpacked) in enumerate(zip(self.manifest.layers, self.config.rootfs.diff_ids, strict=True)):
+        layers = [*enumerate(zip(self.manifest.layers, self.config.rootfs.diff_ids, strict=True))]
+        for number, (layer, unpacked) in layers[first:last]:
             self.layout.refuse_damaged(layer)
             name = f"layer {number + 1} ({layer.short})"
             if tree.apply(self.layout.blob(layer.digest), layer.media_type, name, number, keep) != unpacked:
