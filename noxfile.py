@@ -60,6 +60,13 @@ def verify(session: nox.Session) -> None:
 
 
 @nox.session
+def publish(session: nox.Session) -> None:
+    """Build, prove, verify, sign and push, all or nothing: publish -- NAME HOST/REPOSITORY [--key FILE] ..."""
+    install_tools(session)
+    run_smokehouse(session, "publish")
+
+
+@nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests: tests -- [pytest options]."""
     install_tools(session)

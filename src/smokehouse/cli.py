@@ -144,6 +144,26 @@ def _verify(
     return verifying.show(verifying.verify(House.find(Path.cwd()), reference, options), as_json)
 
 
+@app.command("publish")
+def _publish(
+    name: Annotated[str, typer.Argument(help="The environment.")],
+    repository: Annotated[str, typer.Argument(metavar="REF", help="Where to: HOST/NAME, without a tag.")],
+    flavour: Annotated[Literal["runtime", "devel"], typer.Option(help="devel has compilers and the CUDA toolkit.")] = "runtime",
+    key: Annotated[Path | None, typer.Option(metavar="FILE", help="Sign with this; without one, as who cosign finds.")] = None,
+    built: Annotated[Path | None, typer.Option("--image", metavar="DIR", help="Publish this layout; else build.")] = None,
+    report: Annotated[Path | None, typer.Option(metavar="FILE", help="The image's report; else prove it now.")] = None,
+    bundle: Annotated[Path | None, typer.Option(metavar="DIR", help="Take everything from this bundle.")] = None,
+    channel: Channel = None,
+    source: Annotated[str | None, typer.Option(metavar="URL", help="Where the checkout is from, for the labels.")] = None,
+    move: Annotated[bool, typer.Option("--move", help="Let tags that name another image name this one.")] = False,
+) -> int:
+    """Build, prove, verify and sign an image, and give it to a registry: all of it, or no tag."""
+    from smokehouse import publishing
+
+    options = publishing.Options(flavour, key, built, report, bundle, channel, source, move)
+    return publishing.publish(House.find(Path.cwd()), name, repository, options)
+
+
 @app.command(
     "smoke",
     # The smoke test owns its options, --help among them.

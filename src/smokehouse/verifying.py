@@ -39,7 +39,10 @@ class Difference:
 
 @dataclass
 class Verdict:
-    """What was seen of an image. `files` counts them by whose they are; `uncompared` were built from source in the build."""
+    """What was seen of an image. `files` counts them by whose they are; `uncompared` were built from source in the build.
+
+    `sbom` is the file that the image's own was compared with.
+    """
 
     image: str
     digest: str
@@ -52,6 +55,7 @@ class Verdict:
     rebuilt: str = ""
     proof: str = ""
     report: Mapping[str, Any] | None = None
+    sbom: str = ""
 
     @property
     def passed(self) -> bool:
@@ -139,6 +143,7 @@ def look(house: House, text: str, found: Image, registry: Registry | None, optio
                 contents.add_wheel(bundle.wheels / file.file)
         ours = building.ours(house, promise, folder, locked, bundle, flavour, ops, base.packages)  # type: ignore[arg-type]
         contents.add_ours(Path(ours, "ours"))
+        verdict.sbom = str(Path(ours, "ours", "sbom.spdx.json"))
 
         def keep(path: str) -> bool:
             unknown = path.startswith(f"{ENV}/") and path not in contents.files
