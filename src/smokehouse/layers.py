@@ -20,8 +20,20 @@ _HEADER = 1 << 20  # bytes of one extended header, which tarfile reads in one pi
 _PIECE = 16 << 20  # bytes of one file that is kept
 _WHITEOUT = ".wh."
 _OPAQUE = ".wh..wh..opq"
-_SKIPPED = frozenset({tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, *tarfile.REGULAR_TYPES})
+_PLAIN = frozenset({tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, *tarfile.REGULAR_TYPES})
 _EXTENDED = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+
+# What Debian's own file system has in /dev, by name; runtimes put theirs over it, and any other device is refused.
+_DEVICES = {
+    "dev/null": (1, 3),
+    "dev/zero": (1, 5),
+    "dev/full": (1, 7),
+    "dev/random": (1, 8),
+    "dev/urandom": (1, 9),
+    "dev/tty": (5, 0),
+    "dev/console": (5, 1),
+    "dev/ptmx": (5, 2),
+}
 
 Keep = Callable[[str], bool]
 
@@ -36,13 +48,13 @@ class Limits:
 
 @dataclass(frozen=True)
 class Entry:
-    """A file, symbolic link or folder of an image.
+    """A file, symbolic link, folder or plain device of an image.
 
     `sha256` is of a file, `target` of a link; `layer` is the position of the layer that it comes from, `attributes` are
     its extended ones.
     """
 
-    kind: Literal["file", "link", "folder"]
+    kind: Literal["file", "link", "folder", "device"]
     layer: int
     mode: int
     owner: tuple[int, int]
@@ -112,7 +124,9 @@ class Tree:
         self._inside[folder].add(base)
 
     def _entry(self, tar: tarfile.TarFile, member: tarfile.TarInfo, path: str, name: str, layer: int, keep: Keep) -> Entry:
-        if member.type not in _SKIPPED or member.issparse():
+        if member.ischr() and _DEVICES.get(path) == (member.devmajor, member.devminor):
+            return Entry("device", layer, member.mode & 0o7777, (member.uid, member.gid), target=path)
+        if member.type not in _PLAIN or member.issparse():
             raise UserError(f"{name}: {path} is a device, a pipe or a sparse file, which no image needs; do not trust it")
         mode, owner = member.mode & 0o7777, (member.uid, member.gid)
         attributes = tuple(sorted(key for key in member.pax_headers if key.startswith("SCHILY.xattr.")))

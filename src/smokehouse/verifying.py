@@ -293,7 +293,7 @@ def _compare_files(contents: Contents, tree: Tree, under: Mapping[str, Entry], v
     for path, entry in tree.entries.items():
         if path in under and entry.kind != "folder":
             continue
-        if (problem := _problem(contents, path, entry, parents, path in under)) is not None:
+        if (problem := _problem(contents, path, entry, parents, under.get(path))) is not None:
             differ(entry, path, problem)
         elif path in contents.files:
             counts[_group(contents.files[path].owner)] += 1
@@ -302,13 +302,14 @@ def _compare_files(contents: Contents, tree: Tree, under: Mapping[str, Entry], v
     verdict.files = dict(counts)
 
 
-def _problem(contents: Contents, path: str, entry: Entry, parents: set[str], based: bool) -> str | None:
-    """Return how a file, link or folder is not as it should be, None where it is."""
-    if entry.owner != (0, 0) or (entry.attributes and not based):
+def _problem(contents: Contents, path: str, entry: Entry, parents: set[str], was: Entry | None) -> str | None:
+    """Return how a file, link or folder is not as it should be, None where it is; `was` is the base's folder."""
+    if was and was.kind == "folder":
+        same = (was.mode, was.owner, was.attributes) == (entry.mode, entry.owner, entry.attributes)
+        return None if same else "a folder of the base, with other rights than there"
+    if entry.owner != (0, 0) or entry.attributes:
         return f"owned by {entry.owner[0]}:{entry.owner[1]}, with {', '.join(entry.attributes) or 'no attributes'}"
     if entry.kind == "folder":
-        if based:
-            return None
         if path not in parents:
             return "a folder of no artefact of the lock"
         return None if entry.mode == 0o755 else f"a folder of mode {entry.mode:o}, not 755"

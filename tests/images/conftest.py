@@ -1,22 +1,25 @@
 """One container engine for all tests of images, and the programs that they need."""
 
+import hashlib
 import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from ..builder import conftest as builder
 from ..builder.conftest import TestHouse
+from . import real
 from . import registry as registries
 from .debian import unpack
 from .engine import Engine, present, started
 from .registry import Proxy
 
 channel, house, index = builder.channel, builder.house, builder.index
-packages, uv_cache = builder.packages, builder.uv_cache
+packages, uv_cache, full_disk = builder.packages, builder.uv_cache, builder.full_disk
 
 
 @pytest.fixture(scope="session")
@@ -52,6 +55,31 @@ def keys(cosign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         command = ["cosign", "generate-key-pair", "--output-key-prefix", name]
         subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=60)
     return folder
+
+
+@dataclass(frozen=True)
+class Made:
+    """An image of tiny that a real engine built, the house that it is of, and the SHA-256 of its lock.json."""
+
+    house: TestHouse
+    layout: Path
+    lock: str
+
+
+_made: list[Made] = []
+
+
+@pytest.fixture
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """One image for all tests, whose house knows no index any more: the bundle that it was built from is there."""
+    if not _made:
+        tiny: TestHouse = request.getfixturevalue("tiny")
+        folder = tmp_path_factory.mktemp("made")
+        real.run(tiny, "build", "tiny", "--output", f"oci:{folder / 'layout'}")
+        shutil.copytree(tiny.root, folder / "house", symlinks=True)
+        house = TestHouse(folder / "house", tiny.environ | {"UV_OFFLINE": "1", "SMOKEHOUSE_CHANNEL": str(folder / "none")})
+        _made.append(Made(house, folder / "layout", hashlib.sha256(house.manifest.read_bytes()).hexdigest()))
+    return _made[0]
 
 
 @pytest.fixture(scope="session")
