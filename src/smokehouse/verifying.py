@@ -340,9 +340,10 @@ def _check_list(contents: Contents, tree: Tree, verdict: Verdict) -> None:
         verdict.differences.append(Difference(entry.layer + 1 if entry else 0, LISTED, "no list of what was made in the build"))
         return
     assert entry
+    known = {difference.path for difference in verdict.differences}
     for path, digest in listed.items():
         there = tree.entries.get(path)
-        if there is None or there.sha256 != digest:
+        if path not in known and (there is None or there.sha256 != digest):
             verdict.differences.append(Difference(entry.layer + 1, path, "not in the image as files.json says"))
     for path, expected in contents.files.items():
         if expected.made and not expected.target and path in tree.entries and path not in listed:

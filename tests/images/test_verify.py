@@ -7,13 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from smokehouse.oci import CONFIG, MANIFEST, Layout, document
 
 from ..builder.conftest import TestHouse
 from .conftest import Made
-from .engine import Engine
 from .images import FOLDER, Contents, Member, digest, link, packed, tar
 from .real import run
 
@@ -48,7 +45,7 @@ def altered(
     return f"oci:{folder}"
 
 
-def test_what_a_real_engine_builds_is_what_the_lock_says(made: Made, engine: Engine) -> None:
+def test_what_a_real_engine_builds_is_what_the_lock_says(made: Made) -> None:
     verdict = verified(made.house, f"oci:{made.layout}")
     assert verdict["differences"] == []
     assert verdict["passed"]
@@ -57,76 +54,64 @@ def test_what_a_real_engine_builds_is_what_the_lock_says(made: Made, engine: Eng
     assert {"the conda half", "wheels", "this checkout", "its source, compiled"} < verdict["files"].keys()
     said = run(made.house, "verify", f"oci:{made.layout}").stdout
     assert said.splitlines()[-1] == "VERIFIED  this is what the lock builds"
-    assert "134 packages of docker/base.lock" in said or "packages of docker/base.lock, made again here" in said
+    assert "packages of docker/base.lock, made again here" in said
 
 
-@pytest.mark.parametrize(
-    ("layer", "path", "problem"),
-    [
-        ({f"{SITE}/alpha.py": b"print('evil')\n"}, f"{SITE}/alpha.py", "differs from that of alpha-1.0-py3-none-any.whl"),
-        ({f"{SITE}/evil.py": b""}, f"{SITE}/evil.py", "of no artefact of the lock, and not ours"),
-        ({f"{SITE}/evil.pth": b"import evil\n"}, f"{SITE}/evil.pth", "of no artefact of the lock, and not ours"),
-        ({f"{SITE}/.wh.beta.py": b""}, f"{SITE}/beta.py", "of beta-2.0-py3-none-any.whl, and not in the image"),
-        (
-            {f"{SITE}/__pycache__/alpha.cpython-311.pyc": b"\xa7\r\r\n\1\0\0\0evilcode"},
-            f"{SITE}/__pycache__/alpha.cpython-311.pyc",
-            "differs from that of its source, compiled",
-        ),
-        ({"opt/env/etc/libtiny.conf": b"prefix=/evil\n"}, "opt/env/etc/libtiny.conf", "differs from that of the conda half"),
-        ({"opt/env/bin/alpha": Member(b"#!/bin/sh\n", 0o755)}, "opt/env/bin/alpha", "differs from that of alpha-1.0"),
-        ({"opt/env/bin/python3": link("/bin/sh")}, "opt/env/bin/python3", "differs from that of the conda half"),
-        ({f"{SITE}/gamma-1.5.dist-info/RECORD": b""}, f"{SITE}/gamma-1.5.dist-info/RECORD", "differs from that of gamma-1.5"),
-        (
-            {"opt/smokehouse/doctor": Member(b"#!/bin/sh\n", 0o755)},
-            "opt/smokehouse/doctor",
-            "differs from that of this checkout",
-        ),
-        ({"opt/smokehouse/files.json": b"{}"}, "opt/smokehouse/files.json", "no list of what was made in the build"),
-        ({"etc/passwd": b"evil::0:0::/:/bin/sh\n"}, "etc/passwd", "of the base, and replaced by a layer above it"),
-        ({"etc/.wh.passwd": b""}, "etc/passwd", "of the base, and taken away by a layer above it"),
-        ({"etc/ld.so.preload": b"/evil.so\n"}, "etc/ld.so.preload", "of no artefact of the lock, and not ours"),
-        ({"srv/empty": FOLDER}, "srv/empty", "a folder of no artefact of the lock"),
-        ({"opt/env/bin": Member(type=tarfile.DIRTYPE, mode=0o777)}, "opt/env/bin", "a folder of mode 777, not 755"),
-    ],
-    ids=lambda given: None if isinstance(given, dict) else str(given)[-24:],
-)
-def test_a_file_that_is_another_is_named(made: Made, tmp_path: Path, layer: Contents, path: str, problem: str) -> None:
-    reference = altered(made, tmp_path / "layout", layer)
-    verdict = verified(made.house, reference, code=1)
-    assert not verdict["passed"]
-    found = [entry for entry in verdict["differences"] if entry["path"] == path]
-    assert [entry["problem"][: len(problem)] for entry in found] == [problem]
+def test_each_file_that_is_another_is_named(made: Made, tmp_path: Path) -> None:
+    lock = (made.house.root / "lockfiles" / "tiny" / "lock.json").read_bytes()
+    pyc = f"{SITE}/__pycache__/alpha.cpython-311.pyc"
+    changed: dict[str, tuple[Member | bytes, str]] = {
+        f"{SITE}/alpha.py": (b"print('evil')\n", "differs from that of alpha-1.0-py3-none-any.whl"),
+        f"{SITE}/evil.pth": (b"import evil\n", "of no artefact of the lock, and not ours"),
+        pyc: (b"\xa7\r\r\n\1\0\0\0evilcode", "differs from that of its source, compiled"),
+        "opt/env/etc/libtiny.conf": (b"prefix=/evil\n", "differs from that of the conda half"),
+        "opt/env/bin/alpha": (Member(b"#!/bin/sh\n", 0o755), "differs from that of alpha-1.0-py3-none-any.whl"),
+        "opt/env/bin/python3": (link("/bin/sh"), "differs from that of the conda half"),
+        f"{SITE}/gamma-1.5.dist-info/RECORD": (b"", "differs from that of gamma-1.5-py3-none-any.whl"),
+        "opt/smokehouse/doctor": (Member(b"#!/bin/sh\n", 0o755), "differs from that of this checkout"),
+        "opt/smokehouse/lock/lock.json": (Member(lock, 0o4755), "of mode 4755, this checkout has 644"),
+        "etc/passwd": (b"evil::0:0::/:/bin/sh\n", "of the base, and replaced by a layer above it"),
+        "etc/ld.so.preload": (b"/evil.so\n", "of no artefact of the lock, and not ours"),
+        "srv/empty": (FOLDER, "a folder of no artefact of the lock"),
+        "opt/env/bin": (Member(type=tarfile.DIRTYPE, mode=0o777), "a folder of mode 777, not 755"),
+        "etc": (Member(type=tarfile.DIRTYPE, mode=0o777), "a folder of the base, with other rights than there"),
+    }
+    gone = {
+        f"{SITE}/.wh.beta.py": (f"{SITE}/beta.py", "of beta-2.0-py3-none-any.whl, and not in the image"),
+        "etc/.wh.shadow": ("etc/shadow", "of the base, and taken away by a layer above it"),
+    }
+    layer: dict[str, Member | bytes] = {path: member for path, (member, _) in sorted(changed.items())}
+    reference = altered(made, tmp_path / "layout", layer | dict.fromkeys(gone, b""))
     layers = len(Layout(tmp_path / "layout").image().manifest.layers)
-    assert found[0]["layer"] == (0 if "taken away" in problem or "not in the image" in problem else layers)
-    ended = run(made.house, "verify", reference, code=1)
-    assert path in ended.stdout.splitlines()[0]
-    assert ended.stdout.splitlines()[-1] == "DIFFERENT  this is not what the lock builds"
+    ended = run(made.house, "verify", reference, "--json", code=1)
+    verdict = json.loads(ended.stdout)
+    assert not verdict["passed"]
+    found = [(entry["layer"], entry["path"], entry["problem"]) for entry in verdict["differences"]]
+    wanted = [(layers, path, problem) for path, (_, problem) in changed.items()]
+    assert found == sorted([*wanted, *((0, path, problem) for path, problem in gone.values())])
 
 
-def test_right_bytes_with_the_wrong_rights_are_named(made: Made, tmp_path: Path) -> None:
-    text = (made.house.root / "lockfiles" / "tiny" / "lock.json").read_bytes()
-    place = "opt/smokehouse/lock/lock.json"
-    reference = altered(made, tmp_path / "layout", {place: Member(text, 0o4755)})
-    assert {"layer", "path", "problem"} == verified(made.house, reference, code=1)["differences"][0].keys()
-    found = {entry["path"]: entry["problem"] for entry in verified(made.house, reference, code=1)["differences"]}
-    assert found == {place: "of mode 4755, this checkout has 644"}
+def test_the_first_difference_is_printed_and_ends_with_1(made: Made, tmp_path: Path) -> None:
+    reference = altered(made, tmp_path / "layout", {"opt/smokehouse/files.json": b"{}"})
+    lines = run(made.house, "verify", reference, code=1).stdout.splitlines()
+    layers = len(Layout(tmp_path / "layout").image().manifest.layers)
+    assert lines[0] == f"layer {layers}: opt/smokehouse/files.json: no list of what was made in the build"
+    assert lines[-1] == "DIFFERENT  this is not what the lock builds"
 
 
-@pytest.mark.parametrize(
-    ("edit", "path"),
-    [
-        (lambda config: config["config"]["Env"].append("LD_PRELOAD=/evil.so"), "(config) ENV LD_PRELOAD"),
-        (lambda config: config["config"].update(Entrypoint=["/bin/sh"]), "(config) ENTRYPOINT"),
-        (lambda config: config["config"].update(User="nobody"), "(config) USER"),
-        (lambda config: config["config"]["Labels"].update({"io.smokehouse.cuda": "13.0"}), "(config) label io.smokehouse.cuda"),
-    ],
-    ids=["environment", "entrypoint", "user", "label"],
-)
-def test_a_config_that_is_another_is_named(
-    made: Made, tmp_path: Path, edit: Callable[[dict[str, Any]], None], path: str
-) -> None:
+def test_a_config_that_is_another_is_named(made: Made, tmp_path: Path) -> None:
+    def edit(config: dict[str, Any]) -> None:
+        config["config"]["Env"].append("LD_PRELOAD=/evil.so")
+        config["config"].update(Entrypoint=["/bin/sh"], User="nobody")
+        config["config"]["Labels"]["io.smokehouse.cuda"] = "13.0"
+
     verdict = verified(made.house, altered(made, tmp_path / "layout", edit=edit), code=1)
-    assert [entry["path"] for entry in verdict["differences"]] == [path]
+    assert [entry["path"] for entry in verdict["differences"]] == [
+        "(config) ENTRYPOINT",
+        "(config) ENV LD_PRELOAD",
+        "(config) USER",
+        "(config) label io.smokehouse.cuda",
+    ]
 
 
 def test_an_image_of_another_lock_or_of_none_is_refused(made: Made, tmp_path: Path) -> None:
