@@ -66,6 +66,20 @@ def build(session: nox.Session) -> None:
 
 
 @nox.session
+def verify(session: nox.Session) -> None:
+    """Is this image what its lock builds, and proven? verify -- REF [--bundle DIR] [--key FILE] [--rebuild] [--json]."""
+    install_tools(session)
+    run_smokehouse(session, "verify")
+
+
+@nox.session
+def publish(session: nox.Session) -> None:
+    """Build, prove, verify, sign and push, all or nothing: publish -- NAME HOST/REPOSITORY [--key FILE] ..."""
+    install_tools(session)
+    run_smokehouse(session, "publish")
+
+
+@nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests, but for those of images where nothing is named: tests -- [pytest options]."""
     install_tools(session)

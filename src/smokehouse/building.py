@@ -15,8 +15,9 @@ from packaging.utils import canonicalize_name
 from smokehouse import base as bases
 from smokehouse import bundle as bundles
 from smokehouse import bundling, engine, environment, files, image, lock, prefix, sbom
-from smokehouse.base import EPOCH
+from smokehouse.base import EPOCH, DebianPackage
 from smokehouse.bundle import Bundle
+from smokehouse.environment import Environment
 from smokehouse.errors import UserError
 from smokehouse.halves import refuse_partial
 from smokehouse.house import House
@@ -26,7 +27,7 @@ from smokehouse.manifest import MANIFEST, CondaPackage, LockedFile, Manifest
 from smokehouse.programs import run
 
 PREFIX = Path("/opt/env")
-_PROGRAMS = ("describe", "doctor", "entrypoint", "smoke", "tini")
+PROGRAMS = ("describe", "doctor", "entrypoint", "smoke", "tini")
 _NVCC = "cuda-nvcc"
 
 # The conda half unpacked and compiled, by the size of its archives, and what more it may take.
@@ -77,9 +78,9 @@ def prepare(
     place = lock.environment_lock(house, name)
     locked = lock.check_environment(promise, place)
     assert place.manifest
-    oldest = image.driver(promise.stack.cuda.version)
+    image.driver(promise.stack.cuda.version)
     under = bases.given(base) if base else bases.make(house)
-    bundle = _bundle(house, name, flavour, bundled, channel)
+    bundle = bundle_for(house, name, flavour, bundled, channel)
     able = bundle.contents.devel and _wants_ops(locked)
     if ops == "aot" and not able:
         raise UserError(f"--ops aot: it takes deepspeed as source and {_NVCC} in [conda] devel, in lock and bundle; add them")
@@ -91,30 +92,15 @@ def prepare(
     with held(folder / ".lock", f"preparing the image of {name}"):
         contexts = {"base": under.context}
         wanted = locked.conda if flavour == "devel" else locked.main
-        contexts["conda"] = _conda(folder / "conda", wanted, locked, bundle)
+        contexts["conda"] = conda_context(folder / "conda", wanted, locked, bundle)
         if ops == "aot":
-            contexts["toolkit"] = _conda(folder / "toolkit", locked.conda, locked, bundle)
+            contexts["toolkit"] = conda_context(folder / "toolkit", locked.conda, locked, bundle)
         for number, layer in enumerate(made[:-1], 1):
             contexts[f"layer-{number:02}"] = _wheels(folder / f"layer-{number:02}", layer, locked, bundle)
         contexts["model"] = _wheels(folder / "model", made[-1], locked, bundle)
         contexts["sources"] = _sources(folder / "sources", made[-1], locked, bundle, ops)
         labels = image.labels(locked, promise.stack.cuda.version, digest, flavour, under, ops, _origin(house, name, source))
-        about = {
-            "environment": name,
-            "flavour": flavour,
-            "lock": digest,
-            "ops": _OPS[ops],
-            "stack": image.stack(locked, promise.stack.cuda.version),
-        }
-        listed = sbom.text(locked, wanted, under.packages, sbom.licences(bundle.wheels, locked.pip))
-        texts = {
-            "about.json": json.dumps(about, indent=1) + "\n",
-            "constraints.txt": "".join(f"{file.name}=={file.version}\n" for file in locked.pip),
-            "driver": f"{oldest}\n",
-            "environment": f"{name}\n",
-            "sbom.spdx.json": listed,
-        }
-        contexts["ours"] = _ours(house, folder / "ours", name, texts, locked, bases.tini(house, folder.parent / "packages"))
+        contexts["ours"] = ours(house, promise, folder, locked, bundle, flavour, ops, under.packages)
         target = {
             "contexts": contexts,
             "args": {
@@ -138,6 +124,36 @@ _OPS = {
     "none": "DeepSpeed's compile when they are first used (no toolkit was there when the image was built)",
     "aot": "DeepSpeed's fused_adam and cpu_adam are compiled, for sm_80, sm_90 and x86-64-v3",
 }
+
+
+def ours(
+    house: House,
+    promise: Environment,
+    folder: Path,
+    locked: Manifest,
+    bundle: Bundle,
+    flavour: Flavour,
+    ops: Ops,
+    debian: Sequence[DebianPackage],
+) -> str:
+    """Make folder/ours the context of what is in /opt/smokehouse, and return it; raises UserError."""
+    name, cuda = promise.name, promise.stack.cuda.version
+    wanted = locked.conda if flavour == "devel" else locked.main
+    about = {
+        "environment": name,
+        "flavour": flavour,
+        "lock": files.hashed(house.lock(name) / MANIFEST),
+        "ops": _OPS[ops],
+        "stack": image.stack(locked, cuda),
+    }
+    texts = {
+        "about.json": json.dumps(about, indent=1) + "\n",
+        "constraints.txt": "".join(f"{file.name}=={file.version}\n" for file in locked.pip),
+        "driver": f"{image.driver(cuda)}\n",
+        "environment": f"{name}\n",
+        "sbom.spdx.json": sbom.text(locked, wanted, debian, sbom.licences(bundle.wheels, locked.pip)),
+    }
+    return _ours(house, folder / "ours", name, texts, locked, bases.tini(house, folder.parent / "packages"))
 
 
 def build(
@@ -189,7 +205,7 @@ def build(
     return Built(digest, str(folder), prepared.labels)
 
 
-def _bundle(house: House, name: str, flavour: Flavour, given: Path | None, channel: str | None) -> Bundle:
+def bundle_for(house: House, name: str, flavour: Flavour, given: Path | None, channel: str | None) -> Bundle:
     """Return the bundle to build from, every file in it seen to have its hash."""
     if given:
         bundle = bundles.read(given, name, house.lock(name))
@@ -208,7 +224,7 @@ def _wants_ops(locked: Manifest) -> bool:
     )
 
 
-def _conda(folder: Path, packages: Sequence[CondaPackage], locked: Manifest, bundle: Bundle) -> str:
+def conda_context(folder: Path, packages: Sequence[CondaPackage], locked: Manifest, bundle: Bundle) -> str:
     """Make `folder` the context of a conda prefix: one tar file, the same for the same packages."""
     plan = json.dumps(
         {
@@ -306,7 +322,7 @@ def _ours(house: House, folder: Path, name: str, texts: Mapping[str, str], locke
         "python": locked.python,
         "epoch": EPOCH,
         "budget": _OURS,
-        "programs": _PROGRAMS,
+        "programs": PROGRAMS,
         "pip": [{"name": canonicalize_name(file.name), "version": file.version, "file": file.file} for file in locked.pip],
     }
     (folder / "plan.json").write_text(json.dumps(plan, indent=1) + "\n")

@@ -19,6 +19,9 @@ Channel = Annotated[
 ]
 Devel = Annotated[bool, typer.Option("--devel", help="With the compilers and the CUDA toolkit.")]
 
+# Who vouches for the workflows of GitHub.
+GITHUB = "https://token.actions.githubusercontent.com"
+
 app = typer.Typer(
     help="Locked, built and proven environments for training vision-language models.",
     add_completion=False,
@@ -123,6 +126,47 @@ def _build(
     built = building.build(house, prepared, output, compression=compression, builder=builder, no_cache=no_cache)
     print(json.dumps(asdict(built)) if as_json else f"{built.place} {built.digest}")
     return 0
+
+
+@app.command("verify")
+def _verify(
+    reference: Annotated[str, typer.Argument(metavar="REF", help="oci:DIR, docker:NAME or HOST/NAME@sha256:…")],
+    bundle: Annotated[Path | None, typer.Option(metavar="DIR", help="Take all that it is compared with from here.")] = None,
+    channel: Channel = None,
+    key: Annotated[Path | None, typer.Option(metavar="FILE", help="The public key of who is believed.")] = None,
+    identity: Annotated[str, typer.Option(metavar="URL", help="Who is believed, where there is no key: a workflow.")] = "",
+    issuer: Annotated[str, typer.Option(metavar="URL", help="Who vouches for the identity.")] = GITHUB,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Build it again, too, and compare digests.")] = False,
+    trust_base: Annotated[bool, typer.Option("--trust-base", help="Do not look at the Debian below.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> int:
+    """Say whether an image is what this checkout's lock builds, file by file, and what was proven of it."""
+    from smokehouse import verifying
+    from smokehouse.attestation import Signer
+
+    signer = Signer(key, identity, issuer) if key or identity else None
+    options = verifying.Options(bundle, channel, signer, rebuild, trust_base)
+    return verifying.show(verifying.verify(House.find(Path.cwd()), reference, options), as_json)
+
+
+@app.command("publish")
+def _publish(
+    name: Annotated[str, typer.Argument(help="The environment.")],
+    repository: Annotated[str, typer.Argument(metavar="REF", help="Where to: HOST/NAME, without a tag.")],
+    flavour: Annotated[Literal["runtime", "devel"], typer.Option(help="devel has compilers and the CUDA toolkit.")] = "runtime",
+    key: Annotated[Path | None, typer.Option(metavar="FILE", help="Sign with this; without one, as who cosign finds.")] = None,
+    built: Annotated[Path | None, typer.Option("--image", metavar="DIR", help="Publish this layout; else build.")] = None,
+    report: Annotated[Path | None, typer.Option(metavar="FILE", help="The image's report; else prove it now.")] = None,
+    bundle: Annotated[Path | None, typer.Option(metavar="DIR", help="Take everything from this bundle.")] = None,
+    channel: Channel = None,
+    source: Annotated[str | None, typer.Option(metavar="URL", help="Where the checkout is from, for the labels.")] = None,
+    move: Annotated[bool, typer.Option("--move", help="Let tags that name another image name this one.")] = False,
+) -> int:
+    """Build, prove, verify and sign an image, and give it to a registry: all of it, or no tag."""
+    from smokehouse import publishing
+
+    options = publishing.Options(flavour, key, built, report, bundle, channel, source, move)
+    return publishing.publish(House.find(Path.cwd()), name, repository, options)
 
 
 @app.command(

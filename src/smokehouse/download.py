@@ -32,6 +32,8 @@ _CHUNK = 1 << 20
 
 # A host's user and password, to be sent to that host only.
 Credentials = dict[str, tuple[str, str]]
+# Returns what is sent as Authorization to the host that a file is asked of, and to no other; empty for nothing.
+Authorize = Callable[[], str]
 Progress = Callable[[int], None]
 
 
@@ -54,8 +56,16 @@ def is_whole(path: Path, sha256: str) -> bool:
     return path.is_file() and hashed(path) == sha256
 
 
-def fetch(wanted: Sequence[Wanted], *, cure: str, credentials: Credentials | None = None) -> None:
+def fetch(
+    wanted: Sequence[Wanted],
+    *,
+    cure: str,
+    credentials: Credentials | None = None,
+    authorize: Authorize | None = None,
+) -> None:
     """Make every file of `wanted` lie at its path, seen to have its hash.
+
+    `authorize` is asked before every request; without it, `credentials` and ~/.netrc are looked at.
 
     An interrupted download is continued from its `.part` file. Raises UserError ending in `cure` where a file cannot be
     had or is another one.
@@ -63,7 +73,8 @@ def fetch(wanted: Sequence[Wanted], *, cure: str, credentials: Credentials | Non
     if not wanted:
         return
     with _shown(sum(file.size for file in wanted)) as progress:
-        _all_at_once([lambda file=file: _fetch(file, cure, credentials or {}, progress) for file in wanted])  # type: ignore[misc]
+        known = authorize or credentials or {}
+        _all_at_once([lambda file=file: _fetch(file, cure, known, progress) for file in wanted])  # type: ignore[misc]
 
 
 def credentials_of(urls: Sequence[str]) -> Credentials:
@@ -107,7 +118,7 @@ def _all_at_once(tasks: Sequence[Callable[[], None]]) -> None:
             raise raised
 
 
-def _fetch(file: Wanted, cure: str, credentials: Credentials, progress: Progress) -> None:
+def _fetch(file: Wanted, cure: str, credentials: Credentials | Authorize, progress: Progress) -> None:
     shown = 0
 
     def reached(position: int) -> None:
@@ -141,7 +152,7 @@ def _fetch(file: Wanted, cure: str, credentials: Credentials, progress: Progress
             raise UserError(f"{file.path.name}: {_host(file)} serves another file than the lock names; {cure}")
 
 
-def _transfer(file: Wanted, part: Path, cure: str, credentials: Credentials, reached: Progress) -> str:
+def _transfer(file: Wanted, part: Path, cure: str, credentials: Credentials | Authorize, reached: Progress) -> str:
     """Append to `part` what it lacks; return the SHA-256 of the whole."""
     digest = hashlib.sha256()
     with part.open("a+b") as out:
@@ -177,7 +188,7 @@ def _read(source: IO[bytes]) -> bytes:
 
 
 @contextmanager
-def _opened(file: Wanted, start: int, cure: str, credentials: Credentials) -> Iterator[tuple[IO[bytes], int, int]]:
+def _opened(file: Wanted, start: int, cure: str, credentials: Credentials | Authorize) -> Iterator[tuple[IO[bytes], int, int]]:
     """Open the source of `file`; yield it, the offset it begins at (`start`, or 0) and how many bytes it says it has."""
     parts = urlsplit(file.source)
     if parts.scheme not in ("http", "https"):
@@ -194,10 +205,9 @@ def _opened(file: Wanted, start: int, cure: str, credentials: Credentials) -> It
     request = urllib.request.Request(parts._replace(netloc=host).geturl(), headers={"User-Agent": "smokehouse"})
     if start:
         request.add_header("Range", f"bytes={start}-")
-    if secret := (credentials_of([file.source]) | credentials).get(host) or _netrc(parts.hostname or ""):
+    if authorization := _authorization(file, credentials):
         # Not for whoever the host redirects to.
-        token = b64encode(":".join(secret).encode()).decode()
-        request.add_unredirected_header("Authorization", f"Basic {token}")
+        request.add_unredirected_header("Authorization", authorization)
     try:
         response = urllib.request.urlopen(request, timeout=_PATIENCE)
     except urllib.error.HTTPError as refused:
@@ -224,6 +234,15 @@ def _opened(file: Wanted, start: int, cure: str, credentials: Credentials) -> It
         part = re.match(r"bytes (\d+)-", response.headers["Content-Range"] or "")
         length = int(response.headers["Content-Length"] or 0)
         yield response, int(part[1]) if response.status == 206 and part else 0, length
+
+
+def _authorization(file: Wanted, credentials: Credentials | Authorize) -> str:
+    if not isinstance(credentials, dict):
+        return credentials()
+    parts = urlsplit(file.source)
+    known = credentials_of([file.source]) | credentials
+    secret = known.get(parts.netloc.rpartition("@")[2]) or _netrc(parts.hostname or "")
+    return f"Basic {b64encode(':'.join(secret).encode()).decode()}" if secret else ""
 
 
 def _netrc(host: str) -> tuple[str, str] | None:

@@ -16,6 +16,7 @@ from smokehouse.programs import Ended, run
 
 _ASKING = 120.0  # seconds
 _BUILDING = 7200.0
+_SAVING = 1800.0
 _HERE = "start it, or set DOCKER_HOST"
 
 
@@ -71,6 +72,14 @@ def inspect(reference: str, root: Path) -> Image:
     named = [entry.rpartition("@")[2] for entry in found.get("RepoDigests") or []]
     digest = named[0] if named else found["Id"]
     return Image(reference, found["Id"], digest, (found.get("Config") or {}).get("Labels") or {})
+
+
+def save(reference: str, archive: Path, root: Path) -> None:
+    """Write the image `reference` to the tar file `archive`; raises UserError."""
+    inspect(reference, root)
+    ended = _docker(["save", "--output", str(archive), reference], _SAVING, root)
+    if ended.code:
+        raise UserError(f"{reference}: cannot be saved; {explain(ended.stderr)}")
 
 
 def become_container(image: Image, command: Sequence[str], options: Sequence[str], root: Path) -> NoReturn:

@@ -6,13 +6,13 @@ import tempfile
 from pathlib import Path
 
 
-def write(path: Path, text: str) -> None:
-    """Write `text` as UTF-8 to `path`, whole or not at all; raises OSError."""
+def write(path: Path, content: bytes | str) -> None:
+    """Write `content`, a string as UTF-8, to `path`, whole or not at all; raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(text.encode())
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
             os.fchmod(file.fileno(), 0o644)

@@ -1,8 +1,12 @@
 """One container engine for all tests of images, and the programs that they need."""
 
+import hashlib
 import json
+import os
 import shutil
+import subprocess
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +14,17 @@ import pytest
 
 from ..builder import conftest as builder
 from ..builder.conftest import TestHouse
+from . import real
+from . import registry as registries
 from .debian import unpack
 from .engine import Engine, present, started
+from .registry import Proxy
 
 # A user with no name, where nothing but /tmp can be written to and there is no network.
 STRANGER = ["--user", "54321:54321", "--read-only", "--network", "none", "--tmpfs", "/tmp:rw,exec,mode=1777"]
 
 channel, house, index = builder.channel, builder.house, builder.index
-packages, uv_cache = builder.packages, builder.uv_cache
+packages, uv_cache, full_disk = builder.packages, builder.uv_cache, builder.full_disk
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +41,66 @@ def engine(programs: Path) -> Iterator[Engine]:
         return
     with started(programs / "engine") as engine:
         yield engine
+
+
+@pytest.fixture(scope="session")
+def cosign(programs: Path) -> Path:
+    """The folder that cosign is in, of Debian 13: 12 has none."""
+    return unpack(("cosign/trixie",), programs / "cosign") / "bin"
+
+
+@pytest.fixture
+def keys(cosign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with two pairs of keys, ours and other, whose password is in the environment, as cosign is on the path."""
+    monkeypatch.setenv("PATH", f"{cosign}:{os.environ['PATH']}")
+    monkeypatch.setenv("COSIGN_PASSWORD", "a password")
+    folder = tmp_path / "keys"
+    folder.mkdir()
+    for name in ("ours", "other"):
+        command = ["cosign", "generate-key-pair", "--output-key-prefix", name]
+        subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=60)
+    return folder
+
+
+@dataclass(frozen=True)
+class Made:
+    """An image of tiny that a real engine built, the house that it is of, and the SHA-256 of its lock.json."""
+
+    house: TestHouse
+    layout: Path
+    lock: str
+
+
+_made: list[Made] = []
+
+
+@pytest.fixture
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """One image for all tests, whose house knows no index any more: the bundle that it was built from is there."""
+    if not _made:
+        tiny: TestHouse = request.getfixturevalue("tiny")
+        folder = tmp_path_factory.mktemp("made")
+        real.run(tiny, "build", "tiny", "--output", f"oci:{folder / 'layout'}")
+        shutil.copytree(tiny.root, folder / "house", symlinks=True)
+        house = TestHouse(folder / "house", tiny.environ | {"UV_OFFLINE": "1", "SMOKEHOUSE_CHANNEL": str(folder / "none")})
+        _made.append(Made(house, folder / "layout", hashlib.sha256(house.manifest.read_bytes()).hexdigest()))
+    return _made[0]
+
+
+@pytest.fixture(scope="session")
+def registry_port(programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """A registry for all tests, each of which uses repositories of its own."""
+    with registries.started(
+        programs / "registry", tmp_path_factory.mktemp("store"), tmp_path_factory.mktemp("registry")
+    ) as port:
+        yield port
+
+
+@pytest.fixture
+def registry(registry_port: int) -> Iterator[Proxy]:
+    """That registry, behind a proxy whose connections can be made to break."""
+    with registries.in_front(registry_port) as proxy:
+        yield proxy
 
 
 @pytest.fixture(scope="session")

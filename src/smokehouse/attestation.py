@@ -1,0 +1,272 @@
+"""Attestations: what was seen of an image, as a signed statement that travels with it; cosign signs and checks.
+
+A statement is an in-toto Statement v1 with a test-result predicate, in a DSSE envelope
+(https://github.com/in-toto/attestation/tree/main/spec/v1, https://github.com/secure-systems-lab/dsse).
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from base64 import b64decode, b64encode
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonschema import Draft202012Validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from smokehouse.errors import UserError
+from smokehouse.house import House
+from smokehouse.manifest import MANIFEST
+from smokehouse.programs import Ended, run
+
+STATEMENT = "https://in-toto.io/Statement/v1"
+TEST_RESULT = "https://in-toto.io/attestation/test-result/v0.1"
+PAYLOAD = "application/vnd.in-toto+json"
+ENVELOPE = "application/vnd.dsse.envelope.v1+json"
+BUNDLE = "application/vnd.dev.cosign.bundle.v1+json"
+SCHEMA = "smoke_tests/report.schema.json"
+
+_SIGNING = 300.0  # seconds; keyless asks three services
+_AGAIN = "nox -s smoke -- --image makes one"
+
+
+@dataclass(frozen=True)
+class Signer:
+    """Who signs or is to have signed: the holder of a `key` (a file), or an `identity` that an `issuer` vouches for."""
+
+    key: Path | None = None
+    identity: str = ""
+    issuer: str = ""
+
+
+@dataclass(frozen=True)
+class Signed:
+    """A signed statement: its DSSE envelope and, where it was signed without a key, cosign's bundle for it."""
+
+    envelope: bytes
+    bundle: bytes | None = None
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class _Subject(_Model):
+    name: str = ""
+    digest: dict[str, str]
+
+
+class _Predicate(_Model):
+    result: Literal["PASSED", "WARNED", "FAILED"]
+    configuration: list[dict[str, Any]]
+    report: dict[str, Any] = Field(alias="io.smokehouse.report")
+
+
+class _Statement(_Model):
+    type: Literal["https://in-toto.io/Statement/v1"] = Field(alias="_type")
+    subject: list[_Subject] = Field(min_length=1, max_length=1)
+    predicate_type: Literal["https://in-toto.io/attestation/test-result/v0.1"] = Field(alias="predicateType")
+    predicate: _Predicate
+
+
+class _Signature(_Model):
+    sig: str
+    keyid: str = ""
+
+
+class _Envelope(_Model):
+    payload_type: Literal["application/vnd.in-toto+json"] = Field(alias="payloadType")
+    payload: str
+    signatures: list[_Signature] = Field(min_length=1, max_length=1)
+
+
+def read_report(house: House, place: Path, digest: str, lock: str) -> dict[str, Any]:
+    """Return the report in the file `place`, seen to be of the image `digest` and the lock.json `lock`, and to have passed.
+
+    Raises UserError.
+    """
+    try:
+        report = json.loads(place.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{place}: there is no report of this image; {_AGAIN}") from None
+    except (OSError, ValueError, RecursionError) as broken:
+        raise UserError(f"{place}: no report ({broken}); {_AGAIN}") from None
+    refuse_report(house, report, digest, lock, str(place))
+    return dict(report)
+
+
+def refuse_report(house: House, report: Any, digest: str, lock: str, name: str) -> None:
+    """Raise UserError where `report`, called `name`, is no report, did not pass, or is of another image or lock."""
+    schema = json.loads((house.root / SCHEMA).read_text("utf-8"))
+    if wrong := next(iter(Draft202012Validator(schema).iter_errors(report)), None):
+        where = ".".join(str(part) for part in wrong.absolute_path) or "the report"
+        raise UserError(f"{name}: {where}: {wrong.message[:200]}; it is not by {SCHEMA}; {_AGAIN}")
+    of = report.get("image")
+    if of is None:
+        raise UserError(f"{name}: names no image: the smoke test was not run in one; {_AGAIN}")
+    if of != digest:
+        raise UserError(f"{name}: of the image {of}, not of {digest}; {_AGAIN}")
+    if report["lock"].get(MANIFEST) != lock:
+        raise UserError(f"{name}: of another lock.json than the image's; {_AGAIN}")
+    if report["verdict"] != "passed":
+        failed = report["failure"] or ", ".join(check["name"] for check in report["checks"] if check["verdict"] == "failed")
+        raise UserError(f"{name}: the smoke test of {digest} failed ({failed}); mend that first")
+
+
+def statement(report: Mapping[str, Any], name: str, digest: str) -> bytes:
+    """Return the statement that `report` was seen of the image `digest` in the repository `name`, as it is signed."""
+    verdicts: dict[str, list[str]] = {"passed": [], "known-issue": [], "failed": []}
+    for check in report["checks"]:
+        stage = f" (ZeRO-{check['zero_stage']})" if check["zero_stage"] else ""
+        verdicts[check["verdict"]].append(f"{check['name']}{stage}")
+    content = {
+        "_type": STATEMENT,
+        "subject": [{"name": name, "digest": {"sha256": digest.removeprefix("sha256:")}}],
+        "predicateType": TEST_RESULT,
+        "predicate": {
+            # WARNED is in-toto's word for a test that passed with something to know.
+            "result": "FAILED" if report["verdict"] != "passed" else "WARNED" if verdicts["known-issue"] else "PASSED",
+            "configuration": [{"name": file, "digest": {"sha256": sha256}} for file, sha256 in sorted(report["lock"].items())],
+            "passedTests": verdicts["passed"],
+            "warnedTests": verdicts["known-issue"],
+            "failedTests": verdicts["failed"],
+            "io.smokehouse.report": report,
+        },
+    }
+    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+
+
+def sign(payload: bytes, signer: Signer) -> Signed:
+    """Sign a statement with the signer's key, or without one with the identity that cosign finds; raises UserError.
+
+    The password of a key is COSIGN_PASSWORD.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        signed, signature, bundle = (Path(folder, name) for name in ("signed", "signature", "bundle"))
+        signed.write_bytes(_pre_authentication(payload))
+        command = ["sign-blob", "--yes", "--output-signature", str(signature)]
+        if signer.key:
+            _refuse_no_key(signer.key)
+            # Whoever has the key need not tell the world what was signed, and cannot where there is no network.
+            command += ["--key", str(signer.key.absolute()), "--tlog-upload=false"]
+        else:
+            command += ["--bundle", str(bundle)]
+        ended = _cosign([*command, str(signed)])
+        if ended.code or not signature.is_file():
+            raise UserError(f"the statement cannot be signed: {_explain(ended)}")
+        envelope = {
+            "payloadType": PAYLOAD,
+            "payload": b64encode(payload).decode(),
+            "signatures": [{"keyid": "", "sig": signature.read_text().strip()}],
+        }
+        return Signed(json.dumps(envelope, sort_keys=True).encode(), bundle.read_bytes() if bundle.is_file() else None)
+
+
+def check(house: House, signed: Signed, signer: Signer, digest: str, lock: str) -> dict[str, Any]:
+    """Return the report in a signed statement, seen to be signed by `signer`, and to be of the image and the lock.
+
+    Raises UserError.
+    """
+    try:
+        envelope = _Envelope.model_validate_json(signed.envelope)
+        payload = b64decode(envelope.payload, validate=True)
+        raw = b64decode(envelope.signatures[0].sig, validate=True)
+    except (ValidationError, ValueError) as invalid:
+        raise UserError(f"{digest}: its statement is no DSSE envelope ({_first(invalid)}); do not trust it") from None
+    with tempfile.TemporaryDirectory() as folder:
+        blob, signature, bundle = (Path(folder, name) for name in ("signed", "signature", "bundle"))
+        blob.write_bytes(_pre_authentication(payload))
+        signature.write_text(b64encode(raw).decode())
+        command = ["verify-blob"]
+        if signer.key:
+            _refuse_no_key(signer.key)
+            command += ["--key", str(signer.key.absolute()), "--signature", str(signature), "--insecure-ignore-tlog=true"]
+        else:
+            if signed.bundle is None:
+                raise UserError(f"{digest}: its statement was signed with a key; name the public one: --key FILE")
+            bundle.write_bytes(signed.bundle)
+            _refuse_other_signature(signed.bundle, raw, digest)
+            command += ["--bundle", str(bundle), "--certificate-identity", signer.identity]
+            command += ["--certificate-oidc-issuer", signer.issuer]
+        ended = _cosign([*command, str(blob)])
+        if ended.code:
+            raise UserError(f"{digest}: its statement is not signed by {_named(signer)}: {_explain(ended)}; do not trust it")
+    try:
+        content = _Statement.model_validate_json(payload)
+    except ValidationError as invalid:
+        raise UserError(f"{digest}: what is signed is no statement of a test ({_first(invalid)}); do not trust it") from None
+    of = content.subject[0].digest.get("sha256", "")
+    if f"sha256:{of}" != digest:
+        raise UserError(f"{digest}: its statement is of another image, sha256:{of}; do not trust it")
+    report = content.predicate.report
+    refuse_report(house, report, digest, lock, f"the report in the statement of {digest}")
+    if content.predicate.result == "FAILED":
+        raise UserError(f"{digest}: its statement says that the test failed; do not use it")
+    return report
+
+
+def summary(report: Mapping[str, Any]) -> str:
+    """Return what a report proves, where it was seen and when, in one line."""
+    kinds = {kind: sum(check["kind"] == kind for check in report["checks"]) for kind in ("check", "control")}
+    versions = ", ".join(
+        f"{name} {report['versions'][name]}" for name in ("torch", "transformers", "deepspeed") if report["versions"].get(name)
+    )
+    stages = ", ".join(f"ZeRO-{stage}" for stage in sorted({c["zero_stage"] for c in report["checks"] if c["zero_stage"]}))
+    machine = report["machine"]
+    return (
+        f"{kinds['check']} checks and {kinds['control']} controls passed{f' under {stages}' if stages else ''}"
+        f"{f' with {versions}' if versions else ''} on {report['world_size']} ranks, {report['device']}, {report['backend']}, "
+        f"{report['precision']}; {machine['cpu']} ({machine['cpus']} CPUs, {machine['memory_bytes'] / 1e9:.0f} GB), "
+        f"{report['started']}"
+    )
+
+
+def _pre_authentication(payload: bytes) -> bytes:
+    """Return what DSSE signs: the payload with its type, so that neither stands for another."""
+    return b"DSSEv1 %d %s %d %s" % (len(PAYLOAD), PAYLOAD.encode(), len(payload), payload)
+
+
+def _refuse_other_signature(bundle: bytes, signature: bytes, digest: str) -> None:
+    try:
+        same = b64decode(json.loads(bundle)["base64Signature"]) == signature
+    except (ValueError, KeyError, TypeError):
+        same = False
+    if not same:
+        raise UserError(f"{digest}: the bundle beside its statement is of another signature; do not trust it")
+
+
+def _refuse_no_key(key: Path) -> None:
+    if not key.is_file():
+        raise UserError(f"{key}: no such key; make a pair with cosign generate-key-pair, or name the right one with --key")
+
+
+def _named(signer: Signer) -> str:
+    return f"the key {signer.key}" if signer.key else f"{signer.identity} ({signer.issuer})"
+
+
+def _first(invalid: Exception) -> str:
+    if not isinstance(invalid, ValidationError):
+        return str(invalid)
+    first = invalid.errors()[0]
+    return f"{'.'.join(str(part) for part in first['loc']) or 'all of it'}: {first['msg']}"
+
+
+def _cosign(arguments: Sequence[str]) -> Ended:
+    program = shutil.which("cosign")
+    if not program:
+        raise UserError("cosign is not here, which signs and checks statements; install it (Debian 13 has it)")
+    # Without a terminal it would wait for a password that nobody types.
+    environ = {"COSIGN_PASSWORD": "", **os.environ}
+    with tempfile.TemporaryDirectory() as folder:
+        return run([program, *arguments], deadline=_SIGNING, environ=environ, cwd=Path(folder))
+
+
+def _explain(ended: Ended) -> str:
+    lines = [line for line in ended.stderr.splitlines() if line and not line.startswith(("WARNING", "Using payload"))]
+    said = next((line for line in reversed(lines) if "rror" in line), lines[-1] if lines else "cosign gave no reason")
+    if "decrypt" in said:
+        return "the key's password is not COSIGN_PASSWORD"
+    return " ".join(said.split())[:300]

@@ -1,0 +1,301 @@
+"""What a lock, and this checkout, put into an image: every file, with its hash and where it comes from."""
+
+import base64
+import csv
+import hashlib
+import importlib.util
+import io
+import os
+import re
+import shutil
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from smokehouse.building import PREFIX, PROGRAMS
+from smokehouse.errors import UserError
+from smokehouse.house import House
+from smokehouse.layers import Entry, Tree
+from smokehouse.manifest import LockedFile, Manifest
+from smokehouse.programs import run
+
+ENV = str(PREFIX).removeprefix("/")
+OURS = "opt/smokehouse"
+LISTED = f"{OURS}/files.json"
+INSTALLER = b"smokehouse\n"
+_COMPILING = 3600.0  # seconds
+_COMPILE = """\
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import tree
+tree.compile_python(Path(sys.argv[2]), [Path(folder) for folder in sys.argv[3:]])
+"""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A file that is to be there: its hash or, of a link, its target; whether it `runs`, and whose it is.
+
+    `made` files are not in any artefact as they are; the image's files.json has to name them. `member` is where the
+    content of a wheel's file can be read again.
+    """
+
+    owner: str
+    sha256: str = ""
+    target: str = ""
+    runs: bool = False
+    made: bool = False
+    member: tuple[Path, str] | None = None
+
+    def fits(self, entry: Entry) -> bool:
+        """Return whether an image's file has this content."""
+        if self.target or entry.kind != "file":
+            return entry.kind == "link" and entry.target == self.target
+        if entry.sha256 == self.sha256:
+            return True
+        if self.member is None:
+            return False
+        # The wheel's RECORD can be wrong about its own files, and the files are what is locked.
+        with zipfile.ZipFile(self.member[0]) as archive, archive.open(self.member[1]) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256  # type: ignore[arg-type]
+
+
+@dataclass
+class Contents:
+    """All that is to be in an image above its base, by path. `sources` has the Python that is compiled there."""
+
+    house: House
+    locked: Manifest
+    files: dict[str, Expected] = field(default_factory=dict)
+    sources: dict[str, bytes | tuple[Path, str]] = field(default_factory=dict)
+
+    @cached_property
+    def library(self) -> str:
+        """The folder of the interpreter's library."""
+        return f"{ENV}/lib/python{self.locked.python}"
+
+    @cached_property
+    def site(self) -> str:
+        """The folder of the Python packages."""
+        return f"{self.library}/site-packages"
+
+    @cached_property
+    def _steps(self) -> Any:
+        """The build's own step that unpacks wheels, for the text of console scripts."""
+        place = self.house.root / "docker" / "steps" / "unpack.py"
+        found = importlib.util.spec_from_file_location("smokehouse_unpack", place)
+        assert found
+        assert found.loader
+        module = importlib.util.module_from_spec(found)
+        before = [*sys.path]
+        try:
+            found.loader.exec_module(module)
+        finally:
+            sys.path[:] = before
+        return module
+
+    def add_conda(self, prefix: Path) -> None:
+        """Add the conda half, linked into the tar file `prefix`; raises UserError."""
+        tree = Tree()
+        tree.apply(prefix, "tar", str(prefix), 0)
+        for path, entry in tree.entries.items():
+            if entry.kind == "folder" or (path.startswith(f"{self.library}/") and "/__pycache__/" in path):
+                continue
+            record = path.startswith(f"{ENV}/conda-meta/")
+            runs = bool(entry.mode & 0o100)
+            self.files[path] = Expected("the conda half", entry.sha256, entry.target, runs, record)
+
+    def add_wheel(self, wheel: Path) -> None:
+        """Add the files of a wheel, and what its installation makes; raises UserError."""
+        with zipfile.ZipFile(wheel) as archive:
+            names = archive.namelist()
+            [info] = {name.split("/")[0] for name in names if name.split("/")[0].endswith(".dist-info")}
+            known = {row[0]: row[1] for row in _rows(archive.read(f"{info}/RECORD")) if len(row) > 1}
+            rows: list[tuple[str, str, str]] = []
+            for member in archive.infolist():
+                if member.is_dir() or member.filename == f"{info}/RECORD":
+                    continue
+                path, kind = self._place(member.filename, info)
+                digest = known.get(member.filename, "")
+                size, runs, made = member.file_size, bool(member.external_attr >> 16 & 0o111) or kind == "scripts", False
+                if kind == "scripts":
+                    content = archive.read(member)
+                    if content.startswith(b"#!python"):
+                        content = f"#!{PREFIX}/bin/python{self.locked.python}".encode() + content[content.index(b"\n") :]
+                    digest, size, made = _digest(content), len(content), True
+                elif not digest.startswith("sha256="):
+                    digest = _digest(archive.read(member))
+                rows.append((self._shown(path), digest, str(size)))
+                source = None if made else (wheel, member.filename)
+                self._put(path, Expected(wheel.name, _hex(digest), runs=runs, made=made, member=source))
+                if path.endswith(".py"):
+                    self.sources[path] = (wheel, member.filename)
+            made_here = [(f"{self.site}/{info}/INSTALLER", INSTALLER, False)]
+            if f"{info}/entry_points.txt" in names:
+                text = archive.read(f"{info}/entry_points.txt").decode()
+                scripts = self._steps._scripts(text, self.locked.python, wheel)
+                made_here += [(f"{ENV}/bin/{name}", script.encode(), True) for name, script in scripts]
+        for path, content, runs in made_here:
+            rows.append((self._shown(path), _digest(content), str(len(content))))
+            self._put(path, Expected(wheel.name, _hex(_digest(content)), runs=runs, made=True))
+        record = io.StringIO()
+        csv.writer(record, lineterminator="\n").writerows([*sorted(rows), (f"{info}/RECORD", "", "")])
+        digest = _hex(_digest(record.getvalue().encode()))
+        self._put(f"{self.site}/{info}/RECORD", Expected(wheel.name, digest, made=True))
+
+    def add_ours(self, folder: Path) -> None:
+        """Add what this checkout puts into /opt/smokehouse, from the context that the build takes it from."""
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                inside = str(path.relative_to(folder))
+                place = f"{self.site}/_smokehouse_home.py" if inside == "home.py" else f"{OURS}/{inside}"
+                self._ours(place, path.read_bytes(), inside in PROGRAMS)
+        self._ours(f"{self.site}/_smokehouse_home.pth", b"import _smokehouse_home\n", False)
+
+    def add_built(self, sdist: LockedFile, archive: Path, tree: Tree) -> list[str]:
+        """Add the files that a source distribution was built to, by the record in the image.
+
+        Those that are in the source as they are, are compared with it; the others, whose paths are returned, can be
+        what the build makes only: libraries, metadata, scripts and a version. Raises UserError.
+        """
+        info = f"{re.sub(r'[-.]', '_', sdist.name)}-{sdist.version}.dist-info"
+        record = f"{self.site}/{info}/RECORD"
+        if record not in tree.kept:
+            return []
+        digests, packages = _members(archive)
+        built = []
+        for row in _rows(tree.kept[record]):
+            path = os.path.normpath(f"{self.site}/{row[0]}") if row else ""
+            entry = tree.entries.get(path)
+            if path in self.files or entry is None or entry.kind != "file":
+                continue
+            name = path.removeprefix(f"{self.site}/")
+            runs = bool(entry.mode & 0o100)
+            if entry.sha256 in digests and path.rpartition("/")[2] in digests[entry.sha256]:
+                self.files[path] = Expected(sdist.file, entry.sha256, runs=runs, made=True)
+            elif self._can_be_built(name, info, packages, path):
+                self.files[path] = Expected(sdist.file, entry.sha256, runs=runs, made=True)
+                built.append(path)
+            else:
+                continue
+            if path.endswith(".py") and path in tree.kept:
+                self.sources[path] = tree.kept[path]
+        return built
+
+    def _can_be_built(self, name: str, info: str, packages: set[str], path: str) -> bool:
+        if path.rpartition("/")[0] == f"{ENV}/bin":
+            return True
+        top, _, rest = name.partition("/")
+        if top == info:
+            return rest in ("RECORD", "INSTALLER", "METADATA", "WHEEL", "top_level.txt", "entry_points.txt") or (
+                rest.startswith("licenses/")
+            )
+        return top in packages and name.endswith((".so", "/git_version_info_installed.py"))
+
+    def add_compiled(self, prefix: Path, work: Path) -> None:
+        """Add the bytecode of all Python, compiled in the folder `work` by the locked interpreter; raises UserError."""
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        try:
+            with tarfile.open(prefix) as archive:
+                archive.extractall(work, filter="tar")
+            self._unpack_sources(work)
+            python = work / ENV / "bin" / "python"
+            folders = [str(work / self.library), str(work / OURS)]
+            command = [python, "-I", "-S", "-B", "-c", _COMPILE, self.house.root / "docker" / "steps", work, *folders]
+            environ = {name: text for name, text in os.environ.items() if not name.startswith(("PYTHON", "LD_"))}
+            ended = run([str(part) for part in command], deadline=_COMPILING, environ=environ, cwd=work)
+            if ended.code:
+                raise UserError(f"the Python of the lock cannot compile its packages here: {ended.stderr[-300:]}")
+            for folder in folders:
+                for path in Path(folder).rglob("__pycache__/*.pyc"):
+                    with path.open("rb") as file:
+                        digest = hashlib.file_digest(file, "sha256").hexdigest()
+                    self.files[str(path.relative_to(work))] = Expected("its source, compiled", digest, made=True)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+    def _unpack_sources(self, work: Path) -> None:
+        archives: dict[Path, list[tuple[str, str]]] = {}
+        for path, source in self.sources.items():
+            if isinstance(source, tuple):
+                archives.setdefault(source[0], []).append((path, source[1]))
+                continue
+            target = work / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(source)
+        for wheel, members in archives.items():
+            with zipfile.ZipFile(wheel) as archive:
+                for path, member in members:
+                    target = work / path
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(archive.read(member))
+
+    def _ours(self, path: str, content: bytes, runs: bool) -> None:
+        self._put(path, Expected("this checkout", _hex(_digest(content)), runs=runs, made=True))
+        if path.endswith(".py"):
+            self.sources[path] = content
+
+    def _put(self, path: str, expected: Expected) -> None:
+        if "/__pycache__/" not in path:
+            self.files[path] = expected
+
+    def _place(self, name: str, info: str) -> tuple[str, str]:
+        """Return where a member of a wheel goes, and the kind of its place."""
+        if ".." in PurePosixPath(name).parts or name.startswith("/"):
+            raise UserError(f"{info}: has {name!r}, which lies outside it; do not trust this wheel")
+        data = f"{info.removesuffix('.dist-info')}.data/"
+        if not name.startswith(data):
+            return f"{self.site}/{name}", "purelib"
+        kind, _, rest = name.removeprefix(data).partition("/")
+        places = {
+            "purelib": self.site,
+            "platlib": self.site,
+            "scripts": f"{ENV}/bin",
+            "headers": f"{ENV}/include/python{self.locked.python}/{info.split('-')[0]}",
+            "data": ENV,
+        }
+        return f"{places[kind]}/{rest}", kind
+
+    def _shown(self, path: str) -> str:
+        """Return a path as RECORD has it."""
+        if path.startswith(f"{self.site}/"):
+            return path.removeprefix(f"{self.site}/")
+        return f"../../../{path.removeprefix(f'{ENV}/')}"
+
+
+def _members(archive: Path) -> tuple[Mapping[str, set[str]], set[str]]:
+    """Return the names of the files of a source distribution by their hash, and the names of its folders."""
+    digests: dict[str, set[str]] = {}
+    tops: set[str] = set()
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            parts = PurePosixPath(member.name).parts
+            if member.isfile() and len(parts) > 1 and (file := tar.extractfile(member)):
+                digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+                digests.setdefault(digest, set()).add(parts[-1])
+                tops.update(parts[1:-1])
+    return digests, tops
+
+
+def _rows(record: bytes) -> Iterable[list[str]]:
+    return csv.reader(record.decode("utf-8", "replace").splitlines())
+
+
+def _digest(content: bytes) -> str:
+    """Return the hash of `content` as RECORD has it."""
+    return "sha256=" + base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+
+
+def _hex(digest: str) -> str:
+    text = digest.removeprefix("sha256=")
+    try:
+        return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).hex()
+    except ValueError:
+        return ""

@@ -1,0 +1,175 @@
+"""Publishing images: built, proven, verified, and only then given to a registry, the tags last."""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from smokehouse import attestation, building, engine, environment, files, image, lock, oci, verifying
+from smokehouse.attestation import BUNDLE, ENVELOPE, Signed, Signer
+from smokehouse.errors import UserError
+from smokehouse.house import House
+from smokehouse.image import Flavour
+from smokehouse.installation import held, tell
+from smokehouse.oci import EMPTY, MANIFEST, Descriptor, Image, Layout, Manifest, Reference, document
+from smokehouse.programs import run
+from smokehouse.registry import Registry
+
+SBOM = "application/spdx+json"
+_SMOKING = 7200.0  # seconds
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to publish. `built` is a layout with the image and `report` its report, where they were made before."""
+
+    flavour: Flavour = "runtime"
+    key: Path | None = None
+    built: Path | None = None
+    report: Path | None = None
+    bundle: Path | None = None
+    channel: str | None = None
+    source: str | None = None
+    move: bool = False
+
+
+def publish(house: House, name: str, text: str, options: Options) -> int:
+    """Publish the image of the environment `name` in the repository `text`, and return 0, or 1 where it is no good.
+
+    Nothing is sent before the image was proven and verified, and no tag names it before all that belongs to it is
+    there. What an interrupted call sent is used by the next. Raises UserError.
+    """
+    where = Reference.read(text)
+    if where.tag or where.digest:
+        raise UserError(f"{text}: publish gives the tags, by stack and lock; name the repository alone, {where.name}")
+    promise = environment.read(house, name)
+    place = lock.environment_lock(house, name)
+    locked = lock.check_environment(promise, place)
+    assert place.manifest
+    digest = files.hashed(place.manifest)
+    names = image.tags(locked, promise.stack.cuda.version, digest, options.flavour)
+    tags = [tag.partition(":")[2] for tag in names]
+    registry = Registry(where, push=True)
+    folder = house.root / "build" / "publish" / f"{name}-{options.flavour}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with held(folder / ".lock", f"publishing {name}"):
+        found = _built(house, name, names[0], folder, options)
+        # Asked first, because the rest takes long.
+        _refuse_taken(registry, tags, found.digest, options.move)
+        report = _report(house, names[0], found, folder, digest, options)
+        verdict = verifying.look(
+            house, names[0], found, None, verifying.Options(bundle=options.bundle, channel=options.channel)
+        )
+        if not verdict.passed:
+            return verifying.show(verdict, as_json=False)
+        if (verdict.environment, found.labels["io.smokehouse.flavour"]) != (name, options.flavour):
+            raise UserError(f"{options.built}: an image of {verdict.environment}, not of {name} ({options.flavour})")
+        payload = attestation.statement(report, where.name, found.digest)
+        signed = _signed(payload, folder, options.key)
+        _send(registry, found, Path(verdict.sbom).read_bytes(), signed)
+        for tag in reversed(tags):  # the one by stack and lock, which says that all is there, last
+            registry.put(found.layout.read(found.descriptor), found.descriptor.media_type, tag)
+        tell(f"published {where.name}@{found.digest}")
+        for file in (folder / "report.json", *folder.glob("*.signed")):
+            file.unlink(missing_ok=True)
+    for tag in tags:
+        print(f"{where.name}:{tag}")
+    return 0
+
+
+def _built(house: House, name: str, local: str, folder: Path, options: Options) -> Image:
+    """Return the image in a layout, built where it was not given."""
+    if options.built:
+        return Layout(options.built).image()
+    prepared = building.prepare(
+        house,
+        name,
+        flavour=options.flavour,
+        bundled=options.bundle,
+        channel=options.channel,
+        source=options.source,
+    )
+    digest = building.build(house, prepared, "docker").digest
+    layout = Layout(folder / "layout")
+    if (layout.folder / "index.json").is_file() and layout.image().digest == digest:
+        return layout.image()
+    archive = folder / "image.tar"
+    try:
+        engine.save(local, archive, house.root)
+        found = oci.unpack_layout(archive, layout.folder).image()
+    finally:
+        archive.unlink(missing_ok=True)
+    if found.digest != digest:
+        raise UserError(f"{local}: this engine saves another image, {found.digest}, than {digest}; use its containerd store")
+    return found
+
+
+def _report(house: House, local: str, found: Image, folder: Path, digest: str, options: Options) -> dict[str, object]:
+    """Return the report of the image: the one given, that of an interrupted call, or that of a smoke test run now."""
+    if options.report:
+        return attestation.read_report(house, options.report, found.digest, digest)
+    kept = folder / "report.json"
+    if kept.is_file():
+        try:
+            return attestation.read_report(house, kept, found.digest, digest)
+        except UserError:
+            kept.unlink()
+    if options.built:
+        raise UserError(f"{options.built}: there is no report of this image; name it: --report FILE")
+    tell(f"proving {local}")
+    reports = folder / "smoke"
+    command = [sys.executable, "-m", "smokehouse", "smoke", "--image", local, "--report", str(reports)]
+    ended = run(command, deadline=_SMOKING, environ=os.environ, cwd=house.root)
+    if ended.code:
+        said = (ended.stderr.strip() or ended.stdout.strip()).splitlines()[-1:]
+        raise UserError(f"{local}: the smoke test failed ({' '.join(said)}); see {reports}; nothing was sent")
+    report = attestation.read_report(house, reports / "report.json", found.digest, digest)
+    files.write(kept, (reports / "report.json").read_bytes())
+    return report
+
+
+def _signed(payload: bytes, folder: Path, key: Path | None) -> Signed:
+    """Return the signed statement, that of an interrupted call where it is the same."""
+    kept = folder / f"{files.sha256(payload + str(key).encode())}.signed"
+    bundle = kept.with_name(f"bundle.{kept.name}")
+    if not kept.is_file():
+        signed = attestation.sign(payload, Signer(key))
+        if signed.bundle:
+            files.write(bundle, signed.bundle)
+        files.write(kept, signed.envelope)
+    return Signed(kept.read_bytes(), bundle.read_bytes() if bundle.is_file() else None)
+
+
+def _refuse_taken(registry: Registry, tags: list[str], digest: str, move: bool) -> None:
+    for tag in tags:
+        there = registry.manifest(tag)
+        if there and there[1].digest != digest and not move:
+            raise UserError(
+                f"{registry.reference.name}:{tag}: is {there[1].digest} already, and who uses a tag trusts that it stays; "
+                f"to make it {digest}, say --move"
+            )
+
+
+def _send(registry: Registry, found: Image, sbom: bytes, signed: Signed) -> None:
+    """Give the registry the image and what belongs to it, under no tag of the image's yet; raises UserError."""
+    layout = found.layout
+    for blob in found.blobs:
+        layout.refuse_damaged(blob)
+        registry.upload(layout.blob(blob.digest), blob)
+    registry.put(layout.read(found.descriptor), found.descriptor.media_type)
+    statement = [layout.put(signed.envelope, ENVELOPE)]
+    statement += [layout.put(signed.bundle, BUNDLE)] if signed.bundle else []
+    for kind, blobs in ((SBOM, [layout.put(sbom, SBOM)]), (ENVELOPE, statement)):
+        _attach(registry, layout, found.descriptor, kind, blobs)
+
+
+def _attach(registry: Registry, layout: Layout, subject: Descriptor, kind: str, blobs: list[Descriptor]) -> None:
+    empty = layout.put(b"{}", EMPTY)
+    for blob in (empty, *blobs):
+        registry.upload(layout.blob(blob.digest), blob)
+    plain = subject.model_copy(update={"annotations": None, "platform": None})
+    manifest = Manifest(schema_version=2, artifact_type=kind, config=empty, layers=tuple(blobs), subject=plain)
+    data = document(manifest)
+    artefact = Descriptor(media_type=MANIFEST, digest=f"sha256:{files.sha256(data)}", size=len(data), artifact_type=kind)
+    if not registry.put(data, MANIFEST):
+        registry.refer(artefact, subject.digest)

@@ -1,0 +1,441 @@
+"""Verifying images: is this what this lock builds, and what was proven of it?"""
+
+import json
+import re
+import shlex
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+from smokehouse import attestation, building, engine, environment, files, image, lock, oci
+from smokehouse import base as bases
+from smokehouse.attestation import BUNDLE, ENVELOPE, Signed, Signer
+from smokehouse.base import Base
+from smokehouse.contents import ENV, LISTED, Contents
+from smokehouse.errors import UserError
+from smokehouse.house import House
+from smokehouse.image import Flavour, Ops
+from smokehouse.installation import held, tell
+from smokehouse.layers import Entry, Tree, folders
+from smokehouse.oci import DOCUMENT, Image, Layout, Manifest, Reference, parse
+from smokehouse.registry import Registry
+
+_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What is not as it should be: a path in the image, the number of its layer from 1 (0 for none), and how it differs."""
+
+    layer: int
+    path: str
+    problem: str
+
+
+@dataclass
+class Verdict:
+    """What was seen of an image. `files` counts them by whose they are; `uncompared` were built from source in the build.
+
+    `sbom` is the file that the image's own was compared with.
+    """
+
+    image: str
+    digest: str
+    environment: str
+    lock: str
+    base: str = ""
+    files: dict[str, int] = field(default_factory=dict)
+    uncompared: list[str] = field(default_factory=list)
+    differences: list[Difference] = field(default_factory=list)
+    rebuilt: str = ""
+    proof: str = ""
+    report: Mapping[str, Any] | None = None
+    sbom: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing differs."""
+        return not self.differences
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to verify. `signer` is whose statements are believed; without one, they are only counted."""
+
+    bundle: Path | None = None
+    channel: str | None = None
+    signer: Signer | None = None
+    rebuild: bool = False
+    trust_base: bool = False
+
+
+@contextmanager
+def opened(house: House, text: str) -> Iterator[tuple[Image, Registry | None]]:
+    """Yield the image that `text` names, fetched where it is not here, and the registry that it is from.
+
+    It is oci:DIR, docker:NAME, or in a registry. Raises UserError.
+    """
+    kind, _, rest = text.partition(":")
+    if kind == "oci":
+        yield Layout(Path(rest)).image(), None
+        return
+    if kind == "docker":
+        with tempfile.TemporaryDirectory(dir=_room(house)) as folder:
+            archive = Path(folder, "image.tar")
+            engine.save(rest, archive, house.root)
+            layout = oci.unpack_layout(archive, Path(folder, "layout"))
+            archive.unlink()
+            yield layout.image(), None
+        return
+    reference = Reference.read(text)
+    registry = Registry(reference)
+    # Kept until it was looked at, so that an interrupted fetch goes on.
+    folder_here = _room(house) / files.sha256(text)[:16]
+    layout = Layout(folder_here)
+    manifest = registry.pull(layout)
+    if not reference.digest:
+        tell(f"{text} is {reference.name}@{manifest.digest} now")
+    yield layout.image(), registry
+    shutil.rmtree(folder_here, ignore_errors=True)
+
+
+def verify(house: House, text: str, options: Options) -> Verdict:
+    """Say of the image that `text` names whether it is what the lock in this checkout builds; raises UserError."""
+    with opened(house, text) as (found, registry):
+        return look(house, text, found, registry, options)
+
+
+def look(house: House, text: str, found: Image, registry: Registry | None, options: Options) -> Verdict:
+    """Return the verdict over the image `found`, called `text`; raises UserError."""
+    labels = found.labels
+    name, flavour, ops = (labels.get(f"io.smokehouse.{label}", "") for label in ("environment", "flavour", "ops"))
+    if not name or flavour not in get_args(Flavour) or ops not in get_args(Ops):
+        raise UserError(f"{text}: no image of Smokehouse, by its labels; verify one that nox -s build made")
+    promise = environment.read(house, name)
+    place = lock.environment_lock(house, name)
+    locked = lock.check_environment(promise, place)
+    assert place.manifest
+    digest = files.hashed(place.manifest)
+    if labels.get("io.smokehouse.lock") != digest:
+        revision = labels.get("org.opencontainers.image.revision", "")
+        where = f"git checkout {revision}" if re.fullmatch("[0-9a-f]{40}", revision) else "check out the commit that has it"
+        raise UserError(f"{text}: of another lock of {name} than the one here ({digest[:12]}); {where}")
+    verdict = Verdict(text, found.digest, name, digest)
+    tell(f"verifying {found.digest} against {house.show(place.manifest)}")
+    bundle = building.bundle_for(house, name, flavour, options.bundle, options.channel)  # type: ignore[arg-type]
+    base, below, runtime = _base(house, found, options, verdict)
+    expected_labels = image.labels(locked, promise.stack.cuda.version, digest, flavour, base, ops, {})  # type: ignore[arg-type]
+    _compare_config(house, found, expected_labels, runtime, verdict)
+    folder = house.root / "build" / "verify" / f"{name}-{flavour}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with held(folder / ".lock", f"verifying {name}"):
+        contents = Contents(house, locked)
+        wanted = locked.conda if flavour == "devel" else locked.main
+        prefix = Path(building.conda_context(folder / "conda", wanted, locked, bundle), "prefix.tar")
+        contents.add_conda(prefix)
+        for file in locked.pip:
+            if file.file.endswith(".whl"):
+                contents.add_wheel(bundle.wheels / file.file)
+        ours = building.ours(house, promise, folder, locked, bundle, flavour, ops, base.packages)  # type: ignore[arg-type]
+        contents.add_ours(Path(ours, "ours"))
+        verdict.sbom = str(Path(ours, "ours", "sbom.spdx.json"))
+
+        def keep(path: str) -> bool:
+            unknown = path.startswith(f"{ENV}/") and path not in contents.files
+            return path == LISTED or (unknown and path.endswith((".py", "/RECORD")))
+
+        tree = found.tree(keep, last=below)
+        under = dict(tree.entries)
+        found.tree(keep, tree, first=below)
+        for file in locked.pip:
+            if not file.file.endswith(".whl"):
+                verdict.uncompared += contents.add_built(file, bundle.wheels / file.file, tree)
+        contents.add_compiled(prefix, folder / "compiled")
+    _compare_files(contents, tree, under, verdict)
+    _check_list(contents, tree, verdict)
+    verdict.differences.sort(key=lambda difference: (difference.layer, difference.path))
+    if options.rebuild:
+        _rebuild(house, found, base, options, verdict)
+    if registry:
+        _check_proof(house, registry, options, verdict)
+    return verdict
+
+
+def show(verdict: Verdict, as_json: bool) -> int:
+    """Print a verdict and return the exit code: 1 where something differs."""
+    if as_json:
+        print(json.dumps({**asdict(verdict), "passed": verdict.passed}, indent=1))
+        return int(not verdict.passed)
+    for difference in verdict.differences[:_SHOWN]:
+        where = f"layer {difference.layer}: " if difference.layer else ""
+        print(f"{where}{difference.path}: {difference.problem}")
+    if (more := len(verdict.differences) - _SHOWN) > 0:
+        print(f"and {more} more; --json lists them all")
+    print(f"image    {verdict.digest}")
+    print(f"lock     {verdict.environment}, sha256:{verdict.lock}")
+    print(f"base     {verdict.base}")
+    print(f"files    {', '.join(f'{count} of {owner}' for owner, count in verdict.files.items())}")
+    if verdict.uncompared:
+        some = ", ".join(path.rpartition("/")[2] for path in verdict.uncompared[:4])
+        how = "compared by the rebuild" if verdict.rebuilt else "not compared: --rebuild does"
+        print(f"built    {len(verdict.uncompared)} files were built from source ({some} ...), {how}")
+    if verdict.rebuilt:
+        print(f"rebuilt  {verdict.rebuilt}")
+    print(f"proven   {verdict.proof or 'nothing is attached: a layout or an engine has no statements'}")
+    print("VERIFIED  this is what the lock builds" if verdict.passed else "DIFFERENT  this is not what the lock builds")
+    return int(not verdict.passed)
+
+
+def _base(house: House, found: Image, options: Options, verdict: Verdict) -> tuple[Base, int, oci.Runtime]:
+    """Return the base that the image names, how many layers it has, and what it says of starting it."""
+    named = found.labels.get("org.opencontainers.image.base.name", "")
+    digest = found.labels.get("org.opencontainers.image.base.digest", "")
+    if named.startswith("debian-"):
+        if options.trust_base:
+            verdict.base = f"{named}@{digest}, not looked at"
+            return Base("", named, digest, bases.read(house)), 1, oci.Runtime()
+        base = bases.make(house)
+        context = re.fullmatch(r"oci-layout://(.*):[^:]+@sha256:[0-9a-f]{64}", base.context)
+        assert context
+        made = Layout(Path(context[1])).image()
+        verdict.base = f"{base.name}, {len(base.packages)} packages of {bases.LOCK}, made again here"
+    else:
+        base = bases.given(f"{named}@{digest}")
+        if options.trust_base:
+            raise UserError(f"{named}: --trust-base is for Debian; how many layers this base has, its registry says")
+        with tempfile.TemporaryDirectory(dir=_room(house)) as folder:
+            made = _fetched_config(Reference.read(f"{named}@{digest}"), Layout(Path(folder)))
+        verdict.base = f"{named}@{digest}, trusted by its digest"
+    layers = made.config.rootfs.diff_ids
+    for number, (here, there) in enumerate(zip(layers, found.config.rootfs.diff_ids, strict=False), 1):
+        if here != there:
+            verdict.differences.append(Difference(number, "(the whole layer)", f"not that of the base {base.name}"))
+    if len(layers) > len(found.config.rootfs.diff_ids):
+        raise UserError(f"{verdict.image}: has fewer layers than its base {base.name}; it is not built on it")
+    return base, len(layers), made.config.config
+
+
+def _fetched_config(reference: Reference, layout: Layout) -> Image:
+    """Return an image of a registry without its layers."""
+    registry = Registry(reference)
+    found = registry.manifest(reference.digest)
+    if found and found[1].media_type in oci.INDEXES:
+        chosen = oci.choose(parse(oci.Index, found[0], str(reference)), str(reference))
+        found = registry.manifest(chosen.digest)
+    if not found:
+        raise UserError(f"{reference}: the base is not there any more, so its layers cannot be told; ask its owner")
+    data, descriptor = found
+    layout.put(data, descriptor.media_type)
+    registry.fetch((parse(Manifest, data, str(reference)).config,), layout)
+    return layout.open(descriptor)
+
+
+def _compare_config(house: House, found: Image, labels: Mapping[str, str], below: oci.Runtime, verdict: Verdict) -> None:
+    """Note where the image is started in another way than docker/Dockerfile says, or has other labels than the lock."""
+    runtime = found.config.config
+    said = _dockerfile(house)
+
+    def differ(what: str, problem: str) -> None:
+        verdict.differences.append(Difference(0, f"(config) {what}", problem))
+
+    for name, text in labels.items():
+        if found.labels.get(name) != text:
+            differ(f"label {name}", f"{found.labels.get(name)!r}, the lock says {text!r}")
+    env = dict(entry.partition("=")[::2] for entry in runtime.env or ())
+    wanted = dict(entry.partition("=")[::2] for entry in below.env or ()) | said["ENV"]
+    for name in sorted(env.keys() | wanted.keys()):
+        if env.get(name) != wanted.get(name):
+            differ(f"ENV {name}", f"{env.get(name)!r}, docker/Dockerfile and the base say {wanted.get(name)!r}")
+    for name, has, wants in (
+        ("ENTRYPOINT", list(runtime.entrypoint or ()), said["ENTRYPOINT"]),
+        ("CMD", list(runtime.cmd or ()), said["CMD"]),
+        ("USER", runtime.user, below.user),
+    ):
+        if has != wants:
+            differ(name, f"{has!r}, docker/Dockerfile says {wants!r}")
+
+
+def _dockerfile(house: House) -> dict[str, Any]:
+    """Return ENV, ENTRYPOINT and CMD of the last stage of docker/Dockerfile."""
+    text = (house.root / "docker" / "Dockerfile").read_text("utf-8")
+    lines = text.rpartition("\nFROM ")[2].replace("\\\n", " ").splitlines()
+    said: dict[str, Any] = {"ENV": {}, "ENTRYPOINT": [], "CMD": []}
+    for line in lines:
+        word, _, rest = line.partition(" ")
+        if word == "ENV":
+            said["ENV"] |= dict(entry.partition("=")[::2] for entry in shlex.split(rest))
+        elif word in ("ENTRYPOINT", "CMD"):
+            said[word] = json.loads(rest)
+    return said
+
+
+def _compare_files(contents: Contents, tree: Tree, under: Mapping[str, Entry], verdict: Verdict) -> None:
+    """Note every file that differs, is not of the lock, or is not there."""
+    parents = folders(contents.files)
+    counts: Counter[str] = Counter()
+
+    def differ(entry: Entry | None, path: str, problem: str) -> None:
+        verdict.differences.append(Difference(entry.layer + 1 if entry else 0, path, problem))
+
+    for path, was in under.items():
+        now = tree.entries.get(path)
+        # COPY --link brings the folders above what it copies, as they were.
+        if now is None:
+            differ(None, path, "of the base, and taken away by a layer above it")
+        elif now != was and (now.kind != "folder" or was.kind != "folder"):
+            differ(now, path, "of the base, and replaced by a layer above it")
+    counts[verdict.base.partition(",")[0].partition("@")[0]] = sum(entry.kind != "folder" for entry in under.values())
+    for path, entry in tree.entries.items():
+        if path in under and entry.kind != "folder":
+            continue
+        if (problem := _problem(contents, path, entry, parents, under.get(path))) is not None:
+            differ(entry, path, problem)
+        elif path in contents.files:
+            counts[_group(contents.files[path].owner)] += 1
+    for path in contents.files.keys() - tree.entries.keys() - {LISTED}:
+        differ(None, path, f"of {contents.files[path].owner}, and not in the image")
+    verdict.files = dict(counts)
+
+
+def _problem(contents: Contents, path: str, entry: Entry, parents: set[str], was: Entry | None) -> str | None:
+    """Return how a file, link or folder is not as it should be, None where it is; `was` is the base's folder."""
+    if was and was.kind == "folder":
+        same = (was.mode, was.owner, was.attributes) == (entry.mode, entry.owner, entry.attributes)
+        return None if same else "a folder of the base, with other rights than there"
+    if entry.owner != (0, 0) or entry.attributes:
+        return f"owned by {entry.owner[0]}:{entry.owner[1]}, with {', '.join(entry.attributes) or 'no attributes'}"
+    if entry.kind == "folder":
+        if path not in parents:
+            return "a folder of no artefact of the lock"
+        return None if entry.mode == 0o755 else f"a folder of mode {entry.mode:o}, not 755"
+    if path == LISTED:
+        return None  # its own check says more
+    expected = contents.files.get(path)
+    if expected is None:
+        return "of no artefact of the lock, and not ours"
+    if not expected.fits(entry):
+        return f"differs from that of {expected.owner}"
+    if entry.kind == "file" and entry.mode != (wanted := 0o755 if expected.runs else 0o644):
+        return f"of mode {entry.mode:o}, {expected.owner} has {wanted:o}"
+    return None
+
+
+def _group(owner: str) -> str:
+    return "wheels" if owner.endswith(".whl") else owner
+
+
+def _check_list(contents: Contents, tree: Tree, verdict: Verdict) -> None:
+    """Note where files.json in the image does not name what was made in its build, with its hash."""
+    entry = tree.entries.get(LISTED)
+    listed: dict[str, str] = {}
+    try:
+        document = json.loads(tree.kept[LISTED])
+        listed = {str(item["path"]).removeprefix("/"): str(item["sha256"]) for item in document["files"]}
+    except (KeyError, ValueError, TypeError, RecursionError):
+        verdict.differences.append(Difference(entry.layer + 1 if entry else 0, LISTED, "no list of what was made in the build"))
+        return
+    assert entry
+    known = {difference.path for difference in verdict.differences}
+    for path, digest in listed.items():
+        there = tree.entries.get(path)
+        if path not in known and (there is None or there.sha256 != digest):
+            verdict.differences.append(Difference(entry.layer + 1, path, "not in the image as files.json says"))
+    for path, expected in contents.files.items():
+        if expected.made and not expected.target and path in tree.entries and path not in listed:
+            verdict.differences.append(Difference(entry.layer + 1, path, "made in the build, and not named in files.json"))
+
+
+def _rebuild(house: House, found: Image, base: Base, options: Options, verdict: Verdict) -> None:
+    """Build the image again and note the first file that differs, where the digest does."""
+    labels = found.labels
+    with tempfile.TemporaryDirectory(dir=_room(house)) as folder:
+        prepared = building.prepare(
+            house,
+            verdict.environment,
+            flavour=labels["io.smokehouse.flavour"],  # type: ignore[arg-type]
+            base=f"{base.name}@{base.digest}" if not base.name.startswith("debian-") else None,
+            bundled=options.bundle,
+            channel=options.channel,
+            source=labels.get("org.opencontainers.image.source"),
+        )
+        compression = "zstd" if found.manifest.layers[-1].media_type.endswith("zstd") else "gzip"
+        built = building.build(house, prepared, f"oci:{folder}/layout", compression=compression)  # type: ignore[arg-type]
+        again = Layout(Path(folder, "layout")).image()
+        if built.digest == found.digest:
+            verdict.rebuilt = "the same digest"
+            return
+        verdict.rebuilt = f"another digest, {built.digest}"
+        verdict.differences.insert(0, _first_difference(found, again))
+
+
+def _first_difference(found: Image, again: Image) -> Difference:
+    """Return the first thing that two images do not have in common, by layer and path."""
+    layers = [*zip(found.config.rootfs.diff_ids, again.config.rootfs.diff_ids, strict=False)]
+    for number, (here, there) in enumerate(layers):
+        if here == there:
+            continue
+        one, two = (side.tree(lambda path: False, first=number, last=number + 1).entries for side in (found, again))
+        for path in sorted(one.keys() | two.keys()):
+            if one.get(path) != two.get(path):
+                problem = "not in the rebuilt image" if path not in two else "differs from that of the rebuilt image"
+                return Difference(number + 1, path, problem if path in one else "only in the rebuilt image")
+        return Difference(number + 1, "(the layer)", "has the same files, with other times or in another order")
+    if len(found.manifest.layers) != len(again.manifest.layers):
+        return Difference(len(layers) + 1, "(the layer)", "is in one of the images only")
+    if found.config != again.config:
+        return Difference(0, "(config)", "differs from that of the rebuilt image")
+    return Difference(0, "(manifest)", "the same files, packed or described in another way")
+
+
+def _check_proof(house: House, registry: Registry, options: Options, verdict: Verdict) -> None:
+    """Note what the statements in the registry prove; raises UserError for one that is not to be trusted."""
+    signed = statements(registry, verdict.digest, house)
+    if not signed:
+        verdict.proof = "nothing: no statement is attached to this image"
+        return
+    if not options.signer:
+        verdict.proof = f"not checked: {len(signed)} signed statements are attached; say whose to believe, with --key FILE"
+        return
+    refusals = []
+    for one in reversed(signed):
+        try:
+            verdict.report = attestation.check(house, one, options.signer, verdict.digest, verdict.lock)
+        except UserError as refused:
+            refusals.append(str(refused))
+            continue
+        verdict.proof = attestation.summary(verdict.report)
+        return
+    raise UserError(refusals[0])
+
+
+def statements(registry: Registry, digest: str, house: House) -> list[Signed]:
+    """Return the signed statements that are attached to the image `digest`, as they were attached; raises UserError."""
+    found = []
+    for entry in registry.referrers(digest):
+        if entry.artifact_type != ENVELOPE:
+            continue
+        answer = registry.manifest(entry.digest)
+        if not answer:
+            continue
+        manifest = parse(Manifest, answer[0], entry.digest)
+        blobs = {layer.media_type: layer for layer in manifest.layers}
+        if ENVELOPE not in blobs or any(blob.size > DOCUMENT for blob in blobs.values()):
+            raise UserError(f"{entry.digest}: no statement, or one too large; do not trust it")
+        with tempfile.TemporaryDirectory(dir=_room(house)) as folder:
+            layout = Layout(Path(folder))
+            registry.fetch(tuple(blobs.values()), layout)
+            bundle = layout.read(blobs[BUNDLE]) if BUNDLE in blobs else None
+            found.append(Signed(layout.read(blobs[ENVELOPE]), bundle))
+    return found
+
+
+def _room(house: House) -> Path:
+    """Return the folder for what is looked at."""
+    room = house.root / "build" / "verify"
+    room.mkdir(parents=True, exist_ok=True)
+    return room

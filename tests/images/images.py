@@ -1,0 +1,91 @@
+"""Small images, as OCI layouts made by hand, so that they can be wrong in any way."""
+
+import gzip
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import zstandard
+
+from smokehouse.oci import CONFIG, MANIFEST, Descriptor, Layout, document
+
+
+@dataclass(frozen=True)
+class Member:
+    """A member of a layer: plain content, a link, or whatever `type` says."""
+
+    content: bytes = b""
+    mode: int = 0o644
+    type: bytes = tarfile.REGTYPE
+    target: str = ""
+    headers: Mapping[str, str] | None = None
+
+
+def link(target: str) -> Member:
+    """A symbolic link."""
+    return Member(type=tarfile.SYMTYPE, target=target)
+
+
+FOLDER = Member(type=tarfile.DIRTYPE, mode=0o755)
+
+Contents = Mapping[str, Member | bytes] | Sequence[tuple[str, Member | bytes]]
+
+
+def tar(contents: Contents) -> bytes:
+    """The bytes of a layer."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for path, given in contents.items() if isinstance(contents, Mapping) else contents:
+            member = Member(given) if isinstance(given, bytes) else given
+            info = tarfile.TarInfo(path)
+            info.type, info.mode, info.linkname = member.type, member.mode, member.target
+            info.size = len(member.content)
+            info.pax_headers = dict(member.headers or {})
+            archive.addfile(info, io.BytesIO(member.content))
+    return buffer.getvalue()
+
+
+def packed(data: bytes, kind: str) -> bytes:
+    """`data` as a layer of a `kind` is stored."""
+    if kind == "gzip":
+        return gzip.compress(data, 1, mtime=0)
+    return zstandard.compress(data) if kind == "zstd" else data
+
+
+def image(
+    folder: Path,
+    layers: Sequence[Contents | bytes],
+    *,
+    labels: Mapping[str, str] | None = None,
+    kind: str = "zstd",
+    diff_ids: Sequence[str] | None = None,
+) -> Descriptor:
+    """Make `folder` a layout with one image of `layers`, each its contents or the bytes of a tar file."""
+    layout = Layout(folder)
+    streams = [layer if isinstance(layer, bytes) else tar(layer) for layer in layers]
+    suffix = {"gzip": "+gzip", "zstd": "+zstd"}.get(kind, "")
+    blobs = [layout.put(packed(stream, kind), f"application/vnd.oci.image.layer.v1.tar{suffix}") for stream in streams]
+    config = {
+        "architecture": "amd64",
+        "os": "linux",
+        "config": {"Labels": dict(labels or {})},
+        "rootfs": {"type": "layers", "diff_ids": list(diff_ids or [digest(stream) for stream in streams])},
+    }
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "config": layout.put(json.dumps(config).encode(), CONFIG).model_dump(by_alias=True, exclude_none=True),
+        "layers": [blob.model_dump(by_alias=True, exclude_none=True) for blob in blobs],
+    }
+    made = layout.put(document(manifest), MANIFEST)
+    layout.name(made)
+    return made
+
+
+def digest(data: bytes) -> str:
+    """The digest of `data`."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"

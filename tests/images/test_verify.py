@@ -1,0 +1,126 @@
+"""Whether an image is what its lock builds is told file by file, and each way that it can be another is named."""
+
+import json
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from smokehouse.oci import CONFIG, MANIFEST, Layout, document
+
+from ..builder.conftest import TestHouse
+from .conftest import Made
+from .images import FOLDER, Contents, Member, digest, link, packed, tar
+from .real import run
+
+SITE = "opt/env/lib/python3.11/site-packages"
+
+
+def verified(house: TestHouse, reference: str, *options: str, code: int = 0) -> dict[str, Any]:
+    """The verdict over an image, with the exit code `code`."""
+    found: dict[str, Any] = json.loads(run(house, "verify", reference, "--json", *options, code=code).stdout)
+    return found
+
+
+def altered(
+    made: Made, folder: Path, layer: Contents | None = None, edit: Callable[[dict[str, Any]], None] | None = None
+) -> str:
+    """The image with one more layer and an edited config, as an argument of verify."""
+    shutil.copytree(made.layout, folder, copy_function=lambda source, target: Path(target).hardlink_to(source))
+    layout = Layout(folder)
+    image = layout.image()
+    manifest = json.loads(layout.read(image.descriptor))
+    config = json.loads(layout.read(image.manifest.config))
+    if layer is not None:
+        stream = tar(layer)
+        blob = layout.put(packed(stream, "zstd"), "application/vnd.oci.image.layer.v1.tar+zstd")
+        manifest["layers"].append(blob.model_dump(by_alias=True, exclude_none=True))
+        config["rootfs"]["diff_ids"].append(digest(stream))
+    if edit:
+        edit(config)
+    manifest["config"] = layout.put(json.dumps(config).encode(), CONFIG).model_dump(by_alias=True, exclude_none=True)
+    (folder / "index.json").unlink()
+    layout.name(layout.put(document(manifest), MANIFEST))
+    return f"oci:{folder}"
+
+
+def test_what_a_real_engine_builds_is_what_the_lock_says(made: Made) -> None:
+    verdict = verified(made.house, f"oci:{made.layout}")
+    assert verdict["differences"] == []
+    assert verdict["passed"]
+    assert verdict["digest"] == Layout(made.layout).image().digest
+    assert verdict["uncompared"] == []
+    assert {"the conda half", "wheels", "this checkout", "its source, compiled"} < verdict["files"].keys()
+    said = run(made.house, "verify", f"oci:{made.layout}").stdout
+    assert said.splitlines()[-1] == "VERIFIED  this is what the lock builds"
+    assert "packages of docker/base.lock, made again here" in said
+
+
+def test_each_file_that_is_another_is_named(made: Made, tmp_path: Path) -> None:
+    lock = (made.house.root / "lockfiles" / "tiny" / "lock.json").read_bytes()
+    pyc = f"{SITE}/__pycache__/alpha.cpython-311.pyc"
+    changed: dict[str, tuple[Member | bytes, str]] = {
+        f"{SITE}/alpha.py": (b"print('evil')\n", "differs from that of alpha-1.0-py3-none-any.whl"),
+        f"{SITE}/evil.pth": (b"import evil\n", "of no artefact of the lock, and not ours"),
+        pyc: (b"\xa7\r\r\n\1\0\0\0evilcode", "differs from that of its source, compiled"),
+        "opt/env/etc/libtiny.conf": (b"prefix=/evil\n", "differs from that of the conda half"),
+        "opt/env/bin/alpha": (Member(b"#!/bin/sh\n", 0o755), "differs from that of alpha-1.0-py3-none-any.whl"),
+        "opt/env/bin/python3": (link("/bin/sh"), "differs from that of the conda half"),
+        f"{SITE}/gamma-1.5.dist-info/RECORD": (b"", "differs from that of gamma-1.5-py3-none-any.whl"),
+        "opt/smokehouse/doctor": (Member(b"#!/bin/sh\n", 0o755), "differs from that of this checkout"),
+        "opt/smokehouse/lock/lock.json": (Member(lock, 0o4755), "of mode 4755, this checkout has 644"),
+        "etc/passwd": (b"evil::0:0::/:/bin/sh\n", "of the base, and replaced by a layer above it"),
+        "etc/ld.so.preload": (b"/evil.so\n", "of no artefact of the lock, and not ours"),
+        "srv/empty": (FOLDER, "a folder of no artefact of the lock"),
+        "opt/env/bin": (Member(type=tarfile.DIRTYPE, mode=0o777), "a folder of mode 777, not 755"),
+        "etc": (Member(type=tarfile.DIRTYPE, mode=0o777), "a folder of the base, with other rights than there"),
+    }
+    gone = {
+        f"{SITE}/.wh.beta.py": (f"{SITE}/beta.py", "of beta-2.0-py3-none-any.whl, and not in the image"),
+        "etc/.wh.shadow": ("etc/shadow", "of the base, and taken away by a layer above it"),
+    }
+    layer: dict[str, Member | bytes] = {path: member for path, (member, _) in sorted(changed.items())}
+    reference = altered(made, tmp_path / "layout", layer | dict.fromkeys(gone, b""))
+    layers = len(Layout(tmp_path / "layout").image().manifest.layers)
+    ended = run(made.house, "verify", reference, "--json", code=1)
+    verdict = json.loads(ended.stdout)
+    assert not verdict["passed"]
+    found = [(entry["layer"], entry["path"], entry["problem"]) for entry in verdict["differences"]]
+    wanted = [(layers, path, problem) for path, (_, problem) in changed.items()]
+    assert found == sorted([*wanted, *((0, path, problem) for path, problem in gone.values())])
+
+
+def test_the_first_difference_is_printed_and_ends_with_1(made: Made, tmp_path: Path) -> None:
+    reference = altered(made, tmp_path / "layout", {"opt/smokehouse/files.json": b"{}"})
+    lines = run(made.house, "verify", reference, code=1).stdout.splitlines()
+    layers = len(Layout(tmp_path / "layout").image().manifest.layers)
+    assert lines[0] == f"layer {layers}: opt/smokehouse/files.json: no list of what was made in the build"
+    assert lines[-1] == "DIFFERENT  this is not what the lock builds"
+
+
+def test_a_config_that_is_another_is_named(made: Made, tmp_path: Path) -> None:
+    def edit(config: dict[str, Any]) -> None:
+        config["config"]["Env"].append("LD_PRELOAD=/evil.so")
+        config["config"].update(Entrypoint=["/bin/sh"], User="nobody")
+        config["config"]["Labels"]["io.smokehouse.cuda"] = "13.0"
+
+    verdict = verified(made.house, altered(made, tmp_path / "layout", edit=edit), code=1)
+    assert [entry["path"] for entry in verdict["differences"]] == [
+        "(config) ENTRYPOINT",
+        "(config) ENV LD_PRELOAD",
+        "(config) USER",
+        "(config) label io.smokehouse.cuda",
+    ]
+
+
+def test_an_image_of_another_lock_or_of_none_is_refused(made: Made, tmp_path: Path) -> None:
+    def other(config: dict[str, Any]) -> None:
+        config["config"]["Labels"].update({"io.smokehouse.lock": "0" * 64, "org.opencontainers.image.revision": "a" * 40})
+
+    said = run(made.house, "verify", altered(made, tmp_path / "one", edit=other), code=2).stderr
+    assert f"of another lock of tiny than the one here ({made.lock[:12]}); git checkout {'a' * 40}" in said
+    reference = altered(made, tmp_path / "two", edit=lambda config: config["config"].update(Labels={}))
+    assert "no image of Smokehouse, by its labels" in run(made.house, "verify", reference, code=2).stderr
+    assert "no OCI layout" in run(made.house, "verify", f"oci:{tmp_path}", code=2).stderr
+    assert "cannot be reached" in run(made.house, "verify", "127.0.0.1:1/no/body:here", code=2).stderr
