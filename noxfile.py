@@ -68,9 +68,16 @@ def publish(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests: tests -- [pytest options]."""
+    """Run the tests, but for those of images where nothing is named: tests -- [pytest options]."""
     install_tools(session)
-    session.run("python", "-m", "pytest", *session.posargs, **ORDERLY)
+    session.run("python", "-m", "pytest", *(session.posargs or ["--ignore=tests/images"]), **ORDERLY)
+
+
+@nox.session
+def images(session: nox.Session) -> None:
+    """Build and prove images on a real container engine: images -- [pytest options]."""
+    install_tools(session)
+    session.run("python", "-m", "pytest", *(session.posargs or ["tests/images"]), **ORDERLY)
 
 
 @nox.session

@@ -19,6 +19,7 @@ _BUILD = """\
 import importlib, os, sys
 name, _, attribute = sys.argv[1].partition(":")
 sys.path[:0] = sys.argv[3:]
+sys.modules["triton"] = None  # deepspeed would have it look for a GPU
 backend = importlib.import_module(name)
 for part in filter(None, attribute.split(".")):
     backend = getattr(backend, part)

@@ -84,7 +84,7 @@ class _Source:
 
 def given(reference: str) -> Base:
     """Return the base that a user names as REF@sha256:…; raises UserError for any other form."""
-    found = re.fullmatch(r"([a-z0-9][\w./:-]*)@(sha256:[0-9a-f]{64})", reference)
+    found = re.fullmatch(r"([a-z0-9][a-z0-9.-]*(?::\d+)?(?:/[a-z0-9][\w.-]*)*(?::\w[\w.-]*)?)@(sha256:[0-9a-f]{64})", reference)
     if not found:
         raise UserError(f"--base {reference}: a base is named by its digest, REF@sha256:…, since a tag can move; give that")
     return Base(f"docker-image://{reference}", found[1], found[2], ())
@@ -292,8 +292,8 @@ def _layout(tree: Path, folder: Path) -> None:
 
     config = put(
         {
+            # No time of its own: BuildKit would give it to every image above.
             "architecture": "amd64",
-            "created": "1980-01-01T00:00:00Z",
             "os": "linux",
             "rootfs": {"type": "layers", "diff_ids": [f"sha256:{unpacked}"]},
             "history": [{"created": "1980-01-01T00:00:00Z", "created_by": "mmdebstrap"}],

@@ -66,11 +66,13 @@ def prepare(
     bundled: Path | None = None,
     channel: str | None = None,
     source: str | None = None,
+    ops: Ops | None = None,
 ) -> Prepared:
     """Fetch and check everything that the image of the environment `name` is made of; raises UserError.
 
-    `base` is REF@sha256:…, Debian from docker/base.lock if None; `bundled` is the bundle to take all from, `channel` the copy
-    or mirror of conda-forge otherwise; `source` is the URL of the checkout for the labels.
+    `base` is REF@sha256:…, Debian from docker/base.lock if None; `bundled` is the bundle to take all from, `channel` the
+    copy or mirror of conda-forge otherwise; `source` is the URL of the checkout for the labels. If `ops` is None, those of
+    DeepSpeed are compiled ahead of time where lock and bundle have a toolkit.
     """
     promise = environment.read(house, name)
     place = lock.environment_lock(house, name)
@@ -79,7 +81,10 @@ def prepare(
     image.driver(promise.stack.cuda.version)
     under = bases.given(base) if base else bases.make(house)
     bundle = bundle_for(house, name, flavour, bundled, channel)
-    ops: Ops = "aot" if bundle.contents.devel and _wants_ops(locked) else "none"
+    able = bundle.contents.devel and _wants_ops(locked)
+    if ops == "aot" and not able:
+        raise UserError(f"--ops aot: it takes deepspeed as source and {_NVCC} in [conda] devel, in lock and bundle; add them")
+    ops = ops or ("aot" if able else "none")
     folder = house.root / "build" / "images" / f"{name}-{flavour}"
     folder.mkdir(parents=True, exist_ok=True)
     digest = files.hashed(place.manifest)

@@ -106,6 +106,9 @@ def _build(
     bundle: Annotated[Path | None, typer.Option(metavar="DIR", help="Take everything from this bundle.")] = None,
     channel: Channel = None,
     source: Annotated[str | None, typer.Option(metavar="URL", help="Where the checkout is from, for the labels.")] = None,
+    ops: Annotated[
+        Literal["aot", "none"] | None, typer.Option(help="DeepSpeed's, ahead of time where there is a toolkit if not given.")
+    ] = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Run every step again.")] = False,
     only_prepare: Annotated[bool, typer.Option("--prepare", help="Only make what docker buildx bake needs.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -114,7 +117,9 @@ def _build(
     from smokehouse import building
 
     house = House.find(Path.cwd())
-    prepared = building.prepare(house, name, flavour=flavour, base=base, bundled=bundle, channel=channel, source=source)
+    prepared = building.prepare(
+        house, name, flavour=flavour, base=base, bundled=bundle, channel=channel, source=source, ops=ops
+    )
     if only_prepare:
         print(f"docker buildx bake -f docker/docker-bake.hcl -f {house.show(prepared.bake)} {name}")
         return 0

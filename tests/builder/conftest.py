@@ -345,7 +345,11 @@ class TestHouse:
         """Run the command line, which must refuse with one line and exit code 2; return the line."""
         ended = self.run(*arguments, **environ)
         assert ended.returncode == 2, ended.stderr
-        lines = [line for line in ended.stderr.splitlines() if not re.match("smokehouse: (installing|bundl(ing|ed)|building|making) ", line)]
+        lines = [
+            line
+            for line in ended.stderr.splitlines()
+            if not re.match("smokehouse: (installing|bundl(ing|ed)|building|making) ", line)
+        ]
         assert len(lines) == 1, ended.stderr
         assert lines[0].startswith("smokehouse: ")
         return lines[0]

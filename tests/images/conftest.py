@@ -1,12 +1,14 @@
 """One container engine for all tests of images, and the programs that they need."""
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +19,9 @@ from . import registry as registries
 from .debian import unpack
 from .engine import Engine, present, started
 from .registry import Proxy
+
+# A user with no name, where nothing but /tmp can be written to and there is no network.
+STRANGER = ["--user", "54321:54321", "--read-only", "--network", "none", "--tmpfs", "/tmp:rw,exec,mode=1777"]
 
 channel, house, index = builder.channel, builder.house, builder.index
 packages, uv_cache, full_disk = builder.packages, builder.uv_cache, builder.full_disk
@@ -120,3 +125,20 @@ def locked_tiny(house: TestHouse, root: Path, engine: Engine, mmdebstrap: str) -
     house.environ["PATH"] = f"{mmdebstrap}:{engine.environ['PATH']}"
     house.lock()
     return house
+
+
+@pytest.fixture
+def image(tiny: TestHouse, engine: Engine) -> Iterator[str]:
+    """The name of an image of tiny, which goes with the test."""
+    names = built(tiny)
+    yield str(names["place"])
+    listed = engine.docker("images", "--format", "{{.Repository}}:{{.Tag}}", "tiny").stdout.split()
+    engine.docker("rmi", "--force", *listed)
+
+
+def built(house: TestHouse, *options: str) -> dict[str, Any]:
+    """Build tiny, which must succeed; what was built."""
+    ended = house.run("build", "tiny", "--json", *options)
+    assert ended.returncode == 0, ended.stderr
+    found: dict[str, Any] = json.loads(ended.stdout)
+    return found
