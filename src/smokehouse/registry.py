@@ -202,7 +202,7 @@ class Registry:
                     raise self._refused(method, path, answer)
                 yield answer
         except requests.RequestException as broken:
-            raise UserError(f"{self.host}: the connection was lost at {path} ({_why(broken)}); {_AGAIN}") from None
+            raise self._lost(f"at {path}", broken) from None
 
     def _write(
         self, method: str, url: str, data: bytes | IO[bytes], media_type: str, expected: set[int], blob: Descriptor
@@ -211,8 +211,7 @@ class Registry:
         try:
             answer = self._request(method, url, headers, data)
         except requests.RequestException as broken:
-            said = f"the connection was lost while {blob.digest} was sent ({_why(broken)})"
-            raise UserError(f"{self.host}: {said}; {_AGAIN}") from None
+            raise self._lost(f"while {blob.digest} was sent", broken) from None
         with answer:
             if answer.status_code not in expected:
                 raise self._refused(method, blob.digest, answer)
@@ -238,6 +237,12 @@ class Registry:
         self._challenge = dict(re.findall(r'([a-z_]+)="([^"]*)"', rest)) | {"scheme": scheme.lower()}
         self._authorize()
         return bool(self._authorization)
+
+    def _lost(self, when: str, broken: requests.RequestException) -> UserError:
+        why = _why(broken)
+        if "Failed to establish" in why or "resolve" in why:
+            return UserError(f"{self.host}: cannot be reached ({why}); look at its name and the network, then {_AGAIN}")
+        return UserError(f"{self.host}: the connection was lost {when} ({why}); {_AGAIN}")
 
     def _refused(self, method: str, what: str, answer: requests.Response) -> UserError:
         cure = _AGAIN
@@ -277,7 +282,7 @@ def _why(broken: Exception) -> str:
     while inner.args and isinstance(inner.args[0], Exception):
         inner = inner.args[0]
     text = str(getattr(inner, "reason", None) or inner) or type(inner).__name__
-    return " ".join(re.sub(r"<[^>]*>[:,]? ?", "", text).split())[:200]
+    return " ".join(re.sub(r"<[^>]*>[:,]? ?|HTTPS?Connection\([^)]*\): ", "", text).split())[:200]
 
 
 def _is_here(host: str) -> bool:

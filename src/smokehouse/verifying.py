@@ -362,6 +362,7 @@ def _rebuild(house: House, found: Image, base: Base, options: Options, verdict: 
             bundled=options.bundle,
             channel=options.channel,
             source=labels.get("org.opencontainers.image.source"),
+            ops=labels["io.smokehouse.ops"],  # type: ignore[arg-type]
         )
         compression = "zstd" if found.manifest.layers[-1].media_type.endswith("zstd") else "gzip"
         built = building.build(house, prepared, f"oci:{folder}/layout", compression=compression)  # type: ignore[arg-type]
