@@ -153,28 +153,23 @@ def test_a_base_of_somebody_elses_is_trusted_by_its_digest(made: Made, registry:
     for blob in base.blobs:
         there.upload(layout.blob(blob.digest), blob)
     there.put(layout.read(base.descriptor), base.descriptor.media_type)
-    name = f"{registry.host}/some/base@{base.digest}"
-    run(made.house, "build", "tiny", "--base", name, "--output", f"oci:{tmp_path / 'layout'}")
-    verdict = verified(made.house, f"oci:{tmp_path / 'layout'}")
-    assert verdict["passed"]
-    assert verdict["base"] == f"{name}, trusted by its digest"
     other = image(tmp_path / "other", [{"other": b""}])
     layout = Layout(tmp_path / "other")
     for blob in layout.image().blobs:
         there.upload(layout.blob(blob.digest), blob)
     there.put(layout.read(other), other.media_type)
 
-    def claim(config: dict[str, Any]) -> None:
-        config["config"]["Labels"].update(
-            {
-                "org.opencontainers.image.base.name": f"{registry.host}/some/base",
-                "org.opencontainers.image.base.digest": other.digest,
-            }
-        )
+    def claim(digest: str) -> Callable[[dict[str, Any]], None]:
+        named = {"name": f"{registry.host}/some/base", "digest": digest}
+        labels = {f"org.opencontainers.image.base.{key}": text for key, text in named.items()}
+        return lambda config: config["config"]["Labels"].update(labels)
 
-    differences = verified(made.house, altered(made, tmp_path / "claims", edit=claim), code=1)["differences"]
-    assert {
-        "layer": 1,
-        "path": "(the whole layer)",
-        "problem": f"not that of the base {registry.host}/some/base",
-    } in differences
+    verdict = verified(made.house, altered(made, tmp_path / "one", edit=claim(base.digest)), code=1)
+    assert verdict["base"] == f"{registry.host}/some/base@{base.digest}, trusted by its digest"
+    # Whose base it is not ours to know has none of its packages in the bill of materials.
+    assert [entry["path"] for entry in verdict["differences"]] == ["opt/smokehouse/sbom.spdx.json"]
+    verdict = verified(made.house, altered(made, tmp_path / "two", edit=claim(other.digest)), code=1)
+    problem = f"not that of the base {registry.host}/some/base"
+    assert {"layer": 1, "path": "(the whole layer)", "problem": problem} in verdict["differences"]
+    said = run(made.house, "verify", altered(made, tmp_path / "three", edit=claim(f"sha256:{'0' * 64}")), code=2).stderr
+    assert "the base is not there any more" in said
