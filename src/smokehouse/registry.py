@@ -279,8 +279,8 @@ def _said(answer: requests.Response) -> str:
 def _why(broken: Exception) -> str:
     """Return the innermost cause that a library names, without the addresses of its objects."""
     inner: Any = broken
-    while inner.args and isinstance(inner.args[0], Exception):
-        inner = inner.args[0]
+    while nested := [part for part in inner.args if isinstance(part, Exception)]:
+        inner = nested[-1]
     text = str(getattr(inner, "reason", None) or inner) or type(inner).__name__
     return " ".join(re.sub(r"<[^>]*>[:,]? ?|HTTPS?Connection\([^)]*\): ", "", text).split())[:200]
 

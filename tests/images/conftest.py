@@ -80,6 +80,8 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     if not _made:
         tiny: TestHouse = request.getfixturevalue("tiny")
         folder = tmp_path_factory.mktemp("made")
+        schema = Path("smoke_tests", "report.schema.json")
+        shutil.copy(request.getfixturevalue("root") / schema, tiny.root / schema)
         real.run(tiny, "build", "tiny", "--output", f"oci:{folder / 'layout'}")
         shutil.copytree(tiny.root, folder / "house", symlinks=True)
         house = TestHouse(folder / "house", tiny.environ | {"UV_OFFLINE": "1", "SMOKEHOUSE_CHANNEL": str(folder / "none")})

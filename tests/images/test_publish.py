@@ -166,22 +166,18 @@ def test_a_tag_does_not_move_unless_it_is_told_to(publisher: Publisher) -> None:
 
 
 @pytest.fixture
-def small(full_disk: Path, programs: Path, tmp_path: Path) -> Iterator[tuple[Proxy, Path]]:
-    """A registry whose disk has 16 MiB, behind a proxy, and the folder of the disk."""
-    with (
-        registries.started(programs / "registry", full_disk / "store", tmp_path / "small") as port,
-        registries.in_front(port) as proxy,
-    ):
-        yield proxy, full_disk
+def small(full_disk: Path, programs: Path, tmp_path: Path) -> Iterator[str]:
+    """The address of a registry whose disk has 16 MiB."""
+    with registries.started(programs / "registry", full_disk / "store", tmp_path / "small") as port:
+        yield f"127.0.0.1:{port}"
 
 
-def test_a_full_disk_of_the_registry_is_named(publisher: Publisher, small: tuple[Proxy, Path]) -> None:
-    proxy, disk = small
-    publisher.proxy, publisher.where = proxy, f"{proxy.host}/house/full"
+def test_a_full_disk_of_the_registry_is_named(publisher: Publisher, small: str, full_disk: Path) -> None:
+    publisher.where = f"{small}/house/full"
     line = publisher(code=2)
     assert re.search(r"the registry's disk is full, at sha256:[0-9a-f]{64}; make room there, then run it again", line), line
     assert publisher.there() == []
-    subprocess.run(["mount", "-o", "remount,size=1g", str(disk)], check=True, timeout=10)
+    subprocess.run(["mount", "-o", "remount,size=1g", str(full_disk)], check=True, timeout=10)
     publisher()
     assert publisher.there() == publisher.tags
 

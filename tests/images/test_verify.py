@@ -7,12 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from smokehouse.oci import CONFIG, MANIFEST, Layout, document
+from smokehouse.oci import CONFIG, MANIFEST, Layout, Reference, document
+from smokehouse.registry import Registry
 
 from ..builder.conftest import TestHouse
 from .conftest import Made
-from .images import FOLDER, Contents, Member, digest, link, packed, tar
+from .images import FOLDER, Contents, Member, digest, image, link, packed, tar
 from .real import run
+from .registry import Proxy
 
 SITE = "opt/env/lib/python3.11/site-packages"
 
@@ -29,9 +31,9 @@ def altered(
     """The image with one more layer and an edited config, as an argument of verify."""
     shutil.copytree(made.layout, folder, copy_function=lambda source, target: Path(target).hardlink_to(source))
     layout = Layout(folder)
-    image = layout.image()
-    manifest = json.loads(layout.read(image.descriptor))
-    config = json.loads(layout.read(image.manifest.config))
+    found = layout.image()
+    manifest = json.loads(layout.read(found.descriptor))
+    config = json.loads(layout.read(found.manifest.config))
     if layer is not None:
         stream = tar(layer)
         blob = layout.put(packed(stream, "zstd"), "application/vnd.oci.image.layer.v1.tar+zstd")
@@ -124,3 +126,50 @@ def test_an_image_of_another_lock_or_of_none_is_refused(made: Made, tmp_path: Pa
     assert "no image of Smokehouse, by its labels" in run(made.house, "verify", reference, code=2).stderr
     assert "no OCI layout" in run(made.house, "verify", f"oci:{tmp_path}", code=2).stderr
     assert "cannot be reached" in run(made.house, "verify", "127.0.0.1:1/no/body:here", code=2).stderr
+
+
+def test_a_rebuild_compares_digests_and_names_the_first_difference(made: Made, tmp_path: Path) -> None:
+    verdict = verified(made.house, f"oci:{made.layout}", "--rebuild")
+    assert verdict["rebuilt"] == "the same digest"
+    reference = altered(made, tmp_path / "layout", {f"{SITE}/alpha.py": b"print('evil')\n"})
+    differences = verified(made.house, reference, "--rebuild", code=1)["differences"]
+    layers = len(Layout(tmp_path / "layout").image().manifest.layers)
+    assert (differences[0]["layer"], differences[0]["problem"]) == (layers, "is in one of the images only")
+
+
+def test_an_image_in_an_engine_is_verified_as_it_is_there(made: Made) -> None:
+    built = json.loads(run(made.house, "build", "tiny", "--json").stdout)
+    verdict = verified(made.house, f"docker:{built['place']}")
+    assert verdict["passed"]
+    assert verdict["digest"] == built["digest"]
+    assert "the engine has no such image" in run(made.house, "verify", "docker:no-such-image", code=2).stderr
+
+
+def test_a_base_of_somebody_elses_is_trusted_by_its_digest(made: Made, registry: Proxy, tmp_path: Path) -> None:
+    [place] = (made.house.root / "build" / "base").glob("*/layout")
+    layout = Layout(place)
+    base = layout.image()
+    there = Registry(Reference.read(f"{registry.host}/some/base"), push=True)
+    for blob in base.blobs:
+        there.upload(layout.blob(blob.digest), blob)
+    there.put(layout.read(base.descriptor), base.descriptor.media_type)
+    other = image(tmp_path / "other", [{"other": b""}])
+    layout = Layout(tmp_path / "other")
+    for blob in layout.image().blobs:
+        there.upload(layout.blob(blob.digest), blob)
+    there.put(layout.read(other), other.media_type)
+
+    def claim(digest: str) -> Callable[[dict[str, Any]], None]:
+        named = {"name": f"{registry.host}/some/base", "digest": digest}
+        labels = {f"org.opencontainers.image.base.{key}": text for key, text in named.items()}
+        return lambda config: config["config"]["Labels"].update(labels)
+
+    verdict = verified(made.house, altered(made, tmp_path / "one", edit=claim(base.digest)), code=1)
+    assert verdict["base"] == f"{registry.host}/some/base@{base.digest}, trusted by its digest"
+    # Whose base it is not ours to know has none of its packages in the bill of materials.
+    assert [entry["path"] for entry in verdict["differences"]] == ["opt/smokehouse/sbom.spdx.json"]
+    verdict = verified(made.house, altered(made, tmp_path / "two", edit=claim(other.digest)), code=1)
+    problem = f"not that of the base {registry.host}/some/base"
+    assert {"layer": 1, "path": "(the whole layer)", "problem": problem} in verdict["differences"]
+    said = run(made.house, "verify", altered(made, tmp_path / "three", edit=claim(f"sha256:{'0' * 64}")), code=2).stderr
+    assert "the base is not there any more" in said
