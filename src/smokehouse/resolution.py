@@ -3,7 +3,6 @@
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -82,15 +81,11 @@ def _resolve(inputs: Inputs, asked_by: Mapping[str, tuple[str, ...]], kept: Kept
 
 def _answers(inputs: Inputs, kept: Kept | None) -> tuple[str, str]:
     """Return uv's answer twice: as pylock.toml, which has the files, and with comments that say who asked for what."""
-    annotation = ("--annotation-style", "line", "--no-strip-markers")
+    annotated = compile_pins(inputs, "--annotation-style", "line", "--no-strip-markers", kept=kept)
+    # uv prefers no pins where it writes pylock.toml, but it can be held to them.
     if kept:
-        annotated = compile_pins(inputs, *annotation, kept=kept)
-        # uv prefers no pins where it writes pylock.toml, but it can be held to them.
-        held = replace(inputs, requirements=(*inputs.requirements, *(parse(pin) for pin in _pins(annotated))))
-        return compile_pins(held, "--format", "pylock.toml"), annotated
-    with ThreadPoolExecutor() as both:
-        answers = [both.submit(compile_pins, inputs, *options) for options in (("--format", "pylock.toml"), annotation)]
-        return answers[0].result(), answers[1].result()
+        inputs = replace(inputs, requirements=(*inputs.requirements, *(parse(pin) for pin in _pins(annotated))))
+    return compile_pins(inputs, "--format", "pylock.toml", again=True), annotated
 
 
 def _pins(annotated: str) -> list[str]:

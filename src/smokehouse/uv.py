@@ -5,6 +5,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -47,11 +48,15 @@ class Alone:
     cache: Path
 
 
-def compile_pins(inputs: Inputs, *options: str, kept: Kept | None = None) -> str:
+def compile_pins(inputs: Inputs, *options: str, kept: Kept | None = None, again: bool = False) -> str:
     """Resolve `inputs` and return what uv writes with `options` added; raises UserError when there is no answer.
 
-    What stands in `kept` stays where it still answers.
+    What stands in `kept` stays where it still answers. With `again`, the index was asked the same a moment ago: what it
+    said is taken from uv's cache where there is one.
     """
+    if again:
+        with suppress(UserError):
+            return compile_pins(inputs, "--offline", *options, kept=kept)
     with tempfile.TemporaryDirectory() as folder:
         asked = Path(folder, "asked.in")
         asked.write_text("".join(f"{requirement}\n" for requirement in inputs.requirements))
