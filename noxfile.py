@@ -105,11 +105,11 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def benchmark(session: nox.Session) -> None:
-    """Measure smoke test and loader against their floors, the lock against conda-lock: benchmark -- [smoke|lock|loader]."""
+    """Measure each against its rival or floor: benchmark -- [smoke|lock|loader|image]; images, half an hour, if named only."""
     install_tools(session)
     chosen = [name for name in session.posargs[:1] if not name.startswith("-")]
     for name in chosen or ["smoke", "lock", "loader"]:
-        session.run("python", f"benchmarks/{name}.py", *session.posargs[len(chosen) :], env=FROM_SOURCE, **ORDERLY)
+        session.run("python", f"benchmarks/{name}.py", *session.posargs[len(chosen) :], env={"PYTHONPATH": "src:."}, **ORDERLY)
 
 
 def install_tools(session: nox.Session) -> None:

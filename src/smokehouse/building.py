@@ -309,8 +309,8 @@ def _ours(house: House, folder: Path, name: str, texts: Mapping[str, str], locke
         shutil.copyfile(path, ours / path.name)
     unwanted = shutil.ignore_patterns("__pycache__", ".*")
     shutil.copytree(house.root / "smoke_tests", ours / "smoke_tests", ignore=unwanted)
-    if (loader := house.root / "src" / "smokehouse_loader").is_dir():
-        shutil.copytree(loader, ours / loader.name, ignore=unwanted)
+    loader = Path(__file__).parent.with_name("smokehouse_loader")  # the smoke tests load with it
+    shutil.copytree(loader, ours / loader.name, ignore=unwanted)
     (ours / "lock").mkdir()
     for other in (MANIFEST, *locked.files):
         shutil.copyfile(house.lock(name) / other, ours / "lock" / other)

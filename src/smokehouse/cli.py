@@ -18,6 +18,10 @@ Channel = Annotated[
     typer.Option(metavar="DIR_OR_URL", envvar="SMOKEHOUSE_CHANNEL", help="A copy or mirror of conda-forge to read."),
 ]
 Devel = Annotated[bool, typer.Option("--devel", help="With the compilers and the CUDA toolkit.")]
+DeepSpeedOps = Annotated[
+    Literal["aot", "none"] | None,
+    typer.Option("--ops", help="DeepSpeed's, compiled ahead of time (aot) or not; when not given, where there is a toolkit."),
+]
 
 # Who vouches for the workflows of GitHub.
 GITHUB = "https://token.actions.githubusercontent.com"
@@ -106,9 +110,7 @@ def _build(
     bundle: Annotated[Path | None, typer.Option(metavar="DIR", help="Take everything from this bundle.")] = None,
     channel: Channel = None,
     source: Annotated[str | None, typer.Option(metavar="URL", help="Where the checkout is from, for the labels.")] = None,
-    ops: Annotated[
-        Literal["aot", "none"] | None, typer.Option(help="DeepSpeed's, ahead of time where there is a toolkit if not given.")
-    ] = None,
+    ops: DeepSpeedOps = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Run every step again.")] = False,
     only_prepare: Annotated[bool, typer.Option("--prepare", help="Only make what docker buildx bake needs.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -154,6 +156,7 @@ def _publish(
     name: Annotated[str, typer.Argument(help="The environment.")],
     repository: Annotated[str, typer.Argument(metavar="REF", help="Where to: HOST/NAME, without a tag.")],
     flavour: Annotated[Literal["runtime", "devel"], typer.Option(help="devel has compilers and the CUDA toolkit.")] = "runtime",
+    ops: DeepSpeedOps = None,
     key: Annotated[Path | None, typer.Option(metavar="FILE", help="Sign with this; without one, as who cosign finds.")] = None,
     built: Annotated[Path | None, typer.Option("--image", metavar="DIR", help="Publish this layout; else build.")] = None,
     report: Annotated[Path | None, typer.Option(metavar="FILE", help="The image's report; else prove it now.")] = None,
@@ -165,7 +168,7 @@ def _publish(
     """Build, prove, verify and sign an image, and give it to a registry: all of it, or no tag."""
     from smokehouse import publishing
 
-    options = publishing.Options(flavour, key, built, report, bundle, channel, source, move)
+    options = publishing.Options(flavour, ops, key, built, report, bundle, channel, source, move)
     return publishing.publish(House.find(Path.cwd()), name, repository, options)
 
 

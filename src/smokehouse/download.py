@@ -51,6 +51,10 @@ class _Lost(Exception):
     """The connection ended early; what came is kept."""
 
 
+class _Failed(Exception):
+    """Another download failed, and with it the whole call; what came is kept."""
+
+
 def is_whole(path: Path, sha256: str) -> bool:
     """Return whether the file with the hash `sha256` lies at `path`."""
     return path.is_file() and hashed(path) == sha256
@@ -72,9 +76,16 @@ def fetch(
     """
     if not wanted:
         return
-    with _shown(sum(file.size for file in wanted)) as progress:
+    failed = threading.Event()
+    with _shown(sum(file.size for file in wanted)) as show:
+
+        def progress(count: int) -> None:
+            if failed.is_set():
+                raise _Failed
+            show(count)
+
         known = authorize or credentials or {}
-        _all_at_once([lambda file=file: _fetch(file, cure, known, progress) for file in wanted])  # type: ignore[misc]
+        _all_at_once([lambda file=file: _fetch(file, cure, known, progress) for file in wanted], failed)  # type: ignore[misc]
 
 
 def credentials_of(urls: Sequence[str]) -> Credentials:
@@ -87,8 +98,11 @@ def credentials_of(urls: Sequence[str]) -> Credentials:
     }
 
 
-def _all_at_once(tasks: Sequence[Callable[[], None]]) -> None:
-    """Run `tasks` in a few threads; raises the first thing that one of them raises."""
+def _all_at_once(tasks: Sequence[Callable[[], None]], failed: threading.Event) -> None:
+    """Run `tasks` in a few threads; raises the first thing that one of them raises, when the others have seen `failed`.
+
+    Until then they write, and a second call must not find them at it.
+    """
     waiting: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
     ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
     for task in tasks:
@@ -108,13 +122,17 @@ def _all_at_once(tasks: Sequence[Callable[[], None]]) -> None:
             ended.put(None)
 
     # Daemons, so that Ctrl-C need not wait for a server that says nothing; a .part file may end anywhere.
-    for _ in range(min(_AT_ONCE, len(tasks))):
-        threading.Thread(target=work, daemon=True).start()
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(_AT_ONCE, len(tasks)))]
+    for thread in threads:
+        thread.start()
     for _ in tasks:
         if raised := ended.get():
+            failed.set()
             while not waiting.empty():
                 with suppress(queue.Empty):
                     waiting.get_nowait()
+            for thread in threads:
+                thread.join(_PATIENCE)
             raise raised
 
 

@@ -1,6 +1,7 @@
 """Publishing images: built, proven, verified, and only then given to a registry, the tags last."""
 
 import os
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from smokehouse import attestation, building, engine, environment, files, image,
 from smokehouse.attestation import BUNDLE, ENVELOPE, Signed, Signer
 from smokehouse.errors import UserError
 from smokehouse.house import House
-from smokehouse.image import Flavour
+from smokehouse.image import Flavour, Ops
 from smokehouse.installation import held, tell
 from smokehouse.oci import EMPTY, MANIFEST, Descriptor, Image, Layout, Manifest, Reference, document
 from smokehouse.programs import run
@@ -24,6 +25,7 @@ class Options:
     """How to publish. `built` is a layout with the image and `report` its report, where they were made before."""
 
     flavour: Flavour = "runtime"
+    ops: Ops | None = None
     key: Path | None = None
     built: Path | None = None
     report: Path | None = None
@@ -72,6 +74,7 @@ def publish(house: House, name: str, text: str, options: Options) -> int:
         tell(f"published {where.name}@{found.digest}")
         for file in (folder / "report.json", *folder.glob("*.signed")):
             file.unlink(missing_ok=True)
+        shutil.rmtree(_layout(folder).folder, ignore_errors=True)
     for tag in tags:
         print(f"{where.name}:{tag}")
     return 0
@@ -88,9 +91,10 @@ def _built(house: House, name: str, local: str, folder: Path, options: Options) 
         bundled=options.bundle,
         channel=options.channel,
         source=options.source,
+        ops=options.ops,
     )
     digest = building.build(house, prepared, "docker").digest
-    layout = Layout(folder / "layout")
+    layout = _layout(folder)
     if (layout.folder / "index.json").is_file() and layout.image().digest == digest:
         return layout.image()
     archive = folder / "image.tar"
@@ -102,6 +106,11 @@ def _built(house: House, name: str, local: str, folder: Path, options: Options) 
     if found.digest != digest:
         raise UserError(f"{local}: this engine saves another image, {found.digest}, than {digest}; use its containerd store")
     return found
+
+
+def _layout(folder: Path) -> Layout:
+    """Return where the image lies that was built, until it is published."""
+    return Layout(folder / "layout")
 
 
 def _report(house: House, local: str, found: Image, folder: Path, digest: str, options: Options) -> dict[str, object]:

@@ -57,9 +57,14 @@ def keys(cosign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "keys"
     folder.mkdir()
     for name in ("ours", "other"):
-        command = ["cosign", "generate-key-pair", "--output-key-prefix", name]
-        subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=60)
+        key_pair(folder, dict(os.environ), name)
     return folder
+
+
+def key_pair(folder: Path, environ: dict[str, str], name: str) -> None:
+    """Make name.key and name.pub in `folder`; `environ` has cosign on its path, and the password."""
+    command = [shutil.which("cosign", path=environ["PATH"]) or "cosign", "generate-key-pair", "--output-key-prefix", name]
+    subprocess.run(command, cwd=folder, env=environ, check=True, capture_output=True, timeout=60)
 
 
 @dataclass(frozen=True)
@@ -92,10 +97,10 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="session")
 def registry_port(programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """A registry for all tests, each of which uses repositories of its own."""
-    with registries.started(
-        programs / "registry", tmp_path_factory.mktemp("store"), tmp_path_factory.mktemp("registry")
-    ) as port:
+    store = tmp_path_factory.mktemp("store")
+    with registries.started(programs / "registry", store, tmp_path_factory.mktemp("registry")) as port:
         yield port
+    shutil.rmtree(store)  # gigabytes, which pytest would keep for three runs
 
 
 @pytest.fixture

@@ -1,17 +1,21 @@
-"""The image of qwen2.5-vl with the real pip half, built, looked at and proven."""
+"""The image of qwen2.5-vl with the real pip half: published, verified, pulled into another engine and proven there."""
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from smokehouse.oci import Reference
+from smokehouse.registry import Registry
+
 from ..builder.channel import Channel
 from ..builder.conftest import TestHouse
-from .conftest import STRANGER
-from .engine import Engine
+from .conftest import STRANGER, key_pair
+from .engine import Engine, started
 from .real import NAME, furnish, run
 
 MOST = 0.90  # of the sizes of what is locked
@@ -19,63 +23,113 @@ MOST = 0.90  # of the sizes of what is locked
 
 @dataclass(frozen=True)
 class Real:
-    """The image, in a store of the engine."""
+    """The image, published by one command and built nowhere else, and the key that its statement is checked with."""
 
     house: TestHouse
-    name: str
+    engine: Engine
+    repository: str
+    tags: list[str]
     digest: str
+    key: Path
+
+    @property
+    def reference(self) -> str:
+        """The image by its digest."""
+        return f"{self.repository}@{self.digest}"
 
 
-@pytest.fixture(scope="module")
-def real(
-    root: Path, engine: Engine, mmdebstrap: str, packages: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Real]:
-    """Locked, built and gone afterwards, with the cache of its build."""
-    place = tmp_path_factory.mktemp("real") / "house"
-    names = ("DOCKER_HOST", "DOCKER_CONFIG")
-    environ = {name: engine.environ[name] for name in names if name in engine.environ}
-    path = f"{mmdebstrap}:{engine.environ['PATH']}"
-    house = furnish(place, root, Channel(packages).folder, path, environ)
-    built = json.loads(run(house, "build", NAME, "--ops", "none", "--json").stdout)
-    yield Real(house, built["place"], built["digest"])
-    listed = engine.docker("images", "--format", "{{.Repository}}:{{.Tag}}", NAME).stdout.split()
+def environment_of(engine: Engine, *programs: str) -> dict[str, str]:
+    """The environment of a user of `engine` who has `programs` too, and whose keys have a password."""
+    path = ":".join([*programs, engine.environ["PATH"]])
+    return {**engine.environ, "PATH": path, "COSIGN_PASSWORD": "a password"}
+
+
+def forget(engine: Engine) -> None:
+    """Take the image out of the engine, with all that was built for it."""
+    listed = engine.docker(
+        "images", "--format", "{{.ID}}", "--filter", f"label=io.smokehouse.environment={NAME}"
+    ).stdout.split()
     engine.docker("rmi", "--force", *listed)
     if engine.store:
         engine.docker("builder", "prune", "--all", "--force")
 
 
-def test_the_whole_smoke_test_passes_inside(real: Real) -> None:
-    """With no network, no name for the user and nothing to write to but /tmp, as `smoke --image` starts it."""
-    ended = run(real.house, "smoke", "--image", real.name)
-    assert "PASSED" in ended.stdout
-    report = json.loads((real.house.root / "build" / "smoke" / f"{NAME}-image" / "report.json").read_text())
-    assert (report["verdict"], report["image"]) == ("passed", real.digest)
+@pytest.fixture(scope="module")
+def real(
+    root: Path,
+    engine: Engine,
+    mmdebstrap: str,
+    cosign: Path,
+    packages: Path,
+    registry_port: int,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Real]:
+    """Locked, then built, proven inside, verified, signed and pushed by `publish`; the engine forgets it at once."""
+    place = tmp_path_factory.mktemp("real")
+    environ = environment_of(engine, mmdebstrap, str(cosign))
+    house = furnish(place / "house", root, Channel(packages).folder, environ)
+    key_pair(place, environ, "ours")
+    repository = f"127.0.0.1:{registry_port}/house/{NAME}"
+    try:
+        published = run(house, "publish", NAME, repository, "--ops", "none", "--key", str(place / "ours.key"))
+    finally:
+        forget(engine)
+    tags = [line.removeprefix(f"{repository}:") for line in published.stdout.split()]
+    there = Registry(Reference.read(repository)).manifest(tags[0])
+    assert there
+    yield Real(house, engine, repository, tags, there[1].digest, place / "ours.pub")
+    shutil.rmtree(house.root / "build")
+
+
+def test_it_is_what_the_lock_builds_and_says_what_was_proven(real: Real) -> None:
+    """As whoever has the checkout and the public key sees it, from the registry alone."""
+    verdict = json.loads(run(real.house, "verify", real.reference, "--key", str(real.key), "--json").stdout)
+    assert verdict["passed"]
+    assert verdict["differences"] == []
     lock = (real.house.root / "lockfiles" / NAME / "lock.json").read_bytes()
+    report = verdict["report"]
+    assert (report["verdict"], report["image"]) == ("passed", real.digest)
     assert report["lock"]["lock.json"] == hashlib.sha256(lock).hexdigest()
+    assert {"load", "weights", "train", "resume"} <= {check["name"] for check in report["checks"]}
+    # Deepspeed alone is built from source, and has nothing compiled in this image.
+    assert all("deepspeed" in path or path.startswith("opt/env/bin/d") for path in verdict["uncompared"])
+    assert not [path for path in verdict["uncompared"] if path.endswith(".so")]
 
 
-def test_the_smoke_test_of_the_image_owns_its_options(real: Real) -> None:
-    assert "--nonsense" in run(real.house, "smoke", "--image", real.name, "--nonsense", code=2).stderr
-
-
-def test_the_stack_is_there_without_the_entrypoint_and_the_driver_is_not(real: Real, engine: Engine) -> None:
-    code = "import sys, torch, transformers; print(torch.__file__); assert 'smokehouse' not in sys.modules"
-    said = engine.docker("run", "--rm", *STRANGER, "--entrypoint", "", real.name, "python", "-c", code).stdout
-    assert "/opt/env/lib/python3.11/site-packages/torch/__init__.py" in said
-    driver = engine.docker("run", "--rm", *STRANGER, real.name, "sh", "-c", "ldconfig -p | grep -c libcuda.so", check=False)
-    assert driver.stdout == "0\n"
-
-
-def test_it_is_smaller_than_what_it_is_made_of(real: Real, tmp_path: Path) -> None:
-    layout = tmp_path / "layout"
-    again = json.loads(run(real.house, "build", NAME, "--ops", "none", "--json", "--output", f"oci:{layout}").stdout)
-    assert again["digest"] == real.digest
-    blobs = layout / "blobs" / "sha256"
-    manifest = json.loads((blobs / real.digest.removeprefix("sha256:")).read_text())
-    packed = sum(layer["size"] for layer in manifest["layers"])
+def test_it_is_smaller_than_what_it_is_made_of(real: Real) -> None:
+    there = Registry(Reference.read(real.reference)).manifest(real.digest)
+    assert there
+    packed = sum(layer["size"] for layer in json.loads(there[0])["layers"])
     lock = json.loads((real.house.root / "lockfiles" / NAME / "lock.json").read_text())
     inside = [entry for entry in lock["conda"] if entry["category"] == "main"] + lock["pip"]
     base = [line.split() for line in (real.house.root / "docker" / "base.lock").read_text().splitlines() if line[0] != "#"]
     locked = sum(entry["size"] for entry in inside) + sum(int(size) for _, _, _, size, _ in base)
     print(f"{packed} bytes packed, {locked} bytes locked, {packed / locked:.3f}")
     assert packed <= MOST * locked
+
+
+@pytest.fixture(scope="module")
+def pulled(real: Real, programs: Path) -> Iterator[Engine]:
+    """An engine with empty stores that pulled the image by its digest: that of another machine."""
+    with started(programs / "engine") as other:
+        other.docker("pull", "--quiet", real.reference)
+        yield other
+
+
+def test_pulled_elsewhere_it_passes_its_whole_smoke_test(real: Real, pulled: Engine) -> None:
+    """With no network, no name for the user and nothing to write to but /tmp, as `smoke --image` starts it."""
+    house = TestHouse(real.house.root, real.house.environ | {"DOCKER_HOST": pulled.environ["DOCKER_HOST"]})
+    assert "PASSED" in run(house, "smoke", "--image", real.reference).stdout
+    report = json.loads((house.root / "build" / "smoke" / f"{NAME}-image" / "report.json").read_text())
+    assert (report["verdict"], report["image"]) == ("passed", real.digest)
+    assert "--nonsense" in run(house, "smoke", "--image", real.reference, "--nonsense", code=2).stderr
+
+
+def test_the_stack_is_there_without_the_entrypoint_and_the_driver_is_not(real: Real, pulled: Engine) -> None:
+    code = "import sys, torch, transformers; print(torch.__file__); assert 'smokehouse' not in sys.modules"
+    said = pulled.docker("run", "--rm", *STRANGER, "--entrypoint", "", real.reference, "python", "-c", code).stdout
+    assert "/opt/env/lib/python3.11/site-packages/torch/__init__.py" in said
+    driver = pulled.docker(
+        "run", "--rm", *STRANGER, real.reference, "sh", "-c", "ldconfig -p | grep -c libcuda.so", check=False
+    )
+    assert driver.stdout == "0\n"
