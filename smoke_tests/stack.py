@@ -187,12 +187,16 @@ def versions(device: str) -> dict[str, str | None]:
 
     import deepspeed
     import transformers
+    from deepspeed.git_version_info import installed_ops
 
+    ahead = sorted(name for name, there in installed_ops.items() if there)
     found: dict[str, str | None] = {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "deepspeed": deepspeed.__version__,
+        # Every rank compiles the others itself, when it first uses them.
+        "deepspeed_ops_ahead_of_time": ", ".join(ahead) or "none",
         "cuda": torch.version.cuda,
         "kernel": platform.release(),
     }

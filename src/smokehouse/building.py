@@ -213,7 +213,7 @@ def bundle_for(house: House, name: str, flavour: Flavour, given: Path | None, ch
         bundle.refuse_edited()
         return bundle
     folder = house.root / "build" / "bundles" / name
-    bundling.make(house, name, folder, channel=channel, only_pip=False, devel=True)
+    bundling.make(house, name, folder, channel=channel, only_pip=False, devel=True, near=True)
     return bundles.read(folder, name, house.lock(name))
 
 
@@ -287,17 +287,9 @@ def _context(folder: Path, locked: Sequence[LockedFile], bundle: Bundle, **plan:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     for file in locked:
-        _bring(bundle.wheels / file.file, folder / file.file)
+        files.bring(bundle.wheels / file.file, folder / file.file)
     (folder / "plan.json").write_text(json.dumps({"epoch": EPOCH, **plan}, indent=1) + "\n")
     return str(folder)
-
-
-def _bring(source: Path, target: Path) -> None:
-    """Make `target` the file `source`, without a copy where the disk allows."""
-    try:
-        target.hardlink_to(source)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _ours(house: House, folder: Path, name: str, texts: Mapping[str, str], locked: Manifest, tini: bytes) -> str:

@@ -1,5 +1,6 @@
 """Making bundles."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from smokehouse import environment, files, lock, manifest, sources
@@ -12,11 +13,11 @@ from smokehouse.manifest import LockedFile
 _PYLOCK = "pylock.toml"
 
 
-def make(house: House, name: str, folder: Path, *, channel: str | None, only_pip: bool, devel: bool) -> int:
+def make(house: House, name: str, folder: Path, *, channel: str | None, only_pip: bool, devel: bool, near: bool = False) -> int:
     """Make `folder` the bundle of the environment `name` and return 0.
 
-    What an interrupted call fetched is used. The bundle is complete when its manifest.json is there, which is written
-    last. Raises UserError.
+    With `near`, the files of the bundles beside it are used, without a copy where the disk allows. What an interrupted call
+    fetched is used. The bundle is complete when its manifest.json is there, which is written last. Raises UserError.
     """
     place = lock.environment_lock(house, name)
     locked = lock.check_environment(environment.read(house, name), place)
@@ -39,6 +40,8 @@ def make(house: House, name: str, folder: Path, *, channel: str | None, only_pip
     with held(folder.with_name(f".{folder.name}.lock"), f"bundling {name}"):
         (folder / LOCK).mkdir(parents=True, exist_ok=True)
         (folder / MANIFEST).unlink(missing_ok=True)
+        if near:
+            _link_near(folder, artefacts)
         size = sum(file.size for file in artefacts.values())
         there = sum(path.stat().st_size for path in _files(folder))
         refuse_small_disk(folder, max(0, size - there), f"bundle {name}")
@@ -53,6 +56,17 @@ def make(house: House, name: str, folder: Path, *, channel: str | None, only_pip
         files.write(folder / MANIFEST, contents.model_dump_json(indent=1) + "\n")
     tell(f"bundled {name} in {folder}")
     return 0
+
+
+def _link_near(folder: Path, artefacts: Mapping[str, LockedFile]) -> None:
+    """Bring what the bundles beside `folder` have by the names of `artefacts`; whether it is that is seen later."""
+    for path, file in artefacts.items():
+        if (folder / path).exists():
+            continue
+        for other in folder.parent.iterdir():
+            if (other / path).is_file() and (other / path).stat().st_size == file.size:
+                files.bring(other / path, folder / path)
+                break
 
 
 def _files(folder: Path) -> list[Path]:

@@ -117,7 +117,7 @@ def _install(shown: Documented) -> list[str]:
         ),
         "On a machine without a network, from a folder filled on one that has it:\n",
         code(f"nox -s bundle -- {name} DIR\nnox -s install -- {name} PREFIX --bundle DIR"),
-        "As an image, which has the same digest wherever it is built ([more](../../docker/README.md)); none is published yet:\n",
+        "As an image, of one digest wherever it is built ([more](../../docker/README.md)); none is published yet:\n",
         code(f"nox -s build -- {name}\nnox -s publish -- {name} HOST/REPOSITORY"),
     ]
 

@@ -58,6 +58,21 @@ def test_two_clean_builds_are_the_same_image(
     assert json.loads(ended.stdout)["digest"] == digest
 
 
+def test_another_environment_shares_layers_and_downloads(tiny: TestHouse, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    built(tiny, "--output", f"oci:{one}")
+    other = tiny.root / "environments" / "other"
+    shutil.copytree(tiny.folder, other)
+    tiny.edit(other / "environment.yml", "name: tiny", "name: other")
+    assert tiny.run("lock", "other").returncode == 0
+    nowhere = {"UV_OFFLINE": "1", "SMOKEHOUSE_CHANNEL": str(tmp_path / "none")}
+    ended = tiny.run("build", "other", "--output", f"oci:{two}", **nowhere)
+    assert ended.returncode == 0, ended.stderr
+    layers = [[layer["digest"] for layer in manifest(layout)["layers"]] for layout in (one, two)]
+    assert layers[0][:-1] == layers[1][:-1]
+    assert layers[0][-1] != layers[1][-1]  # ours, which names the environment
+
+
 def test_a_layer_has_one_time_and_one_owner(tiny: TestHouse, tmp_path: Path) -> None:
     layout = tmp_path / "layout"
     built(tiny, "--output", f"oci:{layout}", "--compression", "gzip")
