@@ -1,14 +1,16 @@
 """Images: which layers a lock makes, and what an image is called."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, time
 from typing import Literal
 
 from packaging.utils import canonicalize_name
 
+from smokehouse.additions import LABEL, Asked
 from smokehouse.base import Base
 from smokehouse.errors import UserError
+from smokehouse.files import sha256
 from smokehouse.manifest import LockedFile, Manifest
 
 Flavour = Literal["runtime", "devel"]
@@ -39,8 +41,10 @@ class Layer:
         return sum(file.size for file in self.files) * 6 + (32 << 20)
 
 
-def layers(manifest: Manifest) -> list[Layer]:
+def layers(manifest: Manifest, added: Sequence[LockedFile] = ()) -> list[Layer]:
     """Return the layers of the pip half, bottom first; the last has what changes with the model. Raises UserError.
+
+    Just below that are the wheels that were `added`, which no lock names, each by itself.
 
     A wheel's layer depends on the wheel and those beside it only, so equal ones are equal in every environment.
     """
@@ -52,7 +56,7 @@ def layers(manifest: Manifest) -> list[Layer]:
     nvidia = [file for file in small if file.name.startswith("nvidia-")]
     common = [file for file in small if file not in nvidia]
     found = [*([file] for file in large), nvidia, common]
-    made = [Layer(tuple(files)) for files in found if files]
+    made = [Layer(tuple(files)) for files in (*found, *([file] for file in added)) if files]
     if len(made) > SLOTS:
         raise UserError(f"{manifest.environment}: {len(made)} layers, docker/Dockerfile has room for {SLOTS}; add to both")
     return [*made, Layer(tuple(model))]
@@ -78,23 +82,34 @@ def stack(manifest: Manifest, cuda: str) -> dict[str, str]:
     return {"python": manifest.python, "cuda": cuda, **found}
 
 
-def tags(manifest: Manifest, cuda: str, lock: str, flavour: Flavour) -> list[str]:
-    """Return the names of an image: by its stack and lock (`lock` is the SHA-256 of lock.json), and by the cut-off date."""
+def tags(manifest: Manifest, cuda: str, lock: str, flavour: Flavour, added: Sequence[Asked] = ()) -> list[str]:
+    """Return the names of an image: by its stack and lock (`lock` is the SHA-256 of lock.json), and by the cut-off date.
+
+    Both tell apart what was `added`.
+    """
     suffix = "" if flavour == "runtime" else f"-{flavour}"
+    suffix += f"-with-{sha256(' '.join(sorted(one.sha256 for one in added)))[:8]}" if added else ""
     torch = stack(manifest, cuda).get("torch", "none").partition("+")[0]
     by_stack = f"cu{cuda.replace('.', '')}-torch{torch}-{lock[:12]}{suffix}"
     return [f"{manifest.environment}:{by_stack}", f"{manifest.environment}:{manifest.cutoff:%Y%m%d}-{lock[:12]}{suffix}"]
 
 
 def labels(
-    manifest: Manifest, cuda: str, lock: str, flavour: Flavour, base: Base, ops: Ops, origin: Mapping[str, str]
+    manifest: Manifest,
+    cuda: str,
+    lock: str,
+    flavour: Flavour,
+    base: Base,
+    ops: Ops,
+    origin: Mapping[str, str],
+    added: Sequence[Asked] = (),
 ) -> dict[str, str]:
     """Return an image's labels; `lock` is the SHA-256 of lock.json and `origin` has source and revision where known."""
     about = {f"io.smokehouse.{name}": version for name, version in stack(manifest, cuda).items()}
     opencontainers = {
         "title": manifest.environment,
         "description": f"{manifest.environment}, {flavour}: locked and proven by Smokehouse",
-        "version": tags(manifest, cuda, lock, flavour)[0].partition(":")[2],
+        "version": tags(manifest, cuda, lock, flavour, added)[0].partition(":")[2],
         "created": created(manifest).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "base.name": base.name,
         "base.digest": base.digest,
@@ -107,4 +122,6 @@ def labels(
         "io.smokehouse.lock": lock,
         "io.smokehouse.ops": ops,
     }
+    if added:
+        about[LABEL] = " ".join(one.text for one in sorted(added, key=lambda one: one.name))
     return dict(sorted(about.items()))

@@ -212,7 +212,7 @@ def test_an_argument_left_unset_ends_the_build(tiny: TestHouse, engine: Engine) 
     prepared = tiny.run("build", "tiny", "--prepare")
     bake = tiny.root / "build" / "images" / "tiny-runtime" / "bake.json"
     assert prepared.stdout == f"docker buildx bake -f docker/docker-bake.hcl -f {bake.relative_to(tiny.root)} tiny\n"
-    for unset in ("LAYERS", "OPS"):
+    for unset in ("LAYERS", "TOP", "OPS"):
         plan = json.loads(bake.read_text())
         del plan["target"]["tiny"]["args"][unset]
         other = bake.with_name(f"{unset}.json")
