@@ -85,6 +85,13 @@ def test_an_image_with_a_wheel_of_no_lock_says_so_everywhere(given: Given, engin
         engine.docker("rmi", "--force", *listed)
 
 
+def test_a_wheel_for_another_abi_than_that_of_torch_is_refused(given: Given, tmp_path: Path) -> None:
+    other = tmp_path / FLASH.replace("FALSE", "TRUE")
+    other.write_bytes(flash())
+    said = given.tiny.refused("build", "tiny", "--with", f"{other}#sha256={hashed(flash())}")
+    assert f"--with {other.name}: compiled with cxx11abi TRUE, and that of torch-2.6.0-py3-none-any.whl is FALSE" in said
+
+
 def test_a_wheel_of_no_lock_is_one_layer_below_the_model(given: Given, tmp_path: Path) -> None:
     for place, options in {
         "plain": [],
