@@ -112,8 +112,8 @@ def prepare(
         target = {
             "contexts": contexts,
             "args": {
-                "LAYERS": f"{len(made) - 1 - len(wheels):02}",
-                "TOP": f"upto-{len(made) - 1:02}",
+                "LAYERS": f"{len(made) - 1:02}",
+                "LIBRARIES": f"{len(made) - 1 - len(wheels):02}",
                 "OPS": ops,
                 "SOURCE_DATE_EPOCH": str(int(image.created(locked).timestamp())),
             },
