@@ -121,8 +121,12 @@ def dtype_of(precision: str) -> torch.dtype:
 
 
 def read_lock(lock: Path) -> dict[str, Version]:
-    """Canonical name -> version of every package in `requirements.txt` of the lock folder `lock`."""
-    pins = re.findall(r"^([A-Za-z0-9._-]+)==(\S+)", (lock / "requirements.txt").read_text(), re.MULTILINE)
+    """Canonical name -> version of every package in `requirements.txt` of the lock folder `lock`.
+
+    In an image, `added.txt` beside it has what was added by its hash.
+    """
+    text = "\n".join(path.read_text() for path in (lock / "requirements.txt", lock / "added.txt") if path.exists())
+    pins = re.findall(r"^([A-Za-z0-9._-]+)==(\S+)", text, re.MULTILINE)
     return {canonicalize_name(name): Version(version) for name, version in pins}
 
 

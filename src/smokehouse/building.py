@@ -12,9 +12,10 @@ from typing import Any, Literal
 
 from packaging.utils import canonicalize_name
 
+from smokehouse import additions, bundling, engine, environment, files, image, lock, prefix, sbom
 from smokehouse import base as bases
 from smokehouse import bundle as bundles
-from smokehouse import bundling, engine, environment, files, image, lock, prefix, sbom
+from smokehouse.additions import Added, Asked
 from smokehouse.base import EPOCH, DebianPackage
 from smokehouse.bundle import Bundle
 from smokehouse.environment import Environment
@@ -67,20 +68,23 @@ def prepare(
     channel: str | None = None,
     source: str | None = None,
     ops: Ops | None = None,
+    added: Sequence[Asked] = (),
 ) -> Prepared:
     """Fetch and check everything that the image of the environment `name` is made of; raises UserError.
 
     `base` is REF@sha256:…, Debian from docker/base.lock if None; `bundled` is the bundle to take all from, `channel` the
     copy or mirror of conda-forge otherwise; `source` is the URL of the checkout for the labels. If `ops` is None, those of
-    DeepSpeed are compiled ahead of time where lock and bundle have a toolkit.
+    DeepSpeed are compiled ahead of time where lock and bundle have a toolkit. Wheels that no lock names are `added`.
     """
     promise = environment.read(house, name)
     place = lock.environment_lock(house, name)
     locked = lock.check_environment(promise, place)
     assert place.manifest
     image.driver(promise.stack.cuda.version)
+    wheels = additions.take(house, added, promise, locked)
     under = bases.given(base) if base else bases.make(house)
     bundle = bundle_for(house, name, flavour, bundled, channel)
+    additions.refuse_other_abi(added, locked, bundle.wheels)
     able = bundle.contents.devel and _wants_ops(locked)
     if ops == "aot" and not able:
         raise UserError(f"--ops aot: it takes deepspeed as source and {_NVCC} in [conda] devel, in lock and bundle; add them")
@@ -88,23 +92,29 @@ def prepare(
     folder = house.root / "build" / "images" / f"{name}-{flavour}"
     folder.mkdir(parents=True, exist_ok=True)
     digest = files.hashed(place.manifest)
-    made = image.layers(locked)
+    libraries, above = image.layers(locked, [one.file for one in wheels])
+    numbered = [*libraries, *above[:-1]]
+    elsewhere = {one.file: one.path.parent for one in wheels}
     with held(folder / ".lock", f"preparing the image of {name}"):
         contexts = {"base": under.context}
         wanted = locked.conda if flavour == "devel" else locked.main
         contexts["conda"] = conda_context(folder / "conda", wanted, locked, bundle)
         if ops == "aot":
             contexts["toolkit"] = conda_context(folder / "toolkit", locked.conda, locked, bundle)
-        for number, layer in enumerate(made[:-1], 1):
-            contexts[f"layer-{number:02}"] = _wheels(folder / f"layer-{number:02}", layer, locked, bundle)
-        contexts["model"] = _wheels(folder / "model", made[-1], locked, bundle)
-        contexts["sources"] = _sources(folder / "sources", made[-1], locked, bundle, ops)
-        labels = image.labels(locked, promise.stack.cuda.version, digest, flavour, under, ops, _origin(house, name, source))
-        contexts["ours"] = ours(house, promise, folder, locked, bundle, flavour, ops, under.packages)
+        for number, layer in enumerate(numbered, 1):
+            contexts[f"layer-{number:02}"] = _wheels(
+                folder / f"layer-{number:02}", layer, locked, elsewhere.get(layer.files[0], bundle.wheels)
+            )
+        contexts["model"] = _wheels(folder / "model", above[-1], locked, bundle.wheels)
+        contexts["sources"] = _sources(folder / "sources", above[-1], locked, bundle, ops)
+        origin = _origin(house, name, source)
+        labels = image.labels(locked, promise.stack.cuda.version, digest, flavour, under, ops, origin, added)
+        contexts["ours"] = ours(house, promise, folder, locked, bundle, flavour, ops, under.packages, wheels)
         target = {
             "contexts": contexts,
             "args": {
-                "LAYERS": f"{len(made) - 1:02}",
+                "LAYERS": f"{len(numbered):02}",
+                "LIBRARIES": f"{len(libraries):02}",
                 "OPS": ops,
                 "SOURCE_DATE_EPOCH": str(int(image.created(locked).timestamp())),
             },
@@ -116,7 +126,7 @@ def prepare(
         }
         bake = folder / "bake.json"
         files.write(bake, json.dumps({"target": {engine.target_of(name): target}}, indent=1) + "\n")
-    tags = image.tags(locked, promise.stack.cuda.version, digest, flavour)
+    tags = image.tags(locked, promise.stack.cuda.version, digest, flavour, added)
     return Prepared(bake, engine.target_of(name), tags, labels)
 
 
@@ -135,8 +145,13 @@ def ours(
     flavour: Flavour,
     ops: Ops,
     debian: Sequence[DebianPackage],
+    added: Sequence[Added] = (),
 ) -> str:
     """Make folder/ours the context of what is in /opt/smokehouse, and return it; raises UserError."""
+    licences = sbom.licences(bundle.wheels, locked.pip)
+    for one in added:
+        licences |= sbom.licences(one.path.parent, [one.file])
+    locked = additions.grown(locked, added)
     name, cuda = promise.name, promise.stack.cuda.version
     wanted = locked.conda if flavour == "devel" else locked.main
     about = {
@@ -144,15 +159,19 @@ def ours(
         "flavour": flavour,
         "lock": files.hashed(house.lock(name) / MANIFEST),
         "ops": _OPS[ops],
-        "stack": image.stack(locked, cuda),
+        "stack": image.stack(locked, cuda) | {one.file.name: one.file.version for one in added},
     }
     texts = {
-        "about.json": json.dumps(about, indent=1) + "\n",
         "constraints.txt": "".join(f"{file.name}=={file.version}\n" for file in locked.pip),
         "driver": f"{image.driver(cuda)}\n",
         "environment": f"{name}\n",
-        "sbom.spdx.json": sbom.text(locked, wanted, debian, sbom.licences(bundle.wheels, locked.pip)),
+        "sbom.spdx.json": sbom.text(locked, wanted, debian, licences),
     }
+    if added:
+        about["with"] = {one.file.file: one.file.sha256 for one in added}
+        pins = (f"{one.file.name}=={one.file.version} --hash=sha256:{one.file.sha256}\n" for one in added)
+        texts["lock/added.txt"] = "".join(pins)  # the image's smoke test reads it, and its report names its hash
+    texts["about.json"] = json.dumps(about, indent=1) + "\n"
     return _ours(house, folder / "ours", name, texts, locked, bases.tini(house, folder.parent / "packages"))
 
 
@@ -266,28 +285,28 @@ def conda_context(folder: Path, packages: Sequence[CondaPackage], locked: Manife
     return str(folder)
 
 
-def _wheels(folder: Path, layer: Layer, locked: Manifest, bundle: Bundle) -> str:
-    """Make `folder` the context of a layer of wheels."""
+def _wheels(folder: Path, layer: Layer, locked: Manifest, place: Path) -> str:
+    """Make `folder` the context of a layer of wheels, which lie in the folder `place`."""
     wheels = [file for file in layer.files if file.file.endswith(".whl")]
-    return _context(folder, wheels, bundle, python=locked.python, budget=layer.budget, files=_named(wheels))
+    return _context(folder, wheels, place, python=locked.python, budget=layer.budget, files=_named(wheels))
 
 
 def _sources(folder: Path, layer: Layer, locked: Manifest, bundle: Bundle, ops: Ops) -> str:
     """Make `folder` the context of what is built from source."""
     sdists = [file for file in layer.files if not file.file.endswith(".whl")]
     taken = [*sdists, *(file for file in locked.build if sdists)]
-    return _context(folder, taken, bundle, ops=ops, files=_named(sdists), build=_named(locked.build if sdists else ()))
+    return _context(folder, taken, bundle.wheels, ops=ops, files=_named(sdists), build=_named(locked.build if sdists else ()))
 
 
 def _named(locked: Sequence[LockedFile]) -> list[dict[str, str]]:
     return [{"file": file.file, "sha256": file.sha256} for file in sorted(locked, key=lambda file: file.file)]
 
 
-def _context(folder: Path, locked: Sequence[LockedFile], bundle: Bundle, **plan: Any) -> str:
+def _context(folder: Path, locked: Sequence[LockedFile], place: Path, **plan: Any) -> str:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     for file in locked:
-        files.bring(bundle.wheels / file.file, folder / file.file)
+        files.bring(place / file.file, folder / file.file)
     (folder / "plan.json").write_text(json.dumps({"epoch": EPOCH, **plan}, indent=1) + "\n")
     return str(folder)
 

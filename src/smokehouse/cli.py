@@ -17,6 +17,14 @@ Channel = Annotated[
     str | None,
     typer.Option(metavar="DIR_OR_URL", envvar="SMOKEHOUSE_CHANNEL", help="A copy or mirror of conda-forge to read."),
 ]
+With = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--with",
+        metavar="WHEEL#sha256=HEX",
+        help="A wheel that no lock names, by https URL or file, such as one of flash-attn's releases; may be given again.",
+    ),
+]
 Devel = Annotated[bool, typer.Option("--devel", help="With the compilers and the CUDA toolkit.")]
 DeepSpeedOps = Annotated[
     Literal["aot", "none"] | None,
@@ -111,16 +119,25 @@ def _build(
     channel: Channel = None,
     source: Annotated[str | None, typer.Option(metavar="URL", help="Where the checkout is from, for the labels.")] = None,
     ops: DeepSpeedOps = None,
+    added: With = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Run every step again.")] = False,
     only_prepare: Annotated[bool, typer.Option("--prepare", help="Only make what docker buildx bake needs.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
     """Build the image of an environment from its lock, the same to the bit wherever and whenever."""
-    from smokehouse import building
+    from smokehouse import additions, building
 
     house = House.find(Path.cwd())
     prepared = building.prepare(
-        house, name, flavour=flavour, base=base, bundled=bundle, channel=channel, source=source, ops=ops
+        house,
+        name,
+        flavour=flavour,
+        base=base,
+        bundled=bundle,
+        channel=channel,
+        source=source,
+        ops=ops,
+        added=[additions.read(text) for text in added or ()],
     )
     if only_prepare:
         print(f"docker buildx bake -f docker/docker-bake.hcl -f {house.show(prepared.bake)} {name}")
@@ -140,14 +157,17 @@ def _verify(
     issuer: Annotated[str, typer.Option(metavar="URL", help="Who vouches for the identity.")] = GITHUB,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Build it again, too, and compare digests.")] = False,
     trust_base: Annotated[bool, typer.Option("--trust-base", help="Do not look at the Debian below.")] = False,
+    added: With = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
     """Say whether an image is what this checkout's lock builds, file by file, and what was proven of it."""
-    from smokehouse import verifying
+    from smokehouse import additions, verifying
     from smokehouse.attestation import Signer
 
     signer = Signer(key, identity, issuer) if key or identity else None
-    options = verifying.Options(bundle, channel, signer, rebuild, trust_base)
+    options = verifying.Options(
+        bundle, channel, signer, rebuild, trust_base, tuple(additions.read(text) for text in added or ())
+    )
     return verifying.show(verifying.verify(House.find(Path.cwd()), reference, options), as_json)
 
 
@@ -164,11 +184,13 @@ def _publish(
     channel: Channel = None,
     source: Annotated[str | None, typer.Option(metavar="URL", help="Where the checkout is from, for the labels.")] = None,
     move: Annotated[bool, typer.Option("--move", help="Let tags that name another image name this one.")] = False,
+    added: With = None,
 ) -> int:
     """Build, prove, verify and sign an image, and give it to a registry: all of it, or no tag."""
-    from smokehouse import publishing
+    from smokehouse import additions, publishing
 
-    options = publishing.Options(flavour, ops, key, built, report, bundle, channel, source, move)
+    asked = tuple(additions.read(text) for text in added or ())
+    options = publishing.Options(flavour, ops, key, built, report, bundle, channel, source, move, asked)
     return publishing.publish(House.find(Path.cwd()), name, repository, options)
 
 

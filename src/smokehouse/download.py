@@ -39,12 +39,16 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Wanted:
-    """A file to fetch: to where, from where (`source` is a URL or a path) and what it must be. `size` 0 is unknown."""
+    """A file to fetch: to where, from where (`source` is a URL or a path) and what it must be. `size` 0 is unknown.
+
+    `by` is what names its hash.
+    """
 
     path: Path
     source: str
     sha256: str
     size: int
+    by: str = "the lock"
 
 
 class _Lost(Exception):
@@ -167,7 +171,7 @@ def _fetch(file: Wanted, cure: str, credentials: Credentials | Authorize, progre
             return
         part.unlink()
         if not had:  # what was left of an earlier run can have been of another file
-            raise UserError(f"{file.path.name}: {_host(file)} serves another file than the lock names; {cure}")
+            raise UserError(f"{file.path.name}: {_host(file)} serves another file than {file.by} names; {cure}")
 
 
 def _transfer(file: Wanted, part: Path, cure: str, credentials: Credentials | Authorize, reached: Progress) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smokehouse import attestation, building, engine, environment, files, image, lock, oci, verifying
+from smokehouse.additions import Asked
 from smokehouse.attestation import BUNDLE, ENVELOPE, Signed, Signer
 from smokehouse.errors import UserError
 from smokehouse.house import House
@@ -22,7 +23,10 @@ _SMOKING = 7200.0  # seconds
 
 @dataclass(frozen=True)
 class Options:
-    """How to publish. `built` is a layout with the image and `report` its report, where they were made before."""
+    """How to publish. `built` is a layout with the image and `report` its report, where they were made before.
+
+    Wheels that no lock names are `added`.
+    """
 
     flavour: Flavour = "runtime"
     ops: Ops | None = None
@@ -33,6 +37,7 @@ class Options:
     channel: str | None = None
     source: str | None = None
     move: bool = False
+    added: tuple[Asked, ...] = ()
 
 
 def publish(house: House, name: str, text: str, options: Options) -> int:
@@ -49,7 +54,7 @@ def publish(house: House, name: str, text: str, options: Options) -> int:
     locked = lock.check_environment(promise, place)
     assert place.manifest
     digest = files.hashed(place.manifest)
-    names = image.tags(locked, promise.stack.cuda.version, digest, options.flavour)
+    names = image.tags(locked, promise.stack.cuda.version, digest, options.flavour, options.added)
     tags = [tag.partition(":")[2] for tag in names]
     registry = Registry(where, push=True)
     folder = house.root / "build" / "publish" / f"{name}-{options.flavour}"
@@ -60,12 +65,15 @@ def publish(house: House, name: str, text: str, options: Options) -> int:
         _refuse_taken(registry, tags, found.digest, options.move)
         report = _report(house, names[0], found, folder, digest, options)
         verdict = verifying.look(
-            house, names[0], found, None, verifying.Options(bundle=options.bundle, channel=options.channel)
+            house, names[0], found, None, verifying.Options(bundle=options.bundle, channel=options.channel, added=options.added)
         )
         if not verdict.passed:
             return verifying.show(verdict, as_json=False)
         if (verdict.environment, found.labels["io.smokehouse.flavour"]) != (name, options.flavour):
             raise UserError(f"{options.built}: an image of {verdict.environment}, not of {name} ({options.flavour})")
+        # An image with wheels that no lock names would take the tags of the one without.
+        if (version := found.labels["org.opencontainers.image.version"]) != tags[0]:
+            raise UserError(f"{options.built}: is {version} by its labels, not {tags[0]}; give --with as for its build")
         payload = attestation.statement(report, where.name, found.digest)
         signed = _signed(payload, folder, options.key)
         _send(registry, found, Path(verdict.sbom).read_bytes(), signed)
@@ -92,6 +100,7 @@ def _built(house: House, name: str, local: str, folder: Path, options: Options) 
         channel=options.channel,
         source=options.source,
         ops=options.ops,
+        added=options.added,
     )
     digest = building.build(house, prepared, "docker").digest
     layout = _layout(folder)

@@ -6,14 +6,15 @@ import shlex
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from smokehouse import attestation, building, engine, environment, files, image, lock, oci
+from smokehouse import additions, attestation, building, engine, environment, files, image, lock, oci
 from smokehouse import base as bases
+from smokehouse.additions import LABEL, Asked
 from smokehouse.attestation import BUNDLE, ENVELOPE, Signed, Signer
 from smokehouse.base import Base
 from smokehouse.contents import ENV, LISTED, Contents
@@ -41,7 +42,7 @@ class Difference:
 class Verdict:
     """What was seen of an image. `files` counts them by whose they are; `uncompared` were built from source in the build.
 
-    `sbom` is the file that the image's own was compared with.
+    `sbom` is the file that the image's own was compared with; `added` are the wheels in it that no lock names.
     """
 
     image: str
@@ -56,6 +57,7 @@ class Verdict:
     proof: str = ""
     report: Mapping[str, Any] | None = None
     sbom: str = ""
+    added: list[str] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
@@ -65,13 +67,17 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Options:
-    """How to verify. `signer` is whose statements are believed; without one, they are only counted."""
+    """How to verify. `signer` is whose statements are believed; without one, they are only counted.
+
+    `added` has wheels that no lock names, where the image's label does not say where to fetch them.
+    """
 
     bundle: Path | None = None
     channel: str | None = None
     signer: Signer | None = None
     rebuild: bool = False
     trust_base: bool = False
+    added: tuple[Asked, ...] = ()
 
 
 @contextmanager
@@ -127,9 +133,13 @@ def look(house: House, text: str, found: Image, registry: Registry | None, optio
         raise UserError(f"{text}: of another lock of {name} than the one here ({digest[:12]}); {where}")
     verdict = Verdict(text, found.digest, name, digest)
     tell(f"verifying {found.digest} against {house.show(place.manifest)}")
+    asked = additions.of_label(labels.get(LABEL, ""), options.added, text)
+    added = additions.take(house, asked, promise, locked)
+    verdict.added = [one.text for one in asked]
     bundle = building.bundle_for(house, name, flavour, options.bundle, options.channel)  # type: ignore[arg-type]
     base, below, runtime = _base(house, found, options, verdict)
-    expected_labels = image.labels(locked, promise.stack.cuda.version, digest, flavour, base, ops, {})  # type: ignore[arg-type]
+    additions.refuse_other_abi(asked, locked, bundle.wheels)
+    expected_labels = image.labels(locked, promise.stack.cuda.version, digest, flavour, base, ops, {}, asked)  # type: ignore[arg-type]
     _compare_config(house, found, expected_labels, runtime, verdict)
     folder = house.root / "build" / "verify" / f"{name}-{flavour}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -141,7 +151,9 @@ def look(house: House, text: str, found: Image, registry: Registry | None, optio
         for file in locked.pip:
             if file.file.endswith(".whl"):
                 contents.add_wheel(bundle.wheels / file.file)
-        ours = building.ours(house, promise, folder, locked, bundle, flavour, ops, base.packages)  # type: ignore[arg-type]
+        for one in added:
+            contents.add_wheel(one.path)
+        ours = building.ours(house, promise, folder, locked, bundle, flavour, ops, base.packages, added)  # type: ignore[arg-type]
         contents.add_ours(Path(ours, "ours"))
         verdict.sbom = str(Path(ours, "ours", "sbom.spdx.json"))
 
@@ -160,7 +172,7 @@ def look(house: House, text: str, found: Image, registry: Registry | None, optio
     _check_list(contents, tree, verdict)
     verdict.differences.sort(key=lambda difference: (difference.layer, difference.path))
     if options.rebuild:
-        _rebuild(house, found, base, options, verdict)
+        _rebuild(house, found, base, asked, options, verdict)
     if registry:
         _check_proof(house, registry, options, verdict)
     return verdict
@@ -178,6 +190,8 @@ def show(verdict: Verdict, as_json: bool) -> int:
         print(f"and {more} more; --json lists them all")
     print(f"image    {verdict.digest}")
     print(f"lock     {verdict.environment}, sha256:{verdict.lock}")
+    for text in verdict.added:
+        print(f"with     {text}, which the lock does not name")
     print(f"base     {verdict.base}")
     print(f"files    {', '.join(f'{count} of {owner}' for owner, count in verdict.files.items())}")
     if verdict.uncompared:
@@ -187,7 +201,8 @@ def show(verdict: Verdict, as_json: bool) -> int:
     if verdict.rebuilt:
         print(f"rebuilt  {verdict.rebuilt}")
     print(f"proven   {verdict.proof or 'nothing is attached: a layout or an engine has no statements'}")
-    print("VERIFIED  this is what the lock builds" if verdict.passed else "DIFFERENT  this is not what the lock builds")
+    builds = f"what the lock builds{' with the wheels above' if verdict.added else ''}"
+    print(f"VERIFIED  this is {builds}" if verdict.passed else f"DIFFERENT  this is not {builds}")
     return int(not verdict.passed)
 
 
@@ -350,7 +365,7 @@ def _check_list(contents: Contents, tree: Tree, verdict: Verdict) -> None:
             verdict.differences.append(Difference(entry.layer + 1, path, "made in the build, and not named in files.json"))
 
 
-def _rebuild(house: House, found: Image, base: Base, options: Options, verdict: Verdict) -> None:
+def _rebuild(house: House, found: Image, base: Base, added: Sequence[Asked], options: Options, verdict: Verdict) -> None:
     """Build the image again and note the first file that differs, where the digest does."""
     labels = found.labels
     with tempfile.TemporaryDirectory(dir=_room(house)) as folder:
@@ -363,6 +378,7 @@ def _rebuild(house: House, found: Image, base: Base, options: Options, verdict: 
             channel=options.channel,
             source=labels.get("org.opencontainers.image.source"),
             ops=labels["io.smokehouse.ops"],  # type: ignore[arg-type]
+            added=added,
         )
         compression = "zstd" if found.manifest.layers[-1].media_type.endswith("zstd") else "gzip"
         built = building.build(house, prepared, f"oci:{folder}/layout", compression=compression)  # type: ignore[arg-type]

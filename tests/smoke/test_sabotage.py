@@ -341,17 +341,26 @@ print(json.dumps(found))
 
 def test_versions_refuses_what_no_lock_can_name(lasting: Starter) -> None:
     """A development version, a package that is there twice, one from a path, and modules from outside the environment."""
-    folders = {"sound": (), "development": ("b-2.0.dev0",), "twice": ("b-2.0", "B-1.5"), "path": ("b-2.0",)}
+    folders = {
+        "sound": (),
+        "added": ("b-2.0",),
+        "development": ("b-2.0.dev0",),
+        "twice": ("b-2.0", "B-1.5"),
+        "path": ("b-2.0",),
+    }
     for name, infos in folders.items():
         folder = lasting.folder / "installed" / name
         (folder / "lock").mkdir(parents=True)
         pins = [f"{info.lower().replace('-', '==')}\n" for info in ("a-1.0", *infos[:1])]
-        (folder / "lock" / "requirements.txt").write_text("".join(pins))
+        (folder / "lock" / "requirements.txt").write_text("".join(pins[:1] if name == "added" else pins))
+        if name == "added":
+            (folder / "lock" / "added.txt").write_text("b==2.0 --hash=sha256:0\n")
         for info in ("a-1.0", *infos):
             (folder / f"{info}.dist-info").mkdir()
     (lasting.folder / "installed" / "path" / "b-2.0.dist-info" / "direct_url.json").write_text("{}")
     said = json.loads(lasting.inside("-c", INSTALLED, *(str(lasting.folder / "installed" / name) for name in folders)))
     assert said["sound"] == "1 packages as locked"
+    assert said["added"] == "2 packages as locked"
     assert "b 2.0.dev0 is a development version" in said["development"]
     assert "b is installed twice (1.5 and 2.0)" in said["twice"]
     assert said["path"] == "b was not installed from the lock but from a path or an address"
