@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import tarfile
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,8 +185,14 @@ def build(
         digest = bake(f"type=image,name={where},push=true")
         return Built(digest, f"{where}@{digest}", prepared.labels)
     if kind == "docker":
-        # A builder of its own sends the image over; that of the engine puts it where it is.
-        digest = bake(f"type={'docker' if builder else 'image'},name={prepared.tags[0]}")
+        if builder:
+            # One that is another engine would keep the image.
+            with tempfile.TemporaryDirectory(dir=prepared.bake.parent) as room:
+                archive = Path(room, "image.tar")
+                digest = bake(f"type=docker,dest={archive},name={prepared.tags[0]}")
+                engine.load(archive, house.root)
+        else:
+            digest = bake(f"type=image,name={prepared.tags[0]}")
         engine.tag(prepared.tags[0], prepared.tags[1:], house.root)
         return Built(digest, prepared.tags[0], prepared.labels)
     folder = Path(where).absolute()
