@@ -105,20 +105,22 @@ def _check_ops(made: Path, said: str) -> None:
     `said` has the commands of the compilers.
     """
     with zipfile.ZipFile(made) as wheel, tempfile.TemporaryDirectory() as folder:
-        for op in ("fused_adam", "cpu_adam"):
+        for op in ("cpu_adam", "fused_adam"):
             found = [name for name in wheel.namelist() if f"/{op}_op" in name and name.endswith(".so")]
             if len(found) != 1:
                 tree.refuse(f"{made.name}: {op} was not built; look at the toolkit")
-            if op == "fused_adam":
-                library = wheel.extract(found[0], folder)
-                listed = subprocess.run([f"/{tree.PREFIX}/bin/cuobjdump", "--list-elf", library], capture_output=True, text=True)
-                for architecture in ("sm_80", "sm_90"):
-                    if f".{architecture}." not in listed.stdout:
-                        seen = " ".join((listed.stdout or listed.stderr).split())
-                        tree.refuse(f"{made.name}: {op} is not for {architecture}: {seen}")
-    cpus = {*re.findall(r"-march=\S+|-D__AVX512__", said)}
-    if cpus != {_MARCH}:
-        tree.refuse(f"{made.name}: cpu_adam is for {' '.join(sorted(cpus)) or 'no known CPU'}; read op_builder/builder.py again")
+        library = wheel.extract(found[0], folder)
+        cpus = {*re.findall(r"-march=\S+|-D__AVX512__", said)}
+        if cpus != {_MARCH}:
+            tree.refuse(f"{made.name}: cpu_adam is for {' '.join(sorted(cpus))}; read op_builder/builder.py again")
+        lister = Path("/", tree.PREFIX, "bin", "cuobjdump")
+        if not lister.is_file():
+            tree.refuse("the toolkit has no cuobjdump, which says for which GPUs an op is; add cuda-cuobjdump to [conda] devel")
+        listed = subprocess.run([lister, "--list-elf", library], capture_output=True, text=True)
+        for architecture in ("sm_80", "sm_90"):
+            if f".{architecture}." not in listed.stdout:
+                seen = " ".join((listed.stdout or listed.stderr).split())
+                tree.refuse(f"{made.name}: fused_adam is not for {architecture}: {seen}")
 
 
 def _compiler(name: str) -> str:

@@ -34,19 +34,26 @@ export LD_LIBRARY_PATH="$root/usr/lib/x86_64-linux-gnu"
 exec "$root/usr/bin/x86_64-linux-gnu-{name}-12" --sysroot="$root" -B"$root/usr/bin/x86_64-linux-gnu-" "$@"
 """
 # What compiles no C++, or runs on other systems only.
-_UNWANTED = re.compile(r"^usr/share/|/(lto1|lto-dump|cc1$|gp-|gprof|gconv|audit|plugin|lib[a-z]*san|libc\.a|libm-2)|/libgprofng")
+_UNWANTED = re.compile(
+    r"^usr/share/|/(lto1|lto-dump|cc1$|gp-|gprof|gconv|audit|plugin|lib[a-z]*san|libc\.a|libm-2)|/libgprofng"
+)
 
 Files = dict[str, str | bytes | Link | Path]
 
 
 def fill(channel: Channel, programs: Path) -> None:
     """Put cuda-nvcc 12.4 with all that compiles DeepSpeed's ops into `channel`; `programs` keeps what was unpacked."""
-    cuda = _cuda(unpack(_CUDA, programs / "cuda", without=("*.a", "*/share/*")))
+    cuda = _cuda(unpacked(programs))
     gcc = _gcc(unpack([f"{name}/bookworm" for name in _GCC.split()], programs / "gcc").parent)
     channel.archive("cuda-nvcc").unlink()
     depends = ("cuda-version >=12.4,<12.4.9999", "gxx_linux-64")
     channel.add("gxx_linux-64", "12.2.0", subdir="linux-64", files=gcc, index=False)
     channel.add("cuda-nvcc", "12.4.131", subdir="linux-64", depends=depends, files=cuda)
+
+
+def unpacked(programs: Path) -> Path:
+    """The toolkit as Debian lays it out."""
+    return unpack(_CUDA, programs / "cuda", without=("*.a", "*/share/*"))
 
 
 def _cuda(usr: Path) -> Files:
