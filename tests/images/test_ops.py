@@ -22,9 +22,10 @@ FUSED = "deepspeed/ops/adam/fused_adam_op.cpython-311-x86_64-linux-gnu.so"
 CPU = "deepspeed/ops/adam/cpu_adam_op.cpython-311-x86_64-linux-gnu.so"
 SITE = "/opt/env/lib/python3.11/site-packages"
 
-# Where no GPU is, deepspeed takes its ops for CUDA only where it is told to.
+# Where no GPU is, deepspeed takes its ops for CUDA only where it is told to, and triton has no driver to look at.
 LOADED = f"""
-import os, subprocess, torch
+import os, sys, torch
+sys.modules["triton"] = None
 os.environ["DS_ACCELERATOR"] = "cuda"
 from deepspeed.git_version_info import installed_ops
 from deepspeed.ops.adam import DeepSpeedCPUAdam
