@@ -29,7 +29,7 @@ from smokehouse.programs import run
 
 PREFIX = Path("/opt/env")
 PROGRAMS = ("describe", "doctor", "entrypoint", "smoke", "tini")
-_NVCC = "cuda-nvcc"
+_TOOLKIT = {"cuda-nvcc", "cuda-cuobjdump"}  # in conda-forge, the first does not bring the second
 
 # The conda half unpacked and compiled, by the size of its archives, and what more it may take.
 _CONDA_GROWTH = 8
@@ -84,7 +84,8 @@ def prepare(
     bundle = bundle_for(house, name, flavour, bundled, channel)
     able = bundle.contents.devel and _wants_ops(locked)
     if ops == "aot" and not able:
-        raise UserError(f"--ops aot: it takes deepspeed as source and {_NVCC} in [conda] devel, in lock and bundle; add them")
+        tools = " and ".join(sorted(_TOOLKIT))
+        raise UserError(f"--ops aot: it takes deepspeed as source and {tools} in [conda] devel, in lock and bundle; add them")
     ops = ops or ("aot" if able else "none")
     folder = house.root / "build" / "images" / f"{name}-{flavour}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -226,9 +227,8 @@ def bundle_for(house: House, name: str, flavour: Flavour, given: Path | None, ch
 
 def _wants_ops(locked: Manifest) -> bool:
     """Whether DeepSpeed is built here, and the lock has what its ops are compiled with."""
-    return any(file.name == "deepspeed" and not file.file.endswith(".whl") for file in locked.pip) and any(
-        package.name == _NVCC and package.category == "devel" for package in locked.conda
-    )
+    there = {package.name for package in locked.conda if package.category == "devel"}
+    return there >= _TOOLKIT and any(file.name == "deepspeed" and not file.file.endswith(".whl") for file in locked.pip)
 
 
 def conda_context(folder: Path, packages: Sequence[CondaPackage], locked: Manifest, bundle: Bundle) -> str:

@@ -120,6 +120,11 @@ def test_any_builder_makes_the_same_image(tiny: TestHouse, engine: Engine, progr
     assert "elsewhere" in tiny.refused("build", "tiny", "--builder", "elsewhere")
 
 
+def test_ops_that_nothing_compiles_are_refused(tiny: TestHouse) -> None:
+    refused = tiny.refused("build", "tiny", "--ops", "aot")
+    assert "--ops aot: it takes deepspeed as source and cuda-cuobjdump and cuda-nvcc in [conda] devel" in refused
+
+
 @pytest.mark.parametrize("compression", ["zstd", "gzip"])
 def test_what_is_pushed_has_the_digest_that_is_printed(tiny: TestHouse, registry_port: int, compression: str) -> None:
     name = f"127.0.0.1:{registry_port}/tiny/{compression}:now"

@@ -46,7 +46,9 @@ def fill(channel: Channel, programs: Path) -> None:
     cuda = _cuda(unpacked(programs))
     gcc = _gcc(unpack([f"{name}/bookworm" for name in _GCC.split()], programs / "gcc").parent)
     channel.archive("cuda-nvcc").unlink()
-    depends = ("cuda-version >=12.4,<12.4.9999", "gxx_linux-64")
+    depends = ("cuda-version >=12.4,<12.4.9999", "gxx_linux-64", "cuda-cuobjdump")
+    lister = {"bin/cuobjdump": cuda.pop("bin/cuobjdump")}
+    channel.add("cuda-cuobjdump", "12.4.127", subdir="linux-64", files=lister, index=False)
     channel.add("gxx_linux-64", "12.2.0", subdir="linux-64", files=gcc, index=False)
     channel.add("cuda-nvcc", "12.4.131", subdir="linux-64", depends=depends, files=cuda)
 
