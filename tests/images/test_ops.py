@@ -68,7 +68,8 @@ def aot(
 def test_ops_are_there_for_whoever_has_no_compiler(aot: Real, engine: Engine) -> None:
     """And compute what torch computes."""
     engine.docker("run", "--rm", *STRANGER, aot.name, "python", "-c", LOADED)
-    compilers = "for name in nvcc gcc g++ c++ cuobjdump x86_64-conda-linux-gnu-gcc; do command -v $name; done"
+    # Debian's gcc is there for triton, which is C: no op can be made of that.
+    compilers = "for name in nvcc g++ c++ cuobjdump x86_64-conda-linux-gnu-gcc; do command -v $name; done"
     assert engine.docker("run", "--rm", *STRANGER, aot.name, "sh", "-c", compilers, check=False).stdout == ""
     said = engine.docker("run", "--rm", *STRANGER, aot.name).stdout
     assert "DeepSpeed's fused_adam and cpu_adam are compiled, for sm_80, sm_90 and x86-64-v3" in said
