@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,24 +19,31 @@ import tree
 _BUILD = """\
 import importlib, os, sys
 name, _, attribute = sys.argv[1].partition(":")
-sys.path[:0] = sys.argv[3:]
+sys.path[:0] = sys.argv[4:]
 sys.modules["triton"] = None  # deepspeed would have it look for a GPU
+exec(sys.argv[3])
 backend = importlib.import_module(name)
 for part in filter(None, attribute.split(".")):
     backend = getattr(backend, part)
 backend.build_wheel(sys.argv[2])
 """
 
-# The oldest CPUs that have seen a GPU of these: see the two sides of deepspeed's op_builder/builder.py.
-_MARCH = (
-    b'return "-march=native"',
-    b'return "-march=x86-64-v3"',
-)
+# The oldest CPUs that have seen a GPU of these. deepspeed takes the one that it is built on, and writes code for that by
+# hand, too; its own files stay as they are, for who compiles another op where it runs.
+_MARCH = "-march=x86-64-v3"
+_PORTABLE = f"""\
+from op_builder.builder import OpBuilder
+OpBuilder.cpu_arch = lambda self: {_MARCH!r}
+OpBuilder.simd_width = lambda self: "-D__AVX256__"
+"""
 _OPS = {
     "DS_BUILD_FUSED_ADAM": "1",
     "DS_BUILD_CPU_ADAM": "1",
     "DS_ACCELERATOR": "cuda",  # where no GPU is, ops for the CPU would be built, and nothing said
+    "DS_ENABLE_NINJA": "1",
+    "DS_NVCC_THREADS": "2",
     "TORCH_CUDA_ARCH_LIST": "8.0;9.0",
+    "LDFLAGS": "-Wl,--strip-all",  # nvcc's temporary files have its process id in their names, which are symbols
 }
 
 
@@ -43,14 +51,16 @@ def main(given: Path, out: Path) -> None:
     """Build every sdist of the plan with exactly the wheels that it names for that."""
     plan = tree.plan(given)
     out.mkdir()
-    with tempfile.TemporaryDirectory() as folder:
-        tools = Path(folder, "tools")
-        for file in plan["build"]:
-            _check(given / file["file"], file["sha256"])
-            zipfile.ZipFile(given / file["file"]).extractall(tools)
-        for file in plan["files"]:
-            _check(given / file["file"], file["sha256"])
-            _build(given / file["file"], tools, Path(folder), out, plan)
+    folder = out.with_name("build")  # the same in every build, since compilers write it down
+    folder.mkdir()
+    tools = folder / "tools"
+    for file in plan["build"]:
+        _check(given / file["file"], file["sha256"])
+        zipfile.ZipFile(given / file["file"]).extractall(tools)
+    for file in plan["files"]:
+        _check(given / file["file"], file["sha256"])
+        _build(given / file["file"], tools, folder, out, plan)
+    shutil.rmtree(folder)
 
 
 def _build(sdist: Path, tools: Path, folder: Path, out: Path, plan: dict[str, object]) -> None:
@@ -68,15 +78,11 @@ def _build(sdist: Path, tools: Path, folder: Path, out: Path, plan: dict[str, ob
         "HOME": str(folder),
         "LC_ALL": "C.UTF-8",
         "SOURCE_DATE_EPOCH": str(plan["epoch"]),
+        "PYTHONHASHSEED": "0",  # deepspeed makes a list of a set, for its metadata
         "DS_BUILD_OPS": "0",
     }
     aot = plan["ops"] == "aot" and (root / "op_builder").is_dir()
     if aot:
-        builder = root / "op_builder" / "builder.py"
-        text = builder.read_bytes()
-        if _MARCH[0] not in text.replace(b"'", b'"'):
-            tree.refuse(f"{sdist.name}: op_builder/builder.py no longer says -march=native where it did; read it again")
-        builder.write_bytes(text.replace(b"'-march=native'", b'"-march=native"').replace(*_MARCH))
         environ |= _OPS | {
             "CUDA_HOME": prefix,
             "CC": _compiler("gcc"),
@@ -84,28 +90,37 @@ def _build(sdist: Path, tools: Path, folder: Path, out: Path, plan: dict[str, ob
             "MAX_JOBS": str(os.cpu_count()),
         }
     before = {*out.iterdir()}
-    command = [sys.executable, "-B", "-c", _BUILD, backend, str(out), str(tools), str(root)]
+    command = [sys.executable, "-B", "-c", _BUILD, backend, str(out), _PORTABLE if aot else "", str(tools), str(root)]
     ended = subprocess.run(command, cwd=root, env=environ, capture_output=True, text=True)
     if ended.returncode:
         tree.refuse(f"{sdist.name} cannot be built: {' '.join((ended.stderr or ended.stdout).splitlines()[-5:])}")
     [made] = {*out.iterdir()} - before
     if aot:
-        _check_ops(made)
+        _check_ops(made, ended.stdout)
 
 
-def _check_ops(made: Path) -> None:
-    """Refuse a wheel without the ops, or whose CUDA op lacks a GPU that it is for."""
+def _check_ops(made: Path, said: str) -> None:
+    """Refuse a wheel without the ops, for another CPU, or whose CUDA op lacks a GPU that it is for.
+
+    `said` has the commands of the compilers.
+    """
     with zipfile.ZipFile(made) as wheel, tempfile.TemporaryDirectory() as folder:
-        for op in ("fused_adam", "cpu_adam"):
+        for op in ("cpu_adam", "fused_adam"):
             found = [name for name in wheel.namelist() if f"/{op}_op" in name and name.endswith(".so")]
             if len(found) != 1:
                 tree.refuse(f"{made.name}: {op} was not built; look at the toolkit")
-            if op == "fused_adam":
-                library = wheel.extract(found[0], folder)
-                said = subprocess.run([f"/{tree.PREFIX}/bin/cuobjdump", "--list-elf", library], capture_output=True, text=True)
-                for architecture in ("sm_80", "sm_90"):
-                    if architecture not in said.stdout:
-                        tree.refuse(f"{made.name}: {op} is not for {architecture}: {' '.join(said.stdout.split())}")
+        library = wheel.extract(found[0], folder)
+        cpus = {*re.findall(r"-march=\S+|-D__AVX512__", said)}
+        if cpus != {_MARCH}:
+            tree.refuse(f"{made.name}: cpu_adam is for {' '.join(sorted(cpus))}; read op_builder/builder.py again")
+        lister = Path("/", tree.PREFIX, "bin", "cuobjdump")
+        if not lister.is_file():
+            tree.refuse("the toolkit has no cuobjdump, which says for which GPUs an op is; add cuda-cuobjdump to [conda] devel")
+        listed = subprocess.run([lister, "--list-elf", library], capture_output=True, text=True)
+        for architecture in ("sm_80", "sm_90"):
+            if f".{architecture}." not in listed.stdout:
+                seen = " ".join((listed.stdout or listed.stderr).split())
+                tree.refuse(f"{made.name}: fused_adam is not for {architecture}: {seen}")
 
 
 def _compiler(name: str) -> str:

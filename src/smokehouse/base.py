@@ -198,7 +198,7 @@ def _sources(suite: str) -> list[_Source]:
     ours = [_Source(source.mirror.rstrip("/"), source.suite, source.keyring) for source in found]
     ours = [source for source in ours if source.suite in (suite, f"{suite}-updates", f"{suite}-security")]
     if not any(source.suite == suite for source in ours):
-        raise UserError(f"{place}: no source of Debian {suite} for apt here; add one, or give --base REF@sha256:…")
+        raise UserError(f"{place}: no source of Debian {suite} for apt here, from which base and tini are; add one")
     return ours
 
 

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import tarfile
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from smokehouse.programs import run
 
 PREFIX = Path("/opt/env")
 PROGRAMS = ("describe", "doctor", "entrypoint", "smoke", "tini")
-_NVCC = "cuda-nvcc"
+_TOOLKIT = {"cuda-nvcc", "cuda-cuobjdump"}  # in conda-forge, the first does not bring the second
 
 # The conda half unpacked and compiled, by the size of its archives, and what more it may take.
 _CONDA_GROWTH = 8
@@ -87,7 +88,8 @@ def prepare(
     additions.refuse_other_abi(added, locked, bundle.wheels)
     able = bundle.contents.devel and _wants_ops(locked)
     if ops == "aot" and not able:
-        raise UserError(f"--ops aot: it takes deepspeed as source and {_NVCC} in [conda] devel, in lock and bundle; add them")
+        tools = " and ".join(sorted(_TOOLKIT))
+        raise UserError(f"--ops aot: it takes deepspeed as source and {tools} in [conda] devel, in lock and bundle; add them")
     ops = ops or ("aot" if able else "none")
     folder = house.root / "build" / "images" / f"{name}-{flavour}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -203,8 +205,14 @@ def build(
         digest = bake(f"type=image,name={where},push=true")
         return Built(digest, f"{where}@{digest}", prepared.labels)
     if kind == "docker":
-        # A builder of its own sends the image over; that of the engine puts it where it is.
-        digest = bake(f"type={'docker' if builder else 'image'},name={prepared.tags[0]}")
+        if builder:
+            # One that is another engine would keep the image.
+            with tempfile.TemporaryDirectory(dir=prepared.bake.parent) as room:
+                archive = Path(room, "image.tar")
+                digest = bake(f"type=docker,dest={archive},name={prepared.tags[0]}")
+                engine.load(archive, house.root)
+        else:
+            digest = bake(f"type=image,name={prepared.tags[0]}")
         engine.tag(prepared.tags[0], prepared.tags[1:], house.root)
         return Built(digest, prepared.tags[0], prepared.labels)
     folder = Path(where).absolute()
@@ -238,9 +246,8 @@ def bundle_for(house: House, name: str, flavour: Flavour, given: Path | None, ch
 
 def _wants_ops(locked: Manifest) -> bool:
     """Whether DeepSpeed is built here, and the lock has what its ops are compiled with."""
-    return any(file.name == "deepspeed" and not file.file.endswith(".whl") for file in locked.pip) and any(
-        package.name == _NVCC and package.category == "devel" for package in locked.conda
-    )
+    there = {package.name for package in locked.conda if package.category == "devel"}
+    return there >= _TOOLKIT and any(file.name == "deepspeed" and not file.file.endswith(".whl") for file in locked.pip)
 
 
 def conda_context(folder: Path, packages: Sequence[CondaPackage], locked: Manifest, bundle: Bundle) -> str:

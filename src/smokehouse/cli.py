@@ -28,7 +28,7 @@ With = Annotated[
 Devel = Annotated[bool, typer.Option("--devel", help="With the compilers and the CUDA toolkit.")]
 DeepSpeedOps = Annotated[
     Literal["aot", "none"] | None,
-    typer.Option("--ops", help="DeepSpeed's, compiled ahead of time (aot) or not; when not given, where there is a toolkit."),
+    typer.Option("--ops", help="DeepSpeed's ops: ahead of time or at first use; aot where the lock has a toolkit."),
 ]
 
 # Who vouches for the workflows of GitHub.
@@ -111,10 +111,15 @@ def _install(
 def _build(
     name: Annotated[str, typer.Argument(help="The environment.")],
     flavour: Annotated[Literal["runtime", "devel"], typer.Option(help="devel has compilers and the CUDA toolkit.")] = "runtime",
-    base: Annotated[str | None, typer.Option(metavar="REF@sha256:…", help="Build on this; Debian when none.")] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="REF@sha256:…", help="Build on this, which has a shell, tar and glibc; Debian when none."),
+    ] = None,
     output: Annotated[str, typer.Option(metavar="oci:DIR|docker|push:REF", help="Where the image goes.")] = "docker",
     compression: Annotated[Literal["zstd", "gzip"], typer.Option(help="gzip for engines older than 23.")] = "zstd",
-    builder: Annotated[str | None, typer.Option(metavar="NAME", help="A builder of buildx, such as a remote one.")] = None,
+    builder: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A builder of buildx or a docker context does it.")
+    ] = None,
     bundle: Annotated[Path | None, typer.Option(metavar="DIR", help="Take everything from this bundle.")] = None,
     channel: Channel = None,
     source: Annotated[str | None, typer.Option(metavar="URL", help="Where the checkout is from, for the labels.")] = None,

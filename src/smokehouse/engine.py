@@ -33,11 +33,14 @@ class Image:
 def bake(root: Path, given: Sequence[Path], target: str, output: str, *, builder: str | None, no_cache: bool) -> str:
     """Build `target` of the bake files `given`, whose paths are from `root`, to `output`; return the image's digest.
 
-    Raises UserError with what the failing step said.
+    `builder` is one of buildx, or a context of docker, which is another engine. Raises UserError with what the failing
+    step said.
     """
     with tempfile.TemporaryDirectory() as folder:
         said = Path(folder, "metadata.json")
-        command = ["buildx", "bake", *(part for path in given for part in ("-f", str(path))), target]
+        # buildx takes the engine of a context only where docker as a whole does.
+        command = ["--context", builder] if builder and _is_context(builder, root) else []
+        command += ["buildx", "bake", *(part for path in given for part in ("-f", str(path))), target]
         command += ["--set", f"{target}.output={output}", "--metadata-file", str(said), "--provenance=false", "--sbom=false"]
         command += ["--builder", builder] if builder else []
         command += ["--no-cache"] if no_cache else []
@@ -74,6 +77,13 @@ def inspect(reference: str, root: Path) -> Image:
     return Image(reference, found["Id"], digest, (found.get("Config") or {}).get("Labels") or {})
 
 
+def load(archive: Path, root: Path) -> None:
+    """Give the engine the image in the tar file `archive`, with the names that it has there; raises UserError."""
+    ended = _docker(["load", "--input", str(archive)], _SAVING, root)
+    if ended.code:
+        raise UserError(f"{archive.name} cannot be loaded: {explain(ended.stderr)}")
+
+
 def save(reference: str, archive: Path, root: Path) -> None:
     """Write the image `reference` to the tar file `archive`; raises UserError."""
     inspect(reference, root)
@@ -101,6 +111,9 @@ def explain(stderr: str) -> str:
         return "docker has no buildx; install docker-buildx, or Docker 24 or later"
     if re.search(r"no space left on device", stderr, re.IGNORECASE):
         return "the engine's disk is full; docker builder prune makes room"
+    if lacking := re.search(r'exec: "/bin/(sh)"|/opt/env/bin/(python): not found', stderr):
+        lacks = "shell" if lacking[1] else "glibc"
+        return f"the base has no {lacks}; name one that has a shell, tar and glibc, such as Debian"
     if ours := re.findall(r"smokehouse: (.*)", stderr):
         return str(ours[-1]).strip()
     # BuildKit repeats the output of the step that failed, with the seconds before each line.
@@ -110,6 +123,10 @@ def explain(stderr: str) -> str:
             return f"a step says: {next(line for line in reversed(lines) if line)}"
     said = re.findall(r"^(?:ERROR|error): (.*)", stderr, re.MULTILINE) or stderr.strip().splitlines()[-1:]
     return " ".join(said[-1].split()) if said else "docker gave no reason; run it again"
+
+
+def _is_context(name: str, root: Path) -> bool:
+    return not _docker(["context", "inspect", name], _ASKING, root).code
 
 
 def _program() -> str:

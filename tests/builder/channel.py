@@ -116,7 +116,7 @@ class Channel:
         noarch: str | None = None,
         depends: tuple[str, ...] = (),
         constrains: tuple[str, ...] = (),
-        files: Mapping[str, str | bytes | Link] | None = None,
+        files: Mapping[str, str | bytes | Link | Path] | None = None,
         timestamp: str | None = EARLY,
         placeholder: str = PLACEHOLDER,
         index: bool = True,
@@ -141,7 +141,7 @@ class Channel:
             record |= {"arch": "x86_64", "platform": "linux"}
         if timestamp:
             record["timestamp"] = int(datetime.fromisoformat(timestamp).timestamp() * 1000)
-        contents = {path: text.encode() if isinstance(text, str) else text for path, text in (files or {}).items()}
+        contents = {path: _content(given) for path, given in (files or {}).items()}
         paths = [_path(path, content, placeholder.encode()) for path, content in sorted(contents.items())]
         info: dict[str, bytes | Link] = {
             "info/index.json": json.dumps(record).encode(),
@@ -282,6 +282,9 @@ def _python() -> dict[str, bytes | Link]:
         parts = path.relative_to(library).parts
         if path.is_file() and not unwanted & {*parts} and not parts[0].startswith("config-"):
             found[f"lib/{library.name}/{'/'.join(parts)}"] = path.read_bytes()
+    headers = prefix / "include" / library.name
+    for path in sorted(headers.rglob("*.h")):
+        found[f"include/{library.name}/{path.relative_to(headers)}"] = path.read_bytes()
     # conda-forge's Python has one too, and nothing may stop at it.
     found[f"lib/{library.name}/EXTERNALLY-MANAGED"] = b"[externally-managed]\nError=Use conda.\n"
     found[f"lib/{library.name}/site-packages/README.txt"] = b"Packages lie here.\n"
@@ -303,6 +306,12 @@ def _relocatable(program: Path) -> bytes:
         return Path(copied).read_bytes()
 
 
+def _content(given: str | bytes | Link | Path) -> bytes | Link:
+    if isinstance(given, Path):
+        return Link(os.readlink(given)) if given.is_symlink() else given.read_bytes()
+    return given.encode() if isinstance(given, str) else given
+
+
 def _path(path: str, content: bytes | Link, placeholder: bytes) -> dict[str, object]:
     data = b"" if isinstance(content, Link) else content
     entry: dict[str, object] = {
@@ -318,7 +327,8 @@ def _path(path: str, content: bytes | Link, placeholder: bytes) -> dict[str, obj
 
 def _write(tar: tarfile.TarFile, path: str, content: bytes | Link) -> None:
     member = tarfile.TarInfo(path)
-    member.mode = 0o755 if path.startswith("bin/") or ".so" in Path(path).name else 0o644
+    runs = path.startswith("bin/") or ".so" in Path(path).name or (isinstance(content, bytes) and content[:4] == b"\x7fELF")
+    member.mode = 0o755 if runs else 0o644
     if isinstance(content, Link):
         member.type, member.linkname = tarfile.SYMTYPE, content.target
         tar.addfile(member)

@@ -10,10 +10,11 @@ from pathlib import Path
 _DOWNLOADING = 600  # seconds
 
 
-def unpack(wanted: Sequence[str], folder: Path) -> Path:
-    """Unpack Debian packages, each written as name/suite, into `folder` and return its usr/.
+def unpack(wanted: Sequence[str], folder: Path, *, without: Sequence[str] = ()) -> Path:
+    """Unpack Debian packages, each written as name/suite or name/suite/component, into `folder` and return its usr/.
 
-    Mirror and keyring are those of the machine's own apt sources. What an earlier call unpacked is used as it is.
+    Files whose path has a pattern of `without` stay packed. Mirror and keyring are those of the machine's own apt sources.
+    What an earlier call unpacked is used as it is.
     """
     folder.mkdir(parents=True, exist_ok=True)
     done = folder / ".unpacked"
@@ -21,8 +22,12 @@ def unpack(wanted: Sequence[str], folder: Path) -> Path:
         fcntl.flock(file, fcntl.LOCK_EX)
         if not done.exists() or done.read_text().split() != [*wanted]:
             _fetch(wanted, folder)
+            excluded = folder / "excluded"
+            excluded.write_text("".join(f"{pattern}\n" for pattern in without))
             for package in sorted((folder / "packages").glob("*.deb")):
-                subprocess.run(["dpkg", "-x", str(package), str(folder)], check=True, timeout=120)
+                unpacking = 'dpkg-deb --fsys-tarfile "$1" | tar -x --exclude-from="$2"'
+                command = ["bash", "-o", "pipefail", "-c", unpacking, "-", package, excluded]
+                subprocess.run(command, cwd=folder, check=True, timeout=300)
                 package.unlink()
             done.write_text("\n".join(wanted))
     return folder / "usr"
@@ -32,15 +37,17 @@ def _fetch(wanted: Sequence[str], folder: Path) -> None:
     for place in ("lists/partial", "cache/archives/partial", "packages"):
         (folder / place).mkdir(parents=True, exist_ok=True)
     mirror, keyring = _source()
-    suites = sorted({package.partition("/")[2] for package in wanted})
-    (folder / "sources.list").write_text("".join(f"deb [signed-by={keyring}] {mirror} {suite} main\n" for suite in suites))
+    parts = [(*package.split("/"), "main")[:3] for package in wanted]
+    sources = sorted({f"deb [signed-by={keyring}] {mirror} {suite} {component}\n" for _, suite, component in parts})
+    (folder / "sources.list").write_text("".join(sources))
     (folder / "apt.conf").write_text(
         f'Dir::State::lists "{folder}/lists"; Dir::Cache "{folder}/cache"; Dir::Etc::sourcelist "{folder}/sources.list";'
         'Dir::Etc::sourceparts "/dev/null"; Dir::Etc::preferencesparts "/dev/null"; APT::Sandbox::User "root";'
         'Acquire::Retries "3";\n'
     )
     environ = os.environ | {"APT_CONFIG": str(folder / "apt.conf")}
-    for command in (["apt-get", "update", "-qq"], ["apt-get", "download", "-qq", *wanted]):
+    chosen = [f"{name}/{suite}" for name, suite, _ in parts]
+    for command in (["apt-get", "update", "-qq"], ["apt-get", "download", "-qq", *chosen]):
         ended = subprocess.run(
             command, cwd=folder / "packages", env=environ, capture_output=True, text=True, timeout=_DOWNLOADING
         )
