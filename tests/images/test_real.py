@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +14,42 @@ import pytest
 from smokehouse.oci import Reference
 from smokehouse.registry import Registry
 
-from ..builder.channel import Channel
+from ..builder.channel import copy
 from ..builder.conftest import TestHouse
+from . import toolkit
 from .conftest import STRANGER, key_pair
 from .engine import Engine, started
 from .real import NAME, furnish, run
+from .test_ops import CPU, FUSED
 
 MOST = 0.90  # of the sizes of what is locked
+SITE = "/opt/env/lib/python3.11/site-packages"
+
+# Where no GPU is, deepspeed takes its ops for CUDA only where it is told to, and triton has no driver to look at.
+LOADED = f"""
+import os, sys, torch
+sys.modules["triton"] = None
+os.environ["DS_ACCELERATOR"] = "cuda"
+from deepspeed.git_version_info import installed_ops
+from deepspeed.ops.adam import DeepSpeedCPUAdam
+from deepspeed.ops.op_builder import CPUAdamBuilder, FusedAdamBuilder
+assert [name for name, there in installed_ops.items() if there] == ["fused_adam", "cpu_adam"], installed_ops
+assert FusedAdamBuilder().load().__file__ == "{SITE}/{FUSED}"
+assert FusedAdamBuilder().load().multi_tensor_adam
+assert CPUAdamBuilder().load().__file__ == "{SITE}/{CPU}"
+torch.manual_seed(0)
+start = torch.randn(10007)
+ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+options = dict(lr=1e-2, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.1)
+optimizers = DeepSpeedCPUAdam([ours], **options), torch.optim.AdamW([theirs], **options)
+for _ in range(3):
+    ours.grad = torch.randn(10007)
+    theirs.grad = ours.grad.clone()
+    for optimizer in optimizers:
+        optimizer.step()
+torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+assert not torch.allclose(ours, start, atol=1e-3)
+"""
 
 
 @dataclass(frozen=True)
@@ -61,17 +92,20 @@ def real(
     mmdebstrap: str,
     cosign: Path,
     packages: Path,
+    programs: Path,
     registry_port: int,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Real]:
-    """Locked, then built, proven inside, verified, signed and pushed by `publish`; the engine forgets it at once."""
+    """Locked, then built with a real toolkit, proven inside, verified, signed and pushed by `publish`; then forgotten."""
     place = tmp_path_factory.mktemp("real")
     environ = environment_of(engine, mmdebstrap, str(cosign))
-    house = furnish(place / "house", root, Channel(packages).folder, environ)
+    channel = copy(packages, place / "channel")
+    toolkit.fill(channel, programs)
+    house = furnish(place / "house", root, channel.folder, environ)
     key_pair(place, environ, "ours")
     repository = f"127.0.0.1:{registry_port}/house/{NAME}"
     try:
-        published = run(house, "publish", NAME, repository, "--ops", "none", "--key", str(place / "ours.key"))
+        published = run(house, "publish", NAME, repository, "--key", str(place / "ours.key"))
     finally:
         forget(engine)
     tags = [line.removeprefix(f"{repository}:") for line in published.stdout.split()]
@@ -89,11 +123,12 @@ def test_it_is_what_the_lock_builds_and_says_what_was_proven(real: Real) -> None
     lock = (real.house.root / "lockfiles" / NAME / "lock.json").read_bytes()
     report = verdict["report"]
     assert (report["verdict"], report["image"]) == ("passed", real.digest)
+    assert report["versions"]["deepspeed_ops_ahead_of_time"] == "cpu_adam, fused_adam"
     assert report["lock"]["lock.json"] == hashlib.sha256(lock).hexdigest()
     assert {"load", "weights", "train", "resume"} <= {check["name"] for check in report["checks"]}
-    # Deepspeed alone is built from source, and has nothing compiled in this image.
-    assert all("deepspeed" in path or path.startswith("opt/env/bin/d") for path in verdict["uncompared"])
-    assert not [path for path in verdict["uncompared"] if path.endswith(".so")]
+    # DeepSpeed alone is built from source; what is not compiled is compared.
+    assert {f"{SITE[1:]}/{library}" for library in (FUSED, CPU)} <= {*verdict["uncompared"]}
+    assert not [path for path in verdict["uncompared"] if path.endswith("/builder.py")]
 
 
 def test_it_is_smaller_than_what_it_is_made_of(real: Real) -> None:
@@ -133,3 +168,24 @@ def test_the_stack_is_there_without_the_entrypoint_and_the_driver_is_not(real: R
         "run", "--rm", *STRANGER, real.reference, "sh", "-c", "ldconfig -p | grep -c libcuda.so", check=False
     )
     assert driver.stdout == "0\n"
+
+
+def test_ops_are_there_for_whoever_has_no_compiler(real: Real, pulled: Engine) -> None:
+    """And compute what torch computes."""
+    pulled.docker("run", "--rm", *STRANGER, real.reference, "python", "-c", LOADED)
+    # Debian's gcc is there for triton, which is C: no op can be made of that.
+    compilers = "for name in nvcc g++ c++ cuobjdump x86_64-conda-linux-gnu-gcc; do command -v $name; done"
+    assert pulled.docker("run", "--rm", *STRANGER, real.reference, "sh", "-c", compilers, check=False).stdout == ""
+    said = pulled.docker("run", "--rm", *STRANGER, real.reference).stdout
+    assert "DeepSpeed's fused_adam and cpu_adam are compiled, for sm_80, sm_90 and x86-64-v3" in said
+
+
+def test_the_op_for_gpus_is_for_those_that_the_image_names(real: Real, pulled: Engine, programs: Path, tmp_path: Path) -> None:
+    made = pulled.docker("create", real.reference).stdout.strip()
+    pulled.docker("cp", f"{made}:{SITE}/{FUSED}", str(tmp_path / "fused.so"))
+    pulled.docker("rm", made)
+    command = [toolkit.unpacked(programs) / "bin" / "cuobjdump", "--list-elf", tmp_path / "fused.so"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert set(re.findall(r"\.(sm_\d+)\.cubin", listed)) == {"sm_80", "sm_90"}
+    # No trace of the process that compiled it, by which two builds would differ.
+    assert b"tmpxft_" not in (tmp_path / "fused.so").read_bytes()
