@@ -17,7 +17,7 @@ from typing import Any, Literal
 from jsonschema import Draft202012Validator
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from smokehouse.errors import UserError
+from smokehouse.errors import UserError, first_of
 from smokehouse.house import House
 from smokehouse.manifest import MANIFEST
 from smokehouse.programs import Ended, run
@@ -174,8 +174,10 @@ def check(house: House, signed: Signed, signer: Signer, digest: str, lock: str) 
         envelope = _Envelope.model_validate_json(signed.envelope)
         payload = b64decode(envelope.payload, validate=True)
         raw = b64decode(envelope.signatures[0].sig, validate=True)
-    except (ValidationError, ValueError) as invalid:
-        raise UserError(f"{digest}: its statement is no DSSE envelope ({_first(invalid)}); do not trust it") from None
+    except ValidationError as invalid:
+        raise UserError(f"{digest}: its statement is no DSSE envelope ({first_of(invalid)}); do not trust it") from None
+    except ValueError as broken:
+        raise UserError(f"{digest}: its statement is no DSSE envelope ({broken}); do not trust it") from None
     with tempfile.TemporaryDirectory() as folder:
         blob, signature, bundle = (Path(folder, name) for name in ("signed", "signature", "bundle"))
         blob.write_bytes(_pre_authentication(payload))
@@ -197,7 +199,7 @@ def check(house: House, signed: Signed, signer: Signer, digest: str, lock: str) 
     try:
         content = _Statement.model_validate_json(payload)
     except ValidationError as invalid:
-        raise UserError(f"{digest}: what is signed is no statement of a test ({_first(invalid)}); do not trust it") from None
+        raise UserError(f"{digest}: what is signed is no statement of a test ({first_of(invalid)}); do not trust it") from None
     of = content.subject[0].digest.get("sha256", "")
     if f"sha256:{of}" != digest:
         raise UserError(f"{digest}: its statement is of another image, sha256:{of}; do not trust it")
@@ -245,13 +247,6 @@ def _refuse_no_key(key: Path) -> None:
 
 def _named(signer: Signer) -> str:
     return f"the key {signer.key}" if signer.key else f"{signer.identity} ({signer.issuer})"
-
-
-def _first(invalid: Exception) -> str:
-    if not isinstance(invalid, ValidationError):
-        return str(invalid)
-    first = invalid.errors()[0]
-    return f"{'.'.join(str(part) for part in first['loc']) or 'all of it'}: {first['msg']}"
 
 
 def _cosign(arguments: Sequence[str]) -> Ended:

@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 
 from smokehouse import base as bases
 from smokehouse import bundle as bundles
-from smokehouse import bundling, engine, environment, files, image, lock, prefix, sbom
+from smokehouse import bundling, engine, files, image, lock, prefix, sbom
 from smokehouse.base import EPOCH, DebianPackage
 from smokehouse.bundle import Bundle
 from smokehouse.environment import Environment
@@ -74,10 +74,7 @@ def prepare(
     copy or mirror of conda-forge otherwise; `source` is the URL of the checkout for the labels. If `ops` is None, those of
     DeepSpeed are compiled ahead of time where lock and bundle have a toolkit.
     """
-    promise = environment.read(house, name)
-    place = lock.environment_lock(house, name)
-    locked = lock.check_environment(promise, place)
-    assert place.manifest
+    promise, locked, digest = lock.locked(house, name)
     image.driver(promise.stack.cuda.version)
     under = bases.given(base) if base else bases.make(house)
     bundle = bundle_for(house, name, flavour, bundled, channel)
@@ -87,7 +84,6 @@ def prepare(
     ops = ops or ("aot" if able else "none")
     folder = house.root / "build" / "images" / f"{name}-{flavour}"
     folder.mkdir(parents=True, exist_ok=True)
-    digest = files.hashed(place.manifest)
     made = image.layers(locked)
     with held(folder / ".lock", f"preparing the image of {name}"):
         contexts = {"base": under.context}
