@@ -6,6 +6,7 @@ A statement is an in-toto Statement v1 with a test-result predicate, in a DSSE e
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from base64 import b64decode, b64encode
@@ -31,6 +32,7 @@ SCHEMA = "smoke_tests/report.schema.json"
 
 _SIGNING = 300.0  # seconds; keyless asks three services
 _AGAIN = "nox -s smoke -- --image makes one"
+_KEYLESS = "; without --key FILE, Sigstore has to be reached and to know this workflow, whose permissions need id-token: write"
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ def sign(payload: bytes, signer: Signer) -> Signed:
             command += ["--bundle", str(bundle)]
         ended = _cosign([*command, str(signed)])
         if ended.code or not signature.is_file():
-            raise UserError(f"the statement cannot be signed: {_explain(ended)}")
+            raise UserError(f"the statement cannot be signed: {_explain(ended)}{'' if signer.key else _KEYLESS}")
         envelope = {
             "payloadType": PAYLOAD,
             "payload": b64encode(payload).decode(),
@@ -195,7 +197,10 @@ def check(house: House, signed: Signed, signer: Signer, digest: str, lock: str) 
             command += ["--certificate-oidc-issuer", signer.issuer]
         ended = _cosign([*command, str(blob)])
         if ended.code:
-            raise UserError(f"{digest}: its statement is not signed by {_named(signer)}: {_explain(ended)}; do not trust it")
+            said = _explain(ended)
+            if not signer.key and re.search(r"dial tcp|i/o timeout|TLS handshake", said):
+                raise UserError(f"{digest}: cosign cannot ask Sigstore who signed its statement ({said}); mend the network")
+            raise UserError(f"{digest}: its statement is not signed by {_named(signer)}: {said}; do not trust it")
     try:
         content = _Statement.model_validate_json(payload)
     except ValidationError as invalid:
@@ -264,4 +269,4 @@ def _explain(ended: Ended) -> str:
     said = next((line for line in reversed(lines) if "rror" in line), lines[-1] if lines else "cosign gave no reason")
     if "decrypt" in said:
         return "the key's password is not COSIGN_PASSWORD"
-    return " ".join(said.split())[:300]
+    return " ".join(re.sub(r"^(?:Error: |error during command execution: |signing /\S+: )+", "", said).split())[:300]
