@@ -4,6 +4,7 @@ Only what is missing is set: who has a home directory keeps it.
 """
 
 import os
+import stat
 
 
 def _set() -> None:
@@ -17,8 +18,7 @@ def _set() -> None:
     home = os.environ.get("HOME", "")
     if home and os.path.isdir(home) and os.access(home, os.W_OK):
         return
-    folder = f"/tmp/smokehouse-{os.getuid()}"
-    os.environ["HOME"] = folder
+    folder = os.environ["HOME"] = _made()
     for name, below in (
         ("XDG_CACHE_HOME", ".cache"),
         ("HF_HOME", ".cache/huggingface"),
@@ -28,8 +28,24 @@ def _set() -> None:
         ("MPLCONFIGDIR", ".config/matplotlib"),
     ):
         os.environ.setdefault(name, f"{folder}/{below}")
-    if not os.path.isdir(folder) and os.access("/tmp", os.W_OK):
-        os.makedirs(folder, 0o700, exist_ok=True)
+
+
+def _made() -> str:
+    """Return a folder that nobody else has a hand in, or one that does not exist where there can be none."""
+    folder = f"/tmp/smokehouse-{os.getuid()}"
+    try:
+        try:
+            os.mkdir(folder, 0o700)
+        except FileExistsError:
+            found = os.lstat(folder)
+            # Slurm's and HPC's runtimes mount the /tmp of the host, where another user can have made it.
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+                import tempfile
+
+                return tempfile.mkdtemp(prefix=f"smokehouse-{os.getuid()}-", dir="/tmp")
+    except OSError:
+        return "/nonexistent"
+    return folder
 
 
 _set()

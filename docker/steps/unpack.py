@@ -70,7 +70,7 @@ def _unpack(wheel: Path, site: Path, python: str) -> None:
                         content = f"#!/{tree.PREFIX}/bin/python{python}".encode() + content[content.index(b"\n") :]
             rows.append(_write(target, content, runs, site, wheel))
         if f"{info}/entry_points.txt" in names:
-            for name, text in _scripts(archive.read(f"{info}/entry_points.txt").decode(), python, wheel):
+            for name, text in console_scripts(archive.read(f"{info}/entry_points.txt").decode(), python, wheel):
                 rows.append(_write(prefix / "bin" / name, text.encode(), True, site, wheel))
         rows.append(_write(site / info / "INSTALLER", _INSTALLER, False, site, wheel))
     record = io.StringIO()
@@ -94,8 +94,8 @@ def _write(target: Path, content: bytes, runs: bool, site: Path, wheel: Path) ->
     return str(shown), f"sha256={digest}", str(len(content))
 
 
-def _scripts(text: str, python: str, wheel: Path) -> list[tuple[str, str]]:
-    """Name and text of each console script."""
+def console_scripts(text: str, python: str, wheel: Path) -> list[tuple[str, str]]:
+    """Name and text of each console script; verifying asks too."""
     parser = configparser.ConfigParser(delimiters=("=",), interpolation=None)
     parser.optionxform = str  # type: ignore[assignment,method-assign]
     parser.read_string(text)

@@ -6,6 +6,7 @@ A statement is an in-toto Statement v1 with a test-result predicate, in a DSSE e
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from base64 import b64decode, b64encode
@@ -17,7 +18,7 @@ from typing import Any, Literal
 from jsonschema import Draft202012Validator
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from smokehouse.errors import UserError
+from smokehouse.errors import UserError, first_of
 from smokehouse.house import House
 from smokehouse.manifest import MANIFEST
 from smokehouse.programs import Ended, run
@@ -31,6 +32,7 @@ SCHEMA = "smoke_tests/report.schema.json"
 
 _SIGNING = 300.0  # seconds; keyless asks three services
 _AGAIN = "nox -s smoke -- --image makes one"
+_KEYLESS = "; without --key FILE, Sigstore has to be reached and to know this workflow, whose permissions need id-token: write"
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ def sign(payload: bytes, signer: Signer) -> Signed:
             command += ["--bundle", str(bundle)]
         ended = _cosign([*command, str(signed)])
         if ended.code or not signature.is_file():
-            raise UserError(f"the statement cannot be signed: {_explain(ended)}")
+            raise UserError(f"the statement cannot be signed: {_explain(ended)}{'' if signer.key else _KEYLESS}")
         envelope = {
             "payloadType": PAYLOAD,
             "payload": b64encode(payload).decode(),
@@ -174,8 +176,10 @@ def check(house: House, signed: Signed, signer: Signer, digest: str, lock: str) 
         envelope = _Envelope.model_validate_json(signed.envelope)
         payload = b64decode(envelope.payload, validate=True)
         raw = b64decode(envelope.signatures[0].sig, validate=True)
-    except (ValidationError, ValueError) as invalid:
-        raise UserError(f"{digest}: its statement is no DSSE envelope ({_first(invalid)}); do not trust it") from None
+    except ValidationError as invalid:
+        raise UserError(f"{digest}: its statement is no DSSE envelope ({first_of(invalid)}); do not trust it") from None
+    except ValueError as broken:
+        raise UserError(f"{digest}: its statement is no DSSE envelope ({broken}); do not trust it") from None
     with tempfile.TemporaryDirectory() as folder:
         blob, signature, bundle = (Path(folder, name) for name in ("signed", "signature", "bundle"))
         blob.write_bytes(_pre_authentication(payload))
@@ -193,11 +197,14 @@ def check(house: House, signed: Signed, signer: Signer, digest: str, lock: str) 
             command += ["--certificate-oidc-issuer", signer.issuer]
         ended = _cosign([*command, str(blob)])
         if ended.code:
-            raise UserError(f"{digest}: its statement is not signed by {_named(signer)}: {_explain(ended)}; do not trust it")
+            said = _explain(ended)
+            if not signer.key and re.search(r"dial tcp|i/o timeout|TLS handshake", said):
+                raise UserError(f"{digest}: cosign cannot ask Sigstore who signed its statement ({said}); mend the network")
+            raise UserError(f"{digest}: its statement is not signed by {_named(signer)}: {said}; do not trust it")
     try:
         content = _Statement.model_validate_json(payload)
     except ValidationError as invalid:
-        raise UserError(f"{digest}: what is signed is no statement of a test ({_first(invalid)}); do not trust it") from None
+        raise UserError(f"{digest}: what is signed is no statement of a test ({first_of(invalid)}); do not trust it") from None
     of = content.subject[0].digest.get("sha256", "")
     if f"sha256:{of}" != digest:
         raise UserError(f"{digest}: its statement is of another image, sha256:{of}; do not trust it")
@@ -247,13 +254,6 @@ def _named(signer: Signer) -> str:
     return f"the key {signer.key}" if signer.key else f"{signer.identity} ({signer.issuer})"
 
 
-def _first(invalid: Exception) -> str:
-    if not isinstance(invalid, ValidationError):
-        return str(invalid)
-    first = invalid.errors()[0]
-    return f"{'.'.join(str(part) for part in first['loc']) or 'all of it'}: {first['msg']}"
-
-
 def _cosign(arguments: Sequence[str]) -> Ended:
     program = shutil.which("cosign")
     if not program:
@@ -269,4 +269,4 @@ def _explain(ended: Ended) -> str:
     said = next((line for line in reversed(lines) if "rror" in line), lines[-1] if lines else "cosign gave no reason")
     if "decrypt" in said:
         return "the key's password is not COSIGN_PASSWORD"
-    return " ".join(said.split())[:300]
+    return " ".join(re.sub(r"^(?:Error: |error during command execution: |signing /\S+: )+", "", said).split())[:300]

@@ -21,11 +21,12 @@ from smokehouse.download import Wanted, fetch, is_whole
 from smokehouse.errors import UserError
 from smokehouse.house import House
 from smokehouse.installation import held, tell
-from smokehouse.programs import run
+from smokehouse.programs import Ended, run
 
 LOCK = "docker/base.lock"
 EPOCH = 315532800  # seconds: 1980, the first time that a zip file can tell, so that every step can say it
 TAG = "base"
+_FORMAT = 2  # raised whenever the same lock makes another base
 _CURE = "run nox -s lock -- --base"
 _ASKING = 600.0  # seconds
 _MAKING = 1200.0
@@ -140,17 +141,20 @@ def make(house: House) -> Base:
     """
     packages = read(house)
     asked = _read_asked(house)
-    folder = house.root / "build" / "base" / files.hashed(house.root / LOCK)[:16]
+    folder = house.root / "build" / "base" / files.sha256(f"{_FORMAT} {files.hashed(house.root / LOCK)}")[:16]
     layout = folder / "layout"
     folder.mkdir(parents=True, exist_ok=True)
     with held(folder / ".lock", "making the base"):
         if not (layout / "index.json").is_file():
             if not shutil.which("mmdebstrap"):
                 raise UserError("mmdebstrap is not here, which makes the base; install it, or give --base REF@sha256:…")
+            if os.geteuid():
+                _refuse_no_namespace(folder)
             tell(f"making the base ({len(packages)} packages of Debian {asked.suite})")
             fetch_packages(packages, asked.suite, folder / "packages")
             tree = folder / "layer.tar"
             _debootstrap(packages, asked, folder, tree)
+            _settle_devices(tree)
             _layout(tree, folder / "partial")
             tree.unlink()
             shutil.rmtree(layout, ignore_errors=True)
@@ -239,23 +243,37 @@ def _listed(line: str, sources: Sequence[_Source]) -> DebianPackage:
 
 
 def _debootstrap(packages: Sequence[DebianPackage], asked: _Asked, folder: Path, tree: Path) -> None:
-    """Write the file system of the base to `tree` with an archive that has nothing but `packages`."""
-    archive = folder / "archive"
-    shutil.rmtree(archive, ignore_errors=True)
-    archive.mkdir()
-    index = []
-    for package in packages:
-        file = Path(package.path).name
-        (archive / file).hardlink_to(folder / "packages" / file)
-        control = run(["dpkg-deb", "--field", archive / file], deadline=60, environ=os.environ, cwd=archive).stdout
-        index.append(f"{control.rstrip()}\nFilename: ./{file}\nSize: {package.size}\nSHA256: {package.sha256}\n")
-    listed = "\n".join(index).encode()
-    (archive / "Packages").write_bytes(listed)
-    # mmdebstrap looks for essential packages in a release of this name only.
-    release = f"Codename: {asked.suite}\nSuite: {asked.suite}\nSHA256:\n {files.sha256(listed)} {len(listed)} Packages\n"
-    (archive / "Release").write_text(release)
+    """Write the file system of the base to `tree` with an archive that has nothing but `packages`.
+
+    Root makes it as root, anyone else in a user namespace; the file is the same.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        archive = Path(name)
+        archive.chmod(0o755)  # the namespace's root is somebody else, who may read what anyone may
+        index = []
+        for package in packages:
+            file = Path(package.path).name
+            files.write(archive / file, (folder / "packages" / file).read_bytes())
+            control = run(["dpkg-deb", "--field", archive / file], deadline=60, environ=os.environ, cwd=archive).stdout
+            index.append(f"{control.rstrip()}\nFilename: ./{file}\nSize: {package.size}\nSHA256: {package.sha256}\n")
+        listed = "\n".join(index).encode()
+        files.write(archive / "Packages", listed)
+        # mmdebstrap looks for essential packages in a release of this name only.
+        release = f"Codename: {asked.suite}\nSuite: {asked.suite}\nSHA256:\n {files.sha256(listed)} {len(listed)} Packages\n"
+        files.write(archive / "Release", release)
+        ended = _mmdebstrap(packages, asked, archive, tree)
+    if ended.code:
+        raise UserError(f"{LOCK}: mmdebstrap cannot make the base: {' '.join(ended.stderr.split()[-60:])}")
+
+
+def _mmdebstrap(packages: Sequence[DebianPackage], asked: _Asked, archive: Path, tree: Path) -> Ended:
     unwanted = " ".join(f'"$1"/{path}' for path in _UNWANTED.split())
-    command = ["mmdebstrap", "--mode=root", "--variant=essential", f"--architectures={asked.architecture}"]
+    command = [
+        "mmdebstrap",
+        f"--mode={'root' if os.geteuid() == 0 else 'unshare'}",
+        "--variant=essential",
+        f"--architectures={asked.architecture}",
+    ]
     command += [f"--include={','.join(sorted(package.name for package in packages))}", "--format=tar"]
     command += [f"--customize-hook=rm -rf {unwanted}"]
     # No mirror's name gets into the image: a child that wants more of Debian says from where.
@@ -265,10 +283,33 @@ def _debootstrap(packages: Sequence[DebianPackage], asked: _Asked, folder: Path,
     # perl, dpkg and apt read the umask, the language and the time zone.
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("APT_", "LC_", "DEB"))}
     environ |= {"LC_ALL": "C", "TZ": "UTC", "SOURCE_DATE_EPOCH": str(EPOCH)}
-    ended = run(["sh", "-c", 'umask 022; exec "$@"', "sh", *command], deadline=_MAKING, environ=environ, cwd=folder)
+    return run(["sh", "-c", 'umask 022; exec "$@"', "sh", *command], deadline=_MAKING, environ=environ, cwd=archive)
+
+
+def _refuse_no_namespace(folder: Path) -> None:
+    environ = {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C"}
+    ended = run(["mmdebstrap", "--unshare-helper", "true"], deadline=60, environ=environ, cwd=folder)
     if ended.code:
-        raise UserError(f"{LOCK}: mmdebstrap cannot make the base: {' '.join(ended.stderr.split()[-60:])}")
-    shutil.rmtree(archive)
+        said = re.findall(r"^[EW]: (?:E: )?(.+)", ended.stderr, re.MULTILINE) or ["it gives no reason"]
+        raise UserError(
+            f"mmdebstrap, which makes the base, cannot be root in a user namespace ({'; '.join(said)[:200]}); install uidmap, "
+            f"and have IDs: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 $USER; or build as root, "
+            "or give --base REF@sha256:…"
+        )
+
+
+def _settle_devices(tree: Path) -> None:
+    """Write the headers of /dev in the tar file `tree` as POSIX has them.
+
+    They come first, without content, from mmdebstrap itself: up to 1.3 with GNU's magic, later with that of POSIX.
+    """
+    with tree.open("r+b") as file:
+        while (header := bytearray(file.read(512))).startswith(b"./dev/"):
+            header[257:265] = b"ustar\x0000"
+            header[148:156] = b" " * 8  # as the checksum counts itself
+            header[148:156] = b"%06o\0 " % sum(header)
+            file.seek(-512, os.SEEK_CUR)
+            file.write(header)
 
 
 def _layout(tree: Path, folder: Path) -> None:

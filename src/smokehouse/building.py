@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from packaging.utils import canonicalize_name
 
-from smokehouse import additions, bundling, engine, environment, files, image, lock, prefix, sbom
+from smokehouse import additions, bundling, engine, files, image, lock, prefix, sbom
 from smokehouse import base as bases
 from smokehouse import bundle as bundles
 from smokehouse.additions import Added, Asked
@@ -77,10 +77,7 @@ def prepare(
     copy or mirror of conda-forge otherwise; `source` is the URL of the checkout for the labels. If `ops` is None, those of
     DeepSpeed are compiled ahead of time where lock and bundle have a toolkit. Wheels that no lock names are `added`.
     """
-    promise = environment.read(house, name)
-    place = lock.environment_lock(house, name)
-    locked = lock.check_environment(promise, place)
-    assert place.manifest
+    promise, locked, digest = lock.locked(house, name)
     image.driver(promise.stack.cuda.version)
     wheels = additions.take(house, added, promise, locked)
     under = bases.given(base) if base else bases.make(house)
@@ -93,7 +90,6 @@ def prepare(
     ops = ops or ("aot" if able else "none")
     folder = house.root / "build" / "images" / f"{name}-{flavour}"
     folder.mkdir(parents=True, exist_ok=True)
-    digest = files.hashed(place.manifest)
     libraries, above = image.layers(locked, [one.file for one in wheels])
     numbered = [*libraries, *above[:-1]]
     elsewhere = {one.file: one.path.parent for one in wheels}

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from smokehouse import files
-from smokehouse.errors import UserError
+from smokehouse.errors import UserError, first_of
 from smokehouse.manifest import MANIFEST as LOCK_MANIFEST
 from smokehouse.manifest import Manifest
 
@@ -80,9 +80,7 @@ def read(folder: Path, name: str, lock: Path) -> Bundle:
     except OSError as broken:
         raise UserError(f"{folder / MANIFEST}: cannot be read ({broken.strerror}); {cure}") from None
     except ValidationError as invalid:
-        first = invalid.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{folder / MANIFEST}: {where or 'the file'}: {first['msg']}; {cure}") from None
+        raise UserError(f"{folder / MANIFEST}: {first_of(invalid)}; {cure}") from None
     if contents.environment != name:
         raise UserError(f"{folder}: a bundle of {contents.environment}, not of {name}; {cure}")
     if contents.files.get(f"{LOCK}/{LOCK_MANIFEST}") != files.hashed(lock / LOCK_MANIFEST):

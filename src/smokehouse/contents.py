@@ -139,7 +139,7 @@ class Contents:
             made_here = [(f"{self.site}/{info}/INSTALLER", INSTALLER, False)]
             if f"{info}/entry_points.txt" in names:
                 text = archive.read(f"{info}/entry_points.txt").decode()
-                scripts = self._steps._scripts(text, self.locked.python, wheel)
+                scripts = self._steps.console_scripts(text, self.locked.python, wheel)
                 made_here += [(f"{ENV}/bin/{name}", script.encode(), True) for name, script in scripts]
         for path, content, runs in made_here:
             rows.append((self._shown(path), _digest(content), str(len(content))))

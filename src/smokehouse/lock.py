@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from smokehouse import environment as environments
 from smokehouse import files
 from smokehouse import manifest as manifests
 from smokehouse.environment import Environment
@@ -283,6 +284,16 @@ def check_environment(environment: Environment, place: LockFiles) -> Manifest:
         problem = _conda_difference(environment.conda, manifest)
         raise UserError(f"{place.pins.parent.name}: {problem}; run {place.command}")
     return manifest
+
+
+def locked(house: House, name: str) -> tuple[Environment, Manifest, str]:
+    """Return the environment `name`, the manifest of its lock, seen to be of it, and the SHA-256 of lock.json.
+
+    Raises UserError.
+    """
+    promise = environments.read(house, name)
+    manifest = check_environment(promise, environment_lock(house, name))
+    return promise, manifest, files.hashed(house.lock(name) / MANIFEST)
 
 
 def _virtual(inputs: CondaInputs) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from smokehouse import files
-from smokehouse.errors import UserError
+from smokehouse.errors import UserError, first_of
 
 MANIFEST = "lock.json"
 # What records of a channel say where their files lie, whichever mirror they were read from.
@@ -105,7 +105,5 @@ def read(path: Path, name: str, cure: str) -> Manifest:
     except OSError as broken:
         raise UserError(f"{name}: cannot be read ({broken}); {cure}") from None
     except ValidationError as invalid:
-        first = invalid.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{name}: {place or 'the file'}: {first['msg']}; {cure}") from None
+        raise UserError(f"{name}: {first_of(invalid)}; {cure}") from None
     return manifest

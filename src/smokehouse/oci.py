@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from smokehouse import files
-from smokehouse.errors import UserError
+from smokehouse.errors import UserError, first_of
 from smokehouse.layers import Keep, Tree
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -109,9 +109,7 @@ def parse(document: type[_Document], data: bytes, name: str) -> _Document:
     try:
         return document.model_validate_json(data)
     except ValidationError as invalid:
-        first = invalid.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{name}: {place or 'the document'}: {first['msg']}; it is no OCI image, or a damaged one") from None
+        raise UserError(f"{name}: {first_of(invalid, 'the document')}; it is no OCI image, or a damaged one") from None
 
 
 def document(content: object) -> bytes:

@@ -35,8 +35,9 @@ def run(
     cwd: Path,
     progress: bool = False,
     keep: Sequence[int] = (),
+    given: str = "",
 ) -> Ended:
-    """Run `command` to its end and return what it said.
+    """Run `command` to its end, with `given` as its input, and return what it said.
 
     With `progress`, a program that runs for a person at a terminal shows its progress there. The file descriptors in
     `keep` stay open in it. Raises UserError when the program does not end within `deadline` seconds; it, and every
@@ -47,7 +48,7 @@ def run(
     try:
         process = subprocess.Popen(
             command,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE if given else subprocess.DEVNULL,
             stdout=subprocess.DEVNULL if shown else subprocess.PIPE,
             stderr=slave,
             env=environ,
@@ -60,7 +61,7 @@ def run(
             os.close(slave)
     try:
         if master is None:
-            stdout, stderr = (data.decode(errors="replace") for data in process.communicate(timeout=deadline))
+            stdout, stderr = (data.decode(errors="replace") for data in process.communicate(given.encode() or None, deadline))
         else:
             stdout, stderr = "", _relay(master, time.monotonic() + deadline)
             process.wait(timeout=deadline)

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from smokehouse import attestation, building, engine, environment, files, image, lock, oci, verifying
+from smokehouse import attestation, building, engine, files, image, lock, oci, verifying
 from smokehouse.additions import Asked
 from smokehouse.attestation import BUNDLE, ENVELOPE, Signed, Signer
 from smokehouse.errors import UserError
@@ -49,11 +49,7 @@ def publish(house: House, name: str, text: str, options: Options) -> int:
     where = Reference.read(text)
     if where.tag or where.digest:
         raise UserError(f"{text}: publish gives the tags, by stack and lock; name the repository alone, {where.name}")
-    promise = environment.read(house, name)
-    place = lock.environment_lock(house, name)
-    locked = lock.check_environment(promise, place)
-    assert place.manifest
-    digest = files.hashed(place.manifest)
+    promise, locked, digest = lock.locked(house, name)
     names = image.tags(locked, promise.stack.cuda.version, digest, options.flavour, options.added)
     tags = [tag.partition(":")[2] for tag in names]
     registry = Registry(where, push=True)

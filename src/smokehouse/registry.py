@@ -1,9 +1,11 @@
 """Registries of images, over HTTP (https://github.com/opencontainers/distribution-spec)."""
 
 import json
+import math
 import os
 import re
 import shutil
+import threading
 import time
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
@@ -14,12 +16,13 @@ from typing import IO, Any
 from urllib.parse import urljoin, urlsplit
 
 import requests
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 from smokehouse import files
 from smokehouse.download import Wanted, fetch, is_whole
-from smokehouse.errors import UserError
+from smokehouse.errors import UserError, first_of
 from smokehouse.oci import (
     DOCUMENT,
     INDEX,
@@ -38,8 +41,36 @@ from smokehouse.programs import run
 
 _PATIENCE = (30.0, 300.0)  # seconds to connect in, and without a byte: a registry hashes a large layer before it answers
 _ASKING = 60.0
-_FRESH = 60.0  # seconds that a token is used for; registries give them for at least as many
+# https://distribution.github.io/distribution/spec/auth/token/
+_LIFETIME = 60.0  # seconds that a token is good for where its server does not say
 _AGAIN = "run it again, it goes on where it stopped"
+_IDENTITY = "<token>"  # the user whose password is an identity token, as credential helpers call it
+
+
+class _Token(BaseModel):
+    """What a token server answers; `expires_in` is in seconds."""
+
+    token: str | None = Field(default=None, pattern=r"^[!-~]*$")
+    access_token: str | None = Field(default=None, pattern=r"^[!-~]*$")
+    expires_in: float | None = None
+
+    @model_validator(mode="after")
+    def _refuse_none(self) -> "_Token":
+        if not self.token and not self.access_token:
+            raise ValueError("no token in it")
+        return self
+
+
+class _Session(requests.Session):
+    """A session that sends no password but the one it is given: ~/.netrc would replace it, or go with a redirect."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.auth = lambda request: request
+
+    def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
+        if urlsplit(response.url)[:2] != urlsplit(str(prepared_request.url))[:2]:
+            prepared_request.headers.pop("Authorization", None)
 
 
 class Registry:
@@ -52,7 +83,8 @@ class Registry:
         self._rights = "pull,push" if push else "pull"
         self._authorization, self._until = "", 0.0
         self._challenge: dict[str, str] = {}
-        self._session = requests.Session()
+        self._asking = threading.RLock()
+        self._session = _Session()
         self._session.trust_env = not _is_here(self.host)
         self._session.headers["User-Agent"] = "smokehouse"
         again = Retry(
@@ -81,7 +113,7 @@ class Registry:
     def has(self, blob: Descriptor) -> bool:
         """Return whether the registry has a blob of this digest and size; raises UserError."""
         with self._asked("HEAD", f"blobs/{blob.digest}", {200, 404}) as answer:
-            return answer.status_code == 200 and int(answer.headers.get("Content-Length", blob.size)) == blob.size
+            return answer.status_code == 200 and answer.headers.get("Content-Length", str(blob.size)) == str(blob.size)
 
     def fetch(self, blobs: tuple[Descriptor, ...], layout: Layout) -> None:
         """Put `blobs` into `layout`, each seen to have its digest; a cut download is resumed. Raises UserError."""
@@ -99,8 +131,8 @@ class Registry:
         if self.has(blob):
             return
         with self._asked("POST", "blobs/uploads/", {202}) as answer:
-            where = urljoin(answer.url, answer.headers.get("Location", ""))
-        url = f"{where}{'&' if urlsplit(where).query else '?'}digest={blob.digest}"
+            url = self._private(answer.headers.get("Location", ""), answer.url, blob.digest)
+        url += f"{'&' if urlsplit(url).query else '?'}digest={blob.digest}"
         with place.open("rb") as data:
             self._write("PUT", url, data, "application/octet-stream", {201}, blob)
 
@@ -159,31 +191,45 @@ class Registry:
 
     def _token(self) -> str:
         """Return what to send as Authorization; asks for a new token where the last one grows old."""
-        if self._challenge and time.monotonic() > self._until:
-            self._authorize()
-        return self._authorization
+        with self._asking:
+            if self._challenge and time.monotonic() > self._until:
+                self._authorize()
+            return self._authorization
 
     def _authorize(self) -> None:
-        secret = _credentials(self.reference.host)
-        basic = f"Basic {b64encode(':'.join(secret).encode()).decode()}" if secret else ""
-        self._until = time.monotonic() + _FRESH
-        realm = self._challenge.get("realm", "")
+        """Ask who we are where docker login left it, and for a token with that where the registry wants one."""
+        user, password = secret = _credentials(self.reference.host) or ("", "")
+        basic = f"Basic {b64encode(':'.join(secret).encode()).decode()}" if user else ""
         if self._challenge["scheme"] == "basic":
-            self._authorization = basic
+            self._authorization, self._until = basic, math.inf
             return
-        if urlsplit(realm).scheme != "https" and not _is_here(urlsplit(realm).netloc):
-            raise UserError(f"{self.host}: wants a password to be sent to {realm!r} in the clear; do not trust it")
+        realm = self._private(self._challenge.get("realm", ""), "", "a password")
+        where = urlsplit(realm)
         asked = {"service": self._challenge.get("service", ""), "scope": self._scope}
+        asked_at = time.monotonic()
         try:
-            headers = {"Authorization": basic} if basic else {}
-            with self._session.get(realm, params=asked, headers=headers, timeout=_PATIENCE, stream=True) as answer:
+            if user == _IDENTITY:
+                more = {"grant_type": "refresh_token", "client_id": "smokehouse", "refresh_token": password}
+                # A redirect would take the body, and with it the password, along.
+                sent = self._session.post(realm, data=asked | more, allow_redirects=False, timeout=_PATIENCE, stream=True)
+            else:
+                headers = {"Authorization": basic} if basic else {}
+                sent = self._session.get(realm, params=asked, headers=headers, timeout=_PATIENCE, stream=True)
+            with sent as answer:
                 if answer.status_code != 200:
-                    raise UserError(f"{self.host}: {_said(answer)}; log in: docker login {self.reference.host}")
-                given = json.loads(self._body(answer))
-            token = given.get("token") or given["access_token"]
-        except (requests.RequestException, ValueError, KeyError, AttributeError) as broken:
-            raise UserError(f"{self.host}: no token from {urlsplit(realm).netloc} ({_why(broken)}); {_AGAIN}") from None
-        self._authorization = f"Bearer {token}"
+                    whom = "who has not logged in" if not user else "this identity" if user == _IDENTITY else user
+                    cure = _AGAIN if answer.status_code >= 500 else f"log in: docker login {self.reference.host}"
+                    raise UserError(f"{self.host}: {where.netloc} gives {whom} no token: {_said(answer)}; {cure}")
+                token = _Token.model_validate_json(self._body(answer))
+        except ValidationError as invalid:
+            raise UserError(
+                f"{self.host}: no token from {where.netloc} ({first_of(invalid, 'its answer')}); {_AGAIN}"
+            ) from None
+        except requests.RequestException as broken:
+            raise UserError(f"{self.host}: no token from {where.netloc} ({_why(broken)}); {_AGAIN}") from None
+        self._authorization = f"Bearer {token.token or token.access_token}"
+        # What is on its way when a token ends is lost, so it ends early here.
+        self._until = asked_at + (token.expires_in or _LIFETIME) * 0.75
 
     @property
     def _scope(self) -> str:
@@ -219,7 +265,7 @@ class Registry:
 
     def _request(self, method: str, url: str, headers: dict[str, str], data: bytes | IO[bytes] | None) -> requests.Response:
         for attempt in range(2):
-            ours = urlsplit(url).netloc == self.host
+            ours = urlsplit(url)[:2] == urlsplit(self.base)[:2]
             sent = headers | ({"Authorization": token} if ours and (token := self._token()) else {})
             answer = self._session.request(method, url, headers=sent, data=data, timeout=_PATIENCE, stream=True)
             if answer.status_code != 401 or attempt or not ours or not self._challenged(answer):
@@ -231,12 +277,28 @@ class Registry:
 
     def _challenged(self, answer: requests.Response) -> bool:
         """Take up what a 401 says of how to ask; return whether to ask again."""
-        scheme, _, rest = answer.headers.get("WWW-Authenticate", "").partition(" ")
-        if scheme.lower() not in ("bearer", "basic"):
+        # More than one way to ask can stand there, in one line or several, which are joined.
+        parts = re.split(r"(?:^|,)\s*(bearer|basic)\b", answer.headers.get("WWW-Authenticate", ""), flags=re.IGNORECASE)
+        ways = {scheme.lower(): rest for scheme, rest in zip(parts[1::2], parts[2::2], strict=True)}
+        scheme = "bearer" if "bearer" in ways else "basic"
+        if scheme not in ways:
             return False
-        self._challenge = dict(re.findall(r'([a-z_]+)="([^"]*)"', rest)) | {"scheme": scheme.lower()}
-        self._authorize()
-        return bool(self._authorization)
+        said = re.findall(r'([a-z_]+)=(?:"([^"]*)"|([^\s",]+))', ways[scheme], re.IGNORECASE)
+        with self._asking:
+            self._challenge = {name.lower(): quoted or plain for name, quoted, plain in said} | {"scheme": scheme}
+            self._authorize()
+            return bool(self._authorization)
+
+    def _private(self, url: str, base: str, what: str) -> str:
+        """Return `url` from `base`, where `what` can be sent without others reading along; raises UserError."""
+        try:
+            whole = urljoin(base, url)
+            where = urlsplit(whole)
+        except ValueError:
+            raise UserError(f"{self.host}: wants {what} to be sent to {url!r}, which is no URL; do not trust it") from None
+        if where.scheme == "https" or (where.scheme == "http" and _is_here(where.netloc) and _is_here(self.host)):
+            return whole
+        raise UserError(f"{self.host}: wants {what} to be sent to {whole!r} in the clear; do not trust it")
 
     def _lost(self, when: str, broken: requests.RequestException) -> UserError:
         why = _why(broken)
@@ -295,33 +357,52 @@ def _is_here(host: str) -> bool:
 
 
 def _credentials(host: str) -> tuple[str, str] | None:
-    """Return the user and password that docker login left for `host`; raises UserError."""
+    """Return the user and password that docker login left for `host`, None where it left none; raises UserError.
+
+    A user `_IDENTITY` has no password, but what an identity provider gave in its stead. As with docker, the helper of a
+    host, or of all, is asked (https://docs.docker.com/reference/cli/docker/login/#credential-helpers).
+    """
     place = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker", "config.json")
     try:
         config = json.loads(place.read_text("utf-8"))
-        names = (host, f"https://{host}", *(("https://index.docker.io/v1/",) if host == "docker.io" else ()))
-        auths, helpers = config.get("auths", {}), config.get("credHelpers", {})
-        for name in names:
-            if auth := auths.get(name, {}).get("auth"):
-                user, _, password = b64decode(auth).decode().partition(":")
-                return user, password
-            if (helper := helpers.get(name) or config.get("credsStore")) and (secret := _helped(str(helper), name)):
-                return secret
+        auths, helpers, store = config.get("auths") or {}, config.get("credHelpers") or {}, config.get("credsStore") or ""
+        known = {_host_of(name): entry for name, entry in auths.items()}
+        helper = str(helpers.get(host) or store)
+        entry = known.get(host) or {}
+        identity, login = entry.get("identitytoken"), b64decode(entry.get("auth") or "", validate=True).decode()
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, AttributeError) as broken:
+    except (OSError, ValueError, AttributeError, TypeError) as broken:
         raise UserError(f"{place}: cannot be read ({broken}); mend it, or log in again") from None
-    return None
+    if helper:
+        for name in ("https://index.docker.io/v1/",) if host == "docker.io" else (host, f"https://{host}"):
+            if secret := _helped(helper, name, place):
+                return secret
+    user, _, password = login.partition(":")
+    if identity:
+        return _IDENTITY, str(identity)
+    return (user, password) if user else None
 
 
-def _helped(helper: str, host: str) -> tuple[str, str] | None:
+def _host_of(name: str) -> str:
+    """Return the host that a key of docker's config.json is of, which can be a URL."""
+    host = re.sub(r"^https?://|/.*", "", name)
+    return "docker.io" if host == "index.docker.io" else host
+
+
+def _helped(helper: str, host: str, place: Path) -> tuple[str, str] | None:
+    """Return what the program `helper` of docker's configuration `place` knows of `host`; raises UserError."""
     program = f"docker-credential-{helper}"
     if not re.fullmatch(r"[\w.-]+", helper) or not shutil.which(program):
-        raise UserError(f"{program}: named in docker's config.json and not here; install it, or log in without it")
-    # A helper reads the host from its input.
-    command = ["sh", "-c", 'printf %s "$2" | "$1" get', "sh", program, host]
-    ended = run(command, deadline=_ASKING, environ=os.environ, cwd=Path("/"))
+        raise UserError(f"{program}: named in {place} and not here; install it, or take it out there and log in again")
+    ended = run([program, "get"], deadline=_ASKING, environ=os.environ, cwd=Path("/"), given=host)
     if ended.code:
-        return None
-    given = json.loads(ended.stdout)
-    return str(given["Username"]), str(given["Secret"])
+        said = " ".join(f"{ended.stdout} {ended.stderr}".split())[:300]
+        if "credentials not found" in said:  # the words that the protocol has for it
+            return None
+        raise UserError(f"{program}: has no password for {host} ({said or 'it gives no reason'}); see to it, or log in again")
+    try:
+        given = json.loads(ended.stdout)
+        return str(given["Username"]), str(given["Secret"])
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{program}: answers for {host} with no user and secret in JSON; see to it, or log in again") from None

@@ -8,12 +8,29 @@ from email.parser import HeaderParser
 from pathlib import Path
 from urllib.parse import quote
 
+from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
+
 from smokehouse import files
 from smokehouse.base import DebianPackage
 from smokehouse.image import created
 from smokehouse.manifest import CondaPackage, LockedFile, Manifest
 
-_SPDX = re.compile(r"[A-Za-z0-9.+-]+(?: (?:AND|OR|WITH) [A-Za-z0-9.+-]+)*")
+_COMMENT = 200  # characters
+
+# Licences by the words that wheels call them by; what names no version, such as BSD, is none of SPDX's.
+_CALLED = {
+    frozenset(words.split()): licence
+    for words, licence in {
+        "apache 2": "Apache-2.0",
+        "apache 2.0": "Apache-2.0",
+        "bsd 2 clause": "BSD-2-Clause",
+        "bsd 3 clause": "BSD-3-Clause",
+        "isc": "ISC",
+        "isc iscl": "ISC",
+        "mit": "MIT",
+        "mozilla public 2.0 mpl": "MPL-2.0",
+    }.items()
+}
 
 
 def text(
@@ -21,7 +38,8 @@ def text(
 ) -> str:
     """Return the SBOM as JSON: every package of the image with its hash, and its licence where it is known.
 
-    `conda` is the part of the conda half that is in the image, `licences` has those of wheels by file name.
+    `conda` is the part of the conda half that is in the image, `licences` has those of wheels by file name. A licence that
+    is no expression of SPDX's is told in a comment (https://spdx.github.io/spdx-spec/v2.3/package-information/#715-declared-license-field).
     """
     packages = [
         *(_package("deb", f"debian/{p.name}", p.version, Path(p.path).name, p.sha256, None) for p in debian),
@@ -56,25 +74,41 @@ def licences(wheels: Path, locked: Sequence[LockedFile]) -> dict[str, str]:
                 name = next((name for name in wheel.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", name)), None)
                 metadata = wheel.read(name).decode("utf-8", "replace") if name else ""
             headers = HeaderParser().parsestr(metadata)
-            if stated := headers.get("License-Expression") or headers.get("License"):
-                found[file.file] = str(stated)
+            classifiers = [text for text in headers.get_all("Classifier", []) if text.startswith("License :: ")]
+            # Of two classifiers, nothing says whether they are alternatives, so they make no expression.
+            names = "; ".join(text.rpartition(" :: ")[2] for text in classifiers)
+            stated = [str(text) for text in (headers.get("License-Expression"), headers.get("License"), names) if text]
+            if stated:
+                # What many state as their licence is the whole text of it, where the classifier has the name.
+                found[file.file] = next((text for text in stated if _expression(text)), stated[0])
     return found
 
 
+def _expression(stated: str) -> str | None:
+    """Return what SPDX calls the licence that is `stated`, None where that is no name of one."""
+    words = frozenset(re.findall(r"[a-z]+|\d+(?:\.\d+)?", stated.lower())) - {"license", "software", "the", "version"}
+    try:
+        expression = canonicalize_license_expression(_CALLED.get(words, stated))
+    except InvalidLicenseExpression:
+        return None
+    # A name that only its author knows would take the text of the licence beside it.
+    return None if "LicenseRef-" in expression else expression
+
+
 def _package(kind: str, name: str, version: str, file: str, sha256: str, licence: str | None) -> dict[str, object]:
-    # Only what is written as SPDX wants it can stand there; texts of whole licences are among the others.
-    stated = licence if licence and _SPDX.fullmatch(licence) else None
+    declared = _expression(licence) if licence else None
     short = name.removeprefix("debian/")
     return {
-        "SPDXID": f"SPDXRef-{kind}-{re.sub(r'[^A-Za-z0-9.-]', '-', short)}",
+        # Both of typing-extensions and typing_extensions are packages of conda-forge.
+        "SPDXID": f"SPDXRef-{kind}-{re.sub(r'[^A-Za-z0-9-]', lambda found: f'.{ord(found[0]):x}.', short)}",
         "name": short,
         "versionInfo": version,
         "packageFileName": file,
         "downloadLocation": "NOASSERTION",
         "filesAnalyzed": False,
         "checksums": [{"algorithm": "SHA256", "checksumValue": sha256}],
-        "licenseDeclared": "NOASSERTION",
-        "licenseComments": stated or "NOASSERTION",
+        "licenseDeclared": declared or "NOASSERTION",
+        **({"licenseComments": " ".join(licence.split())[:_COMMENT]} if licence and not declared else {}),
         "externalRefs": [
             {
                 "referenceCategory": "PACKAGE-MANAGER",

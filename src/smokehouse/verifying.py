@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from smokehouse import additions, attestation, building, engine, environment, files, image, lock, oci
+from smokehouse import additions, attestation, building, engine, files, image, lock, oci
 from smokehouse import base as bases
 from smokehouse.additions import LABEL, Asked
 from smokehouse.attestation import BUNDLE, ENVELOPE, Signed, Signer
@@ -23,6 +23,7 @@ from smokehouse.house import House
 from smokehouse.image import Flavour, Ops
 from smokehouse.installation import held, tell
 from smokehouse.layers import Entry, Tree, folders
+from smokehouse.manifest import MANIFEST
 from smokehouse.oci import DOCUMENT, Image, Layout, Manifest, Reference, parse
 from smokehouse.registry import Registry
 
@@ -122,17 +123,13 @@ def look(house: House, text: str, found: Image, registry: Registry | None, optio
     name, flavour, ops = (labels.get(f"io.smokehouse.{label}", "") for label in ("environment", "flavour", "ops"))
     if not name or flavour not in get_args(Flavour) or ops not in get_args(Ops):
         raise UserError(f"{text}: no image of Smokehouse, by its labels; verify one that nox -s build made")
-    promise = environment.read(house, name)
-    place = lock.environment_lock(house, name)
-    locked = lock.check_environment(promise, place)
-    assert place.manifest
-    digest = files.hashed(place.manifest)
+    promise, locked, digest = lock.locked(house, name)
     if labels.get("io.smokehouse.lock") != digest:
         revision = labels.get("org.opencontainers.image.revision", "")
         where = f"git checkout {revision}" if re.fullmatch("[0-9a-f]{40}", revision) else "check out the commit that has it"
         raise UserError(f"{text}: of another lock of {name} than the one here ({digest[:12]}); {where}")
     verdict = Verdict(text, found.digest, name, digest)
-    tell(f"verifying {found.digest} against {house.show(place.manifest)}")
+    tell(f"verifying {found.digest} against {house.show(house.lock(name) / MANIFEST)}")
     asked = additions.of_label(labels.get(LABEL, ""), options.added, text)
     added = additions.take(house, asked, promise, locked)
     verdict.added = [one.text for one in asked]

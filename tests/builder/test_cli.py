@@ -1,6 +1,14 @@
 """The command line: one line and exit code 2 for each mistake."""
 
+import re
+import shlex
+from pathlib import Path
+
 import pytest
+import typer
+import yaml
+
+from smokehouse.cli import app
 
 from .conftest import TestHouse
 
@@ -22,3 +30,22 @@ def test_help(house: TestHouse) -> None:
     ended = house.run("lock", "--help")
     assert ended.returncode == 0
     assert "--check" in ended.stdout
+
+
+def test_workflows_call_sessions_and_options_that_there_are(root: Path) -> None:
+    sessions = re.findall(r"^@nox\.session\ndef (\w+)", (root / "noxfile.py").read_text(), re.MULTILINE)
+    verbs = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    seen = set()
+    for place in (root / ".github" / "workflows").glob("*.yml"):
+        workflow = yaml.safe_load(place.read_text())
+        flavours = workflow[True]["workflow_dispatch"]["inputs"]["flavour"]["options"]  # YAML's `on` is true
+        steps = [step.get("run", "") for job in workflow["jobs"].values() for step in job["steps"]]
+        for line in re.findall(r"\bnox -s .*", "\n".join(steps).replace("\\\n", " ")):
+            for flavour in flavours:
+                words = shlex.split(line.partition(" | ")[0].replace("$FLAVOUR", flavour))
+                _, _, session, dashes, *arguments = words
+                assert dashes == "--"
+                assert session in sessions
+                verbs[session].make_context(session, arguments)
+                seen.add((session, flavour))
+    assert seen == {(session, flavour) for session in ("publish", "verify") for flavour in ("runtime", "devel")}

@@ -5,7 +5,8 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,27 @@ from .registry import Proxy
 
 # A user with no name, where nothing but /tmp can be written to and there is no network.
 STRANGER = ["--user", "54321:54321", "--read-only", "--network", "none", "--tmpfs", "/tmp:rw,exec,mode=1777"]
+
+# Becomes the user `builder` of the UID $2, who has IDs for a user namespace, with a room of his own, $1. $3 are folders
+# on the way to what he needs, which are closed to him outside of the mount namespace that this lasts for; of these, $4
+# are in no other.
+_AS_BUILDER = """
+set -e
+room=$1 uid=$2 closed=$3 tops=$4; shift 4
+mount -t tmpfs tmpfs "$room/mounts"
+over() {
+    count=$((${count:-0} + 1)); mkdir "$room/mounts/$count" "$room/mounts/$count.work"
+    mount -t overlay -o "lowerdir=$1,upperdir=$room/mounts/$count,workdir=$room/mounts/$count.work" overlay "$1"
+}
+for top in $tops; do over "$top"; done
+[ -z "$closed" ] || chmod a+rx $closed
+over /etc
+echo "builder:x:$uid:$uid::$room:/bin/sh" >> /etc/passwd
+echo "${ids:+builder:$ids}" > /etc/subuid
+cp /etc/subuid /etc/subgid
+exec setpriv --reuid "$uid" --regid "$uid" --clear-groups "$@"
+"""
+UID = 54321
 
 channel, house, index = builder.channel, builder.house, builder.index
 packages, uv_cache, full_disk = builder.packages, builder.uv_cache, builder.full_disk
@@ -114,6 +136,27 @@ def registry(registry_port: int) -> Iterator[Proxy]:
 def mmdebstrap(programs: Path) -> str:
     """The folder that mmdebstrap is in."""
     return str(unpack(("mmdebstrap/bookworm",), programs / "mmdebstrap") / "bin")
+
+
+@pytest.fixture(scope="session")
+def uidmap(programs: Path) -> str:
+    """The folder that newuidmap is in."""
+    return str(unpack(("uidmap/bookworm",), programs / "uidmap") / "bin")
+
+
+def as_builder(room: Path, command: Sequence[str], reach: Sequence[Path], ids: str = "100000:65536") -> list[str]:
+    """The command line that runs `command` as a user who is not root and owns nothing but `room`.
+
+    `reach` are places that he reads; `ids` are those that he may use in a user namespace.
+    """
+    (room / "mounts").mkdir(exist_ok=True)
+    for path in (room, *room.rglob("*")):
+        os.chown(path, UID, UID, follow_symlinks=False)
+    ways = {parent for path in (*reach, Path(sys.executable).resolve()) for parent in (path, *path.parents)}
+    closed = [way for way in sorted(ways) if way.is_dir() and not way.stat().st_mode & 0o001]
+    tops = [way for way in closed if not {*way.parents} & {*closed}]
+    shown = (" ".join(map(str, ways)) for ways in (closed, tops))
+    return ["env", f"ids={ids}", "unshare", "--mount", "sh", "-c", _AS_BUILDER, "sh", str(room), str(UID), *shown, *command]
 
 
 @pytest.fixture

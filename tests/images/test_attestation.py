@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from smokehouse.attestation import STATEMENT, TEST_RESULT, Signed, Signer, check, read_report, sign, statement, summary
+from smokehouse.attestation import PAYLOAD, STATEMENT, TEST_RESULT, Signed, Signer, check, read_report, sign, statement, summary
 from smokehouse.errors import UserError
 from smokehouse.house import House
 
@@ -88,6 +88,27 @@ def test_a_signature_by_another_key_or_of_another_image_is_refused(root: Path, k
     signed = sign(b'{"_type": "something else"}', Signer(keys / "ours.key"))
     with pytest.raises(UserError, match="is no statement of a test"):
         check(house, signed, Signer(keys / "ours.pub"), DIGEST, LOCK)
+
+
+def test_what_takes_a_network_says_so(root: Path, cosign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keyless signing and checking, by the real cosign, as far as it gets."""
+    alone = tmp_path / "bin" / "cosign"
+    alone.parent.mkdir()
+    alone.write_text(f'#!/bin/sh\nexec unshare --net {cosign}/cosign "$@"\n')
+    alone.chmod(0o755)
+    monkeypatch.setenv("PATH", str(alone.parent), prepend=":")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    payload = statement(reports.report(DIGEST, LOCK), "tiny", DIGEST)
+    with pytest.raises(
+        UserError, match=r"^the statement cannot be signed: .*sigstore\.dev.*; without --key FILE, Sigstore has to"
+    ):
+        sign(payload, Signer())
+    signature = b64encode(b"signature").decode()
+    envelope = {"payloadType": PAYLOAD, "payload": b64encode(payload).decode(), "signatures": [{"sig": signature}]}
+    bundle = json.dumps({"base64Signature": signature, "cert": "", "rekorBundle": {}}).encode()
+    who = Signer(identity="https://github.com/x", issuer="https://issuer.example")
+    with pytest.raises(UserError, match=rf"^{DIGEST}: cosign cannot ask Sigstore who .*sigstore\.dev.*; mend the network$"):
+        check(House(root), Signed(json.dumps(envelope).encode(), bundle), who, DIGEST, LOCK)
 
 
 def test_a_key_that_is_not_there_or_not_open_is_named(root: Path, keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,12 @@
 """Building images: from a small lock, on a real base, by a real engine."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from smokehouse import manifest as manifests
 from smokehouse.image import layers as image_layers
 
 from ..builder.conftest import TestHouse
-from .conftest import STRANGER, built, locked_tiny
+from .conftest import STRANGER, UID, as_builder, built, locked_tiny
 from .debian import unpack
 from .engine import Engine, started
 
@@ -43,33 +46,45 @@ def test_what_is_changed_alone_is_a_layer_alone(root: Path, name: str) -> None:
 
 
 def test_two_clean_builds_are_the_same_image(
-    house: TestHouse, root: Path, engine: Engine, programs: Path, mmdebstrap: str, tmp_path: Path
+    house: TestHouse, root: Path, engine: Engine, programs: Path, mmdebstrap: str, uidmap: str, tmp_path: Path
 ) -> None:
-    """Fresh stores, and nothing kept between them; the second with another clock, zone, home, user name, umask and folder."""
+    """Fresh stores, and nothing kept between them; the second by another user, with another clock, zone, umask and folder."""
     first = locked_tiny(house, root, engine, mmdebstrap)
     one = tmp_path / "one"
     digest = built(first, "--no-cache", "--output", f"oci:{one}")["digest"]
-    second = TestHouse(tmp_path / "elsewhere" / "deeper", dict(first.environ))
-    shutil.copytree(first.root, second.root, symlinks=True, ignore=shutil.ignore_patterns("build"))
     faketime = next(unpack(("libfaketime/bookworm",), programs / "faketime").glob("lib/*/faketime/libfaketimeMT.so.1"))
-    with started(programs / "engine") as other:
-        second.environ.update({name: other.environ[name] for name in ("DOCKER_HOST", "DOCKER_CONFIG", "PATH")})
-        second.environ["PATH"] = f"{mmdebstrap}:{second.environ['PATH']}"
-        second.environ.update({"TZ": "Pacific/Kiritimati", "HOME": str(tmp_path / "home"), "USER": "x", "LOGNAME": "x"})
-        two = tmp_path / "two"
+    with started(programs / "engine") as other, tempfile.TemporaryDirectory() as name:
+        room = Path(name)
+        second = TestHouse(room / "elsewhere" / "deeper", dict(first.environ))
+        environ = second.environ
+        shutil.copytree(first.root, second.root, symlinks=True, ignore=shutil.ignore_patterns("build"))
+        assert other.store
+        other.store.chmod(0o711)
+        os.chown(other.store / "docker.sock", UID, UID)
+        shutil.copytree(other.environ["DOCKER_CONFIG"], room / "docker", symlinks=True)
+        environ |= {"DOCKER_HOST": other.environ["DOCKER_HOST"], "DOCKER_CONFIG": str(room / "docker")}
+        # The memory that libfaketime shares is its user's, and programs end where they cannot read it, as in a namespace.
+        (room / "mmdebstrap").write_text(f'#!/bin/sh\nexec env -u LD_PRELOAD {mmdebstrap}/mmdebstrap "$@"\n')
+        (room / "mmdebstrap").chmod(0o755)
+        environ |= {"PATH": f"{room}:{uidmap}:{other.environ['PATH']}", "TZ": "Pacific/Kiritimati"}
+        environ |= {"UV_CACHE_DIR": str(room / "uv"), "XDG_CACHE_HOME": str(room / "cache")}
+        environ |= {"HOME": name, "USER": "x", "LOGNAME": "x", "FAKETIME": "+400d"}
+        two = room / "two"
         command = second.command("build", "tiny", "--json", "--output", f"oci:{two}")
+        command = ["sh", "-c", f'umask 077; LD_PRELOAD={faketime} exec "$@"', "sh", *command]
         ended = subprocess.run(
-            ["sh", "-c", 'umask 077; exec "$@"', "sh", *command],
+            as_builder(room, command, [root, programs, Path(environ["SMOKEHOUSE_CHANNEL"])]),
             cwd=second.root,
-            env=second.environ | {"LD_PRELOAD": str(faketime), "FAKETIME": "+400d"},
+            env=environ,
             capture_output=True,
             text=True,
             timeout=600,
         )
         assert ended.returncode == 0, ended.stderr
-    # The base was made again, too, and not taken from what other tests share.
-    assert not (second.root / "build" / "base").is_symlink()
-    assert manifest(two) == manifest(one)
+        # The base was made again, too, and not taken from what other tests share.
+        assert not (second.root / "build" / "base").is_symlink()
+        assert {path.stat().st_uid for path in second.root.glob("build/base/*/layout")} == {UID}
+        assert manifest(two) == manifest(one)
     assert json.loads(ended.stdout)["digest"] == digest
 
 
@@ -86,6 +101,33 @@ def test_another_environment_shares_layers_and_downloads(tiny: TestHouse, tmp_pa
     layers = [[layer["digest"] for layer in manifest(layout)["layers"]] for layout in (one, two)]
     assert layers[0][:-1] == layers[1][:-1]
     assert layers[0][-1] != layers[1][-1]  # ours, which names the environment
+
+
+def test_who_is_not_root_is_told_what_makes_a_base(root: Path, mmdebstrap: str, uidmap: str, programs: Path) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        house = TestHouse(Path(name, "house"), {"PYTHONPATH": str(root / "src"), "HOME": name})
+        shutil.copytree(root / "docker", house.root / "docker", ignore=shutil.ignore_patterns("__pycache__"))
+        code = (
+            "from smokehouse.base import make; from smokehouse.house import House; import pathlib; make(House(pathlib.Path()))"
+        )
+        for path, ids, said in (
+            (mmdebstrap, "100000:65536", "cannot find newuidmap"),
+            (f"{mmdebstrap}:{uidmap}", "", "/etc/subuid"),
+        ):
+            ended = subprocess.run(
+                as_builder(Path(name), [sys.executable, "-c", code], [root, programs], ids),
+                cwd=house.root,
+                env=house.environ | {"PATH": f"{path}:{os.environ['PATH']}"},
+                capture_output=True,
+                text=True,
+                timeout=120,
+            )
+            line = ended.stderr.splitlines()[-1]
+            assert line.startswith("smokehouse.errors.UserError: mmdebstrap, which makes the base, cannot be root in a user"), (
+                line
+            )
+            assert said in line
+            assert "install uidmap, and have IDs: usermod --add-subuids 100000-165535" in line
 
 
 def test_a_layer_has_one_time_and_one_owner(tiny: TestHouse, tmp_path: Path) -> None:
@@ -146,6 +188,38 @@ def test_any_uid_has_a_home_and_a_name(image: str, engine: Engine, entrypoint: l
     said = engine.docker("run", "--rm", *STRANGER, *entrypoint, image, "python", "-c", code).stdout
     assert said == "hello uid54321 /tmp/smokehouse-54321\n"
     assert engine.docker("run", "--rm", *STRANGER, *entrypoint, image, "alpha").stdout == "hello\n"
+
+
+def test_a_home_that_another_user_made_is_not_used(image: str, engine: Engine, tmp_path: Path) -> None:
+    """As where the /tmp of a host that others use is mounted."""
+    shared = tmp_path / "tmp"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    home = shared / "smokehouse-54321"
+    options = ["--user", "54321:54321", "--read-only", "--network", "none"]
+    options += ["--mount", f"type=bind,source={shared},target=/tmp"]
+    code = "import os; home = os.environ['HOME']; open(f'{home}/x', 'w'); "
+    code += "print(home, oct(os.stat(home).st_mode), os.listdir(home))"
+
+    def said() -> list[str]:
+        return engine.docker("run", "--rm", *options, image, "python", "-c", code).stdout.split(" ", 2)
+
+    for _ in range(2):
+        assert said() == [f"/tmp/{home.name}", "0o40700", "['x']\n"]
+    home.chmod(0o777)
+    assert said()[0].startswith(f"/tmp/{home.name}-")
+    shutil.rmtree(home)
+    theirs = shared / "theirs"
+    theirs.mkdir(mode=0o777)
+    theirs.chmod(0o777)
+    os.chown(theirs, UID, UID)
+    for make in (lambda: home.symlink_to("theirs"), lambda: home.mkdir(), lambda: home.write_text("")):
+        make()
+        found, mode, listed = said()
+        assert re.fullmatch(rf"/tmp/{home.name}-\w+", found)
+        assert (mode, listed) == ("0o40700", "['x']\n")
+        shutil.rmtree(home) if home.is_dir() and not home.is_symlink() else home.unlink()
+    assert [*theirs.iterdir()] == []
 
 
 def test_a_home_that_is_there_is_kept(image: str, engine: Engine) -> None:

@@ -1,13 +1,20 @@
-"""What is built from source is compared with the source as far as it can be, and nothing else hides behind it."""
+"""What a lock puts into an image: what is built from source is compared with it as far as can be; licences are SPDX's."""
 
 import hashlib
+import json
+import re
 import zipfile
+from datetime import date
 from pathlib import Path
 
+import pytest
+
+from smokehouse import sbom
+from smokehouse.base import DebianPackage
 from smokehouse.contents import Contents
 from smokehouse.house import House
 from smokehouse.layers import Entry, Tree
-from smokehouse.manifest import LockedFile, Manifest
+from smokehouse.manifest import CondaPackage, LockedFile, Manifest
 
 from ..builder.conftest import sdist
 
@@ -68,3 +75,52 @@ def test_a_wheel_that_is_wrong_about_itself_is_read_as_it_is(root: Path, tmp_pat
     assert fits("opt/env/bin/run", b"#!/opt/env/bin/python3.11\nimport odd\n")
     assert fits("opt/env/share/odd.txt", b"odd\n")
     assert fits(f"{SITE}/odd-1.0.dist-info/INSTALLER", b"smokehouse\n")
+
+
+@pytest.mark.parametrize(
+    ("stated", "declared", "comment"),
+    [
+        ("License-Expression: mit or apache-2.0 WITH llvm-exception", "MIT OR Apache-2.0 WITH LLVM-exception", None),
+        ("License: BSD-3-Clause", "BSD-3-Clause", None),
+        ("License: Apache License, Version 2.0", "Apache-2.0", None),
+        ("License: MIT License\n \n Copyright (c) x\nClassifier: License :: OSI Approved :: MIT License", "MIT", None),
+        ("Classifier: License :: OSI Approved :: Mozilla Public License 2.0 (MPL 2.0)", "MPL-2.0", None),
+        ("License: BSD\nClassifier: License :: OSI Approved :: BSD License", "NOASSERTION", "BSD"),
+        ("Classifier: License :: A :: MIT License\nClassifier: License :: A :: ISC", "NOASSERTION", "MIT License; ISC"),
+        ("License: a\n   b " + "c" * 300, "NOASSERTION", "a b " + "c" * 196),
+        ("License-Expression: LicenseRef-Ours", "NOASSERTION", "LicenseRef-Ours"),
+        ("License-Expression: MIT AND", "NOASSERTION", "MIT AND"),
+        ("Name: x", "NOASSERTION", None),
+    ],
+    ids=["expression", "name", "words", "text", "classifier", "no version", "two", "long", "reference", "broken", "none"],
+)
+def test_a_licence_is_told_as_spdx_has_it_or_in_a_comment(
+    tmp_path: Path, stated: str, declared: str, comment: str | None
+) -> None:
+    place = tmp_path / "odd-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(place, "w") as archive:
+        archive.writestr("odd-1.0.dist-info/METADATA", f"Metadata-Version: 2.4\n{stated}\n")
+    locked = LockedFile(name="odd", version="1.0", file=place.name, size=0, sha256="0" * 64)
+    manifest = Manifest.model_construct(environment="tiny", cutoff=date(2025, 3, 15), pip=(locked,))
+    document = json.loads(sbom.text(manifest, (), (), sbom.licences(tmp_path, [locked])))
+    package = document["packages"][1]
+    assert (package["licenseDeclared"], package.get("licenseComments")) == (declared, comment)
+
+
+def test_an_sbom_names_each_package_once_and_by_what_spdx_allows() -> None:
+    def conda(name: str) -> CondaPackage:
+        told = {"version": "1", "file": f"{name}.conda", "size": 1, "sha256": "0" * 64, "build": "0", "subdir": "noarch"}
+        return CondaPackage.model_validate({"name": name, "category": "main", "license": "LGPL-2.1-or-later", **told})
+
+    manifest = Manifest.model_construct(environment="tiny", cutoff=date(2025, 3, 15), pip=())
+    debian = [DebianPackage(name, "1:2+3", "0" * 64, 1, f"pool/{name}.deb") for name in ("libstdc++6", "libstdc--6")]
+    packages = [conda(name) for name in ("typing-extensions", "typing_extensions", "_libgcc_mutex")]
+    text = sbom.text(manifest, packages, debian, {})
+    assert text == sbom.text(manifest, packages[::-1], debian[::-1], {})
+    names = [package["SPDXID"] for package in json.loads(text)["packages"]]
+    assert len({*names}) == 6
+    assert all(re.fullmatch(r"SPDXRef-[A-Za-z0-9.-]+", name) for name in names)
+    assert {package.get("licenseDeclared") for package in json.loads(text)["packages"][1:]} == {
+        "LGPL-2.1-or-later",
+        "NOASSERTION",
+    }

@@ -1,7 +1,5 @@
 """Images are read as what they are, from layouts and registries, and hostile ones are refused in one line."""
 
-import base64
-import json
 import shutil
 import tarfile
 from pathlib import Path
@@ -10,13 +8,11 @@ import pytest
 
 from smokehouse.errors import UserError
 from smokehouse.layers import Limits, Tree
-from smokehouse.oci import EMPTY, MANIFEST, Descriptor, Layout, Manifest, Reference, document
+from smokehouse.oci import EMPTY, MANIFEST, Layout, Manifest, Reference, document
 from smokehouse.registry import Registry
 
 from .images import FOLDER, Contents, Member, image, link, tar
-from .registry import Proxy
-
-BIG = bytes(range(256)) * 4096
+from .registry import BIG, Proxy, pushed
 
 
 def read(folder: Path, limits: Limits | None = None) -> Tree:
@@ -156,20 +152,8 @@ def test_what_is_no_reference_is_refused(text: str) -> None:
         Reference.read(text)
 
 
-def pushed(registry: Proxy, folder: Path, name: str) -> tuple[Reference, Descriptor]:
-    """An image of two layers in the registry."""
-    layout = Layout(folder)
-    made = image(folder, [{"big": BIG}, {"small": b"1"}], kind="")
-    reference = Reference.read(f"{registry.host}/{name}:tag")
-    there = Registry(reference, push=True)
-    for blob in layout.image().blobs:
-        there.upload(layout.blob(blob.digest), blob)
-    there.put(layout.read(made), made.media_type, "tag")
-    return reference, made
-
-
 def test_what_is_pushed_is_pulled(registry: Proxy, tmp_path: Path) -> None:
-    reference, made = pushed(registry, tmp_path / "a", "round/trip")
+    reference, made = pushed(registry.host, tmp_path / "a", "round/trip")
     layout = Layout(tmp_path / "b")
     assert Registry(reference).pull(layout).digest == made.digest
     assert layout.image().tree(lambda path: False).entries.keys() == {"big", "small"}
@@ -181,7 +165,7 @@ def test_what_is_pushed_is_pulled(registry: Proxy, tmp_path: Path) -> None:
 
 
 def test_a_cut_pull_goes_on(registry: Proxy, tmp_path: Path) -> None:
-    reference, made = pushed(registry, tmp_path / "a", "cut/pull")
+    reference, made = pushed(registry.host, tmp_path / "a", "cut/pull")
     layer = Layout(tmp_path / "a").image().manifest.layers[0]
     registry.faults.cut_down[f"GET .*{layer.digest}"] = 300_000
     assert Registry(reference).pull(Layout(tmp_path / "b")).digest == made.digest
@@ -191,7 +175,7 @@ def test_a_cut_pull_goes_on(registry: Proxy, tmp_path: Path) -> None:
 
 
 def test_a_blob_that_lies_is_named(registry: Proxy, tmp_path: Path) -> None:
-    reference, made = pushed(registry, tmp_path / "a", "lying/blob")
+    reference, made = pushed(registry.host, tmp_path / "a", "lying/blob")
     image_there = Layout(tmp_path / "a").image()
     layer = image_there.manifest.layers[1]
     registry.faults.lies.add(f"/blobs/{layer.digest}")
@@ -220,7 +204,7 @@ def test_a_cut_push_is_named_and_a_second_call_sends_the_rest(registry: Proxy, t
 
 
 def test_a_registry_without_referrers_gets_a_tag_in_their_stead(registry: Proxy, tmp_path: Path) -> None:
-    reference, made = pushed(registry, tmp_path / "a", "refer/red")
+    reference, made = pushed(registry.host, tmp_path / "a", "refer/red")
     there = Registry(reference, push=True)
     assert there.referrers(made.digest) == ()
     layout = Layout(tmp_path / "b")
@@ -242,27 +226,3 @@ def test_a_registry_without_referrers_gets_a_tag_in_their_stead(registry: Proxy,
             there.refer(artefact, made.digest)
         found.append(artefact)
     assert there.referrers(made.digest) == tuple(found)
-
-
-def test_a_password_is_for_its_host_and_a_token_is_asked_for(
-    registry: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    reference, made = pushed(registry, tmp_path / "a", "se/cret")
-    secret = base64.b64encode(b"user:pass:word").decode()
-    (tmp_path / "config.json").write_text(json.dumps({"auths": {registry.host: {"auth": secret}}}))
-    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
-    registry.faults.answers["GET .*/manifests/"] = (401, {"WWW-Authenticate": 'Basic realm="here"'})
-    registry.asked.clear()
-    assert Registry(reference).pull(Layout(tmp_path / "b")).digest == made.digest
-    sent = [headers.get("Authorization") for _, headers in registry.asked]
-    assert sent[0] is None
-    assert {*sent[1:]} == {f"Basic {secret}"}
-    registry.faults.answers["GET .*/manifests/"] = (401, {"WWW-Authenticate": 'Bearer realm="http://elsewhere.example/token"'})
-    with pytest.raises(UserError, match=r"a password to be sent to 'http://elsewhere\.example/token' in the clear"):
-        Registry(reference).pull(Layout(tmp_path / "c"))
-    realm = f'Bearer realm="http://{registry.host}/token",service="s"'
-    registry.faults.answers["GET .*/manifests/"] = (401, {"WWW-Authenticate": realm})
-    registry.faults.answers["GET /token"] = (403, {})
-    with pytest.raises(UserError, match=f"answers 403 Forbidden; log in: docker login {registry.host}"):
-        Registry(reference).pull(Layout(tmp_path / "c"))
-    assert registry.requests(r"GET /token\?service=s&scope=repository%3Ase%2Fcret%3Apull$")
