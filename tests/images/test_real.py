@@ -77,10 +77,10 @@ def environment_of(engine: Engine, *programs: str) -> dict[str, str]:
 
 def forget(engine: Engine) -> None:
     """Take the image out of the engine, with all that was built for it."""
-    listed = engine.docker(
-        "images", "--format", "{{.ID}}", "--filter", f"label=io.smokehouse.environment={NAME}"
-    ).stdout.split()
-    engine.docker("rmi", "--force", *listed)
+    label = f"label=io.smokehouse.environment={NAME}"
+    listed = engine.docker("images", "--format", "{{.ID}}", "--filter", label).stdout.split()
+    if listed:  # not where the build itself failed
+        engine.docker("rmi", "--force", *{*listed})
     if engine.store:
         engine.docker("builder", "prune", "--all", "--force")
 
