@@ -66,6 +66,9 @@ def smoke_image(house: House, reference: str, options: Sequence[str]) -> NoRetur
     options, given = without(options, "--report", "a folder")
     report = Path(given or house.root / "build" / "smoke" / f"{name}-image").absolute()
     report.mkdir(parents=True, exist_ok=True)
+    # The smoke test asks so, too, but from now on all in it is that of the user in the container.
+    if not (report / ".lock").exists() and any(report.iterdir()):
+        raise UserError(f"{report}: not empty, and no folder of reports; give --report a new one")
     user, group = os.getuid() or _NOBODY, os.getgid() or _NOBODY
     if os.getuid() == 0:
         os.chown(report, user, group)

@@ -238,6 +238,13 @@ def test_a_home_that_is_there_is_kept(image: str, engine: Engine) -> None:
     assert engine.docker("run", "--rm", *options, image, "python", "-c", code).stdout == "/home/me None\n"
 
 
+def test_a_folder_with_other_things_is_not_given_to_a_container(image: str, tiny: TestHouse, tmp_path: Path) -> None:
+    (tmp_path / "thesis").touch()
+    refused = tiny.refused("smoke", "--image", image, "--report", str(tmp_path))
+    assert f"{tmp_path}: not empty, and no folder of reports; give --report a new one" in refused
+    assert (tmp_path / "thesis").stat().st_uid == tmp_path.stat().st_uid == os.getuid()
+
+
 def test_doctor_names_what_is_too_small_and_too_old(image: str, engine: Engine, tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     version = tmp_path / "driver" / "nvidia" / "version"
