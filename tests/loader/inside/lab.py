@@ -106,6 +106,9 @@ def ranks(work: Callable[..., Any], *arguments: Any, world: int = 2, backend: st
 def _rank(rank: int, world: int, folder: str, pipe: Any, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     import torch
 
+    # The first call after a fork replaces torch's thread pool; transformers 5, which loads in several threads, could make it
+    # from two at once, of which one then finds none ("Invalid thread pool!").
+    torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world))
     os.environ.update(LOCAL_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     try:
