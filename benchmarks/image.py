@@ -220,8 +220,6 @@ def measure(bench: Bench, root: Path, rounds: int) -> Sequence[str]:
     real.run(bench.house, "lock", real.NAME)
     after = requirements.read_bytes()
     changed = bench.ours(real.NAME)
-    # The layers are in the order of the lock; ours lies on that of the models.
-    model = [*changed.layers.values()][-2]
     bench.forget(cold.reference)
 
     requirements.write_bytes(before)
@@ -230,6 +228,7 @@ def measure(bench: Bench, root: Path, rounds: int) -> Sequence[str]:
     plain_changed = bench.plain(requirements)
 
     new, plain_new = changed.new_over(cold), plain_changed.new_over(plain)
+    own = new - [*changed.layers.values()][-1]  # the last layer is ours, which has the lock
     added = second.new_over(cold)
     locked = locked_sizes(bench.house)
     found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
@@ -255,7 +254,7 @@ def measure(bench: Bench, root: Path, rounds: int) -> Sequence[str]:
         row("compressed size", f"{cold.size / 1e6:.0f} MB", f"{plain.size / 1e6:.0f} MB", f"{plain.size / cold.size:.2f}"),
         "",
         f"Compressed size over that of all wheels, conda and Debian packages in it: {cold.size / locked:.3f}",
-        f"New bytes over the layer that the changed package is in: {new / model:.2f}",
+        f"New bytes over the layer that the changed package is in: {new / own:.2f}",
         f"A second environment of the same stack ({SECOND}): {added / 1e6:.2f} MB new, "
         f"{100 * added / second.size:.2f} % of it, in {second.seconds:.1f} s",
         f"`import torch, transformers, deepspeed` in the container {statistics.median(inside):.2f} s, on the host "
