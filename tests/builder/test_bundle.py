@@ -6,12 +6,15 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import tomllib
 from pathlib import Path
 
 import pytest
 from packaging.pylock import Pylock
 
+from smokehouse.download import _all_at_once
+from smokehouse.errors import UserError
 from smokehouse.files import hashed
 
 from .channel import Channel
@@ -293,3 +296,20 @@ def test_disk_that_is_too_small_for_a_bundle(house: TestHouse, command: list[str
 def test_bundle_option_without_a_folder(house: TestHouse, command: list[str]) -> None:
     assert "--bundle wants a folder, made by nox -s bundle -- NAME DIR" in house.refused("smoke", "tiny", "--bundle")
     assert command
+
+
+def test_nothing_goes_on_after_a_download_failed() -> None:
+    """Else a second call finds the threads of the first at the files that it writes itself."""
+    failed = threading.Event()
+    ended = []
+
+    def refused() -> None:
+        raise UserError("it is another file")
+
+    def under_way() -> None:
+        assert failed.wait(60)
+        ended.append("in order")
+
+    with pytest.raises(UserError, match="it is another file"):
+        _all_at_once([refused, under_way], failed)
+    assert ended == ["in order"]
