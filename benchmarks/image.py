@@ -24,7 +24,6 @@ from smokehouse import base as bases
 from smokehouse import environment, installation
 from smokehouse.house import House
 from tests.builder import channel as channels
-from tests.builder.conftest import TestHouse
 from tests.images import real
 from tests.images.debian import unpack
 from tests.images.engine import Engine, present, started
@@ -161,14 +160,6 @@ def bench(root: Path) -> Iterator[Bench]:
             yield Bench(root, engine, mmdebstrap, Path(folder))
 
 
-def locked_sizes(house: TestHouse) -> int:
-    """The bytes of all that the image is made of, as it is fetched."""
-    lock = json.loads((house.root / "lockfiles" / real.NAME / "lock.json").read_text())
-    inside = [entry for entry in lock["conda"] if entry["category"] == "main"] + lock["pip"]
-    lines = [line.split() for line in (house.root / "docker" / "base.lock").read_text().splitlines() if line[0] != "#"]
-    return sum(entry["size"] for entry in inside) + sum(int(size) for _, _, _, size, _ in lines)
-
-
 def row(what: str, ours: str, plain: str, ratio: str) -> str:
     """A line of the table."""
     return f"| {what} | {ours} | {plain} | {ratio} |"
@@ -230,7 +221,7 @@ def measure(bench: Bench, root: Path, rounds: int) -> Sequence[str]:
     new, plain_new = changed.new_over(cold), plain_changed.new_over(plain)
     own = new - [*changed.layers.values()][-1]  # the last layer is ours, which has the lock
     added = second.new_over(cold)
-    locked = locked_sizes(bench.house)
+    locked = real.locked_bytes(bench.house)
     found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     version = bench.engine.docker("version", "--format", "{{.Server.Version}}").stdout.strip()
     return [

@@ -1,5 +1,6 @@
 """Environments with their real pip half, on a conda half of the tests' own channel."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -48,6 +49,14 @@ def furnish(
         pins = Path("lockfiles", name, "requirements.txt")
         assert (place / pins).read_bytes() == (root / pins).read_bytes()  # the pip half is the real one
     return house
+
+
+def locked_bytes(house: TestHouse) -> int:
+    """The sizes of all that the image is made of, as it is fetched."""
+    lock = json.loads((house.root / "lockfiles" / NAME / "lock.json").read_text())
+    inside = [entry for entry in lock["conda"] if entry["category"] == "main"] + lock["pip"]
+    base = [line.split() for line in (house.root / "docker" / "base.lock").read_text().splitlines() if line[0] != "#"]
+    return sum(entry["size"] for entry in inside) + sum(int(size) for _, _, _, size, _ in base)
 
 
 def run(house: TestHouse, *arguments: str, timeout: float = 1500, code: int = 0) -> subprocess.CompletedProcess[str]:

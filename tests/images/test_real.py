@@ -19,7 +19,7 @@ from ..builder.conftest import TestHouse
 from . import toolkit
 from .conftest import STRANGER, key_pair
 from .engine import Engine, started
-from .real import NAME, furnish, run
+from .real import NAME, furnish, locked_bytes, run
 from .test_ops import CPU, FUSED
 
 MOST = 0.90  # of the sizes of what is locked
@@ -135,10 +135,7 @@ def test_it_is_smaller_than_what_it_is_made_of(real: Real) -> None:
     there = Registry(Reference.read(real.reference)).manifest(real.digest)
     assert there
     packed = sum(layer["size"] for layer in json.loads(there[0])["layers"])
-    lock = json.loads((real.house.root / "lockfiles" / NAME / "lock.json").read_text())
-    inside = [entry for entry in lock["conda"] if entry["category"] == "main"] + lock["pip"]
-    base = [line.split() for line in (real.house.root / "docker" / "base.lock").read_text().splitlines() if line[0] != "#"]
-    locked = sum(entry["size"] for entry in inside) + sum(int(size) for _, _, _, size, _ in base)
+    locked = locked_bytes(real.house)
     print(f"{packed} bytes packed, {locked} bytes locked, {packed / locked:.3f}")
     assert packed <= MOST * locked
 
