@@ -173,7 +173,7 @@ def comparison(rounds: int) -> None:
     import torch
     from transformers import Qwen2ForCausalLM
 
-    from smokehouse_loader import bits, check_checkpoint, load_model
+    from smokehouse_loader import check_checkpoint, compare, load_model
 
     print(
         '\n| the comparison of `verify="bits"`, 1 process | MB | ms | times reading once | from disk, ms | times | memory, MB |'
@@ -186,22 +186,22 @@ def comparison(rounds: int) -> None:
             Qwen2ForCausalLM(language_model(layers, width)).save_pretrained(path, max_shard_size="100MB")
             model = load_model(path, torch_dtype=torch.float32)
             fit = check_checkpoint(path)
-            assert not bits.wrong_tensors(model, fit.checkpoint, fit.plan)
+            assert not compare.wrong_tensors(model, fit.checkpoint, fit.plan)
             peak = Peak()
-            stream = bits.Reader.stream
+            stream = compare.Reader.stream
 
             def seen(self: Any, wanted: Any, stream: Any = stream, peak: Peak = peak) -> Any:
                 for piece in stream(self, wanted):
                     peak.look()
                     yield piece
 
-            bits.Reader.stream = seen  # type: ignore[method-assign]
-            bits.wrong_tensors(model, fit.checkpoint, fit.plan)
-            bits.Reader.stream = stream  # type: ignore[method-assign]
-            compare = lambda: bits.wrong_tensors(model, fit.checkpoint, fit.plan)  # noqa: B023, E731 - called here
+            compare.Reader.stream = seen  # type: ignore[method-assign]
+            compare.wrong_tensors(model, fit.checkpoint, fit.plan)
+            compare.Reader.stream = stream  # type: ignore[method-assign]
+            again = lambda: compare.wrong_tensors(model, fit.checkpoint, fit.plan)  # noqa: B023, E731 - called here
             read = lambda: read_once(path, buffer, 0, 1)  # noqa: B023, E731 - called here
-            spent, _, ratio = against(compare, read, rounds)
-            slow, _, cold = against(compare, read, rounds, lambda: forget(path))  # noqa: B023 - called here
+            spent, _, ratio = against(again, read, rounds)
+            slow, _, cold = against(again, read, rounds, lambda: forget(path))  # noqa: B023 - called here
             size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
         grown, tensors = max(0, peak.most - peak.first), len(fit.checkpoint.tensors)
         print(
@@ -218,7 +218,7 @@ def rank(number: int, world: int, store: str, path: Path, rounds: int, pipe: Any
     from transformers.integrations import HfDeepSpeedConfig
 
     import smokehouse_loader
-    from smokehouse_loader import bits, zero
+    from smokehouse_loader import compare, zero
 
     os.environ.update(RANK=str(number), LOCAL_RANK=str(number), WORLD_SIZE=str(world), LOCAL_SIZE=str(world))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
@@ -233,13 +233,13 @@ def rank(number: int, world: int, store: str, path: Path, rounds: int, pipe: Any
     compares, reads = [], []
     for _ in range(rounds):
         dist.barrier()
-        compares.append(seconds(lambda: bits.wrong_tensors(model, fit.checkpoint, fit.plan)))
+        compares.append(seconds(lambda: compare.wrong_tensors(model, fit.checkpoint, fit.plan)))
         dist.barrier()
         reads.append(seconds(lambda: read_once(path, buffer, number, world)))
     held = sum(zero.held(parameter)[0].numel() for parameter in model.parameters())
-    compare = statistics.median(compares)
+    compared = statistics.median(compares)
     ratio = statistics.median(one / other for one, other in zip(compares, reads, strict=True))
-    pipe.send((loaded, compare, ratio, held / fit.checkpoint.elements))
+    pipe.send((loaded, compared, ratio, held / fit.checkpoint.elements))
     del live
     dist.barrier()
     os._exit(0)

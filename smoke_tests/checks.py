@@ -26,7 +26,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 from safetensors import safe_open
 
-from smokehouse_loader import Failure, assert_ready, bits, explain, inspect_checkpoint, load_model, ready, zero
+from smokehouse_loader import Failure, assert_ready, compare, explain, inspect_checkpoint, load_model, ready, zero
 from smokehouse_loader.errors import shortened
 from smokehouse_loader.keys import Plan
 
@@ -304,15 +304,15 @@ def wrong_tensors(bench: Bench, truth: Path) -> dict[str, str]:
     the loader asks it: a tensor that transformers puts in another's place has to show.
     """
     stored = inspect_checkpoint(truth)
-    state = bits.state_of(bench.model)
+    state = compare.state_of(bench.model)
     names = {bench.family.published(name): name for name in state}
     plan = Plan()
     for key in stored.tensors:
         name = bench.family.published(key)
         plan.take(names.get(name, name), key)
-    wrong = bits.wrong_tensors(bench.model, stored, plan)
+    wrong = compare.wrong_tensors(bench.model, stored, plan)
     wrong |= {key: f"is in the file as {other} too" for key, other in plan.doubled}
-    wrong |= dict.fromkeys(state.keys() - bits.filled(bench.model, plan), "is in the model and not in the file")
+    wrong |= dict.fromkeys(state.keys() - compare.filled(bench.model, plan), "is in the model and not in the file")
     return {bench.family.published(name): what for name, what in wrong.items()}
 
 

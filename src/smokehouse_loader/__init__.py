@@ -9,27 +9,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from smokehouse_loader.checkpoint import Checkpoint, inspect_checkpoint
+    from smokehouse_loader.diagnosis import Diagnosis, explain
     from smokehouse_loader.errors import Finding, LoadError
-    from smokehouse_loader.explanation import Diagnosis, explain
     from smokehouse_loader.failures import FAILURES, Failure
-    from smokehouse_loader.guard import Fit, check_checkpoint
-    from smokehouse_loader.header import Tensor
+    from smokehouse_loader.fit import Fit, check_checkpoint
     from smokehouse_loader.loading import load_model
     from smokehouse_loader.model_class import register, resolve_model_class
     from smokehouse_loader.ready import assert_ready
+    from smokehouse_loader.safetensors_header import Tensor
 
 _HOMES = {
     "Checkpoint": "checkpoint",
-    "Diagnosis": "explanation",
+    "Diagnosis": "diagnosis",
     "FAILURES": "failures",
     "Failure": "failures",
     "Finding": "errors",
-    "Fit": "guard",
+    "Fit": "fit",
     "LoadError": "errors",
-    "Tensor": "header",
+    "Tensor": "safetensors_header",
     "assert_ready": "ready",
-    "check_checkpoint": "guard",
-    "explain": "explanation",
+    "check_checkpoint": "fit",
+    "explain": "diagnosis",
     "inspect_checkpoint": "checkpoint",
     "load_model": "loading",
     "register": "model_class",

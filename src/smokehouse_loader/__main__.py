@@ -66,7 +66,7 @@ def _check(path: Path, model_class: str | None, trust: bool, as_json: bool) -> i
     said: dict[str, Any] = {"path": str(path), "layout": checkpoint.layout, "tensors": len(checkpoint.tensors)}
     said |= {"elements": checkpoint.elements, "files": [file.name for file in checkpoint.files]}
     try:
-        from smokehouse_loader.guard import check_checkpoint
+        from smokehouse_loader.fit import check_checkpoint
         from smokehouse_loader.model_class import read_config
 
         config = None if checkpoint.problems else read_config(path, trust_remote_code=trust)
@@ -98,7 +98,7 @@ def _has_code(path: Path) -> bool:
 
 
 def _explain(log: Path, as_json: bool) -> int:
-    from smokehouse_loader.explanation import explain_log
+    from smokehouse_loader.diagnosis import explain_log
 
     found = explain_log(log)
     if as_json:

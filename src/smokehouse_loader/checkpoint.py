@@ -9,7 +9,7 @@ from typing import Any
 
 from smokehouse_loader.errors import Finding, shortened
 from smokehouse_loader.failures import cure_of
-from smokehouse_loader.header import BadFileError, Tensor, read, refuse_foreign
+from smokehouse_loader.safetensors_header import BadFileError, Tensor, read, refuse_foreign
 
 # An index of a 70 GB checkpoint has 0.1 MB.
 _LARGEST_INDEX = 64 * 2**20

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from smokehouse_loader import bits, hub, ready, zero
+from smokehouse_loader import compare, hub, ready, zero
 from smokehouse_loader.checkpoint import Checkpoint, inspect_checkpoint
+from smokehouse_loader.consensus import Verdict
+from smokehouse_loader.diagnosis import explain
 from smokehouse_loader.errors import Finding, LoadError, first_line, shortened
-from smokehouse_loader.explanation import explain
 from smokehouse_loader.failures import cure_of
-from smokehouse_loader.guard import Fit, check_checkpoint, concrete_class, refuse_unreadable
-from smokehouse_loader.model_class import read_config
-from smokehouse_loader.verdict import Verdict
+from smokehouse_loader.fit import Fit, check_checkpoint, refuse_unreadable
+from smokehouse_loader.model_class import concrete_class, read_config
 
 # What gives from_pretrained its weights from elsewhere than the checkpoint's files, so that nothing could be compared.
 _ELSEWHERE = ("from_flax", "from_tf", "gguf_file", "state_dict")
@@ -157,7 +157,7 @@ def _verify(model: Any, info: dict[str, Any], plan: _Plan, verify: str) -> Itera
         return
     where = str(plan.checkpoint.path)
     skipped = {mismatch.name for mismatch in plan.fit.mismatched}
-    if missing := sorted(set(info.get("missing_keys", ())) - bits.filled(model, plan.fit.plan) - skipped):
+    if missing := sorted(set(info.get("missing_keys", ())) - compare.filled(model, plan.fit.plan) - skipped):
         what = f"transformers found nothing for {len(missing)} tensors ({shortened(missing)})"
         yield Finding("missing-key", where, what, cure_of("missing-key"))
     yield from ready.problems(model)
@@ -169,5 +169,5 @@ def _verify(model: Any, info: dict[str, Any], plan: _Plan, verify: str) -> Itera
 def _wrong(model: Any, plan: _Plan, verify: str) -> dict[str, str]:
     assert plan.fit is not None
     if verify == "bits":
-        return bits.wrong_tensors(model, plan.checkpoint, plan.fit.plan)
-    return bits.wrong_shapes(model, plan.checkpoint, plan.fit.plan)
+        return compare.wrong_tensors(model, plan.checkpoint, plan.fit.plan)
+    return compare.wrong_shapes(model, plan.checkpoint, plan.fit.plan)

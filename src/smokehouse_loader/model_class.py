@@ -8,6 +8,29 @@ from typing import Any
 from smokehouse_loader.errors import Finding, LoadError, first_line
 from smokehouse_loader.failures import cure_of
 
+
+def concrete_class(model_class: Any, config: Any) -> Any:
+    """The model class that is meant. An auto class stands for its entry."""
+    import transformers
+
+    if model_class is None:
+        return resolve_model_class(config)
+    if isinstance(model_class, str):
+        found = getattr(transformers, model_class, None)
+        if found is None:
+            what = f"transformers {transformers.__version__} has no class {model_class!r}"
+            raise LoadError([Finding("no-model-class", "model_class", what, cure_of("no-model-class"))])
+        model_class = found
+    if hasattr(model_class, "_model_mapping"):
+        try:
+            entry = model_class._model_mapping[type(config)]
+        except KeyError:
+            what = f"{model_class.__name__} has no class for a {type(config).__name__}"
+            raise LoadError([Finding("wrong-auto-class", "model_class", what, cure_of("wrong-auto-class"))]) from None
+        return entry[0] if isinstance(entry, tuple) else entry
+    return model_class
+
+
 _REGISTERED: dict[str, Any] = {}
 _VISION = ("vision_config", "visual_config", "vision_tower", "mm_vision_tower", "vision")
 

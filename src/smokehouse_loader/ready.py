@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from smokehouse_loader import bits, zero
+from smokehouse_loader import compare, zero
 from smokehouse_loader.checkpoint import Checkpoint
+from smokehouse_loader.consensus import Verdict
 from smokehouse_loader.errors import Finding, shortened
 from smokehouse_loader.failures import cure_of
 from smokehouse_loader.keys import Plan
-from smokehouse_loader.verdict import Verdict
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def _held(parameter: Any) -> int:
 
 def _ties(model: Any) -> Iterator[Finding]:
     origin = ORIGINS.get(model)
-    state = bits.state_of(model)
+    state = compare.state_of(model)
     for names in origin.tied if origin else _embeddings(model, state):
         # transformers 5 leaves two tensors apart that the checkpoint holds both.
         held = [name for name in names if origin and name in origin.plan.renamed]
@@ -111,7 +111,7 @@ def _initialised(model: Any) -> Iterator[Finding]:
     origin = ORIGINS.get(model)
     if origin is None:
         return
-    names = bits.untouched(model, origin.checkpoint, origin.plan)
+    names = compare.untouched(model, origin.checkpoint, origin.plan)
     if names:
         what = f"holds nothing of what {origin.checkpoint.path} holds for it ({shortened(names)})"
         yield Finding("not-loaded", names[0], what, cure_of("not-loaded"))

@@ -25,8 +25,8 @@ for device, processes in (("cpu", 1), ("cpu", 2), ("cuda", 2)):
 print(json.dumps(sorted(found)))
 """
 WHERE = """
-import importlib.util, json, smoke_tests, smokehouse_loader.header
-files = smokehouse_loader.__file__, smokehouse_loader.header.__file__
+import importlib.util, json, smoke_tests, smokehouse_loader.safetensors_header
+files = smokehouse_loader.__file__, smokehouse_loader.safetensors_header.__file__
 print(json.dumps([*files, importlib.util.find_spec("smokehouse") is None]))
 """
 
@@ -43,7 +43,7 @@ def test_no_module_imports_the_builder() -> None:
 
 def test_loader_is_that_of_the_checkout_and_the_builder_out_of_reach(lasting: Starter) -> None:
     src = ROOT / "src" / "smokehouse_loader"
-    assert json.loads(lasting.inside("-c", WHERE)) == [str(src / "__init__.py"), str(src / "header.py"), True]
+    assert json.loads(lasting.inside("-c", WHERE)) == [str(src / "__init__.py"), str(src / "safetensors_header.py"), True]
 
 
 def test_both_packages_side_by_side(lasting: Starter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +51,7 @@ def test_both_packages_side_by_side(lasting: Starter, tmp_path: Path, monkeypatc
     for package in (ROOT / "smoke_tests", ROOT / "src" / "smokehouse_loader"):
         shutil.copytree(package, tmp_path / package.name)
     monkeypatch.setattr(lasting, "root", tmp_path)
-    files = [str(tmp_path / "smokehouse_loader" / name) for name in ("__init__.py", "header.py")]
+    files = [str(tmp_path / "smokehouse_loader" / name) for name in ("__init__.py", "safetensors_header.py")]
     assert json.loads(lasting.inside("-c", WHERE)) == [*files, True]
 
 

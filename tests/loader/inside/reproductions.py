@@ -25,7 +25,7 @@ import pytest
 import torch
 
 import smokehouse_loader
-from smokehouse_loader import LoadError, bits, loading, zero
+from smokehouse_loader import LoadError, compare, loading, zero
 
 DEADLINE = 120.0  # seconds
 
@@ -164,7 +164,7 @@ def deepcopy_partitioned_model(bench: Bench) -> list[str]:
 
 
 def train_model_on_meta(bench: Bench) -> list[str]:
-    from smokehouse_loader.guard import build_on_meta
+    from smokehouse_loader.fit import build_on_meta
     from smokehouse_loader.model_class import read_config
 
     model = build_on_meta(model_class(), read_config(bench.slim))
@@ -198,7 +198,7 @@ def ignore_mismatched_sizes(bench: Bench) -> list[str]:
         with zero.safe_gathers():
             model = naive(bench.slim, ignore_mismatched_sizes=True)
         fit = smokehouse_loader.check_checkpoint(bench.slim)
-        wrong = bits.wrong_tensors(model, fit.checkpoint, fit.plan)
+        wrong = compare.wrong_tensors(model, fit.checkpoint, fit.plan)
         del live
         return text, len(wrong)
 
@@ -251,7 +251,7 @@ def gloo_race(bench: Bench) -> list[str]:
         with zero.waited_gathers() if safe else contextlib.nullcontext():
             model = naive(bench.real)
         del live
-        return len(bits.wrong_tensors(model, fit.checkpoint, fit.plan))
+        return len(compare.wrong_tensors(model, fit.checkpoint, fit.plan))
 
     tries = 1 if lab.version("deepspeed") >= zero.RACE_FIXED_IN else 10
     seen = any(sum(lab.values(lab.ranks(work, False))) for _ in range(tries))

@@ -10,7 +10,7 @@ import torch
 
 from smokehouse_loader import LoadError, check_checkpoint, load_model, register, resolve_model_class
 from smokehouse_loader.__main__ import main
-from smokehouse_loader.guard import KEY_MAPPING
+from smokehouse_loader.fit import KEY_MAPPING
 from smokehouse_loader.model_class import known_versions, read_config
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from smokehouse_loader import bits, check_checkpoint, inspect_checkpoint, keys, load_model
+from smokehouse_loader import check_checkpoint, compare, inspect_checkpoint, keys, load_model
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool]
 NAMES = st.text("abcdefg.01_é", min_size=1, max_size=12).filter(lambda name: name != "__metadata__")
@@ -62,10 +62,10 @@ def test_all_that_is_there_is_told(shards: list[dict[str, torch.Tensor]], single
                     part = opened.get_slice(name)
                     wanted[name] = (tuple(part.get_shape()), part.get_dtype(), file.name)
         assert told == wanted
-        with bits.Reader(found) as reader:
+        with compare.Reader(found) as reader:
             for shard in shards:
                 for name, tensor in shard.items():
-                    assert bits.same_bits(reader.whole(name), tensor)
+                    assert compare.same_bits(reader.whole(name), tensor)
 
 
 @given(sharded(), st.data())
@@ -245,9 +245,9 @@ def test_every_bit_counts(config: Any, data: st.DataObject) -> None:
         model = load_model(folder, torch_dtype=torch.float32)
         checkpoint = inspect_checkpoint(folder)
         plan: keys.Plan = keys.plan(model, checkpoint.tensors)
-        assert bits.wrong_tensors(model, checkpoint, plan) == {}
+        assert compare.wrong_tensors(model, checkpoint, plan) == {}
         name = data.draw(st.sampled_from(sorted(plan.renamed)))
-        values = bits.state_of(model)[name].detach().view(-1).view(torch.int32)
+        values = compare.state_of(model)[name].detach().view(-1).view(torch.int32)
         at = data.draw(st.integers(0, len(values) - 1))
         values[at] ^= 1 << data.draw(st.integers(0, 30))
-        assert bits.wrong_tensors(model, checkpoint, plan) == {name: f"differs in 1 of the {len(values)} elements held here"}
+        assert compare.wrong_tensors(model, checkpoint, plan) == {name: f"differs in 1 of the {len(values)} elements held here"}

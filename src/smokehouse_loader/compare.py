@@ -12,8 +12,8 @@ import torch
 
 from smokehouse_loader import zero
 from smokehouse_loader.checkpoint import DTYPES, Checkpoint, load_bin
-from smokehouse_loader.header import SIZES
 from smokehouse_loader.keys import Plan
+from smokehouse_loader.safetensors_header import SIZES
 
 # What is read at once: it stays in a processor's cache while it is compared.
 CHUNK = 4 * 2**20

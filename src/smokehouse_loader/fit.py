@@ -15,7 +15,7 @@ from smokehouse_loader import keys, zero
 from smokehouse_loader.checkpoint import DTYPES, Checkpoint, inspect_checkpoint
 from smokehouse_loader.errors import Finding, LoadError, first_line, shortened
 from smokehouse_loader.failures import cure_of
-from smokehouse_loader.model_class import read_config, resolve_model_class
+from smokehouse_loader.model_class import concrete_class, read_config
 
 # transformers 4.52 moved the keys of Qwen2.5-VL and others; each rule leads from one layout to the other.
 _OLD = "transformers before 4.52"
@@ -112,28 +112,6 @@ def _foreign(checkpoint: Checkpoint) -> Finding:
         )
     what = f"has the {checkpoint.layout} layout, which from_pretrained does not read"
     return Finding("not-a-checkpoint", str(checkpoint.path), what, "convert it to the layout of transformers")
-
-
-def concrete_class(model_class: Any, config: Any) -> Any:
-    """The model class that is meant. An auto class stands for its entry."""
-    import transformers
-
-    if model_class is None:
-        return resolve_model_class(config)
-    if isinstance(model_class, str):
-        found = getattr(transformers, model_class, None)
-        if found is None:
-            what = f"transformers {transformers.__version__} has no class {model_class!r}"
-            raise LoadError([Finding("no-model-class", "model_class", what, cure_of("no-model-class"))])
-        model_class = found
-    if hasattr(model_class, "_model_mapping"):
-        try:
-            entry = model_class._model_mapping[type(config)]
-        except KeyError:
-            what = f"{model_class.__name__} has no class for a {type(config).__name__}"
-            raise LoadError([Finding("wrong-auto-class", "model_class", what, cure_of("wrong-auto-class"))]) from None
-        return entry[0] if isinstance(entry, tuple) else entry
-    return model_class
 
 
 def build_on_meta(model_class: Any, config: Any) -> Any:
