@@ -25,9 +25,10 @@ from time import perf_counter
 import yaml
 from mirror import Mirror, running
 
-from smokehouse import environment, files, manifest
+from smokehouse import environment, manifest
 from smokehouse.environment import Environment
 from smokehouse.house import House
+from smokehouse.storage import files
 
 ENVIRONMENT = "qwen2.5-vl"
 PACKAGES = 250

@@ -14,12 +14,12 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
 
-from smokehouse.download import Wanted, fetch, is_whole
 from smokehouse.environment import Environment
 from smokehouse.errors import UserError
 from smokehouse.house import House
-from smokehouse.installation import held
 from smokehouse.manifest import LockedFile, Manifest
+from smokehouse.storage.download import Wanted, fetch, is_whole
+from smokehouse.storage.folder_lock import held
 from smokehouse.wheels import Artefact, misfit, ranking
 
 LABEL = "io.smokehouse.with"

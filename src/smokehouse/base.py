@@ -15,13 +15,14 @@ from urllib.parse import unquote
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from smokehouse import files
+from smokehouse.console import tell
 from smokehouse.documents import read_toml
-from smokehouse.download import Wanted, fetch, is_whole
 from smokehouse.errors import UserError
 from smokehouse.house import House
-from smokehouse.installation import held, tell
 from smokehouse.programs import Ended, run
+from smokehouse.storage import files
+from smokehouse.storage.download import Wanted, fetch, is_whole
+from smokehouse.storage.folder_lock import held
 
 LOCK = "docker/base.lock"
 EPOCH = 315532800  # seconds: 1980, the first time that a zip file can tell, so that every step can say it

@@ -13,20 +13,23 @@ from typing import Any, Literal
 
 from packaging.utils import canonicalize_name
 
-from smokehouse import additions, bundling, engine, files, image, lock, prefix, sbom
+from smokehouse import additions, bundling, engine, image, lock, prefix, sbom
 from smokehouse import base as bases
 from smokehouse import bundle as bundles
 from smokehouse.additions import Added, Asked
 from smokehouse.base import EPOCH, DebianPackage
 from smokehouse.bundle import Bundle
+from smokehouse.console import tell
 from smokehouse.environment import Environment
 from smokehouse.errors import UserError
 from smokehouse.halves import refuse_partial
 from smokehouse.house import House
 from smokehouse.image import Flavour, Layer, Ops
-from smokehouse.installation import held, refuse_small_disk, tell
 from smokehouse.manifest import MANIFEST, CondaPackage, LockedFile, Manifest
 from smokehouse.programs import run
+from smokehouse.storage import files
+from smokehouse.storage.disk import refuse_small_disk
+from smokehouse.storage.folder_lock import held
 
 PREFIX = Path("/opt/env")
 PROGRAMS = ("describe", "doctor", "entrypoint", "smoke", "tini")

@@ -3,12 +3,15 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from smokehouse import environment, files, lock, manifest, sources
+from smokehouse import environment, lock, manifest, sources
 from smokehouse.bundle import CONDA, LOCK, MANIFEST, WHEELS, Contents, pylock
+from smokehouse.console import tell
 from smokehouse.errors import UserError
 from smokehouse.house import House
-from smokehouse.installation import held, refuse_small_disk, tell
 from smokehouse.manifest import LockedFile
+from smokehouse.storage import files
+from smokehouse.storage.disk import refuse_small_disk
+from smokehouse.storage.folder_lock import held
 
 _PYLOCK = "pylock.toml"
 

@@ -13,9 +13,9 @@ import rattler
 from rattler import exceptions
 
 from smokehouse.errors import UserError
-from smokehouse.files import sha256
 from smokehouse.inputs import CondaInputs, name_of
 from smokehouse.manifest import HOME, CondaPackage
+from smokehouse.storage.files import sha256
 
 _PATIENCE = 300.0  # seconds for a channel's answer, and for a solution
 T = TypeVar("T")

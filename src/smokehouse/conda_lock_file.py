@@ -14,8 +14,8 @@ import yaml
 from packaging.requirements import Requirement
 
 from smokehouse.conda import Solved, url
-from smokehouse.files import sha256
 from smokehouse.inputs import CondaInputs, name_of
+from smokehouse.storage.files import sha256
 
 
 def text(title: str, conda: CondaInputs, pip: Sequence[Requirement], packages: tuple[Solved, ...], source: str) -> str:

@@ -5,11 +5,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from smokehouse import environment, evidence, files, manifest, page
+from smokehouse import environment, evidence, manifest, page
 from smokehouse.errors import UserError
 from smokehouse.evidence import Evidence
 from smokehouse.house import House
 from smokehouse.markdown import between, code
+from smokehouse.storage import files
 
 _README = "README.md"
 _PLACE = Path("docs", "environments")

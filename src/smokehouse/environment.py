@@ -10,10 +10,10 @@ from packaging.utils import canonicalize_name
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 from smokehouse.documents import Document, Place, read_toml, read_yaml
-from smokehouse.files import sha256
 from smokehouse.house import House
 from smokehouse.inputs import CondaInputs, Inputs, name_of
 from smokehouse.requirement import parse
+from smokehouse.storage.files import sha256
 
 # How conda calls the platforms whose machine uv calls this.
 _SUBDIRS = {"x86_64": "linux-64", "aarch64": "linux-aarch64"}

@@ -10,10 +10,10 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 
 from smokehouse.errors import UserError
-from smokehouse.files import sha256
 from smokehouse.house import House
 from smokehouse.manifest import MANIFEST, Manifest
 from smokehouse.programs import run
+from smokehouse.storage.files import sha256
 
 _LARGEST = 8 << 20  # bytes; a run of eight ranks reports 0.1 MB
 _RENDERING = 60.0  # seconds

@@ -12,12 +12,16 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from smokehouse import bundle, environment, files, lock, prefix, sources, uv
+from smokehouse import bundle, environment, lock, prefix, sources, uv
+from smokehouse.console import tell
 from smokehouse.errors import UserError
 from smokehouse.house import House
-from smokehouse.installation import MARKER, UNPACKED, held, read_marker, refuse_platform, refuse_small_disk, tell
+from smokehouse.installation import MARKER, UNPACKED, read_marker, refuse_platform
 from smokehouse.lock import LockFiles
 from smokehouse.manifest import CondaPackage, Manifest
+from smokehouse.storage import files
+from smokehouse.storage.disk import refuse_small_disk
+from smokehouse.storage.folder_lock import held
 
 # An archive of conda-forge unpacks to about four times its size. No lock has been measured yet.
 _CONDA_UNPACKED = 5.0

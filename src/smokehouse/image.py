@@ -10,8 +10,8 @@ from packaging.utils import canonicalize_name
 from smokehouse.additions import LABEL, Asked
 from smokehouse.base import Base
 from smokehouse.errors import UserError
-from smokehouse.files import sha256
 from smokehouse.manifest import LockedFile, Manifest
+from smokehouse.storage.files import sha256
 
 Flavour = Literal["runtime", "devel"]
 Ops = Literal["none", "aot"]

@@ -7,7 +7,7 @@ from datetime import UTC, date, datetime, time, timedelta
 
 from packaging.requirements import Requirement
 
-from smokehouse.files import sha256
+from smokehouse.storage.files import sha256
 
 # Raised whenever the same inputs give a different file, so that old locks are seen to be old.
 LOCK_FORMAT = 1

@@ -1,10 +1,8 @@
 """Installations: a lock, put on this machine."""
 
-import fcntl
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,14 +10,17 @@ from pathlib import Path
 
 from packaging.tags import platform_tags
 
-from smokehouse import files, lock, uv
+from smokehouse import lock, uv
 from smokehouse.bundle import Bundle
+from smokehouse.console import tell
 from smokehouse.environment import Environment
 from smokehouse.errors import UserError
 from smokehouse.house import House
+from smokehouse.storage import files
+from smokehouse.storage.disk import refuse_small_disk
+from smokehouse.storage.folder_lock import held
 
 MARKER = ".smokehouse.json"
-_PATIENCE = 2 * 3600.0  # seconds to wait for another process that installs the same environment
 
 # Measured on qwen2.5-vl: 3.3 GB of files take 6.6 GB with their bytecode.
 UNPACKED = 2.0
@@ -80,49 +81,9 @@ def emptied(folder: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@contextmanager
-def held(path: Path, doing: str) -> Iterator[int]:
-    """Hold the right to be `doing`, waiting for whoever holds it; yields the descriptor that holds it."""
-    with path.open("a+") as file:
-        until = time.monotonic() + _PATIENCE
-        told = False
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                holder = path.read_text().strip() or "another process"
-                if time.monotonic() > until:
-                    raise UserError(f"{holder} is {doing} without end; look at it or end it") from None
-                if not told:
-                    tell(f"waiting for {holder}, which is {doing}")
-                    told = True
-                time.sleep(0.1)
-        file.truncate(0)
-        file.write(f"process {os.getpid()}")
-        file.flush()
-        yield file.fileno()
-
-
 def refuse_platform(platform: str, name: str) -> None:
     """Raise UserError when this machine is not of the `platform` that the lock `name` is for."""
     machine, _, libc = platform.partition("-")
     here = list(platform_tags())
     if f"{libc}_{machine}" not in here:
         raise UserError(f"{name}: the lock is for {platform}, this machine is {here[0]}; install it on such a one")
-
-
-def refuse_small_disk(folder: Path, need: float, purpose: str) -> None:
-    """Raise UserError when the disk of `folder` has less than `need` bytes free."""
-    free = shutil.disk_usage(folder).free
-    if free < need:
-        raise UserError(f"{folder}: {_human(free)} free, {_human(need)} needed to {purpose}; free some space")
-
-
-def _human(size: float) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
-
-
-def tell(message: str) -> None:
-    """Say what goes on."""
-    print(f"smokehouse: {message}", file=sys.stderr, flush=True)

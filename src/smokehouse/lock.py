@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smokehouse import environment as environments
-from smokehouse import files
 from smokehouse import manifest as manifests
 from smokehouse.environment import Environment
 from smokehouse.errors import UserError
 from smokehouse.house import House
 from smokehouse.inputs import CondaInputs, Inputs, name_of
 from smokehouse.manifest import MANIFEST, Channel, CondaPackage, LockedFile, Manifest
+from smokehouse.storage import files
 from smokehouse.uv import Kept
 
 if TYPE_CHECKING:  # a check of a lock resolves nothing

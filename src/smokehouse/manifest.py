@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from smokehouse import files
 from smokehouse.errors import UserError, first_of
+from smokehouse.storage import files
 
 MANIFEST = "lock.json"
 # What records of a channel say where their files lie, whichever mirror they were read from.

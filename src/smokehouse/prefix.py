@@ -9,8 +9,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from smokehouse import files
 from smokehouse.errors import UserError
+from smokehouse.storage import files
 
 _LINKING = 3600.0  # seconds
 

@@ -6,16 +6,18 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from smokehouse import attestation, building, engine, files, image, lock, oci, verifying
+from smokehouse import attestation, building, engine, image, lock, oci, verifying
 from smokehouse.additions import Asked
 from smokehouse.attestation import BUNDLE, ENVELOPE, Signed, Signer
+from smokehouse.console import tell
 from smokehouse.errors import UserError
 from smokehouse.house import House
 from smokehouse.image import Flavour, Ops
-from smokehouse.installation import held, tell
 from smokehouse.oci import EMPTY, MANIFEST, Descriptor, Image, Layout, Manifest, Reference, document
 from smokehouse.programs import run
 from smokehouse.registry import Registry
+from smokehouse.storage import files
+from smokehouse.storage.folder_lock import held
 
 SBOM = "application/spdx+json"
 _SMOKING = 7200.0  # seconds

@@ -20,8 +20,6 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
-from smokehouse import files
-from smokehouse.download import Wanted, fetch, is_whole
 from smokehouse.errors import UserError, first_of
 from smokehouse.oci import (
     DOCUMENT,
@@ -38,6 +36,8 @@ from smokehouse.oci import (
     parse,
 )
 from smokehouse.programs import run
+from smokehouse.storage import files
+from smokehouse.storage.download import Wanted, fetch, is_whole
 
 _PATIENCE = (30.0, 300.0)  # seconds to connect in, and without a byte: a registry hashes a large layer before it answers
 _ASKING = 60.0

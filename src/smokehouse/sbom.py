@@ -10,10 +10,10 @@ from urllib.parse import quote
 
 from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 
-from smokehouse import files
 from smokehouse.base import DebianPackage
 from smokehouse.image import created
 from smokehouse.manifest import CondaPackage, LockedFile, Manifest
+from smokehouse.storage import files
 
 _COMMENT = 200  # characters
 

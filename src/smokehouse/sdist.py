@@ -11,10 +11,10 @@ from urllib.parse import urlsplit
 
 from packaging.requirements import Requirement
 
-from smokehouse import files
 from smokehouse.errors import UserError
-from smokehouse.files import sha256
 from smokehouse.requirement import parse
+from smokehouse.storage import files
+from smokehouse.storage.files import sha256
 from smokehouse.wheels import Artefact
 
 _LARGEST = 256 << 20  # bytes of an sdist; the largest known are test data

@@ -8,9 +8,9 @@ from pathlib import Path
 from packaging.utils import canonicalize_name
 
 from smokehouse import uv
-from smokehouse.download import Wanted, credentials_of, fetch, is_whole
 from smokehouse.errors import UserError
 from smokehouse.manifest import CondaPackage, LockedFile, Manifest
+from smokehouse.storage.download import Wanted, credentials_of, fetch, is_whole
 from smokehouse.wheels import artefacts
 
 _OTHER_INDEX = "set UV_DEFAULT_INDEX to an index that has it"

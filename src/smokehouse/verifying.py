@@ -12,20 +12,22 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from smokehouse import additions, attestation, building, engine, files, image, lock, oci
+from smokehouse import additions, attestation, building, engine, image, lock, oci
 from smokehouse import base as bases
 from smokehouse.additions import LABEL, Asked
 from smokehouse.attestation import BUNDLE, ENVELOPE, Signed, Signer
 from smokehouse.base import Base
+from smokehouse.console import tell
 from smokehouse.contents import ENV, LISTED, Contents
 from smokehouse.errors import UserError
 from smokehouse.house import House
 from smokehouse.image import Flavour, Ops
-from smokehouse.installation import held, tell
 from smokehouse.layers import Entry, Tree, folders
 from smokehouse.manifest import MANIFEST
 from smokehouse.oci import DOCUMENT, Image, Layout, Manifest, Reference, parse
 from smokehouse.registry import Registry
+from smokehouse.storage import files
+from smokehouse.storage.folder_lock import held
 
 _SHOWN = 20
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from packaging.pylock import Pylock
 
-from smokehouse.download import _all_at_once
 from smokehouse.errors import UserError
-from smokehouse.files import hashed
+from smokehouse.storage.download import _all_at_once
+from smokehouse.storage.files import hashed
 
 from .channel import Channel
 from .conftest import Index, TestHouse, wheel

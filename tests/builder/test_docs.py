@@ -18,10 +18,10 @@ from markdown_it import MarkdownIt
 from smoke_tests import report
 from smokehouse import docs
 from smokehouse.errors import UserError
-from smokehouse.files import sha256
 from smokehouse.house import House
 from smokehouse.manifest import Channel, CondaPackage, LockedFile, Manifest
 from smokehouse.markdown import between, code, plain, table
+from smokehouse.storage.files import sha256
 
 from .conftest import ENVIRONMENT, STACK
 

@@ -22,7 +22,7 @@ from typing import IO
 from urllib.parse import unquote, urlsplit
 
 from smokehouse.errors import UserError
-from smokehouse.files import hashed
+from smokehouse.storage.files import hashed
 
 _AT_ONCE = 8
 _ATTEMPTS = 4  # in a row that bring nothing

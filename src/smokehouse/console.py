@@ -1,0 +1,8 @@
+"""What the builder tells a person at a terminal."""
+
+import sys
+
+
+def tell(message: str) -> None:
+    """Say what goes on."""
+    print(f"smokehouse: {message}", file=sys.stderr, flush=True)
