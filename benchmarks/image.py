@@ -22,7 +22,7 @@ from typing import Any
 
 from smokehouse import base as bases
 from smokehouse import environment, installation
-from smokehouse.house import House
+from smokehouse.checkout import Checkout
 from tests.builder import channel as channels
 from tests.images import real
 from tests.images.debian import unpack
@@ -72,7 +72,7 @@ class Image:
 
 
 class Bench:
-    """A house of its own, an engine with empty stores, and both ways to build an image there."""
+    """A checkout of its own, an engine with empty stores, and both ways to build an image there."""
 
     def __init__(self, root: Path, engine: Engine, mmdebstrap: Path, folder: Path) -> None:
         self.engine, self.folder = engine, folder
@@ -80,11 +80,11 @@ class Bench:
         channels.fill(channel)
         environ = {**engine.environ, "PATH": f"{mmdebstrap}:{engine.environ['PATH']}"}
         names = (real.NAME, SECOND)
-        self.house = real.furnish(folder / "house", root, channel.folder, environ, names=names, shared=("base",))
+        self.checkout = real.furnish(folder / "checkout", root, channel.folder, environ, names=names, shared=("base",))
         # What it took to lock is not to help with building.
-        self.house.environ["UV_CACHE_DIR"] = str(folder / "uv")
+        self.checkout.environ["UV_CACHE_DIR"] = str(folder / "uv")
         os.environ["PATH"] = environ["PATH"]
-        self.base = bases.make(House(self.house.root)).context
+        self.base = bases.make(Checkout(self.checkout.root)).context
 
     def timed(self, work: Callable[[], object]) -> float:
         """The wall seconds of `work`."""
@@ -96,7 +96,7 @@ class Bench:
         """Build the image of `name` as `nox -s build` does."""
         said: list[dict[str, Any]] = []
         command = ("build", name, "--ops", "none", "--json")
-        seconds = self.timed(lambda: said.append(json.loads(real.run(self.house, *command, timeout=DEADLINE).stdout)))
+        seconds = self.timed(lambda: said.append(json.loads(real.run(self.checkout, *command, timeout=DEADLINE).stdout)))
         return self.measured(said[0]["place"], said[0]["digest"], seconds)
 
     def plain(self, requirements: Path) -> Image:
@@ -105,7 +105,7 @@ class Bench:
         context.mkdir(exist_ok=True)
         (context / "Dockerfile").write_text(PLAIN)
         shutil.copyfile(requirements, context / "requirements.txt")
-        prefix = self.house.root / "build" / "images" / f"{real.NAME}-runtime" / "conda" / "prefix.tar"
+        prefix = self.checkout.root / "build" / "images" / f"{real.NAME}-runtime" / "conda" / "prefix.tar"
         if not (context / "prefix.tar").exists():
             shutil.copyfile(prefix, context / "prefix.tar")
         [pip] = Path(sys.base_prefix).glob("lib/python*/ensurepip/_bundled/pip-*.whl")
@@ -173,11 +173,11 @@ def median(measure: Callable[[], float], rounds: int) -> float:
 def measure(bench: Bench, root: Path, rounds: int) -> Sequence[str]:
     """Build, change and start images; the lines of the table."""
     # Prepared for both: the tar file of the conda half, which the plain one adds.
-    requirements = bench.house.root / "lockfiles" / real.NAME / "requirements.txt"
+    requirements = bench.checkout.root / "lockfiles" / real.NAME / "requirements.txt"
     cold = bench.ours(real.NAME)
     second = bench.ours(SECOND)
 
-    python = installation.ensure(House(root), environment.read(House(root), real.NAME))
+    python = installation.ensure(Checkout(root), environment.read(Checkout(root), real.NAME))
     host = {**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     host.pop("PYTHONPATH", None)
     here, inside = [], []
@@ -205,10 +205,10 @@ def measure(bench: Bench, root: Path, rounds: int) -> Sequence[str]:
         start.append(bench.started_in(cold.reference))
     over = statistics.median(one - other for one, other in zip(start, bare, strict=True))
 
-    asked = bench.house.root / "environments" / real.NAME / "environment.yml"
-    bench.house.edit(asked, *CHANGED)
+    asked = bench.checkout.root / "environments" / real.NAME / "environment.yml"
+    bench.checkout.edit(asked, *CHANGED)
     before = requirements.read_bytes()
-    real.run(bench.house, "lock", real.NAME)
+    real.run(bench.checkout, "lock", real.NAME)
     after = requirements.read_bytes()
     changed = bench.ours(real.NAME)
     bench.forget(cold.reference)
@@ -221,7 +221,7 @@ def measure(bench: Bench, root: Path, rounds: int) -> Sequence[str]:
     new, plain_new = changed.new_over(cold), plain_changed.new_over(plain)
     own = new - [*changed.layers.values()][-1]  # the last layer is ours, which has the lock
     added = second.new_over(cold)
-    locked = real.locked_bytes(bench.house)
+    locked = real.locked_bytes(bench.checkout)
     found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     version = bench.engine.docker("version", "--format", "{{.Server.Version}}").stdout.strip()
     return [
@@ -259,7 +259,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="how often imports and starts are measured")
     rounds = parser.parse_args().rounds
-    root = House.find(Path.cwd()).root
+    root = Checkout.find(Path.cwd()).root
     with bench(root) as made:
         print("\n".join(measure(made, root, rounds)))
     return 0

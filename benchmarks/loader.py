@@ -280,10 +280,10 @@ def partitions(rounds: int) -> None:
 def environment_python(name: str) -> Path:
     """The Python of an environment; installs it where it is not."""
     from smokehouse import environment, installation
-    from smokehouse.house import House
+    from smokehouse.checkout import Checkout
 
-    house = House.find(Path.cwd())
-    return installation.ensure(house, environment.read(house, name))
+    checkout = Checkout.find(Path.cwd())
+    return installation.ensure(checkout, environment.read(checkout, name))
 
 
 def main() -> int:

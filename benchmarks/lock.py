@@ -26,8 +26,8 @@ import yaml
 from mirror import Mirror, running
 
 from smokehouse import environment, manifest
+from smokehouse.checkout import Checkout
 from smokehouse.environment import Environment
-from smokehouse.house import House
 from smokehouse.storage import files
 
 ENVIRONMENT = "qwen2.5-vl"
@@ -40,8 +40,8 @@ SOLVING = """
 import sys, time
 from pathlib import Path
 from smokehouse import conda, environment
-from smokehouse.house import House
-asked = environment.read(House(Path.cwd()), sys.argv[1])
+from smokehouse.checkout import Checkout
+asked = environment.read(Checkout(Path.cwd()), sys.argv[1])
 began = time.perf_counter()
 conda.solve(asked.conda, sys.argv[2])
 print(time.perf_counter() - began, flush=True)
@@ -99,17 +99,17 @@ def run(command: Sequence[str | Path], environ: dict[str, str], cwd: Path) -> Ra
 
 
 class Rivals:
-    """Both tools on a house of their own, with caches of their own, so that warm means what this run made warm."""
+    """Both tools on a checkout of their own, with caches of their own, so that warm means what this run made warm."""
 
-    def __init__(self, house: House, folder: Path, channel: Path, mirror: Mirror) -> None:
-        self.source = house
-        self.house = House(folder / "house")
+    def __init__(self, checkout: Checkout, folder: Path, channel: Path, mirror: Mirror) -> None:
+        self.source = checkout
+        self.checkout = Checkout(folder / "checkout")
         self.channel = channel
-        self.asked: Environment = environment.read(house, ENVIRONMENT)
+        self.asked: Environment = environment.read(checkout, ENVIRONMENT)
         self.mirror = mirror
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("UV_", "PYTHON", "CONDA_"))}
         self.environ = kept | {
-            "PYTHONPATH": str(house.root / "src"),
+            "PYTHONPATH": str(checkout.root / "src"),
             "UV_CACHE_DIR": str(folder / "uv"),
             "XDG_CACHE_HOME": str(folder / "cache"),
             "SMOKEHOUSE_CHANNEL": str(channel),
@@ -121,12 +121,12 @@ class Rivals:
         # conda-lock would download this map of pip names to conda names; ours asks for nothing that differs.
         self.mapping = folder / "mapping.json"
         self.mapping.write_text("{}")
-        shutil.copytree(house.environment(ENVIRONMENT), self.house.root / "environments" / ENVIRONMENT)
+        shutil.copytree(checkout.environment(ENVIRONMENT), self.checkout.root / "environments" / ENVIRONMENT)
 
     def ours(self, *arguments: str, freshness: str = "fresh") -> Ran:
         """Run our lock."""
         environ = self.environ | {"UV_DEFAULT_INDEX": self.mirror.address(freshness)}
-        return run([sys.executable, "-m", "smokehouse", "lock", *arguments], environ, self.house.root)
+        return run([sys.executable, "-m", "smokehouse", "lock", *arguments], environ, self.checkout.root)
 
     def whole(self, freshness: str, *names: str) -> Ran:
         """Our whole lock of `names`."""
@@ -145,7 +145,7 @@ class Rivals:
                 }
             )
         )
-        asked = self.house.environment(ENVIRONMENT) / "environment.yml"
+        asked = self.checkout.environment(ENVIRONMENT) / "environment.yml"
         command: list[str | Path] = [
             sys.executable,
             "-m",
@@ -167,7 +167,7 @@ class Rivals:
 
     def differing(self) -> list[str]:
         """Return each package that the two tools did not lock at one version."""
-        mine = manifest.read(self.house.lock(ENVIRONMENT) / manifest.MANIFEST, "lock.json", "")
+        mine = manifest.read(self.checkout.lock(ENVIRONMENT) / manifest.MANIFEST, "lock.json", "")
         versions = {package.name: package.version for package in (*mine.conda, *mine.pip)}
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         locked = yaml.load(self.answer("fresh").read_text(), loader)["package"]
@@ -178,7 +178,7 @@ class Rivals:
     def larger(self) -> Path:
         """Return our lock with as many packages as `PACKAGES`."""
         folder = self.mapping.with_name("larger")
-        shutil.copytree(self.house.lock(ENVIRONMENT), folder)
+        shutil.copytree(self.checkout.lock(ENVIRONMENT), folder)
         path = folder / manifest.MANIFEST
         read = json.loads(path.read_text())
         extra = PACKAGES - len(read["pip"]) - len(read["conda"])
@@ -190,9 +190,9 @@ class Rivals:
         """Return the names of `number` environments that ask for the same."""
         names = [f"copy-{index}" for index in range(number)]
         for name in names:
-            folder = self.house.root / "environments" / name
+            folder = self.checkout.root / "environments" / name
             if not folder.exists():
-                shutil.copytree(self.house.environment(ENVIRONMENT), folder)
+                shutil.copytree(self.checkout.environment(ENVIRONMENT), folder)
                 file = folder / "environment.yml"
                 file.write_text(re.sub(r"(?m)^name: .*$", f"name: {name}", file.read_text()))
         return names
@@ -209,16 +209,16 @@ def upstream() -> str:
 
 def main() -> int:
     """Measure and print Markdown tables."""
-    house = House.find(Path.cwd())
+    checkout = Checkout.find(Path.cwd())
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="how often each is run")
     parser.add_argument(
-        "--channel", type=Path, default=house.root.parent / "shared" / "conda-forge", help="conda-forge's records"
+        "--channel", type=Path, default=checkout.root.parent / "shared" / "conda-forge", help="conda-forge's records"
     )
     given = parser.parse_args()
-    asked = environment.read(house, ENVIRONMENT)
+    asked = environment.read(checkout, ENVIRONMENT)
     with tempfile.TemporaryDirectory() as place, running(upstream(), asked.inputs.before) as mirror:
-        measure(Rivals(house, Path(place), given.channel.resolve(), mirror), given.rounds)
+        measure(Rivals(checkout, Path(place), given.channel.resolve(), mirror), given.rounds)
     return 0
 
 
@@ -249,13 +249,13 @@ def measure(rivals: Rivals, rounds: int) -> None:
             (checked[0].seconds, checked[1].seconds)
         )
         reading = [
-            float(run([sys.executable, "-c", script, path], rivals.environ, rivals.house.root).stdout)
+            float(run([sys.executable, "-c", script, path], rivals.environ, rivals.checkout.root).stdout)
             for script, path in ((READING, larger), (READING_THEIRS, rivals.answer("fresh")))
         ]
         rows.setdefault(f"reading a lock (of {PACKAGES} packages / its own), imports apart", []).append(
             (reading[0], reading[1])
         )
-        solving = run([sys.executable, "-c", SOLVING, ENVIRONMENT, rivals.channel], rivals.environ, rivals.house.root)
+        solving = run([sys.executable, "-c", SOLVING, ENVIRONMENT, rivals.channel], rivals.environ, rivals.checkout.root)
         rows.setdefault("the conda half alone, imports apart", []).append((float(solving.stdout), float("nan")))
         say(f"round {number + 1}: " + ", ".join(f"{runs[-1][0]:.2f} / {runs[-1][1]:.2f} s" for runs in rows.values()))
     growth = [(number, [rivals.whole("fresh", *rivals.copies(number)) for _ in range(rounds)]) for number in COPIES]

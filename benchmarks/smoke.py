@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from smokehouse import environment, installation
-from smokehouse.house import House
+from smokehouse.checkout import Checkout
 
 ENVIRONMENT = "qwen2.5-vl"
 # Without a GPU driver DeepSpeed 0.15.4 cannot be imported beside triton; the smoke test hides it too.
@@ -35,17 +35,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="how often each is run")
     rounds = parser.parse_args().rounds
-    house = House.find(Path.cwd())
-    python = installation.ensure(house, environment.read(house, ENVIRONMENT))
-    report = house.root / "build" / "benchmark"
+    checkout = Checkout.find(Path.cwd())
+    python = installation.ensure(checkout, environment.read(checkout, ENVIRONMENT))
+    report = checkout.root / "build" / "benchmark"
     # A floor without GPUs: the smoke test is measured on the CPU too.
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environ |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
     smoke = [sys.executable, "-m", "nox", "-s", "smoke", "--", ENVIRONMENT, "--device", "cpu", "--report", str(report)]
     floors, smokes, peaks = [], [], []
     for number in range(rounds):
-        floors.append(seconds([str(python), "-c", FLOOR], environ, house.root))
-        smokes.append(seconds(smoke, environ, house.root))
+        floors.append(seconds([str(python), "-c", FLOOR], environ, checkout.root))
+        smokes.append(seconds(smoke, environ, checkout.root))
         events = [json.loads(line) for line in (report / "logs" / "events.jsonl").read_text().splitlines()]
         peaks += [event["data"]["peak_bytes"] for event in events if "peak_bytes" in event.get("data", {})]
         print(f"round {number + 1}: floor {floors[-1]:.1f} s, smoke {smokes[-1]:.1f} s", file=sys.stderr)

@@ -14,9 +14,9 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
 
+from smokehouse.checkout import Checkout
 from smokehouse.environment import Environment
 from smokehouse.errors import UserError
-from smokehouse.house import House
 from smokehouse.manifest import LockedFile, Manifest
 from smokehouse.storage.download import Wanted, fetch, is_whole
 from smokehouse.storage.folder_lock import held
@@ -117,7 +117,7 @@ def of_label(text: str, given: Sequence[Asked], image: str) -> tuple[Asked, ...]
     return tuple(found)
 
 
-def take(house: House, asked: Sequence[Asked], environment: Environment, locked: Manifest) -> tuple[Added, ...]:
+def take(checkout: Checkout, asked: Sequence[Asked], environment: Environment, locked: Manifest) -> tuple[Added, ...]:
     """Fetch what is `asked` for into build/with, where earlier calls left it; each is seen to fit the lock.
 
     Raises UserError for the first that does not. What a package of the lock would need for an extra that is asked of it
@@ -128,7 +128,7 @@ def take(house: House, asked: Sequence[Asked], environment: Environment, locked:
     for project, count in Counter(one.project for one in asked).items():
         if count > 1:
             raise UserError(f"--with: {count} wheels are of {project}; keep one")
-    folder = house.root / "build" / "with"
+    folder = checkout.root / "build" / "with"
     paths = {one: folder / one.sha256 / one.name for one in asked}
     if asked:
         folder.mkdir(parents=True, exist_ok=True)

@@ -18,8 +18,8 @@ from typing import Any, Literal
 from jsonschema import Draft202012Validator
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError, first_of
-from smokehouse.house import House
 from smokehouse.manifest import MANIFEST
 from smokehouse.programs import Ended, run
 
@@ -85,7 +85,7 @@ class _Envelope(_Model):
     signatures: list[_Signature] = Field(min_length=1, max_length=1)
 
 
-def read_report(house: House, place: Path, digest: str, lock: str) -> dict[str, Any]:
+def read_report(checkout: Checkout, place: Path, digest: str, lock: str) -> dict[str, Any]:
     """Return the report in the file `place`, seen to be of the image `digest` and the lock.json `lock`, and to have passed.
 
     Raises UserError.
@@ -96,13 +96,13 @@ def read_report(house: House, place: Path, digest: str, lock: str) -> dict[str, 
         raise UserError(f"{place}: there is no report of this image; {_AGAIN}") from None
     except (OSError, ValueError, RecursionError) as broken:
         raise UserError(f"{place}: no report ({broken}); {_AGAIN}") from None
-    refuse_report(house, report, digest, lock, str(place))
+    refuse_report(checkout, report, digest, lock, str(place))
     return dict(report)
 
 
-def refuse_report(house: House, report: Any, digest: str, lock: str, name: str) -> None:
+def refuse_report(checkout: Checkout, report: Any, digest: str, lock: str, name: str) -> None:
     """Raise UserError where `report`, called `name`, is no report, did not pass, or is of another image or lock."""
-    schema = json.loads((house.root / SCHEMA).read_text("utf-8"))
+    schema = json.loads((checkout.root / SCHEMA).read_text("utf-8"))
     if wrong := next(iter(Draft202012Validator(schema).iter_errors(report)), None):
         where = ".".join(str(part) for part in wrong.absolute_path) or "the report"
         raise UserError(f"{name}: {where}: {wrong.message[:200]}; it is not by {SCHEMA}; {_AGAIN}")
@@ -167,7 +167,7 @@ def sign(payload: bytes, signer: Signer) -> Signed:
         return Signed(json.dumps(envelope, sort_keys=True).encode(), bundle.read_bytes() if bundle.is_file() else None)
 
 
-def check(house: House, signed: Signed, signer: Signer, digest: str, lock: str) -> dict[str, Any]:
+def check(checkout: Checkout, signed: Signed, signer: Signer, digest: str, lock: str) -> dict[str, Any]:
     """Return the report in a signed statement, seen to be signed by `signer`, and to be of the image and the lock.
 
     Raises UserError.
@@ -209,7 +209,7 @@ def check(house: House, signed: Signed, signer: Signer, digest: str, lock: str) 
     if f"sha256:{of}" != digest:
         raise UserError(f"{digest}: its statement is of another image, sha256:{of}; do not trust it")
     report = content.predicate.report
-    refuse_report(house, report, digest, lock, f"the report in the statement of {digest}")
+    refuse_report(checkout, report, digest, lock, f"the report in the statement of {digest}")
     if content.predicate.result == "FAILED":
         raise UserError(f"{digest}: its statement says that the test failed; do not use it")
     return report

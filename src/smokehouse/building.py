@@ -19,11 +19,11 @@ from smokehouse import bundle as bundles
 from smokehouse.additions import Added, Asked
 from smokehouse.base import EPOCH, DebianPackage
 from smokehouse.bundle import Bundle
+from smokehouse.checkout import Checkout
 from smokehouse.console import tell
 from smokehouse.environment import Environment
 from smokehouse.errors import UserError
 from smokehouse.halves import refuse_partial
-from smokehouse.house import House
 from smokehouse.image import Flavour, Layer, Ops
 from smokehouse.manifest import MANIFEST, CondaPackage, LockedFile, Manifest
 from smokehouse.programs import run
@@ -63,7 +63,7 @@ class Built:
 
 
 def prepare(
-    house: House,
+    checkout: Checkout,
     name: str,
     *,
     flavour: Flavour = "runtime",
@@ -80,18 +80,18 @@ def prepare(
     copy or mirror of conda-forge otherwise; `source` is the URL of the checkout for the labels. If `ops` is None, those of
     DeepSpeed are compiled ahead of time where lock and bundle have a toolkit. Wheels that no lock names are `added`.
     """
-    promise, locked, digest = lock.locked(house, name)
+    promise, locked, digest = lock.locked(checkout, name)
     image.driver(promise.stack.cuda.version)
-    wheels = additions.take(house, added, promise, locked)
-    under = bases.given(base) if base else bases.make(house)
-    bundle = bundle_for(house, name, flavour, bundled, channel)
+    wheels = additions.take(checkout, added, promise, locked)
+    under = bases.given(base) if base else bases.make(checkout)
+    bundle = bundle_for(checkout, name, flavour, bundled, channel)
     additions.refuse_other_abi(added, locked, bundle.wheels)
     able = bundle.contents.devel and _wants_ops(locked)
     if ops == "aot" and not able:
         tools = " and ".join(sorted(_TOOLKIT))
         raise UserError(f"--ops aot: it takes deepspeed as source and {tools} in [conda] devel, in lock and bundle; add them")
     ops = ops or ("aot" if able else "none")
-    folder = house.root / "build" / "images" / f"{name}-{flavour}"
+    folder = checkout.root / "build" / "images" / f"{name}-{flavour}"
     folder.mkdir(parents=True, exist_ok=True)
     libraries, above = image.layers(locked, [one.file for one in wheels])
     numbered = [*libraries, *above[:-1]]
@@ -108,9 +108,9 @@ def prepare(
             )
         contexts["model"] = _wheels(folder / "model", above[-1], locked, bundle.wheels)
         contexts["sources"] = _sources(folder / "sources", above[-1], locked, bundle, ops)
-        origin = _origin(house, name, source)
+        origin = _origin(checkout, name, source)
         labels = image.labels(locked, promise.stack.cuda.version, digest, flavour, under, ops, origin, added)
-        contexts["ours"] = ours(house, promise, folder, locked, bundle, flavour, ops, under.packages, wheels)
+        contexts["ours"] = ours(checkout, promise, folder, locked, bundle, flavour, ops, under.packages, wheels)
         target = {
             "contexts": contexts,
             "args": {
@@ -120,7 +120,7 @@ def prepare(
                 "SOURCE_DATE_EPOCH": str(int(image.created(locked).timestamp())),
             },
             "labels": labels,
-            # Relative to the house, which is where bake is run.
+            # Relative to the checkout, which is where bake is run.
             "context": "docker",
             "dockerfile": "Dockerfile",
             "target": "image",
@@ -138,7 +138,7 @@ _OPS = {
 
 
 def ours(
-    house: House,
+    checkout: Checkout,
     promise: Environment,
     folder: Path,
     locked: Manifest,
@@ -158,7 +158,7 @@ def ours(
     about = {
         "environment": name,
         "flavour": flavour,
-        "lock": files.hashed(house.lock(name) / MANIFEST),
+        "lock": files.hashed(checkout.lock(name) / MANIFEST),
         "ops": _OPS[ops],
         "stack": image.stack(locked, cuda) | {one.file.name: one.file.version for one in added},
     }
@@ -173,11 +173,11 @@ def ours(
         pins = (f"{one.file.name}=={one.file.version} --hash=sha256:{one.file.sha256}\n" for one in added)
         texts["lock/added.txt"] = "".join(pins)  # the image's smoke test reads it, and its report names its hash
     texts["about.json"] = json.dumps(about, indent=1) + "\n"
-    return _ours(house, folder / "ours", name, texts, locked, bases.tini(house, folder.parent / "packages"))
+    return _ours(checkout, folder / "ours", name, texts, locked, bases.tini(checkout, folder.parent / "packages"))
 
 
 def build(
-    house: House,
+    checkout: Checkout,
     prepared: Prepared,
     output: str,
     *,
@@ -198,7 +198,7 @@ def build(
 
     def bake(to: str) -> str:
         tell(f"building {prepared.tags[0]}")
-        return engine.bake(house.root, given, prepared.target, f"{to},{how}", builder=builder, no_cache=no_cache)
+        return engine.bake(checkout.root, given, prepared.target, f"{to},{how}", builder=builder, no_cache=no_cache)
 
     if kind == "push":
         digest = bake(f"type=image,name={where},push=true")
@@ -209,10 +209,10 @@ def build(
             with tempfile.TemporaryDirectory(dir=prepared.bake.parent) as room:
                 archive = Path(room, "image.tar")
                 digest = bake(f"type=docker,dest={archive},name={prepared.tags[0]}")
-                engine.load(archive, house.root)
+                engine.load(archive, checkout.root)
         else:
             digest = bake(f"type=image,name={prepared.tags[0]}")
-        engine.tag(prepared.tags[0], prepared.tags[1:], house.root)
+        engine.tag(prepared.tags[0], prepared.tags[1:], checkout.root)
         return Built(digest, prepared.tags[0], prepared.labels)
     folder = Path(where).absolute()
     if folder.exists() and not (folder / "oci-layout").is_file() and any(folder.iterdir()):
@@ -231,16 +231,16 @@ def build(
     return Built(digest, str(folder), prepared.labels)
 
 
-def bundle_for(house: House, name: str, flavour: Flavour, given: Path | None, channel: str | None) -> Bundle:
+def bundle_for(checkout: Checkout, name: str, flavour: Flavour, given: Path | None, channel: str | None) -> Bundle:
     """Return the bundle to build from, every file in it seen to have its hash."""
     if given:
-        bundle = bundles.read(given, name, house.lock(name))
+        bundle = bundles.read(given, name, checkout.lock(name))
         refuse_partial(bundle, flavour == "devel")
         bundle.refuse_edited()
         return bundle
-    folder = house.root / "build" / "bundles" / name
-    bundling.make(house, name, folder, channel=channel, only_pip=False, devel=True, near=True)
-    return bundles.read(folder, name, house.lock(name))
+    folder = checkout.root / "build" / "bundles" / name
+    bundling.make(checkout, name, folder, channel=channel, only_pip=False, devel=True, near=True)
+    return bundles.read(folder, name, checkout.lock(name))
 
 
 def _wants_ops(locked: Manifest) -> bool:
@@ -317,21 +317,21 @@ def _context(folder: Path, locked: Sequence[LockedFile], place: Path, **plan: An
     return str(folder)
 
 
-def _ours(house: House, folder: Path, name: str, texts: Mapping[str, str], locked: Manifest, tini: bytes) -> str:
+def _ours(checkout: Checkout, folder: Path, name: str, texts: Mapping[str, str], locked: Manifest, tini: bytes) -> str:
     """Make `folder` the context of what is in /opt/smokehouse."""
     shutil.rmtree(folder, ignore_errors=True)
     ours = folder / "ours"
     ours.mkdir(parents=True)
-    for path in sorted((house.root / "docker" / "inside").iterdir()):
+    for path in sorted((checkout.root / "docker" / "inside").iterdir()):
         shutil.copyfile(path, ours / path.name)
     unwanted = shutil.ignore_patterns("__pycache__", ".*")
-    shutil.copytree(house.root / "smoke_tests", ours / "smoke_tests", ignore=unwanted)
+    shutil.copytree(checkout.root / "smoke_tests", ours / "smoke_tests", ignore=unwanted)
     loader = Path(__file__).parent.with_name("smokehouse_loader")  # the smoke tests load with it
     shutil.copytree(loader, ours / loader.name, ignore=unwanted)
     (ours / "lock").mkdir()
     for other in (MANIFEST, *locked.files):
-        shutil.copyfile(house.lock(name) / other, ours / "lock" / other)
-    shutil.copyfile(house.environment(name) / "stack.toml", ours / "stack.toml")
+        shutil.copyfile(checkout.lock(name) / other, ours / "lock" / other)
+    shutil.copyfile(checkout.environment(name) / "stack.toml", ours / "stack.toml")
     for path_name, text in texts.items():
         (ours / path_name).write_text(text)
     (ours / "tini").write_bytes(tini)
@@ -346,15 +346,15 @@ def _ours(house: House, folder: Path, name: str, texts: Mapping[str, str], locke
     return str(folder)
 
 
-def _origin(house: House, name: str, source: str | None) -> dict[str, str]:
+def _origin(checkout: Checkout, name: str, source: str | None) -> dict[str, str]:
     """Return where the image's definition is from: a commit only where nothing that enters differs from it."""
     found = {"source": source} if source else {}
     if shutil.which("git"):
         paths = ["docker", "smoke_tests", "src/smokehouse_loader", f"environments/{name}", f"lockfiles/{name}"]
-        there = [path for path in paths if (house.root / path).exists()]
+        there = [path for path in paths if (checkout.root / path).exists()]
 
         def git(*arguments: str) -> str | None:
-            ended = run(["git", *arguments, "--", *there], deadline=60, environ=os.environ, cwd=house.root)
+            ended = run(["git", *arguments, "--", *there], deadline=60, environ=os.environ, cwd=checkout.root)
             return None if ended.code else ended.stdout.strip()
 
         revision = git("log", "-1", "--format=%H")

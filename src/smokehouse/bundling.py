@@ -5,9 +5,9 @@ from pathlib import Path
 
 from smokehouse import environment, lock, manifest, sources
 from smokehouse.bundle import CONDA, LOCK, MANIFEST, WHEELS, Contents, pylock
+from smokehouse.checkout import Checkout
 from smokehouse.console import tell
 from smokehouse.errors import UserError
-from smokehouse.house import House
 from smokehouse.manifest import LockedFile
 from smokehouse.storage import files
 from smokehouse.storage.disk import refuse_small_disk
@@ -16,14 +16,16 @@ from smokehouse.storage.folder_lock import held
 _PYLOCK = "pylock.toml"
 
 
-def make(house: House, name: str, folder: Path, *, channel: str | None, only_pip: bool, devel: bool, near: bool = False) -> int:
+def make(
+    checkout: Checkout, name: str, folder: Path, *, channel: str | None, only_pip: bool, devel: bool, near: bool = False
+) -> int:
     """Make `folder` the bundle of the environment `name` and return 0.
 
     With `near`, the files of the bundles beside it are used, without a copy where the disk allows. What an interrupted call
     fetched is used. The bundle is complete when its manifest.json is there, which is written last. Raises UserError.
     """
-    place = lock.environment_lock(house, name)
-    locked = lock.check_environment(environment.read(house, name), place)
+    place = lock.environment_lock(checkout, name)
+    locked = lock.check_environment(environment.read(checkout, name), place)
     folder = folder.absolute()
     if folder.is_dir() and any(folder.iterdir()) and not (folder / LOCK).is_dir():
         raise UserError(f"{folder}: holds other things than a bundle; name an empty or a new folder")

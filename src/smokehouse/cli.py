@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
-from smokehouse.house import House
 
 Channel = Annotated[
     str | None,
@@ -62,16 +62,16 @@ def _lock(
         raise UserError("--tools takes no names, and of the options --check; lock the environments in a run of their own")
     if base and (names or check or tools or upgrade or diff or as_json):
         raise UserError("--base takes no names and no other options; lock the environments in a run of their own")
-    house = House.find(Path.cwd())
+    checkout = Checkout.find(Path.cwd())
     if base:
         from smokehouse import base as bases
 
-        return bases.lock(house)
+        return bases.lock(checkout)
     if check:
-        return locking.check(house, names or [], only_tools=tools, as_json=as_json)
+        return locking.check(checkout, names or [], only_tools=tools, as_json=as_json)
     if tools:
-        return locking.make_tools(house)
-    return locking.make(house, names or [], channel=channel, upgrade=upgrade, dry=diff, as_json=as_json)
+        return locking.make_tools(checkout)
+    return locking.make(checkout, names or [], channel=channel, upgrade=upgrade, dry=diff, as_json=as_json)
 
 
 @app.command("bundle")
@@ -85,7 +85,7 @@ def _bundle(
     """Fetch everything that a machine without a network needs to install an environment; goes on where it stopped."""
     from smokehouse import bundling
 
-    return bundling.make(House.find(Path.cwd()), name, folder, channel=channel, only_pip=only == "pip", devel=devel)
+    return bundling.make(Checkout.find(Path.cwd()), name, folder, channel=channel, only_pip=only == "pip", devel=devel)
 
 
 @app.command("install")
@@ -101,9 +101,9 @@ def _install(
     from smokehouse import bundle as bundles
     from smokehouse import halves
 
-    house = House.find(Path.cwd())
-    given = bundles.read(bundle, name, house.lock(name)) if bundle else None
-    print(halves.install(house, name, folder, bundled=given, channel=channel, devel=devel, used_as=used_as))
+    checkout = Checkout.find(Path.cwd())
+    given = bundles.read(bundle, name, checkout.lock(name)) if bundle else None
+    print(halves.install(checkout, name, folder, bundled=given, channel=channel, devel=devel, used_as=used_as))
     return 0
 
 
@@ -132,9 +132,9 @@ def _build(
     """Build the image of an environment from its lock, the same to the bit wherever and whenever."""
     from smokehouse import additions, building
 
-    house = House.find(Path.cwd())
+    checkout = Checkout.find(Path.cwd())
     prepared = building.prepare(
-        house,
+        checkout,
         name,
         flavour=flavour,
         base=base,
@@ -145,9 +145,9 @@ def _build(
         added=[additions.read(text) for text in added or ()],
     )
     if only_prepare:
-        print(f"docker buildx bake -f docker/docker-bake.hcl -f {house.show(prepared.bake)} {name}")
+        print(f"docker buildx bake -f docker/docker-bake.hcl -f {checkout.show(prepared.bake)} {name}")
         return 0
-    built = building.build(house, prepared, output, compression=compression, builder=builder, no_cache=no_cache)
+    built = building.build(checkout, prepared, output, compression=compression, builder=builder, no_cache=no_cache)
     print(json.dumps(asdict(built)) if as_json else f"{built.place} {built.digest}")
     return 0
 
@@ -173,7 +173,7 @@ def _verify(
     options = verifying.Options(
         bundle, channel, signer, rebuild, trust_base, tuple(additions.read(text) for text in added or ())
     )
-    return verifying.show(verifying.verify(House.find(Path.cwd()), reference, options), as_json)
+    return verifying.show(verifying.verify(Checkout.find(Path.cwd()), reference, options), as_json)
 
 
 @app.command("publish")
@@ -196,7 +196,7 @@ def _publish(
 
     asked = tuple(additions.read(text) for text in added or ())
     options = publishing.Options(flavour, ops, key, built, report, bundle, channel, source, move, asked)
-    return publishing.publish(House.find(Path.cwd()), name, repository, options)
+    return publishing.publish(Checkout.find(Path.cwd()), name, repository, options)
 
 
 @app.command(
@@ -212,9 +212,9 @@ def _smoke(
 
     given, image = without(arguments or [], "--image", "an image that the engine has")
     if image:
-        smoke_image(House.find(Path.cwd()), image, given)
+        smoke_image(Checkout.find(Path.cwd()), image, given)
     named = bool(given) and not given[0].startswith("-")
-    smoke(House.find(Path.cwd()), given[0] if named else DEFAULT, given[1:] if named else given)
+    smoke(Checkout.find(Path.cwd()), given[0] if named else DEFAULT, given[1:] if named else given)
 
 
 @app.command("docs")
@@ -230,8 +230,8 @@ def _docs(
 
     if check and report:
         raise UserError("--check changes nothing, and --report takes a report in; give one of the two")
-    house = House.find(Path.cwd())
-    return docs.check(house, names or []) if check else docs.make(house, names or [], report)
+    checkout = Checkout.find(Path.cwd())
+    return docs.check(checkout, names or []) if check else docs.make(checkout, names or [], report)
 
 
 def main() -> int:

@@ -18,8 +18,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from smokehouse.building import PREFIX, PROGRAMS
+from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
-from smokehouse.house import House
 from smokehouse.layers import Entry, Tree
 from smokehouse.manifest import LockedFile, Manifest
 from smokehouse.programs import run
@@ -70,7 +70,7 @@ class Expected:
 class Contents:
     """All that is to be in an image above its base, by path. `sources` has the Python that is compiled there."""
 
-    house: House
+    checkout: Checkout
     locked: Manifest
     files: dict[str, Expected] = field(default_factory=dict)
     sources: dict[str, bytes | tuple[Path, str]] = field(default_factory=dict)
@@ -88,7 +88,7 @@ class Contents:
     @cached_property
     def _steps(self) -> Any:
         """The build's own step that unpacks wheels, for the text of console scripts."""
-        place = self.house.root / "docker" / "steps" / "unpack.py"
+        place = self.checkout.root / "docker" / "steps" / "unpack.py"
         found = importlib.util.spec_from_file_location("smokehouse_unpack", place)
         assert found
         assert found.loader
@@ -208,7 +208,7 @@ class Contents:
             self._unpack_sources(work)
             python = work / ENV / "bin" / "python"
             folders = [str(work / self.library), str(work / OURS)]
-            command = [python, "-I", "-S", "-B", "-c", _COMPILE, self.house.root / "docker" / "steps", work, *folders]
+            command = [python, "-I", "-S", "-B", "-c", _COMPILE, self.checkout.root / "docker" / "steps", work, *folders]
             environ = {name: text for name, text in os.environ.items() if not name.startswith(("PYTHON", "LD_"))}
             ended = run([str(part) for part in command], deadline=_COMPILING, environ=environ, cwd=work)
             if ended.code:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from smokehouse import environment, evidence, manifest, page
+from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
 from smokehouse.evidence import Evidence
-from smokehouse.house import House
 from smokehouse.markdown import between, code
 from smokehouse.storage import files
 
@@ -16,7 +16,7 @@ _README = "README.md"
 _PLACE = Path("docs", "environments")
 
 
-def make(house: House, names: Sequence[str], report: Path | None) -> int:
+def make(checkout: Checkout, names: Sequence[str], report: Path | None) -> int:
     """Write the pages of `names`, or all, and the README's generated parts; returns 0 or raises UserError.
 
     A `report` becomes the evidence of the one environment named. Pages of environments that are gone are removed.
@@ -25,69 +25,69 @@ def make(house: House, names: Sequence[str], report: Path | None) -> int:
     if report:
         if len(names) != 1:
             raise UserError("--report is of one environment; name it")
-        house.environment(names[0])
-        adopted[names[0]] = evidence.read(house, names[0], report.absolute())
-    shown = _documented(house, adopted)
+        checkout.environment(names[0])
+        adopted[names[0]] = evidence.read(checkout, names[0], report.absolute())
+    shown = _documented(checkout, adopted)
     for name, found in adopted.items():
         if shown[name].evidence is None:
             raise UserError(
                 f"{report}: of another lock than lockfiles/{name}, so it proves nothing of that; run nox -s smoke -- {name}"
             )
-        files.write(_report(house, name), found.text)
-    for path, text in _texts(house, shown, names).items():
+        files.write(_report(checkout, name), found.text)
+    for path, text in _texts(checkout, shown, names).items():
         if _differs(path, text):
             files.write(path, text)
-            print(f"{house.show(path)}: written")
-    for path in _stale(house):
+            print(f"{checkout.show(path)}: written")
+    for path in _stale(checkout):
         path.unlink()
-        print(f"{house.show(path)}: removed, there is no such environment")
+        print(f"{checkout.show(path)}: removed, there is no such environment")
     return 0
 
 
-def check(house: House, names: Sequence[str]) -> int:
+def check(checkout: Checkout, names: Sequence[str]) -> int:
     """Print each page of `names`, or of all, that is not what its sources say; returns 1 if one is, else 0."""
-    texts = _texts(house, _documented(house, {}), names)
-    problems = [f"{house.show(path)}: not what its sources say; run nox -s docs" for path, text in texts.items()
+    texts = _texts(checkout, _documented(checkout, {}), names)
+    problems = [f"{checkout.show(path)}: not what its sources say; run nox -s docs" for path, text in texts.items()
                 if _differs(path, text)]  # fmt: skip
-    problems += [f"{house.show(path)}: there is no environment of this name; run nox -s docs" for path in _stale(house)]
+    problems += [f"{checkout.show(path)}: there is no environment of this name; run nox -s docs" for path in _stale(checkout)]
     for problem in problems:
         print(f"smokehouse: {problem}", file=sys.stderr)
     return 1 if problems else 0
 
 
-def _report(house: House, name: str) -> Path:
-    return house.root / _PLACE / f"{name}.json"
+def _report(checkout: Checkout, name: str) -> Path:
+    return checkout.root / _PLACE / f"{name}.json"
 
 
-def _documented(house: House, adopted: dict[str, Evidence]) -> dict[str, page.Documented]:
+def _documented(checkout: Checkout, adopted: dict[str, Evidence]) -> dict[str, page.Documented]:
     """Return all that the pages are made of, by name."""
     shown = {}
-    for name in house.environments():
-        promise = environment.read(house, name)
-        folder = house.lock(name)
-        locked = manifest.read(folder / manifest.MANIFEST, house.show(folder), f"run nox -s lock -- {name}")
-        report = _report(house, name)
-        found = adopted.get(name) or (evidence.read(house, name, report) if report.exists() else None)
+    for name in checkout.environments():
+        promise = environment.read(checkout, name)
+        folder = checkout.lock(name)
+        locked = manifest.read(folder / manifest.MANIFEST, checkout.show(folder), f"run nox -s lock -- {name}")
+        report = _report(checkout, name)
+        found = adopted.get(name) or (evidence.read(checkout, name, report) if report.exists() else None)
         holds = found and evidence.holds_for(found, locked, folder)
         shown[name] = page.Documented(promise, locked, found if holds else None)
     return shown
 
 
-def _texts(house: House, shown: dict[str, page.Documented], names: Sequence[str]) -> dict[Path, str]:
+def _texts(checkout: Checkout, shown: dict[str, page.Documented], names: Sequence[str]) -> dict[Path, str]:
     """Return what each file is to be: the pages of `names`, or all, and the README."""
     for name in names:
-        house.environment(name)
-    texts = {house.root / _PLACE / f"{name}.md": page.render(shown[name]) for name in names or shown}
-    readme = house.root / _README
-    texts[readme] = _readme(house, readme.read_text("utf-8"), shown)
+        checkout.environment(name)
+    texts = {checkout.root / _PLACE / f"{name}.md": page.render(shown[name]) for name in names or shown}
+    readme = checkout.root / _README
+    texts[readme] = _readme(checkout, readme.read_text("utf-8"), shown)
     return texts
 
 
-def _readme(house: House, text: str, shown: dict[str, page.Documented]) -> str:
+def _readme(checkout: Checkout, text: str, shown: dict[str, page.Documented]) -> str:
     """Return the README with its table of environments, and each run that it shows, as they are now."""
     parts = {"environments": page.overview(shown.values())}
     for name in re.findall(r"^<!-- run (\S+) -->$", text, re.MULTILINE):
-        house.environment(name)
+        checkout.environment(name)
         found = shown[name].evidence
         parts[f"run {name}"] = code(found.table) if found else "(Not proven: there is no report of the present lock.)\n"
     for marker, inner in parts.items():
@@ -102,8 +102,8 @@ def _differs(path: Path, text: str) -> bool:
     return not path.is_file() or path.read_bytes() != text.encode()
 
 
-def _stale(house: House) -> list[Path]:
+def _stale(checkout: Checkout) -> list[Path]:
     """Return the pages and reports of environments that are not there."""
-    known = house.environments()
-    found = [*(house.root / _PLACE).glob("*.md"), *(house.root / _PLACE).glob("*.json")]
+    known = checkout.environments()
+    found = [*(checkout.root / _PLACE).glob("*.md"), *(checkout.root / _PLACE).glob("*.json")]
     return sorted(path for path in found if path.stem not in known)

@@ -9,8 +9,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
+from smokehouse.checkout import Checkout
 from smokehouse.documents import Document, Place, read_toml, read_yaml
-from smokehouse.house import House
 from smokehouse.inputs import CondaInputs, Inputs, name_of
 from smokehouse.requirement import parse
 from smokehouse.storage.files import sha256
@@ -138,9 +138,9 @@ class Environment:
         return sha256(f"{self.inputs.digest()}\0{self.conda.digest()}")
 
 
-def read(house: House, name: str) -> Environment:
+def read(checkout: Checkout, name: str) -> Environment:
     """Read and validate the environment `name`; raises UserError naming file, line and cure."""
-    folder = house.environment(name)
+    folder = checkout.environment(name)
     conda = read_yaml(folder / "environment.yml", f"environments/{name}/environment.yml")
     stack_file = read_toml(folder / "stack.toml", f"environments/{name}/stack.toml")
     python, specs, requirements = _conda_file(conda, name)

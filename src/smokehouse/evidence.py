@@ -9,8 +9,8 @@ from typing import Any
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 
+from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
-from smokehouse.house import House
 from smokehouse.manifest import MANIFEST, Manifest
 from smokehouse.programs import run
 from smokehouse.storage.files import sha256
@@ -49,12 +49,12 @@ class Evidence:
         return [(name, detail, sorted(stages)) for (name, detail), stages in found.items()]
 
 
-def read(house: House, name: str, path: Path) -> Evidence:
+def read(checkout: Checkout, name: str, path: Path) -> Evidence:
     """Read the report `path` of the environment `name`.
 
     Raises UserError where it is no valid report, of another environment, or of a run that did not pass.
     """
-    where = house.show(path)
+    where = checkout.show(path)
     cure = f"run nox -s smoke -- {name} and give its report.json with --report"
     try:
         with path.open("rb") as file:
@@ -68,7 +68,7 @@ def read(house: House, name: str, path: Path) -> Evidence:
         fields = json.loads(text)
     except (ValueError, RecursionError) as broken:
         raise UserError(f"{where}: not JSON ({broken}); {cure}") from None
-    schema = json.loads((house.root / "smoke_tests" / "report.schema.json").read_text())
+    schema = json.loads((checkout.root / "smoke_tests" / "report.schema.json").read_text())
     if wrong := best_match(Draft202012Validator(schema).iter_errors(fields)):
         raise UserError(f"{where}: no report by its schema: {wrong.json_path}: {wrong.message[:200]}; {cure}")
     if fields["environment"] != name:
@@ -77,7 +77,7 @@ def read(house: House, name: str, path: Path) -> Evidence:
         raise UserError(f"{where}: its run failed, so it proves nothing; mend what failed, then {cure}")
     # The one renderer is the smoke test's. It needs nothing that is not here, but is no library of ours to import.
     command = [sys.executable, "-m", "smoke_tests.report", str(path.absolute())]
-    rendered = run(command, deadline=_RENDERING, environ={"PYTHONUTF8": "1"}, cwd=house.root)
+    rendered = run(command, deadline=_RENDERING, environ={"PYTHONUTF8": "1"}, cwd=checkout.root)
     if rendered.code:
         raise UserError(f"{where}: cannot be shown: {rendered.stderr.splitlines()[-1:]}; {cure}")
     return Evidence(text, fields, rendered.stdout)

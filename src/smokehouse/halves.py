@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from smokehouse import bundle, environment, lock, prefix, sources, uv
+from smokehouse.checkout import Checkout
 from smokehouse.console import tell
 from smokehouse.errors import UserError
-from smokehouse.house import House
 from smokehouse.installation import MARKER, UNPACKED, read_marker, refuse_platform
 from smokehouse.lock import LockFiles
 from smokehouse.manifest import CondaPackage, Manifest
@@ -34,7 +34,7 @@ _BESIDE = b"""#!/bin/sh
 
 
 def install(
-    house: House,
+    checkout: Checkout,
     name: str,
     folder: Path,
     *,
@@ -49,8 +49,8 @@ def install(
     with. With `devel` the compilers and the CUDA toolkit come too. The files name `used_as`, by default `folder`, where
     they name their own place. An interrupted call leaves what it fetched beside `folder`, for the next. Raises UserError.
     """
-    place = lock.environment_lock(house, name)
-    locked = lock.check_environment(environment.read(house, name), place)
+    place = lock.environment_lock(checkout, name)
+    locked = lock.check_environment(environment.read(checkout, name), place)
     assert place.manifest
     folder = folder.absolute()
     packages = locked.conda if devel else locked.main
@@ -70,8 +70,8 @@ def install(
         if read_marker(folder) == wanted and os.access(python, os.X_OK):
             return python
         _refuse_foreign(folder, name)
-        refuse_platform(locked.platform, house.show(place.manifest))
-        prefix.refuse_machine(locked.virtual_packages, house.show(place.manifest))
+        refuse_platform(locked.platform, checkout.show(place.manifest))
+        prefix.refuse_machine(locked.virtual_packages, checkout.show(place.manifest))
         shutil.rmtree(staging / "prefix", ignore_errors=True)
         _refuse_small_disk(staging, locked, packages, name)
         if bundled:

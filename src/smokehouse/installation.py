@@ -12,10 +12,10 @@ from packaging.tags import platform_tags
 
 from smokehouse import lock, uv
 from smokehouse.bundle import Bundle
+from smokehouse.checkout import Checkout
 from smokehouse.console import tell
 from smokehouse.environment import Environment
 from smokehouse.errors import UserError
-from smokehouse.house import House
 from smokehouse.storage import files
 from smokehouse.storage.disk import refuse_small_disk
 from smokehouse.storage.folder_lock import held
@@ -26,17 +26,17 @@ MARKER = ".smokehouse.json"
 UNPACKED = 2.0
 
 
-def ensure(house: House, environment: Environment, bundle: Bundle | None = None) -> Path:
+def ensure(checkout: Checkout, environment: Environment, bundle: Bundle | None = None) -> Path:
     """Return the Python of `environment`, whose pip half is installed from its lock as it lies there now.
 
     What an earlier call finished is reused as long as the lock is the same, and the `bundle` where there is one.
     Raises UserError when the lock is for another machine, does not match what the index or the bundle has, or does not
     fit on the disk.
     """
-    place = lock.environment_lock(house, environment.name)
+    place = lock.environment_lock(checkout, environment.name)
     locked = lock.read(place)
     assert place.build_pins
-    folder = house.bundled(environment.name) if bundle else house.installation(environment.name)
+    folder = checkout.bundled(environment.name) if bundle else checkout.installation(environment.name)
     marker = folder / MARKER
     python = folder / "bin" / "python"
     wanted = {path.name: files.sha256(path.read_bytes()) for path in (place.pins, place.build_pins)}

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from smokehouse import environment as environments
 from smokehouse import manifest as manifests
+from smokehouse.checkout import Checkout
 from smokehouse.environment import Environment
 from smokehouse.errors import UserError
-from smokehouse.house import House
 from smokehouse.inputs import CondaInputs, Inputs, name_of
 from smokehouse.manifest import MANIFEST, Channel, CondaPackage, LockedFile, Manifest
 from smokehouse.storage import files
@@ -93,11 +93,11 @@ class Draft:
                 files.write(path, text)
 
 
-def environment_lock(house: House, name: str) -> LockFiles:
+def environment_lock(checkout: Checkout, name: str) -> LockFiles:
     """Return where the lock of the environment `name` lies."""
-    folder = house.lock(name)
-    shown = house.show(folder / PINS)
-    asked = house.root / "environments" / name / "environment.yml"
+    folder = checkout.lock(name)
+    shown = checkout.show(folder / PINS)
+    asked = checkout.root / "environments" / name / "environment.yml"
     return LockFiles(
         folder / PINS, folder / BUILD_PINS, shown, f"nox -s lock -- {name}", folder / CONDA_LOCK, folder / MANIFEST, asked
     )
@@ -286,14 +286,14 @@ def check_environment(environment: Environment, place: LockFiles) -> Manifest:
     return manifest
 
 
-def locked(house: House, name: str) -> tuple[Environment, Manifest, str]:
+def locked(checkout: Checkout, name: str) -> tuple[Environment, Manifest, str]:
     """Return the environment `name`, the manifest of its lock, seen to be of it, and the SHA-256 of lock.json.
 
     Raises UserError.
     """
-    promise = environments.read(house, name)
-    manifest = check_environment(promise, environment_lock(house, name))
-    return promise, manifest, files.hashed(house.lock(name) / MANIFEST)
+    promise = environments.read(checkout, name)
+    manifest = check_environment(promise, environment_lock(checkout, name))
+    return promise, manifest, files.hashed(checkout.lock(name) / MANIFEST)
 
 
 def _virtual(inputs: CondaInputs) -> dict[str, str]:

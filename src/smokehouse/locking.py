@@ -1,4 +1,4 @@
-"""Making and checking all locks of a house."""
+"""Making and checking all locks of a checkout."""
 
 import json
 import sys
@@ -7,14 +7,14 @@ from dataclasses import asdict
 from typing import Any
 
 from smokehouse import environment, lock, manifest, tools
+from smokehouse.checkout import Checkout
 from smokehouse.environment import Environment
 from smokehouse.errors import UserError
-from smokehouse.house import House
 from smokehouse.lock import Draft, LockFiles
 
 
 def make(
-    house: House,
+    checkout: Checkout,
     names: Sequence[str],
     *,
     channel: str | None = None,
@@ -25,7 +25,7 @@ def make(
     """Lock the environments `names`, or all, and print what changed; with `dry`, write nothing. Returns 0; raises UserError."""
     from smokehouse import changes
 
-    questions = list(_questions(house, names))  # all of them are read before the first is resolved
+    questions = list(_questions(checkout, names))  # all of them are read before the first is resolved
     rows = []
     for asked, place in questions:
         if sys.stderr.isatty():
@@ -37,7 +37,7 @@ def make(
             drafted.write()
         rows.append(_row(asked.name, drafted, new, [asdict(change) for change in found]))
         if not as_json:
-            _tell(house.show(place.pins.parent), drafted, new, dry)
+            _tell(checkout.show(place.pins.parent), drafted, new, dry)
             if found:
                 print(changes.table(found))
     if as_json:
@@ -45,31 +45,31 @@ def make(
     return 0
 
 
-def make_tools(house: House) -> int:
+def make_tools(checkout: Checkout) -> int:
     """Lock the builder's own tools; returns 0 or raises UserError."""
-    place = tools.lock(house)
-    drafted = lock.draft_tools(tools.read(house), place)
+    place = tools.lock(checkout)
+    drafted = lock.draft_tools(tools.read(checkout), place)
     new = drafted.new
     drafted.write()
     _tell(place.name, drafted, new, dry=False)
     return 0
 
 
-def check(house: House, names: Sequence[str], *, only_tools: bool = False, as_json: bool = False) -> int:
+def check(checkout: Checkout, names: Sequence[str], *, only_tools: bool = False, as_json: bool = False) -> int:
     """Print how each lock is not what is asked for; returns 1 if one is not, else 0. Needs no network."""
     problems = []
-    for asked, place in () if only_tools else _questions(house, names):
+    for asked, place in () if only_tools else _questions(checkout, names):
         try:
             lock.check_environment(asked, place)
         except UserError as problem:
             problems.append(str(problem))
     if not names:
         try:
-            lock.check(tools.read(house), tools.lock(house))
+            lock.check(tools.read(checkout), tools.lock(checkout))
         except UserError as problem:
             problems.append(str(problem))
     if not names and not only_tools:
-        strays = sorted({*house.locks()} - {*house.environments()})
+        strays = sorted({*checkout.locks()} - {*checkout.environments()})
         problems += [f"lockfiles/{name}: there is no environment of this name; remove the folder" for name in strays]
     if as_json:
         print(json.dumps({"problems": problems}, indent=1))
@@ -79,9 +79,9 @@ def check(house: House, names: Sequence[str], *, only_tools: bool = False, as_js
     return 1 if problems else 0
 
 
-def _questions(house: House, names: Sequence[str]) -> Iterable[tuple[Environment, LockFiles]]:
-    for name in names or house.environments():
-        yield environment.read(house, name), lock.environment_lock(house, name)
+def _questions(checkout: Checkout, names: Sequence[str]) -> Iterable[tuple[Environment, LockFiles]]:
+    for name in names or checkout.environments():
+        yield environment.read(checkout, name), lock.environment_lock(checkout, name)
 
 
 def _old(place: LockFiles) -> manifest.Manifest | None:

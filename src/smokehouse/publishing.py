@@ -9,9 +9,9 @@ from pathlib import Path
 from smokehouse import attestation, building, engine, image, lock, oci, verifying
 from smokehouse.additions import Asked
 from smokehouse.attestation import BUNDLE, ENVELOPE, Signed, Signer
+from smokehouse.checkout import Checkout
 from smokehouse.console import tell
 from smokehouse.errors import UserError
-from smokehouse.house import House
 from smokehouse.image import Flavour, Ops
 from smokehouse.oci import EMPTY, MANIFEST, Descriptor, Image, Layout, Manifest, Reference, document
 from smokehouse.programs import run
@@ -42,7 +42,7 @@ class Options:
     added: tuple[Asked, ...] = ()
 
 
-def publish(house: House, name: str, text: str, options: Options) -> int:
+def publish(checkout: Checkout, name: str, text: str, options: Options) -> int:
     """Publish the image of the environment `name` in the repository `text`, and return 0, or 1 where it is no good.
 
     Nothing is sent before the image was proven and verified, and no tag names it before all that belongs to it is
@@ -51,19 +51,23 @@ def publish(house: House, name: str, text: str, options: Options) -> int:
     where = Reference.read(text)
     if where.tag or where.digest:
         raise UserError(f"{text}: publish gives the tags, by stack and lock; name the repository alone, {where.name}")
-    promise, locked, digest = lock.locked(house, name)
+    promise, locked, digest = lock.locked(checkout, name)
     names = image.tags(locked, promise.stack.cuda.version, digest, options.flavour, options.added)
     tags = [tag.partition(":")[2] for tag in names]
     registry = Registry(where, push=True)
-    folder = house.root / "build" / "publish" / f"{name}-{options.flavour}"
+    folder = checkout.root / "build" / "publish" / f"{name}-{options.flavour}"
     folder.mkdir(parents=True, exist_ok=True)
     with held(folder / ".lock", f"publishing {name}"):
-        found = _built(house, name, names[0], folder, options)
+        found = _built(checkout, name, names[0], folder, options)
         # Asked first, because the rest takes long.
         _refuse_taken(registry, tags, found.digest, options.move)
-        report = _report(house, names[0], found, folder, digest, options)
+        report = _report(checkout, names[0], found, folder, digest, options)
         verdict = verifying.look(
-            house, names[0], found, None, verifying.Options(bundle=options.bundle, channel=options.channel, added=options.added)
+            checkout,
+            names[0],
+            found,
+            None,
+            verifying.Options(bundle=options.bundle, channel=options.channel, added=options.added),
         )
         if not verdict.passed:
             return verifying.show(verdict, as_json=False)
@@ -86,12 +90,12 @@ def publish(house: House, name: str, text: str, options: Options) -> int:
     return 0
 
 
-def _built(house: House, name: str, local: str, folder: Path, options: Options) -> Image:
+def _built(checkout: Checkout, name: str, local: str, folder: Path, options: Options) -> Image:
     """Return the image in a layout, built where it was not given."""
     if options.built:
         return Layout(options.built).image()
     prepared = building.prepare(
-        house,
+        checkout,
         name,
         flavour=options.flavour,
         bundled=options.bundle,
@@ -100,13 +104,13 @@ def _built(house: House, name: str, local: str, folder: Path, options: Options) 
         ops=options.ops,
         added=options.added,
     )
-    digest = building.build(house, prepared, "docker").digest
+    digest = building.build(checkout, prepared, "docker").digest
     layout = _layout(folder)
     if (layout.folder / "index.json").is_file() and layout.image().digest == digest:
         return layout.image()
     archive = folder / "image.tar"
     try:
-        engine.save(local, archive, house.root)
+        engine.save(local, archive, checkout.root)
         found = oci.unpack_layout(archive, layout.folder).image()
     finally:
         archive.unlink(missing_ok=True)
@@ -120,14 +124,14 @@ def _layout(folder: Path) -> Layout:
     return Layout(folder / "layout")
 
 
-def _report(house: House, local: str, found: Image, folder: Path, digest: str, options: Options) -> dict[str, object]:
+def _report(checkout: Checkout, local: str, found: Image, folder: Path, digest: str, options: Options) -> dict[str, object]:
     """Return the report of the image: the one given, that of an interrupted call, or that of a smoke test run now."""
     if options.report:
-        return attestation.read_report(house, options.report, found.digest, digest)
+        return attestation.read_report(checkout, options.report, found.digest, digest)
     kept = folder / "report.json"
     if kept.is_file():
         try:
-            return attestation.read_report(house, kept, found.digest, digest)
+            return attestation.read_report(checkout, kept, found.digest, digest)
         except UserError:
             kept.unlink()
     if options.built:
@@ -135,11 +139,11 @@ def _report(house: House, local: str, found: Image, folder: Path, digest: str, o
     tell(f"proving {local}")
     reports = folder / "smoke"
     command = [sys.executable, "-m", "smokehouse", "smoke", "--image", local, "--report", str(reports)]
-    ended = run(command, deadline=_SMOKING, environ=os.environ, cwd=house.root)
+    ended = run(command, deadline=_SMOKING, environ=os.environ, cwd=checkout.root)
     if ended.code:
         said = (ended.stderr.strip() or ended.stdout.strip()).splitlines()[-1:]
         raise UserError(f"{local}: the smoke test failed ({' '.join(said)}); see {reports}; nothing was sent")
-    report = attestation.read_report(house, reports / "report.json", found.digest, digest)
+    report = attestation.read_report(checkout, reports / "report.json", found.digest, digest)
     files.write(kept, (reports / "report.json").read_bytes())
     return report
 

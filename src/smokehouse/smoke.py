@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from smokehouse import bundle, engine, environment, halves, installation, lock
+from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
-from smokehouse.house import House
 from smokehouse.programs import run
 
 DEFAULT = "qwen2.5-vl"
@@ -17,7 +17,7 @@ _VALIDATING = 60.0  # seconds
 _NOBODY = 54321  # a user and a group that no image has a name for
 
 
-def smoke(house: House, name: str, options: Sequence[str]) -> None:
+def smoke(checkout: Checkout, name: str, options: Sequence[str]) -> None:
     """Become the smoke test of the environment `name`, run with `options`; installs the environment first.
 
     `--bundle DIR` among the options is ours: everything is then installed from that bundle, and no index is known.
@@ -26,17 +26,17 @@ def smoke(house: House, name: str, options: Sequence[str]) -> None:
     prints it and returns. Raises UserError.
     """
     options, folder = without(options, "--bundle", "a folder, made by nox -s bundle -- NAME DIR")
-    promise = environment.read(house, name)
-    place = lock.environment_lock(house, name)
+    promise = environment.read(checkout, name)
+    place = lock.environment_lock(checkout, name)
     lock.check_environment(promise, place)
     bundled = bundle.read(Path(folder), name, place.pins.parent) if folder else None
     command = ["-m", "smoke_tests", "--environment", name]
-    command += ["--stack", str(house.environment(name) / "stack.toml"), "--lock", str(place.pins.parent)]
+    command += ["--stack", str(checkout.environment(name) / "stack.toml"), "--lock", str(place.pins.parent)]
     if not any(option.split("=")[0] == "--report" for option in options):
-        command += ["--report", str(house.root / "build" / "smoke" / name)]
+        command += ["--report", str(checkout.root / "build" / "smoke" / name)]
     command += options
     environ = _environ()
-    asked = run([sys.executable, *command, "--validate"], deadline=_VALIDATING, environ=environ, cwd=house.root)
+    asked = run([sys.executable, *command, "--validate"], deadline=_VALIDATING, environ=environ, cwd=checkout.root)
     if asked.code:
         raise UserError(asked.stderr or f"{name}: the smoke test refused its options; see nox -s smoke -- --help")
     if {"-h", "--help"} & {*options}:
@@ -44,27 +44,27 @@ def smoke(house: House, name: str, options: Sequence[str]) -> None:
         print("  --image REF           prove this image instead of an environment installed here")
         return
     if bundled and "conda" in bundled.contents.halves:
-        python = halves.install(house, name, house.bundled(name), bundled=bundled)
+        python = halves.install(checkout, name, checkout.bundled(name), bundled=bundled)
     else:
-        python = installation.ensure(house, promise, bundled)
+        python = installation.ensure(checkout, promise, bundled)
     sys.stdout.flush()
-    os.chdir(house.root)
+    os.chdir(checkout.root)
     # An exec leaves one process, so that Ctrl-C and a supervisor's signals reach the smoke test itself.
     os.execve(python, [str(python), *command], environ)
 
 
-def smoke_image(house: House, reference: str, options: Sequence[str]) -> NoReturn:
+def smoke_image(checkout: Checkout, reference: str, options: Sequence[str]) -> NoReturn:
     """Become the smoke test of the image `reference`, run with `options` in a container as hard on it as any cluster.
 
-    The root is read-only, the user has no name and there is no network; the report, in build/smoke of the house unless
+    The root is read-only, the user has no name and there is no network; the report, in build/smoke of the checkout unless
     `--report` says where, names the image's digest. Raises UserError.
     """
-    image = engine.inspect(reference, house.root)
+    image = engine.inspect(reference, checkout.root)
     name = image.labels.get("io.smokehouse.environment", "")
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
         raise UserError(f"{reference}: no image of Smokehouse, by its labels; build one: nox -s build -- NAME")
     options, given = without(options, "--report", "a folder")
-    report = Path(given or house.root / "build" / "smoke" / f"{name}-image").absolute()
+    report = Path(given or checkout.root / "build" / "smoke" / f"{name}-image").absolute()
     report.mkdir(parents=True, exist_ok=True)
     # The smoke test asks so, too, but from now on all in it is that of the user in the container.
     if not (report / ".lock").exists() and any(report.iterdir()):
@@ -80,7 +80,9 @@ def smoke_image(house: House, reference: str, options: Sequence[str]) -> NoRetur
         container += ["--mount", f"type=bind,source={checkpoint},target={checkpoint},readonly"]
     if Path("/proc/driver/nvidia/version").exists():
         container += ["--gpus", "all"]
-    engine.become_container(image, ["smoke", "--report", "/report", "--image", image.digest, *options], container, house.root)
+    engine.become_container(
+        image, ["smoke", "--report", "/report", "--image", image.digest, *options], container, checkout.root
+    )
 
 
 def _folders(options: Sequence[str]) -> list[Path]:

@@ -5,8 +5,8 @@ from datetime import date
 from packaging.requirements import Requirement
 from pydantic import BaseModel, Field
 
+from smokehouse.checkout import Checkout
 from smokehouse.documents import read_toml
-from smokehouse.house import House
 from smokehouse.inputs import Inputs
 from smokehouse.lock import LockFiles
 from smokehouse.requirement import parse
@@ -35,9 +35,9 @@ class _Pyproject(BaseModel):
     tool: _Tool
 
 
-def read(house: House) -> Inputs:
+def read(checkout: Checkout) -> Inputs:
     """Return what pyproject.toml asks for; raises UserError."""
-    document = read_toml(house.root / "pyproject.toml", "pyproject.toml")
+    document = read_toml(checkout.root / "pyproject.toml", "pyproject.toml")
     pyproject = document.validate(_Pyproject)
     asked: list[Requirement] = []
     for place, texts in (
@@ -58,7 +58,7 @@ def read(house: House) -> Inputs:
     )
 
 
-def lock(house: House) -> LockFiles:
+def lock(checkout: Checkout) -> LockFiles:
     """Return where the lock of the tools lies."""
-    pins = house.tools_lock()
-    return LockFiles(pins, None, house.show(pins), "nox -s lock -- --tools")
+    pins = checkout.tools_lock()
+    return LockFiles(pins, None, checkout.show(pins), "nox -s lock -- --tools")

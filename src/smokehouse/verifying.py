@@ -17,10 +17,10 @@ from smokehouse import base as bases
 from smokehouse.additions import LABEL, Asked
 from smokehouse.attestation import BUNDLE, ENVELOPE, Signed, Signer
 from smokehouse.base import Base
+from smokehouse.checkout import Checkout
 from smokehouse.console import tell
 from smokehouse.contents import ENV, LISTED, Contents
 from smokehouse.errors import UserError
-from smokehouse.house import House
 from smokehouse.image import Flavour, Ops
 from smokehouse.layers import Entry, Tree, folders
 from smokehouse.manifest import MANIFEST
@@ -84,7 +84,7 @@ class Options:
 
 
 @contextmanager
-def opened(house: House, text: str) -> Iterator[tuple[Image, Registry | None]]:
+def opened(checkout: Checkout, text: str) -> Iterator[tuple[Image, Registry | None]]:
     """Yield the image that `text` names, fetched where it is not here, and the registry that it is from.
 
     It is oci:DIR, docker:NAME, or in a registry. Raises UserError.
@@ -94,9 +94,9 @@ def opened(house: House, text: str) -> Iterator[tuple[Image, Registry | None]]:
         yield Layout(Path(rest)).image(), None
         return
     if kind == "docker":
-        with tempfile.TemporaryDirectory(dir=_room(house)) as folder:
+        with tempfile.TemporaryDirectory(dir=_room(checkout)) as folder:
             archive = Path(folder, "image.tar")
-            engine.save(rest, archive, house.root)
+            engine.save(rest, archive, checkout.root)
             layout = oci.unpack_layout(archive, Path(folder, "layout"))
             archive.unlink()
             yield layout.image(), None
@@ -104,7 +104,7 @@ def opened(house: House, text: str) -> Iterator[tuple[Image, Registry | None]]:
     reference = Reference.read(text)
     registry = Registry(reference)
     # Kept until it was looked at, so that an interrupted fetch goes on.
-    folder_here = _room(house) / files.sha256(text)[:16]
+    folder_here = _room(checkout) / files.sha256(text)[:16]
     layout = Layout(folder_here)
     manifest = registry.pull(layout)
     if not reference.digest:
@@ -113,37 +113,37 @@ def opened(house: House, text: str) -> Iterator[tuple[Image, Registry | None]]:
     shutil.rmtree(folder_here, ignore_errors=True)
 
 
-def verify(house: House, text: str, options: Options) -> Verdict:
+def verify(checkout: Checkout, text: str, options: Options) -> Verdict:
     """Say of the image that `text` names whether it is what the lock in this checkout builds; raises UserError."""
-    with opened(house, text) as (found, registry):
-        return look(house, text, found, registry, options)
+    with opened(checkout, text) as (found, registry):
+        return look(checkout, text, found, registry, options)
 
 
-def look(house: House, text: str, found: Image, registry: Registry | None, options: Options) -> Verdict:
+def look(checkout: Checkout, text: str, found: Image, registry: Registry | None, options: Options) -> Verdict:
     """Return the verdict over the image `found`, called `text`; raises UserError."""
     labels = found.labels
     name, flavour, ops = (labels.get(f"io.smokehouse.{label}", "") for label in ("environment", "flavour", "ops"))
     if not name or flavour not in get_args(Flavour) or ops not in get_args(Ops):
         raise UserError(f"{text}: no image of Smokehouse, by its labels; verify one that nox -s build made")
-    promise, locked, digest = lock.locked(house, name)
+    promise, locked, digest = lock.locked(checkout, name)
     if labels.get("io.smokehouse.lock") != digest:
         revision = labels.get("org.opencontainers.image.revision", "")
         where = f"git checkout {revision}" if re.fullmatch("[0-9a-f]{40}", revision) else "check out the commit that has it"
         raise UserError(f"{text}: of another lock of {name} than the one here ({digest[:12]}); {where}")
     verdict = Verdict(text, found.digest, name, digest)
-    tell(f"verifying {found.digest} against {house.show(house.lock(name) / MANIFEST)}")
+    tell(f"verifying {found.digest} against {checkout.show(checkout.lock(name) / MANIFEST)}")
     asked = additions.of_label(labels.get(LABEL, ""), options.added, text)
-    added = additions.take(house, asked, promise, locked)
+    added = additions.take(checkout, asked, promise, locked)
     verdict.added = [one.text for one in asked]
-    bundle = building.bundle_for(house, name, flavour, options.bundle, options.channel)  # type: ignore[arg-type]
-    base, below, runtime = _base(house, found, options, verdict)
+    bundle = building.bundle_for(checkout, name, flavour, options.bundle, options.channel)  # type: ignore[arg-type]
+    base, below, runtime = _base(checkout, found, options, verdict)
     additions.refuse_other_abi(asked, locked, bundle.wheels)
     expected_labels = image.labels(locked, promise.stack.cuda.version, digest, flavour, base, ops, {}, asked)  # type: ignore[arg-type]
-    _compare_config(house, found, expected_labels, runtime, verdict)
-    folder = house.root / "build" / "verify" / f"{name}-{flavour}"
+    _compare_config(checkout, found, expected_labels, runtime, verdict)
+    folder = checkout.root / "build" / "verify" / f"{name}-{flavour}"
     folder.mkdir(parents=True, exist_ok=True)
     with held(folder / ".lock", f"verifying {name}"):
-        contents = Contents(house, locked)
+        contents = Contents(checkout, locked)
         wanted = locked.conda if flavour == "devel" else locked.main
         prefix = Path(building.conda_context(folder / "conda", wanted, locked, bundle), "prefix.tar")
         contents.add_conda(prefix)
@@ -152,7 +152,7 @@ def look(house: House, text: str, found: Image, registry: Registry | None, optio
                 contents.add_wheel(bundle.wheels / file.file)
         for one in added:
             contents.add_wheel(one.path)
-        ours = building.ours(house, promise, folder, locked, bundle, flavour, ops, base.packages, added)  # type: ignore[arg-type]
+        ours = building.ours(checkout, promise, folder, locked, bundle, flavour, ops, base.packages, added)  # type: ignore[arg-type]
         contents.add_ours(Path(ours, "ours"))
         verdict.sbom = str(Path(ours, "ours", "sbom.spdx.json"))
 
@@ -171,9 +171,9 @@ def look(house: House, text: str, found: Image, registry: Registry | None, optio
     _check_list(contents, tree, verdict)
     verdict.differences.sort(key=lambda difference: (difference.layer, difference.path))
     if options.rebuild:
-        _rebuild(house, found, base, asked, options, verdict)
+        _rebuild(checkout, found, base, asked, options, verdict)
     if registry:
-        _check_proof(house, registry, options, verdict)
+        _check_proof(checkout, registry, options, verdict)
     return verdict
 
 
@@ -205,15 +205,15 @@ def show(verdict: Verdict, as_json: bool) -> int:
     return int(not verdict.passed)
 
 
-def _base(house: House, found: Image, options: Options, verdict: Verdict) -> tuple[Base, int, oci.Runtime]:
+def _base(checkout: Checkout, found: Image, options: Options, verdict: Verdict) -> tuple[Base, int, oci.Runtime]:
     """Return the base that the image names, how many layers it has, and what it says of starting it."""
     named = found.labels.get("org.opencontainers.image.base.name", "")
     digest = found.labels.get("org.opencontainers.image.base.digest", "")
     if named.startswith("debian-"):
         if options.trust_base:
             verdict.base = f"{named}@{digest}, not looked at"
-            return Base("", named, digest, bases.read(house)), 1, oci.Runtime()
-        base = bases.make(house)
+            return Base("", named, digest, bases.read(checkout)), 1, oci.Runtime()
+        base = bases.make(checkout)
         context = re.fullmatch(r"oci-layout://(.*):[^:]+@sha256:[0-9a-f]{64}", base.context)
         assert context
         made = Layout(Path(context[1])).image()
@@ -222,7 +222,7 @@ def _base(house: House, found: Image, options: Options, verdict: Verdict) -> tup
         base = bases.given(f"{named}@{digest}")
         if options.trust_base:
             raise UserError(f"{named}: --trust-base is for Debian; how many layers this base has, its registry says")
-        with tempfile.TemporaryDirectory(dir=_room(house)) as folder:
+        with tempfile.TemporaryDirectory(dir=_room(checkout)) as folder:
             made = _fetched_config(Reference.read(f"{named}@{digest}"), Layout(Path(folder)))
         verdict.base = f"{named}@{digest}, trusted by its digest"
     layers = made.config.rootfs.diff_ids
@@ -249,10 +249,10 @@ def _fetched_config(reference: Reference, layout: Layout) -> Image:
     return layout.open(descriptor)
 
 
-def _compare_config(house: House, found: Image, labels: Mapping[str, str], below: oci.Runtime, verdict: Verdict) -> None:
+def _compare_config(checkout: Checkout, found: Image, labels: Mapping[str, str], below: oci.Runtime, verdict: Verdict) -> None:
     """Note where the image is started in another way than docker/Dockerfile says, or has other labels than the lock."""
     runtime = found.config.config
-    said = _dockerfile(house)
+    said = _dockerfile(checkout)
 
     def differ(what: str, problem: str) -> None:
         verdict.differences.append(Difference(0, f"(config) {what}", problem))
@@ -274,9 +274,9 @@ def _compare_config(house: House, found: Image, labels: Mapping[str, str], below
             differ(name, f"{has!r}, docker/Dockerfile says {wants!r}")
 
 
-def _dockerfile(house: House) -> dict[str, Any]:
+def _dockerfile(checkout: Checkout) -> dict[str, Any]:
     """Return ENV, ENTRYPOINT and CMD of the last stage of docker/Dockerfile."""
-    text = (house.root / "docker" / "Dockerfile").read_text("utf-8")
+    text = (checkout.root / "docker" / "Dockerfile").read_text("utf-8")
     lines = text.rpartition("\nFROM ")[2].replace("\\\n", " ").splitlines()
     said: dict[str, Any] = {"ENV": {}, "ENTRYPOINT": [], "CMD": []}
     for line in lines:
@@ -364,12 +364,12 @@ def _check_list(contents: Contents, tree: Tree, verdict: Verdict) -> None:
             verdict.differences.append(Difference(entry.layer + 1, path, "made in the build, and not named in files.json"))
 
 
-def _rebuild(house: House, found: Image, base: Base, added: Sequence[Asked], options: Options, verdict: Verdict) -> None:
+def _rebuild(checkout: Checkout, found: Image, base: Base, added: Sequence[Asked], options: Options, verdict: Verdict) -> None:
     """Build the image again and note the first file that differs, where the digest does."""
     labels = found.labels
-    with tempfile.TemporaryDirectory(dir=_room(house)) as folder:
+    with tempfile.TemporaryDirectory(dir=_room(checkout)) as folder:
         prepared = building.prepare(
-            house,
+            checkout,
             verdict.environment,
             flavour=labels["io.smokehouse.flavour"],  # type: ignore[arg-type]
             base=f"{base.name}@{base.digest}" if not base.name.startswith("debian-") else None,
@@ -380,7 +380,7 @@ def _rebuild(house: House, found: Image, base: Base, added: Sequence[Asked], opt
             added=added,
         )
         compression = "zstd" if found.manifest.layers[-1].media_type.endswith("zstd") else "gzip"
-        built = building.build(house, prepared, f"oci:{folder}/layout", compression=compression)  # type: ignore[arg-type]
+        built = building.build(checkout, prepared, f"oci:{folder}/layout", compression=compression)  # type: ignore[arg-type]
         again = Layout(Path(folder, "layout")).image()
         if built.digest == found.digest:
             verdict.rebuilt = "the same digest"
@@ -408,9 +408,9 @@ def _first_difference(found: Image, again: Image) -> Difference:
     return Difference(0, "(manifest)", "the same files, packed or described in another way")
 
 
-def _check_proof(house: House, registry: Registry, options: Options, verdict: Verdict) -> None:
+def _check_proof(checkout: Checkout, registry: Registry, options: Options, verdict: Verdict) -> None:
     """Note what the statements in the registry prove; raises UserError for one that is not to be trusted."""
-    signed = statements(registry, verdict.digest, house)
+    signed = statements(registry, verdict.digest, checkout)
     if not signed:
         verdict.proof = "nothing: no statement is attached to this image"
         return
@@ -420,7 +420,7 @@ def _check_proof(house: House, registry: Registry, options: Options, verdict: Ve
     refusals = []
     for one in reversed(signed):
         try:
-            verdict.report = attestation.check(house, one, options.signer, verdict.digest, verdict.lock)
+            verdict.report = attestation.check(checkout, one, options.signer, verdict.digest, verdict.lock)
         except UserError as refused:
             refusals.append(str(refused))
             continue
@@ -429,7 +429,7 @@ def _check_proof(house: House, registry: Registry, options: Options, verdict: Ve
     raise UserError(refusals[0])
 
 
-def statements(registry: Registry, digest: str, house: House) -> list[Signed]:
+def statements(registry: Registry, digest: str, checkout: Checkout) -> list[Signed]:
     """Return the signed statements that are attached to the image `digest`, as they were attached; raises UserError."""
     found = []
     for entry in registry.referrers(digest):
@@ -442,7 +442,7 @@ def statements(registry: Registry, digest: str, house: House) -> list[Signed]:
         blobs = {layer.media_type: layer for layer in manifest.layers}
         if ENVELOPE not in blobs or any(blob.size > DOCUMENT for blob in blobs.values()):
             raise UserError(f"{entry.digest}: no statement, or one too large; do not trust it")
-        with tempfile.TemporaryDirectory(dir=_room(house)) as folder:
+        with tempfile.TemporaryDirectory(dir=_room(checkout)) as folder:
             layout = Layout(Path(folder))
             registry.fetch(tuple(blobs.values()), layout)
             bundle = layout.read(blobs[BUNDLE]) if BUNDLE in blobs else None
@@ -450,8 +450,8 @@ def statements(registry: Registry, digest: str, house: House) -> list[Signed]:
     return found
 
 
-def _room(house: House) -> Path:
+def _room(checkout: Checkout) -> Path:
     """Return the folder for what is looked at."""
-    room = house.root / "build" / "verify"
+    room = checkout.root / "build" / "verify"
     room.mkdir(parents=True, exist_ok=True)
     return room

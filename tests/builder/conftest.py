@@ -1,4 +1,4 @@
-"""A house of its own and a package index of its own for each test, both real and both on this machine."""
+"""A checkout of its own and a package index of its own for each test, both real and both on this machine."""
 
 import base64
 import hashlib
@@ -252,8 +252,8 @@ def channel(packages: Path, tmp_path: Path) -> Iterator[Channel]:
 
 
 @dataclass(frozen=True)
-class TestHouse:
-    """A house with one environment, `tiny`, and its own index and caches."""
+class TestCheckout:
+    """A checkout with one environment, `tiny`, and its own index and caches."""
 
     __test__ = False
     root: Path
@@ -367,9 +367,9 @@ def uv_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def house(root: Path, tmp_path: Path, index: Index, uv_cache: Path, packages: Path) -> TestHouse:
-    """A house that uses `index` and the records in `packages`."""
-    place = tmp_path / "house"
+def checkout(root: Path, tmp_path: Path, index: Index, uv_cache: Path, packages: Path) -> TestCheckout:
+    """A checkout that uses `index` and the records in `packages`."""
+    place = tmp_path / "checkout"
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("UV_", "PYTHON"))}
     environ |= {
         "PYTHONPATH": str(root / "src"),
@@ -380,7 +380,7 @@ def house(root: Path, tmp_path: Path, index: Index, uv_cache: Path, packages: Pa
         "UV_HTTP_RETRIES": "0",
         "UV_PYTHON_DOWNLOADS": "never",
     }
-    found = TestHouse(place, environ)
+    found = TestCheckout(place, environ)
     found.folder.mkdir(parents=True)
     found.environment.write_text(ENVIRONMENT)
     found.stack.write_text(STACK)

@@ -10,13 +10,13 @@ import pytest
 
 from smokehouse import additions, environment, image, lock
 from smokehouse.additions import Added, Asked
+from smokehouse.checkout import Checkout
 from smokehouse.environment import Environment
 from smokehouse.errors import UserError
-from smokehouse.house import House
 from smokehouse.manifest import Manifest
 
 from .channel import Channel
-from .conftest import Index, TestHouse, wheel
+from .conftest import Index, TestCheckout, wheel
 
 # As the releases of flash-attn are named; inside, they have no local version.
 FLASH = "flash_attn-2.7.4.post1+cu12torch2.6cxx11abiFALSE-cp311-cp311-linux_x86_64.whl"
@@ -42,30 +42,30 @@ def hashed(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def with_torch(house: TestHouse, index: Index) -> None:
+def with_torch(checkout: TestCheckout, index: Index) -> None:
     """Let tiny ask for torch, and the index have it."""
     index.put("torch-2.6.0-py3-none-any.whl", torch("0"))
-    house.edit(house.environment, "      - beta\n", "      - beta\n      - torch==2.6.0\n")
+    checkout.edit(checkout.environment, "      - beta\n", "      - beta\n      - torch==2.6.0\n")
 
 
 @pytest.fixture
-def stacked(house: TestHouse, index: Index) -> TestHouse:
-    """A house whose tiny is locked, with torch 2.6.0."""
-    with_torch(house, index)
-    house.lock()
-    return house
+def stacked(checkout: TestCheckout, index: Index) -> TestCheckout:
+    """A checkout whose tiny is locked, with torch 2.6.0."""
+    with_torch(checkout, index)
+    checkout.lock()
+    return checkout
 
 
-def promised(house: TestHouse) -> tuple[House, Environment, Manifest]:
+def promised(checkout: TestCheckout) -> tuple[Checkout, Environment, Manifest]:
     """What a build reads first."""
-    found = House(house.root)
+    found = Checkout(checkout.root)
     promise = environment.read(found, "tiny")
     return found, promise, lock.check_environment(promise, lock.environment_lock(found, "tiny"))
 
 
-def taken(house: TestHouse, *asked: Asked) -> tuple[Added, ...]:
+def taken(checkout: TestCheckout, *asked: Asked) -> tuple[Added, ...]:
     """What is fetched of `asked`."""
-    found, promise, locked = promised(house)
+    found, promise, locked = promised(checkout)
     return additions.take(found, asked, promise, locked)
 
 
@@ -86,8 +86,8 @@ def taken(house: TestHouse, *asked: Asked) -> tuple[Added, ...]:
         (f"delta-1.0.dev1-py3-none-any.whl#sha256={SHA256}", "a development version"),
     ],
 )
-def test_what_is_no_wheel_with_its_hash_is_refused(stacked: TestHouse, given: str, said: str) -> None:
-    for verb in (["build", "tiny"], ["publish", "tiny", "127.0.0.1:1/house/tiny"], ["verify", "oci:nothing"]):
+def test_what_is_no_wheel_with_its_hash_is_refused(stacked: TestCheckout, given: str, said: str) -> None:
+    for verb in (["build", "tiny"], ["publish", "tiny", "127.0.0.1:1/checkout/tiny"], ["verify", "oci:nothing"]):
         assert said in stacked.refused(*verb, "--with", given)
 
 
@@ -108,20 +108,20 @@ def test_what_is_no_wheel_with_its_hash_is_refused(stacked: TestHouse, given: st
         ("Alpha-9.0-py3-none-any.whl", "would replace alpha 1.0 of the lock"),
     ],
 )
-def test_a_name_that_does_not_fit_is_refused_before_anything_is_fetched(stacked: TestHouse, name: str, said: str) -> None:
+def test_a_name_that_does_not_fit_is_refused_before_anything_is_fetched(stacked: TestCheckout, name: str, said: str) -> None:
     line = stacked.refused("build", "tiny", "--with", f"https://127.0.0.1:1/{name}#sha256={SHA256}")
     assert line.startswith(f"smokehouse: --with {name}: ")
     assert said in line
 
 
 @pytest.mark.parametrize("name", [FLASH, FLASH.replace("cu12", "cu124"), "delta-1.0+local.1-py3-none-any.whl"])
-def test_a_name_that_fits_is_asked_for(stacked: TestHouse, name: str) -> None:
+def test_a_name_that_fits_is_asked_for(stacked: TestCheckout, name: str) -> None:
     assert f"{name}: 127.0.0.1:1 cannot be reached" in stacked.refused(
         "build", "tiny", "--with", f"http://127.0.0.1:1/{name}#sha256={SHA256}"
     )
 
 
-def test_two_wheels_of_one_project_are_refused(stacked: TestHouse) -> None:
+def test_two_wheels_of_one_project_are_refused(stacked: TestCheckout) -> None:
     given = [f"{name}-py3-none-any.whl#sha256={SHA256}" for name in ("my_delta-1.0", "My.Delta-2.0")]
     assert "2 wheels are of my-delta; keep one" in stacked.refused("build", "tiny", "--with", given[0], "--with", given[1])
 
@@ -136,13 +136,15 @@ def test_two_wheels_of_one_project_are_refused(stacked: TestHouse) -> None:
         (("torch >>= 2",), "ask for what nobody can tell"),
     ],
 )
-def test_what_a_wheel_needs_has_to_be_there(stacked: TestHouse, tmp_path: Path, requires: tuple[str, ...], said: str) -> None:
+def test_what_a_wheel_needs_has_to_be_there(
+    stacked: TestCheckout, tmp_path: Path, requires: tuple[str, ...], said: str
+) -> None:
     data = flash(*requires)
     (tmp_path / FLASH).write_bytes(data)
     assert said in stacked.refused("build", "tiny", "--with", f"{tmp_path / FLASH}#sha256={hashed(data)}")
 
 
-def test_what_a_wheel_needs_can_be_given_with_it(stacked: TestHouse, tmp_path: Path) -> None:
+def test_what_a_wheel_needs_can_be_given_with_it(stacked: TestCheckout, tmp_path: Path) -> None:
     parts = {
         FLASH: flash("torch==2.6.*", "einops>=0.8", 'triton; sys_platform == "win32"', 'pytest; extra == "test"'),
         "einops-0.8.1-py3-none-any.whl": wheel("einops", "0.8.1"),
@@ -160,7 +162,7 @@ def test_what_a_wheel_needs_can_be_given_with_it(stacked: TestHouse, tmp_path: P
     assert image.tags(locked, "12.4", "1" * 64, "devel", asked) != image.tags(locked, "12.4", "1" * 64, "devel", asked[:1])
 
 
-def test_a_file_that_is_another_wheel_is_refused(stacked: TestHouse, tmp_path: Path) -> None:
+def test_a_file_that_is_another_wheel_is_refused(stacked: TestCheckout, tmp_path: Path) -> None:
     for data, said in (
         (wheel("delta", "2.7.4.post1"), "is delta 2.7.4.post1 inside"),
         (wheel("flash_attn", "2.7.3"), "is flash_attn 2.7.3 inside"),
@@ -171,7 +173,7 @@ def test_a_file_that_is_another_wheel_is_refused(stacked: TestHouse, tmp_path: P
 
 
 @pytest.mark.parametrize(("has", "said"), [("1", "is TRUE"), ("x", "is UNKNOWN")])
-def test_another_abi_of_cpp_is_refused(stacked: TestHouse, tmp_path: Path, has: str, said: str) -> None:
+def test_another_abi_of_cpp_is_refused(stacked: TestCheckout, tmp_path: Path, has: str, said: str) -> None:
     asked = [additions.read(f"{FLASH}#sha256={SHA256}")]
     *_, locked = promised(stacked)
     place = tmp_path / "torch-2.6.0-py3-none-any.whl"
@@ -182,7 +184,7 @@ def test_another_abi_of_cpp_is_refused(stacked: TestHouse, tmp_path: Path, has: 
         additions.refuse_other_abi(asked, locked, tmp_path)
 
 
-def test_a_download_that_is_cut_goes_on_and_is_kept(stacked: TestHouse, channel: Channel) -> None:
+def test_a_download_that_is_cut_goes_on_and_is_kept(stacked: TestCheckout, channel: Channel) -> None:
     data = flash()
     quoted = FLASH.replace("+", "%2B")  # as a browser copies it
     (channel.folder / "noarch" / quoted).write_bytes(data)
@@ -196,7 +198,7 @@ def test_a_download_that_is_cut_goes_on_and_is_kept(stacked: TestHouse, channel:
     assert len(channel.ranges(quoted)) == 2
 
 
-def test_a_server_that_lies_and_a_file_that_is_gone_are_named(stacked: TestHouse, channel: Channel, tmp_path: Path) -> None:
+def test_a_server_that_lies_and_a_file_that_is_gone_are_named(stacked: TestCheckout, channel: Channel, tmp_path: Path) -> None:
     data = flash()
     (channel.folder / "noarch" / FLASH).write_bytes(data)
     channel.faults.sent[FLASH] = data[:-1] + b"x"

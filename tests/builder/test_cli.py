@@ -10,7 +10,7 @@ import yaml
 
 from smokehouse.cli import app
 
-from .conftest import TestHouse
+from .conftest import TestCheckout
 
 
 @pytest.mark.parametrize(
@@ -22,12 +22,12 @@ from .conftest import TestHouse
         (["lock", "tiny", "--tools"], "--tools takes no names, and of the options --check; lock the environments"),
     ],
 )
-def test_usage(house: TestHouse, arguments: list[str], message: str) -> None:
-    assert message in house.refused(*arguments)
+def test_usage(checkout: TestCheckout, arguments: list[str], message: str) -> None:
+    assert message in checkout.refused(*arguments)
 
 
-def test_help(house: TestHouse) -> None:
-    ended = house.run("lock", "--help")
+def test_help(checkout: TestCheckout) -> None:
+    ended = checkout.run("lock", "--help")
     assert ended.returncode == 0
     assert "--check" in ended.stdout
 

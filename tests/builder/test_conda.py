@@ -14,23 +14,23 @@ import pytest
 import yaml
 
 from smokehouse import changes, environment, lock
-from smokehouse.house import House
+from smokehouse.checkout import Checkout
 from smokehouse.manifest import Manifest
 
 from .channel import YOUNG, Channel
-from .conftest import Index, TestHouse
+from .conftest import Index, TestCheckout
 
 SNAPSHOT = Path(__file__).parents[3] / "shared" / "conda-forge"
 
 
-def manifest(house: TestHouse) -> Manifest:
+def manifest(checkout: TestCheckout) -> Manifest:
     """The lock.json of `tiny`."""
-    return Manifest.model_validate_json(house.manifest.read_bytes())
+    return Manifest.model_validate_json(checkout.manifest.read_bytes())
 
 
-def categories(house: TestHouse) -> dict[str, str]:
+def categories(checkout: TestCheckout) -> dict[str, str]:
     """The category of each package of the conda half."""
-    return {package.name: package.category for package in manifest(house).conda}
+    return {package.name: package.category for package in manifest(checkout).conda}
 
 
 def conda_lock(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -39,9 +39,9 @@ def conda_lock(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([program, *arguments], cwd=cwd, capture_output=True, text=True, timeout=120)
 
 
-def test_lock_names_every_artefact_once_and_no_mirror(house: TestHouse, channel: Channel, index: Index) -> None:
-    house.lock("--channel", channel.url)
-    found = manifest(house)
+def test_lock_names_every_artefact_once_and_no_mirror(checkout: TestCheckout, channel: Channel, index: Index) -> None:
+    checkout.lock("--channel", channel.url)
+    found = manifest(checkout)
     assert {package.name: package.category for package in found.conda} == {
         "certificates": "main",
         "cuda-nvcc": "devel",
@@ -59,30 +59,30 @@ def test_lock_names_every_artefact_once_and_no_mirror(house: TestHouse, channel:
         for name in ("alpha-1.0-py3-none-any.whl", "beta-2.0-py3-none-any.whl", "gamma-1.5-py3-none-any.whl")
     }
     assert found.virtual_packages["__cuda"] == "12.4"
-    for path in house.pins.parent.iterdir():
+    for path in checkout.pins.parent.iterdir():
         text = path.read_text()
         assert "127.0.0.1" not in text
         assert {*re.findall(r"https?://([^/]+)/", text)} <= {"conda.anaconda.org"}
 
 
-def test_a_folder_and_a_server_give_the_same_lock(house: TestHouse, channel: Channel) -> None:
-    house.lock("--channel", str(channel.folder))
-    from_folder = {path.name: path.read_bytes() for path in house.pins.parent.iterdir()}
-    shutil.rmtree(house.pins.parent)
-    house.lock("--channel", channel.url)
-    assert {path.name: path.read_bytes() for path in house.pins.parent.iterdir()} == from_folder
+def test_a_folder_and_a_server_give_the_same_lock(checkout: TestCheckout, channel: Channel) -> None:
+    checkout.lock("--channel", str(channel.folder))
+    from_folder = {path.name: path.read_bytes() for path in checkout.pins.parent.iterdir()}
+    shutil.rmtree(checkout.pins.parent)
+    checkout.lock("--channel", channel.url)
+    assert {path.name: path.read_bytes() for path in checkout.pins.parent.iterdir()} == from_folder
 
 
-def test_cutoff_and_snapshot(house: TestHouse, channel: Channel) -> None:
-    house.lock("--channel", str(channel.folder))
-    before = manifest(house)
+def test_cutoff_and_snapshot(checkout: TestCheckout, channel: Channel) -> None:
+    checkout.lock("--channel", str(channel.folder))
+    before = manifest(checkout)
     channel.add("libtiny", "3.0", subdir="linux-64", timestamp=YOUNG)
     channel.add("unrelated")
-    house.lock("--channel", str(channel.folder))
-    assert manifest(house) == before
+    checkout.lock("--channel", str(channel.folder))
+    assert manifest(checkout) == before
     channel.add("libtiny", "1.5", subdir="linux-64", timestamp=None)
-    house.lock("--channel", str(channel.folder))
-    after = manifest(house)
+    checkout.lock("--channel", str(channel.folder))
+    after = manifest(checkout)
     assert {package.name: package.version for package in after.conda}["libtiny"] == "1.5"
     assert after.channel.snapshot != before.channel.snapshot
 
@@ -107,31 +107,31 @@ UNSOLVED = [
 
 @pytest.mark.parametrize(("old", "new", "record", "message"), UNSOLVED, ids=[row[1].split()[-1] for row in UNSOLVED])
 def test_conflict_names_who_asks_for_what(
-    house: TestHouse, channel: Channel, old: str, new: str, record: tuple[str, str], message: str
+    checkout: TestCheckout, channel: Channel, old: str, new: str, record: tuple[str, str], message: str
 ) -> None:
     if record:
         channel.add(record[0], depends=(record[1],))
-    house.edit(house.environment, old, new)
-    said = house.refused("lock", "--channel", str(channel.folder))
+    checkout.edit(checkout.environment, old, new)
+    said = checkout.refused("lock", "--channel", str(channel.folder))
     assert re.search(f"environment\\.yml cannot be solved from .*: .*({message})", said), said
-    assert not house.pins.parent.exists()
+    assert not checkout.pins.parent.exists()
 
 
-def test_servers_that_are_no_channel(house: TestHouse, channel: Channel) -> None:
+def test_servers_that_are_no_channel(checkout: TestCheckout, channel: Channel) -> None:
     channel.faults.html.add("repodata.json")
-    said = house.refused("lock", "--channel", channel.url)
+    said = checkout.refused("lock", "--channel", channel.url)
     assert "what it gives is cut short or is no records of a channel, as of a captive proxy" in said
     assert said.endswith("; check the network, or name a mirror or a folder with --channel")
     channel.faults.html.clear()
     repodata = channel.folder / "linux-64" / "repodata.json"
     channel.faults.sent["repodata.json"] = repodata.read_bytes()[:-100]
-    assert channel.url.removeprefix("http://") in house.refused("lock", "--channel", channel.url)
+    assert channel.url.removeprefix("http://") in checkout.refused("lock", "--channel", channel.url)
     channel.faults.sent.clear()
     channel.faults.gone.add("repodata.json")
-    assert "cannot be read (" in house.refused("lock", "--channel", channel.url)
-    assert "127.0.0.1:9" in house.refused("lock", "--channel", "http://user:secret@127.0.0.1:9/x")
-    assert "secret" not in house.refused("lock", "--channel", "http://user:secret@127.0.0.1:9/x")
-    assert not house.pins.parent.exists()
+    assert "cannot be read (" in checkout.refused("lock", "--channel", channel.url)
+    assert "127.0.0.1:9" in checkout.refused("lock", "--channel", "http://user:secret@127.0.0.1:9/x")
+    assert "secret" not in checkout.refused("lock", "--channel", "http://user:secret@127.0.0.1:9/x")
+    assert not checkout.pins.parent.exists()
 
 
 @pytest.mark.parametrize(
@@ -142,48 +142,48 @@ def test_servers_that_are_no_channel(house: TestHouse, channel: Channel) -> None
         ("ftp://127.0.0.1/x", r"--channel ftp://127\.0\.0\.1/x: neither a folder nor an http address; use one of them"),
     ],
 )
-def test_places_that_are_no_channel(house: TestHouse, where: str, message: str) -> None:
-    assert re.fullmatch(f"smokehouse: tiny: the lock stays as it is: {message}", house.refused("lock", "--channel", where))
+def test_places_that_are_no_channel(checkout: TestCheckout, where: str, message: str) -> None:
+    assert re.fullmatch(f"smokehouse: tiny: the lock stays as it is: {message}", checkout.refused("lock", "--channel", where))
 
 
-def test_repodata_that_is_cut(house: TestHouse, channel: Channel) -> None:
+def test_repodata_that_is_cut(checkout: TestCheckout, channel: Channel) -> None:
     repodata = channel.folder / "noarch" / "repodata.json"
     repodata.write_bytes(repodata.read_bytes()[:-40])
     assert re.search(
-        r"channel: what it gives is cut short or is no records", house.refused("lock", "--channel", str(channel.folder))
+        r"channel: what it gives is cut short or is no records", checkout.refused("lock", "--channel", str(channel.folder))
     )
 
 
-def test_upgrade_moves_one_package_and_what_it_drags_along(house: TestHouse, channel: Channel, index: Index) -> None:
+def test_upgrade_moves_one_package_and_what_it_drags_along(checkout: TestCheckout, channel: Channel, index: Index) -> None:
     del index.files["beta-3.0-py3-none-any.whl"]
     index.add("delta", "1.0")
     for name, version, requires in (("beta", "2.1", ("gamma>=1.6", "alpha")), ("gamma", "1.6", ()), ("delta", "1.1", ())):
         index.add(name, version, requires=requires).uploaded = YOUNG
-    house.edit(house.environment, "- beta", "- beta\n      - delta")
+    checkout.edit(checkout.environment, "- beta", "- beta\n      - delta")
     channel.add("certificates", "2.0", timestamp=YOUNG)
     where = str(channel.folder)
-    house.lock("--channel", where)
-    house.edit(house.stack, "2025-03-15", "2025-03-20")
-    ended = house.run("lock", "tiny", "--upgrade", "beta", "--channel", where, "--json")
+    checkout.lock("--channel", where)
+    checkout.edit(checkout.stack, "2025-03-15", "2025-03-20")
+    ended = checkout.run("lock", "tiny", "--upgrade", "beta", "--channel", where, "--json")
     moved = {(c["half"], c["package"]): (c["old"], c["new"]) for c in json.loads(ended.stdout)[0]["changes"]}
     assert moved == {("pip", "beta"): ("2.0", "2.1"), ("pip", "gamma"): ("1.5", "1.6")}
-    house.lock("--upgrade", "libtiny", "--channel", where)
-    versions = {package.name: package.version for package in (*manifest(house).conda, *manifest(house).pip)}
+    checkout.lock("--upgrade", "libtiny", "--channel", where)
+    versions = {package.name: package.version for package in (*manifest(checkout).conda, *manifest(checkout).pip)}
     assert (versions["libtiny"], versions["certificates"], versions["delta"]) == ("2.0", "1.0", "1.0")
-    house.lock("--channel", where)
-    versions = {package.name: package.version for package in (*manifest(house).conda, *manifest(house).pip)}
+    checkout.lock("--channel", where)
+    versions = {package.name: package.version for package in (*manifest(checkout).conda, *manifest(checkout).pip)}
     assert (versions["certificates"], versions["delta"]) == ("2.0", "1.1")
-    said = house.refused("lock", "tiny", "--upgrade", "libtony", "--channel", where)
+    said = checkout.refused("lock", "tiny", "--upgrade", "libtony", "--channel", where)
     assert said.endswith("--upgrade libtony: neither half of tiny has it; did you mean libtiny?")
 
 
-def test_diff_says_what_would_change_and_changes_nothing(house: TestHouse, channel: Channel, index: Index) -> None:
+def test_diff_says_what_would_change_and_changes_nothing(checkout: TestCheckout, channel: Channel, index: Index) -> None:
     where = str(channel.folder)
-    house.lock("--channel", where)
-    before = {path.name: path.read_bytes() for path in house.pins.parent.iterdir()}
-    house.edit(house.stack, "2025-03-15", "2025-03-20")
-    house.edit(house.environment, "      - alpha==1.0\n", "")
-    ended = house.run("lock", "--diff", "--channel", where)
+    checkout.lock("--channel", where)
+    before = {path.name: path.read_bytes() for path in checkout.pins.parent.iterdir()}
+    checkout.edit(checkout.stack, "2025-03-15", "2025-03-20")
+    checkout.edit(checkout.environment, "      - alpha==1.0\n", "")
+    ended = checkout.run("lock", "--diff", "--channel", where)
     size = (channel.folder / "linux-64" / "libtiny-2.0-0.conda").stat().st_size
     wheel = len(index.files["beta-3.0-py3-none-any.whl"].data)
     lines = [line.split() for line in ended.stdout.splitlines()]
@@ -194,12 +194,12 @@ def test_diff_says_what_would_change_and_changes_nothing(house: TestHouse, chann
         ["pip", "beta", "2.0", "3.0", *changes.size(wheel).split()],
     ]
     assert lines[-1] == ["4", "changes,", *changes.size(size + wheel).split(), "to", "download"]
-    assert {path.name: path.read_bytes() for path in house.pins.parent.iterdir()} == before
-    house.lock("--channel", where)
-    assert house.run("lock", "--diff", "--channel", where).stdout == "lockfiles/tiny: 7 packages, unchanged\n"
+    assert {path.name: path.read_bytes() for path in checkout.pins.parent.iterdir()} == before
+    checkout.lock("--channel", where)
+    assert checkout.run("lock", "--diff", "--channel", where).stdout == "lockfiles/tiny: 7 packages, unchanged\n"
 
 
-# what is done to the house, the wheels to add, what both sides are
+# what is done to the checkout, the wheels to add, what both sides are
 DISAGREEMENTS = [
     (
         "version",
@@ -237,7 +237,7 @@ DISAGREEMENTS = [
     ("file", "old", "new", "wheels", "message"), DISAGREEMENTS, ids=[row[3][0][0] for row in DISAGREEMENTS]
 )
 def test_halves_that_do_not_agree(
-    house: TestHouse,
+    checkout: TestCheckout,
     channel: Channel,
     index: Index,
     file: str,
@@ -248,43 +248,43 @@ def test_halves_that_do_not_agree(
 ) -> None:
     for name, version, requires in wheels:
         index.add(name.replace("-", "_"), version, requires=requires)
-        text = house.environment.read_text()
-        house.environment.write_text(f"{text}      - {name}\n")
+        text = checkout.environment.read_text()
+        checkout.environment.write_text(f"{text}      - {name}\n")
     if file:
-        house.edit(house.stack, old, new)
-    said = house.refused("lock", "--channel", str(channel.folder))
+        checkout.edit(checkout.stack, old, new)
+    said = checkout.refused("lock", "--channel", str(channel.folder))
     assert said.startswith("smokehouse: tiny: the lock stays as it is: ")
     assert re.search(message, said), said
 
 
-def test_one_package_one_half(house: TestHouse, channel: Channel, index: Index) -> None:
+def test_one_package_one_half(checkout: TestCheckout, channel: Channel, index: Index) -> None:
     where = str(channel.folder)
     channel.add("alpha", "9.0", depends=("python",))
-    house.edit(house.environment, "  - cuda", "  - alpha\n  - cuda")
-    assert "alpha is in both halves: conda's 9.0 and pip's 1.0 (asked by beta, environment.yml)" in house.refused(
+    checkout.edit(checkout.environment, "  - cuda", "  - alpha\n  - cuda")
+    assert "alpha is in both halves: conda's 9.0 and pip's 1.0 (asked by beta, environment.yml)" in checkout.refused(
         "lock", "--channel", where
     )
-    house.edit(house.environment, "      - alpha==1.0\n      - beta", "      - gamma")
-    assert "alpha 9.0 of the conda half is a Python package" in house.refused("lock", "--channel", where)
+    checkout.edit(checkout.environment, "      - alpha==1.0\n      - beta", "      - gamma")
+    assert "alpha 9.0 of the conda half is a Python package" in checkout.refused("lock", "--channel", where)
     # The same name for another thing: conda's has no module.
     channel.add("alpha", "9.0")
-    house.lock("--channel", where)
+    checkout.lock("--channel", where)
     channel.add("ninja", "1.11")
     index.add("ninja", "1.12")
-    house.edit(house.environment, "  - alpha\n", "  - ninja\n")
-    house.edit(house.environment, "- gamma", "- ninja")
-    assert "ninja is in both halves: conda's 1.11 and pip's 1.12" in house.refused("lock", "--channel", where)
+    checkout.edit(checkout.environment, "  - alpha\n", "  - ninja\n")
+    checkout.edit(checkout.environment, "- gamma", "- ninja")
+    assert "ninja is in both halves: conda's 1.11 and pip's 1.12" in checkout.refused("lock", "--channel", where)
 
 
-def test_library_of_wheels_at_run_time(house: TestHouse, channel: Channel, index: Index) -> None:
+def test_library_of_wheels_at_run_time(checkout: TestCheckout, channel: Channel, index: Index) -> None:
     channel.add("nccl", "2.22")
     index.add("nvidia_nccl_cu12", "2.21")
-    house.edit(house.environment, "- cuda-nvcc=12.4", "- cuda-nvcc=12.4\n  - nccl")
-    house.edit(house.environment, "- beta", "- nvidia-nccl-cu12")
-    said = house.refused("lock", "--channel", str(channel.folder))
+    checkout.edit(checkout.environment, "- cuda-nvcc=12.4", "- cuda-nvcc=12.4\n  - nccl")
+    checkout.edit(checkout.environment, "- beta", "- nvidia-nccl-cu12")
+    said = checkout.refused("lock", "--channel", str(channel.folder))
     assert "two copies of one library at run time: conda's nccl 2.22 and pip's nvidia-nccl-cu12 2.21" in said
-    house.edit(house.stack, '["cuda-nvcc"]', '["cuda-nvcc", "nccl"]')
-    house.lock("--channel", str(channel.folder))
+    checkout.edit(checkout.stack, '["cuda-nvcc"]', '["cuda-nvcc", "nccl"]')
+    checkout.lock("--channel", str(channel.folder))
 
 
 @pytest.mark.parametrize(
@@ -301,11 +301,11 @@ def test_library_of_wheels_at_run_time(house: TestHouse, channel: Channel, index
         (("cp311-cp311-win_amd64",), r"no file of it is for Python 3\.11 on x86_64-manylinux_2_28"),
     ],
 )
-def test_wheels_that_do_not_fit(house: TestHouse, index: Index, tags: tuple[str, ...], message: str) -> None:
+def test_wheels_that_do_not_fit(checkout: TestCheckout, index: Index, tags: tuple[str, ...], message: str) -> None:
     for tag in tags:
         index.add("zeta", tag=tag)
-    house.edit(house.environment, "- beta", "- zeta")
-    said = house.refused("lock")
+    checkout.edit(checkout.environment, "- beta", "- zeta")
+    said = checkout.refused("lock")
     assert re.search(rf"zeta==1\.0: {message}; pin|zeta.*(glibc|Python 3|Python ABI|platform)", said), said
 
 
@@ -323,16 +323,16 @@ PIP_FORMS = """\
 
 
 @pytest.mark.parametrize("forms", [False, True])
-def test_conda_lock_calls_it_locked(house: TestHouse, index: Index, tmp_path: Path, forms: bool) -> None:
+def test_conda_lock_calls_it_locked(checkout: TestCheckout, index: Index, tmp_path: Path, forms: bool) -> None:
     index.add("delta", "1.0")
     index.add("epsilon_zeta", "1.0")
     if forms:
-        house.edit(house.environment, "  - cuda", FORMS + "  - cuda")
-        house.environment.write_text(house.environment.read_text() + PIP_FORMS)
-    house.lock()
-    before = house.conda_lock.read_bytes()
-    assert_locked(house.root, "tiny", "12.4", tmp_path)
-    assert house.conda_lock.read_bytes() == before
+        checkout.edit(checkout.environment, "  - cuda", FORMS + "  - cuda")
+        checkout.environment.write_text(checkout.environment.read_text() + PIP_FORMS)
+    checkout.lock()
+    before = checkout.conda_lock.read_bytes()
+    assert_locked(checkout.root, "tiny", "12.4", tmp_path)
+    assert checkout.conda_lock.read_bytes() == before
 
 
 def assert_locked(root: Path, name: str, cuda: str, work: Path) -> None:
@@ -356,10 +356,10 @@ def rendered(path: Path, work: Path, *options: str) -> list[str]:
     return [line for line in (work / "conda-linux-64.lock").read_text().splitlines() if line.startswith("https")]
 
 
-@pytest.mark.parametrize("name", House(Path(__file__).parents[2]).environments())
+@pytest.mark.parametrize("name", Checkout(Path(__file__).parents[2]).environments())
 def test_ours_is_read_by_conda_lock_and_rattler(root: Path, tmp_path: Path, name: str) -> None:
-    promise = environment.read(House(root), name)
-    place = lock.environment_lock(House(root), name)
+    promise = environment.read(Checkout(root), name)
+    place = lock.environment_lock(Checkout(root), name)
     found = lock.check_environment(promise, place)
     assert place.conda
     assert_locked(root, name, promise.stack.cuda.version, tmp_path)
@@ -382,14 +382,14 @@ os._exit(0)
     assert all("=" not in package.version for package in found.conda)
 
 
-@pytest.mark.parametrize("name", House(Path(__file__).parents[2]).environments())
+@pytest.mark.parametrize("name", Checkout(Path(__file__).parents[2]).environments())
 def test_ours_solves_to_what_is_committed(root: Path, name: str, tmp_path: Path) -> None:
     if not SNAPSHOT.is_dir():
         pytest.skip(f"{SNAPSHOT}: no snapshot of conda-forge's records here")
     from smokehouse import conda
 
-    promise = environment.read(House(root), name)
-    found = lock.check_environment(promise, lock.environment_lock(House(root), name))
+    promise = environment.read(Checkout(root), name)
+    found = lock.check_environment(promise, lock.environment_lock(Checkout(root), name))
     solution = conda.solve(promise.conda, str(SNAPSHOT))
     assert tuple(solved.package for solved in solution.packages) == found.conda
     assert found.channel.snapshot == solution.snapshot
@@ -399,10 +399,10 @@ def test_ours_solves_to_what_is_committed(root: Path, name: str, tmp_path: Path)
 
 
 def test_environments_of_one_stack_share_every_artefact(root: Path) -> None:
-    house = House(root)
+    checkout = Checkout(root)
     alike = defaultdict(list)
-    for name in house.environments():
-        found = lock.read_manifest(lock.environment_lock(house, name))
+    for name in checkout.environments():
+        found = lock.read_manifest(lock.environment_lock(checkout, name))
         files = {(half, package.name): package.file for half in ("conda", "pip") for package in getattr(found, half)}
         core = (files["pip", package] for package in ("torch", "transformers", "deepspeed"))
         alike[found.cutoff, *core].append((name, files))
@@ -417,11 +417,11 @@ def test_environments_of_one_stack_share_every_artefact(root: Path) -> None:
     assert exceptions == []
 
 
-def test_lock_file_is_plain_yaml(house: TestHouse) -> None:
-    house.lock()
-    content = yaml.safe_load(house.conda_lock.read_text())
+def test_lock_file_is_plain_yaml(checkout: TestCheckout) -> None:
+    checkout.lock()
+    content = yaml.safe_load(checkout.conda_lock.read_text())
     assert content["version"] == 1
     assert content["metadata"]["sources"] == ["../../environments/tiny/environment.yml"]
     assert {package["name"]: package["optional"] for package in content["package"]} == {
-        name: category == "devel" for name, category in categories(house).items()
+        name: category == "devel" for name, category in categories(checkout).items()
     }

@@ -17,8 +17,8 @@ from markdown_it import MarkdownIt
 
 from smoke_tests import report
 from smokehouse import docs
+from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
-from smokehouse.house import House
 from smokehouse.manifest import Channel, CondaPackage, LockedFile, Manifest
 from smokehouse.markdown import between, code, plain, table
 from smokehouse.storage.files import sha256
@@ -26,7 +26,7 @@ from smokehouse.storage.files import sha256
 from .conftest import ENVIRONMENT, STACK
 
 README = """\
-# A house
+# A checkout
 
 <!-- environments -->
 <!-- /environments -->
@@ -65,10 +65,10 @@ MANIFEST = Manifest(
 
 
 class Docs:
-    """A house with one environment `tiny`, a lock of it, and reports to take in."""
+    """A checkout with one environment `tiny`, a lock of it, and reports to take in."""
 
     def __init__(self, place: Path, root: Path) -> None:
-        self.house = House(place)
+        self.checkout = Checkout(place)
         self.environment = place / "environments" / "tiny"
         self.lock = place / "lockfiles" / "tiny"
         self.page = place / "docs" / "environments" / "tiny.md"
@@ -126,7 +126,7 @@ class Docs:
 
     def make(self, *names: str, report: Path | None = None) -> str:
         """Write the pages and return that of `tiny`."""
-        assert docs.make(self.house, names, report) == 0
+        assert docs.make(self.checkout, names, report) == 0
         return self.page.read_text()
 
     def adopt(self, **changed: Any) -> str:
@@ -136,7 +136,7 @@ class Docs:
 
 @pytest.fixture
 def tiny(tmp_path: Path, root: Path) -> Docs:
-    return Docs(tmp_path / "house", root)
+    return Docs(tmp_path / "checkout", root)
 
 
 def test_a_page_says_what_the_sources_say(tiny: Docs) -> None:
@@ -216,7 +216,7 @@ def test_a_run_on_another_python_proves_nothing_of_the_conda_half(tiny: Docs) ->
 def test_a_report_of_an_older_lock_proves_nothing(tiny: Docs, capsys: pytest.CaptureFixture[str]) -> None:
     tiny.adopt()
     tiny.write_lock(MANIFEST.model_copy(update={"tools": {"uv": "1"}}))
-    assert docs.check(tiny.house, []) == 1
+    assert docs.check(tiny.checkout, []) == 1
     assert "docs/environments/tiny.md: not what its sources say" in capsys.readouterr().err
     assert "## Not proven" in tiny.make()
     assert "not proven" in tiny.readme.read_text()
@@ -275,18 +275,18 @@ def test_committed_evidence_is_held_to_the_same(tiny: Docs) -> None:
     tiny.adopt()
     tiny.evidence.write_text(tiny.evidence.read_text().replace('"passed"', '"gloriously passed"'))
     with pytest.raises(UserError, match=r"docs/environments/tiny\.json: no report by its schema"):
-        docs.check(tiny.house, [])
+        docs.check(tiny.checkout, [])
 
 
 @pytest.mark.parametrize("names", [[], ["tiny", "other"]])
 def test_a_report_is_of_one_environment(tiny: Docs, names: list[str]) -> None:
     with pytest.raises(UserError, match="--report is of one environment"):
-        docs.make(tiny.house, names, tiny.ran())
+        docs.make(tiny.checkout, names, tiny.ran())
 
 
 def _edit(file: str, old: str, new: str) -> Callable[[Docs], None]:
     def edit(tiny: Docs) -> None:
-        path = tiny.house.root / file
+        path = tiny.checkout.root / file
         assert path.read_text().count(old) == 1
         path.write_text(path.read_text().replace(old, new))
 
@@ -314,21 +314,21 @@ def test_check_sees_each_source_change(
     tiny: Docs, change: Callable[[Docs], None], shown: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny.make()
-    assert docs.check(tiny.house, []) == 0
+    assert docs.check(tiny.checkout, []) == 0
     change(tiny)
-    assert docs.check(tiny.house, []) == 1
+    assert docs.check(tiny.checkout, []) == 1
     assert "smokehouse: docs/environments/tiny.md: not what its sources say" in capsys.readouterr().err
     if shown == "| download | 767.9 MB":
         assert "### Conda half" not in tiny.make()
     else:
         assert shown in tiny.make()
-    assert docs.check(tiny.house, []) == 0
+    assert docs.check(tiny.checkout, []) == 0
 
 
 def test_check_sees_an_edited_readme(tiny: Docs, capsys: pytest.CaptureFixture[str]) -> None:
     tiny.adopt()
     _edit("README.md", "PASSED  tiny", "PASSED  with glory")(tiny)
-    assert docs.check(tiny.house, []) == 1
+    assert docs.check(tiny.checkout, []) == 1
     assert capsys.readouterr().err == "smokehouse: README.md: not what its sources say; run nox -s docs\n"
     tiny.make()
     assert "PASSED  tiny" in tiny.readme.read_text()
@@ -337,7 +337,7 @@ def test_check_sees_an_edited_readme(tiny: Docs, capsys: pytest.CaptureFixture[s
 def test_the_readme_keeps_what_is_not_generated(tiny: Docs) -> None:
     tiny.make()
     text = tiny.readme.read_text()
-    assert text.startswith("# A house\n\n<!-- environments -->\n| name |")
+    assert text.startswith("# A checkout\n\n<!-- environments -->\n| name |")
     assert text.endswith("<!-- /run tiny -->\n")
     assert "\nSeen:\n" in text
 
@@ -357,27 +357,27 @@ def test_pages_of_environments_that_are_gone(tiny: Docs, capsys: pytest.CaptureF
     assert "docs/environments/other.md" in tiny.readme.read_text()
     shutil.rmtree(tiny.environment.with_name("other"))
     other = tiny.page.with_name("other.md")
-    assert docs.check(tiny.house, []) == 1
+    assert docs.check(tiny.checkout, []) == 1
     assert "docs/environments/other.md: there is no environment of this name" in capsys.readouterr().err
     assert other.exists()
     tiny.make()
     assert not other.exists()
-    assert docs.check(tiny.house, []) == 0
+    assert docs.check(tiny.checkout, []) == 0
 
 
 def test_one_page_by_name(tiny: Docs) -> None:
     tiny.other_environment("other")
     tiny.make("tiny")
     assert not tiny.page.with_name("other.md").exists()
-    assert docs.check(tiny.house, ["tiny"]) == 0
-    assert docs.check(tiny.house, []) == 1
+    assert docs.check(tiny.checkout, ["tiny"]) == 0
+    assert docs.check(tiny.checkout, []) == 1
 
 
 def test_an_unknown_name_is_refused(tiny: Docs) -> None:
     for verb in (
-        lambda: docs.make(tiny.house, ["tinny"], None),
-        lambda: docs.make(tiny.house, ["tinny"], tiny.run),
-        lambda: docs.check(tiny.house, ["tinny"]),
+        lambda: docs.make(tiny.checkout, ["tinny"], None),
+        lambda: docs.make(tiny.checkout, ["tinny"], tiny.run),
+        lambda: docs.check(tiny.checkout, ["tinny"]),
     ):
         with pytest.raises(UserError, match=r"did you mean tiny\?"):
             verb()
@@ -393,7 +393,7 @@ def test_the_command_line(tiny: Docs, root: Path) -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "smokehouse", "docs", *arguments],
-            cwd=tiny.house.root,
+            cwd=tiny.checkout.root,
             env={"PYTHONPATH": str(root / "src")},
             capture_output=True,
             text=True,
@@ -402,7 +402,7 @@ def test_the_command_line(tiny: Docs, root: Path) -> None:
 
     assert run("--check").returncode == 1
     # A relative path is of where the user stands.
-    written = run("tiny", "--report", str(tiny.ran().relative_to(tiny.house.root)))
+    written = run("tiny", "--report", str(tiny.ran().relative_to(tiny.checkout.root)))
     assert (written.returncode, written.stdout) == (0, "docs/environments/tiny.md: written\nREADME.md: written\n")
     assert (run("--check").returncode, run().stdout) == (0, "")
     both = run("tiny", "--check", "--report", str(tiny.run))

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smokehouse import environment
+from smokehouse.checkout import Checkout
 from smokehouse.documents import read_toml, read_yaml
 from smokehouse.errors import UserError
-from smokehouse.house import House
 
-from .conftest import TestHouse
+from .conftest import TestCheckout
 
 # file, what is there, what stands there instead, line, what the message says
 WRONG = [
@@ -133,11 +133,11 @@ WRONG = [
 
 @pytest.mark.parametrize(("file", "old", "new", "line", "message"), WRONG, ids=[repr(row[2][:30]) for row in WRONG])
 def test_mistake_is_named_with_file_line_and_cure(
-    house: TestHouse, file: str, old: str, new: str, line: int | None, message: str
+    checkout: TestCheckout, file: str, old: str, new: str, line: int | None, message: str
 ) -> None:
-    house.edit(house.folder / file, old, new)
+    checkout.edit(checkout.folder / file, old, new)
     with pytest.raises(UserError) as refusal:
-        environment.read(House(house.root), "tiny")
+        environment.read(Checkout(checkout.root), "tiny")
     where = f"environments/tiny/{file}:{line}: " if line else "environments/tiny/stack.toml:13: "
     said = str(refusal.value)
     assert said.startswith(where)
@@ -145,12 +145,12 @@ def test_mistake_is_named_with_file_line_and_cure(
 
 
 @pytest.mark.parametrize("row", [WRONG[0], WRONG[7], WRONG[20], WRONG[38]], ids=lambda row: row[2])
-def test_mistake_ends_the_command_line_with_code_2(house: TestHouse, row: tuple[str, str, str, int, str]) -> None:
+def test_mistake_ends_the_command_line_with_code_2(checkout: TestCheckout, row: tuple[str, str, str, int, str]) -> None:
     file, old, new, line, _ = row
-    house.edit(house.folder / file, old, new)
+    checkout.edit(checkout.folder / file, old, new)
     for command in (["lock", "tiny"], ["lock", "--check"], ["smoke", "tiny"]):
-        assert house.refused(*command).startswith(f"smokehouse: environments/tiny/{file}:{line}: ")
-    assert not house.pins.exists()
+        assert checkout.refused(*command).startswith(f"smokehouse: environments/tiny/{file}:{line}: ")
+    assert not checkout.pins.exists()
 
 
 @pytest.mark.parametrize(
@@ -165,27 +165,27 @@ def test_mistake_ends_the_command_line_with_code_2(house: TestHouse, row: tuple[
         ("", r"'' is no environment name .*"),
     ],
 )
-def test_unknown_name(house: TestHouse, name: str, message: str) -> None:
+def test_unknown_name(checkout: TestCheckout, name: str, message: str) -> None:
     for verb in ("lock", "smoke"):
-        assert re.fullmatch(f"smokehouse: {message}", house.refused(verb, name))
+        assert re.fullmatch(f"smokehouse: {message}", checkout.refused(verb, name))
 
 
 @pytest.mark.parametrize("file", ["environment.yml", "stack.toml"])
-def test_file_that_cannot_be_read(house: TestHouse, file: str) -> None:
-    path = house.folder / file
+def test_file_that_cannot_be_read(checkout: TestCheckout, file: str) -> None:
+    path = checkout.folder / file
     path.write_bytes(b"name: tiny\n# \xff\n")
-    assert house.refused("lock").endswith(f"{file}:2: not UTF-8; save it as UTF-8")
+    assert checkout.refused("lock").endswith(f"{file}:2: not UTF-8; save it as UTF-8")
     path.write_bytes(b"#" * (1 << 20) + b"\n")
-    assert "larger than 1 MiB" in house.refused("lock")
+    assert "larger than 1 MiB" in checkout.refused("lock")
     path.unlink()
-    assert f"{file}: no such file" in house.refused("lock")
+    assert f"{file}: no such file" in checkout.refused("lock")
     path.mkdir()
-    assert "cannot be read (Is a directory); make it a readable file" in house.refused("lock")
+    assert "cannot be read (Is a directory); make it a readable file" in checkout.refused("lock")
 
 
-def test_outside_a_house(house: TestHouse) -> None:
-    shutil.rmtree(house.root / "environments")
-    assert "no environments/ folder here or above" in house.refused("lock")
+def test_outside_a_checkout(checkout: TestCheckout) -> None:
+    shutil.rmtree(checkout.root / "environments")
+    assert "no environments/ folder here or above" in checkout.refused("lock")
 
 
 @given(st.text())
@@ -202,7 +202,7 @@ def test_no_text_makes_a_reader_raise_anything_else(tmp_path_factory: pytest.Tem
 
 
 def test_ours_is_valid(root: Path) -> None:
-    ours = environment.read(House(root), "qwen2.5-vl")
+    ours = environment.read(Checkout(root), "qwen2.5-vl")
     pinned = {str(requirement) for requirement in ours.inputs.requirements}
     stack = {"torch==2.6.0", "torchvision==0.21.0", "transformers==4.49.0", "deepspeed==0.15.4", "accelerate==1.4.0"}
     assert stack <= pinned

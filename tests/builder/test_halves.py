@@ -16,7 +16,7 @@ import pytest
 from rattler import PrefixRecord
 
 from .channel import PYTHON, Channel
-from .conftest import Index, TestHouse, wheel
+from .conftest import Index, TestCheckout, wheel
 from .halves import keep, read
 from .test_installation import children, gate
 
@@ -41,14 +41,14 @@ def run(program: Path, *arguments: str) -> str:
     return subprocess.run([program, *arguments], capture_output=True, text=True, check=True, timeout=60, env=environ).stdout
 
 
-def lock(house: TestHouse, channel: Channel) -> None:
+def lock(checkout: TestCheckout, channel: Channel) -> None:
     """Lock `tiny` with the records of `channel`."""
-    house.lock("--channel", str(channel.folder))
+    checkout.lock("--channel", str(channel.folder))
 
 
-def install(house: TestHouse, command: list[str], **environ: str) -> None:
+def install(checkout: TestCheckout, command: list[str], **environ: str) -> None:
     """Run `command`, which must succeed."""
-    ended = house.run(*command, **environ)
+    ended = checkout.run(*command, **environ)
     assert ended.returncode == 0, ended.stderr
 
 
@@ -57,10 +57,10 @@ def staging(target: Path) -> Path:
     return target.with_name(f".{target.name}.partial")
 
 
-def kill_when_linked(house: TestHouse, index: Index, command: list[str]) -> None:
+def kill_when_linked(checkout: TestCheckout, index: Index, command: list[str]) -> None:
     """Kill an installation while it waits for a wheel, when its conda half is there."""
     file = gate(index)
-    process = house.start(*command)
+    process = checkout.start(*command)
     assert file.asked.wait(60)
     [uv] = children(process.pid)
     process.kill()
@@ -70,9 +70,11 @@ def kill_when_linked(house: TestHouse, index: Index, command: list[str]) -> None
     file.gate.set()
 
 
-def test_python_with_both_halves(house: TestHouse, channel: Channel, index: Index, target: Path, command: list[str]) -> None:
-    lock(house, channel)
-    ended = house.run(*command)
+def test_python_with_both_halves(
+    checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str]
+) -> None:
+    lock(checkout, channel)
+    ended = checkout.run(*command)
     assert ended.returncode == 0, ended.stderr
     python = target / "bin" / "python"
     assert ended.stdout == f"{python}\n"
@@ -90,11 +92,11 @@ def test_python_with_both_halves(house: TestHouse, channel: Channel, index: Inde
 
 
 def test_installation_says_where_it_came_from(
-    house: TestHouse, channel: Channel, index: Index, target: Path, command: list[str]
+    checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str]
 ) -> None:
-    lock(house, channel)
-    manifest = read(house)
-    install(house, command)
+    lock(checkout, channel)
+    manifest = read(checkout)
+    install(checkout, command)
     records = [json.loads(path.read_text()) for path in (target / "conda-meta").glob("*.json")]
     assert {(record["url"], record["sha256"]) for record in records} == {
         (f"https://conda.anaconda.org/conda-forge/{package.path}", package.sha256) for package in manifest.main
@@ -108,10 +110,10 @@ def test_installation_says_where_it_came_from(
 
 
 def test_records_of_the_pip_half_are_true(
-    house: TestHouse, channel: Channel, index: Index, target: Path, command: list[str]
+    checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str]
 ) -> None:
-    lock(house, channel)
-    install(house, command)
+    lock(checkout, channel)
+    install(checkout, command)
     packages = target / "lib" / f"python{PYTHON}" / "site-packages"
     seen = 0
     for record in packages.glob("*.dist-info/RECORD"):
@@ -124,18 +126,20 @@ def test_records_of_the_pip_half_are_true(
     assert seen >= 9
 
 
-def test_devel_has_the_toolkit(house: TestHouse, channel: Channel, index: Index, target: Path, command: list[str]) -> None:
-    lock(house, channel)
-    install(house, [*command, "--devel"])
+def test_devel_has_the_toolkit(
+    checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str]
+) -> None:
+    lock(checkout, channel)
+    install(checkout, [*command, "--devel"])
     assert run(target / "bin" / "nvcc") == f"{target}\n"
 
 
 def test_installation_to_be_used_elsewhere(
-    house: TestHouse, channel: Channel, index: Index, target: Path, command: list[str], tmp_path: Path
+    checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str], tmp_path: Path
 ) -> None:
-    lock(house, channel)
+    lock(checkout, channel)
     used = tmp_path / "image" / "opt" / "tiny"
-    install(house, [*command, "--used-as", str(used)])
+    install(checkout, [*command, "--used-as", str(used)])
     assert (target / "etc" / "libtiny.conf").read_text() == f"prefix={used}\n"
     assert run(target / "bin" / "alpha") == "hello\n"
     used.parent.mkdir(parents=True)
@@ -144,34 +148,34 @@ def test_installation_to_be_used_elsewhere(
     assert run(used / "bin" / "python", "-c", "import sys; print(sys.prefix)") == f"{used}\n"
 
 
-def test_channel_in_a_folder(house: TestHouse, channel: Channel, index: Index, target: Path) -> None:
-    lock(house, channel)
-    install(house, ["install", "tiny", str(target), "--channel", str(channel.folder)])
+def test_channel_in_a_folder(checkout: TestCheckout, channel: Channel, index: Index, target: Path) -> None:
+    lock(checkout, channel)
+    install(checkout, ["install", "tiny", str(target), "--channel", str(channel.folder)])
     assert run(target / "bin" / "alpha") == "hello\n"
     assert not channel.asked
 
 
 def test_finished_installation_is_left_alone(
-    house: TestHouse, channel: Channel, index: Index, target: Path, command: list[str]
+    checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str]
 ) -> None:
-    lock(house, channel)
-    install(house, command)
+    lock(checkout, channel)
+    install(checkout, command)
     channel.asked.clear()
     asked = index.asked
     inode = target.stat().st_ino
-    again = house.run(*command)
+    again = checkout.run(*command)
     assert (again.returncode, again.stderr) == (0, "")
     assert (channel.asked, index.asked, target.stat().st_ino) == ([], asked, inode)
 
 
 def test_installation_of_an_older_lock_is_replaced(
-    house: TestHouse, channel: Channel, index: Index, target: Path, command: list[str]
+    checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str]
 ) -> None:
-    lock(house, channel)
-    install(house, command)
-    house.edit(house.environment, "      - beta\n", "")
-    lock(house, channel)
-    install(house, command)
+    lock(checkout, channel)
+    install(checkout, command)
+    checkout.edit(checkout.environment, "      - beta\n", "")
+    lock(checkout, channel)
+    install(checkout, command)
     assert run(target / "bin" / "alpha") == "hello\n"
     assert not list(target.glob("lib/*/site-packages/beta.py"))
     assert not staging(target).exists()
@@ -179,9 +183,9 @@ def test_installation_of_an_older_lock_is_replaced(
 
 @pytest.mark.parametrize("kind", ["file", "folder", "link", "other environment"])
 def test_prefix_of_someone_else(
-    house: TestHouse, channel: Channel, index: Index, target: Path, command: list[str], kind: str
+    checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str], kind: str
 ) -> None:
-    lock(house, channel)
+    lock(checkout, channel)
     target.parent.mkdir()
     precious = target / "precious.txt"
     if kind == "file":
@@ -194,23 +198,27 @@ def test_prefix_of_someone_else(
     precious.write_text("precious")
     if kind == "other environment":
         (target / ".smokehouse.json").write_text('{"environment": "large"}')
-    said = house.refused(*command)
+    said = checkout.refused(*command)
     what = "not a folder; name an empty or a new one" if kind in ("file", "link") else "holds other things than tiny; name"
     assert said.startswith(f"smokehouse: {target}: {what}")
     assert precious.read_text() == "precious"
     assert not channel.asked
 
 
-def test_empty_prefix_is_taken(house: TestHouse, channel: Channel, index: Index, target: Path, command: list[str]) -> None:
-    lock(house, channel)
+def test_empty_prefix_is_taken(
+    checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str]
+) -> None:
+    lock(checkout, channel)
     target.mkdir(parents=True)
-    install(house, command)
+    install(checkout, command)
     assert run(target / "bin" / "alpha") == "hello\n"
 
 
 @pytest.mark.parametrize("fault", ["tampered", "html", "gone", "longer"])
-def test_bad_archive(house: TestHouse, channel: Channel, index: Index, target: Path, command: list[str], fault: str) -> None:
-    lock(house, channel)
+def test_bad_archive(
+    checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str], fault: str
+) -> None:
+    lock(checkout, channel)
     archive = channel.archive("certificates")
     data = archive.read_bytes()
     if fault == "tampered":
@@ -228,109 +236,113 @@ def test_bad_archive(house: TestHouse, channel: Channel, index: Index, target: P
         "html": f"{host} answers with a web page instead, as a proxy does that wants a login; sign in to the network, or",
         "gone": f"{host} answers 404 Not Found; use another --channel",
     }[fault]
-    assert house.refused(*command).startswith(f"smokehouse: {archive.name}: {message}")
+    assert checkout.refused(*command).startswith(f"smokehouse: {archive.name}: {message}")
     assert not target.exists()
     assert not list(staging(target).rglob(archive.name))
     assert not any(path.stat().st_size for path in staging(target).rglob(f"{archive.name}.part"))
 
     for faults in (channel.faults.sent, channel.faults.html, channel.faults.gone):
         faults.clear()
-    install(house, command)
+    install(checkout, command)
     assert run(target / "bin" / "alpha") == "hello\n"
 
 
-def test_connection_that_is_cut(house: TestHouse, channel: Channel, index: Index, target: Path, command: list[str]) -> None:
-    lock(house, channel)
+def test_connection_that_is_cut(
+    checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str]
+) -> None:
+    lock(checkout, channel)
     archive = channel.archive("python")
     channel.faults.cut[archive.name] = 5_000_000
-    install(house, command)
+    install(checkout, command)
     assert channel.ranges(archive.name) == [None, "bytes=5000000-"]
     assert run(target / "bin" / "alpha") == "hello\n"
 
 
 def test_second_call_goes_on_where_the_first_stopped(
-    house: TestHouse, channel: Channel, index: Index, target: Path, command: list[str]
+    checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str]
 ) -> None:
-    lock(house, channel)
+    lock(checkout, channel)
     archive = channel.archive("python")
     channel.faults.cut[archive.name] = 5_000_000
     channel.faults.lost.add(archive.name)
-    assert "answers 404 Not Found" in house.refused(*command)
+    assert "answers 404 Not Found" in checkout.refused(*command)
     assert not target.exists()
     channel.faults.gone.clear()
     channel.asked.clear()
-    install(house, command)
+    install(checkout, command)
     assert channel.ranges(archive.name) == ["bytes=5000000-"]
     assert run(target / "bin" / "alpha") == "hello\n"
 
 
 def test_what_is_left_of_another_file_is_not_gone_on_with(
-    house: TestHouse, channel: Channel, index: Index, target: Path, command: list[str]
+    checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str]
 ) -> None:
-    lock(house, channel)
+    lock(checkout, channel)
     archive = channel.archive("libtiny")
     part = staging(target) / "archives" / "linux-64" / f"{archive.name}.part"
     part.parent.mkdir(parents=True)
     part.write_bytes(b"something else")
-    install(house, command)
+    install(checkout, command)
     assert channel.ranges(archive.name) == ["bytes=14-", None]
 
 
-def test_channel_that_cannot_be_reached(house: TestHouse, channel: Channel, index: Index, target: Path) -> None:
-    lock(house, channel)
-    said = house.refused("install", "tiny", str(target), "--channel", "http://user:hunter2@127.0.0.1:9")
+def test_channel_that_cannot_be_reached(checkout: TestCheckout, channel: Channel, index: Index, target: Path) -> None:
+    lock(checkout, channel)
+    said = checkout.refused("install", "tiny", str(target), "--channel", "http://user:hunter2@127.0.0.1:9")
     assert re.search(r"\.conda: 127\.0\.0\.1:9 cannot be reached \(.*\); check the network, or use another --channel; ", said)
     assert "hunter2" not in said
     assert not target.exists()
 
 
-def test_folder_that_is_no_channel(house: TestHouse, channel: Channel, index: Index, target: Path, tmp_path: Path) -> None:
-    lock(house, channel)
-    said = house.refused("install", "tiny", str(target), "--channel", str(tmp_path / "none"))
+def test_folder_that_is_no_channel(
+    checkout: TestCheckout, channel: Channel, index: Index, target: Path, tmp_path: Path
+) -> None:
+    lock(checkout, channel)
+    said = checkout.refused("install", "tiny", str(target), "--channel", str(tmp_path / "none"))
     assert re.match(rf"smokehouse: {tmp_path}/none/\S+\.conda: cannot be read \(.*\); use another --channel", said)
 
 
 def test_wheel_that_was_tampered_with(
-    house: TestHouse, channel: Channel, index: Index, target: Path, command: list[str]
+    checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str]
 ) -> None:
-    lock(house, channel)
+    lock(checkout, channel)
     index.files["gamma-1.5-py3-none-any.whl"].sent = wheel("gamma", "1.5", code="evil = True\n")
-    assert "the index serves gamma==1.5 with another hash than the lock names" in house.refused(*command)
+    assert "the index serves gamma==1.5 with another hash than the lock names" in checkout.refused(*command)
     assert not target.exists()
 
 
 def test_killed_installation_is_completed(
-    house: TestHouse, channel: Channel, index: Index, target: Path, command: list[str]
+    checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str]
 ) -> None:
-    lock(house, channel)
-    kill_when_linked(house, index, command)
+    lock(checkout, channel)
+    kill_when_linked(checkout, index, command)
     assert not target.exists()
     assert staging(target).is_dir()
     channel.asked.clear()
-    install(house, command)
+    install(checkout, command)
     assert not channel.asked
     assert run(target / "bin" / "alpha") == "hello\n"
     assert not staging(target).exists()
 
 
 def test_edited_cache_is_not_installed(
-    house: TestHouse, channel: Channel, index: Index, target: Path, command: list[str]
+    checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str]
 ) -> None:
-    lock(house, channel)
-    kill_when_linked(house, index, command)
+    lock(checkout, channel)
+    kill_when_linked(checkout, index, command)
     [cached] = staging(target).glob("cache/libtiny-1.0-0*/lib/libtiny.txt")
     assert cached.read_text() == "1.0\n"
     cached.unlink()
     cached.write_text("666\n")
-    install(house, command)
+    install(checkout, command)
     assert (target / "lib" / "libtiny.txt").read_text() == "1.0\n"
 
 
 def test_installation_shares_no_file(
-    house: TestHouse, channel: Channel, index: Index, target: Path, command: list[str]
+    checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str]
 ) -> None:
-    lock(house, channel)
-    install(house, command)
+    lock(checkout, channel)
+    install(checkout, command)
     conda_half = [target / "lib" / "libtiny.txt", target / "bin" / f"python{PYTHON}", target / "ssl" / "cacert.pem"]
     assert [path.stat().st_nlink for path in conda_half] == [1, 1, 1]
 
@@ -338,16 +350,22 @@ def test_installation_shares_no_file(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("moment", ["conda", "pip"])
 def test_interrupted_installation(
-    house: TestHouse, channel: Channel, index: Index, target: Path, command: list[str], number: signal.Signals, moment: str
+    checkout: TestCheckout,
+    channel: Channel,
+    index: Index,
+    target: Path,
+    command: list[str],
+    number: signal.Signals,
+    moment: str,
 ) -> None:
-    lock(house, channel)
+    lock(checkout, channel)
     archive = channel.archive("python").name
     if moment == "conda":
         channel.faults.gates[archive] = threading.Event()
         asked = channel.reached[archive]
     else:
         asked = gate(index).asked
-    process = house.start(*command)
+    process = checkout.start(*command)
     assert asked.wait(60)
     started = children(process.pid)
     process.send_signal(number)
@@ -359,16 +377,18 @@ def test_interrupted_installation(
     for gated in (*channel.faults.gates.values(), index.files[ALPHA].gate):
         if gated:
             gated.set()
-    install(house, command)
+    install(checkout, command)
     assert run(target / "bin" / "alpha") == "hello\n"
 
 
-def test_two_at_once_install_once(house: TestHouse, channel: Channel, index: Index, target: Path, command: list[str]) -> None:
-    lock(house, channel)
+def test_two_at_once_install_once(
+    checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str]
+) -> None:
+    lock(checkout, channel)
     file = gate(index)
-    first = house.start(*command)
+    first = checkout.start(*command)
     assert file.asked.wait(60)
-    second = house.start(*command)
+    second = checkout.start(*command)
     assert second.stderr
     assert second.stderr.readline() == f"smokehouse: waiting for process {first.pid}, which is installing tiny\n"
     assert file.gate
@@ -391,7 +411,7 @@ def test_two_at_once_install_once(house: TestHouse, channel: Channel, index: Ind
     ],
 )
 def test_machine_that_is_too_old(
-    house: TestHouse,
+    checkout: TestCheckout,
     channel: Channel,
     index: Index,
     target: Path,
@@ -399,56 +419,56 @@ def test_machine_that_is_too_old(
     environ: dict[str, str],
     message: str,
 ) -> None:
-    lock(house, channel)
-    assert house.refused(*command, **environ).startswith(f"smokehouse: lockfiles/tiny/lock.json: {message}")
+    lock(checkout, channel)
+    assert checkout.refused(*command, **environ).startswith(f"smokehouse: lockfiles/tiny/lock.json: {message}")
     assert not channel.asked
-    install(house, command, CONDA_OVERRIDE_CUDA="12.9")
+    install(checkout, command, CONDA_OVERRIDE_CUDA="12.9")
 
 
-def test_disk_that_is_too_small_is_seen_first(house: TestHouse, channel: Channel, index: Index, full_disk: Path) -> None:
-    lock(house, channel)
-    said = house.refused("install", "tiny", str(full_disk / "tiny"), "--channel", channel.url)
+def test_disk_that_is_too_small_is_seen_first(checkout: TestCheckout, channel: Channel, index: Index, full_disk: Path) -> None:
+    lock(checkout, channel)
+    said = checkout.refused("install", "tiny", str(full_disk / "tiny"), "--channel", channel.url)
     assert re.match(rf"smokehouse: {full_disk}: 16\.\d MB free, 9\d\.\d MB needed to install tiny; free some space", said)
     assert not channel.asked
 
 
-def test_disk_that_fills_up_with_archives(house: TestHouse, channel: Channel, index: Index, full_disk: Path) -> None:
-    lock(house, channel)
-    keep(house, "python", size=0)
+def test_disk_that_fills_up_with_archives(checkout: TestCheckout, channel: Channel, index: Index, full_disk: Path) -> None:
+    lock(checkout, channel)
+    keep(checkout, "python", size=0)
     target = full_disk / "tiny"
-    said = house.refused("install", "tiny", str(target), "--channel", channel.url)
+    said = checkout.refused("install", "tiny", str(target), "--channel", channel.url)
     assert re.match(rf"smokehouse: {staging(target)}/archives/linux-64: the disk is full; free some space and run it", said)
     assert not target.exists()
 
 
-def test_disk_that_fills_up_with_files(house: TestHouse, channel: Channel, index: Index, full_disk: Path) -> None:
+def test_disk_that_fills_up_with_files(checkout: TestCheckout, channel: Channel, index: Index, full_disk: Path) -> None:
     channel.add("zeros", files={"share/zeros": bytes(64 << 20)})
-    house.edit(house.environment, "- cuda-nvcc=12.4", "- cuda-nvcc=12.4\n  - zeros")
-    lock(house, channel)
-    keep(house, "zeros")
+    checkout.edit(checkout.environment, "- cuda-nvcc=12.4", "- cuda-nvcc=12.4\n  - zeros")
+    lock(checkout, channel)
+    keep(checkout, "zeros")
     target = full_disk / "tiny"
-    said = house.refused("install", "tiny", str(target), "--channel", channel.url)
+    said = checkout.refused("install", "tiny", str(target), "--channel", channel.url)
     assert said == f"smokehouse: {staging(target) / 'prefix'}: the disk is full; free some space and run it again"
     assert not target.exists()
     shutil.rmtree(staging(target))
 
 
-def test_lock_that_was_edited(house: TestHouse, channel: Channel, index: Index, target: Path, command: list[str]) -> None:
-    lock(house, channel)
-    edited = house.pins.with_name("conda-lock.yml")
+def test_lock_that_was_edited(checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str]) -> None:
+    lock(checkout, channel)
+    edited = checkout.pins.with_name("conda-lock.yml")
     edited.write_text(edited.read_text() + "#\n")
-    said = house.refused(*command)
+    said = checkout.refused(*command)
     assert "lockfiles/tiny/lock.json: conda-lock.yml beside it was edited since the lock was made; run nox -s lock" in said
     assert not target.exists()
 
 
 @pytest.mark.parametrize("good", [True, False])
-def test_progress_at_a_terminal(house: TestHouse, channel: Channel, target: Path, command: list[str], good: bool) -> None:
-    lock(house, channel)
+def test_progress_at_a_terminal(checkout: TestCheckout, channel: Channel, target: Path, command: list[str], good: bool) -> None:
+    lock(checkout, channel)
     archive = channel.archive("python")
     if not good:
         channel.faults.sent[archive.name] = b"?" * archive.stat().st_size
-    code, text = house.at_terminal(*command)
+    code, text = checkout.at_terminal(*command)
     assert code == (0 if good else 2), text
     assert f"installing tiny in {target}" in " ".join(text.split())
     assert "fetching" in text

@@ -14,13 +14,13 @@ from packaging.requirements import Requirement
 from uv import find_uv_bin
 
 from smokehouse import environment, lock, resolution, uv
+from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
-from smokehouse.house import House
 from smokehouse.inputs import Inputs
 from smokehouse.sdist import build_requirements
 from smokehouse.wheels import Artefact
 
-from .conftest import Index, TestHouse, sdist
+from .conftest import Index, TestCheckout, sdist
 
 # A build backend of twenty lines, so that building needs nothing from outside.
 BACKEND = """\
@@ -40,17 +40,17 @@ def build_wheel(folder, config_settings=None, metadata_directory=None):
 PYPROJECT = '[build-system]\nrequires = ["backend>=1"]\nbuild-backend = "backend"\n'
 
 
-def add_sdist(house: TestHouse, index: Index) -> None:
+def add_sdist(checkout: TestCheckout, index: Index) -> None:
     """Make `tiny` ask for delta, which is a source distribution only."""
     index.add("backend", "1.0", code=BACKEND)
     index.add("backend", "1.1", code=BACKEND).uploaded = "2025-03-16T00:00:00Z"
     index.put("delta-1.0.tar.gz", sdist("delta", "1.0", {"pyproject.toml": PYPROJECT}))
-    house.edit(house.environment, "- beta", "- beta\n      - delta")
+    checkout.edit(checkout.environment, "- beta", "- beta\n      - delta")
 
 
-def everything(house: TestHouse) -> dict[str, bytes]:
+def everything(checkout: TestCheckout) -> dict[str, bytes]:
     """Every file of the lock by name."""
-    return {path.name: path.read_bytes() for path in sorted(house.pins.parent.iterdir())}
+    return {path.name: path.read_bytes() for path in sorted(checkout.pins.parent.iterdir())}
 
 
 def pins(text: str) -> dict[str, list[str]]:
@@ -64,22 +64,24 @@ def pins(text: str) -> dict[str, list[str]]:
     return found
 
 
-def test_two_runs_give_the_same_bytes(house: TestHouse, index: Index) -> None:
-    add_sdist(house, index)
-    house.lock()
-    first = everything(house)
-    shutil.rmtree(house.pins.parent)
-    house.edit(house.environment, "- alpha==1.0\n      - beta\n      - delta", "- delta\n      - beta\n      - Alpha == 1.0")
-    ended = house.run("lock")
+def test_two_runs_give_the_same_bytes(checkout: TestCheckout, index: Index) -> None:
+    add_sdist(checkout, index)
+    checkout.lock()
+    first = everything(checkout)
+    shutil.rmtree(checkout.pins.parent)
+    checkout.edit(
+        checkout.environment, "- alpha==1.0\n      - beta\n      - delta", "- delta\n      - beta\n      - Alpha == 1.0"
+    )
+    ended = checkout.run("lock")
     assert ended.stdout.startswith("lockfiles/tiny: 10 packages, written\n")
-    assert everything(house) == first
-    assert house.run("lock").stdout == "lockfiles/tiny: 10 packages, unchanged\n"
+    assert everything(checkout) == first
+    assert checkout.run("lock").stdout == "lockfiles/tiny: 10 packages, unchanged\n"
 
 
-def test_lock_names_files_and_askers_and_no_host(house: TestHouse, index: Index) -> None:
-    add_sdist(house, index)
-    house.lock()
-    text, build_text = house.pins.read_text(), house.build_pins.read_text()
+def test_lock_names_files_and_askers_and_no_host(checkout: TestCheckout, index: Index) -> None:
+    add_sdist(checkout, index)
+    checkout.lock()
+    text, build_text = checkout.pins.read_text(), checkout.build_pins.read_text()
     listed = {name: hashlib.sha256(file.data).hexdigest() for name, file in index.files.items()}
     assert pins(text) == {
         "alpha": [listed["alpha-1.0-py3-none-any.whl"]],
@@ -95,15 +97,15 @@ def test_lock_names_files_and_askers_and_no_host(house: TestHouse, index: Index)
         assert "127.0.0.1" not in written
 
 
-def test_build_requirements_of_build_requirements(house: TestHouse, index: Index) -> None:
-    add_sdist(house, index)
+def test_build_requirements_of_build_requirements(checkout: TestCheckout, index: Index) -> None:
+    add_sdist(checkout, index)
     del index.files["backend-1.0-py3-none-any.whl"]
     del index.files["backend-1.1-py3-none-any.whl"]
     index.add("bootstrap", code=BACKEND)
     needs = '[build-system]\nrequires = ["bootstrap"]\nbuild-backend = "bootstrap"\n'
     index.put("backend-1.0.tar.gz", sdist("backend", "1.0", {"pyproject.toml": needs, "backend.py": BACKEND}))
-    house.lock()
-    assert [*pins(house.build_pins.read_text())] == ["backend", "bootstrap"]
+    checkout.lock()
+    assert [*pins(checkout.build_pins.read_text())] == ["backend", "bootstrap"]
 
 
 @pytest.mark.parametrize(
@@ -147,9 +149,9 @@ def test_build_requirements_of_other_sdists(tmp_path: Path) -> None:
         assert [str(requirement) for requirement in build_requirements(file)] == [expected]
 
 
-def test_every_choice_is_the_one_that_uv_makes(house: TestHouse, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_choice_is_the_one_that_uv_makes(checkout: TestCheckout, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     """Takes away the file that is chosen, over and over, until nothing but the source distribution is left."""
-    for name, value in house.environ.items():
+    for name, value in checkout.environ.items():
         monkeypatch.setenv(name, value)
     for tag in (
         "cp311-cp311-manylinux_2_17_x86_64.manylinux2014_x86_64",
@@ -184,11 +186,11 @@ def test_every_choice_is_the_one_that_uv_makes(house: TestHouse, index: Index, m
         [package] = resolution.resolve(inputs)
         [file] = package.files
         chosen = file.name
-        target = house.root / str(len(order))
+        target = checkout.root / str(len(order))
         subprocess.run(
             [find_uv_bin(), "pip", "install", "--quiet", "--target", target, "zeta"]
             + [f"--python-version={inputs.python}", f"--python-platform={inputs.platform}"],
-            env=house.environ,
+            env=checkout.environ,
             check=True,
             timeout=60,
         )
@@ -201,7 +203,7 @@ def test_every_choice_is_the_one_that_uv_makes(house: TestHouse, index: Index, m
     assert {name for name in index.files if name.startswith("zeta")}.isdisjoint(order)
 
 
-# what is done to the house, what --check says
+# what is done to the checkout, what --check says
 STALE = [
     ("environment.yml", "alpha==1.0", "alpha==1.1", r"environment\.yml asks alpha==1\.1, the lock has 1\.0"),
     ("environment.yml", "- beta", "- beta\n      - delta>1", r"environment\.yml asks delta>1, the lock has none"),
@@ -233,46 +235,46 @@ STALE = [
 
 
 @pytest.mark.parametrize(("file", "old", "new", "message"), STALE, ids=[f"{row[0]}: {row[2]!r}" for row in STALE])
-def test_check_says_what_differs(house: TestHouse, file: str, old: str, new: str, message: str) -> None:
-    house.lock()
-    assert house.run("lock", "--check").returncode == 0
-    house.edit((house.folder if (house.folder / file).exists() else house.pins.parent) / file, old, new)
-    ended = house.run("lock", "--check", "tiny")
+def test_check_says_what_differs(checkout: TestCheckout, file: str, old: str, new: str, message: str) -> None:
+    checkout.lock()
+    assert checkout.run("lock", "--check").returncode == 0
+    checkout.edit((checkout.folder if (checkout.folder / file).exists() else checkout.pins.parent) / file, old, new)
+    ended = checkout.run("lock", "--check", "tiny")
     assert ended.returncode == 1
     line = rf"smokehouse: (lockfiles/)?tiny(/\S+)?: {message}; run nox -s lock -- tiny\n"
     assert re.fullmatch(line, ended.stderr), ended.stderr
-    assert re.fullmatch(line, house.refused("smoke", "tiny") + "\n")
+    assert re.fullmatch(line, checkout.refused("smoke", "tiny") + "\n")
 
 
-def test_check_sees_what_is_not_there(house: TestHouse) -> None:
+def test_check_sees_what_is_not_there(checkout: TestCheckout) -> None:
     def check() -> str:
-        ended = house.run("lock", "--check")
+        ended = checkout.run("lock", "--check")
         assert ended.returncode == 1
         return ended.stderr.removeprefix("smokehouse: ")
 
     where = "lockfiles/tiny/lock.json"
     assert check() == f"{where}: lock.json does not exist; run nox -s lock -- tiny\n"
-    house.lock()
-    house.build_pins.unlink()
+    checkout.lock()
+    checkout.build_pins.unlink()
     assert check() == f"{where}: build-requirements.txt does not exist; run nox -s lock -- tiny\n"
-    house.lock()
-    (house.root / "lockfiles" / "old").mkdir()
+    checkout.lock()
+    (checkout.root / "lockfiles" / "old").mkdir()
     assert check() == "lockfiles/old: there is no environment of this name; remove the folder\n"
 
 
-def test_check_covers_the_tools(house: TestHouse) -> None:
-    house.lock()
-    house.edit(house.root / "pyproject.toml", '"hypothesis",', '"hypothesis", "no-such-tool",')
-    ended = house.run("lock", "--check")
+def test_check_covers_the_tools(checkout: TestCheckout) -> None:
+    checkout.lock()
+    checkout.edit(checkout.root / "pyproject.toml", '"hypothesis",', '"hypothesis", "no-such-tool",')
+    ended = checkout.run("lock", "--check")
     message = "pyproject.toml asks no-such-tool, the lock has none; run nox -s lock -- --tools"
     assert (ended.returncode, ended.stderr) == (1, f"smokehouse: lockfiles/tools.txt: {message}\n")
 
 
-def test_check_needs_no_network_and_less_than_a_second(house: TestHouse, index: Index) -> None:
-    house.lock()
+def test_check_needs_no_network_and_less_than_a_second(checkout: TestCheckout, index: Index) -> None:
+    checkout.lock()
     index.server.server_close()
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert house.run("lock", "--check", UV_DEFAULT_INDEX="http://127.0.0.1:9", PATH="").returncode == 0
+    assert checkout.run("lock", "--check", UV_DEFAULT_INDEX="http://127.0.0.1:9", PATH="").returncode == 0
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     # Processor time, which a busy machine does not stretch.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
@@ -295,46 +297,46 @@ UNANSWERED = [
 
 
 @pytest.mark.parametrize(("old", "new", "message"), UNANSWERED, ids=[row[1] for row in UNANSWERED])
-def test_a_question_without_an_answer_leaves_the_lock(house: TestHouse, old: str, new: str, message: str) -> None:
-    house.lock()
-    before = everything(house)
-    house.edit(house.environment, old, new)
-    said = house.refused("lock")
+def test_a_question_without_an_answer_leaves_the_lock(checkout: TestCheckout, old: str, new: str, message: str) -> None:
+    checkout.lock()
+    before = everything(checkout)
+    checkout.edit(checkout.environment, old, new)
+    said = checkout.refused("lock")
     assert said.startswith("smokehouse: tiny: the lock stays as it is: environment.yml cannot be ")
     assert message in said
-    assert everything(house) == before
+    assert everything(checkout) == before
 
 
-def test_index_that_cannot_be_reached(house: TestHouse) -> None:
-    said = house.refused("lock", UV_DEFAULT_INDEX="http://user:secret@127.0.0.1:9/simple")
+def test_index_that_cannot_be_reached(checkout: TestCheckout) -> None:
+    said = checkout.refused("lock", UV_DEFAULT_INDEX="http://user:secret@127.0.0.1:9/simple")
     assert "the package index at 127.0.0.1:9 cannot be reached; check the network, or set UV_DEFAULT_INDEX" in said
     assert "secret" not in said
 
 
-def test_index_without_upload_times(house: TestHouse, index: Index) -> None:
+def test_index_without_upload_times(checkout: TestCheckout, index: Index) -> None:
     for file in index.files.values():
         file.uploaded = None
-    assert "which has no file that the index dates before it" in house.refused("lock")
+    assert "which has no file that the index dates before it" in checkout.refused("lock")
 
 
-def test_development_version_is_refused(house: TestHouse, index: Index) -> None:
+def test_development_version_is_refused(checkout: TestCheckout, index: Index) -> None:
     index.files = {name: file for name, file in index.files.items() if not name.startswith("gamma")}
     index.add("gamma", "1.5.dev0")
-    assert "gamma==1.5.dev0: a development version, which says nothing certain; pin a release" in house.refused("lock")
+    assert "gamma==1.5.dev0: a development version, which says nothing certain; pin a release" in checkout.refused("lock")
 
 
-def test_package_that_is_left_out_is_refused(house: TestHouse) -> None:
-    house.edit(house.stack, '"vllm"', '"Gamma"')
-    assert "gamma is left out in stack.toml but a package asks for it" in house.refused("lock")
+def test_package_that_is_left_out_is_refused(checkout: TestCheckout) -> None:
+    checkout.edit(checkout.stack, '"vllm"', '"Gamma"')
+    assert "gamma is left out in stack.toml but a package asks for it" in checkout.refused("lock")
 
 
-def test_settings_of_the_user_do_not_change_a_lock(house: TestHouse, tmp_path: Path) -> None:
-    house.lock()
-    before = house.pins.read_bytes()
+def test_settings_of_the_user_do_not_change_a_lock(checkout: TestCheckout, tmp_path: Path) -> None:
+    checkout.lock()
+    before = checkout.pins.read_bytes()
     constraint = tmp_path / "constraint.txt"
     constraint.write_text("gamma==0\n")
-    shutil.rmtree(house.pins.parent)
-    ended = house.run(
+    shutil.rmtree(checkout.pins.parent)
+    ended = checkout.run(
         "lock",
         UV_CONSTRAINT=str(constraint),
         UV_EXCLUDE_NEWER="2030-01-01",
@@ -342,26 +344,26 @@ def test_settings_of_the_user_do_not_change_a_lock(house: TestHouse, tmp_path: P
         UV_PRERELEASE="allow",
     )
     assert ended.returncode == 0, ended.stderr
-    assert house.pins.read_bytes() == before
+    assert checkout.pins.read_bytes() == before
 
 
-def test_full_disk_leaves_the_lock(house: TestHouse, full_disk: Path) -> None:
-    house.lock()
-    shutil.copytree(house.pins.parent, full_disk / "tiny")
-    shutil.rmtree(house.pins.parent)
-    house.pins.parent.symlink_to(full_disk / "tiny")
-    before = everything(house)
-    house.edit(house.stack, "2025-03-15", "2025-03-14")
+def test_full_disk_leaves_the_lock(checkout: TestCheckout, full_disk: Path) -> None:
+    checkout.lock()
+    shutil.copytree(checkout.pins.parent, full_disk / "tiny")
+    shutil.rmtree(checkout.pins.parent)
+    checkout.pins.parent.symlink_to(full_disk / "tiny")
+    before = everything(checkout)
+    checkout.edit(checkout.stack, "2025-03-15", "2025-03-14")
     (full_disk / "filler").write_bytes(b"x" * shutil.disk_usage(full_disk).free)
-    assert "No space left on device" in house.refused("lock")
-    assert everything(house) == before
+    assert "No space left on device" in checkout.refused("lock")
+    assert everything(checkout) == before
 
 
-@pytest.mark.parametrize("name", House(Path(__file__).parents[2]).environments())
+@pytest.mark.parametrize("name", Checkout(Path(__file__).parents[2]).environments())
 def test_ours_resolves_to_what_is_committed(root: Path, name: str) -> None:
-    house = House(root)
-    promise = environment.read(house, name)
-    place = lock.environment_lock(house, name)
+    checkout = Checkout(root)
+    promise = environment.read(checkout, name)
+    place = lock.environment_lock(checkout, name)
     packages = resolution.resolve(promise.inputs)
     builds = resolution.resolve_builds(promise.inputs, packages)
     manifest = lock.check_environment(promise, place)
@@ -375,22 +377,22 @@ def test_ours_resolves_to_what_is_committed(root: Path, name: str) -> None:
 
 @pytest.mark.parametrize("wrong", ["hash", "nothing"])
 def test_sdist_is_built_with_what_is_locked_or_not_at_all(
-    house: TestHouse, index: Index, wrong: str, monkeypatch: pytest.MonkeyPatch
+    checkout: TestCheckout, index: Index, wrong: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add_sdist(house, index)
-    house.lock()
-    for name, value in house.environ.items():
+    add_sdist(checkout, index)
+    checkout.lock()
+    for name, value in checkout.environ.items():
         monkeypatch.setenv(name, value)
-    house.installed.parent.mkdir(parents=True)
-    uv.create_environment(house.installed, "3.11")
-    digest = pins(house.build_pins.read_text())["backend"][0]
-    other = house.root / "other.txt"
-    other.write_text(house.build_pins.read_text().replace(digest, "0" * 64) if wrong == "hash" else "")
+    checkout.installed.parent.mkdir(parents=True)
+    uv.create_environment(checkout.installed, "3.11")
+    digest = pins(checkout.build_pins.read_text())["backend"][0]
+    other = checkout.root / "other.txt"
+    other.write_text(checkout.build_pins.read_text().replace(digest, "0" * 64) if wrong == "hash" else "")
     with pytest.raises(UserError, match=r"backend.*(with another hash|no trusted hash)|(another hash|no trusted).*backend"):
-        uv.install(house.installed, house.pins, other, ["delta"])
-    uv.install(house.installed, house.pins, house.build_pins, ["delta"])
+        uv.install(checkout.installed, checkout.pins, other, ["delta"])
+    uv.install(checkout.installed, checkout.pins, checkout.build_pins, ["delta"])
     # What was built and cached with the right backend does not pass for one built with another.
-    shutil.rmtree(house.installed)
-    uv.create_environment(house.installed, "3.11")
+    shutil.rmtree(checkout.installed)
+    uv.create_environment(checkout.installed, "3.11")
     with pytest.raises(UserError):
-        uv.install(house.installed, house.pins, other, ["delta"])
+        uv.install(checkout.installed, checkout.pins, other, ["delta"])

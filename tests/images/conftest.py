@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from ..builder import conftest as builder
-from ..builder.conftest import TestHouse
+from ..builder.conftest import TestCheckout
 from . import real
 from . import registry as registries
 from .debian import unpack
@@ -45,7 +45,7 @@ exec setpriv --reuid "$uid" --regid "$uid" --clear-groups "$@"
 """
 UID = 54321
 
-channel, house, index = builder.channel, builder.house, builder.index
+channel, checkout, index = builder.channel, builder.checkout, builder.index
 packages, uv_cache, full_disk = builder.packages, builder.uv_cache, builder.full_disk
 
 
@@ -91,9 +91,9 @@ def key_pair(folder: Path, environ: dict[str, str], name: str) -> None:
 
 @dataclass(frozen=True)
 class Made:
-    """An image of tiny that a real engine built, the house that it is of, and the SHA-256 of its lock.json."""
+    """An image of tiny that a real engine built, the checkout that it is of, and the SHA-256 of its lock.json."""
 
-    house: TestHouse
+    checkout: TestCheckout
     layout: Path
     lock: str
 
@@ -103,16 +103,18 @@ _made: list[Made] = []
 
 @pytest.fixture
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """One image for all tests, whose house knows no index any more: the bundle that it was built from is there."""
+    """One image for all tests, whose checkout knows no index any more: the bundle that it was built from is there."""
     if not _made:
-        tiny: TestHouse = request.getfixturevalue("tiny")
+        tiny: TestCheckout = request.getfixturevalue("tiny")
         folder = tmp_path_factory.mktemp("made")
         schema = Path("smoke_tests", "report.schema.json")
         shutil.copy(request.getfixturevalue("root") / schema, tiny.root / schema)
         real.run(tiny, "build", "tiny", "--output", f"oci:{folder / 'layout'}")
-        shutil.copytree(tiny.root, folder / "house", symlinks=True)
-        house = TestHouse(folder / "house", tiny.environ | {"UV_OFFLINE": "1", "SMOKEHOUSE_CHANNEL": str(folder / "none")})
-        _made.append(Made(house, folder / "layout", hashlib.sha256(house.manifest.read_bytes()).hexdigest()))
+        shutil.copytree(tiny.root, folder / "checkout", symlinks=True)
+        checkout = TestCheckout(
+            folder / "checkout", tiny.environ | {"UV_OFFLINE": "1", "SMOKEHOUSE_CHANNEL": str(folder / "none")}
+        )
+        _made.append(Made(checkout, folder / "layout", hashlib.sha256(checkout.manifest.read_bytes()).hexdigest()))
     return _made[0]
 
 
@@ -160,25 +162,25 @@ def as_builder(room: Path, command: Sequence[str], reach: Sequence[Path], ids: s
 
 
 @pytest.fixture
-def tiny(house: TestHouse, root: Path, engine: Engine, mmdebstrap: str) -> TestHouse:
-    """A house whose environment `tiny` is locked and can be built to an image of a few small wheels."""
-    return locked_tiny(house, root, engine, mmdebstrap)
+def tiny(checkout: TestCheckout, root: Path, engine: Engine, mmdebstrap: str) -> TestCheckout:
+    """A checkout whose environment `tiny` is locked and can be built to an image of a few small wheels."""
+    return locked_tiny(checkout, root, engine, mmdebstrap)
 
 
-def locked_tiny(house: TestHouse, root: Path, engine: Engine, mmdebstrap: str) -> TestHouse:
-    """Make `house` one that can build on `engine`; bases are shared with the checkout, for all tests and the next run."""
-    shutil.copytree(root / "docker", house.root / "docker", ignore=shutil.ignore_patterns("__pycache__"))
+def locked_tiny(checkout: TestCheckout, root: Path, engine: Engine, mmdebstrap: str) -> TestCheckout:
+    """Make `checkout` one that can build on `engine`; bases are shared with the checkout, for all tests and the next run."""
+    shutil.copytree(root / "docker", checkout.root / "docker", ignore=shutil.ignore_patterns("__pycache__"))
     (root / "build" / "base").mkdir(parents=True, exist_ok=True)
-    (house.root / "build").mkdir()
-    (house.root / "build" / "base").symlink_to(root / "build" / "base")
-    house.environ.update({name: engine.environ[name] for name in ("DOCKER_HOST", "DOCKER_CONFIG") if name in engine.environ})
-    house.environ["PATH"] = f"{mmdebstrap}:{engine.environ['PATH']}"
-    house.lock()
-    return house
+    (checkout.root / "build").mkdir()
+    (checkout.root / "build" / "base").symlink_to(root / "build" / "base")
+    checkout.environ.update({name: engine.environ[name] for name in ("DOCKER_HOST", "DOCKER_CONFIG") if name in engine.environ})
+    checkout.environ["PATH"] = f"{mmdebstrap}:{engine.environ['PATH']}"
+    checkout.lock()
+    return checkout
 
 
 @pytest.fixture
-def image(tiny: TestHouse, engine: Engine) -> Iterator[str]:
+def image(tiny: TestCheckout, engine: Engine) -> Iterator[str]:
     """The name of an image of tiny, which goes with the test."""
     names = built(tiny)
     yield str(names["place"])
@@ -186,9 +188,9 @@ def image(tiny: TestHouse, engine: Engine) -> Iterator[str]:
     engine.docker("rmi", "--force", *listed)
 
 
-def built(house: TestHouse, *options: str) -> dict[str, Any]:
+def built(checkout: TestCheckout, *options: str) -> dict[str, Any]:
     """Build tiny, which must succeed; what was built."""
-    ended = house.run("build", "tiny", "--json", *options)
+    ended = checkout.run("build", "tiny", "--json", *options)
     assert ended.returncode == 0, ended.stderr
     found: dict[str, Any] = json.loads(ended.stdout)
     return found

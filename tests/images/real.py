@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..builder.conftest import TestHouse
+from ..builder.conftest import TestCheckout
 
 NAME = "qwen2.5-vl"
 
@@ -21,8 +21,8 @@ def furnish(
     *,
     names: Sequence[str] = (NAME,),
     shared: Sequence[str] = ("base", "bundles"),
-) -> TestHouse:
-    """Make `place` a house whose environments `names` are locked against `channel` and the machine's own package index.
+) -> TestCheckout:
+    """Make `place` a checkout whose environments `names` are locked against `channel` and the machine's own package index.
 
     What is `shared` of build/ is that of the checkout at `root`, so that a second run downloads nothing.
     """
@@ -36,7 +36,7 @@ def furnish(
         (place / "build" / folder).symlink_to(root / "build" / folder)
     environ = {name: text for name, text in environ.items() if not name.startswith("PYTHON")}
     environ |= {"PYTHONPATH": str(root / "src"), "SMOKEHOUSE_CHANNEL": str(channel)}
-    house = TestHouse(place, environ)
+    checkout = TestCheckout(place, environ)
     for name in names:
         folder = place / "environments" / name
         written = folder / "environment.yml"
@@ -45,23 +45,23 @@ def furnish(
         stack = folder / "stack.toml"
         devel = re.compile(r"^devel = \[.*?^\]", flags=re.MULTILINE | re.DOTALL)
         stack.write_text(devel.sub('devel = ["cuda-nvcc"]', stack.read_text()))
-        run(house, "lock", name)
+        run(checkout, "lock", name)
         pins = Path("lockfiles", name, "requirements.txt")
         assert (place / pins).read_bytes() == (root / pins).read_bytes()  # the pip half is the real one
-    return house
+    return checkout
 
 
-def locked_bytes(house: TestHouse) -> int:
+def locked_bytes(checkout: TestCheckout) -> int:
     """The sizes of all that the image is made of, as it is fetched."""
-    lock = json.loads((house.root / "lockfiles" / NAME / "lock.json").read_text())
+    lock = json.loads((checkout.root / "lockfiles" / NAME / "lock.json").read_text())
     inside = [entry for entry in lock["conda"] if entry["category"] == "main"] + lock["pip"]
-    base = [line.split() for line in (house.root / "docker" / "base.lock").read_text().splitlines() if line[0] != "#"]
+    base = [line.split() for line in (checkout.root / "docker" / "base.lock").read_text().splitlines() if line[0] != "#"]
     return sum(entry["size"] for entry in inside) + sum(int(size) for _, _, _, size, _ in base)
 
 
-def run(house: TestHouse, *arguments: str, timeout: float = 1500, code: int = 0) -> subprocess.CompletedProcess[str]:
+def run(checkout: TestCheckout, *arguments: str, timeout: float = 1500, code: int = 0) -> subprocess.CompletedProcess[str]:
     """Run the command line, which must end with `code`; images take longer than what else the tests run."""
     command = [sys.executable, "-m", "smokehouse", *arguments]
-    ended = subprocess.run(command, cwd=house.root, env=house.environ, capture_output=True, text=True, timeout=timeout)
+    ended = subprocess.run(command, cwd=checkout.root, env=checkout.environ, capture_output=True, text=True, timeout=timeout)
     assert ended.returncode == code, ended.stdout + ended.stderr
     return ended

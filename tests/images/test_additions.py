@@ -10,7 +10,7 @@ import pytest
 from smokehouse.oci import Layout
 
 from ..builder.channel import Channel
-from ..builder.conftest import Index, TestHouse, wheel
+from ..builder.conftest import Index, TestCheckout, wheel
 from ..builder.test_additions import FLASH, flash, hashed, with_torch
 from . import reports
 from .conftest import STRANGER, Made, built, locked_tiny
@@ -25,7 +25,7 @@ DELTA = "delta-1.0-py3-none-any.whl"
 class Given:
     """Wheels to give to tiny, which has torch: one served at a URL, one in a file; as the image's label has the two."""
 
-    tiny: TestHouse
+    tiny: TestCheckout
     flash: str
     delta: str
 
@@ -46,13 +46,13 @@ class Given:
 
 @pytest.fixture
 def given(
-    house: TestHouse, index: Index, channel: Channel, root: Path, engine: Engine, mmdebstrap: str, tmp_path: Path
+    checkout: TestCheckout, index: Index, channel: Channel, root: Path, engine: Engine, mmdebstrap: str, tmp_path: Path
 ) -> Given:
-    with_torch(house, index)
+    with_torch(checkout, index)
     data, other = flash("torch\nLicense-Expression: BSD-3-Clause"), wheel("delta", "1.0", requires=("flash-attn",))
     (channel.folder / "noarch" / FLASH).write_bytes(data)
     (tmp_path / DELTA).write_bytes(other)
-    tiny = locked_tiny(house, root, engine, mmdebstrap)
+    tiny = locked_tiny(checkout, root, engine, mmdebstrap)
     url = f"{channel.url}/noarch/{FLASH}#sha256={hashed(data)}"
     return Given(tiny, url, f"{tmp_path / DELTA}#sha256={hashed(other)}")
 
@@ -146,7 +146,7 @@ def test_an_image_with_a_wheel_of_no_lock_never_takes_the_tags_of_one_without(
     digest = built(given.tiny, "--with", given.flash, "--output", f"oci:{layout}")["digest"]
     report = tmp_path / "report.json"
     report.write_text(json.dumps(reports.report(digest, given.lock)))
-    where = f"127.0.0.1:{registry_port}/house/added"
+    where = f"127.0.0.1:{registry_port}/checkout/added"
     options = ["--image", str(layout), "--report", str(report), "--key", str(keys / "ours.key")]
     version = Layout(layout).image().labels["org.opencontainers.image.version"]
     said = run(given.tiny, "publish", "tiny", where, *options, code=2).stderr

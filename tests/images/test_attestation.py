@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from smokehouse.attestation import PAYLOAD, STATEMENT, TEST_RESULT, Signed, Signer, check, read_report, sign, statement, summary
+from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
-from smokehouse.house import House
 
 from . import reports
 
@@ -32,7 +32,7 @@ def test_a_statement_is_read_by_whom_it_is_for(root: Path, keys: Path) -> None:
     assert content["predicate"]["warnedTests"] == ["mixed modality (ZeRO-2)"]
     assert {"name": "lock.json", "digest": {"sha256": LOCK}} in content["predicate"]["configuration"]
     signed = sign(payload, Signer(keys / "ours.key"))
-    assert check(House(root), signed, Signer(keys / "ours.pub"), DIGEST, LOCK) == report
+    assert check(Checkout(root), signed, Signer(keys / "ours.pub"), DIGEST, LOCK) == report
     assert summary(report) == (
         "2 checks and 1 controls passed under ZeRO-2, ZeRO-3 with torch 2.6.0+cu124 on 2 ranks, cpu, gloo, fp32; "
         "A CPU (2 CPUs, 8 GB), 2026-11-22T05:00:00+00:00"
@@ -65,29 +65,29 @@ def test_an_edited_statement_is_refused(root: Path, keys: Path, edit: Edit, said
     envelope = json.loads(signed.envelope)
     edit(envelope)
     with pytest.raises(UserError, match=said) as raised:
-        check(House(root), Signed(json.dumps(envelope).encode()), Signer(keys / "ours.pub"), DIGEST, LOCK)
+        check(Checkout(root), Signed(json.dumps(envelope).encode()), Signer(keys / "ours.pub"), DIGEST, LOCK)
     assert str(raised.value).startswith(f"{DIGEST}: its statement ")
 
 
 def test_a_signature_by_another_key_or_of_another_image_is_refused(root: Path, keys: Path) -> None:
-    house = House(root)
+    checkout = Checkout(root)
     signed = sign(statement(reports.report(DIGEST, LOCK), "tiny", DIGEST), Signer(keys / "ours.key"))
     with pytest.raises(UserError, match=r"is not signed by the key .*/other\.pub"):
-        check(house, signed, Signer(keys / "other.pub"), DIGEST, LOCK)
+        check(checkout, signed, Signer(keys / "other.pub"), DIGEST, LOCK)
     with pytest.raises(UserError, match=f"{OTHER}: its statement is of another image, {DIGEST}; do not trust it"):
-        check(house, signed, Signer(keys / "ours.pub"), OTHER, LOCK)
+        check(checkout, signed, Signer(keys / "ours.pub"), OTHER, LOCK)
     with pytest.raises(UserError, match="of another lock"):
-        check(house, signed, Signer(keys / "ours.pub"), DIGEST, "b" * 64)
+        check(checkout, signed, Signer(keys / "ours.pub"), DIGEST, "b" * 64)
     with pytest.raises(UserError, match="was signed with a key; name the public one"):
-        check(house, signed, Signer(identity="https://github.com/x", issuer="https://issuer.example"), DIGEST, LOCK)
+        check(checkout, signed, Signer(identity="https://github.com/x", issuer="https://issuer.example"), DIGEST, LOCK)
     # Signed as they should be, and yet no good: whoever holds the key is not believed beyond the report.
     report = reports.report(OTHER, LOCK)
     signed = sign(statement(report, "tiny", DIGEST), Signer(keys / "ours.key"))
     with pytest.raises(UserError, match=f"of the image {OTHER}, not of {DIGEST}"):
-        check(house, signed, Signer(keys / "ours.pub"), DIGEST, LOCK)
+        check(checkout, signed, Signer(keys / "ours.pub"), DIGEST, LOCK)
     signed = sign(b'{"_type": "something else"}', Signer(keys / "ours.key"))
     with pytest.raises(UserError, match="is no statement of a test"):
-        check(house, signed, Signer(keys / "ours.pub"), DIGEST, LOCK)
+        check(checkout, signed, Signer(keys / "ours.pub"), DIGEST, LOCK)
 
 
 def test_what_takes_a_network_says_so(root: Path, cosign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +108,7 @@ def test_what_takes_a_network_says_so(root: Path, cosign: Path, tmp_path: Path, 
     bundle = json.dumps({"base64Signature": signature, "cert": "", "rekorBundle": {}}).encode()
     who = Signer(identity="https://github.com/x", issuer="https://issuer.example")
     with pytest.raises(UserError, match=rf"^{DIGEST}: cosign cannot ask Sigstore who .*sigstore\.dev.*; mend the network$"):
-        check(House(root), Signed(json.dumps(envelope).encode(), bundle), who, DIGEST, LOCK)
+        check(Checkout(root), Signed(json.dumps(envelope).encode(), bundle), who, DIGEST, LOCK)
 
 
 def test_a_key_that_is_not_there_or_not_open_is_named(root: Path, keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +150,7 @@ def test_a_report_that_proves_nothing_is_refused(root: Path, tmp_path: Path, cha
     place = tmp_path / "report.json"
     place.write_text(json.dumps(reports.report(DIGEST, LOCK, **changes)))
     with pytest.raises(UserError) as raised:
-        read_report(House(root), place, DIGEST, LOCK)
+        read_report(Checkout(root), place, DIGEST, LOCK)
     assert str(raised.value).startswith(f"{place}: ")
     assert said in str(raised.value)
 
@@ -161,5 +161,5 @@ def test_what_is_no_report_is_refused(root: Path, tmp_path: Path, text: str | No
     if text is not None:
         place.write_text(text)
     with pytest.raises(UserError) as raised:
-        read_report(House(root), place, DIGEST, LOCK)
+        read_report(Checkout(root), place, DIGEST, LOCK)
     assert said in str(raised.value)

@@ -15,7 +15,7 @@ import pytest
 from smokehouse import manifest as manifests
 from smokehouse.image import layers as image_layers
 
-from ..builder.conftest import TestHouse
+from ..builder.conftest import TestCheckout
 from .conftest import STRANGER, UID, as_builder, built, locked_tiny
 from .debian import unpack
 from .engine import Engine, started
@@ -46,16 +46,16 @@ def test_what_is_changed_alone_is_a_layer_alone(root: Path, name: str) -> None:
 
 
 def test_two_clean_builds_are_the_same_image(
-    house: TestHouse, root: Path, engine: Engine, programs: Path, mmdebstrap: str, uidmap: str, tmp_path: Path
+    checkout: TestCheckout, root: Path, engine: Engine, programs: Path, mmdebstrap: str, uidmap: str, tmp_path: Path
 ) -> None:
     """Fresh stores, and nothing kept between them; the second by another user, with another clock, zone, umask and folder."""
-    first = locked_tiny(house, root, engine, mmdebstrap)
+    first = locked_tiny(checkout, root, engine, mmdebstrap)
     one = tmp_path / "one"
     digest = built(first, "--no-cache", "--output", f"oci:{one}")["digest"]
     faketime = next(unpack(("libfaketime/bookworm",), programs / "faketime").glob("lib/*/faketime/libfaketimeMT.so.1"))
     with started(programs / "engine") as other, tempfile.TemporaryDirectory() as name:
         room = Path(name)
-        second = TestHouse(room / "elsewhere" / "deeper", dict(first.environ))
+        second = TestCheckout(room / "elsewhere" / "deeper", dict(first.environ))
         environ = second.environ
         shutil.copytree(first.root, second.root, symlinks=True, ignore=shutil.ignore_patterns("build"))
         assert other.store
@@ -88,7 +88,7 @@ def test_two_clean_builds_are_the_same_image(
     assert json.loads(ended.stdout)["digest"] == digest
 
 
-def test_another_environment_shares_layers_and_downloads(tiny: TestHouse, tmp_path: Path) -> None:
+def test_another_environment_shares_layers_and_downloads(tiny: TestCheckout, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     built(tiny, "--output", f"oci:{one}")
     other = tiny.root / "environments" / "other"
@@ -105,10 +105,11 @@ def test_another_environment_shares_layers_and_downloads(tiny: TestHouse, tmp_pa
 
 def test_who_is_not_root_is_told_what_makes_a_base(root: Path, mmdebstrap: str, uidmap: str, programs: Path) -> None:
     with tempfile.TemporaryDirectory() as name:
-        house = TestHouse(Path(name, "house"), {"PYTHONPATH": str(root / "src"), "HOME": name})
-        shutil.copytree(root / "docker", house.root / "docker", ignore=shutil.ignore_patterns("__pycache__"))
+        checkout = TestCheckout(Path(name, "checkout"), {"PYTHONPATH": str(root / "src"), "HOME": name})
+        shutil.copytree(root / "docker", checkout.root / "docker", ignore=shutil.ignore_patterns("__pycache__"))
         code = (
-            "from smokehouse.base import make; from smokehouse.house import House; import pathlib; make(House(pathlib.Path()))"
+            "from pathlib import Path; from smokehouse.base import make; from smokehouse.checkout import Checkout; "
+            "make(Checkout(Path()))"
         )
         for path, ids, said in (
             (mmdebstrap, "100000:65536", "cannot find newuidmap"),
@@ -116,8 +117,8 @@ def test_who_is_not_root_is_told_what_makes_a_base(root: Path, mmdebstrap: str, 
         ):
             ended = subprocess.run(
                 as_builder(Path(name), [sys.executable, "-c", code], [root, programs], ids),
-                cwd=house.root,
-                env=house.environ | {"PATH": f"{path}:{os.environ['PATH']}"},
+                cwd=checkout.root,
+                env=checkout.environ | {"PATH": f"{path}:{os.environ['PATH']}"},
                 capture_output=True,
                 text=True,
                 timeout=120,
@@ -130,7 +131,7 @@ def test_who_is_not_root_is_told_what_makes_a_base(root: Path, mmdebstrap: str, 
             assert "install uidmap, and have IDs: usermod --add-subuids 100000-165535" in line
 
 
-def test_a_layer_has_one_time_and_one_owner(tiny: TestHouse, tmp_path: Path) -> None:
+def test_a_layer_has_one_time_and_one_owner(tiny: TestCheckout, tmp_path: Path) -> None:
     layout = tmp_path / "layout"
     built(tiny, "--output", f"oci:{layout}", "--compression", "gzip")
     for layer in manifest(layout)["layers"]:
@@ -154,7 +155,7 @@ def test_a_layer_has_one_time_and_one_owner(tiny: TestHouse, tmp_path: Path) -> 
         assert {line.split()[1] for line in lines} <= {"0/0"}
 
 
-def test_labels_say_what_an_image_is_of(image: str, tiny: TestHouse, engine: Engine) -> None:
+def test_labels_say_what_an_image_is_of(image: str, tiny: TestCheckout, engine: Engine) -> None:
     lock = json.loads(tiny.manifest.read_text())
     labels = json.loads(engine.docker("image", "inspect", "--format", "{{json .Config.Labels}}", image).stdout)
     digest = subprocess.run(
@@ -238,7 +239,7 @@ def test_a_home_that_is_there_is_kept(image: str, engine: Engine) -> None:
     assert engine.docker("run", "--rm", *options, image, "python", "-c", code).stdout == "/home/me None\n"
 
 
-def test_a_folder_with_other_things_is_not_given_to_a_container(image: str, tiny: TestHouse, tmp_path: Path) -> None:
+def test_a_folder_with_other_things_is_not_given_to_a_container(image: str, tiny: TestCheckout, tmp_path: Path) -> None:
     (tmp_path / "thesis").touch()
     refused = tiny.refused("smoke", "--image", image, "--report", str(tmp_path))
     assert f"{tmp_path}: not empty, and no folder of reports; give --report a new one" in refused
@@ -288,7 +289,7 @@ print(len(known))
     assert int(engine.docker("run", "--rm", *STRANGER, image, "python", "-c", code).stdout) > 1000
 
 
-def test_the_sbom_has_every_package_with_its_hash(image: str, tiny: TestHouse, engine: Engine) -> None:
+def test_the_sbom_has_every_package_with_its_hash(image: str, tiny: TestCheckout, engine: Engine) -> None:
     lock = json.loads(tiny.manifest.read_text())
     document = json.loads(engine.docker("run", "--rm", *STRANGER, image, "cat", "/opt/smokehouse/sbom.spdx.json").stdout)
     listed = {entry["packageFileName"]: entry["checksums"][0]["checksumValue"] for entry in document["packages"][1:]}
@@ -300,7 +301,7 @@ def test_the_sbom_has_every_package_with_its_hash(image: str, tiny: TestHouse, e
     assert document["spdxVersion"] == "SPDX-2.3"
 
 
-def test_a_wheel_that_is_not_the_locked_one_is_refused(tiny: TestHouse) -> None:
+def test_a_wheel_that_is_not_the_locked_one_is_refused(tiny: TestCheckout) -> None:
     tiny.run("bundle", "tiny", str(tiny.root / "bundle"))
     [wheel] = (tiny.root / "bundle" / "wheels").glob("alpha-*.whl")
     wheel.write_bytes(wheel.read_bytes() + b"more")
@@ -308,18 +309,18 @@ def test_a_wheel_that_is_not_the_locked_one_is_refused(tiny: TestHouse) -> None:
 
 
 @pytest.mark.parametrize("base", ["debian:bookworm", "debian", "debian@sha256:123", "oci-layout:///x@sha256:" + "0" * 64])
-def test_a_base_by_tag_is_refused(tiny: TestHouse, base: str) -> None:
+def test_a_base_by_tag_is_refused(tiny: TestCheckout, base: str) -> None:
     assert "a base is named by its digest, REF@sha256:…" in tiny.refused("build", "tiny", "--base", base)
 
 
-def test_a_change_of_the_base_wants_a_new_lock(tiny: TestHouse) -> None:
+def test_a_change_of_the_base_wants_a_new_lock(tiny: TestCheckout) -> None:
     tiny.edit(tiny.root / "docker" / "base.toml", "[include]", '[include]\nnano = "an editor"')
     assert "docker/base.lock: not made from docker/base.toml as it is; run nox -s lock -- --base" in tiny.refused(
         "build", "tiny"
     )
 
 
-def test_an_argument_left_unset_ends_the_build(tiny: TestHouse, engine: Engine) -> None:
+def test_an_argument_left_unset_ends_the_build(tiny: TestCheckout, engine: Engine) -> None:
     prepared = tiny.run("build", "tiny", "--prepare")
     bake = tiny.root / "build" / "images" / "tiny-runtime" / "bake.json"
     assert prepared.stdout == f"docker buildx bake -f docker/docker-bake.hcl -f {bake.relative_to(tiny.root)} tiny\n"
@@ -343,13 +344,13 @@ def test_an_argument_left_unset_ends_the_build(tiny: TestHouse, engine: Engine) 
         assert re.search(rf"{unset}( or LAYERS)? is not set; build with: nox -s build -- NAME", ended.stderr)
 
 
-def test_a_layer_over_its_budget_is_refused(tiny: TestHouse) -> None:
+def test_a_layer_over_its_budget_is_refused(tiny: TestCheckout) -> None:
     layers = tiny.root / "docker" / "steps" / "unpack.py"
     tiny.edit(layers, 'plan["budget"]', "1")
     assert re.search(r"a layer of \d+ bytes, its budget is 1; look at what swells it", tiny.refused("build", "tiny"))
 
 
-def test_a_wheel_that_replaces_another_is_refused(tiny: TestHouse) -> None:
+def test_a_wheel_that_replaces_another_is_refused(tiny: TestCheckout) -> None:
     steps = tiny.root / "docker" / "steps" / "unpack.py"
     tiny.edit(
         steps,
@@ -359,7 +360,7 @@ def test_a_wheel_that_replaces_another_is_refused(tiny: TestHouse) -> None:
     assert "alpha 9: the lock names 1.0; another wheel replaced it" in tiny.refused("build", "tiny")
 
 
-def test_a_file_outside_the_lock_is_refused(tiny: TestHouse) -> None:
+def test_a_file_outside_the_lock_is_refused(tiny: TestCheckout) -> None:
     steps = tiny.root / "docker" / "steps" / "unpack.py"
     tiny.edit(
         steps, "    tree.compile_python(out, [site])", "    (site / 'extra.py').touch()\n    tree.compile_python(out, [site])"
@@ -367,7 +368,7 @@ def test_a_file_outside_the_lock_is_refused(tiny: TestHouse) -> None:
     assert "site-packages/extra.py: of no artefact of the lock" in tiny.refused("build", "tiny")
 
 
-def test_a_place_that_holds_other_things_is_kept(tiny: TestHouse, tmp_path: Path) -> None:
+def test_a_place_that_holds_other_things_is_kept(tiny: TestCheckout, tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     kept.mkdir()
     (kept / "thesis").touch()
@@ -376,6 +377,6 @@ def test_a_place_that_holds_other_things_is_kept(tiny: TestHouse, tmp_path: Path
     assert "it is oci:DIR, docker or push:REF" in tiny.refused("build", "tiny", "--output", "tar")
 
 
-def test_no_engine_is_one_line(tiny: TestHouse, tmp_path: Path) -> None:
+def test_no_engine_is_one_line(tiny: TestCheckout, tmp_path: Path) -> None:
     refused = tiny.refused("build", "tiny", DOCKER_HOST=f"unix://{tmp_path}/nothing.sock")
     assert "the engine does not answer; start it, or set DOCKER_HOST" in refused

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from smokehouse import base as bases
-from smokehouse.house import House
+from smokehouse.checkout import Checkout
 from smokehouse.oci import Layout, Reference
 from smokehouse.registry import Registry
 
-from ..builder.conftest import TestHouse
+from ..builder.conftest import TestCheckout
 from .conftest import STRANGER, built
 from .debian import unpack
 from .engine import Engine, started
@@ -32,16 +32,16 @@ def pushed(folder: Path, name: str) -> str:
     return f"{name}@{found.digest}"
 
 
-def on_debian(house: TestHouse, folder: Path, layer: Contents) -> Path:
+def on_debian(checkout: TestCheckout, folder: Path, layer: Contents) -> Path:
     """A layout of Debian with one more layer."""
-    place = bases.make(House(house.root)).context.removeprefix("oci-layout://").partition(":")[0]
+    place = bases.make(Checkout(checkout.root)).context.removeprefix("oci-layout://").partition(":")[0]
     layout = Layout(Path(place))
     below = layout.image()
     image(folder, [*(gzip.decompress(layout.blob(blob.digest).read_bytes()) for blob in below.manifest.layers), layer])
     return folder
 
 
-def test_compilers_and_the_toolkit_are_in_the_devel_flavour_only(tiny: TestHouse, engine: Engine, tmp_path: Path) -> None:
+def test_compilers_and_the_toolkit_are_in_the_devel_flavour_only(tiny: TestCheckout, engine: Engine, tmp_path: Path) -> None:
     lock = json.loads(tiny.manifest.read_text())
     devel = [entry["file"].removesuffix(".conda") for entry in lock["conda"] if entry["category"] == "devel"]
     assert {"cuda-nvcc", "gxx-tiny"} <= {name.rsplit("-", 2)[0] for name in devel}
@@ -67,7 +67,7 @@ def test_compilers_and_the_toolkit_are_in_the_devel_flavour_only(tiny: TestHouse
     engine.docker("rmi", "--force", *tags)
 
 
-def test_a_base_of_somebody_elses_is_built_on(tiny: TestHouse, engine: Engine, registry_port: int, tmp_path: Path) -> None:
+def test_a_base_of_somebody_elses_is_built_on(tiny: TestCheckout, engine: Engine, registry_port: int, tmp_path: Path) -> None:
     site = on_debian(tiny, tmp_path / "site", {"etc/site": b"theirs\n"})
     base = pushed(site, f"127.0.0.1:{registry_port}/site/base")
     name = str(built(tiny, "--base", base)["place"])
@@ -86,7 +86,7 @@ def test_a_base_of_somebody_elses_is_built_on(tiny: TestHouse, engine: Engine, r
 
 @pytest.mark.parametrize("lacks", ["shell", "glibc"])
 def test_a_base_that_nothing_runs_on_is_refused(
-    tiny: TestHouse, programs: Path, registry_port: int, tmp_path: Path, lacks: str
+    tiny: TestCheckout, programs: Path, registry_port: int, tmp_path: Path, lacks: str
 ) -> None:
     layer: dict[str, Member | bytes] = {"etc/site": b"theirs\n"}
     if lacks == "glibc":
@@ -99,7 +99,7 @@ def test_a_base_that_nothing_runs_on_is_refused(
     assert tiny.refused("build", "tiny", "--base", base) == f"smokehouse: {said}"
 
 
-def test_any_builder_makes_the_same_image(tiny: TestHouse, engine: Engine, programs: Path, tmp_path: Path) -> None:
+def test_any_builder_makes_the_same_image(tiny: TestCheckout, engine: Engine, programs: Path, tmp_path: Path) -> None:
     here = built(tiny, "--output", f"oci:{tmp_path / 'here'}")
     with started(programs / "engine") as other:
         engine.docker("context", "create", "elsewhere", "--docker", f"host={other.environ['DOCKER_HOST']}")
@@ -120,13 +120,13 @@ def test_any_builder_makes_the_same_image(tiny: TestHouse, engine: Engine, progr
     assert "elsewhere" in tiny.refused("build", "tiny", "--builder", "elsewhere")
 
 
-def test_ops_that_nothing_compiles_are_refused(tiny: TestHouse) -> None:
+def test_ops_that_nothing_compiles_are_refused(tiny: TestCheckout) -> None:
     refused = tiny.refused("build", "tiny", "--ops", "aot")
     assert "--ops aot: it takes deepspeed as source and cuda-cuobjdump and cuda-nvcc in [conda] devel" in refused
 
 
 @pytest.mark.parametrize("compression", ["zstd", "gzip"])
-def test_what_is_pushed_has_the_digest_that_is_printed(tiny: TestHouse, registry_port: int, compression: str) -> None:
+def test_what_is_pushed_has_the_digest_that_is_printed(tiny: TestCheckout, registry_port: int, compression: str) -> None:
     name = f"127.0.0.1:{registry_port}/tiny/{compression}:now"
     made = built(tiny, "--output", f"push:{name}", "--compression", compression)
     assert made["place"] == f"{name}@{made['digest']}"

@@ -37,7 +37,7 @@ class Publisher:
     def __call__(self, *options: str, code: int = 0) -> str:
         """Publish; return what was said: the last line of the complaint, or the tags."""
         given = ["--image", str(self.made.layout), "--report", str(self.report), "--key", str(self.keys / "ours.key")]
-        ended = run(self.made.house, "publish", "tiny", self.where, *given, *options, code=code)
+        ended = run(self.made.checkout, "publish", "tiny", self.where, *given, *options, code=code)
         if code == 2:
             lines = [line for line in ended.stderr.splitlines() if not re.match(r"smokehouse: (verifying|bundl)", line)]
             assert len(lines) == 1, ended.stderr
@@ -65,25 +65,25 @@ def publisher(
     request: pytest.FixtureRequest,
 ) -> Publisher:
     """For a repository of the test's own."""
-    monkeypatch.setitem(made.house.environ, "PATH", f"{cosign}:{made.house.environ['PATH']}")
-    monkeypatch.setitem(made.house.environ, "COSIGN_PASSWORD", "a password")
+    monkeypatch.setitem(made.checkout.environ, "PATH", f"{cosign}:{made.checkout.environ['PATH']}")
+    monkeypatch.setitem(made.checkout.environ, "COSIGN_PASSWORD", "a password")
     name = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")
-    return Publisher(made, registry, keys, tmp_path, f"house/{name}")
+    return Publisher(made, registry, keys, tmp_path, f"checkout/{name}")
 
 
 def test_what_is_published_is_verified_by_whoever_has_the_key(publisher: Publisher) -> None:
     assert publisher().split() == [f"{publisher.where}:{tag}" for tag in publisher.tags]
     assert publisher.there() == publisher.tags
     key = str(publisher.keys / "ours.pub")
-    verdict = verified(publisher.made.house, f"{publisher.where}:{publisher.tag}", "--key", key)
+    verdict = verified(publisher.made.checkout, f"{publisher.where}:{publisher.tag}", "--key", key)
     assert verdict["passed"]
     assert verdict["digest"] == publisher.digest
     assert verdict["report"] == json.loads(publisher.report.read_text())
     assert verdict["proof"].startswith("2 checks and 1 controls passed under ZeRO-2, ZeRO-3 ")
-    said = run(publisher.made.house, "verify", f"{publisher.where}@{publisher.digest}").stdout
+    said = run(publisher.made.checkout, "verify", f"{publisher.where}@{publisher.digest}").stdout
     assert "proven   not checked: 1 signed statements are attached; say whose to believe, with --key FILE" in said
     other = str(publisher.keys / "other.pub")
-    refused = run(publisher.made.house, "verify", f"{publisher.where}:{publisher.tag}", "--key", other, code=2).stderr
+    refused = run(publisher.made.checkout, "verify", f"{publisher.where}:{publisher.tag}", "--key", other, code=2).stderr
     assert f"{publisher.digest}: its statement is not signed by the key {other}" in refused
     attached = Registry(Reference.read(publisher.where)).referrers(publisher.digest)
     assert [entry.artifact_type for entry in attached] == [SBOM, ENVELOPE]
@@ -162,7 +162,9 @@ def test_a_tag_does_not_move_unless_it_is_told_to(publisher: Publisher) -> None:
     found = there.manifest(publisher.tag)
     assert found
     assert found[1].digest == publisher.digest
-    assert "publish gives the tags" in run(publisher.made.house, "publish", "tiny", f"{publisher.where}:latest", code=2).stderr
+    assert (
+        "publish gives the tags" in run(publisher.made.checkout, "publish", "tiny", f"{publisher.where}:latest", code=2).stderr
+    )
 
 
 @pytest.fixture
@@ -173,7 +175,7 @@ def small(full_disk: Path, programs: Path, tmp_path: Path) -> Iterator[str]:
 
 
 def test_a_full_disk_of_the_registry_is_named(publisher: Publisher, small: str, full_disk: Path) -> None:
-    publisher.where = f"{small}/house/full"
+    publisher.where = f"{small}/checkout/full"
     line = publisher(code=2)
     assert re.search(r"the registry's disk is full, at sha256:[0-9a-f]{64}; make room there, then run it again", line), line
     assert publisher.there() == []
@@ -187,8 +189,8 @@ def test_a_pull_from_a_broken_network_is_named_and_a_second_call_completes(publi
     layer = Layout(publisher.made.layout).image().manifest.layers[0]
     reference = f"{publisher.where}@{publisher.digest}"
     publisher.proxy.faults.lies.add(f"/blobs/{layer.digest}")
-    said = run(publisher.made.house, "verify", reference, code=2).stderr
+    said = run(publisher.made.checkout, "verify", reference, code=2).stderr
     assert f"{layer.digest[7:]}: {publisher.proxy.host} serves another file than the lock names" in said
     publisher.proxy.faults.lies.clear()
     publisher.proxy.faults.cut_down[f"GET .*/blobs/{layer.digest}"] = 1_000_000
-    assert verified(publisher.made.house, reference)["passed"]
+    assert verified(publisher.made.checkout, reference)["passed"]

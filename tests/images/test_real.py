@@ -15,7 +15,7 @@ from smokehouse.oci import Reference
 from smokehouse.registry import Registry
 
 from ..builder.channel import copy
-from ..builder.conftest import TestHouse
+from ..builder.conftest import TestCheckout
 from . import toolkit
 from .conftest import STRANGER, key_pair
 from .engine import Engine, started
@@ -56,7 +56,7 @@ assert not torch.allclose(ours, start, atol=1e-3)
 class Real:
     """The image, published by one command and built nowhere else, and the key that its statement is checked with."""
 
-    house: TestHouse
+    checkout: TestCheckout
     engine: Engine
     repository: str
     tags: list[str]
@@ -101,26 +101,26 @@ def real(
     environ = environment_of(engine, mmdebstrap, str(cosign))
     channel = copy(packages, place / "channel")
     toolkit.fill(channel, programs)
-    house = furnish(place / "house", root, channel.folder, environ)
+    checkout = furnish(place / "checkout", root, channel.folder, environ)
     key_pair(place, environ, "ours")
-    repository = f"127.0.0.1:{registry_port}/house/{NAME}"
+    repository = f"127.0.0.1:{registry_port}/checkout/{NAME}"
     try:
-        published = run(house, "publish", NAME, repository, "--key", str(place / "ours.key"))
+        published = run(checkout, "publish", NAME, repository, "--key", str(place / "ours.key"))
     finally:
         forget(engine)
     tags = [line.removeprefix(f"{repository}:") for line in published.stdout.split()]
     there = Registry(Reference.read(repository)).manifest(tags[0])
     assert there
-    yield Real(house, engine, repository, tags, there[1].digest, place / "ours.pub")
-    shutil.rmtree(house.root / "build")
+    yield Real(checkout, engine, repository, tags, there[1].digest, place / "ours.pub")
+    shutil.rmtree(checkout.root / "build")
 
 
 def test_it_is_what_the_lock_builds_and_says_what_was_proven(real: Real) -> None:
     """As whoever has the checkout and the public key sees it, from the registry alone."""
-    verdict = json.loads(run(real.house, "verify", real.reference, "--key", str(real.key), "--json").stdout)
+    verdict = json.loads(run(real.checkout, "verify", real.reference, "--key", str(real.key), "--json").stdout)
     assert verdict["passed"]
     assert verdict["differences"] == []
-    lock = (real.house.root / "lockfiles" / NAME / "lock.json").read_bytes()
+    lock = (real.checkout.root / "lockfiles" / NAME / "lock.json").read_bytes()
     report = verdict["report"]
     assert (report["verdict"], report["image"]) == ("passed", real.digest)
     assert report["versions"]["deepspeed_ops_ahead_of_time"] == "cpu_adam, fused_adam"
@@ -135,7 +135,7 @@ def test_it_is_smaller_than_what_it_is_made_of(real: Real) -> None:
     there = Registry(Reference.read(real.reference)).manifest(real.digest)
     assert there
     packed = sum(layer["size"] for layer in json.loads(there[0])["layers"])
-    locked = locked_bytes(real.house)
+    locked = locked_bytes(real.checkout)
     print(f"{packed} bytes packed, {locked} bytes locked, {packed / locked:.3f}")
     assert packed <= MOST * locked
 
@@ -150,11 +150,11 @@ def pulled(real: Real, programs: Path) -> Iterator[Engine]:
 
 def test_pulled_elsewhere_it_passes_its_whole_smoke_test(real: Real, pulled: Engine) -> None:
     """With no network, no name for the user and nothing to write to but /tmp, as `smoke --image` starts it."""
-    house = TestHouse(real.house.root, real.house.environ | {"DOCKER_HOST": pulled.environ["DOCKER_HOST"]})
-    assert "PASSED" in run(house, "smoke", "--image", real.reference).stdout
-    report = json.loads((house.root / "build" / "smoke" / f"{NAME}-image" / "report.json").read_text())
+    checkout = TestCheckout(real.checkout.root, real.checkout.environ | {"DOCKER_HOST": pulled.environ["DOCKER_HOST"]})
+    assert "PASSED" in run(checkout, "smoke", "--image", real.reference).stdout
+    report = json.loads((checkout.root / "build" / "smoke" / f"{NAME}-image" / "report.json").read_text())
     assert (report["verdict"], report["image"]) == ("passed", real.digest)
-    assert "--nonsense" in run(house, "smoke", "--image", real.reference, "--nonsense", code=2).stderr
+    assert "--nonsense" in run(checkout, "smoke", "--image", real.reference, "--nonsense", code=2).stderr
 
 
 def test_the_stack_is_there_without_the_entrypoint_and_the_driver_is_not(real: Real, pulled: Engine) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from smokehouse.oci import CONFIG, MANIFEST, Layout, Reference, document
 from smokehouse.registry import Registry
 
-from ..builder.conftest import TestHouse
+from ..builder.conftest import TestCheckout
 from .conftest import Made
 from .images import FOLDER, Contents, Member, digest, image, link, packed, tar
 from .real import run
@@ -19,9 +19,9 @@ from .registry import Proxy
 SITE = "opt/env/lib/python3.11/site-packages"
 
 
-def verified(house: TestHouse, reference: str, *options: str, code: int = 0) -> dict[str, Any]:
+def verified(checkout: TestCheckout, reference: str, *options: str, code: int = 0) -> dict[str, Any]:
     """The verdict over an image, with the exit code `code`."""
-    found: dict[str, Any] = json.loads(run(house, "verify", reference, "--json", *options, code=code).stdout)
+    found: dict[str, Any] = json.loads(run(checkout, "verify", reference, "--json", *options, code=code).stdout)
     return found
 
 
@@ -48,19 +48,19 @@ def altered(
 
 
 def test_what_a_real_engine_builds_is_what_the_lock_says(made: Made) -> None:
-    verdict = verified(made.house, f"oci:{made.layout}")
+    verdict = verified(made.checkout, f"oci:{made.layout}")
     assert verdict["differences"] == []
     assert verdict["passed"]
     assert verdict["digest"] == Layout(made.layout).image().digest
     assert verdict["uncompared"] == []
     assert {"the conda half", "wheels", "this checkout", "its source, compiled"} < verdict["files"].keys()
-    said = run(made.house, "verify", f"oci:{made.layout}").stdout
+    said = run(made.checkout, "verify", f"oci:{made.layout}").stdout
     assert said.splitlines()[-1] == "VERIFIED  this is what the lock builds"
     assert "packages of docker/base.lock, made again here" in said
 
 
 def test_each_file_that_is_another_is_named(made: Made, tmp_path: Path) -> None:
-    lock = (made.house.root / "lockfiles" / "tiny" / "lock.json").read_bytes()
+    lock = (made.checkout.root / "lockfiles" / "tiny" / "lock.json").read_bytes()
     pyc = f"{SITE}/__pycache__/alpha.cpython-311.pyc"
     changed: dict[str, tuple[Member | bytes, str]] = {
         f"{SITE}/alpha.py": (b"print('evil')\n", "differs from that of alpha-1.0-py3-none-any.whl"),
@@ -85,7 +85,7 @@ def test_each_file_that_is_another_is_named(made: Made, tmp_path: Path) -> None:
     layer: dict[str, Member | bytes] = {path: member for path, (member, _) in sorted(changed.items())}
     reference = altered(made, tmp_path / "layout", layer | dict.fromkeys(gone, b""))
     layers = len(Layout(tmp_path / "layout").image().manifest.layers)
-    ended = run(made.house, "verify", reference, "--json", code=1)
+    ended = run(made.checkout, "verify", reference, "--json", code=1)
     verdict = json.loads(ended.stdout)
     assert not verdict["passed"]
     found = [(entry["layer"], entry["path"], entry["problem"]) for entry in verdict["differences"]]
@@ -95,7 +95,7 @@ def test_each_file_that_is_another_is_named(made: Made, tmp_path: Path) -> None:
 
 def test_the_first_difference_is_printed_and_ends_with_1(made: Made, tmp_path: Path) -> None:
     reference = altered(made, tmp_path / "layout", {"opt/smokehouse/files.json": b"{}"})
-    lines = run(made.house, "verify", reference, code=1).stdout.splitlines()
+    lines = run(made.checkout, "verify", reference, code=1).stdout.splitlines()
     layers = len(Layout(tmp_path / "layout").image().manifest.layers)
     assert lines[0] == f"layer {layers}: opt/smokehouse/files.json: no list of what was made in the build"
     assert lines[-1] == "DIFFERENT  this is not what the lock builds"
@@ -107,7 +107,7 @@ def test_a_config_that_is_another_is_named(made: Made, tmp_path: Path) -> None:
         config["config"].update(Entrypoint=["/bin/sh"], User="nobody")
         config["config"]["Labels"]["io.smokehouse.cuda"] = "13.0"
 
-    verdict = verified(made.house, altered(made, tmp_path / "layout", edit=edit), code=1)
+    verdict = verified(made.checkout, altered(made, tmp_path / "layout", edit=edit), code=1)
     assert [entry["path"] for entry in verdict["differences"]] == [
         "(config) ENTRYPOINT",
         "(config) ENV LD_PRELOAD",
@@ -120,33 +120,33 @@ def test_an_image_of_another_lock_or_of_none_is_refused(made: Made, tmp_path: Pa
     def other(config: dict[str, Any]) -> None:
         config["config"]["Labels"].update({"io.smokehouse.lock": "0" * 64, "org.opencontainers.image.revision": "a" * 40})
 
-    said = run(made.house, "verify", altered(made, tmp_path / "one", edit=other), code=2).stderr
+    said = run(made.checkout, "verify", altered(made, tmp_path / "one", edit=other), code=2).stderr
     assert f"of another lock of tiny than the one here ({made.lock[:12]}); git checkout {'a' * 40}" in said
     reference = altered(made, tmp_path / "two", edit=lambda config: config["config"].update(Labels={}))
-    assert "no image of Smokehouse, by its labels" in run(made.house, "verify", reference, code=2).stderr
-    assert "no OCI layout" in run(made.house, "verify", f"oci:{tmp_path}", code=2).stderr
-    assert "cannot be reached" in run(made.house, "verify", "127.0.0.1:1/no/body:here", code=2).stderr
+    assert "no image of Smokehouse, by its labels" in run(made.checkout, "verify", reference, code=2).stderr
+    assert "no OCI layout" in run(made.checkout, "verify", f"oci:{tmp_path}", code=2).stderr
+    assert "cannot be reached" in run(made.checkout, "verify", "127.0.0.1:1/no/body:here", code=2).stderr
 
 
 def test_a_rebuild_compares_digests_and_names_the_first_difference(made: Made, tmp_path: Path) -> None:
-    verdict = verified(made.house, f"oci:{made.layout}", "--rebuild")
+    verdict = verified(made.checkout, f"oci:{made.layout}", "--rebuild")
     assert verdict["rebuilt"] == "the same digest"
     reference = altered(made, tmp_path / "layout", {f"{SITE}/alpha.py": b"print('evil')\n"})
-    differences = verified(made.house, reference, "--rebuild", code=1)["differences"]
+    differences = verified(made.checkout, reference, "--rebuild", code=1)["differences"]
     layers = len(Layout(tmp_path / "layout").image().manifest.layers)
     assert (differences[0]["layer"], differences[0]["problem"]) == (layers, "is in one of the images only")
 
 
 def test_an_image_in_an_engine_is_verified_as_it_is_there(made: Made) -> None:
-    built = json.loads(run(made.house, "build", "tiny", "--json").stdout)
-    verdict = verified(made.house, f"docker:{built['place']}")
+    built = json.loads(run(made.checkout, "build", "tiny", "--json").stdout)
+    verdict = verified(made.checkout, f"docker:{built['place']}")
     assert verdict["passed"]
     assert verdict["digest"] == built["digest"]
-    assert "the engine has no such image" in run(made.house, "verify", "docker:no-such-image", code=2).stderr
+    assert "the engine has no such image" in run(made.checkout, "verify", "docker:no-such-image", code=2).stderr
 
 
 def test_a_base_of_somebody_elses_is_trusted_by_its_digest(made: Made, registry: Proxy, tmp_path: Path) -> None:
-    [place] = (made.house.root / "build" / "base").glob("*/layout")
+    [place] = (made.checkout.root / "build" / "base").glob("*/layout")
     layout = Layout(place)
     base = layout.image()
     there = Registry(Reference.read(f"{registry.host}/some/base"), push=True)
@@ -164,12 +164,12 @@ def test_a_base_of_somebody_elses_is_trusted_by_its_digest(made: Made, registry:
         labels = {f"org.opencontainers.image.base.{key}": text for key, text in named.items()}
         return lambda config: config["config"]["Labels"].update(labels)
 
-    verdict = verified(made.house, altered(made, tmp_path / "one", edit=claim(base.digest)), code=1)
+    verdict = verified(made.checkout, altered(made, tmp_path / "one", edit=claim(base.digest)), code=1)
     assert verdict["base"] == f"{registry.host}/some/base@{base.digest}, trusted by its digest"
     # Whose base it is not ours to know has none of its packages in the bill of materials.
     assert [entry["path"] for entry in verdict["differences"]] == ["opt/smokehouse/sbom.spdx.json"]
-    verdict = verified(made.house, altered(made, tmp_path / "two", edit=claim(other.digest)), code=1)
+    verdict = verified(made.checkout, altered(made, tmp_path / "two", edit=claim(other.digest)), code=1)
     problem = f"not that of the base {registry.host}/some/base"
     assert {"layer": 1, "path": "(the whole layer)", "problem": problem} in verdict["differences"]
-    said = run(made.house, "verify", altered(made, tmp_path / "three", edit=claim(f"sha256:{'0' * 64}")), code=2).stderr
+    said = run(made.checkout, "verify", altered(made, tmp_path / "three", edit=claim(f"sha256:{'0' * 64}")), code=2).stderr
     assert "the base is not there any more" in said

@@ -6,7 +6,7 @@ What differs between them is what the loader has to know: transformers and DeepS
 from pathlib import Path
 
 from smokehouse import environment, installation
-from smokehouse.house import House
+from smokehouse.checkout import House
 
 ROOT = House(Path(__file__).parents[2])
 HERE = House(Path(__file__).parent)

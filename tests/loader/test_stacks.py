@@ -76,9 +76,13 @@ def test_every_failure_is_reproduced_somewhere(seen: dict[str, Seen]) -> None:
 
 
 def test_locks_are_what_is_asked_for() -> None:
-    house = stacks.HERE
-    assert house.locks() == house.environments() == sorted(name for owner, name in stacks.STACKS.values() if owner is house)
-    assert locking.check(house, house.environments()) == 0
+    checkout = stacks.HERE
+    assert (
+        checkout.locks()
+        == checkout.environments()
+        == sorted(name for owner, name in stacks.STACKS.values() if owner is checkout)
+    )
+    assert locking.check(checkout, checkout.environments()) == 0
 
 
 def test_the_tools_are_these(root: Path) -> None:

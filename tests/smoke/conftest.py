@@ -21,7 +21,7 @@ import pytest
 
 from smoke_tests import families
 from smokehouse import environment, installation
-from smokehouse.house import House
+from smokehouse.checkout import Checkout
 
 # A machine that runs smoke tests is busy: how long an example takes says nothing.
 hypothesis.settings.register_profile("busy", deadline=None)
@@ -29,7 +29,7 @@ hypothesis.settings.load_profile("busy")
 
 NAME = "qwen2.5-vl"
 ROOT = Path(__file__).parents[2]
-NAMES = House(ROOT).environments()
+NAMES = Checkout(ROOT).environments()
 # Seconds; a run takes 25, and a test has to end on a machine that is busy with something else.
 DEADLINE = 240.0
 T = TypeVar("T")
@@ -265,8 +265,8 @@ class Starter:
 @functools.cache
 def python(root: Path, name: str) -> Path:
     """The Python of an installed environment; installs it where it is not."""
-    house = House(root)
-    return installation.ensure(house, environment.read(house, name))
+    checkout = Checkout(root)
+    return installation.ensure(checkout, environment.read(checkout, name))
 
 
 @pytest.fixture

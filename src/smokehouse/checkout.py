@@ -9,14 +9,14 @@ from smokehouse.errors import UserError
 
 
 @dataclass(frozen=True)
-class House:
+class Checkout:
     """A checkout of Smokehouse, or any folder laid out like one."""
 
     root: Path
 
     @classmethod
-    def find(cls, start: Path) -> "House":
-        """Return the house that `start` lies in; raises UserError where there is none."""
+    def find(cls, start: Path) -> "Checkout":
+        """Return the checkout that `start` lies in; raises UserError where there is none."""
         for folder in (start, *start.parents):
             if (folder / "environments").is_dir():
                 return cls(folder)
@@ -64,7 +64,7 @@ class House:
         return self.root / "build" / "bundled" / name
 
     def show(self, path: Path) -> str:
-        """Return `path` as messages name it: from the root of the house."""
+        """Return `path` as messages name it: from the root of the checkout."""
         return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
 
     def _folders(self, place: str) -> list[str]:
