@@ -5,12 +5,10 @@ A statement is an in-toto Statement v1 with a test-result predicate, in a DSSE e
 """
 
 import json
-import os
 import re
-import shutil
 import tempfile
 from base64 import b64decode, b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError, first_of
 from smokehouse.manifest import MANIFEST
-from smokehouse.programs import Ended, run
+from smokehouse.programs import cosign
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 TEST_RESULT = "https://in-toto.io/attestation/test-result/v0.1"
@@ -29,8 +27,6 @@ PAYLOAD = "application/vnd.in-toto+json"
 ENVELOPE = "application/vnd.dsse.envelope.v1+json"
 BUNDLE = "application/vnd.dev.cosign.bundle.v1+json"
 SCHEMA = "smoke_tests/report.schema.json"
-
-_SIGNING = 300.0  # seconds; keyless asks three services
 _AGAIN = "nox -s smoke -- --image makes one"
 _KEYLESS = "; without --key FILE, Sigstore has to be reached and to know this workflow, whose permissions need id-token: write"
 
@@ -156,9 +152,9 @@ def sign(payload: bytes, signer: Signer) -> Signed:
             command += ["--key", str(signer.key.absolute()), "--tlog-upload=false"]
         else:
             command += ["--bundle", str(bundle)]
-        ended = _cosign([*command, str(signed)])
+        ended = cosign.run_cosign([*command, str(signed)])
         if ended.code or not signature.is_file():
-            raise UserError(f"the statement cannot be signed: {_explain(ended)}{'' if signer.key else _KEYLESS}")
+            raise UserError(f"the statement cannot be signed: {cosign.explain(ended)}{'' if signer.key else _KEYLESS}")
         envelope = {
             "payloadType": PAYLOAD,
             "payload": b64encode(payload).decode(),
@@ -195,9 +191,9 @@ def check(checkout: Checkout, signed: Signed, signer: Signer, digest: str, lock:
             _refuse_other_signature(signed.bundle, raw, digest)
             command += ["--bundle", str(bundle), "--certificate-identity", signer.identity]
             command += ["--certificate-oidc-issuer", signer.issuer]
-        ended = _cosign([*command, str(blob)])
+        ended = cosign.run_cosign([*command, str(blob)])
         if ended.code:
-            said = _explain(ended)
+            said = cosign.explain(ended)
             if not signer.key and re.search(r"dial tcp|i/o timeout|TLS handshake", said):
                 raise UserError(f"{digest}: cosign cannot ask Sigstore who signed its statement ({said}); mend the network")
             raise UserError(f"{digest}: its statement is not signed by {_named(signer)}: {said}; do not trust it")
@@ -252,21 +248,3 @@ def _refuse_no_key(key: Path) -> None:
 
 def _named(signer: Signer) -> str:
     return f"the key {signer.key}" if signer.key else f"{signer.identity} ({signer.issuer})"
-
-
-def _cosign(arguments: Sequence[str]) -> Ended:
-    program = shutil.which("cosign")
-    if not program:
-        raise UserError("cosign is not here, which signs and checks statements; install it (Debian 13 has it)")
-    # Without a terminal it would wait for a password that nobody types.
-    environ = {"COSIGN_PASSWORD": "", **os.environ}
-    with tempfile.TemporaryDirectory() as folder:
-        return run([program, *arguments], deadline=_SIGNING, environ=environ, cwd=Path(folder))
-
-
-def _explain(ended: Ended) -> str:
-    lines = [line for line in ended.stderr.splitlines() if line and not line.startswith(("WARNING", "Using payload"))]
-    said = next((line for line in reversed(lines) if "rror" in line), lines[-1] if lines else "cosign gave no reason")
-    if "decrypt" in said:
-        return "the key's password is not COSIGN_PASSWORD"
-    return " ".join(re.sub(r"^(?:Error: |error during command execution: |signing /\S+: )+", "", said).split())[:300]

@@ -19,7 +19,7 @@ from smokehouse.checkout import Checkout
 from smokehouse.console import tell
 from smokehouse.documents import read_toml
 from smokehouse.errors import UserError
-from smokehouse.programs import Ended, run
+from smokehouse.programs.process import Ended, run
 from smokehouse.storage import files
 from smokehouse.storage.download import Wanted, fetch, is_whole
 from smokehouse.storage.folder_lock import held

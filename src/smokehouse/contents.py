@@ -22,7 +22,7 @@ from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
 from smokehouse.layers import Entry, Tree
 from smokehouse.manifest import LockedFile, Manifest
-from smokehouse.programs import run
+from smokehouse.programs.process import run
 
 ENV = str(PREFIX).removeprefix("/")
 OURS = "opt/smokehouse"

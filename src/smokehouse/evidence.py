@@ -12,7 +12,7 @@ from jsonschema.exceptions import best_match
 from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
 from smokehouse.manifest import MANIFEST, Manifest
-from smokehouse.programs import run
+from smokehouse.programs.process import run
 from smokehouse.storage.files import sha256
 
 _LARGEST = 8 << 20  # bytes; a run of eight ranks reports 0.1 MB

@@ -12,13 +12,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from smokehouse import bundle, environment, lock, prefix, sources, uv
+from smokehouse import bundle, environment, lock, prefix, sources
 from smokehouse.checkout import Checkout
 from smokehouse.console import tell
 from smokehouse.errors import UserError
 from smokehouse.installation import MARKER, UNPACKED, read_marker, refuse_platform
 from smokehouse.lock import LockFiles
 from smokehouse.manifest import CondaPackage, Manifest
+from smokehouse.programs import uv
 from smokehouse.storage import files
 from smokehouse.storage.disk import refuse_small_disk
 from smokehouse.storage.folder_lock import held

@@ -18,8 +18,8 @@ from smokehouse.environment import Environment
 from smokehouse.errors import UserError
 from smokehouse.inputs import CondaInputs, Inputs, name_of
 from smokehouse.manifest import MANIFEST, Channel, CondaPackage, LockedFile, Manifest
+from smokehouse.programs.uv import Kept
 from smokehouse.storage import files
-from smokehouse.uv import Kept
 
 if TYPE_CHECKING:  # a check of a lock resolves nothing
     from smokehouse.conda import Solution

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from smokehouse import attestation, building, engine, image, lock, oci, verifying
+from smokehouse import attestation, building, image, lock, oci, verifying
 from smokehouse.additions import Asked
 from smokehouse.attestation import BUNDLE, ENVELOPE, Signed, Signer
 from smokehouse.checkout import Checkout
@@ -14,7 +14,8 @@ from smokehouse.console import tell
 from smokehouse.errors import UserError
 from smokehouse.image import Flavour, Ops
 from smokehouse.oci import EMPTY, MANIFEST, Descriptor, Image, Layout, Manifest, Reference, document
-from smokehouse.programs import run
+from smokehouse.programs import docker as engine
+from smokehouse.programs.process import run
 from smokehouse.registry import Registry
 from smokehouse.storage import files
 from smokehouse.storage.folder_lock import held

@@ -35,7 +35,7 @@ from smokehouse.oci import (
     document,
     parse,
 )
-from smokehouse.programs import run
+from smokehouse.programs.process import run
 from smokehouse.storage import files
 from smokehouse.storage.download import Wanted, fetch, is_whole
 

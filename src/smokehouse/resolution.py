@@ -14,8 +14,8 @@ from packaging.version import Version
 from smokehouse import sdist
 from smokehouse.errors import UserError
 from smokehouse.inputs import Inputs
+from smokehouse.programs.uv import Kept, compile_pins
 from smokehouse.requirement import parse
-from smokehouse.uv import Kept, compile_pins
 from smokehouse.wheels import Artefact, artefacts, best, misfit, ranking
 
 

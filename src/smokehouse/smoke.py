@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from smokehouse import bundle, engine, environment, halves, installation, lock
+from smokehouse import bundle, environment, halves, installation, lock
 from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
-from smokehouse.programs import run
+from smokehouse.programs import docker as engine
+from smokehouse.programs.process import run
 
 DEFAULT = "qwen2.5-vl"
 _VALIDATING = 60.0  # seconds

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from packaging.utils import canonicalize_name
 
-from smokehouse import uv
 from smokehouse.errors import UserError
 from smokehouse.manifest import CondaPackage, LockedFile, Manifest
+from smokehouse.programs import uv
 from smokehouse.storage.download import Wanted, credentials_of, fetch, is_whole
 from smokehouse.wheels import artefacts
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from smokehouse import additions, attestation, building, engine, image, lock, oci
+from smokehouse import additions, attestation, building, image, lock, oci
 from smokehouse import base as bases
 from smokehouse.additions import LABEL, Asked
 from smokehouse.attestation import BUNDLE, ENVELOPE, Signed, Signer
@@ -25,6 +25,7 @@ from smokehouse.image import Flavour, Ops
 from smokehouse.layers import Entry, Tree, folders
 from smokehouse.manifest import MANIFEST
 from smokehouse.oci import DOCUMENT, Image, Layout, Manifest, Reference, parse
+from smokehouse.programs import docker as engine
 from smokehouse.registry import Registry
 from smokehouse.storage import files
 from smokehouse.storage.folder_lock import held

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from smokehouse.errors import UserError
-from smokehouse.programs import run
+from smokehouse.programs.process import run
 
 
 def test_program_without_end_is_stopped_with_its_children(tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ What differs between them is what the loader has to know: transformers and DeepS
 from pathlib import Path
 
 from smokehouse import environment, installation
-from smokehouse.checkout import House
+from smokehouse.checkout import Checkout
 
-ROOT = House(Path(__file__).parents[2])
-HERE = House(Path(__file__).parent)
+ROOT = Checkout(Path(__file__).parents[2])
+HERE = Checkout(Path(__file__).parent)
 # By the version of transformers.
 STACKS = {"4.49.0": (ROOT, "qwen2.5-vl"), "4.57.6": (HERE, "transformers-4.57"), "5.23.0": (ROOT, "qwen2.5-vl-latest")}
 

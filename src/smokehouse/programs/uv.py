@@ -12,7 +12,7 @@ from urllib.parse import quote, urlsplit
 
 from smokehouse.errors import UserError
 from smokehouse.inputs import Inputs
-from smokehouse.programs import run
+from smokehouse.programs.process import run
 
 _RESOLVING = 900.0  # seconds
 _INSTALLING = 3600.0

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from smokehouse.errors import UserError
-from smokehouse.programs import Ended, run
+from smokehouse.programs.process import Ended, run
 
 _ASKING = 120.0  # seconds
 _BUILDING = 7200.0
