@@ -15,7 +15,7 @@ from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel
 from packaging.version import InvalidVersion, Version
 
 from smokehouse.checkout import Checkout
-from smokehouse.environment import Environment
+from smokehouse.environments.definition import Environment
 from smokehouse.errors import UserError
 from smokehouse.manifest import LockedFile, Manifest
 from smokehouse.storage.download import Wanted, fetch, is_whole

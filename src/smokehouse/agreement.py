@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from packaging.utils import canonicalize_name
 
 from smokehouse.conda import Solved
-from smokehouse.environment import Environment
+from smokehouse.environments.definition import Environment
 from smokehouse.errors import UserError
 from smokehouse.resolution import Resolved
 

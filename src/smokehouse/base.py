@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from smokehouse.checkout import Checkout
 from smokehouse.console import tell
-from smokehouse.documents import read_toml
+from smokehouse.environments.documents import read_toml
 from smokehouse.errors import UserError
 from smokehouse.programs.process import Ended, run
 from smokehouse.storage import files

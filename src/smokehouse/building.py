@@ -21,7 +21,7 @@ from smokehouse.base import EPOCH, DebianPackage
 from smokehouse.bundle import Bundle
 from smokehouse.checkout import Checkout
 from smokehouse.console import tell
-from smokehouse.environment import Environment
+from smokehouse.environments.definition import Environment
 from smokehouse.errors import UserError
 from smokehouse.halves import refuse_partial
 from smokehouse.image import Flavour, Layer, Ops

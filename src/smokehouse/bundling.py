@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from smokehouse import environment, lock, manifest, sources
+from smokehouse import lock, manifest, sources
 from smokehouse.bundle import CONDA, LOCK, MANIFEST, WHEELS, Contents, pylock
 from smokehouse.checkout import Checkout
 from smokehouse.console import tell
+from smokehouse.environments import definition as environment
 from smokehouse.errors import UserError
 from smokehouse.manifest import LockedFile
 from smokehouse.storage import files

@@ -12,8 +12,8 @@ from typing import Any, Literal, Protocol, TypeVar
 import rattler
 from rattler import exceptions
 
+from smokehouse.environments.inputs import CondaInputs, name_of
 from smokehouse.errors import UserError
-from smokehouse.inputs import CondaInputs, name_of
 from smokehouse.manifest import HOME, CondaPackage
 from smokehouse.storage.files import sha256
 

@@ -14,7 +14,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from smokehouse.conda import Solved, url
-from smokehouse.inputs import CondaInputs, name_of
+from smokehouse.environments.inputs import CondaInputs, name_of
 from smokehouse.storage.files import sha256
 
 

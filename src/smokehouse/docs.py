@@ -5,8 +5,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from smokehouse import environment, evidence, manifest, page
+from smokehouse import evidence, manifest, page
 from smokehouse.checkout import Checkout
+from smokehouse.environments import definition as environment
 from smokehouse.errors import UserError
 from smokehouse.evidence import Evidence
 from smokehouse.markdown import between, code

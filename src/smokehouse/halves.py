@@ -12,9 +12,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from smokehouse import bundle, environment, lock, prefix, sources
+from smokehouse import bundle, lock, prefix, sources
 from smokehouse.checkout import Checkout
 from smokehouse.console import tell
+from smokehouse.environments import definition as environment
 from smokehouse.errors import UserError
 from smokehouse.installation import MARKER, UNPACKED, read_marker, refuse_platform
 from smokehouse.lock import LockFiles

@@ -14,7 +14,7 @@ from smokehouse import lock
 from smokehouse.bundle import Bundle
 from smokehouse.checkout import Checkout
 from smokehouse.console import tell
-from smokehouse.environment import Environment
+from smokehouse.environments.definition import Environment
 from smokehouse.errors import UserError
 from smokehouse.programs import uv
 from smokehouse.storage import files

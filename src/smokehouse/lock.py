@@ -11,12 +11,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smokehouse import environment as environments
 from smokehouse import manifest as manifests
 from smokehouse.checkout import Checkout
-from smokehouse.environment import Environment
+from smokehouse.environments import definition as environments
+from smokehouse.environments.definition import Environment
+from smokehouse.environments.inputs import CondaInputs, Inputs, name_of
 from smokehouse.errors import UserError
-from smokehouse.inputs import CondaInputs, Inputs, name_of
 from smokehouse.manifest import MANIFEST, Channel, CondaPackage, LockedFile, Manifest
 from smokehouse.programs.uv import Kept
 from smokehouse.storage import files

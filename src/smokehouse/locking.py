@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from smokehouse import environment, lock, manifest, tools
+from smokehouse import lock, manifest, tools
 from smokehouse.checkout import Checkout
-from smokehouse.environment import Environment
+from smokehouse.environments import definition as environment
+from smokehouse.environments.definition import Environment
 from smokehouse.errors import UserError
 from smokehouse.lock import Draft, LockFiles
 

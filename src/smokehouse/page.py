@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from smokehouse.environment import Environment
+from smokehouse.environments.definition import Environment
 from smokehouse.evidence import Evidence
 from smokehouse.manifest import CondaPackage, LockedFile, Manifest
 from smokehouse.markdown import code, plain, table

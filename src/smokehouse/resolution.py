@@ -12,10 +12,10 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from smokehouse import sdist
+from smokehouse.environments.inputs import Inputs
+from smokehouse.environments.requirement import parse
 from smokehouse.errors import UserError
-from smokehouse.inputs import Inputs
 from smokehouse.programs.uv import Kept, compile_pins
-from smokehouse.requirement import parse
 from smokehouse.wheels import Artefact, artefacts, best, misfit, ranking
 
 

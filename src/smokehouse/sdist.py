@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 from packaging.requirements import Requirement
 
+from smokehouse.environments.requirement import parse
 from smokehouse.errors import UserError
-from smokehouse.requirement import parse
 from smokehouse.storage import files
 from smokehouse.storage.files import sha256
 from smokehouse.wheels import Artefact

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from smokehouse import bundle, environment, halves, installation, lock
+from smokehouse import bundle, halves, installation, lock
 from smokehouse.checkout import Checkout
+from smokehouse.environments import definition as environment
 from smokehouse.errors import UserError
 from smokehouse.programs import docker as engine
 from smokehouse.programs.process import run

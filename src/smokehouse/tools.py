@@ -6,10 +6,10 @@ from packaging.requirements import Requirement
 from pydantic import BaseModel, Field
 
 from smokehouse.checkout import Checkout
-from smokehouse.documents import read_toml
-from smokehouse.inputs import Inputs
+from smokehouse.environments.documents import read_toml
+from smokehouse.environments.inputs import Inputs
+from smokehouse.environments.requirement import parse
 from smokehouse.lock import LockFiles
-from smokehouse.requirement import parse
 
 
 class _Project(BaseModel):

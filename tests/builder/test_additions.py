@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from smokehouse import additions, environment, image, lock
+from smokehouse import additions, image, lock
 from smokehouse.additions import Added, Asked
 from smokehouse.checkout import Checkout
-from smokehouse.environment import Environment
+from smokehouse.environments import definition as environment
+from smokehouse.environments.definition import Environment
 from smokehouse.errors import UserError
 from smokehouse.manifest import Manifest
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from smokehouse import changes, environment, lock
+from smokehouse import changes, lock
 from smokehouse.checkout import Checkout
+from smokehouse.environments import definition as environment
 from smokehouse.manifest import Manifest
 
 from .channel import YOUNG, Channel

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smokehouse import environment
 from smokehouse.checkout import Checkout
-from smokehouse.documents import read_toml, read_yaml
+from smokehouse.environments import definition as environment
+from smokehouse.environments.documents import read_toml, read_yaml
 from smokehouse.errors import UserError
 
 from .conftest import TestCheckout

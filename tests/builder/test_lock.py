@@ -13,10 +13,11 @@ import pytest
 from packaging.requirements import Requirement
 from uv import find_uv_bin
 
-from smokehouse import environment, lock, resolution
+from smokehouse import lock, resolution
 from smokehouse.checkout import Checkout
+from smokehouse.environments import definition as environment
+from smokehouse.environments.inputs import Inputs
 from smokehouse.errors import UserError
-from smokehouse.inputs import Inputs
 from smokehouse.programs import uv
 from smokehouse.sdist import build_requirements
 from smokehouse.wheels import Artefact

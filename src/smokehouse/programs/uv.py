@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
+from smokehouse.environments.inputs import Inputs
 from smokehouse.errors import UserError
-from smokehouse.inputs import Inputs
 from smokehouse.programs.process import run
 
 _RESOLVING = 900.0  # seconds

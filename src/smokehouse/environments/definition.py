@@ -10,9 +10,9 @@ from packaging.utils import canonicalize_name
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 from smokehouse.checkout import Checkout
-from smokehouse.documents import Document, Place, read_toml, read_yaml
-from smokehouse.inputs import CondaInputs, Inputs, name_of
-from smokehouse.requirement import parse
+from smokehouse.environments.documents import Document, Place, read_toml, read_yaml
+from smokehouse.environments.inputs import CondaInputs, Inputs, name_of
+from smokehouse.environments.requirement import parse
 from smokehouse.storage.files import sha256
 
 # How conda calls the platforms whose machine uv calls this.

@@ -1,0 +1,1 @@
+"""Environments as people write them: `environment.yml` and `stack.toml`, read and validated."""
