@@ -20,8 +20,8 @@ from typing import Any
 from smokehouse.building import PREFIX, PROGRAMS
 from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
-from smokehouse.layers import Entry, Tree
 from smokehouse.manifest import LockedFile, Manifest
+from smokehouse.oci.filesystem import Entry, Tree
 from smokehouse.programs.process import run
 
 ENV = str(PREFIX).removeprefix("/")

@@ -6,17 +6,20 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from smokehouse import attestation, building, image, lock, oci, verifying
+from smokehouse import attestation, building, image, lock, verifying
 from smokehouse.additions import Asked
 from smokehouse.attestation import BUNDLE, ENVELOPE, Signed, Signer
 from smokehouse.checkout import Checkout
 from smokehouse.console import tell
 from smokehouse.errors import UserError
 from smokehouse.image import Flavour, Ops
-from smokehouse.oci import EMPTY, MANIFEST, Descriptor, Image, Layout, Manifest, Reference, document
+from smokehouse.oci import layout as oci
+from smokehouse.oci.layout import Image, Layout
+from smokehouse.oci.model import EMPTY, MANIFEST, Descriptor, Manifest, document
+from smokehouse.oci.reference import Reference
+from smokehouse.oci.registry import Registry
 from smokehouse.programs import docker as engine
 from smokehouse.programs.process import run
-from smokehouse.registry import Registry
 from smokehouse.storage import files
 from smokehouse.storage.folder_lock import held
 

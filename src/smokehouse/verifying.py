@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from smokehouse import additions, attestation, building, image, lock, oci
+from smokehouse import additions, attestation, building, image, lock
 from smokehouse import base as bases
 from smokehouse.additions import LABEL, Asked
 from smokehouse.attestation import BUNDLE, ENVELOPE, Signed, Signer
@@ -22,11 +22,15 @@ from smokehouse.console import tell
 from smokehouse.contents import ENV, LISTED, Contents
 from smokehouse.errors import UserError
 from smokehouse.image import Flavour, Ops
-from smokehouse.layers import Entry, Tree, folders
 from smokehouse.manifest import MANIFEST
-from smokehouse.oci import DOCUMENT, Image, Layout, Manifest, Reference, parse
+from smokehouse.oci import layout as oci
+from smokehouse.oci import model
+from smokehouse.oci.filesystem import Entry, Tree, folders
+from smokehouse.oci.layout import Image, Layout
+from smokehouse.oci.model import DOCUMENT, Manifest, parse
+from smokehouse.oci.reference import Reference
+from smokehouse.oci.registry import Registry
 from smokehouse.programs import docker as engine
-from smokehouse.registry import Registry
 from smokehouse.storage import files
 from smokehouse.storage.folder_lock import held
 
@@ -206,14 +210,14 @@ def show(verdict: Verdict, as_json: bool) -> int:
     return int(not verdict.passed)
 
 
-def _base(checkout: Checkout, found: Image, options: Options, verdict: Verdict) -> tuple[Base, int, oci.Runtime]:
+def _base(checkout: Checkout, found: Image, options: Options, verdict: Verdict) -> tuple[Base, int, model.Runtime]:
     """Return the base that the image names, how many layers it has, and what it says of starting it."""
     named = found.labels.get("org.opencontainers.image.base.name", "")
     digest = found.labels.get("org.opencontainers.image.base.digest", "")
     if named.startswith("debian-"):
         if options.trust_base:
             verdict.base = f"{named}@{digest}, not looked at"
-            return Base("", named, digest, bases.read(checkout)), 1, oci.Runtime()
+            return Base("", named, digest, bases.read(checkout)), 1, model.Runtime()
         base = bases.make(checkout)
         context = re.fullmatch(r"oci-layout://(.*):[^:]+@sha256:[0-9a-f]{64}", base.context)
         assert context
@@ -239,8 +243,8 @@ def _fetched_config(reference: Reference, layout: Layout) -> Image:
     """Return an image of a registry without its layers."""
     registry = Registry(reference)
     found = registry.manifest(reference.digest)
-    if found and found[1].media_type in oci.INDEXES:
-        chosen = oci.choose(parse(oci.Index, found[0], str(reference)), str(reference))
+    if found and found[1].media_type in model.INDEXES:
+        chosen = model.choose(parse(model.Index, found[0], str(reference)), str(reference))
         found = registry.manifest(chosen.digest)
     if not found:
         raise UserError(f"{reference}: the base is not there any more, so its layers cannot be told; ask its owner")
@@ -250,7 +254,9 @@ def _fetched_config(reference: Reference, layout: Layout) -> Image:
     return layout.open(descriptor)
 
 
-def _compare_config(checkout: Checkout, found: Image, labels: Mapping[str, str], below: oci.Runtime, verdict: Verdict) -> None:
+def _compare_config(
+    checkout: Checkout, found: Image, labels: Mapping[str, str], below: model.Runtime, verdict: Verdict
+) -> None:
     """Note where the image is started in another way than docker/Dockerfile says, or has other labels than the lock."""
     runtime = found.config.config
     said = _dockerfile(checkout)

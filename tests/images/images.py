@@ -11,7 +11,8 @@ from pathlib import Path
 
 import zstandard
 
-from smokehouse.oci import CONFIG, MANIFEST, Descriptor, Layout, document
+from smokehouse.oci.layout import Layout
+from smokehouse.oci.model import CONFIG, MANIFEST, Descriptor, document
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from smokehouse.oci import Layout
+from smokehouse.oci.layout import Layout
 
 from ..builder.channel import Channel
 from ..builder.conftest import Index, TestCheckout, wheel

@@ -13,8 +13,8 @@ from smokehouse import sbom
 from smokehouse.base import DebianPackage
 from smokehouse.checkout import Checkout
 from smokehouse.contents import Contents
-from smokehouse.layers import Entry, Tree
 from smokehouse.manifest import CondaPackage, LockedFile, Manifest
+from smokehouse.oci.filesystem import Entry, Tree
 
 from ..builder.conftest import sdist
 

@@ -8,8 +8,9 @@ import pytest
 
 from smokehouse import base as bases
 from smokehouse.checkout import Checkout
-from smokehouse.oci import Layout, Reference
-from smokehouse.registry import Registry
+from smokehouse.oci.layout import Layout
+from smokehouse.oci.reference import Reference
+from smokehouse.oci.registry import Registry
 
 from ..builder.conftest import TestCheckout
 from .conftest import STRANGER, built

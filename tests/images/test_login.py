@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from smokehouse import registry as ours
 from smokehouse.errors import UserError
-from smokehouse.oci import MANIFEST, Layout, Reference
-from smokehouse.registry import Registry
+from smokehouse.oci import registry as ours
+from smokehouse.oci.layout import Layout
+from smokehouse.oci.model import MANIFEST
+from smokehouse.oci.reference import Reference
+from smokehouse.oci.registry import Registry
 
 from . import registry as registries
 from .images import image

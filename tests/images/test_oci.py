@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from smokehouse.errors import UserError
-from smokehouse.layers import Limits, Tree
-from smokehouse.oci import EMPTY, MANIFEST, Layout, Manifest, Reference, document
-from smokehouse.registry import Registry
+from smokehouse.oci.filesystem import Limits, Tree
+from smokehouse.oci.layout import Layout
+from smokehouse.oci.model import EMPTY, MANIFEST, Manifest, document
+from smokehouse.oci.reference import Reference
+from smokehouse.oci.registry import Registry
 
 from .images import FOLDER, Contents, Member, image, link, tar
 from .registry import BIG, Proxy, pushed

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from smokehouse.attestation import ENVELOPE
-from smokehouse.oci import Layout, Reference
+from smokehouse.oci.layout import Layout
+from smokehouse.oci.reference import Reference
+from smokehouse.oci.registry import Registry
 from smokehouse.publishing import SBOM
-from smokehouse.registry import Registry
 
 from . import registry as registries
 from . import reports

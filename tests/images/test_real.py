@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from smokehouse.oci import Reference
-from smokehouse.registry import Registry
+from smokehouse.oci.reference import Reference
+from smokehouse.oci.registry import Registry
 
 from ..builder.channel import copy
 from ..builder.conftest import TestCheckout

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from smokehouse.oci import CONFIG, MANIFEST, Layout, Reference, document
-from smokehouse.registry import Registry
+from smokehouse.oci.layout import Layout
+from smokehouse.oci.model import CONFIG, MANIFEST, document
+from smokehouse.oci.reference import Reference
+from smokehouse.oci.registry import Registry
 
 from ..builder.conftest import TestCheckout
 from .conftest import Made

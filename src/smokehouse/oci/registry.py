@@ -2,12 +2,10 @@
 
 import json
 import math
-import os
 import re
-import shutil
 import threading
 import time
-from base64 import b64decode, b64encode
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
@@ -16,61 +14,20 @@ from typing import IO, Any
 from urllib.parse import urljoin, urlsplit
 
 import requests
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import ValidationError
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 from smokehouse.errors import UserError, first_of
-from smokehouse.oci import (
-    DOCUMENT,
-    INDEX,
-    INDEXES,
-    MANIFESTS,
-    Descriptor,
-    Index,
-    Layout,
-    Manifest,
-    Reference,
-    choose,
-    document,
-    parse,
-)
-from smokehouse.programs.process import run
+from smokehouse.oci.auth import IDENTITY, LIFETIME, Session, Token, credentials
+from smokehouse.oci.layout import Layout
+from smokehouse.oci.model import DOCUMENT, INDEX, INDEXES, MANIFESTS, Descriptor, Index, Manifest, choose, document, parse
+from smokehouse.oci.reference import Reference
 from smokehouse.storage import files
 from smokehouse.storage.download import Wanted, fetch, is_whole
 
 _PATIENCE = (30.0, 300.0)  # seconds to connect in, and without a byte: a registry hashes a large layer before it answers
-_ASKING = 60.0
-# https://distribution.github.io/distribution/spec/auth/token/
-_LIFETIME = 60.0  # seconds that a token is good for where its server does not say
 _AGAIN = "run it again, it goes on where it stopped"
-_IDENTITY = "<token>"  # the user whose password is an identity token, as credential helpers call it
-
-
-class _Token(BaseModel):
-    """What a token server answers; `expires_in` is in seconds."""
-
-    token: str | None = Field(default=None, pattern=r"^[!-~]*$")
-    access_token: str | None = Field(default=None, pattern=r"^[!-~]*$")
-    expires_in: float | None = None
-
-    @model_validator(mode="after")
-    def _refuse_none(self) -> "_Token":
-        if not self.token and not self.access_token:
-            raise ValueError("no token in it")
-        return self
-
-
-class _Session(requests.Session):
-    """A session that sends no password but the one it is given: ~/.netrc would replace it, or go with a redirect."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.auth = lambda request: request
-
-    def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
-        if urlsplit(response.url)[:2] != urlsplit(str(prepared_request.url))[:2]:
-            prepared_request.headers.pop("Authorization", None)
 
 
 class Registry:
@@ -84,7 +41,7 @@ class Registry:
         self._authorization, self._until = "", 0.0
         self._challenge: dict[str, str] = {}
         self._asking = threading.RLock()
-        self._session = _Session()
+        self._session = Session()
         self._session.trust_env = not _is_here(self.host)
         self._session.headers["User-Agent"] = "smokehouse"
         again = Retry(
@@ -198,7 +155,7 @@ class Registry:
 
     def _authorize(self) -> None:
         """Ask who we are where docker login left it, and for a token with that where the registry wants one."""
-        user, password = secret = _credentials(self.reference.host) or ("", "")
+        user, password = secret = credentials(self.reference.host) or ("", "")
         basic = f"Basic {b64encode(':'.join(secret).encode()).decode()}" if user else ""
         if self._challenge["scheme"] == "basic":
             self._authorization, self._until = basic, math.inf
@@ -208,7 +165,7 @@ class Registry:
         asked = {"service": self._challenge.get("service", ""), "scope": self._scope}
         asked_at = time.monotonic()
         try:
-            if user == _IDENTITY:
+            if user == IDENTITY:
                 more = {"grant_type": "refresh_token", "client_id": "smokehouse", "refresh_token": password}
                 # A redirect would take the body, and with it the password, along.
                 sent = self._session.post(realm, data=asked | more, allow_redirects=False, timeout=_PATIENCE, stream=True)
@@ -217,10 +174,10 @@ class Registry:
                 sent = self._session.get(realm, params=asked, headers=headers, timeout=_PATIENCE, stream=True)
             with sent as answer:
                 if answer.status_code != 200:
-                    whom = "who has not logged in" if not user else "this identity" if user == _IDENTITY else user
+                    whom = "who has not logged in" if not user else "this identity" if user == IDENTITY else user
                     cure = _AGAIN if answer.status_code >= 500 else f"log in: docker login {self.reference.host}"
                     raise UserError(f"{self.host}: {where.netloc} gives {whom} no token: {_said(answer)}; {cure}")
-                token = _Token.model_validate_json(self._body(answer))
+                token = Token.model_validate_json(self._body(answer))
         except ValidationError as invalid:
             raise UserError(
                 f"{self.host}: no token from {where.netloc} ({first_of(invalid, 'its answer')}); {_AGAIN}"
@@ -229,7 +186,7 @@ class Registry:
             raise UserError(f"{self.host}: no token from {where.netloc} ({_why(broken)}); {_AGAIN}") from None
         self._authorization = f"Bearer {token.token or token.access_token}"
         # What is on its way when a token ends is lost, so it ends early here.
-        self._until = asked_at + (token.expires_in or _LIFETIME) * 0.75
+        self._until = asked_at + (token.expires_in or LIFETIME) * 0.75
 
     @property
     def _scope(self) -> str:
@@ -354,55 +311,3 @@ def _is_here(host: str) -> bool:
         return name == "localhost" or ip_address(name).is_loopback
     except ValueError:
         return False
-
-
-def _credentials(host: str) -> tuple[str, str] | None:
-    """Return the user and password that docker login left for `host`, None where it left none; raises UserError.
-
-    A user `_IDENTITY` has no password, but what an identity provider gave in its stead. As with docker, the helper of a
-    host, or of all, is asked (https://docs.docker.com/reference/cli/docker/login/#credential-helpers).
-    """
-    place = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker", "config.json")
-    try:
-        config = json.loads(place.read_text("utf-8"))
-        auths, helpers, store = config.get("auths") or {}, config.get("credHelpers") or {}, config.get("credsStore") or ""
-        known = {_host_of(name): entry for name, entry in auths.items()}
-        helper = str(helpers.get(host) or store)
-        entry = known.get(host) or {}
-        identity, login = entry.get("identitytoken"), b64decode(entry.get("auth") or "", validate=True).decode()
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, AttributeError, TypeError) as broken:
-        raise UserError(f"{place}: cannot be read ({broken}); mend it, or log in again") from None
-    if helper:
-        for name in ("https://index.docker.io/v1/",) if host == "docker.io" else (host, f"https://{host}"):
-            if secret := _helped(helper, name, place):
-                return secret
-    user, _, password = login.partition(":")
-    if identity:
-        return _IDENTITY, str(identity)
-    return (user, password) if user else None
-
-
-def _host_of(name: str) -> str:
-    """Return the host that a key of docker's config.json is of, which can be a URL."""
-    host = re.sub(r"^https?://|/.*", "", name)
-    return "docker.io" if host == "index.docker.io" else host
-
-
-def _helped(helper: str, host: str, place: Path) -> tuple[str, str] | None:
-    """Return what the program `helper` of docker's configuration `place` knows of `host`; raises UserError."""
-    program = f"docker-credential-{helper}"
-    if not re.fullmatch(r"[\w.-]+", helper) or not shutil.which(program):
-        raise UserError(f"{program}: named in {place} and not here; install it, or take it out there and log in again")
-    ended = run([program, "get"], deadline=_ASKING, environ=os.environ, cwd=Path("/"), given=host)
-    if ended.code:
-        said = " ".join(f"{ended.stdout} {ended.stderr}".split())[:300]
-        if "credentials not found" in said:  # the words that the protocol has for it
-            return None
-        raise UserError(f"{program}: has no password for {host} ({said or 'it gives no reason'}); see to it, or log in again")
-    try:
-        given = json.loads(ended.stdout)
-        return str(given["Username"]), str(given["Secret"])
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{program}: answers for {host} with no user and secret in JSON; see to it, or log in again") from None

@@ -1,0 +1,1 @@
+"""OCI images: documents, references, layouts, layer file systems and registries; knows nothing of environments."""
