@@ -25,10 +25,10 @@ from time import perf_counter
 import yaml
 from mirror import Mirror, running
 
-from smokehouse import manifest
 from smokehouse.checkout import Checkout
 from smokehouse.environments import definition as environment
 from smokehouse.environments.definition import Environment
+from smokehouse.locks import model as manifest
 from smokehouse.storage import files
 
 ENVIRONMENT = "qwen2.5-vl"

@@ -17,10 +17,10 @@ from packaging.version import InvalidVersion, Version
 from smokehouse.checkout import Checkout
 from smokehouse.environments.definition import Environment
 from smokehouse.errors import UserError
-from smokehouse.manifest import LockedFile, Manifest
+from smokehouse.locks.model import LockedFile, Manifest
+from smokehouse.locks.wheel_tags import Artefact, misfit, ranking
 from smokehouse.storage.download import Wanted, fetch, is_whole
 from smokehouse.storage.folder_lock import held
-from smokehouse.wheels import Artefact, misfit, ranking
 
 LABEL = "io.smokehouse.with"
 

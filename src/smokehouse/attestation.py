@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError, first_of
-from smokehouse.manifest import MANIFEST
+from smokehouse.locks.model import MANIFEST
 from smokehouse.programs import cosign
 
 STATEMENT = "https://in-toto.io/Statement/v1"

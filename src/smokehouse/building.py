@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from packaging.utils import canonicalize_name
 
-from smokehouse import additions, bundling, image, lock, prefix, sbom
+from smokehouse import additions, bundling, image, prefix, sbom
 from smokehouse import base as bases
 from smokehouse import bundle as bundles
 from smokehouse.additions import Added, Asked
@@ -25,7 +25,8 @@ from smokehouse.environments.definition import Environment
 from smokehouse.errors import UserError
 from smokehouse.halves import refuse_partial
 from smokehouse.image import Flavour, Layer, Ops
-from smokehouse.manifest import MANIFEST, CondaPackage, LockedFile, Manifest
+from smokehouse.locks import check as lock
+from smokehouse.locks.model import MANIFEST, CondaPackage, LockedFile, Manifest
 from smokehouse.programs import docker as engine
 from smokehouse.programs.process import run
 from smokehouse.storage import files

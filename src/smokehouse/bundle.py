@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from smokehouse.errors import UserError, first_of
-from smokehouse.manifest import MANIFEST as LOCK_MANIFEST
-from smokehouse.manifest import Manifest
+from smokehouse.locks.model import MANIFEST as LOCK_MANIFEST
+from smokehouse.locks.model import Manifest
 from smokehouse.storage import files
 
 MANIFEST = "manifest.json"

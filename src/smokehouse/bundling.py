@@ -3,13 +3,16 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from smokehouse import lock, manifest, sources
+from smokehouse import sources
 from smokehouse.bundle import CONDA, LOCK, MANIFEST, WHEELS, Contents, pylock
 from smokehouse.checkout import Checkout
 from smokehouse.console import tell
 from smokehouse.environments import definition as environment
 from smokehouse.errors import UserError
-from smokehouse.manifest import LockedFile
+from smokehouse.locks import check
+from smokehouse.locks import model as manifest
+from smokehouse.locks import pins as lock
+from smokehouse.locks.model import LockedFile
 from smokehouse.storage import files
 from smokehouse.storage.disk import refuse_small_disk
 from smokehouse.storage.folder_lock import held
@@ -26,7 +29,7 @@ def make(
     fetched is used. The bundle is complete when its manifest.json is there, which is written last. Raises UserError.
     """
     place = lock.environment_lock(checkout, name)
-    locked = lock.check_environment(environment.read(checkout, name), place)
+    locked = check.check_environment(environment.read(checkout, name), place)
     folder = folder.absolute()
     if folder.is_dir() and any(folder.iterdir()) and not (folder / LOCK).is_dir():
         raise UserError(f"{folder}: holds other things than a bundle; name an empty or a new folder")

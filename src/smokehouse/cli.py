@@ -54,7 +54,7 @@ def _lock(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
     """Resolve environments to the files that an installer takes."""
-    from smokehouse import locking
+    from smokehouse.locks import lock_all
 
     if check and (diff or upgrade):
         raise UserError("--check resolves nothing, so it takes no --diff and no --upgrade; drop one")
@@ -68,10 +68,10 @@ def _lock(
 
         return bases.lock(checkout)
     if check:
-        return locking.check(checkout, names or [], only_tools=tools, as_json=as_json)
+        return lock_all.check_all(checkout, names or [], only_tools=tools, as_json=as_json)
     if tools:
-        return locking.make_tools(checkout)
-    return locking.make(checkout, names or [], channel=channel, upgrade=upgrade, dry=diff, as_json=as_json)
+        return lock_all.make_tools(checkout)
+    return lock_all.make(checkout, names or [], channel=channel, upgrade=upgrade, dry=diff, as_json=as_json)
 
 
 @app.command("bundle")

@@ -20,7 +20,7 @@ from typing import Any
 from smokehouse.building import PREFIX, PROGRAMS
 from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
-from smokehouse.manifest import LockedFile, Manifest
+from smokehouse.locks.model import LockedFile, Manifest
 from smokehouse.oci.filesystem import Entry, Tree
 from smokehouse.programs.process import run
 

@@ -5,11 +5,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from smokehouse import evidence, manifest, page
+from smokehouse import evidence, page
 from smokehouse.checkout import Checkout
 from smokehouse.environments import definition as environment
 from smokehouse.errors import UserError
 from smokehouse.evidence import Evidence
+from smokehouse.locks import model as manifest
 from smokehouse.markdown import between, code
 from smokehouse.storage import files
 

@@ -11,7 +11,7 @@ from jsonschema.exceptions import best_match
 
 from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
-from smokehouse.manifest import MANIFEST, Manifest
+from smokehouse.locks.model import MANIFEST, Manifest
 from smokehouse.programs.process import run
 from smokehouse.storage.files import sha256
 

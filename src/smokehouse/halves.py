@@ -12,14 +12,16 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from smokehouse import bundle, lock, prefix, sources
+from smokehouse import bundle, prefix, sources
 from smokehouse.checkout import Checkout
 from smokehouse.console import tell
 from smokehouse.environments import definition as environment
 from smokehouse.errors import UserError
 from smokehouse.installation import MARKER, UNPACKED, read_marker, refuse_platform
-from smokehouse.lock import LockFiles
-from smokehouse.manifest import CondaPackage, Manifest
+from smokehouse.locks import check
+from smokehouse.locks import pins as lock
+from smokehouse.locks.model import CondaPackage, Manifest
+from smokehouse.locks.pins import LockFiles
 from smokehouse.programs import uv
 from smokehouse.storage import files
 from smokehouse.storage.disk import refuse_small_disk
@@ -52,7 +54,7 @@ def install(
     they name their own place. An interrupted call leaves what it fetched beside `folder`, for the next. Raises UserError.
     """
     place = lock.environment_lock(checkout, name)
-    locked = lock.check_environment(environment.read(checkout, name), place)
+    locked = check.check_environment(environment.read(checkout, name), place)
     assert place.manifest
     folder = folder.absolute()
     packages = locked.conda if devel else locked.main

@@ -10,7 +10,7 @@ from packaging.utils import canonicalize_name
 from smokehouse.additions import LABEL, Asked
 from smokehouse.base import Base
 from smokehouse.errors import UserError
-from smokehouse.manifest import LockedFile, Manifest
+from smokehouse.locks.model import LockedFile, Manifest
 from smokehouse.storage.files import sha256
 
 Flavour = Literal["runtime", "devel"]

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from packaging.tags import platform_tags
 
-from smokehouse import lock
 from smokehouse.bundle import Bundle
 from smokehouse.checkout import Checkout
 from smokehouse.console import tell
 from smokehouse.environments.definition import Environment
 from smokehouse.errors import UserError
+from smokehouse.locks import pins as lock
 from smokehouse.programs import uv
 from smokehouse.storage import files
 from smokehouse.storage.disk import refuse_small_disk

@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 from smokehouse.environments.definition import Environment
 from smokehouse.evidence import Evidence
-from smokehouse.manifest import CondaPackage, LockedFile, Manifest
+from smokehouse.locks.model import CondaPackage, LockedFile, Manifest
 from smokehouse.markdown import code, plain, table
 
 _CORE = ("torch", "transformers", "deepspeed", "accelerate")

@@ -12,7 +12,7 @@ from packaging.licenses import InvalidLicenseExpression, canonicalize_license_ex
 
 from smokehouse.base import DebianPackage
 from smokehouse.image import created
-from smokehouse.manifest import CondaPackage, LockedFile, Manifest
+from smokehouse.locks.model import CondaPackage, LockedFile, Manifest
 from smokehouse.storage import files
 
 _COMMENT = 200  # characters

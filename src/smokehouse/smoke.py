@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from smokehouse import bundle, halves, installation, lock
+from smokehouse import bundle, halves, installation
 from smokehouse.checkout import Checkout
 from smokehouse.environments import definition as environment
 from smokehouse.errors import UserError
+from smokehouse.locks import check
+from smokehouse.locks import pins as lock
 from smokehouse.programs import docker as engine
 from smokehouse.programs.process import run
 
@@ -30,7 +32,7 @@ def smoke(checkout: Checkout, name: str, options: Sequence[str]) -> None:
     options, folder = without(options, "--bundle", "a folder, made by nox -s bundle -- NAME DIR")
     promise = environment.read(checkout, name)
     place = lock.environment_lock(checkout, name)
-    lock.check_environment(promise, place)
+    check.check_environment(promise, place)
     bundled = bundle.read(Path(folder), name, place.pins.parent) if folder else None
     command = ["-m", "smoke_tests", "--environment", name]
     command += ["--stack", str(checkout.environment(name) / "stack.toml"), "--lock", str(place.pins.parent)]

@@ -8,10 +8,10 @@ from pathlib import Path
 from packaging.utils import canonicalize_name
 
 from smokehouse.errors import UserError
-from smokehouse.manifest import CondaPackage, LockedFile, Manifest
+from smokehouse.locks.model import CondaPackage, LockedFile, Manifest
+from smokehouse.locks.wheel_tags import artefacts
 from smokehouse.programs import uv
 from smokehouse.storage.download import Wanted, credentials_of, fetch, is_whole
-from smokehouse.wheels import artefacts
 
 _OTHER_INDEX = "set UV_DEFAULT_INDEX to an index that has it"
 _OTHER_CHANNEL = "use another --channel"

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from smokehouse import additions, attestation, building, image, lock
+from smokehouse import additions, attestation, building, image
 from smokehouse import base as bases
 from smokehouse.additions import LABEL, Asked
 from smokehouse.attestation import BUNDLE, ENVELOPE, Signed, Signer
@@ -22,7 +22,8 @@ from smokehouse.console import tell
 from smokehouse.contents import ENV, LISTED, Contents
 from smokehouse.errors import UserError
 from smokehouse.image import Flavour, Ops
-from smokehouse.manifest import MANIFEST
+from smokehouse.locks import check as lock
+from smokehouse.locks.model import MANIFEST
 from smokehouse.oci import layout as oci
 from smokehouse.oci import model
 from smokehouse.oci.filesystem import Entry, Tree, folders

@@ -1,6 +1,6 @@
 """Locks whose conda half is changed by hand."""
 
-from smokehouse.manifest import Manifest
+from smokehouse.locks.model import Manifest
 
 from .conftest import TestCheckout
 

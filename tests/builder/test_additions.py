@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from smokehouse import additions, image, lock
+from smokehouse import additions, image
 from smokehouse.additions import Added, Asked
 from smokehouse.checkout import Checkout
 from smokehouse.environments import definition as environment
 from smokehouse.environments.definition import Environment
 from smokehouse.errors import UserError
-from smokehouse.manifest import Manifest
+from smokehouse.locks import check as lock
+from smokehouse.locks import pins
+from smokehouse.locks.model import Manifest
 
 from .channel import Channel
 from .conftest import Index, TestCheckout, wheel
@@ -61,7 +63,7 @@ def promised(checkout: TestCheckout) -> tuple[Checkout, Environment, Manifest]:
     """What a build reads first."""
     found = Checkout(checkout.root)
     promise = environment.read(found, "tiny")
-    return found, promise, lock.check_environment(promise, lock.environment_lock(found, "tiny"))
+    return found, promise, lock.check_environment(promise, pins.environment_lock(found, "tiny"))
 
 
 def taken(checkout: TestCheckout, *asked: Asked) -> tuple[Added, ...]:

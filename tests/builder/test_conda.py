@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from smokehouse import changes, lock
 from smokehouse.checkout import Checkout
 from smokehouse.environments import definition as environment
-from smokehouse.manifest import Manifest
+from smokehouse.locks import check
+from smokehouse.locks import diff as changes
+from smokehouse.locks import pins as lock
+from smokehouse.locks.model import Manifest
 
 from .channel import YOUNG, Channel
 from .conftest import Index, TestCheckout
@@ -361,7 +363,7 @@ def rendered(path: Path, work: Path, *options: str) -> list[str]:
 def test_ours_is_read_by_conda_lock_and_rattler(root: Path, tmp_path: Path, name: str) -> None:
     promise = environment.read(Checkout(root), name)
     place = lock.environment_lock(Checkout(root), name)
-    found = lock.check_environment(promise, place)
+    found = check.check_environment(promise, place)
     assert place.conda
     assert_locked(root, name, promise.stack.cuda.version, tmp_path)
     for options, packages in (((), found.main), (("-e", "devel"), found.conda)):
@@ -387,10 +389,10 @@ os._exit(0)
 def test_ours_solves_to_what_is_committed(root: Path, name: str, tmp_path: Path) -> None:
     if not SNAPSHOT.is_dir():
         pytest.skip(f"{SNAPSHOT}: no snapshot of conda-forge's records here")
-    from smokehouse import conda
+    from smokehouse.locks.solvers import conda
 
     promise = environment.read(Checkout(root), name)
-    found = lock.check_environment(promise, lock.environment_lock(Checkout(root), name))
+    found = check.check_environment(promise, lock.environment_lock(Checkout(root), name))
     solution = conda.solve(promise.conda, str(SNAPSHOT))
     assert tuple(solved.package for solved in solution.packages) == found.conda
     assert found.channel.snapshot == solution.snapshot
@@ -403,7 +405,7 @@ def test_environments_of_one_stack_share_every_artefact(root: Path) -> None:
     checkout = Checkout(root)
     alike = defaultdict(list)
     for name in checkout.environments():
-        found = lock.read_manifest(lock.environment_lock(checkout, name))
+        found = check.read_manifest(lock.environment_lock(checkout, name))
         files = {(half, package.name): package.file for half in ("conda", "pip") for package in getattr(found, half)}
         core = (files["pip", package] for package in ("torch", "transformers", "deepspeed"))
         alike[found.cutoff, *core].append((name, files))

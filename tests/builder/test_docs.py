@@ -19,7 +19,7 @@ from smoke_tests import report
 from smokehouse import docs
 from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
-from smokehouse.manifest import Channel, CondaPackage, LockedFile, Manifest
+from smokehouse.locks.model import Channel, CondaPackage, LockedFile, Manifest
 from smokehouse.markdown import between, code, plain, table
 from smokehouse.storage.files import sha256
 

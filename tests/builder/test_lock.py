@@ -13,14 +13,16 @@ import pytest
 from packaging.requirements import Requirement
 from uv import find_uv_bin
 
-from smokehouse import lock, resolution
 from smokehouse.checkout import Checkout
 from smokehouse.environments import definition as environment
 from smokehouse.environments.inputs import Inputs
 from smokehouse.errors import UserError
+from smokehouse.locks import check as check_module
+from smokehouse.locks import pins as lock
+from smokehouse.locks.solvers import pip as resolution
+from smokehouse.locks.solvers.sdist import build_requirements
+from smokehouse.locks.wheel_tags import Artefact
 from smokehouse.programs import uv
-from smokehouse.sdist import build_requirements
-from smokehouse.wheels import Artefact
 
 from .conftest import Index, TestCheckout, sdist
 
@@ -368,7 +370,7 @@ def test_ours_resolves_to_what_is_committed(root: Path, name: str) -> None:
     place = lock.environment_lock(checkout, name)
     packages = resolution.resolve(promise.inputs)
     builds = resolution.resolve_builds(promise.inputs, packages)
-    manifest = lock.check_environment(promise, place)
+    manifest = check_module.check_environment(promise, place)
     assert [(file.name, file.version, file.file, file.sha256) for file in manifest.pip] == [
         (package.name, package.version, package.files[0].name, package.files[0].sha256) for package in packages
     ]

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from smokehouse import manifest as manifests
 from smokehouse.image import layers as image_layers
+from smokehouse.locks import model as manifests
 
 from ..builder.conftest import TestCheckout
 from .conftest import STRANGER, UID, as_builder, built, locked_tiny

@@ -13,7 +13,7 @@ from smokehouse import sbom
 from smokehouse.base import DebianPackage
 from smokehouse.checkout import Checkout
 from smokehouse.contents import Contents
-from smokehouse.manifest import CondaPackage, LockedFile, Manifest
+from smokehouse.locks.model import CondaPackage, LockedFile, Manifest
 from smokehouse.oci.filesystem import Entry, Tree
 
 from ..builder.conftest import sdist

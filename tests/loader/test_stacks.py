@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from smokehouse import locking
+from smokehouse.locks import lock_all as locking
 from smokehouse_loader.failures import FAILURES
 from tests.loader import stacks
 

@@ -5,16 +5,14 @@ import re
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
-from smokehouse.environments.inputs import Inputs
 from smokehouse.errors import UserError
 from smokehouse.programs.process import run
 
-_RESOLVING = 900.0  # seconds
+RESOLVING = 900.0  # seconds
 _INSTALLING = 3600.0
 
 # Where packages come from and how they travel is the user's choice. Everything else that uv reads from the environment
@@ -29,15 +27,7 @@ _CHOICES = (
 _BUILDING = {"DS_BUILD_OPS": "0", "SOURCE_DATE_EPOCH": "315532800"}
 
 # Which Python runs it says nothing where version and platform are given; looking for one takes most of uv's time.
-_ANY_PYTHON = ("--python", sys.executable)
-
-
-@dataclass(frozen=True)
-class Kept:
-    """Versions to stay with: a lock's pins as text, and the packages that may move all the same."""
-
-    pins: str
-    free: tuple[str, ...] = ()
+ANY_PYTHON = ("--python", sys.executable)
 
 
 @dataclass(frozen=True)
@@ -48,37 +38,12 @@ class Alone:
     cache: Path
 
 
-def compile_pins(inputs: Inputs, *options: str, kept: Kept | None = None, again: bool = False) -> str:
-    """Resolve `inputs` and return what uv writes with `options` added; raises UserError when there is no answer.
-
-    What stands in `kept` stays where it still answers. With `again`, the index was asked the same a moment ago: what it
-    said is taken from uv's cache where there is one.
-    """
-    if again:
-        with suppress(UserError):
-            return compile_pins(inputs, "--offline", *options, kept=kept)
-    with tempfile.TemporaryDirectory() as folder:
-        asked = Path(folder, "asked.in")
-        asked.write_text("".join(f"{requirement}\n" for requirement in inputs.requirements))
-        # uv prefers the versions that it finds in the file it writes to.
-        written = Path(folder, "pylock.toml" if "pylock.toml" in options else "pins.txt")
-        if kept:
-            written.write_text(kept.pins)
-            options = (*options, *(f"--upgrade-package={name}" for name in kept.free))
-        command = ["pip", "compile", asked.name, "--output-file", written.name, "--python-version", inputs.python, *_ANY_PYTHON]
-        command += ["--exclude-newer", f"{inputs.before:%Y-%m-%dT%H:%M:%SZ}"]
-        command += ["--python-platform", inputs.platform] if inputs.platform else ["--universal"]
-        command += ["--resolution", "highest", "--prerelease", "if-necessary-or-explicit", "--no-header", "--quiet"]
-        _uv([*command, *options], f"{inputs.file} cannot be resolved", _RESOLVING, cwd=Path(folder))
-        return written.read_text()
-
-
 def list_files(pins: Sequence[str], python: str, platform: str) -> str:
     """Return a pylock.toml of every file that the index has of `pins`, such as einops==0.8.1; raises UserError."""
     with tempfile.TemporaryDirectory() as folder:
         asked = Path(folder, "asked.in")
         asked.write_text("".join(f"{pin}\n" for pin in pins))
-        command = ["pip", "compile", str(asked), "--python-version", python, *_ANY_PYTHON]
+        command = ["pip", "compile", str(asked), "--python-version", python, *ANY_PYTHON]
         command += [
             "--python-platform",
             platform,
@@ -91,7 +56,7 @@ def list_files(pins: Sequence[str], python: str, platform: str) -> str:
             "pylock.toml",
         ]
         # Paths of files in local folders are told from here.
-        return _uv(command, "the index cannot say where the files of the lock lie", _RESOLVING, cwd=Path("/"))
+        return run_uv(command, "the index cannot say where the files of the lock lie", RESOLVING, cwd=Path("/"))
 
 
 def index_urls() -> list[str]:
@@ -112,7 +77,7 @@ def index_urls() -> list[str]:
 def create_environment(folder: Path, python: str) -> None:
     """Create an empty virtual environment of `python` (such as 3.11) in `folder`; raises UserError."""
     command = ["venv", "--quiet", "--no-project", "--python", python, str(folder)]
-    _uv(command, f"no Python {python} to build an environment with", _RESOLVING, cwd=folder.parent)
+    run_uv(command, f"no Python {python} to build an environment with", RESOLVING, cwd=folder.parent)
 
 
 def install(
@@ -144,11 +109,11 @@ def install(
         # uv's cache does not tell what a source distribution was built with.
         command += [f"--refresh-package={name}" for name in built]
     trouble = f"{folder.name} cannot be installed"
-    _uv(command, trouble, _INSTALLING, cwd=folder, progress=True, keep=keep, alone=alone is not None)
-    _uv(["pip", "check", "--python", python], f"{folder.name} does not fit together", _RESOLVING, cwd=folder)
+    run_uv(command, trouble, _INSTALLING, cwd=folder, progress=True, keep=keep, alone=alone is not None)
+    run_uv(["pip", "check", "--python", python], f"{folder.name} does not fit together", RESOLVING, cwd=folder)
 
 
-def _uv(
+def run_uv(
     arguments: Sequence[str],
     trouble: str,
     deadline: float,

@@ -9,7 +9,7 @@ from smokehouse.checkout import Checkout
 from smokehouse.environments.documents import read_toml
 from smokehouse.environments.inputs import Inputs
 from smokehouse.environments.requirement import parse
-from smokehouse.lock import LockFiles
+from smokehouse.locks.pins import LockFiles
 
 
 class _Project(BaseModel):

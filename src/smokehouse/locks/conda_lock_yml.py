@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 from packaging.requirements import Requirement
 
-from smokehouse.conda import Solved, url
 from smokehouse.environments.inputs import CondaInputs, name_of
+from smokehouse.locks.solvers.conda import Solved, url
 from smokehouse.storage.files import sha256
 
 

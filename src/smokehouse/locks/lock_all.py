@@ -6,12 +6,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from smokehouse import lock, manifest, tools
 from smokehouse.checkout import Checkout
 from smokehouse.environments import definition as environment
 from smokehouse.environments.definition import Environment
 from smokehouse.errors import UserError
-from smokehouse.lock import Draft, LockFiles
+from smokehouse.locks import check, pins, tools
+from smokehouse.locks import draft as lock
+from smokehouse.locks import model as manifest
+from smokehouse.locks.draft import Draft
+from smokehouse.locks.pins import LockFiles
 
 
 def make(
@@ -24,7 +27,7 @@ def make(
     as_json: bool = False,
 ) -> int:
     """Lock the environments `names`, or all, and print what changed; with `dry`, write nothing. Returns 0; raises UserError."""
-    from smokehouse import changes
+    from smokehouse.locks import diff as changes
 
     questions = list(_questions(checkout, names))  # all of them are read before the first is resolved
     rows = []
@@ -56,17 +59,17 @@ def make_tools(checkout: Checkout) -> int:
     return 0
 
 
-def check(checkout: Checkout, names: Sequence[str], *, only_tools: bool = False, as_json: bool = False) -> int:
+def check_all(checkout: Checkout, names: Sequence[str], *, only_tools: bool = False, as_json: bool = False) -> int:
     """Print how each lock is not what is asked for; returns 1 if one is not, else 0. Needs no network."""
     problems = []
     for asked, place in () if only_tools else _questions(checkout, names):
         try:
-            lock.check_environment(asked, place)
+            check.check_environment(asked, place)
         except UserError as problem:
             problems.append(str(problem))
     if not names:
         try:
-            lock.check(tools.read(checkout), tools.lock(checkout))
+            check.check(tools.read(checkout), tools.lock(checkout))
         except UserError as problem:
             problems.append(str(problem))
     if not names and not only_tools:
@@ -82,7 +85,7 @@ def check(checkout: Checkout, names: Sequence[str], *, only_tools: bool = False,
 
 def _questions(checkout: Checkout, names: Sequence[str]) -> Iterable[tuple[Environment, LockFiles]]:
     for name in names or checkout.environments():
-        yield environment.read(checkout, name), lock.environment_lock(checkout, name)
+        yield environment.read(checkout, name), pins.environment_lock(checkout, name)
 
 
 def _old(place: LockFiles) -> manifest.Manifest | None:

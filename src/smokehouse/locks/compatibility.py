@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 
 from packaging.utils import canonicalize_name
 
-from smokehouse.conda import Solved
 from smokehouse.environments.definition import Environment
 from smokehouse.errors import UserError
-from smokehouse.resolution import Resolved
+from smokehouse.locks.solvers.conda import Solved
+from smokehouse.locks.solvers.pip import Resolved
 
 # NVIDIA's libraries: what follows nvidia- in the wheel's name (before -cu12, where it has that), by conda's name.
 _WHEELS = {

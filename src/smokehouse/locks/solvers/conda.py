@@ -14,7 +14,7 @@ from rattler import exceptions
 
 from smokehouse.environments.inputs import CondaInputs, name_of
 from smokehouse.errors import UserError
-from smokehouse.manifest import HOME, CondaPackage
+from smokehouse.locks.model import HOME, CondaPackage
 from smokehouse.storage.files import sha256
 
 _PATIENCE = 300.0  # seconds for a channel's answer, and for a solution

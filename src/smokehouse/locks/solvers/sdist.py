@@ -13,9 +13,9 @@ from packaging.requirements import Requirement
 
 from smokehouse.environments.requirement import parse
 from smokehouse.errors import UserError
+from smokehouse.locks.wheel_tags import Artefact
 from smokehouse.storage import files
 from smokehouse.storage.files import sha256
-from smokehouse.wheels import Artefact
 
 _LARGEST = 256 << 20  # bytes of an sdist; the largest known are test data
 _LARGEST_UNPACKED = 4 << 30

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from smokehouse.manifest import LockedFile, Manifest
+from smokehouse.locks.model import LockedFile, Manifest
 
 
 @dataclass(frozen=True)

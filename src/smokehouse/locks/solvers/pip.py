@@ -1,9 +1,12 @@
 """Resolutions: what an index answers, cut down to the files that a lock names."""
 
 import re
+import tempfile
 import tomllib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from packaging.requirements import Requirement
@@ -11,12 +14,45 @@ from packaging.tags import Tag
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from smokehouse import sdist
 from smokehouse.environments.inputs import Inputs
 from smokehouse.environments.requirement import parse
 from smokehouse.errors import UserError
-from smokehouse.programs.uv import Kept, compile_pins
-from smokehouse.wheels import Artefact, artefacts, best, misfit, ranking
+from smokehouse.locks.solvers import sdist
+from smokehouse.locks.wheel_tags import Artefact, artefacts, best, misfit, ranking
+from smokehouse.programs.uv import ANY_PYTHON, RESOLVING, run_uv
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Versions to stay with: a lock's pins as text, and the packages that may move all the same."""
+
+    pins: str
+    free: tuple[str, ...] = ()
+
+
+def compile_pins(inputs: Inputs, *options: str, kept: Kept | None = None, again: bool = False) -> str:
+    """Resolve `inputs` and return what uv writes with `options` added; raises UserError when there is no answer.
+
+    What stands in `kept` stays where it still answers. With `again`, the index was asked the same a moment ago: what it
+    said is taken from uv's cache where there is one.
+    """
+    if again:
+        with suppress(UserError):
+            return compile_pins(inputs, "--offline", *options, kept=kept)
+    with tempfile.TemporaryDirectory() as folder:
+        asked = Path(folder, "asked.in")
+        asked.write_text("".join(f"{requirement}\n" for requirement in inputs.requirements))
+        # uv prefers the versions that it finds in the file it writes to.
+        written = Path(folder, "pylock.toml" if "pylock.toml" in options else "pins.txt")
+        if kept:
+            written.write_text(kept.pins)
+            options = (*options, *(f"--upgrade-package={name}" for name in kept.free))
+        command = ["pip", "compile", asked.name, "--output-file", written.name, "--python-version", inputs.python, *ANY_PYTHON]
+        command += ["--exclude-newer", f"{inputs.before:%Y-%m-%dT%H:%M:%SZ}"]
+        command += ["--python-platform", inputs.platform] if inputs.platform else ["--universal"]
+        command += ["--resolution", "highest", "--prerelease", "if-necessary-or-explicit", "--no-header", "--quiet"]
+        run_uv([*command, *options], f"{inputs.file} cannot be resolved", RESOLVING, cwd=Path(folder))
+        return written.read_text()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Solvers: what a package index and a conda channel answer."""
