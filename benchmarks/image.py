@@ -21,9 +21,9 @@ from time import perf_counter
 from typing import Any
 
 from smokehouse import base as bases
-from smokehouse import installation
 from smokehouse.checkout import Checkout
 from smokehouse.environments import definition as environment
+from smokehouse.installs import virtualenv as installation
 from tests.builder import channel as channels
 from tests.images import real
 from tests.images.debian import unpack

@@ -279,9 +279,9 @@ def partitions(rounds: int) -> None:
 
 def environment_python(name: str) -> Path:
     """The Python of an environment; installs it where it is not."""
-    from smokehouse import installation
     from smokehouse.checkout import Checkout
     from smokehouse.environments import definition as environment
+    from smokehouse.installs import virtualenv as installation
 
     checkout = Checkout.find(Path.cwd())
     return installation.ensure(checkout, environment.read(checkout, name))

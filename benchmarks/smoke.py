@@ -14,9 +14,9 @@ import sys
 import time
 from pathlib import Path
 
-from smokehouse import installation
 from smokehouse.checkout import Checkout
 from smokehouse.environments import definition as environment
+from smokehouse.installs import virtualenv as installation
 
 ENVIRONMENT = "qwen2.5-vl"
 # Without a GPU driver DeepSpeed 0.15.4 cannot be imported beside triton; the smoke test hides it too.

@@ -13,18 +13,20 @@ from typing import Any, Literal
 
 from packaging.utils import canonicalize_name
 
-from smokehouse import additions, bundling, image, prefix, sbom
+from smokehouse import additions, image, sbom
 from smokehouse import base as bases
-from smokehouse import bundle as bundles
 from smokehouse.additions import Added, Asked
 from smokehouse.base import EPOCH, DebianPackage
-from smokehouse.bundle import Bundle
 from smokehouse.checkout import Checkout
 from smokehouse.console import tell
 from smokehouse.environments.definition import Environment
 from smokehouse.errors import UserError
-from smokehouse.halves import refuse_partial
 from smokehouse.image import Flavour, Layer, Ops
+from smokehouse.installs import bundle as bundles
+from smokehouse.installs import bundler as bundling
+from smokehouse.installs import conda_packages as prefix
+from smokehouse.installs.bundle import Bundle
+from smokehouse.installs.prefix import refuse_partial
 from smokehouse.locks import check as lock
 from smokehouse.locks.model import MANIFEST, CondaPackage, LockedFile, Manifest
 from smokehouse.programs import docker as engine

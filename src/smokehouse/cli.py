@@ -83,7 +83,7 @@ def _bundle(
     devel: Devel = False,
 ) -> int:
     """Fetch everything that a machine without a network needs to install an environment; goes on where it stopped."""
-    from smokehouse import bundling
+    from smokehouse.installs import bundler as bundling
 
     return bundling.make(Checkout.find(Path.cwd()), name, folder, channel=channel, only_pip=only == "pip", devel=devel)
 
@@ -98,8 +98,8 @@ def _install(
     used_as: Annotated[Path | None, typer.Option(metavar="PATH", help="Where PREFIX will be when it is used.")] = None,
 ) -> int:
     """Install both halves of an environment, without a container engine and without root; goes on where it stopped."""
-    from smokehouse import bundle as bundles
-    from smokehouse import halves
+    from smokehouse.installs import bundle as bundles
+    from smokehouse.installs import prefix as halves
 
     checkout = Checkout.find(Path.cwd())
     given = bundles.read(bundle, name, checkout.lock(name)) if bundle else None

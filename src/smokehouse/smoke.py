@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from smokehouse import bundle, halves, installation
 from smokehouse.checkout import Checkout
 from smokehouse.environments import definition as environment
 from smokehouse.errors import UserError
+from smokehouse.installs import bundle
+from smokehouse.installs import prefix as halves
+from smokehouse.installs import virtualenv as installation
 from smokehouse.locks import check
 from smokehouse.locks import pins as lock
 from smokehouse.programs import docker as engine

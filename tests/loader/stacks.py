@@ -5,9 +5,9 @@ What differs between them is what the loader has to know: transformers and DeepS
 
 from pathlib import Path
 
-from smokehouse import installation
 from smokehouse.checkout import Checkout
 from smokehouse.environments import definition as environment
+from smokehouse.installs import virtualenv as installation
 
 ROOT = Checkout(Path(__file__).parents[2])
 HERE = Checkout(Path(__file__).parent)

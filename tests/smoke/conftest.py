@@ -20,9 +20,9 @@ import hypothesis
 import pytest
 
 from smoke_tests import families
-from smokehouse import installation
 from smokehouse.checkout import Checkout
 from smokehouse.environments import definition as environment
+from smokehouse.installs import virtualenv as installation
 
 # A machine that runs smoke tests is busy: how long an example takes says nothing.
 hypothesis.settings.register_profile("busy", deadline=None)

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from smokehouse import sources
-from smokehouse.bundle import CONDA, LOCK, MANIFEST, WHEELS, Contents, pylock
 from smokehouse.checkout import Checkout
 from smokehouse.console import tell
 from smokehouse.environments import definition as environment
 from smokehouse.errors import UserError
+from smokehouse.installs import fetch as sources
+from smokehouse.installs.bundle import CONDA, LOCK, MANIFEST, WHEELS, Contents, pylock
 from smokehouse.locks import check
 from smokehouse.locks import model as manifest
 from smokehouse.locks import pins as lock

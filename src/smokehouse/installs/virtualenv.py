@@ -4,27 +4,18 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from packaging.tags import platform_tags
-
-from smokehouse.bundle import Bundle
 from smokehouse.checkout import Checkout
 from smokehouse.console import tell
 from smokehouse.environments.definition import Environment
-from smokehouse.errors import UserError
+from smokehouse.installs.bundle import Bundle
+from smokehouse.installs.target import MARKER, UNPACKED, emptied, read_marker, refuse_platform
 from smokehouse.locks import pins as lock
 from smokehouse.programs import uv
 from smokehouse.storage import files
 from smokehouse.storage.disk import refuse_small_disk
 from smokehouse.storage.folder_lock import held
-
-MARKER = ".smokehouse.json"
-
-# Measured on qwen2.5-vl: 3.3 GB of files take 6.6 GB with their bytecode.
-UNPACKED = 2.0
 
 
 def ensure(checkout: Checkout, environment: Environment, bundle: Bundle | None = None) -> Path:
@@ -62,29 +53,3 @@ def ensure(checkout: Checkout, environment: Environment, bundle: Bundle | None =
         files.write(marker, json.dumps(wanted, indent=2) + "\n")
         tell(f"installed {environment.name} in {time.monotonic() - began:.0f} s")
     return python
-
-
-def read_marker(folder: Path) -> object:
-    """Return what says that `folder` is a finished installation, None where it is none."""
-    try:
-        return json.loads((folder / MARKER).read_text())
-    except (OSError, ValueError):
-        return None
-
-
-@contextmanager
-def emptied(folder: Path) -> Iterator[Path]:
-    """Yield `folder`, which is not there, and remove it afterwards."""
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def refuse_platform(platform: str, name: str) -> None:
-    """Raise UserError when this machine is not of the `platform` that the lock `name` is for."""
-    machine, _, libc = platform.partition("-")
-    here = list(platform_tags())
-    if f"{libc}_{machine}" not in here:
-        raise UserError(f"{name}: the lock is for {platform}, this machine is {here[0]}; install it on such a one")

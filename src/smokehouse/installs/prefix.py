@@ -12,12 +12,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from smokehouse import bundle, prefix, sources
 from smokehouse.checkout import Checkout
 from smokehouse.console import tell
 from smokehouse.environments import definition as environment
 from smokehouse.errors import UserError
-from smokehouse.installation import MARKER, UNPACKED, read_marker, refuse_platform
+from smokehouse.installs import bundle
+from smokehouse.installs import conda_packages as prefix
+from smokehouse.installs import fetch as sources
+from smokehouse.installs.target import MARKER, UNPACKED, read_marker, refuse_platform
 from smokehouse.locks import check
 from smokehouse.locks import pins as lock
 from smokehouse.locks.model import CondaPackage, Manifest
