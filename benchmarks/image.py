@@ -20,9 +20,9 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from smokehouse import base as bases
 from smokehouse.checkout import Checkout
 from smokehouse.environments import definition as environment
+from smokehouse.images import base as bases
 from smokehouse.installs import virtualenv as installation
 from tests.builder import channel as channels
 from tests.images import real

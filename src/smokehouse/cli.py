@@ -64,7 +64,7 @@ def _lock(
         raise UserError("--base takes no names and no other options; lock the environments in a run of their own")
     checkout = Checkout.find(Path.cwd())
     if base:
-        from smokehouse import base as bases
+        from smokehouse.images import debian_lock as bases
 
         return bases.lock(checkout)
     if check:
@@ -130,7 +130,8 @@ def _build(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
     """Build the image of an environment from its lock, the same to the bit wherever and whenever."""
-    from smokehouse import additions, building
+    from smokehouse.images import build as building
+    from smokehouse.images import extra_wheels as additions
 
     checkout = Checkout.find(Path.cwd())
     prepared = building.prepare(
@@ -166,8 +167,9 @@ def _verify(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
     """Say whether an image is what this checkout's lock builds, file by file, and what was proven of it."""
-    from smokehouse import additions, verifying
+    from smokehouse import verifying
     from smokehouse.attestation import Signer
+    from smokehouse.images import extra_wheels as additions
 
     signer = Signer(key, identity, issuer) if key or identity else None
     options = verifying.Options(
@@ -192,7 +194,8 @@ def _publish(
     added: With = None,
 ) -> int:
     """Build, prove, verify and sign an image, and give it to a registry: all of it, or no tag."""
-    from smokehouse import additions, publishing
+    from smokehouse import publishing
+    from smokehouse.images import extra_wheels as additions
 
     asked = tuple(additions.read(text) for text in added or ())
     options = publishing.Options(flavour, ops, key, built, report, bundle, channel, source, move, asked)

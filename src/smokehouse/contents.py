@@ -17,17 +17,13 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from smokehouse.building import PREFIX, PROGRAMS
 from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
+from smokehouse.images.paths import ENV, INSTALLER, OURS, PREFIX, PROGRAMS
 from smokehouse.locks.model import LockedFile, Manifest
 from smokehouse.oci.filesystem import Entry, Tree
 from smokehouse.programs.process import run
 
-ENV = str(PREFIX).removeprefix("/")
-OURS = "opt/smokehouse"
-LISTED = f"{OURS}/files.json"
-INSTALLER = b"smokehouse\n"
 _COMPILING = 3600.0  # seconds
 _COMPILE = """\
 import sys

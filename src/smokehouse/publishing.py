@@ -6,13 +6,15 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from smokehouse import attestation, building, image, verifying
-from smokehouse.additions import Asked
+from smokehouse import attestation, verifying
 from smokehouse.attestation import BUNDLE, ENVELOPE, Signed, Signer
 from smokehouse.checkout import Checkout
 from smokehouse.console import tell
 from smokehouse.errors import UserError
-from smokehouse.image import Flavour, Ops
+from smokehouse.images import build as building
+from smokehouse.images import labels as image
+from smokehouse.images.extra_wheels import Asked
+from smokehouse.images.labels import Flavour, Ops
 from smokehouse.locks import check as lock
 from smokehouse.oci import layout as oci
 from smokehouse.oci.layout import Image, Layout

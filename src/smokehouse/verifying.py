@@ -3,36 +3,37 @@
 import json
 import re
 import shlex
-import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from smokehouse import additions, attestation, building, image
-from smokehouse import base as bases
-from smokehouse.additions import LABEL, Asked
+from smokehouse import attestation
 from smokehouse.attestation import BUNDLE, ENVELOPE, Signed, Signer
-from smokehouse.base import Base
 from smokehouse.checkout import Checkout
 from smokehouse.console import tell
-from smokehouse.contents import ENV, LISTED, Contents
+from smokehouse.contents import Contents
 from smokehouse.errors import UserError
-from smokehouse.image import Flavour, Ops
+from smokehouse.images import base as bases
+from smokehouse.images import build as building
+from smokehouse.images import contexts, debian_lock
+from smokehouse.images import extra_wheels as additions
+from smokehouse.images import labels as image
+from smokehouse.images.base import Base
+from smokehouse.images.extra_wheels import LABEL, Asked
+from smokehouse.images.fetch import opened, work_folder
+from smokehouse.images.labels import Flavour, Ops
+from smokehouse.images.paths import ENV, LISTED
 from smokehouse.locks import check as lock
 from smokehouse.locks.model import MANIFEST
-from smokehouse.oci import layout as oci
 from smokehouse.oci import model
 from smokehouse.oci.filesystem import Entry, Tree, folders
 from smokehouse.oci.layout import Image, Layout
 from smokehouse.oci.model import DOCUMENT, Manifest, parse
 from smokehouse.oci.reference import Reference
 from smokehouse.oci.registry import Registry
-from smokehouse.programs import docker as engine
-from smokehouse.storage import files
 from smokehouse.storage.folder_lock import held
 
 _SHOWN = 20
@@ -89,36 +90,6 @@ class Options:
     added: tuple[Asked, ...] = ()
 
 
-@contextmanager
-def opened(checkout: Checkout, text: str) -> Iterator[tuple[Image, Registry | None]]:
-    """Yield the image that `text` names, fetched where it is not here, and the registry that it is from.
-
-    It is oci:DIR, docker:NAME, or in a registry. Raises UserError.
-    """
-    kind, _, rest = text.partition(":")
-    if kind == "oci":
-        yield Layout(Path(rest)).image(), None
-        return
-    if kind == "docker":
-        with tempfile.TemporaryDirectory(dir=_room(checkout)) as folder:
-            archive = Path(folder, "image.tar")
-            engine.save(rest, archive, checkout.root)
-            layout = oci.unpack_layout(archive, Path(folder, "layout"))
-            archive.unlink()
-            yield layout.image(), None
-        return
-    reference = Reference.read(text)
-    registry = Registry(reference)
-    # Kept until it was looked at, so that an interrupted fetch goes on.
-    folder_here = _room(checkout) / files.sha256(text)[:16]
-    layout = Layout(folder_here)
-    manifest = registry.pull(layout)
-    if not reference.digest:
-        tell(f"{text} is {reference.name}@{manifest.digest} now")
-    yield layout.image(), registry
-    shutil.rmtree(folder_here, ignore_errors=True)
-
-
 def verify(checkout: Checkout, text: str, options: Options) -> Verdict:
     """Say of the image that `text` names whether it is what the lock in this checkout builds; raises UserError."""
     with opened(checkout, text) as (found, registry):
@@ -151,14 +122,14 @@ def look(checkout: Checkout, text: str, found: Image, registry: Registry | None,
     with held(folder / ".lock", f"verifying {name}"):
         contents = Contents(checkout, locked)
         wanted = locked.conda if flavour == "devel" else locked.main
-        prefix = Path(building.conda_context(folder / "conda", wanted, locked, bundle), "prefix.tar")
+        prefix = Path(contexts.conda_context(folder / "conda", wanted, locked, bundle), "prefix.tar")
         contents.add_conda(prefix)
         for file in locked.pip:
             if file.file.endswith(".whl"):
                 contents.add_wheel(bundle.wheels / file.file)
         for one in added:
             contents.add_wheel(one.path)
-        ours = building.ours(checkout, promise, folder, locked, bundle, flavour, ops, base.packages, added)  # type: ignore[arg-type]
+        ours = contexts.ours(checkout, promise, folder, locked, bundle, flavour, ops, base.packages, added)  # type: ignore[arg-type]
         contents.add_ours(Path(ours, "ours"))
         verdict.sbom = str(Path(ours, "ours", "sbom.spdx.json"))
 
@@ -218,17 +189,17 @@ def _base(checkout: Checkout, found: Image, options: Options, verdict: Verdict) 
     if named.startswith("debian-"):
         if options.trust_base:
             verdict.base = f"{named}@{digest}, not looked at"
-            return Base("", named, digest, bases.read(checkout)), 1, model.Runtime()
+            return Base("", named, digest, debian_lock.read(checkout)), 1, model.Runtime()
         base = bases.make(checkout)
         context = re.fullmatch(r"oci-layout://(.*):[^:]+@sha256:[0-9a-f]{64}", base.context)
         assert context
         made = Layout(Path(context[1])).image()
-        verdict.base = f"{base.name}, {len(base.packages)} packages of {bases.LOCK}, made again here"
+        verdict.base = f"{base.name}, {len(base.packages)} packages of {debian_lock.LOCK}, made again here"
     else:
         base = bases.given(f"{named}@{digest}")
         if options.trust_base:
             raise UserError(f"{named}: --trust-base is for Debian; how many layers this base has, its registry says")
-        with tempfile.TemporaryDirectory(dir=_room(checkout)) as folder:
+        with tempfile.TemporaryDirectory(dir=work_folder(checkout)) as folder:
             made = _fetched_config(Reference.read(f"{named}@{digest}"), Layout(Path(folder)))
         verdict.base = f"{named}@{digest}, trusted by its digest"
     layers = made.config.rootfs.diff_ids
@@ -375,7 +346,7 @@ def _check_list(contents: Contents, tree: Tree, verdict: Verdict) -> None:
 def _rebuild(checkout: Checkout, found: Image, base: Base, added: Sequence[Asked], options: Options, verdict: Verdict) -> None:
     """Build the image again and note the first file that differs, where the digest does."""
     labels = found.labels
-    with tempfile.TemporaryDirectory(dir=_room(checkout)) as folder:
+    with tempfile.TemporaryDirectory(dir=work_folder(checkout)) as folder:
         prepared = building.prepare(
             checkout,
             verdict.environment,
@@ -450,16 +421,9 @@ def statements(registry: Registry, digest: str, checkout: Checkout) -> list[Sign
         blobs = {layer.media_type: layer for layer in manifest.layers}
         if ENVELOPE not in blobs or any(blob.size > DOCUMENT for blob in blobs.values()):
             raise UserError(f"{entry.digest}: no statement, or one too large; do not trust it")
-        with tempfile.TemporaryDirectory(dir=_room(checkout)) as folder:
+        with tempfile.TemporaryDirectory(dir=work_folder(checkout)) as folder:
             layout = Layout(Path(folder))
             registry.fetch(tuple(blobs.values()), layout)
             bundle = layout.read(blobs[BUNDLE]) if BUNDLE in blobs else None
             found.append(Signed(layout.read(blobs[ENVELOPE]), bundle))
     return found
-
-
-def _room(checkout: Checkout) -> Path:
-    """Return the folder for what is looked at."""
-    room = checkout.root / "build" / "verify"
-    room.mkdir(parents=True, exist_ok=True)
-    return room

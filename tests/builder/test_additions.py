@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from smokehouse import additions, image
-from smokehouse.additions import Added, Asked
 from smokehouse.checkout import Checkout
 from smokehouse.environments import definition as environment
 from smokehouse.environments.definition import Environment
 from smokehouse.errors import UserError
+from smokehouse.images import extra_wheels as additions
+from smokehouse.images import labels
+from smokehouse.images import plan as image
+from smokehouse.images.extra_wheels import Added, Asked
 from smokehouse.locks import check as lock
 from smokehouse.locks import pins
 from smokehouse.locks.model import Manifest
@@ -161,8 +163,8 @@ def test_what_a_wheel_needs_can_be_given_with_it(stacked: TestCheckout, tmp_path
     *_, locked = promised(stacked)
     libraries, (*above, model) = image.layers(locked)
     assert image.layers(locked, files) == (libraries, [*above, *(image.Layer((file,)) for file in files), model])
-    assert image.tags(locked, "12.4", "1" * 64, "devel", asked) == image.tags(locked, "12.4", "1" * 64, "devel", asked[::-1])
-    assert image.tags(locked, "12.4", "1" * 64, "devel", asked) != image.tags(locked, "12.4", "1" * 64, "devel", asked[:1])
+    assert labels.tags(locked, "12.4", "1" * 64, "devel", asked) == labels.tags(locked, "12.4", "1" * 64, "devel", asked[::-1])
+    assert labels.tags(locked, "12.4", "1" * 64, "devel", asked) != labels.tags(locked, "12.4", "1" * 64, "devel", asked[:1])
 
 
 def test_a_file_that_is_another_wheel_is_refused(stacked: TestCheckout, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from smokehouse.image import layers as image_layers
+from smokehouse.images.plan import layers as image_layers
 from smokehouse.locks import model as manifests
 
 from ..builder.conftest import TestCheckout

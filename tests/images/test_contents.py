@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from smokehouse import sbom
-from smokehouse.base import DebianPackage
 from smokehouse.checkout import Checkout
 from smokehouse.contents import Contents
+from smokehouse.images import sbom
+from smokehouse.images.debian_lock import DebianPackage
 from smokehouse.locks.model import CondaPackage, LockedFile, Manifest
 from smokehouse.oci.filesystem import Entry, Tree
 

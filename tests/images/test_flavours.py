@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from smokehouse import base as bases
 from smokehouse.checkout import Checkout
+from smokehouse.images import base as bases
 from smokehouse.oci.layout import Layout
 from smokehouse.oci.reference import Reference
 from smokehouse.oci.registry import Registry

@@ -10,8 +10,8 @@ from urllib.parse import quote
 
 from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 
-from smokehouse.base import DebianPackage
-from smokehouse.image import created
+from smokehouse.images.debian_lock import DebianPackage
+from smokehouse.images.labels import created
 from smokehouse.locks.model import CondaPackage, LockedFile, Manifest
 from smokehouse.storage import files
 

@@ -1,0 +1,53 @@
+"""Fetch an image to look at: from a layout, an engine or a registry."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from smokehouse.checkout import Checkout
+from smokehouse.console import tell
+from smokehouse.oci import layout as oci
+from smokehouse.oci.layout import Image, Layout
+from smokehouse.oci.reference import Reference
+from smokehouse.oci.registry import Registry
+from smokehouse.programs import docker as engine
+from smokehouse.storage import files
+
+
+@contextmanager
+def opened(checkout: Checkout, text: str) -> Iterator[tuple[Image, Registry | None]]:
+    """Yield the image that `text` names, fetched where it is not here, and the registry that it is from.
+
+    It is oci:DIR, docker:NAME, or in a registry. Raises UserError.
+    """
+    kind, _, rest = text.partition(":")
+    if kind == "oci":
+        yield Layout(Path(rest)).image(), None
+        return
+    if kind == "docker":
+        with tempfile.TemporaryDirectory(dir=work_folder(checkout)) as folder:
+            archive = Path(folder, "image.tar")
+            engine.save(rest, archive, checkout.root)
+            layout = oci.unpack_layout(archive, Path(folder, "layout"))
+            archive.unlink()
+            yield layout.image(), None
+        return
+    reference = Reference.read(text)
+    registry = Registry(reference)
+    # Kept until it was looked at, so that an interrupted fetch goes on.
+    folder_here = work_folder(checkout) / files.sha256(text)[:16]
+    layout = Layout(folder_here)
+    manifest = registry.pull(layout)
+    if not reference.digest:
+        tell(f"{text} is {reference.name}@{manifest.digest} now")
+    yield layout.image(), registry
+    shutil.rmtree(folder_here, ignore_errors=True)
+
+
+def work_folder(checkout: Checkout) -> Path:
+    """Return the folder for what is looked at."""
+    room = checkout.root / "build" / "verify"
+    room.mkdir(parents=True, exist_ok=True)
+    return room
