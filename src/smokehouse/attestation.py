@@ -13,21 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonschema import Draft202012Validator
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError, first_of
-from smokehouse.locks.model import MANIFEST
 from smokehouse.programs import cosign
+from smokehouse.runs.report import refuse_report
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 TEST_RESULT = "https://in-toto.io/attestation/test-result/v0.1"
 PAYLOAD = "application/vnd.in-toto+json"
 ENVELOPE = "application/vnd.dsse.envelope.v1+json"
 BUNDLE = "application/vnd.dev.cosign.bundle.v1+json"
-SCHEMA = "smoke_tests/report.schema.json"
-_AGAIN = "nox -s smoke -- --image makes one"
 _KEYLESS = "; without --key FILE, Sigstore has to be reached and to know this workflow, whose permissions need id-token: write"
 
 
@@ -79,39 +76,6 @@ class _Envelope(_Model):
     payload_type: Literal["application/vnd.in-toto+json"] = Field(alias="payloadType")
     payload: str
     signatures: list[_Signature] = Field(min_length=1, max_length=1)
-
-
-def read_report(checkout: Checkout, place: Path, digest: str, lock: str) -> dict[str, Any]:
-    """Return the report in the file `place`, seen to be of the image `digest` and the lock.json `lock`, and to have passed.
-
-    Raises UserError.
-    """
-    try:
-        report = json.loads(place.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{place}: there is no report of this image; {_AGAIN}") from None
-    except (OSError, ValueError, RecursionError) as broken:
-        raise UserError(f"{place}: no report ({broken}); {_AGAIN}") from None
-    refuse_report(checkout, report, digest, lock, str(place))
-    return dict(report)
-
-
-def refuse_report(checkout: Checkout, report: Any, digest: str, lock: str, name: str) -> None:
-    """Raise UserError where `report`, called `name`, is no report, did not pass, or is of another image or lock."""
-    schema = json.loads((checkout.root / SCHEMA).read_text("utf-8"))
-    if wrong := next(iter(Draft202012Validator(schema).iter_errors(report)), None):
-        where = ".".join(str(part) for part in wrong.absolute_path) or "the report"
-        raise UserError(f"{name}: {where}: {wrong.message[:200]}; it is not by {SCHEMA}; {_AGAIN}")
-    of = report.get("image")
-    if of is None:
-        raise UserError(f"{name}: names no image: the smoke test was not run in one; {_AGAIN}")
-    if of != digest:
-        raise UserError(f"{name}: of the image {of}, not of {digest}; {_AGAIN}")
-    if report["lock"].get(MANIFEST) != lock:
-        raise UserError(f"{name}: of another lock.json than the image's; {_AGAIN}")
-    if report["verdict"] != "passed":
-        failed = report["failure"] or ", ".join(check["name"] for check in report["checks"] if check["verdict"] == "failed")
-        raise UserError(f"{name}: the smoke test of {digest} failed ({failed}); mend that first")
 
 
 def statement(report: Mapping[str, Any], name: str, digest: str) -> bytes:
@@ -209,22 +173,6 @@ def check(checkout: Checkout, signed: Signed, signer: Signer, digest: str, lock:
     if content.predicate.result == "FAILED":
         raise UserError(f"{digest}: its statement says that the test failed; do not use it")
     return report
-
-
-def summary(report: Mapping[str, Any]) -> str:
-    """Return what a report proves, where it was seen and when, in one line."""
-    kinds = {kind: sum(check["kind"] == kind for check in report["checks"]) for kind in ("check", "control")}
-    versions = ", ".join(
-        f"{name} {report['versions'][name]}" for name in ("torch", "transformers", "deepspeed") if report["versions"].get(name)
-    )
-    stages = ", ".join(f"ZeRO-{stage}" for stage in sorted({c["zero_stage"] for c in report["checks"] if c["zero_stage"]}))
-    machine = report["machine"]
-    return (
-        f"{kinds['check']} checks and {kinds['control']} controls passed{f' under {stages}' if stages else ''}"
-        f"{f' with {versions}' if versions else ''} on {report['world_size']} ranks, {report['device']}, {report['backend']}, "
-        f"{report['precision']}; {machine['cpu']} ({machine['cpus']} CPUs, {machine['memory_bytes'] / 1e9:.0f} GB), "
-        f"{report['started']}"
-    )
 
 
 def _pre_authentication(payload: bytes) -> bytes:

@@ -211,7 +211,9 @@ def _smoke(
     arguments: Annotated[list[str] | None, typer.Argument(metavar="[NAME] [OPTIONS]...")] = None,
 ) -> None:
     """Install an environment and prove it; the options are those of smoke_tests, and --bundle DIR or --image REF."""
-    from smokehouse.smoke import DEFAULT, smoke, smoke_image, without
+    from smokehouse.runs.container import smoke_image
+    from smokehouse.runs.local import DEFAULT, smoke
+    from smokehouse.runs.options import without
 
     given, image = without(arguments or [], "--image", "an image that the engine has")
     if image:

@@ -5,13 +5,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from smokehouse import evidence, page
+from smokehouse import page
 from smokehouse.checkout import Checkout
 from smokehouse.environments import definition as environment
 from smokehouse.errors import UserError
-from smokehouse.evidence import Evidence
 from smokehouse.locks import model as manifest
 from smokehouse.markdown import between, code
+from smokehouse.runs import report as evidence
+from smokehouse.runs.report import Evidence
 from smokehouse.storage import files
 
 _README = "README.md"

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from smokehouse.environments.definition import Environment
-from smokehouse.evidence import Evidence
 from smokehouse.locks.model import CondaPackage, LockedFile, Manifest
 from smokehouse.markdown import code, plain, table
+from smokehouse.runs.report import Evidence
 
 _CORE = ("torch", "transformers", "deepspeed", "accelerate")
 

@@ -23,6 +23,7 @@ from smokehouse.oci.reference import Reference
 from smokehouse.oci.registry import Registry
 from smokehouse.programs import docker as engine
 from smokehouse.programs.process import run
+from smokehouse.runs import report as report_module
 from smokehouse.storage import files
 from smokehouse.storage.folder_lock import held
 
@@ -134,11 +135,11 @@ def _layout(folder: Path) -> Layout:
 def _report(checkout: Checkout, local: str, found: Image, folder: Path, digest: str, options: Options) -> dict[str, object]:
     """Return the report of the image: the one given, that of an interrupted call, or that of a smoke test run now."""
     if options.report:
-        return attestation.read_report(checkout, options.report, found.digest, digest)
+        return report_module.read_report(checkout, options.report, found.digest, digest)
     kept = folder / "report.json"
     if kept.is_file():
         try:
-            return attestation.read_report(checkout, kept, found.digest, digest)
+            return report_module.read_report(checkout, kept, found.digest, digest)
         except UserError:
             kept.unlink()
     if options.built:
@@ -150,7 +151,7 @@ def _report(checkout: Checkout, local: str, found: Image, folder: Path, digest: 
     if ended.code:
         said = (ended.stderr.strip() or ended.stdout.strip()).splitlines()[-1:]
         raise UserError(f"{local}: the smoke test failed ({' '.join(said)}); see {reports}; nothing was sent")
-    report = attestation.read_report(checkout, reports / "report.json", found.digest, digest)
+    report = report_module.read_report(checkout, reports / "report.json", found.digest, digest)
     files.write(kept, (reports / "report.json").read_bytes())
     return report
 

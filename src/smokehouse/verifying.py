@@ -34,6 +34,7 @@ from smokehouse.oci.layout import Image, Layout
 from smokehouse.oci.model import DOCUMENT, Manifest, parse
 from smokehouse.oci.reference import Reference
 from smokehouse.oci.registry import Registry
+from smokehouse.runs import report as report_module
 from smokehouse.storage.folder_lock import held
 
 _SHOWN = 20
@@ -403,7 +404,7 @@ def _check_proof(checkout: Checkout, registry: Registry, options: Options, verdi
         except UserError as refused:
             refusals.append(str(refused))
             continue
-        verdict.proof = attestation.summary(verdict.report)
+        verdict.proof = report_module.summary(verdict.report)
         return
     raise UserError(refusals[0])
 

@@ -1,0 +1,1 @@
+"""Runs: where a smoke test is started, and how its report is read."""
