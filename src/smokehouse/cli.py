@@ -167,9 +167,9 @@ def _verify(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
     """Say whether an image is what this checkout's lock builds, file by file, and what was proven of it."""
-    from smokehouse import verifying
-    from smokehouse.attestation import Signer
     from smokehouse.images import extra_wheels as additions
+    from smokehouse.proofs import verify as verifying
+    from smokehouse.proofs.attestation import Signer
 
     signer = Signer(key, identity, issuer) if key or identity else None
     options = verifying.Options(
@@ -194,8 +194,8 @@ def _publish(
     added: With = None,
 ) -> int:
     """Build, prove, verify and sign an image, and give it to a registry: all of it, or no tag."""
-    from smokehouse import publishing
     from smokehouse.images import extra_wheels as additions
+    from smokehouse.proofs import publish as publishing
 
     asked = tuple(additions.read(text) for text in added or ())
     options = publishing.Options(flavour, ops, key, built, report, bundle, channel, source, move, asked)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from smokehouse.attestation import PAYLOAD, STATEMENT, TEST_RESULT, Signed, Signer, check, sign, statement
 from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
+from smokehouse.proofs.attestation import PAYLOAD, STATEMENT, TEST_RESULT, Signed, Signer, check, sign, statement
 from smokehouse.runs.report import read_report, summary
 
 from . import reports

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from smokehouse.checkout import Checkout
-from smokehouse.contents import Contents
 from smokehouse.images import sbom
 from smokehouse.images.debian_lock import DebianPackage
 from smokehouse.locks.model import CondaPackage, LockedFile, Manifest
 from smokehouse.oci.filesystem import Entry, Tree
+from smokehouse.proofs.expected import Contents
 
 from ..builder.conftest import sdist
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from smokehouse.attestation import ENVELOPE
 from smokehouse.oci.layout import Layout
 from smokehouse.oci.reference import Reference
 from smokehouse.oci.registry import Registry
-from smokehouse.publishing import SBOM
+from smokehouse.proofs.attestation import ENVELOPE
+from smokehouse.proofs.publish import SBOM
 
 from . import registry as registries
 from . import reports

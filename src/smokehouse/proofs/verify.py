@@ -2,19 +2,14 @@
 
 import json
 import re
-import shlex
 import tempfile
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
-from smokehouse import attestation
-from smokehouse.attestation import BUNDLE, ENVELOPE, Signed, Signer
 from smokehouse.checkout import Checkout
 from smokehouse.console import tell
-from smokehouse.contents import Contents
 from smokehouse.errors import UserError
 from smokehouse.images import base as bases
 from smokehouse.images import build as building
@@ -29,51 +24,18 @@ from smokehouse.images.paths import ENV, LISTED
 from smokehouse.locks import check as lock
 from smokehouse.locks.model import MANIFEST
 from smokehouse.oci import model
-from smokehouse.oci.filesystem import Entry, Tree, folders
 from smokehouse.oci.layout import Image, Layout
 from smokehouse.oci.model import DOCUMENT, Manifest, parse
 from smokehouse.oci.reference import Reference
 from smokehouse.oci.registry import Registry
+from smokehouse.proofs import attestation
+from smokehouse.proofs.attestation import BUNDLE, ENVELOPE, Signed, Signer
+from smokehouse.proofs.compare import Difference, Verdict, check_list, compare_config, compare_files, first_difference
+from smokehouse.proofs.expected import Contents
 from smokehouse.runs import report as report_module
 from smokehouse.storage.folder_lock import held
 
 _SHOWN = 20
-
-
-@dataclass(frozen=True)
-class Difference:
-    """What is not as it should be: a path in the image, the number of its layer from 1 (0 for none), and how it differs."""
-
-    layer: int
-    path: str
-    problem: str
-
-
-@dataclass
-class Verdict:
-    """What was seen of an image. `files` counts them by whose they are; `uncompared` were built from source in the build.
-
-    `sbom` is the file that the image's own was compared with; `added` are the wheels in it that no lock names.
-    """
-
-    image: str
-    digest: str
-    environment: str
-    lock: str
-    base: str = ""
-    files: dict[str, int] = field(default_factory=dict)
-    uncompared: list[str] = field(default_factory=list)
-    differences: list[Difference] = field(default_factory=list)
-    rebuilt: str = ""
-    proof: str = ""
-    report: Mapping[str, Any] | None = None
-    sbom: str = ""
-    added: list[str] = field(default_factory=list)
-
-    @property
-    def passed(self) -> bool:
-        """Whether nothing differs."""
-        return not self.differences
 
 
 @dataclass(frozen=True)
@@ -117,7 +79,7 @@ def look(checkout: Checkout, text: str, found: Image, registry: Registry | None,
     base, below, runtime = _base(checkout, found, options, verdict)
     additions.refuse_other_abi(asked, locked, bundle.wheels)
     expected_labels = image.labels(locked, promise.stack.cuda.version, digest, flavour, base, ops, {}, asked)  # type: ignore[arg-type]
-    _compare_config(checkout, found, expected_labels, runtime, verdict)
+    compare_config(checkout, found, expected_labels, runtime, verdict)
     folder = checkout.root / "build" / "verify" / f"{name}-{flavour}"
     folder.mkdir(parents=True, exist_ok=True)
     with held(folder / ".lock", f"verifying {name}"):
@@ -145,8 +107,8 @@ def look(checkout: Checkout, text: str, found: Image, registry: Registry | None,
             if not file.file.endswith(".whl"):
                 verdict.uncompared += contents.add_built(file, bundle.wheels / file.file, tree)
         contents.add_compiled(prefix, folder / "compiled")
-    _compare_files(contents, tree, under, verdict)
-    _check_list(contents, tree, verdict)
+    compare_files(contents, tree, under, verdict)
+    check_list(contents, tree, verdict)
     verdict.differences.sort(key=lambda difference: (difference.layer, difference.path))
     if options.rebuild:
         _rebuild(checkout, found, base, asked, options, verdict)
@@ -227,123 +189,6 @@ def _fetched_config(reference: Reference, layout: Layout) -> Image:
     return layout.open(descriptor)
 
 
-def _compare_config(
-    checkout: Checkout, found: Image, labels: Mapping[str, str], below: model.Runtime, verdict: Verdict
-) -> None:
-    """Note where the image is started in another way than docker/Dockerfile says, or has other labels than the lock."""
-    runtime = found.config.config
-    said = _dockerfile(checkout)
-
-    def differ(what: str, problem: str) -> None:
-        verdict.differences.append(Difference(0, f"(config) {what}", problem))
-
-    for name, text in labels.items():
-        if found.labels.get(name) != text:
-            differ(f"label {name}", f"{found.labels.get(name)!r}, the lock says {text!r}")
-    env = dict(entry.partition("=")[::2] for entry in runtime.env or ())
-    wanted = dict(entry.partition("=")[::2] for entry in below.env or ()) | said["ENV"]
-    for name in sorted(env.keys() | wanted.keys()):
-        if env.get(name) != wanted.get(name):
-            differ(f"ENV {name}", f"{env.get(name)!r}, docker/Dockerfile and the base say {wanted.get(name)!r}")
-    for name, has, wants in (
-        ("ENTRYPOINT", list(runtime.entrypoint or ()), said["ENTRYPOINT"]),
-        ("CMD", list(runtime.cmd or ()), said["CMD"]),
-        ("USER", runtime.user, below.user),
-    ):
-        if has != wants:
-            differ(name, f"{has!r}, docker/Dockerfile says {wants!r}")
-
-
-def _dockerfile(checkout: Checkout) -> dict[str, Any]:
-    """Return ENV, ENTRYPOINT and CMD of the last stage of docker/Dockerfile."""
-    text = (checkout.root / "docker" / "Dockerfile").read_text("utf-8")
-    lines = text.rpartition("\nFROM ")[2].replace("\\\n", " ").splitlines()
-    said: dict[str, Any] = {"ENV": {}, "ENTRYPOINT": [], "CMD": []}
-    for line in lines:
-        word, _, rest = line.partition(" ")
-        if word == "ENV":
-            said["ENV"] |= dict(entry.partition("=")[::2] for entry in shlex.split(rest))
-        elif word in ("ENTRYPOINT", "CMD"):
-            said[word] = json.loads(rest)
-    return said
-
-
-def _compare_files(contents: Contents, tree: Tree, under: Mapping[str, Entry], verdict: Verdict) -> None:
-    """Note every file that differs, is not of the lock, or is not there."""
-    parents = folders(contents.files)
-    counts: Counter[str] = Counter()
-
-    def differ(entry: Entry | None, path: str, problem: str) -> None:
-        verdict.differences.append(Difference(entry.layer + 1 if entry else 0, path, problem))
-
-    for path, was in under.items():
-        now = tree.entries.get(path)
-        # COPY --link brings the folders above what it copies, as they were.
-        if now is None:
-            differ(None, path, "of the base, and taken away by a layer above it")
-        elif now != was and (now.kind != "folder" or was.kind != "folder"):
-            differ(now, path, "of the base, and replaced by a layer above it")
-    counts[verdict.base.partition(",")[0].partition("@")[0]] = sum(entry.kind != "folder" for entry in under.values())
-    for path, entry in tree.entries.items():
-        if path in under and entry.kind != "folder":
-            continue
-        if (problem := _problem(contents, path, entry, parents, under.get(path))) is not None:
-            differ(entry, path, problem)
-        elif path in contents.files:
-            counts[_group(contents.files[path].owner)] += 1
-    for path in contents.files.keys() - tree.entries.keys() - {LISTED}:
-        differ(None, path, f"of {contents.files[path].owner}, and not in the image")
-    verdict.files = dict(counts)
-
-
-def _problem(contents: Contents, path: str, entry: Entry, parents: set[str], was: Entry | None) -> str | None:
-    """Return how a file, link or folder is not as it should be, None where it is; `was` is the base's folder."""
-    if was and was.kind == "folder":
-        same = (was.mode, was.owner, was.attributes) == (entry.mode, entry.owner, entry.attributes)
-        return None if same else "a folder of the base, with other rights than there"
-    if entry.owner != (0, 0) or entry.attributes:
-        return f"owned by {entry.owner[0]}:{entry.owner[1]}, with {', '.join(entry.attributes) or 'no attributes'}"
-    if entry.kind == "folder":
-        if path not in parents:
-            return "a folder of no artefact of the lock"
-        return None if entry.mode == 0o755 else f"a folder of mode {entry.mode:o}, not 755"
-    if path == LISTED:
-        return None  # its own check says more
-    expected = contents.files.get(path)
-    if expected is None:
-        return "of no artefact of the lock, and not ours"
-    if not expected.fits(entry):
-        return f"differs from that of {expected.owner}"
-    if entry.kind == "file" and entry.mode != (wanted := 0o755 if expected.runs else 0o644):
-        return f"of mode {entry.mode:o}, {expected.owner} has {wanted:o}"
-    return None
-
-
-def _group(owner: str) -> str:
-    return "wheels" if owner.endswith(".whl") else owner
-
-
-def _check_list(contents: Contents, tree: Tree, verdict: Verdict) -> None:
-    """Note where files.json in the image does not name what was made in its build, with its hash."""
-    entry = tree.entries.get(LISTED)
-    listed: dict[str, str] = {}
-    try:
-        document = json.loads(tree.kept[LISTED])
-        listed = {str(item["path"]).removeprefix("/"): str(item["sha256"]) for item in document["files"]}
-    except (KeyError, ValueError, TypeError, RecursionError):
-        verdict.differences.append(Difference(entry.layer + 1 if entry else 0, LISTED, "no list of what was made in the build"))
-        return
-    assert entry
-    known = {difference.path for difference in verdict.differences}
-    for path, digest in listed.items():
-        there = tree.entries.get(path)
-        if path not in known and (there is None or there.sha256 != digest):
-            verdict.differences.append(Difference(entry.layer + 1, path, "not in the image as files.json says"))
-    for path, expected in contents.files.items():
-        if expected.made and not expected.target and path in tree.entries and path not in listed:
-            verdict.differences.append(Difference(entry.layer + 1, path, "made in the build, and not named in files.json"))
-
-
 def _rebuild(checkout: Checkout, found: Image, base: Base, added: Sequence[Asked], options: Options, verdict: Verdict) -> None:
     """Build the image again and note the first file that differs, where the digest does."""
     labels = found.labels
@@ -366,26 +211,7 @@ def _rebuild(checkout: Checkout, found: Image, base: Base, added: Sequence[Asked
             verdict.rebuilt = "the same digest"
             return
         verdict.rebuilt = f"another digest, {built.digest}"
-        verdict.differences.insert(0, _first_difference(found, again))
-
-
-def _first_difference(found: Image, again: Image) -> Difference:
-    """Return the first thing that two images do not have in common, by layer and path."""
-    layers = [*zip(found.config.rootfs.diff_ids, again.config.rootfs.diff_ids, strict=False)]
-    for number, (here, there) in enumerate(layers):
-        if here == there:
-            continue
-        one, two = (side.tree(lambda path: False, first=number, last=number + 1).entries for side in (found, again))
-        for path in sorted(one.keys() | two.keys()):
-            if one.get(path) != two.get(path):
-                problem = "not in the rebuilt image" if path not in two else "differs from that of the rebuilt image"
-                return Difference(number + 1, path, problem if path in one else "only in the rebuilt image")
-        return Difference(number + 1, "(the layer)", "has the same files, with other times or in another order")
-    if len(found.manifest.layers) != len(again.manifest.layers):
-        return Difference(len(layers) + 1, "(the layer)", "is in one of the images only")
-    if found.config != again.config:
-        return Difference(0, "(config)", "differs from that of the rebuilt image")
-    return Difference(0, "(manifest)", "the same files, packed or described in another way")
+        verdict.differences.insert(0, first_difference(found, again))
 
 
 def _check_proof(checkout: Checkout, registry: Registry, options: Options, verdict: Verdict) -> None:

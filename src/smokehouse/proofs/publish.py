@@ -6,8 +6,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from smokehouse import attestation, verifying
-from smokehouse.attestation import BUNDLE, ENVELOPE, Signed, Signer
 from smokehouse.checkout import Checkout
 from smokehouse.console import tell
 from smokehouse.errors import UserError
@@ -23,6 +21,9 @@ from smokehouse.oci.reference import Reference
 from smokehouse.oci.registry import Registry
 from smokehouse.programs import docker as engine
 from smokehouse.programs.process import run
+from smokehouse.proofs import attestation
+from smokehouse.proofs import verify as verifying
+from smokehouse.proofs.attestation import BUNDLE, ENVELOPE, Signed, Signer
 from smokehouse.runs import report as report_module
 from smokehouse.storage import files
 from smokehouse.storage.folder_lock import held

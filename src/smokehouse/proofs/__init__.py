@@ -1,0 +1,1 @@
+"""Proofs: whether an image is what its lock builds, and what was proven of it."""
