@@ -231,7 +231,7 @@ def _docs(
     ] = None,
 ) -> int:
     """Write a page for each environment, from its files alone."""
-    from smokehouse import docs
+    from smokehouse.pages import update as docs
 
     if check and report:
         raise UserError("--check changes nothing, and --report takes a report in; give one of the two")

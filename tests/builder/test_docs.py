@@ -16,11 +16,11 @@ from hypothesis import strategies as some
 from markdown_it import MarkdownIt
 
 from smoke_tests import report
-from smokehouse import docs
 from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
 from smokehouse.locks.model import Channel, CondaPackage, LockedFile, Manifest
-from smokehouse.markdown import between, code, plain, table
+from smokehouse.pages import update as docs
+from smokehouse.pages.markdown import between, code, plain, table
 from smokehouse.storage.files import sha256
 
 from .conftest import ENVIRONMENT, STACK

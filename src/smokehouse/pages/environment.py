@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 from smokehouse.environments.definition import Environment
 from smokehouse.locks.model import CondaPackage, LockedFile, Manifest
-from smokehouse.markdown import code, plain, table
+from smokehouse.pages.markdown import code, plain, table
 from smokehouse.runs.report import Evidence
 
 _CORE = ("torch", "transformers", "deepspeed", "accelerate")

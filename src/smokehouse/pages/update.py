@@ -5,12 +5,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from smokehouse import page
 from smokehouse.checkout import Checkout
 from smokehouse.environments import definition as environment
 from smokehouse.errors import UserError
 from smokehouse.locks import model as manifest
-from smokehouse.markdown import between, code
+from smokehouse.pages import environment as page
+from smokehouse.pages.markdown import between, code
 from smokehouse.runs import report as evidence
 from smokehouse.runs.report import Evidence
 from smokehouse.storage import files

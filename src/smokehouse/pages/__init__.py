@@ -1,0 +1,1 @@
+"""Pages: the documentation that is generated from environments, locks and reports."""
