@@ -156,7 +156,7 @@ def _ours(checkout: Checkout, folder: Path, name: str, texts: Mapping[str, str],
         shutil.copyfile(path, ours / path.name)
     unwanted = shutil.ignore_patterns("__pycache__", ".*")
     shutil.copytree(checkout.root / "smoke_tests", ours / "smoke_tests", ignore=unwanted)
-    loader = Path(__file__).parent.with_name("smokehouse_loader")  # the smoke tests load with it
+    loader = Path(__file__).parents[1].with_name("smokehouse_loader")  # the smoke tests load with it
     shutil.copytree(loader, ours / loader.name, ignore=unwanted)
     (ours / "lock").mkdir()
     for other in (MANIFEST, *locked.files):

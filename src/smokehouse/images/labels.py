@@ -26,7 +26,7 @@ def driver(cuda: str) -> str:
     """Return the oldest NVIDIA driver that runs programs of CUDA `cuda`; raises UserError where none is known."""
     major = cuda.partition(".")[0]
     if major not in _DRIVERS:
-        raise UserError(f"CUDA {cuda}: no oldest driver is known for it; add it to src/smokehouse/image.py")
+        raise UserError(f"CUDA {cuda}: no oldest driver is known for it; add it to src/smokehouse/images/labels.py")
     return _DRIVERS[major]
 
 
