@@ -83,14 +83,14 @@ def publish(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests, but for those of images where nothing is named: tests -- [pytest options]."""
     install_tools(session)
-    session.run("python", "-m", "pytest", *(session.posargs or ["--ignore=tests/images"]), **ORDERLY)
+    session.run("python", "-m", "pytest", *(session.posargs or ["--ignore=tests/integration"]), **ORDERLY)
 
 
 @nox.session
 def images(session: nox.Session) -> None:
     """Build and prove images on a real container engine: images -- [pytest options]."""
     install_tools(session)
-    session.run("python", "-m", "pytest", *(session.posargs or ["tests/images"]), **ORDERLY)
+    session.run("python", "-m", "pytest", *(session.posargs or ["tests/integration"]), **ORDERLY)
 
 
 @nox.session

@@ -1,0 +1,195 @@
+"""One container engine for all tests of images, and the programs that they need."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ..unit import conftest as builder
+from ..unit.conftest import TestCheckout
+from . import real, registries
+from .debian import unpack
+from .engine import Engine, present, started
+from .registries import Proxy
+
+# A user with no name, where nothing but /tmp can be written to and there is no network.
+STRANGER = ["--user", "54321:54321", "--read-only", "--network", "none", "--tmpfs", "/tmp:rw,exec,mode=1777"]
+
+# Becomes the user `builder` of the UID $2, who has IDs for a user namespace, with a room of his own, $1. $3 are folders
+# on the way to what he needs, which are closed to him outside of the mount namespace that this lasts for; of these, $4
+# are in no other.
+_AS_BUILDER = """
+set -e
+room=$1 uid=$2 closed=$3 tops=$4; shift 4
+mount -t tmpfs tmpfs "$room/mounts"
+over() {
+    count=$((${count:-0} + 1)); mkdir "$room/mounts/$count" "$room/mounts/$count.work"
+    mount -t overlay -o "lowerdir=$1,upperdir=$room/mounts/$count,workdir=$room/mounts/$count.work" overlay "$1"
+}
+for top in $tops; do over "$top"; done
+[ -z "$closed" ] || chmod a+rx $closed
+over /etc
+echo "builder:x:$uid:$uid::$room:/bin/sh" >> /etc/passwd
+echo "${ids:+builder:$ids}" > /etc/subuid
+cp /etc/subuid /etc/subgid
+exec setpriv --reuid "$uid" --regid "$uid" --clear-groups "$@"
+"""
+UID = 54321
+
+channel, checkout, index = builder.channel, builder.checkout, builder.index
+packages, uv_cache, full_disk = builder.packages, builder.uv_cache, builder.full_disk
+
+
+@pytest.fixture(scope="session")
+def programs(root: Path) -> Path:
+    """The folder of the programs that are unpacked for the tests, kept for the next run."""
+    return root / "build" / "programs"
+
+
+@pytest.fixture(scope="session")
+def engine(programs: Path) -> Iterator[Engine]:
+    """The machine's engine, or one of the tests' own."""
+    if found := present():
+        yield found
+        return
+    with started(programs / "engine") as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def cosign(programs: Path) -> Path:
+    """The folder that cosign is in, of Debian 13: 12 has none."""
+    return unpack(("cosign/trixie",), programs / "cosign") / "bin"
+
+
+@pytest.fixture
+def keys(cosign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with two pairs of keys, ours and other, whose password is in the environment, as cosign is on the path."""
+    monkeypatch.setenv("PATH", f"{cosign}:{os.environ['PATH']}")
+    monkeypatch.setenv("COSIGN_PASSWORD", "a password")
+    folder = tmp_path / "keys"
+    folder.mkdir()
+    for name in ("ours", "other"):
+        key_pair(folder, dict(os.environ), name)
+    return folder
+
+
+def key_pair(folder: Path, environ: dict[str, str], name: str) -> None:
+    """Make name.key and name.pub in `folder`; `environ` has cosign on its path, and the password."""
+    command = [shutil.which("cosign", path=environ["PATH"]) or "cosign", "generate-key-pair", "--output-key-prefix", name]
+    subprocess.run(command, cwd=folder, env=environ, check=True, capture_output=True, timeout=60)
+
+
+@dataclass(frozen=True)
+class Made:
+    """An image of tiny that a real engine built, the checkout that it is of, and the SHA-256 of its lock.json."""
+
+    checkout: TestCheckout
+    layout: Path
+    lock: str
+
+
+_made: list[Made] = []
+
+
+@pytest.fixture
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """One image for all tests, whose checkout knows no index any more: the bundle that it was built from is there."""
+    if not _made:
+        tiny: TestCheckout = request.getfixturevalue("tiny")
+        folder = tmp_path_factory.mktemp("made")
+        schema = Path("smoke_tests", "report.schema.json")
+        shutil.copy(request.getfixturevalue("root") / schema, tiny.root / schema)
+        real.run(tiny, "build", "tiny", "--output", f"oci:{folder / 'layout'}")
+        shutil.copytree(tiny.root, folder / "checkout", symlinks=True)
+        checkout = TestCheckout(
+            folder / "checkout", tiny.environ | {"UV_OFFLINE": "1", "SMOKEHOUSE_CHANNEL": str(folder / "none")}
+        )
+        _made.append(Made(checkout, folder / "layout", hashlib.sha256(checkout.manifest.read_bytes()).hexdigest()))
+    return _made[0]
+
+
+@pytest.fixture(scope="session")
+def registry_port(programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """A registry for all tests, each of which uses repositories of its own."""
+    store = tmp_path_factory.mktemp("store")
+    with registries.started(programs / "registry", store, tmp_path_factory.mktemp("registry")) as port:
+        yield port
+    shutil.rmtree(store)  # gigabytes, which pytest would keep for three runs
+
+
+@pytest.fixture
+def registry(registry_port: int) -> Iterator[Proxy]:
+    """That registry, behind a proxy whose connections can be made to break."""
+    with registries.in_front(registry_port) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="session")
+def mmdebstrap(programs: Path) -> str:
+    """The folder that mmdebstrap is in."""
+    return str(unpack(("mmdebstrap/bookworm",), programs / "mmdebstrap") / "bin")
+
+
+@pytest.fixture(scope="session")
+def uidmap(programs: Path) -> str:
+    """The folder that newuidmap is in."""
+    return str(unpack(("uidmap/bookworm",), programs / "uidmap") / "bin")
+
+
+def as_builder(room: Path, command: Sequence[str], reach: Sequence[Path], ids: str = "100000:65536") -> list[str]:
+    """The command line that runs `command` as a user who is not root and owns nothing but `room`.
+
+    `reach` are places that he reads; `ids` are those that he may use in a user namespace.
+    """
+    (room / "mounts").mkdir(exist_ok=True)
+    for path in (room, *room.rglob("*")):
+        os.chown(path, UID, UID, follow_symlinks=False)
+    ways = {parent for path in (*reach, Path(sys.executable).resolve()) for parent in (path, *path.parents)}
+    closed = [way for way in sorted(ways) if way.is_dir() and not way.stat().st_mode & 0o001]
+    tops = [way for way in closed if not {*way.parents} & {*closed}]
+    shown = (" ".join(map(str, ways)) for ways in (closed, tops))
+    return ["env", f"ids={ids}", "unshare", "--mount", "sh", "-c", _AS_BUILDER, "sh", str(room), str(UID), *shown, *command]
+
+
+@pytest.fixture
+def tiny(checkout: TestCheckout, root: Path, engine: Engine, mmdebstrap: str) -> TestCheckout:
+    """A checkout whose environment `tiny` is locked and can be built to an image of a few small wheels."""
+    return locked_tiny(checkout, root, engine, mmdebstrap)
+
+
+def locked_tiny(checkout: TestCheckout, root: Path, engine: Engine, mmdebstrap: str) -> TestCheckout:
+    """Make `checkout` one that can build on `engine`; bases are shared with the checkout, for all tests and the next run."""
+    shutil.copytree(root / "docker", checkout.root / "docker", ignore=shutil.ignore_patterns("__pycache__"))
+    (root / "build" / "base").mkdir(parents=True, exist_ok=True)
+    (checkout.root / "build").mkdir()
+    (checkout.root / "build" / "base").symlink_to(root / "build" / "base")
+    checkout.environ.update({name: engine.environ[name] for name in ("DOCKER_HOST", "DOCKER_CONFIG") if name in engine.environ})
+    checkout.environ["PATH"] = f"{mmdebstrap}:{engine.environ['PATH']}"
+    checkout.lock()
+    return checkout
+
+
+@pytest.fixture
+def image(tiny: TestCheckout, engine: Engine) -> Iterator[str]:
+    """The name of an image of tiny, which goes with the test."""
+    names = built(tiny)
+    yield str(names["place"])
+    listed = engine.docker("images", "--format", "{{.Repository}}:{{.Tag}}", "tiny").stdout.split()
+    engine.docker("rmi", "--force", *listed)
+
+
+def built(checkout: TestCheckout, *options: str) -> dict[str, Any]:
+    """Build tiny, which must succeed; what was built."""
+    ended = checkout.run("build", "tiny", "--json", *options)
+    assert ended.returncode == 0, ended.stderr
+    found: dict[str, Any] = json.loads(ended.stdout)
+    return found

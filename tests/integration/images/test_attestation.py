@@ -1,0 +1,166 @@
+"""A statement holds for one image, was signed by whom one trusts, and says that the test passed; all else is refused."""
+
+import json
+import os
+from base64 import b64decode, b64encode
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smokehouse.checkout import Checkout
+from smokehouse.errors import UserError
+from smokehouse.proofs.attestation import PAYLOAD, STATEMENT, TEST_RESULT, Signed, Signer, check, sign, statement
+from smokehouse.runs.report import read_report, summary
+
+from .. import reports
+
+DIGEST = f"sha256:{'d' * 64}"
+OTHER = f"sha256:{'e' * 64}"
+LOCK = "a" * 64
+Edit = Callable[[dict[str, Any]], None]
+
+
+def test_a_statement_is_read_by_whom_it_is_for(root: Path, keys: Path) -> None:
+    report = reports.report(DIGEST, LOCK)
+    payload = statement(report, "ghcr.io/owner/tiny", DIGEST)
+    content = json.loads(payload)
+    assert (content["_type"], content["predicateType"]) == (STATEMENT, TEST_RESULT)
+    assert content["subject"] == [{"name": "ghcr.io/owner/tiny", "digest": {"sha256": "d" * 64}}]
+    assert content["predicate"]["result"] == "WARNED"
+    assert content["predicate"]["passedTests"] == ["load (ZeRO-3)", "flipped bit"]
+    assert content["predicate"]["warnedTests"] == ["mixed modality (ZeRO-2)"]
+    assert {"name": "lock.json", "digest": {"sha256": LOCK}} in content["predicate"]["configuration"]
+    signed = sign(payload, Signer(keys / "ours.key"))
+    assert check(Checkout(root), signed, Signer(keys / "ours.pub"), DIGEST, LOCK) == report
+    assert summary(report) == (
+        "2 checks and 1 controls passed under ZeRO-2, ZeRO-3 with torch 2.6.0+cu124 on 2 ranks, cpu, gloo, fp32; "
+        "A CPU (2 CPUs, 8 GB), 2026-11-22T05:00:00+00:00"
+    )
+
+
+def _payload(edit: Edit) -> Callable[[dict[str, Any]], None]:
+    def edited(envelope: dict[str, Any]) -> None:
+        content = json.loads(b64decode(envelope["payload"]))
+        edit(content)
+        envelope["payload"] = b64encode(json.dumps(content).encode()).decode()
+
+    return edited
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (_payload(lambda content: content["subject"][0]["digest"].update(sha256="e" * 64)), "is not signed by the key"),
+        (_payload(lambda content: content["predicate"].update(passedTests=[])), "is not signed by the key"),
+        (lambda envelope: envelope["signatures"][0].update(sig="AAAA"), "is not signed by the key"),
+        (lambda envelope: envelope.update(payloadType="text/plain"), "is no DSSE envelope"),
+        (lambda envelope: envelope.update(payload="%%"), "is no DSSE envelope"),
+        (lambda envelope: envelope.update(signatures=[]), "is no DSSE envelope"),
+    ],
+    ids=["another subject", "edited result", "another signature", "another type", "no payload", "no signature"],
+)
+def test_an_edited_statement_is_refused(root: Path, keys: Path, edit: Edit, said: str) -> None:
+    signed = sign(statement(reports.report(DIGEST, LOCK), "tiny", DIGEST), Signer(keys / "ours.key"))
+    envelope = json.loads(signed.envelope)
+    edit(envelope)
+    with pytest.raises(UserError, match=said) as raised:
+        check(Checkout(root), Signed(json.dumps(envelope).encode()), Signer(keys / "ours.pub"), DIGEST, LOCK)
+    assert str(raised.value).startswith(f"{DIGEST}: its statement ")
+
+
+def test_a_signature_by_another_key_or_of_another_image_is_refused(root: Path, keys: Path) -> None:
+    checkout = Checkout(root)
+    signed = sign(statement(reports.report(DIGEST, LOCK), "tiny", DIGEST), Signer(keys / "ours.key"))
+    with pytest.raises(UserError, match=r"is not signed by the key .*/other\.pub"):
+        check(checkout, signed, Signer(keys / "other.pub"), DIGEST, LOCK)
+    with pytest.raises(UserError, match=f"{OTHER}: its statement is of another image, {DIGEST}; do not trust it"):
+        check(checkout, signed, Signer(keys / "ours.pub"), OTHER, LOCK)
+    with pytest.raises(UserError, match="of another lock"):
+        check(checkout, signed, Signer(keys / "ours.pub"), DIGEST, "b" * 64)
+    with pytest.raises(UserError, match="was signed with a key; name the public one"):
+        check(checkout, signed, Signer(identity="https://github.com/x", issuer="https://issuer.example"), DIGEST, LOCK)
+    # Signed as they should be, and yet no good: whoever holds the key is not believed beyond the report.
+    report = reports.report(OTHER, LOCK)
+    signed = sign(statement(report, "tiny", DIGEST), Signer(keys / "ours.key"))
+    with pytest.raises(UserError, match=f"of the image {OTHER}, not of {DIGEST}"):
+        check(checkout, signed, Signer(keys / "ours.pub"), DIGEST, LOCK)
+    signed = sign(b'{"_type": "something else"}', Signer(keys / "ours.key"))
+    with pytest.raises(UserError, match="is no statement of a test"):
+        check(checkout, signed, Signer(keys / "ours.pub"), DIGEST, LOCK)
+
+
+def test_what_takes_a_network_says_so(root: Path, cosign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keyless signing and checking, by the real cosign, as far as it gets."""
+    alone = tmp_path / "bin" / "cosign"
+    alone.parent.mkdir()
+    alone.write_text(f'#!/bin/sh\nexec unshare --net {cosign}/cosign "$@"\n')
+    alone.chmod(0o755)
+    monkeypatch.setenv("PATH", str(alone.parent), prepend=":")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    payload = statement(reports.report(DIGEST, LOCK), "tiny", DIGEST)
+    with pytest.raises(
+        UserError, match=r"^the statement cannot be signed: .*sigstore\.dev.*; without --key FILE, Sigstore has to"
+    ):
+        sign(payload, Signer())
+    signature = b64encode(b"signature").decode()
+    envelope = {"payloadType": PAYLOAD, "payload": b64encode(payload).decode(), "signatures": [{"sig": signature}]}
+    bundle = json.dumps({"base64Signature": signature, "cert": "", "rekorBundle": {}}).encode()
+    who = Signer(identity="https://github.com/x", issuer="https://issuer.example")
+    with pytest.raises(UserError, match=rf"^{DIGEST}: cosign cannot ask Sigstore who .*sigstore\.dev.*; mend the network$"):
+        check(Checkout(root), Signed(json.dumps(envelope).encode(), bundle), who, DIGEST, LOCK)
+
+
+def test_a_key_that_is_not_there_or_not_open_is_named(root: Path, keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    payload = statement(reports.report(DIGEST, LOCK), "tiny", DIGEST)
+    with pytest.raises(UserError, match=r"nowhere\.key: no such key"):
+        sign(payload, Signer(keys / "nowhere.key"))
+    monkeypatch.setenv("COSIGN_PASSWORD", "wrong")
+    with pytest.raises(UserError, match="the key's password is not COSIGN_PASSWORD"):
+        sign(payload, Signer(keys / "ours.key"))
+    monkeypatch.setenv("PATH", os.devnull)
+    with pytest.raises(UserError, match="cosign is not here"):
+        sign(payload, Signer(keys / "ours.key"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"image": OTHER}, f"of the image {OTHER}, not of {DIGEST}"),
+        ({"image": None}, "names no image"),
+        ({"lock": {"requirements.txt": "0" * 64, "lock.json": "b" * 64}}, "of another lock"),
+        ({"verdict": "failed", "failure": "rank 1 died"}, f"the smoke test of {DIGEST} failed (rank 1 died)"),
+        ({"verdict": "failed", "checks": [reports.check("load", "check", 3, "failed")]}, "failed (load)"),
+        ({"world_size": 0}, "world_size: 0 is less than the minimum of 1"),
+        ({"nonsense": 1}, "Additional properties are not allowed ('nonsense' was unexpected)"),
+        ({"checks": [reports.check("load", "check", 3, "failed")]}, "it is not by smoke_tests/report.schema.json"),
+    ],
+    ids=[
+        "another image",
+        "no image",
+        "another lock",
+        "failed",
+        "failed check",
+        "schema",
+        "unknown field",
+        "not passed",
+    ],
+)
+def test_a_report_that_proves_nothing_is_refused(root: Path, tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    place = tmp_path / "report.json"
+    place.write_text(json.dumps(reports.report(DIGEST, LOCK, **changes)))
+    with pytest.raises(UserError) as raised:
+        read_report(Checkout(root), place, DIGEST, LOCK)
+    assert str(raised.value).startswith(f"{place}: ")
+    assert said in str(raised.value)
+
+
+@pytest.mark.parametrize(("text", "said"), [(None, "there is no report"), ("{", "no report ("), ("[]", "not of type 'object'")])
+def test_what_is_no_report_is_refused(root: Path, tmp_path: Path, text: str | None, said: str) -> None:
+    place = tmp_path / "report.json"
+    if text is not None:
+        place.write_text(text)
+    with pytest.raises(UserError) as raised:
+        read_report(Checkout(root), place, DIGEST, LOCK)
+    assert said in str(raised.value)

@@ -1,0 +1,382 @@
+"""Building images: from a small lock, on a real base, by a real engine."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smokehouse.images.plan import layers as image_layers
+from smokehouse.locks import model as manifests
+
+from ...unit.conftest import TestCheckout
+from ..conftest import STRANGER, UID, as_builder, built, locked_tiny
+from ..debian import unpack
+from ..engine import Engine, started
+
+
+def blob(layout: Path, digest: str) -> bytes:
+    """A blob of an OCI layout."""
+    return (layout / "blobs" / digest.replace(":", "/")).read_bytes()
+
+
+def manifest(layout: Path) -> dict[str, Any]:
+    """The manifest of an OCI layout's only image."""
+    [entry] = json.loads((layout / "index.json").read_text())["manifests"]
+    found: dict[str, Any] = json.loads(blob(layout, entry["digest"]))
+    return found
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-vl", "qwen2-vl", "qwen2.5-vl-latest"])
+def test_what_is_changed_alone_is_a_layer_alone(root: Path, name: str) -> None:
+    """Each large wheel and transformers, which is above what DeepSpeed's ops are compiled on; every file is in one layer."""
+    locked = manifests.read(root / "lockfiles" / name / "lock.json", "lock.json", "")
+    libraries, above = image_layers(locked)
+    files = [file for layer in (*libraries, *above) for file in layer.files]
+    assert sorted(file.name for file in files) == sorted(file.name for file in locked.pip)
+    assert all(len(layer.files) == 1 for layer in libraries if any(file.size > 100_000_000 for file in layer.files))
+    assert [[file.name for file in layer.files] for layer in above[:-1]] == [["transformers"]]
+    assert "deepspeed" in [file.name for file in above[-1].files]
+
+
+def test_two_clean_builds_are_the_same_image(
+    checkout: TestCheckout, root: Path, engine: Engine, programs: Path, mmdebstrap: str, uidmap: str, tmp_path: Path
+) -> None:
+    """Fresh stores, and nothing kept between them; the second by another user, with another clock, zone, umask and folder."""
+    first = locked_tiny(checkout, root, engine, mmdebstrap)
+    one = tmp_path / "one"
+    digest = built(first, "--no-cache", "--output", f"oci:{one}")["digest"]
+    faketime = next(unpack(("libfaketime/bookworm",), programs / "faketime").glob("lib/*/faketime/libfaketimeMT.so.1"))
+    with started(programs / "engine") as other, tempfile.TemporaryDirectory() as name:
+        room = Path(name)
+        second = TestCheckout(room / "elsewhere" / "deeper", dict(first.environ))
+        environ = second.environ
+        shutil.copytree(first.root, second.root, symlinks=True, ignore=shutil.ignore_patterns("build"))
+        assert other.store
+        other.store.chmod(0o711)
+        os.chown(other.store / "docker.sock", UID, UID)
+        shutil.copytree(other.environ["DOCKER_CONFIG"], room / "docker", symlinks=True)
+        environ |= {"DOCKER_HOST": other.environ["DOCKER_HOST"], "DOCKER_CONFIG": str(room / "docker")}
+        # The memory that libfaketime shares is its user's, and programs end where they cannot read it, as in a namespace.
+        (room / "mmdebstrap").write_text(f'#!/bin/sh\nexec env -u LD_PRELOAD {mmdebstrap}/mmdebstrap "$@"\n')
+        (room / "mmdebstrap").chmod(0o755)
+        environ |= {"PATH": f"{room}:{uidmap}:{other.environ['PATH']}", "TZ": "Pacific/Kiritimati"}
+        environ |= {"UV_CACHE_DIR": str(room / "uv"), "XDG_CACHE_HOME": str(room / "cache")}
+        environ |= {"HOME": name, "USER": "x", "LOGNAME": "x", "FAKETIME": "+400d"}
+        two = room / "two"
+        command = second.command("build", "tiny", "--json", "--output", f"oci:{two}")
+        command = ["sh", "-c", f'umask 077; LD_PRELOAD={faketime} exec "$@"', "sh", *command]
+        ended = subprocess.run(
+            as_builder(room, command, [root, programs, Path(environ["SMOKEHOUSE_CHANNEL"])]),
+            cwd=second.root,
+            env=environ,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert ended.returncode == 0, ended.stderr
+        # The base was made again, too, and not taken from what other tests share.
+        assert not (second.root / "build" / "base").is_symlink()
+        assert {path.stat().st_uid for path in second.root.glob("build/base/*/layout")} == {UID}
+        assert manifest(two) == manifest(one)
+    assert json.loads(ended.stdout)["digest"] == digest
+
+
+def test_another_environment_shares_layers_and_downloads(tiny: TestCheckout, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    built(tiny, "--output", f"oci:{one}")
+    other = tiny.root / "environments" / "other"
+    shutil.copytree(tiny.folder, other)
+    tiny.edit(other / "environment.yml", "name: tiny", "name: other")
+    assert tiny.run("lock", "other").returncode == 0
+    nowhere = {"UV_OFFLINE": "1", "SMOKEHOUSE_CHANNEL": str(tmp_path / "none")}
+    ended = tiny.run("build", "other", "--output", f"oci:{two}", **nowhere)
+    assert ended.returncode == 0, ended.stderr
+    layers = [[layer["digest"] for layer in manifest(layout)["layers"]] for layout in (one, two)]
+    assert layers[0][:-1] == layers[1][:-1]
+    assert layers[0][-1] != layers[1][-1]  # ours, which names the environment
+
+
+def test_who_is_not_root_is_told_what_makes_a_base(root: Path, mmdebstrap: str, uidmap: str, programs: Path) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        checkout = TestCheckout(Path(name, "checkout"), {"PYTHONPATH": str(root / "src"), "HOME": name})
+        shutil.copytree(root / "docker", checkout.root / "docker", ignore=shutil.ignore_patterns("__pycache__"))
+        code = (
+            "from pathlib import Path; from smokehouse.base import make; from smokehouse.checkout import Checkout; "
+            "make(Checkout(Path()))"
+        )
+        for path, ids, said in (
+            (mmdebstrap, "100000:65536", "cannot find newuidmap"),
+            (f"{mmdebstrap}:{uidmap}", "", "/etc/subuid"),
+        ):
+            ended = subprocess.run(
+                as_builder(Path(name), [sys.executable, "-c", code], [root, programs], ids),
+                cwd=checkout.root,
+                env=checkout.environ | {"PATH": f"{path}:{os.environ['PATH']}"},
+                capture_output=True,
+                text=True,
+                timeout=120,
+            )
+            line = ended.stderr.splitlines()[-1]
+            assert line.startswith("smokehouse.errors.UserError: mmdebstrap, which makes the base, cannot be root in a user"), (
+                line
+            )
+            assert said in line
+            assert "install uidmap, and have IDs: usermod --add-subuids 100000-165535" in line
+
+
+def test_a_layer_has_one_time_and_one_owner(tiny: TestCheckout, tmp_path: Path) -> None:
+    layout = tmp_path / "layout"
+    built(tiny, "--output", f"oci:{layout}", "--compression", "gzip")
+    for layer in manifest(layout)["layers"]:
+        listed = subprocess.run(
+            [
+                "tar",
+                "-tzv",
+                "--numeric-owner",
+                "--full-time",
+                "--utc",
+                "-f",
+                layout / "blobs" / layer["digest"].replace(":", "/"),
+            ],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        ).stdout
+        lines = [line for line in listed.splitlines() if re.search(r" (\./)?opt/", line)]
+        assert {line.split()[3] for line in lines} <= {"1980-01-01"}
+        assert {line.split()[1] for line in lines} <= {"0/0"}
+
+
+def test_labels_say_what_an_image_is_of(image: str, tiny: TestCheckout, engine: Engine) -> None:
+    lock = json.loads(tiny.manifest.read_text())
+    labels = json.loads(engine.docker("image", "inspect", "--format", "{{json .Config.Labels}}", image).stdout)
+    digest = subprocess.run(
+        ["sha256sum", tiny.manifest], capture_output=True, text=True, check=True, timeout=10
+    ).stdout.split()[0]
+    assert labels["io.smokehouse.lock"] == digest
+    assert (labels["io.smokehouse.environment"], labels["io.smokehouse.flavour"]) == ("tiny", "runtime")
+    assert (labels["io.smokehouse.python"], labels["io.smokehouse.cuda"]) == (lock["python"], "12.4")
+    assert labels["org.opencontainers.image.created"] == f"{lock['cutoff']}T00:00:00Z"
+    assert re.fullmatch("sha256:[0-9a-f]{64}", labels["org.opencontainers.image.base.digest"])
+    assert digest[:12] in image
+    names = engine.docker("images", "--format", "{{.Tag}}", "tiny").stdout.split()
+    assert sorted(names) == sorted([f"cu124-torchnone-{digest[:12]}", f"20250315-{digest[:12]}"])
+
+
+def test_an_image_says_what_it_is_to_anyone(image: str, engine: Engine) -> None:
+    said = engine.docker("run", "--rm", *STRANGER, image).stdout
+    assert said.startswith("Smokehouse tiny (runtime)\n")
+    assert "docker run [--gpus all] IMAGE smoke" in said
+
+
+def test_a_command_is_run_as_it_is_with_tini_above_it(image: str, engine: Engine) -> None:
+    ended = engine.docker("run", "--rm", *STRANGER, image, "sh", "-c", "cat /proc/1/comm; exit 7", check=False)
+    assert (ended.returncode, ended.stdout) == (7, "tini\n")
+
+
+@pytest.mark.parametrize("entrypoint", [[], ["--entrypoint", ""]], ids=["entrypoint", "bypassed"])
+def test_any_uid_has_a_home_and_a_name(image: str, engine: Engine, entrypoint: list[str]) -> None:
+    code = "import alpha, getpass, pathlib; home = pathlib.Path.home(); (home / 'x').touch(); "
+    code += "print(alpha.hello(), getpass.getuser(), home)"
+    said = engine.docker("run", "--rm", *STRANGER, *entrypoint, image, "python", "-c", code).stdout
+    assert said == "hello uid54321 /tmp/smokehouse-54321\n"
+    assert engine.docker("run", "--rm", *STRANGER, *entrypoint, image, "alpha").stdout == "hello\n"
+
+
+def test_a_home_that_another_user_made_is_not_used(image: str, engine: Engine, tmp_path: Path) -> None:
+    """As where the /tmp of a host that others use is mounted."""
+    shared = tmp_path / "tmp"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    home = shared / "smokehouse-54321"
+    options = ["--user", "54321:54321", "--read-only", "--network", "none"]
+    options += ["--mount", f"type=bind,source={shared},target=/tmp"]
+    code = "import os; home = os.environ['HOME']; open(f'{home}/x', 'w'); "
+    code += "print(home, oct(os.stat(home).st_mode), os.listdir(home))"
+
+    def said() -> list[str]:
+        return engine.docker("run", "--rm", *options, image, "python", "-c", code).stdout.split(" ", 2)
+
+    for _ in range(2):
+        assert said() == [f"/tmp/{home.name}", "0o40700", "['x']\n"]
+    home.chmod(0o777)
+    assert said()[0].startswith(f"/tmp/{home.name}-")
+    shutil.rmtree(home)
+    theirs = shared / "theirs"
+    theirs.mkdir(mode=0o777)
+    theirs.chmod(0o777)
+    os.chown(theirs, UID, UID)
+    for make in (lambda: home.symlink_to("theirs"), lambda: home.mkdir(), lambda: home.write_text("")):
+        make()
+        found, mode, listed = said()
+        assert re.fullmatch(rf"/tmp/{home.name}-\w+", found)
+        assert (mode, listed) == ("0o40700", "['x']\n")
+        shutil.rmtree(home) if home.is_dir() and not home.is_symlink() else home.unlink()
+    assert [*theirs.iterdir()] == []
+
+
+def test_a_home_that_is_there_is_kept(image: str, engine: Engine) -> None:
+    options = [
+        "--user",
+        "54321:54321",
+        "--read-only",
+        "--network",
+        "none",
+        "--tmpfs",
+        "/home/me:mode=1777",
+        "--env",
+        "HOME=/home/me",
+    ]
+    code = "import os; print(os.environ['HOME'], os.environ.get('HF_HOME'))"
+    assert engine.docker("run", "--rm", *options, image, "python", "-c", code).stdout == "/home/me None\n"
+
+
+def test_a_folder_with_other_things_is_not_given_to_a_container(image: str, tiny: TestCheckout, tmp_path: Path) -> None:
+    (tmp_path / "thesis").touch()
+    refused = tiny.refused("smoke", "--image", image, "--report", str(tmp_path))
+    assert f"{tmp_path}: not empty, and no folder of reports; give --report a new one" in refused
+    assert (tmp_path / "thesis").stat().st_uid == tmp_path.stat().st_uid == os.getuid()
+
+
+def test_doctor_names_what_is_too_small_and_too_old(image: str, engine: Engine, tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    version = tmp_path / "driver" / "nvidia" / "version"
+    version.parent.mkdir(parents=True)
+    version.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  470.82.01  Wed Oct 27\nGCC version:  gcc\n")
+    old = ["--mount", f"type=bind,source={tmp_path},target=/fake,readonly", "--env", "SMOKEHOUSE_PROC=/fake"]
+    line = "this image needs NVIDIA driver 525.60.13 or later, this machine has 470.82.01; update it"
+    ended = engine.docker("run", "--rm", *STRANGER, *old, image, "doctor", check=False)
+    assert ended.returncode == 1
+    assert f"  FAIL  {line}\n" in ended.stdout
+    assert "  FAIL  /dev/shm has 64 MiB" in ended.stdout
+    assert engine.docker("run", "--rm", *STRANGER, *old, image, "true").stderr == f"smokehouse: {line}\n"
+    version.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.14  Thu Feb 22\n")
+    ended = engine.docker("run", "--rm", *STRANGER, *old, "--shm-size", "2g", image, "doctor")
+    assert "  ok    NVIDIA driver 550.54.14, 525.60.13 or later is needed\n" in ended.stdout
+    assert engine.docker("run", "--rm", *STRANGER, *old, image, "true").stderr == ""
+
+
+def test_every_file_is_of_the_lock_or_named_as_ours(image: str, engine: Engine) -> None:
+    code = """
+import csv, hashlib, json, pathlib
+prefix = pathlib.Path("/opt/env")
+listed = json.loads(pathlib.Path("/opt/smokehouse/files.json").read_text())["files"]
+known = {entry["path"]: entry["sha256"] for entry in listed}
+for record in prefix.glob("conda-meta/*.json"):
+    for entry in json.loads(record.read_text())["paths_data"]["paths"]:
+        known.setdefault(str(prefix / entry["_path"]), entry.get("sha256"))
+site = prefix / "lib/python3.11/site-packages"
+for record in site.glob("*.dist-info/RECORD"):
+    for path, digest, _ in csv.reader(record.open()):
+        known.setdefault(str((site / path).resolve()), None)
+known["/opt/smokehouse/files.json"] = None
+for top in (prefix, pathlib.Path("/opt/smokehouse")):
+    for path in top.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            assert str(path) in known, path
+            digest = known[str(path)]
+            assert digest is None or hashlib.sha256(path.read_bytes()).hexdigest() == digest, path
+print(len(known))
+"""
+    assert int(engine.docker("run", "--rm", *STRANGER, image, "python", "-c", code).stdout) > 1000
+
+
+def test_the_sbom_has_every_package_with_its_hash(image: str, tiny: TestCheckout, engine: Engine) -> None:
+    lock = json.loads(tiny.manifest.read_text())
+    document = json.loads(engine.docker("run", "--rm", *STRANGER, image, "cat", "/opt/smokehouse/sbom.spdx.json").stdout)
+    listed = {entry["packageFileName"]: entry["checksums"][0]["checksumValue"] for entry in document["packages"][1:]}
+    inside = [entry for entry in lock["conda"] if entry["category"] == "main"] + lock["pip"]
+    assert {entry["file"]: entry["sha256"] for entry in inside}.items() <= listed.items()
+    base = [line.split() for line in (tiny.root / "docker" / "base.lock").read_text().splitlines() if line[0] != "#"]
+    assert {path.rpartition("/")[2]: digest for _, _, digest, _, path in base}.items() <= listed.items()
+    assert len(listed) == len(inside) + len(base)
+    assert document["spdxVersion"] == "SPDX-2.3"
+
+
+def test_a_wheel_that_is_not_the_locked_one_is_refused(tiny: TestCheckout) -> None:
+    tiny.run("bundle", "tiny", str(tiny.root / "bundle"))
+    [wheel] = (tiny.root / "bundle" / "wheels").glob("alpha-*.whl")
+    wheel.write_bytes(wheel.read_bytes() + b"more")
+    assert "not as it was bundled" in tiny.refused("build", "tiny", "--bundle", str(tiny.root / "bundle"))
+
+
+@pytest.mark.parametrize("base", ["debian:bookworm", "debian", "debian@sha256:123", "oci-layout:///x@sha256:" + "0" * 64])
+def test_a_base_by_tag_is_refused(tiny: TestCheckout, base: str) -> None:
+    assert "a base is named by its digest, REF@sha256:…" in tiny.refused("build", "tiny", "--base", base)
+
+
+def test_a_change_of_the_base_wants_a_new_lock(tiny: TestCheckout) -> None:
+    tiny.edit(tiny.root / "docker" / "base.toml", "[include]", '[include]\nnano = "an editor"')
+    assert "docker/base.lock: not made from docker/base.toml as it is; run nox -s lock -- --base" in tiny.refused(
+        "build", "tiny"
+    )
+
+
+def test_an_argument_left_unset_ends_the_build(tiny: TestCheckout, engine: Engine) -> None:
+    prepared = tiny.run("build", "tiny", "--prepare")
+    bake = tiny.root / "build" / "images" / "tiny-runtime" / "bake.json"
+    assert prepared.stdout == f"docker buildx bake -f docker/docker-bake.hcl -f {bake.relative_to(tiny.root)} tiny\n"
+    for unset in ("LAYERS", "LIBRARIES", "OPS"):
+        plan = json.loads(bake.read_text())
+        if unset == "LIBRARIES":  # what is compiled is compiled on
+            plan["target"]["tiny"]["args"]["OPS"] = "aot"
+            plan["target"]["tiny"]["contexts"]["toolkit"] = plan["target"]["tiny"]["contexts"]["conda"]
+        del plan["target"]["tiny"]["args"][unset]
+        other = bake.with_name(f"{unset}.json")
+        other.write_text(json.dumps(plan))
+        ended = subprocess.run(
+            ["docker", "buildx", "bake", "-f", "docker/docker-bake.hcl", "-f", str(other), "tiny"],
+            cwd=tiny.root,
+            env=tiny.environ,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert ended.returncode
+        assert re.search(rf"{unset}( or LAYERS)? is not set; build with: nox -s build -- NAME", ended.stderr)
+
+
+def test_a_layer_over_its_budget_is_refused(tiny: TestCheckout) -> None:
+    layers = tiny.root / "docker" / "steps" / "unpack.py"
+    tiny.edit(layers, 'plan["budget"]', "1")
+    assert re.search(r"a layer of \d+ bytes, its budget is 1; look at what swells it", tiny.refused("build", "tiny"))
+
+
+def test_a_wheel_that_replaces_another_is_refused(tiny: TestCheckout) -> None:
+    steps = tiny.root / "docker" / "steps" / "unpack.py"
+    tiny.edit(
+        steps,
+        "    tree.compile_python(out, [site])",
+        "    [i.rename(site / 'alpha-9.dist-info') for i in site.glob('alpha-1*')]\n    tree.compile_python(out, [site])",
+    )
+    assert "alpha 9: the lock names 1.0; another wheel replaced it" in tiny.refused("build", "tiny")
+
+
+def test_a_file_outside_the_lock_is_refused(tiny: TestCheckout) -> None:
+    steps = tiny.root / "docker" / "steps" / "unpack.py"
+    tiny.edit(
+        steps, "    tree.compile_python(out, [site])", "    (site / 'extra.py').touch()\n    tree.compile_python(out, [site])"
+    )
+    assert "site-packages/extra.py: of no artefact of the lock" in tiny.refused("build", "tiny")
+
+
+def test_a_place_that_holds_other_things_is_kept(tiny: TestCheckout, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "thesis").touch()
+    assert "holds other things than an image" in tiny.refused("build", "tiny", "--output", f"oci:{kept}")
+    assert [path.name for path in kept.iterdir()] == ["thesis"]
+    assert "it is oci:DIR, docker or push:REF" in tiny.refused("build", "tiny", "--output", "tar")
+
+
+def test_no_engine_is_one_line(tiny: TestCheckout, tmp_path: Path) -> None:
+    refused = tiny.refused("build", "tiny", DOCKER_HOST=f"unix://{tmp_path}/nothing.sock")
+    assert "the engine does not answer; start it, or set DOCKER_HOST" in refused

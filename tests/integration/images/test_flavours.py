@@ -1,0 +1,139 @@
+"""What else a build can be told: the flavour, the base, the builder and where the image goes."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from smokehouse.checkout import Checkout
+from smokehouse.images import base as bases
+from smokehouse.oci.layout import Layout
+from smokehouse.oci.reference import Reference
+from smokehouse.oci.registry import Registry
+
+from ...unit.conftest import TestCheckout
+from ..conftest import STRANGER, built
+from ..debian import unpack
+from ..engine import Engine, started
+from ..real import run
+from ..tiny_images import FOLDER, Contents, Member, image, link
+
+SBOM = "opt/smokehouse/sbom.spdx.json"
+
+
+def pushed(folder: Path, name: str) -> str:
+    """Push the image in the layout `folder` as `name`; by its digest, as an argument of --base."""
+    layout = Layout(folder)
+    found = layout.image()
+    there = Registry(Reference.read(name), push=True)
+    for blob in found.blobs:
+        there.upload(layout.blob(blob.digest), blob)
+    there.put(layout.read(found.descriptor), found.descriptor.media_type)
+    return f"{name}@{found.digest}"
+
+
+def on_debian(checkout: TestCheckout, folder: Path, layer: Contents) -> Path:
+    """A layout of Debian with one more layer."""
+    place = bases.make(Checkout(checkout.root)).context.removeprefix("oci-layout://").partition(":")[0]
+    layout = Layout(Path(place))
+    below = layout.image()
+    image(folder, [*(gzip.decompress(layout.blob(blob.digest).read_bytes()) for blob in below.manifest.layers), layer])
+    return folder
+
+
+def test_compilers_and_the_toolkit_are_in_the_devel_flavour_only(tiny: TestCheckout, engine: Engine, tmp_path: Path) -> None:
+    lock = json.loads(tiny.manifest.read_text())
+    devel = [entry["file"].removesuffix(".conda") for entry in lock["conda"] if entry["category"] == "devel"]
+    assert {"cuda-nvcc", "gxx-tiny"} <= {name.rsplit("-", 2)[0] for name in devel}
+    seen = {}
+    for flavour in ("runtime", "devel"):
+        layout = tmp_path / flavour
+        made = built(tiny, "--flavour", flavour, "--output", f"oci:{layout}")
+        assert made["labels"]["io.smokehouse.flavour"] == flavour
+        seen[flavour] = Layout(layout).image().tree(lambda path: path == SBOM)
+        run(tiny, "verify", f"oci:{layout}")
+    for flavour, tree in seen.items():
+        has = flavour == "devel"
+        assert [f"opt/env/conda-meta/{name}.json" in tree.entries for name in devel] == [has] * len(devel)
+        listed = {entry["packageFileName"] for entry in json.loads(tree.kept[SBOM])["packages"][1:]}
+        assert {f"{name}.conda" in listed for name in devel} == {has}
+    assert {"opt/env/bin/nvcc", "opt/env/bin/gxx-tiny"} <= seen["devel"].entries.keys() - seen["runtime"].entries.keys()
+    name = str(built(tiny, "--flavour", "devel")["place"])
+    assert engine.docker("run", "--rm", *STRANGER, name, "nvcc").stdout == "/opt/env\n"
+    assert "Smokehouse tiny (devel)" in engine.docker("run", "--rm", *STRANGER, name).stdout
+    tags = engine.docker("images", "--format", "{{.Repository}}:{{.Tag}}", "tiny").stdout.split()
+    assert len(tags) == 2
+    assert all(tag.endswith("-devel") for tag in tags)
+    engine.docker("rmi", "--force", *tags)
+
+
+def test_a_base_of_somebody_elses_is_built_on(tiny: TestCheckout, engine: Engine, registry_port: int, tmp_path: Path) -> None:
+    site = on_debian(tiny, tmp_path / "site", {"etc/site": b"theirs\n"})
+    base = pushed(site, f"127.0.0.1:{registry_port}/site/base")
+    name = str(built(tiny, "--base", base)["place"])
+    code = "import alpha; print(alpha.hello(), open('/etc/site').read(), end='')"
+    assert engine.docker("run", "--rm", *STRANGER, name, "python", "-c", code).stdout == "hello theirs\n"
+    verdict = json.loads(run(tiny, "verify", f"docker:{name}", "--json").stdout)
+    assert verdict["base"] == f"{base}, trusted by its digest"
+    listed = json.loads(engine.docker("run", "--rm", *STRANGER, name, "cat", f"/{SBOM}").stdout)["packages"][1:]
+    names = {entry["packageFileName"].rpartition(".")[2] for entry in listed}
+    assert names == {"conda", "whl"}
+    labels = json.loads(engine.docker("image", "inspect", "--format", "{{json .Config.Labels}}", name).stdout)
+    assert "@".join(labels[f"org.opencontainers.image.base.{part}"] for part in ("name", "digest")) == base
+    assert json.loads(run(tiny, "verify", f"docker:{name}", "--rebuild", "--json").stdout)["rebuilt"] == "the same digest"
+    engine.docker("rmi", "--force", *engine.docker("images", "--format", "{{.Repository}}:{{.Tag}}", "tiny").stdout.split())
+
+
+@pytest.mark.parametrize("lacks", ["shell", "glibc"])
+def test_a_base_that_nothing_runs_on_is_refused(
+    tiny: TestCheckout, programs: Path, registry_port: int, tmp_path: Path, lacks: str
+) -> None:
+    layer: dict[str, Member | bytes] = {"etc/site": b"theirs\n"}
+    if lacks == "glibc":
+        shell = unpack(("busybox-static/bookworm",), programs / "busybox").parent / "bin" / "busybox"
+        layer |= {"bin": FOLDER, "bin/busybox": Member(shell.read_bytes(), 0o755)}
+        layer |= {f"bin/{name}": link("busybox") for name in ("sh", "mkdir", "tar")}
+    image(tmp_path / "base", [layer])
+    base = pushed(tmp_path / "base", f"127.0.0.1:{registry_port}/{lacks}")
+    said = f"tiny cannot be built: the base has no {lacks}; name one that has a shell, tar and glibc, such as Debian"
+    assert tiny.refused("build", "tiny", "--base", base) == f"smokehouse: {said}"
+
+
+def test_any_builder_makes_the_same_image(tiny: TestCheckout, engine: Engine, programs: Path, tmp_path: Path) -> None:
+    here = built(tiny, "--output", f"oci:{tmp_path / 'here'}")
+    with started(programs / "engine") as other:
+        engine.docker("context", "create", "elsewhere", "--docker", f"host={other.environ['DOCKER_HOST']}")
+        try:
+            there = built(tiny, "--builder", "elsewhere", "--output", f"oci:{tmp_path / 'there'}")
+            assert there["digest"] == here["digest"]
+            # What another engine built is then in this one.
+            brought = built(tiny, "--builder", "elsewhere")
+            assert brought["digest"] == here["digest"]
+            assert other.docker("images", "--quiet").stdout == ""
+            said = engine.docker("run", "--rm", *STRANGER, brought["place"], "alpha").stdout
+            assert said == "hello\n"
+            tags = engine.docker("images", "--format", "{{.Repository}}:{{.Tag}}", "tiny").stdout.split()
+            assert len(tags) == 2
+            engine.docker("rmi", "--force", *tags)
+        finally:
+            engine.docker("context", "rm", "--force", "elsewhere")
+    assert "elsewhere" in tiny.refused("build", "tiny", "--builder", "elsewhere")
+
+
+def test_ops_that_nothing_compiles_are_refused(tiny: TestCheckout) -> None:
+    refused = tiny.refused("build", "tiny", "--ops", "aot")
+    assert "--ops aot: it takes deepspeed as source and cuda-cuobjdump and cuda-nvcc in [conda] devel" in refused
+
+
+@pytest.mark.parametrize("compression", ["zstd", "gzip"])
+def test_what_is_pushed_has_the_digest_that_is_printed(tiny: TestCheckout, registry_port: int, compression: str) -> None:
+    name = f"127.0.0.1:{registry_port}/tiny/{compression}:now"
+    made = built(tiny, "--output", f"push:{name}", "--compression", compression)
+    assert made["place"] == f"{name}@{made['digest']}"
+    found = Registry(Reference.read(name)).manifest("now")
+    assert found
+    assert found[1].digest == made["digest"]
+    kinds = {layer["mediaType"] for layer in json.loads(found[0])["layers"]}
+    assert kinds == {f"application/vnd.oci.image.layer.v1.tar+{compression}"}
+    run(tiny, "verify", f"{name}@{made['digest']}")

@@ -1,0 +1,196 @@
+"""An image is published whole, with what was seen of it, or no tag names it; a second call completes a broken one."""
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smokehouse.oci.layout import Layout
+from smokehouse.oci.reference import Reference
+from smokehouse.oci.registry import Registry
+from smokehouse.proofs.attestation import ENVELOPE
+from smokehouse.proofs.publish import SBOM
+
+from .. import registries, reports
+from ..conftest import Made
+from ..real import run
+from ..registries import Proxy
+from .test_verify import verified
+
+
+class Publisher:
+    """Publishes the image of tiny, built before, to a repository of its own, with a report that was never run."""
+
+    def __init__(self, made: Made, proxy: Proxy, keys: Path, folder: Path, repository: str) -> None:
+        self.made, self.proxy, self.keys = made, proxy, keys
+        self.digest = Layout(made.layout).image().digest
+        self.report = folder / "report.json"
+        self.report.write_text(json.dumps(reports.report(self.digest, made.lock)))
+        self.where = f"{proxy.host}/{repository}"
+        self.tag = f"cu124-torchnone-{made.lock[:12]}"
+        self.tags = [self.tag, f"20250315-{made.lock[:12]}"]
+
+    def __call__(self, *options: str, code: int = 0) -> str:
+        """Publish; return what was said: the last line of the complaint, or the tags."""
+        given = ["--image", str(self.made.layout), "--report", str(self.report), "--key", str(self.keys / "ours.key")]
+        ended = run(self.made.checkout, "publish", "tiny", self.where, *given, *options, code=code)
+        if code == 2:
+            lines = [line for line in ended.stderr.splitlines() if not re.match(r"smokehouse: (verifying|bundl)", line)]
+            assert len(lines) == 1, ended.stderr
+            return lines[0]
+        return ended.stdout
+
+    def there(self) -> list[str]:
+        """Which of the tags are in the registry."""
+        registry = Registry(Reference.read(self.where))
+        return [tag for tag in self.tags if registry.manifest(tag)]
+
+    def sent(self) -> list[str]:
+        """Every request that writes."""
+        return self.proxy.requests(r"^(POST|PUT|PATCH) ")
+
+
+@pytest.fixture
+def publisher(
+    made: Made,
+    registry: Proxy,
+    keys: Path,
+    cosign: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> Publisher:
+    """For a repository of the test's own."""
+    monkeypatch.setitem(made.checkout.environ, "PATH", f"{cosign}:{made.checkout.environ['PATH']}")
+    monkeypatch.setitem(made.checkout.environ, "COSIGN_PASSWORD", "a password")
+    name = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")
+    return Publisher(made, registry, keys, tmp_path, f"checkout/{name}")
+
+
+def test_what_is_published_is_verified_by_whoever_has_the_key(publisher: Publisher) -> None:
+    assert publisher().split() == [f"{publisher.where}:{tag}" for tag in publisher.tags]
+    assert publisher.there() == publisher.tags
+    key = str(publisher.keys / "ours.pub")
+    verdict = verified(publisher.made.checkout, f"{publisher.where}:{publisher.tag}", "--key", key)
+    assert verdict["passed"]
+    assert verdict["digest"] == publisher.digest
+    assert verdict["report"] == json.loads(publisher.report.read_text())
+    assert verdict["proof"].startswith("2 checks and 1 controls passed under ZeRO-2, ZeRO-3 ")
+    said = run(publisher.made.checkout, "verify", f"{publisher.where}@{publisher.digest}").stdout
+    assert "proven   not checked: 1 signed statements are attached; say whose to believe, with --key FILE" in said
+    other = str(publisher.keys / "other.pub")
+    refused = run(publisher.made.checkout, "verify", f"{publisher.where}:{publisher.tag}", "--key", other, code=2).stderr
+    assert f"{publisher.digest}: its statement is not signed by the key {other}" in refused
+    attached = Registry(Reference.read(publisher.where)).referrers(publisher.digest)
+    assert [entry.artifact_type for entry in attached] == [SBOM, ENVELOPE]
+    # The tags go last, the one by stack and lock after the date; none is ever `latest`.
+    written = [line for line in publisher.sent() if "/manifests/" in line]
+    assert [line.rpartition("/")[2] for line in written[-2:]] == publisher.tags[::-1]
+    listed = Registry(Reference.read(publisher.where))
+    assert listed.manifest("latest") is None
+
+
+@pytest.mark.parametrize(
+    ("fault", "pattern", "said"),
+    [
+        (
+            "cut_up",
+            r"PUT .*/blobs/uploads/",
+            r"the connection was lost while sha256:[0-9a-f]{64} was sent \(.*\); run it again",
+        ),
+        ("answers", r"PUT .*/blobs/uploads/", r"PUT sha256:[0-9a-f]{64}: answers 500 Internal Server Error; run it again"),
+        ("answers", r"PUT .*/manifests/sha256:", r"PUT sha256:[0-9a-f]{64}: answers 500 Internal Server Error; run it again"),
+        ("answers", r"PUT .*/manifests/sha256-", r"PUT sha256:[0-9a-f]{64}: answers 500 Internal Server Error; run it again"),
+        ("answers", r"PUT .*/manifests/20250315", r"PUT sha256:[0-9a-f]{64}: answers 500 Internal Server Error; run it again"),
+        ("answers", r"POST ", r"POST blobs/uploads/: answers 500 Internal Server Error; run it again"),
+    ],
+    ids=["cut in a layer", "refused layer", "refused manifest", "refused list of referrers", "refused tag", "refused upload"],
+)
+def test_a_broken_push_leaves_no_tag_and_a_second_call_completes(
+    publisher: Publisher, fault: str, pattern: str, said: str
+) -> None:
+    faults: dict[str, Any] = getattr(publisher.proxy.faults, fault)
+    faults[pattern] = 1000 if fault == "cut_up" else (500, {})
+    line = publisher(code=2)
+    assert re.search(f"^smokehouse: {re.escape(publisher.proxy.host)}: {said}, it goes on where it stopped$", line), line
+    assert not faults
+    assert publisher.there() == []
+    publisher()
+    assert publisher.there() == publisher.tags
+    attached = Registry(Reference.read(publisher.where)).referrers(publisher.digest)
+    assert [entry.artifact_type for entry in attached] == [SBOM, ENVELOPE]
+    before = len(publisher.proxy.asked)
+    publisher()
+    again = [line for line, _ in publisher.proxy.asked[before:] if line.startswith("POST")]
+    assert len(again) == 1  # a statement signed anew; no layer is sent twice
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"image": f"sha256:{'0' * 64}"}, "of the image sha256:0"),
+        ({"verdict": "failed", "failure": "rank 1 died"}, "failed (rank 1 died)"),
+        ({"image": None}, "names no image"),
+        ({"world_size": 0}, "world_size: 0 is less than the minimum of 1"),
+        (None, "there is no report of this image"),
+    ],
+    ids=["another image", "failed", "no image", "schema", "missing"],
+)
+def test_an_image_without_a_good_report_is_not_published(
+    publisher: Publisher, changes: dict[str, Any] | None, said: str
+) -> None:
+    if changes is None:
+        publisher.report.unlink()
+    else:
+        publisher.report.write_text(json.dumps(reports.report(publisher.digest, publisher.made.lock, **changes)))
+    assert said in publisher(code=2)
+    assert publisher.sent() == []
+
+
+def test_a_tag_does_not_move_unless_it_is_told_to(publisher: Publisher) -> None:
+    there = Registry(Reference.read(publisher.where), push=True)
+    other = b'{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}'
+    there.put(other, "application/vnd.oci.image.index.v1+json", publisher.tag)
+    publisher.proxy.asked.clear()
+    assert f"{publisher.where}:{publisher.tag}: is sha256:" in publisher(code=2)
+    assert publisher.sent() == []
+    publisher("--move")
+    found = there.manifest(publisher.tag)
+    assert found
+    assert found[1].digest == publisher.digest
+    assert (
+        "publish gives the tags" in run(publisher.made.checkout, "publish", "tiny", f"{publisher.where}:latest", code=2).stderr
+    )
+
+
+@pytest.fixture
+def small(full_disk: Path, programs: Path, tmp_path: Path) -> Iterator[str]:
+    """The address of a registry whose disk has 16 MiB."""
+    with registries.started(programs / "registry", full_disk / "store", tmp_path / "small") as port:
+        yield f"127.0.0.1:{port}"
+
+
+def test_a_full_disk_of_the_registry_is_named(publisher: Publisher, small: str, full_disk: Path) -> None:
+    publisher.where = f"{small}/checkout/full"
+    line = publisher(code=2)
+    assert re.search(r"the registry's disk is full, at sha256:[0-9a-f]{64}; make room there, then run it again", line), line
+    assert publisher.there() == []
+    subprocess.run(["mount", "-o", "remount,size=1g", str(full_disk)], check=True, timeout=10)
+    publisher()
+    assert publisher.there() == publisher.tags
+
+
+def test_a_pull_from_a_broken_network_is_named_and_a_second_call_completes(publisher: Publisher) -> None:
+    publisher()
+    layer = Layout(publisher.made.layout).image().manifest.layers[0]
+    reference = f"{publisher.where}@{publisher.digest}"
+    publisher.proxy.faults.lies.add(f"/blobs/{layer.digest}")
+    said = run(publisher.made.checkout, "verify", reference, code=2).stderr
+    assert f"{layer.digest[7:]}: {publisher.proxy.host} serves another file than the lock names" in said
+    publisher.proxy.faults.lies.clear()
+    publisher.proxy.faults.cut_down[f"GET .*/blobs/{layer.digest}"] = 1_000_000
+    assert verified(publisher.made.checkout, reference)["passed"]

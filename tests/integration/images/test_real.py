@@ -1,0 +1,188 @@
+"""The image of qwen2.5-vl with the real pip half: published, verified, pulled into another engine and proven there."""
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from smokehouse.oci.reference import Reference
+from smokehouse.oci.registry import Registry
+
+from ...unit.channel import copy
+from ...unit.conftest import TestCheckout
+from .. import toolkit
+from ..conftest import STRANGER, key_pair
+from ..engine import Engine, started
+from ..real import NAME, furnish, locked_bytes, run
+from .test_ops import CPU, FUSED
+
+MOST = 0.90  # of the sizes of what is locked
+SITE = "/opt/env/lib/python3.11/site-packages"
+
+# Where no GPU is, deepspeed takes its ops for CUDA only where it is told to, and triton has no driver to look at.
+LOADED = f"""
+import os, sys, torch
+sys.modules["triton"] = None
+os.environ["DS_ACCELERATOR"] = "cuda"
+from deepspeed.git_version_info import installed_ops
+from deepspeed.ops.adam import DeepSpeedCPUAdam
+from deepspeed.ops.op_builder import CPUAdamBuilder, FusedAdamBuilder
+assert [name for name, there in installed_ops.items() if there] == ["fused_adam", "cpu_adam"], installed_ops
+assert FusedAdamBuilder().load().__file__ == "{SITE}/{FUSED}"
+assert FusedAdamBuilder().load().multi_tensor_adam
+assert CPUAdamBuilder().load().__file__ == "{SITE}/{CPU}"
+torch.manual_seed(0)
+start = torch.randn(10007)
+ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+options = dict(lr=1e-2, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.1)
+optimizers = DeepSpeedCPUAdam([ours], **options), torch.optim.AdamW([theirs], **options)
+for _ in range(3):
+    ours.grad = torch.randn(10007)
+    theirs.grad = ours.grad.clone()
+    for optimizer in optimizers:
+        optimizer.step()
+torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+assert not torch.allclose(ours, start, atol=1e-3)
+"""
+
+
+@dataclass(frozen=True)
+class Real:
+    """The image, published by one command and built nowhere else, and the key that its statement is checked with."""
+
+    checkout: TestCheckout
+    engine: Engine
+    repository: str
+    tags: list[str]
+    digest: str
+    key: Path
+
+    @property
+    def reference(self) -> str:
+        """The image by its digest."""
+        return f"{self.repository}@{self.digest}"
+
+
+def environment_of(engine: Engine, *programs: str) -> dict[str, str]:
+    """The environment of a user of `engine` who has `programs` too, and whose keys have a password."""
+    path = ":".join([*programs, engine.environ["PATH"]])
+    return {**engine.environ, "PATH": path, "COSIGN_PASSWORD": "a password"}
+
+
+def forget(engine: Engine) -> None:
+    """Take the image out of the engine, with all that was built for it."""
+    label = f"label=io.smokehouse.environment={NAME}"
+    listed = engine.docker("images", "--format", "{{.ID}}", "--filter", label).stdout.split()
+    if listed:  # not where the build itself failed
+        engine.docker("rmi", "--force", *{*listed})
+    if engine.store:
+        engine.docker("builder", "prune", "--all", "--force")
+
+
+@pytest.fixture(scope="module")
+def real(
+    root: Path,
+    engine: Engine,
+    mmdebstrap: str,
+    cosign: Path,
+    packages: Path,
+    programs: Path,
+    registry_port: int,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Real]:
+    """Locked, then built with a real toolkit, proven inside, verified, signed and pushed by `publish`; then forgotten."""
+    place = tmp_path_factory.mktemp("real")
+    environ = environment_of(engine, mmdebstrap, str(cosign))
+    channel = copy(packages, place / "channel")
+    toolkit.fill(channel, programs)
+    checkout = furnish(place / "checkout", root, channel.folder, environ)
+    key_pair(place, environ, "ours")
+    repository = f"127.0.0.1:{registry_port}/checkout/{NAME}"
+    try:
+        published = run(checkout, "publish", NAME, repository, "--key", str(place / "ours.key"))
+    finally:
+        forget(engine)
+    tags = [line.removeprefix(f"{repository}:") for line in published.stdout.split()]
+    there = Registry(Reference.read(repository)).manifest(tags[0])
+    assert there
+    yield Real(checkout, engine, repository, tags, there[1].digest, place / "ours.pub")
+    shutil.rmtree(checkout.root / "build")
+
+
+def test_it_is_what_the_lock_builds_and_says_what_was_proven(real: Real) -> None:
+    """As whoever has the checkout and the public key sees it, from the registry alone."""
+    verdict = json.loads(run(real.checkout, "verify", real.reference, "--key", str(real.key), "--json").stdout)
+    assert verdict["passed"]
+    assert verdict["differences"] == []
+    lock = (real.checkout.root / "lockfiles" / NAME / "lock.json").read_bytes()
+    report = verdict["report"]
+    assert (report["verdict"], report["image"]) == ("passed", real.digest)
+    assert report["versions"]["deepspeed_ops_ahead_of_time"] == "cpu_adam, fused_adam"
+    assert report["lock"]["lock.json"] == hashlib.sha256(lock).hexdigest()
+    assert {"load", "weights", "train", "resume"} <= {check["name"] for check in report["checks"]}
+    # DeepSpeed alone is built from source; what is not compiled is compared.
+    assert {f"{SITE[1:]}/{library}" for library in (FUSED, CPU)} <= {*verdict["uncompared"]}
+    assert not [path for path in verdict["uncompared"] if path.endswith("/builder.py")]
+
+
+def test_it_is_smaller_than_what_it_is_made_of(real: Real) -> None:
+    there = Registry(Reference.read(real.reference)).manifest(real.digest)
+    assert there
+    packed = sum(layer["size"] for layer in json.loads(there[0])["layers"])
+    locked = locked_bytes(real.checkout)
+    print(f"{packed} bytes packed, {locked} bytes locked, {packed / locked:.3f}")
+    assert packed <= MOST * locked
+
+
+@pytest.fixture(scope="module")
+def pulled(real: Real, programs: Path) -> Iterator[Engine]:
+    """An engine with empty stores that pulled the image by its digest: that of another machine."""
+    with started(programs / "engine") as other:
+        other.docker("pull", "--quiet", real.reference)
+        yield other
+
+
+def test_pulled_elsewhere_it_passes_its_whole_smoke_test(real: Real, pulled: Engine) -> None:
+    """With no network, no name for the user and nothing to write to but /tmp, as `smoke --image` starts it."""
+    checkout = TestCheckout(real.checkout.root, real.checkout.environ | {"DOCKER_HOST": pulled.environ["DOCKER_HOST"]})
+    assert "PASSED" in run(checkout, "smoke", "--image", real.reference).stdout
+    report = json.loads((checkout.root / "build" / "smoke" / f"{NAME}-image" / "report.json").read_text())
+    assert (report["verdict"], report["image"]) == ("passed", real.digest)
+    assert "--nonsense" in run(checkout, "smoke", "--image", real.reference, "--nonsense", code=2).stderr
+
+
+def test_the_stack_is_there_without_the_entrypoint_and_the_driver_is_not(real: Real, pulled: Engine) -> None:
+    code = "import sys, torch, transformers; print(torch.__file__); assert 'smokehouse' not in sys.modules"
+    said = pulled.docker("run", "--rm", *STRANGER, "--entrypoint", "", real.reference, "python", "-c", code).stdout
+    assert "/opt/env/lib/python3.11/site-packages/torch/__init__.py" in said
+    driver = pulled.docker(
+        "run", "--rm", *STRANGER, real.reference, "sh", "-c", "ldconfig -p | grep -c libcuda.so", check=False
+    )
+    assert driver.stdout == "0\n"
+
+
+def test_ops_are_there_for_whoever_has_no_compiler(real: Real, pulled: Engine) -> None:
+    """And compute what torch computes."""
+    pulled.docker("run", "--rm", *STRANGER, real.reference, "python", "-c", LOADED)
+    # Debian's gcc is there for triton, which is C: no op can be made of that.
+    compilers = "for name in nvcc g++ c++ cuobjdump x86_64-conda-linux-gnu-gcc; do command -v $name; done"
+    assert pulled.docker("run", "--rm", *STRANGER, real.reference, "sh", "-c", compilers, check=False).stdout == ""
+    said = pulled.docker("run", "--rm", *STRANGER, real.reference).stdout
+    assert "DeepSpeed's fused_adam and cpu_adam are compiled, for sm_80, sm_90 and x86-64-v3" in said
+
+
+def test_the_op_for_gpus_is_for_those_that_the_image_names(real: Real, pulled: Engine, programs: Path, tmp_path: Path) -> None:
+    made = pulled.docker("create", real.reference).stdout.strip()
+    pulled.docker("cp", f"{made}:{SITE}/{FUSED}", str(tmp_path / "fused.so"))
+    pulled.docker("rm", made)
+    command = [toolkit.unpacked(programs) / "bin" / "cuobjdump", "--list-elf", tmp_path / "fused.so"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert set(re.findall(r"\.(sm_\d+)\.cubin", listed)) == {"sm_80", "sm_90"}
+    # No trace of the process that compiled it, by which two builds would differ.
+    assert b"tmpxft_" not in (tmp_path / "fused.so").read_bytes()

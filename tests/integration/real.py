@@ -1,0 +1,67 @@
+"""Environments with their real pip half, on a conda half of the tests' own channel."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..unit.conftest import TestCheckout
+
+NAME = "qwen2.5-vl"
+
+
+def furnish(
+    place: Path,
+    root: Path,
+    channel: Path,
+    environ: dict[str, str],
+    *,
+    names: Sequence[str] = (NAME,),
+    shared: Sequence[str] = ("base", "bundles"),
+) -> TestCheckout:
+    """Make `place` a checkout whose environments `names` are locked against `channel` and the machine's own package index.
+
+    What is `shared` of build/ is that of the checkout at `root`, so that a second run downloads nothing.
+    """
+    unwanted = ("__pycache__", ".*")
+    for folder in ("docker", "smoke_tests", "environments"):
+        shutil.copytree(root / folder, place / folder, ignore=shutil.ignore_patterns(*unwanted))
+    shutil.copy(root / "pyproject.toml", place)
+    for folder in shared:
+        (root / "build" / folder).mkdir(parents=True, exist_ok=True)
+        (place / "build").mkdir(exist_ok=True)
+        (place / "build" / folder).symlink_to(root / "build" / folder)
+    environ = {name: text for name, text in environ.items() if not name.startswith("PYTHON")}
+    environ |= {"PYTHONPATH": str(root / "src"), "SMOKEHOUSE_CHANNEL": str(channel)}
+    checkout = TestCheckout(place, environ)
+    for name in names:
+        folder = place / "environments" / name
+        written = folder / "environment.yml"
+        head, _, pip = written.read_text().partition("dependencies:\n")
+        written.write_text(f"{head}dependencies:\n  - python=3.11\n  - cuda-nvcc=12.4\n  - pip:{pip.partition('- pip:')[2]}")
+        stack = folder / "stack.toml"
+        devel = re.compile(r"^devel = \[.*?^\]", flags=re.MULTILINE | re.DOTALL)
+        stack.write_text(devel.sub('devel = ["cuda-nvcc"]', stack.read_text()))
+        run(checkout, "lock", name)
+        pins = Path("lockfiles", name, "requirements.txt")
+        assert (place / pins).read_bytes() == (root / pins).read_bytes()  # the pip half is the real one
+    return checkout
+
+
+def locked_bytes(checkout: TestCheckout) -> int:
+    """The sizes of all that the image is made of, as it is fetched."""
+    lock = json.loads((checkout.root / "lockfiles" / NAME / "lock.json").read_text())
+    inside = [entry for entry in lock["conda"] if entry["category"] == "main"] + lock["pip"]
+    base = [line.split() for line in (checkout.root / "docker" / "base.lock").read_text().splitlines() if line[0] != "#"]
+    return sum(entry["size"] for entry in inside) + sum(int(size) for _, _, _, size, _ in base)
+
+
+def run(checkout: TestCheckout, *arguments: str, timeout: float = 1500, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run the command line, which must end with `code`; images take longer than what else the tests run."""
+    command = [sys.executable, "-m", "smokehouse", *arguments]
+    ended = subprocess.run(command, cwd=checkout.root, env=checkout.environ, capture_output=True, text=True, timeout=timeout)
+    assert ended.returncode == code, ended.stdout + ended.stderr
+    return ended

@@ -1,0 +1,350 @@
+"""Who may read and write in a registry is asked as docker login left it, and a password goes to nobody else."""
+
+import json
+import socket
+import subprocess
+import time
+from base64 import b64encode
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from smokehouse.errors import UserError
+from smokehouse.oci import registry as ours
+from smokehouse.oci.layout import Layout
+from smokehouse.oci.model import MANIFEST
+from smokehouse.oci.reference import Reference
+from smokehouse.oci.registry import Registry
+
+from .. import registries
+from ..registries import BIG, Answer, Asked, Server, Tokens, certificate, pushed
+from ..tiny_images import image
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """A registry that gives nothing without a token, and who gives them."""
+
+    host: str
+    tokens: Tokens
+
+
+@pytest.fixture(scope="module")
+def running(programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    folder = tmp_path_factory.mktemp("guarded")
+    with (
+        Tokens(folder) as tokens,
+        registries.started(programs / "registry", folder / "store", folder / "registry", tokens.auth) as port,
+    ):
+        yield Guarded(f"127.0.0.1:{port}", tokens)
+
+
+@pytest.fixture
+def guarded(running: Guarded) -> Guarded:
+    tokens = running.tokens
+    tokens.asked.clear()
+    tokens.users, tokens.identities = {"ann": "pass:word"}, {}
+    tokens.good = tokens.stated = 300.0
+    return running
+
+
+@pytest.fixture(autouse=True)
+def _nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs the tests is logged in nowhere."""
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+
+
+def configure(tmp_path: Path, **config: object) -> Path:
+    """Write docker's configuration."""
+    place = tmp_path / "docker" / "config.json"
+    place.parent.mkdir(exist_ok=True)
+    place.write_text(json.dumps(config))
+    return place
+
+
+def login(tmp_path: Path, host: str, user: str = "ann", password: str = "pass:word") -> None:
+    """Leave what docker login leaves where there is no helper."""
+    configure(tmp_path, auths={host: {"auth": b64encode(f"{user}:{password}".encode()).decode()}})
+
+
+def helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> str:
+    """Put a credential helper on the path and return its name."""
+    place = tmp_path / "bin" / "docker-credential-tests"
+    place.parent.mkdir(exist_ok=True)
+    place.write_text(f"#!/bin/sh\n{text}\n")
+    place.chmod(0o755)
+    monkeypatch.setenv("PATH", str(place.parent), prepend=":")
+    return "tests"
+
+
+def pulled(host: str, name: str, folder: Path) -> str:
+    """Pull what was pushed; its digest."""
+    return Registry(Reference.read(f"{host}/{name}:tag")).pull(Layout(folder)).digest
+
+
+def test_who_is_logged_in_pushes_and_anyone_pulls_by_tokens_for_no_more(guarded: Guarded, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"{guarded.host}: POST blobs/uploads/: answers 401 .*docker login {guarded.host}$"):
+        pushed(guarded.host, tmp_path / "a", "to/ken")
+    login(tmp_path, guarded.host)
+    guarded.tokens.asked.clear()
+    _, made = pushed(guarded.host, tmp_path / "a", "to/ken")
+    [asked] = guarded.tokens.asked
+    assert asked.said == {"service": "tests", "scope": "repository:to/ken:pull,push"}
+    assert pulled(guarded.host, "to/ken", tmp_path / "b") == made.digest
+    configure(tmp_path)
+    assert pulled(guarded.host, "to/ken", tmp_path / "c") == made.digest
+    asked = guarded.tokens.asked[-1]
+    assert asked.said["scope"] == "repository:to/ken:pull"
+    assert "Authorization" not in asked.headers
+
+
+def test_a_wrong_password_is_one_line(guarded: Guarded, tmp_path: Path) -> None:
+    login(tmp_path, guarded.host, password="wrong")
+    with pytest.raises(UserError) as raised:
+        pushed(guarded.host, tmp_path / "a", "wrong/word")
+    assert str(raised.value) == (
+        f"{guarded.host}: {guarded.tokens.host} gives ann no token: answers 401 Unauthorized (wrong user or password); "
+        f"log in: docker login {guarded.host}"
+    )
+
+
+def test_a_token_that_grows_old_is_renewed_before_it_ends(
+    guarded: Guarded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    login(tmp_path, guarded.host)
+    image(tmp_path / "a", [{"big": BIG}, {"small": b"1"}], kind="")
+    layout = Layout(tmp_path / "a")
+    there = Registry(Reference.read(f"{guarded.host}/short/lived"), push=True)
+    refused = []
+    monkeypatch.setattr(there._session, "hooks", {"response": [lambda answer, **_: refused.append(answer.status_code == 401)]})
+    guarded.tokens.good = guarded.tokens.stated = 2.0
+    for blob in layout.image().blobs:
+        there.upload(layout.blob(blob.digest), blob)
+        _wait_for_the_end(guarded.tokens)
+    assert sum(refused) == 1  # the first, which says where to ask
+    assert len(guarded.tokens.asked) == 3
+
+
+def test_a_token_that_ends_while_a_layer_is_sent_is_renewed(
+    guarded: Guarded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The registry answers at once and takes no more, with most of the layer still to come."""
+    login(tmp_path, guarded.host)
+    image(tmp_path / "a", [{"large": BIG * 48}], kind="")
+    layout = Layout(tmp_path / "a")
+    [layer] = layout.image().manifest.layers
+    there = Registry(Reference.read(f"{guarded.host}/ends/early"), push=True)
+    guarded.tokens.good = 1.0  # though it is said to be good for 300
+    write = there._write
+
+    def late(*given: object) -> object:
+        _wait_for_the_end(guarded.tokens)
+        guarded.tokens.good = 300.0
+        return write(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(there, "_write", late)
+    there.upload(layout.blob(layer.digest), layer)
+    assert there.has(layer)
+    assert len(guarded.tokens.asked) == 2
+
+
+def _wait_for_the_end(tokens: Tokens) -> None:
+    while time.time() <= tokens.until:
+        time.sleep(0.05)
+
+
+def test_an_identity_token_is_exchanged(guarded: Guarded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    guarded.tokens.identities["id-1"] = "ann"
+    given = '{"ServerURL": "x", "Username": "<token>", "Secret": "id-1"}'
+    configure(tmp_path, credHelpers={guarded.host: helper(tmp_path, monkeypatch, f"cat >/dev/null; echo '{given}'")})
+    pushed(guarded.host, tmp_path / "a", "iden/tity")
+    assert guarded.tokens.asked[0].method == "POST"
+    assert guarded.tokens.asked[0].said["grant_type"] == "refresh_token"
+    configure(tmp_path, auths={guarded.host: {"identitytoken": "id-2"}})
+    with pytest.raises(UserError, match="gives this identity no token: answers 401"):
+        pushed(guarded.host, tmp_path / "a", "iden/tity")
+
+
+def test_a_helper_is_asked_for_its_host(guarded: Guarded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = '{"Username": "ann", "Secret": "pass:word"}'
+    script = f"""
+        [ "$1" = get ] && [ "$(cat)" = {guarded.host} ] && echo '{given}' && exit
+        echo "credentials not found in native keychain"; exit 1"""
+    name = helper(tmp_path, monkeypatch, script)
+    # What a helper keeps is listed with nothing; what an earlier login left there does not count.
+    old = {guarded.host: {"auth": b64encode(b"ann:old").decode()}}
+    for config in ({"credHelpers": {guarded.host: name}}, {"credsStore": name, "auths": {guarded.host: {}}}):
+        configure(tmp_path, **{"auths": old} | config)
+        pushed(guarded.host, tmp_path / "a", f"help/{next(iter(config)).lower()}")
+    configure(tmp_path, credHelpers={"other.example": "nowhere"})
+    with pytest.raises(UserError, match="docker login"):
+        pushed(guarded.host, tmp_path / "a", "help/other")
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        (None, "docker-credential-absent: named in {config} and not here; install it, or take it out there and log in again"),
+        ("cat >/dev/null; echo locked >&2; exit 3", "docker-credential-tests: has no password for {host} (locked); see to it"),
+        ("exit 1", "docker-credential-tests: has no password for {host} (it gives no reason)"),
+        ("cat >/dev/null; echo '[]'", "docker-credential-tests: answers for {host} with no user and secret in JSON"),
+        ("exec sleep 60", "docker-credential-tests did not end within 1 s and was stopped"),
+    ],
+    ids=["missing", "failing", "silent", "no JSON", "hanging"],
+)
+def test_a_helper_that_does_not_help_is_one_line(
+    guarded: Guarded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, said: str
+) -> None:
+    name = "absent" if script is None else helper(tmp_path, monkeypatch, script)
+    config = configure(tmp_path, credsStore=name)
+    monkeypatch.setattr(ours, "_ASKING", 1.0)
+    with pytest.raises(UserError) as raised:
+        pushed(guarded.host, tmp_path / "a", "no/help")
+    assert str(raised.value).startswith(said.format(config=config, host=guarded.host))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"auths": [1]}', '{"auths": {"HOST": {"auth": "%"}}}', '{"auths": {"HOST": 1}}'])
+def test_a_configuration_that_is_none_is_one_line(guarded: Guarded, tmp_path: Path, text: str) -> None:
+    configure(tmp_path).write_text(text.replace("HOST", guarded.host))
+    with pytest.raises(UserError, match=r"docker/config\.json: cannot be read \(.*\); mend it, or log in again"):
+        pushed(guarded.host, tmp_path / "a", "no/config")
+
+
+def test_a_password_without_tokens(programs: Path, tmp_path: Path) -> None:
+    # docker-registry takes none but bcrypt, which Debian's crypt has.
+    crypt = ["perl", "-e", "print crypt($ARGV[0], '$2b$04$' . 'a' x 22)", "pass:word"]
+    hashed = subprocess.run(crypt, check=True, capture_output=True, text=True, timeout=60).stdout
+    (tmp_path / "users").write_text(f"ann:{hashed}\n")
+    auth = {"htpasswd": {"realm": "tests", "path": str(tmp_path / "users")}}
+    with registries.started(programs / "registry", tmp_path / "store", tmp_path / "registry", auth) as port:
+        host = f"127.0.0.1:{port}"
+        for user in ("", "bob"):
+            if user:
+                login(tmp_path, host, user)
+            with pytest.raises(UserError, match=rf"{host}: HEAD .*: answers 401 Unauthorized.*docker login {host}$"):
+                pushed(host, tmp_path / "a", "ba/sic")
+        login(tmp_path, f"https://{host}/v1/")
+        _, made = pushed(host, tmp_path / "a", "ba/sic")
+        assert pulled(host, "ba/sic", tmp_path / "b") == made.digest
+
+
+@pytest.fixture
+def address(monkeypatch: pytest.MonkeyPatch) -> str:
+    """An address of this machine that is not the loopback's, where registries speak TLS."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
+        way.connect(("192.0.2.1", 9))  # sends nothing
+        found = str(way.getsockname()[0])
+    monkeypatch.setenv("NO_PROXY", found)
+    return found
+
+
+@pytest.fixture
+def pair(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A certificate of that address, which is trusted here."""
+    made = certificate(tmp_path, address)
+    for name in ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE"):
+        monkeypatch.setenv(name, str(tmp_path / "certificate.pem"))
+    return made
+
+
+def nothing(asked: Asked) -> Answer:
+    """Answer with an empty list of manifests, whatever is asked."""
+    return 200, {"Content-Type": MANIFEST}, b"{}"
+
+
+@pytest.mark.parametrize("elsewhere", ["address", "127.0.0.1"])
+def test_a_password_is_not_sent_in_the_clear(address: str, pair: Path, tmp_path: Path, elsewhere: str) -> None:
+    with Server(nothing, address if elsewhere == "address" else elsewhere) as thief:
+
+        def answer(asked: Asked) -> Answer:
+            return 401, {"WWW-Authenticate": f'Bearer realm="http://{thief.host}/token",service="s"'}, b""
+
+        with Server(answer, address, pair) as registry:
+            login(tmp_path, registry.host)
+            with pytest.raises(
+                UserError, match=f"{registry.host}: wants a password to be sent to 'http://{thief.host}/token' in"
+            ):
+                pulled(registry.host, "a/b", tmp_path / "a")
+        assert thief.asked == []
+
+
+def test_a_password_and_a_token_stay_with_the_host_they_are_for(address: str, pair: Path, tmp_path: Path) -> None:
+    """Whoever the registry, or its token server, redirects to gets neither, nor what ~/.netrc has for it."""
+    data = b'{"schemaVersion": 2}'
+    with Server(
+        lambda asked: (200, {"Content-Type": MANIFEST}, b'{"token": "t"}' if asked.path == "/t" else data), address, pair
+    ) as other:
+
+        def answer(asked: Asked) -> Answer:
+            if asked.path == "/token":
+                return 307, {"Location": f"https://{other.host}/t"}, b""
+            if "Authorization" not in asked.headers:
+                return (
+                    401,
+                    {"WWW-Authenticate": f'Basic realm="x", Bearer realm="https://{registry.host}/token",service=s'},
+                    b"",
+                )
+            return 307, {"Location": f"https://{other.host}/there"}, b""
+
+        (tmp_path / "netrc").write_text(f"machine {address} login ann password netrc\n")
+        with Server(answer, address, pair) as registry:
+            login(tmp_path, registry.host)
+            assert Registry(Reference.read(f"{registry.host}/a/b:tag")).manifest("tag")
+            assert [asked.headers.get("Authorization") for asked in registry.asked] == [
+                None,
+                f"Basic {b64encode(b'ann:pass:word').decode()}",
+                "Bearer t",
+            ]
+        assert [asked.path for asked in other.asked] == ["/t", "/there"]
+        assert not any("Authorization" in asked.headers for asked in other.asked)
+
+
+def test_an_identity_token_is_not_redirected(address: str, pair: Path, tmp_path: Path) -> None:
+    with Server(nothing, address, pair) as other:
+
+        def answer(asked: Asked) -> Answer:
+            if asked.path == "/token":
+                return 307, {"Location": f"https://{other.host}/token"}, b""
+            return 401, {"WWW-Authenticate": f'Bearer realm="https://{registry.host}/token"'}, b""
+
+        with Server(answer, address, pair) as registry:
+            configure(tmp_path, auths={registry.host: {"identitytoken": "id-1"}})
+            with pytest.raises(UserError, match="gives this identity no token: answers 307"):
+                pulled(registry.host, "a/b", tmp_path / "a")
+        assert other.asked == []
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [("http://HOST/upload", r"in the clear"), ("https://[/upload", "which is no URL")],
+    ids=["clear", "no URL"],
+)
+def test_a_layer_is_sent_nowhere_in_the_clear(address: str, pair: Path, tmp_path: Path, where: str, said: str) -> None:
+    def answer(asked: Asked) -> Answer:
+        if asked.method == "HEAD":
+            return 404, {}, b""
+        return 202, {"Location": where.replace("HOST", registry.host)}, b""
+
+    with Server(answer, address, pair) as registry:
+        image(tmp_path / "a", [{"small": b"1"}])
+        layout = Layout(tmp_path / "a")
+        blob = layout.image().manifest.config
+        there = Registry(Reference.read(f"{registry.host}/a/b"), push=True)
+        with pytest.raises(UserError, match=f"{registry.host}: wants sha256:[0-9a-f]* to be sent to .* {said}"):
+            there.upload(layout.blob(blob.digest), blob)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"[]", b"{}", b'{"token": 5}', b'{"token": "a\\nb"}', b'{"token": "", "expires_in": "x"}'], ids=repr
+)
+def test_what_is_no_token_is_one_line(tmp_path: Path, body: bytes) -> None:
+    def answer(asked: Asked) -> Answer:
+        if asked.path == "/token":
+            return 200, {}, body
+        return 401, {"WWW-Authenticate": f'Bearer realm="http://{registry.host}/token"'}, b""
+
+    with Server(answer) as registry, pytest.raises(UserError, match=f"{registry.host}: no token from {registry.host} "):
+        pulled(registry.host, "a/b", tmp_path / "a")

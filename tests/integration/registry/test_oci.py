@@ -1,0 +1,230 @@
+"""Images are read as what they are, from layouts and registries, and hostile ones are refused in one line."""
+
+import shutil
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from smokehouse.errors import UserError
+from smokehouse.oci.filesystem import Limits, Tree
+from smokehouse.oci.layout import Layout
+from smokehouse.oci.model import EMPTY, MANIFEST, Manifest, document
+from smokehouse.oci.reference import Reference
+from smokehouse.oci.registry import Registry
+
+from ..registries import BIG, Proxy, pushed
+from ..tiny_images import FOLDER, Contents, Member, image, link, tar
+
+
+def read(folder: Path, limits: Limits | None = None) -> Tree:
+    return Layout(folder).image().tree(lambda path: path.startswith("keep"), Tree(limits or Limits()))
+
+
+def refused(folder: Path, layers: list[Contents | bytes], **more: object) -> str:
+    image(folder, layers, **more)  # type: ignore[arg-type]
+    with pytest.raises(UserError) as raised:
+        read(folder)
+    return str(raised.value)
+
+
+@pytest.mark.parametrize("kind", ["", "gzip", "zstd"])
+def test_layers_lie_on_each_other(tmp_path: Path, kind: str) -> None:
+    long = "d/" + "n" * 150
+    bottom: Contents = {
+        "./a": b"1",
+        "d": FOLDER,
+        "d/x": b"x",
+        "d/y": b"y",
+        "o": FOLDER,
+        "o/old": b"",
+        "keep": b"kept",
+        long: b"l",
+        "f": FOLDER,
+        "f/inner": b"",
+    }
+    top: Contents = {
+        "a": b"2",
+        "d/.wh.x": b"",
+        "o/.wh..wh..opq": b"",
+        "o/new": b"n",
+        "h": Member(type=tarfile.LNKTYPE, target="a"),
+        "s": link("../../anywhere"),
+        "f": b"now a file",
+    }
+    image(tmp_path, [bottom, top], kind=kind)
+    tree = read(tmp_path)
+    assert {path for path, entry in tree.entries.items() if entry.kind == "file"} == {
+        "a",
+        "d/y",
+        "o/new",
+        "keep",
+        long,
+        "h",
+        "f",
+    }
+    assert tree.entries["a"].sha256 == tree.entries["h"].sha256
+    assert tree.entries["a"].layer == 1
+    assert tree.entries["s"].target == "../../anywhere"
+    assert tree.kept == {"keep": b"kept"}
+
+
+@pytest.mark.parametrize(
+    ("contents", "said"),
+    [
+        ([("a/../../etc/passwd", b"")], "the path 'a/../../etc/passwd' leads out of the image"),
+        ([("dev/null", Member(type=tarfile.CHRTYPE, mode=0o666))], "dev/null is a device, a pipe or a sparse file"),
+        ([("pipe", Member(type=tarfile.FIFOTYPE))], "pipe is a device, a pipe or a sparse file"),
+        ([("d", link("/etc")), ("d/passwd", b"")], "d/passwd lies below d, which is a link"),
+        ([("d", b""), ("d/e/f", b"")], "d/e/f lies below d, which is a file"),
+        ([("h", Member(type=tarfile.LNKTYPE, target="nowhere"))], "h is a hard link to nowhere, which is no file"),
+        ([("h", Member(type=tarfile.LNKTYPE, target="../etc/shadow"))], "the path '../etc/shadow' leads out of the image"),
+        ([(".wh...", b"")], ".wh... hides no file"),
+    ],
+    ids=["outside", "device", "pipe", "through a link", "below a file", "hard link", "hard link outside", "whiteout"],
+)
+def test_a_hostile_layer_is_refused(tmp_path: Path, contents: Contents, said: str) -> None:
+    message = refused(tmp_path, [contents])
+    assert message.startswith("layer 1 (sha256:")
+    assert said in message
+    assert "do not trust" in message
+
+
+def test_a_bomb_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    image(tmp_path, [{"zeros": bytes(64 << 20)}])
+    with pytest.raises(UserError, match="unpacks to more than this image may have"):
+        read(tmp_path, Limits(unpacked=8 << 20))
+    image(tmp_path, [{f"f{number}": b"" for number in range(101)}])
+    with pytest.raises(UserError, match="more than 100 entries"):
+        read(tmp_path, Limits(entries=100))
+    comment = "x" * (2_000_000 - len("2000000 comment=\n"))
+    assert "a header of 2000000 bytes" in refused(tmp_path, [{"f": Member(headers={"comment": comment})}])
+
+
+def test_nothing_hides_behind_the_end(tmp_path: Path) -> None:
+    hidden = tar({"a": b"1"}) + tar({"hidden": b"2"})
+    assert "goes on after its end" in refused(tmp_path, [hidden])
+    damaged = bytearray(tar([("a", b"1"), ("b", b"2")]))
+    damaged[1024 + 148] ^= 1  # the checksum of the second header
+    assert "has a damaged header" in refused(tmp_path, [bytes(damaged)])
+
+
+def test_damage_is_named(tmp_path: Path) -> None:
+    assert "unpacks to something else" in refused(tmp_path / "a", [{"a": b""}], diff_ids=[f"sha256:{'0' * 64}"])
+    assert "another number of layers" in refused(tmp_path / "b", [{"a": b""}], diff_ids=[f"sha256:{'0' * 64}"] * 2)
+    assert "the layer is damaged" in refused(tmp_path / "c", [tar({"a": BIG})[:2000]])
+    layout = Layout(tmp_path / "d")
+    image(layout.folder, [{"a": b""}])
+    [layer] = layout.image().manifest.layers
+    layout.blob(layer.digest).write_bytes(b"other")
+    with pytest.raises(UserError, match=rf"{layer.digest.removeprefix('sha256:')}: not what its digest says"):
+        read(layout.folder)
+    layout.blob(layer.digest).unlink()
+    with pytest.raises(UserError, match=rf"the blob {layer.digest} is not there"):
+        read(layout.folder)
+    for text, said in (("[]", "index.json: the document"), ("{", "index.json: the document"), ("", "index.json: the document")):
+        (layout.folder / "index.json").write_text(text)
+        with pytest.raises(UserError, match=said):
+            layout.image()
+    shutil.rmtree(layout.folder)
+    with pytest.raises(UserError, match=r"no OCI layout, there is no index\.json"):
+        layout.image()
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("ghcr.io/owner/name:tag", "ghcr.io/owner/name:tag"),
+        ("127.0.0.1:5000/a/b:t", "127.0.0.1:5000/a/b:t"),
+        ("localhost/a", "localhost/a"),
+        ("debian:12", "docker.io/library/debian:12"),
+        ("owner/name", "docker.io/owner/name"),
+        (f"ghcr.io/a/b@sha256:{'a' * 64}", f"ghcr.io/a/b@sha256:{'a' * 64}"),
+    ],
+)
+def test_references_are_read_as_docker_reads_them(text: str, name: str) -> None:
+    assert str(Reference.read(text)) == name
+
+
+@pytest.mark.parametrize(
+    "text", ["", "UPPER/case", "a b", "ghcr.io/", "ghcr.io/a:", "ghcr.io/a@sha256:0", "ghcr.io/../a", "-x"]
+)
+def test_what_is_no_reference_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="no image; give oci:DIR"):
+        Reference.read(text)
+
+
+def test_what_is_pushed_is_pulled(registry: Proxy, tmp_path: Path) -> None:
+    reference, made = pushed(registry.host, tmp_path / "a", "round/trip")
+    layout = Layout(tmp_path / "b")
+    assert Registry(reference).pull(layout).digest == made.digest
+    assert layout.image().tree(lambda path: False).entries.keys() == {"big", "small"}
+    before = len(registry.asked)
+    Registry(reference).pull(layout)
+    assert not [line for line, _ in registry.asked[before:] if "GET" in line and "/blobs/" in line]
+    with pytest.raises(UserError, match=r"round/trip:other: 127\.0\.0\.1:\d+ has none"):
+        Registry(Reference.read(f"{reference.name}:other")).pull(layout)
+
+
+def test_a_cut_pull_goes_on(registry: Proxy, tmp_path: Path) -> None:
+    reference, made = pushed(registry.host, tmp_path / "a", "cut/pull")
+    layer = Layout(tmp_path / "a").image().manifest.layers[0]
+    registry.faults.cut_down[f"GET .*{layer.digest}"] = 300_000
+    assert Registry(reference).pull(Layout(tmp_path / "b")).digest == made.digest
+    ranges = [headers.get("Range") for line, headers in registry.asked if line.startswith("GET") and layer.digest in line]
+    assert ranges[0] is None
+    assert str(ranges[1]).startswith("bytes=")
+
+
+def test_a_blob_that_lies_is_named(registry: Proxy, tmp_path: Path) -> None:
+    reference, made = pushed(registry.host, tmp_path / "a", "lying/blob")
+    image_there = Layout(tmp_path / "a").image()
+    layer = image_there.manifest.layers[1]
+    registry.faults.lies.add(f"/blobs/{layer.digest}")
+    layout = Layout(tmp_path / "b")
+    with pytest.raises(UserError, match=f"{layer.digest[7:]}: {registry.host} serves another file than the lock names"):
+        Registry(reference).pull(layout)
+    assert not (layout.folder / "index.json").exists()
+    registry.faults.lies = {"/manifests/"}
+    with pytest.raises(UserError, match=r"serves another manifest, sha256:[0-9a-f]{64}; do not trust it"):
+        Registry(Reference.read(f"{reference.name}@{made.digest}")).pull(layout)
+    registry.faults.lies.clear()
+    assert Registry(reference).pull(layout).digest == made.digest
+
+
+def test_a_cut_push_is_named_and_a_second_call_sends_the_rest(registry: Proxy, tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    image(tmp_path, [{"big": BIG}], kind="")
+    [layer] = layout.image().manifest.layers
+    registry.faults.cut_up["PUT /v2/cut/push/blobs/uploads/"] = 200_000
+    there = Registry(Reference.read(f"{registry.host}/cut/push"), push=True)
+    with pytest.raises(UserError, match=rf"the connection was lost while {layer.digest} was sent .*; run it again"):
+        there.upload(layout.blob(layer.digest), layer)
+    assert not there.has(layer)
+    there.upload(layout.blob(layer.digest), layer)
+    assert there.has(layer)
+
+
+def test_a_registry_without_referrers_gets_a_tag_in_their_stead(registry: Proxy, tmp_path: Path) -> None:
+    reference, made = pushed(registry.host, tmp_path / "a", "refer/red")
+    there = Registry(reference, push=True)
+    assert there.referrers(made.digest) == ()
+    layout = Layout(tmp_path / "b")
+    empty = layout.put(b"{}", EMPTY)
+    there.upload(layout.blob(empty.digest), empty)
+    found = []
+    for kind in ("application/a", "application/b"):
+        manifest = Manifest(
+            schema_version=2,
+            artifact_type=kind,
+            config=empty,
+            layers=(empty,),
+            subject=made,
+        )
+        data = document(manifest)
+        assert not there.put(data, MANIFEST)  # Debian's registry keeps no referrers
+        artefact = layout.put(data, MANIFEST).model_copy(update={"artifact_type": kind})
+        for _ in range(2):
+            there.refer(artefact, made.digest)
+        found.append(artefact)
+    assert there.referrers(made.digest) == tuple(found)

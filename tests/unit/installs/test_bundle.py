@@ -1,0 +1,328 @@
+"""Bundles: everything that a machine without a network needs, and nothing that was changed on the way there."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.pylock import Pylock
+
+from smokehouse.errors import UserError
+from smokehouse.storage.download import _all_at_once
+from smokehouse.storage.files import hashed
+
+from ..channel import Channel
+from ..conftest import Index, TestCheckout, wheel
+from ..edited_locks import read
+from ..locks.test_lock import add_sdist
+from .test_prefix import install, run
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where the bundle goes."""
+    return tmp_path / "stick" / "bundle"
+
+
+@pytest.fixture
+def command(folder: Path, channel: Channel, checkout: TestCheckout) -> list[str]:
+    """The command that bundles `checkout`, which is locked."""
+    checkout.lock("--channel", str(channel.folder))
+    return ["bundle", "tiny", str(folder), "--channel", channel.url]
+
+
+def bundle(checkout: TestCheckout, command: list[str], **environ: str) -> None:
+    """Run `command`, which must succeed."""
+    ended = checkout.run(*command, **environ)
+    assert ended.returncode == 0, ended.stderr
+
+
+def without_network(checkout: TestCheckout, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line where there is no network at all, not even this machine's own."""
+    unshare = ["unshare", "--net", "--map-root-user"]
+    if (tried := subprocess.run([*unshare, "true"], capture_output=True, text=True, timeout=10)).returncode:
+        pytest.skip(f"this machine lets nobody take the network away: {tried.stderr.strip()}")
+    return subprocess.run(
+        [*unshare, *checkout.command(*arguments)],
+        cwd=checkout.root,
+        env=checkout.environ,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def files(folder: Path) -> set[str]:
+    """The paths of all files in `folder`."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_bundle_has_everything_with_its_hash(checkout: TestCheckout, folder: Path, command: list[str]) -> None:
+    bundle(checkout, command)
+    manifest = read(checkout)
+    contents = json.loads((folder / "manifest.json").read_text())
+    assert (contents["environment"], contents["halves"], contents["devel"]) == ("tiny", ["conda", "pip"], False)
+    assert {*contents["files"]} == files(folder) - {"manifest.json"}
+    assert {*contents["files"]} == {
+        "pylock.toml",
+        *(f"lock/{name}" for name in ("lock.json", "conda-lock.yml", "requirements.txt", "build-requirements.txt")),
+        *(f"wheels/{file.file}" for file in manifest.pip),
+        *(f"conda/{package.subdir}/{package.file}" for package in manifest.main),
+    }
+    assert all(hashed(folder / path) == digest for path, digest in contents["files"].items())
+    assert all((checkout.pins.parent / name).read_bytes() == (folder / "lock" / name).read_bytes() for name in manifest.files)
+
+
+def test_bundle_with_the_toolkit(checkout: TestCheckout, folder: Path, command: list[str], tmp_path: Path) -> None:
+    bundle(checkout, command)
+    target = tmp_path / "target"
+    said = checkout.refused("install", "tiny", str(target), "--bundle", str(folder), "--devel")
+    assert said.startswith(f"smokehouse: {folder}: has no compilers; make it with --devel: nox -s bundle -- tiny {folder}")
+    bundle(checkout, [*command, "--devel"])
+    assert list((folder / "conda").rglob("cuda-nvcc-*"))
+    install(checkout, ["install", "tiny", str(target), "--bundle", str(folder), "--devel"])
+    assert run(target / "bin" / "nvcc") == f"{target}\n"
+    # A bundle that has more than is asked for does as well.
+    install(checkout, ["install", "tiny", str(tmp_path / "small"), "--bundle", str(folder)])
+    assert not (tmp_path / "small" / "bin" / "nvcc").exists()
+
+
+def test_standard_lock_in_a_bundle_installs(checkout: TestCheckout, folder: Path, command: list[str], tmp_path: Path) -> None:
+    bundle(checkout, command)
+    text = (folder / "pylock.toml").read_text()
+    pylock = Pylock.from_dict(tomllib.loads(text))
+    assert [(package.name, str(package.version)) for package in pylock.packages] == [
+        ("alpha", "1.0"),
+        ("beta", "2.0"),
+        ("gamma", "1.5"),
+    ]
+    moved = shutil.copytree(folder, tmp_path / "moved")
+    shutil.rmtree(folder)
+    uv = [Path(sys.executable).with_name("uv"), "pip", "install", "--offline", "--no-index", "--no-cache"]
+    environ = {name: text for name, text in checkout.environ.items() if not name.startswith("UV_")}
+    subprocess.run(
+        [*uv, "--python", sys.executable, "--target", tmp_path / "site", "-r", moved / "pylock.toml"],
+        env=environ,
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+    assert (tmp_path / "site" / "gamma.py").is_file()
+
+
+def test_installation_without_a_network(
+    checkout: TestCheckout, folder: Path, command: list[str], index: Index, channel: Channel, tmp_path: Path
+) -> None:
+    add_sdist(checkout, index)
+    checkout.lock("--channel", str(channel.folder))
+    bundle(checkout, command)
+    target = tmp_path / "target"
+    ended = without_network(checkout, "install", "tiny", str(target), "--bundle", str(folder))
+    assert ended.returncode == 0, ended.stderr
+    assert run(target / "bin" / "alpha") == "hello\n"
+    assert run(target / "bin" / "python", "-c", "import delta; print(delta.__name__)") == "delta\n"
+
+
+@pytest.mark.parametrize("half", ["both", "pip"])
+def test_smoke_from_a_bundle_asks_nobody(
+    checkout: TestCheckout, folder: Path, command: list[str], index: Index, channel: Channel, tmp_path: Path, half: str
+) -> None:
+    bundle(checkout, command if half == "both" else [*command, "--only", "pip"])
+    asked = index.asked
+    channel.asked.clear()
+    fresh = str(tmp_path / "fresh")
+    ended = checkout.run("smoke", "tiny", "--zero", "2", "--bundle", str(folder), UV_CACHE_DIR=fresh)
+    assert ended.returncode == 0, ended.stderr
+    assert (index.asked, channel.asked) == (asked, [])
+    said = json.loads(ended.stdout)
+    place = checkout.root / "build" / "bundled" / "tiny"
+    assert said["python"] == str(place / "bin" / "python")
+    assert Path(said["alpha"]).is_relative_to(place)
+    assert said["argv"][-2:] == ["--zero", "2"]
+    assert (place / "etc" / "libtiny.conf").exists() == (half == "both")
+    again = checkout.run("smoke", "tiny", f"--bundle={folder}")
+    assert (again.returncode, again.stderr) == (0, "")
+
+
+def test_pip_half_alone(checkout: TestCheckout, folder: Path, command: list[str], channel: Channel, tmp_path: Path) -> None:
+    bundle(checkout, [*command, "--only", "pip"])
+    assert json.loads((folder / "manifest.json").read_text())["halves"] == ["pip"]
+    assert not (folder / "conda").exists()
+    assert not channel.asked
+    said = checkout.refused("install", "tiny", str(tmp_path / "target"), "--bundle", str(folder))
+    assert said.startswith(f"smokehouse: {folder}: has the pip half only; make it without --only pip: nox -s bundle -- tiny")
+
+
+def test_bundle_goes_on_where_it_stopped(checkout: TestCheckout, folder: Path, command: list[str], channel: Channel) -> None:
+    archive = channel.archive("python").name
+    channel.faults.cut[archive] = 5_000_000
+    channel.faults.lost.add(archive)
+    assert f"{archive}: " in checkout.refused(*command)
+    assert not (folder / "manifest.json").exists()
+    said = checkout.refused("install", "tiny", str(folder.parent / "target"), "--bundle", str(folder))
+    assert said.startswith(f"smokehouse: {folder}: not a complete bundle, there is no manifest.json; run nox -s bundle")
+    channel.faults.gone.clear()
+    channel.asked.clear()
+    # The pip half is whole, so the index is not asked again.
+    bundle(checkout, command, UV_DEFAULT_INDEX="http://127.0.0.1:9")
+    assert channel.ranges(archive) == ["bytes=5000000-"]
+
+
+def test_complete_bundle_is_checked_and_left(
+    checkout: TestCheckout, folder: Path, command: list[str], channel: Channel
+) -> None:
+    bundle(checkout, command)
+    before = (folder / "manifest.json").read_bytes()
+    channel.asked.clear()
+    bundle(checkout, command, UV_DEFAULT_INDEX="http://127.0.0.1:9")
+    assert not channel.asked
+    archive = next((folder / "conda" / "linux-64").glob("libtiny-*"))
+    archive.write_bytes(b"edited")
+    bundle(checkout, command, UV_DEFAULT_INDEX="http://127.0.0.1:9")
+    assert [path for path, _ in channel.asked] == [f"linux-64/{archive.name}"]
+    assert (folder / "manifest.json").read_bytes() == before
+
+
+def test_bundle_of_an_older_lock_is_brought_up_to_date(
+    checkout: TestCheckout, folder: Path, command: list[str], channel: Channel
+) -> None:
+    bundle(checkout, command)
+    assert (folder / "wheels" / "beta-2.0-py3-none-any.whl").exists()
+    checkout.edit(checkout.environment, "      - beta\n", "")
+    checkout.lock("--channel", str(channel.folder))
+    said = checkout.refused("smoke", "tiny", "--bundle", str(folder))
+    assert said.startswith(f"smokehouse: {folder}: made from another lock of tiny than the one here; check that one out, or")
+    bundle(checkout, command)
+    assert [path.name for path in (folder / "wheels").iterdir()] == ["alpha-1.0-py3-none-any.whl"]
+
+
+@pytest.mark.parametrize("where", ["wheels/gamma-1.5-py3-none-any.whl", "conda/noarch/certificates-1.0-0.conda", "pylock.toml"])
+@pytest.mark.parametrize("edit", ["edited", "gone"])
+def test_edited_bundle(checkout: TestCheckout, folder: Path, command: list[str], tmp_path: Path, where: str, edit: str) -> None:
+    bundle(checkout, command)
+    file = folder / where
+    file.unlink()
+    if edit == "edited":
+        file.write_bytes(wheel("gamma", "1.5", code="evil = True\n"))
+    target = tmp_path / "target"
+    what = "not as it was bundled, by its hash" if edit == "edited" else "gone from the bundle"
+    for arguments in (["install", "tiny", str(target)], ["smoke", "tiny"]):
+        said = checkout.refused(*arguments, "--bundle", str(folder))
+        assert said == f"smokehouse: {file}: {what}; copy or make the bundle again"
+    assert not target.exists()
+    assert not (checkout.root / "build" / "bundled" / "tiny").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", r"the file: Invalid JSON"),
+        ('{"format": 2, "environment": "tiny", "halves": [], "devel": false, "files": {}}', "format: Input should be 1"),
+        (
+            '{"environment": "tiny", "halves": [], "devel": false, "files": {"../../secret": "%s"}}' % ("0" * 64),
+            r"files\.\S+: String should match pattern",
+        ),
+        ('{"environment": "large", "halves": [], "devel": false, "files": {}}', "a bundle of large, not of tiny"),
+    ],
+)
+def test_manifest_that_is_no_manifest(
+    checkout: TestCheckout, folder: Path, command: list[str], text: str, message: str
+) -> None:
+    bundle(checkout, command)
+    (folder / "manifest.json").write_text(text)
+    said = checkout.refused("smoke", "tiny", "--bundle", str(folder))
+    assert re.match(rf"smokehouse: {folder}\S*: {message}.*; run nox -s bundle -- tiny {folder}$", said)
+
+
+def test_folder_of_someone_else(checkout: TestCheckout, folder: Path, command: list[str]) -> None:
+    folder.mkdir(parents=True)
+    (folder / "thesis.tex").write_text("precious")
+    said = checkout.refused(*command)
+    assert said == f"smokehouse: {folder}: holds other things than a bundle; name an empty or a new folder"
+    assert files(folder) == {"thesis.tex"}
+
+
+def test_index_that_wants_a_password(
+    checkout: TestCheckout, folder: Path, command: list[str], index: Index, tmp_path: Path
+) -> None:
+    index.secret = ("us er", "hunt/er2")
+    url = f"{index.base}/simple".replace("://", "://us%20er:hunt%2Fer2@")
+    fresh = str(tmp_path / "fresh")
+    wrong = checkout.run(*command, UV_DEFAULT_INDEX=url.replace("er2", "er3"), UV_CACHE_DIR=fresh)
+    assert wrong.returncode == 2
+    assert "hunt" not in wrong.stderr + wrong.stdout
+    ended = checkout.run(*command, UV_DEFAULT_INDEX=url, UV_CACHE_DIR=fresh)
+    assert ended.returncode == 0, ended.stderr
+    assert "hunt" not in ended.stderr + ended.stdout
+    assert not [path for path in folder.rglob("*") if path.is_file() and b"hunt" in path.read_bytes()]
+
+
+@pytest.mark.parametrize("fault", ["truncated", "tampered", "other"])
+def test_index_that_serves_something_else(
+    checkout: TestCheckout, folder: Path, command: list[str], index: Index, fault: str
+) -> None:
+    name = "gamma-1.5-py3-none-any.whl"
+    file = index.files[name]
+    if fault == "truncated":
+        file.sent = file.data[:100]
+    elif fault == "tampered":
+        file.sent = file.data[:-1] + b"?"
+    else:
+        file.data = wheel("gamma", "1.5", code="evil = True\n")
+    message = {
+        "truncated": r"the connection to 127\.0\.0\.1:\d+ was lost at 100 of \d+ bytes; run it again, it goes on where it",
+        "tampered": r"127\.0\.0\.1:\d+ serves another file than the lock names; set UV_DEFAULT_INDEX to an index that has it",
+        "other": r"the index has no file of this name and hash; set UV_DEFAULT_INDEX to an index that has it",
+    }[fault]
+    assert re.match(rf"smokehouse: {re.escape(name)}: {message}", checkout.refused(*command))
+    assert not (folder / "manifest.json").exists()
+    assert not (folder / "wheels" / name).exists()
+
+
+def test_wheels_in_a_folder(checkout: TestCheckout, folder: Path, command: list[str], index: Index, tmp_path: Path) -> None:
+    found = tmp_path / "my wheels"
+    found.mkdir()
+    for name, file in index.files.items():
+        (found / name).write_bytes(file.data)
+    asked = index.asked
+    config = tmp_path / "uv.toml"
+    config.write_text(f'[pip]\nno-index = true\nfind-links = ["{found}"]\n')
+    bundle(checkout, command, UV_CONFIG_FILE=str(config))
+    assert index.asked == asked
+    assert (folder / "wheels" / "gamma-1.5-py3-none-any.whl").is_file()
+
+
+def test_disk_that_is_too_small_for_a_bundle(checkout: TestCheckout, command: list[str], full_disk: Path) -> None:
+    command[2] = str(full_disk / "bundle")
+    said = checkout.refused(*command)
+    assert re.match(rf"smokehouse: {full_disk}/bundle: 16\.\d MB free, 19\.\d MB needed to bundle tiny; free some space", said)
+    assert os.listdir(full_disk / "bundle") == ["lock"]
+
+
+def test_bundle_option_without_a_folder(checkout: TestCheckout, command: list[str]) -> None:
+    assert "--bundle wants a folder, made by nox -s bundle -- NAME DIR" in checkout.refused("smoke", "tiny", "--bundle")
+    assert command
+
+
+def test_nothing_goes_on_after_a_download_failed() -> None:
+    """Else a second call finds the threads of the first at the files that it writes itself."""
+    failed = threading.Event()
+    ended = []
+
+    def refused() -> None:
+        raise UserError("it is another file")
+
+    def under_way() -> None:
+        assert failed.wait(60)
+        ended.append("in order")
+
+    with pytest.raises(UserError, match="it is another file"):
+        _all_at_once([refused, under_way], failed)
+    assert ended == ["in order"]

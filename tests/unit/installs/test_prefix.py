@@ -1,0 +1,478 @@
+"""Both halves in one folder: real packages, a real Python, and everything that can go wrong on the way."""
+
+import base64
+import csv
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+from rattler import PrefixRecord
+
+from ..channel import PYTHON, Channel
+from ..conftest import Index, TestCheckout, wheel
+from ..edited_locks import keep, read
+from .test_virtualenv import children, gate
+
+ALPHA = "alpha-1.0-py3-none-any.whl"
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    """Where to install: a path with a space, as some have."""
+    return tmp_path / "my disk" / "tiny"
+
+
+@pytest.fixture
+def command(target: Path, channel: Channel) -> list[str]:
+    """The command that installs."""
+    return ["install", "tiny", str(target), "--channel", channel.url]
+
+
+def run(program: Path, *arguments: str) -> str:
+    """What a program prints."""
+    environ = {"PATH": os.environ["PATH"]}
+    return subprocess.run([program, *arguments], capture_output=True, text=True, check=True, timeout=60, env=environ).stdout
+
+
+def lock(checkout: TestCheckout, channel: Channel) -> None:
+    """Lock `tiny` with the records of `channel`."""
+    checkout.lock("--channel", str(channel.folder))
+
+
+def install(checkout: TestCheckout, command: list[str], **environ: str) -> None:
+    """Run `command`, which must succeed."""
+    ended = checkout.run(*command, **environ)
+    assert ended.returncode == 0, ended.stderr
+
+
+def staging(target: Path) -> Path:
+    """Where an installation grows."""
+    return target.with_name(f".{target.name}.partial")
+
+
+def kill_when_linked(checkout: TestCheckout, index: Index, command: list[str]) -> None:
+    """Kill an installation while it waits for a wheel, when its conda half is there."""
+    file = gate(index)
+    process = checkout.start(*command)
+    assert file.asked.wait(60)
+    [uv] = children(process.pid)
+    process.kill()
+    process.communicate(timeout=10)
+    os.kill(uv, signal.SIGKILL)
+    assert file.gate
+    file.gate.set()
+
+
+def test_python_with_both_halves(
+    checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str]
+) -> None:
+    lock(checkout, channel)
+    ended = checkout.run(*command)
+    assert ended.returncode == 0, ended.stderr
+    python = target / "bin" / "python"
+    assert ended.stdout == f"{python}\n"
+    assert f"installing tiny in {target} (3 conda packages, 3 Python packages)" in ended.stderr
+    code = "import sys, json, ssl, alpha; print(json.dumps([sys.prefix, sys.version, alpha.__file__, alpha.hello()]))"
+    prefix, version, file, said = json.loads(run(python, "-c", code))
+    assert (prefix, said) == (str(target), "hello")
+    assert version
+    assert Path(file).is_relative_to(target)
+    assert (target / "etc" / "libtiny.conf").read_text() == f"prefix={target}\n"
+    assert run(target / "bin" / "alpha") == "hello\n"
+    assert not (target / "bin" / "nvcc").exists()
+    assert list(target.glob("lib/*/site-packages/__pycache__/alpha.*.pyc"))
+    assert sorted(path.name for path in target.parent.iterdir()) == [".tiny.lock", "tiny"]
+
+
+def test_installation_says_where_it_came_from(
+    checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str]
+) -> None:
+    lock(checkout, channel)
+    manifest = read(checkout)
+    install(checkout, command)
+    records = [json.loads(path.read_text()) for path in (target / "conda-meta").glob("*.json")]
+    assert {(record["url"], record["sha256"]) for record in records} == {
+        (f"https://conda.anaconda.org/conda-forge/{package.path}", package.sha256) for package in manifest.main
+    }
+    for path in (target / "conda-meta").glob("*.json"):
+        assert PrefixRecord.from_path(path).url in {record["url"] for record in records}
+    assert {record["channel"] for record in records} == {"https://conda.anaconda.org/conda-forge"}
+    # Bytecode names the place where it was compiled, which Python mends when it loads it.
+    grown = str(staging(target)).encode()
+    assert not [path for path in target.rglob("*") if path.is_file() and path.suffix != ".pyc" and grown in path.read_bytes()]
+
+
+def test_records_of_the_pip_half_are_true(
+    checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str]
+) -> None:
+    lock(checkout, channel)
+    install(checkout, command)
+    packages = target / "lib" / f"python{PYTHON}" / "site-packages"
+    seen = 0
+    for record in packages.glob("*.dist-info/RECORD"):
+        for name, digest, size in csv.reader(record.read_text().splitlines()):
+            if digest:
+                data = (packages / name).read_bytes()
+                true = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+                assert (digest, size) == (f"sha256={true}", str(len(data))), name
+                seen += 1
+    assert seen >= 9
+
+
+def test_devel_has_the_toolkit(
+    checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str]
+) -> None:
+    lock(checkout, channel)
+    install(checkout, [*command, "--devel"])
+    assert run(target / "bin" / "nvcc") == f"{target}\n"
+
+
+def test_installation_to_be_used_elsewhere(
+    checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str], tmp_path: Path
+) -> None:
+    lock(checkout, channel)
+    used = tmp_path / "image" / "opt" / "tiny"
+    install(checkout, [*command, "--used-as", str(used)])
+    assert (target / "etc" / "libtiny.conf").read_text() == f"prefix={used}\n"
+    assert run(target / "bin" / "alpha") == "hello\n"
+    used.parent.mkdir(parents=True)
+    target.rename(used)
+    assert run(used / "bin" / "alpha") == "hello\n"
+    assert run(used / "bin" / "python", "-c", "import sys; print(sys.prefix)") == f"{used}\n"
+
+
+def test_channel_in_a_folder(checkout: TestCheckout, channel: Channel, index: Index, target: Path) -> None:
+    lock(checkout, channel)
+    install(checkout, ["install", "tiny", str(target), "--channel", str(channel.folder)])
+    assert run(target / "bin" / "alpha") == "hello\n"
+    assert not channel.asked
+
+
+def test_finished_installation_is_left_alone(
+    checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str]
+) -> None:
+    lock(checkout, channel)
+    install(checkout, command)
+    channel.asked.clear()
+    asked = index.asked
+    inode = target.stat().st_ino
+    again = checkout.run(*command)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert (channel.asked, index.asked, target.stat().st_ino) == ([], asked, inode)
+
+
+def test_installation_of_an_older_lock_is_replaced(
+    checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str]
+) -> None:
+    lock(checkout, channel)
+    install(checkout, command)
+    checkout.edit(checkout.environment, "      - beta\n", "")
+    lock(checkout, channel)
+    install(checkout, command)
+    assert run(target / "bin" / "alpha") == "hello\n"
+    assert not list(target.glob("lib/*/site-packages/beta.py"))
+    assert not staging(target).exists()
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link", "other environment"])
+def test_prefix_of_someone_else(
+    checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str], kind: str
+) -> None:
+    lock(checkout, channel)
+    target.parent.mkdir()
+    precious = target / "precious.txt"
+    if kind == "file":
+        precious = target
+    elif kind == "link":
+        (target.parent / "other").mkdir()
+        target.symlink_to("other")
+    else:
+        target.mkdir()
+    precious.write_text("precious")
+    if kind == "other environment":
+        (target / ".smokehouse.json").write_text('{"environment": "large"}')
+    said = checkout.refused(*command)
+    what = "not a folder; name an empty or a new one" if kind in ("file", "link") else "holds other things than tiny; name"
+    assert said.startswith(f"smokehouse: {target}: {what}")
+    assert precious.read_text() == "precious"
+    assert not channel.asked
+
+
+def test_empty_prefix_is_taken(
+    checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str]
+) -> None:
+    lock(checkout, channel)
+    target.mkdir(parents=True)
+    install(checkout, command)
+    assert run(target / "bin" / "alpha") == "hello\n"
+
+
+@pytest.mark.parametrize("fault", ["tampered", "html", "gone", "longer"])
+def test_bad_archive(
+    checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str], fault: str
+) -> None:
+    lock(checkout, channel)
+    archive = channel.archive("certificates")
+    data = archive.read_bytes()
+    if fault == "tampered":
+        channel.faults.sent[archive.name] = data[:-1] + bytes([data[-1] ^ 1])
+    elif fault == "longer":
+        channel.faults.sent[archive.name] = data + b"more"
+    elif fault == "html":
+        channel.faults.html.add(archive.name)
+    else:
+        channel.faults.gone.add(archive.name)
+    host = channel.url.split("/")[2]
+    message = {
+        "tampered": f"{host} serves another file than the lock names; use another --channel",
+        "longer": f"{host} serves another file than the lock names; use another --channel",
+        "html": f"{host} answers with a web page instead, as a proxy does that wants a login; sign in to the network, or",
+        "gone": f"{host} answers 404 Not Found; use another --channel",
+    }[fault]
+    assert checkout.refused(*command).startswith(f"smokehouse: {archive.name}: {message}")
+    assert not target.exists()
+    assert not list(staging(target).rglob(archive.name))
+    assert not any(path.stat().st_size for path in staging(target).rglob(f"{archive.name}.part"))
+
+    for faults in (channel.faults.sent, channel.faults.html, channel.faults.gone):
+        faults.clear()
+    install(checkout, command)
+    assert run(target / "bin" / "alpha") == "hello\n"
+
+
+def test_connection_that_is_cut(
+    checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str]
+) -> None:
+    lock(checkout, channel)
+    archive = channel.archive("python")
+    channel.faults.cut[archive.name] = 5_000_000
+    install(checkout, command)
+    assert channel.ranges(archive.name) == [None, "bytes=5000000-"]
+    assert run(target / "bin" / "alpha") == "hello\n"
+
+
+def test_second_call_goes_on_where_the_first_stopped(
+    checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str]
+) -> None:
+    lock(checkout, channel)
+    archive = channel.archive("python")
+    channel.faults.cut[archive.name] = 5_000_000
+    channel.faults.lost.add(archive.name)
+    assert "answers 404 Not Found" in checkout.refused(*command)
+    assert not target.exists()
+    channel.faults.gone.clear()
+    channel.asked.clear()
+    install(checkout, command)
+    assert channel.ranges(archive.name) == ["bytes=5000000-"]
+    assert run(target / "bin" / "alpha") == "hello\n"
+
+
+def test_what_is_left_of_another_file_is_not_gone_on_with(
+    checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str]
+) -> None:
+    lock(checkout, channel)
+    archive = channel.archive("libtiny")
+    part = staging(target) / "archives" / "linux-64" / f"{archive.name}.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"something else")
+    install(checkout, command)
+    assert channel.ranges(archive.name) == ["bytes=14-", None]
+
+
+def test_channel_that_cannot_be_reached(checkout: TestCheckout, channel: Channel, index: Index, target: Path) -> None:
+    lock(checkout, channel)
+    said = checkout.refused("install", "tiny", str(target), "--channel", "http://user:hunter2@127.0.0.1:9")
+    assert re.search(r"\.conda: 127\.0\.0\.1:9 cannot be reached \(.*\); check the network, or use another --channel; ", said)
+    assert "hunter2" not in said
+    assert not target.exists()
+
+
+def test_folder_that_is_no_channel(
+    checkout: TestCheckout, channel: Channel, index: Index, target: Path, tmp_path: Path
+) -> None:
+    lock(checkout, channel)
+    said = checkout.refused("install", "tiny", str(target), "--channel", str(tmp_path / "none"))
+    assert re.match(rf"smokehouse: {tmp_path}/none/\S+\.conda: cannot be read \(.*\); use another --channel", said)
+
+
+def test_wheel_that_was_tampered_with(
+    checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str]
+) -> None:
+    lock(checkout, channel)
+    index.files["gamma-1.5-py3-none-any.whl"].sent = wheel("gamma", "1.5", code="evil = True\n")
+    assert "the index serves gamma==1.5 with another hash than the lock names" in checkout.refused(*command)
+    assert not target.exists()
+
+
+def test_killed_installation_is_completed(
+    checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str]
+) -> None:
+    lock(checkout, channel)
+    kill_when_linked(checkout, index, command)
+    assert not target.exists()
+    assert staging(target).is_dir()
+    channel.asked.clear()
+    install(checkout, command)
+    assert not channel.asked
+    assert run(target / "bin" / "alpha") == "hello\n"
+    assert not staging(target).exists()
+
+
+def test_edited_cache_is_not_installed(
+    checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str]
+) -> None:
+    lock(checkout, channel)
+    kill_when_linked(checkout, index, command)
+    [cached] = staging(target).glob("cache/libtiny-1.0-0*/lib/libtiny.txt")
+    assert cached.read_text() == "1.0\n"
+    cached.unlink()
+    cached.write_text("666\n")
+    install(checkout, command)
+    assert (target / "lib" / "libtiny.txt").read_text() == "1.0\n"
+
+
+def test_installation_shares_no_file(
+    checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str]
+) -> None:
+    lock(checkout, channel)
+    install(checkout, command)
+    conda_half = [target / "lib" / "libtiny.txt", target / "bin" / f"python{PYTHON}", target / "ssl" / "cacert.pem"]
+    assert [path.stat().st_nlink for path in conda_half] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", ["conda", "pip"])
+def test_interrupted_installation(
+    checkout: TestCheckout,
+    channel: Channel,
+    index: Index,
+    target: Path,
+    command: list[str],
+    number: signal.Signals,
+    moment: str,
+) -> None:
+    lock(checkout, channel)
+    archive = channel.archive("python").name
+    if moment == "conda":
+        channel.faults.gates[archive] = threading.Event()
+        asked = channel.reached[archive]
+    else:
+        asked = gate(index).asked
+    process = checkout.start(*command)
+    assert asked.wait(60)
+    started = children(process.pid)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=15)
+    assert process.returncode == 128 + number
+    assert "Traceback" not in stderr
+    assert not any(Path(f"/proc/{child}").exists() for child in started)
+    assert not target.exists()
+    for gated in (*channel.faults.gates.values(), index.files[ALPHA].gate):
+        if gated:
+            gated.set()
+    install(checkout, command)
+    assert run(target / "bin" / "alpha") == "hello\n"
+
+
+def test_two_at_once_install_once(
+    checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str]
+) -> None:
+    lock(checkout, channel)
+    file = gate(index)
+    first = checkout.start(*command)
+    assert file.asked.wait(60)
+    second = checkout.start(*command)
+    assert second.stderr
+    assert second.stderr.readline() == f"smokehouse: waiting for process {first.pid}, which is installing tiny\n"
+    assert file.gate
+    file.gate.set()
+    for process in (first, second):
+        stdout, stderr = process.communicate(timeout=60)
+        assert process.returncode == 0, stderr
+        assert stdout == f"{target / 'bin' / 'python'}\n"
+    assert len(channel.ranges(channel.archive("python").name)) == 1
+
+
+@pytest.mark.parametrize(
+    ("environ", "message"),
+    [
+        ({"CONDA_OVERRIDE_GLIBC": "2.17"}, "the lock is for glibc 2.28 or later, this machine has 2.17; install it on a newer"),
+        (
+            {"CONDA_OVERRIDE_CUDA": "12.2"},
+            "the lock is for CUDA driver 12.4 or later, this machine has 12.2; update the NVIDIA",
+        ),
+    ],
+)
+def test_machine_that_is_too_old(
+    checkout: TestCheckout,
+    channel: Channel,
+    index: Index,
+    target: Path,
+    command: list[str],
+    environ: dict[str, str],
+    message: str,
+) -> None:
+    lock(checkout, channel)
+    assert checkout.refused(*command, **environ).startswith(f"smokehouse: lockfiles/tiny/lock.json: {message}")
+    assert not channel.asked
+    install(checkout, command, CONDA_OVERRIDE_CUDA="12.9")
+
+
+def test_disk_that_is_too_small_is_seen_first(checkout: TestCheckout, channel: Channel, index: Index, full_disk: Path) -> None:
+    lock(checkout, channel)
+    said = checkout.refused("install", "tiny", str(full_disk / "tiny"), "--channel", channel.url)
+    assert re.match(rf"smokehouse: {full_disk}: 16\.\d MB free, 9\d\.\d MB needed to install tiny; free some space", said)
+    assert not channel.asked
+
+
+def test_disk_that_fills_up_with_archives(checkout: TestCheckout, channel: Channel, index: Index, full_disk: Path) -> None:
+    lock(checkout, channel)
+    keep(checkout, "python", size=0)
+    target = full_disk / "tiny"
+    said = checkout.refused("install", "tiny", str(target), "--channel", channel.url)
+    assert re.match(rf"smokehouse: {staging(target)}/archives/linux-64: the disk is full; free some space and run it", said)
+    assert not target.exists()
+
+
+def test_disk_that_fills_up_with_files(checkout: TestCheckout, channel: Channel, index: Index, full_disk: Path) -> None:
+    channel.add("zeros", files={"share/zeros": bytes(64 << 20)})
+    checkout.edit(checkout.environment, "- cuda-nvcc=12.4", "- cuda-nvcc=12.4\n  - zeros")
+    lock(checkout, channel)
+    keep(checkout, "zeros")
+    target = full_disk / "tiny"
+    said = checkout.refused("install", "tiny", str(target), "--channel", channel.url)
+    assert said == f"smokehouse: {staging(target) / 'prefix'}: the disk is full; free some space and run it again"
+    assert not target.exists()
+    shutil.rmtree(staging(target))
+
+
+def test_lock_that_was_edited(checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str]) -> None:
+    lock(checkout, channel)
+    edited = checkout.pins.with_name("conda-lock.yml")
+    edited.write_text(edited.read_text() + "#\n")
+    said = checkout.refused(*command)
+    assert "lockfiles/tiny/lock.json: conda-lock.yml beside it was edited since the lock was made; run nox -s lock" in said
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_progress_at_a_terminal(checkout: TestCheckout, channel: Channel, target: Path, command: list[str], good: bool) -> None:
+    lock(checkout, channel)
+    archive = channel.archive("python")
+    if not good:
+        channel.faults.sent[archive.name] = b"?" * archive.stat().st_size
+    code, text = checkout.at_terminal(*command)
+    assert code == (0 if good else 2), text
+    assert f"installing tiny in {target}" in " ".join(text.split())
+    assert "fetching" in text
+    assert ("linking" in text) == good
+    assert text.count("serves another file than the lock names") == (not good)
+    assert "Traceback" not in text
+    assert target.exists() == good

@@ -1,0 +1,216 @@
+"""Installations: whole or not at all, one at a time, and only what is locked on the machine it is locked for."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from ..channel import Channel
+from ..conftest import File, Index, TestCheckout, wheel
+
+
+def gate(index: Index, name: str = "alpha-1.0-py3-none-any.whl") -> File:
+    """Make the index wait before it sends a file."""
+    file = index.files[name]
+    file.gate = threading.Event()
+    return file
+
+
+def children(pid: int) -> list[int]:
+    """The processes that `pid` started and that still run."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_smoke_starts_the_tests_inside_what_is_locked(checkout: TestCheckout) -> None:
+    checkout.lock()
+    foreign = {
+        "PYTHONPATH": f"{checkout.environ['PYTHONPATH']}:/nowhere",
+        "PYTHONSAFEPATH": "1",
+        "VIRTUAL_ENV": "/nowhere",
+    }
+    ended = checkout.run("smoke", "tiny", "--zero", "2,3", "-x", "tiny", **foreign)
+    assert ended.returncode == 0, ended.stderr
+    said = json.loads(ended.stdout)
+    assert said["argv"] == [
+        *("--environment", "tiny"),
+        *("--stack", str(checkout.stack)),
+        *("--lock", str(checkout.pins.parent)),
+        *("--report", str(checkout.root / "build" / "smoke" / "tiny")),
+        *("--zero", "2,3", "-x", "tiny"),
+    ]
+    assert said["python"] == str(checkout.installed / "bin" / "python")
+    assert said["cwd"] == str(checkout.root)
+    assert (said["site"], said["path"]) == (1, None)
+    assert Path(said["alpha"]).is_relative_to(checkout.installed)
+    assert list(checkout.installed.glob("lib/*/site-packages/__pycache__/alpha.*.pyc"))
+
+
+def test_options_are_judged_before_anything_is_downloaded(checkout: TestCheckout, index: Index) -> None:
+    checkout.lock()
+    assert checkout.refused("smoke", "tiny", "--nonsense") == "smokehouse: smoke_tests: --nonsense is no option; see --help"
+    assert checkout.run("smoke", "tiny", "--help").returncode == 0
+    assert not checkout.installed.exists()
+    assert not index.downloads
+
+
+def test_report_goes_where_it_is_asked_to(checkout: TestCheckout) -> None:
+    checkout.lock()
+    for option in (["--report", "here"], ["--report=here"]):
+        argv = json.loads(checkout.run("smoke", "tiny", *option).stdout)["argv"]
+        assert argv[6:] == option
+
+
+def test_environment_without_a_name_is_the_default(checkout: TestCheckout) -> None:
+    assert "environments/qwen2.5-vl: no such environment" in checkout.refused("smoke", "--zero", "2")
+
+
+def test_installation_is_reused_until_its_lock_changes(checkout: TestCheckout, index: Index) -> None:
+    checkout.lock()
+    assert "installing tiny (3 packages)" in checkout.run("smoke", "tiny").stderr
+    marked = checkout.marker.stat().st_mtime_ns
+    again = checkout.run("smoke", "tiny", UV_DEFAULT_INDEX="http://127.0.0.1:9")
+    assert (again.returncode, again.stderr) == (0, "")
+    assert checkout.marker.stat().st_mtime_ns == marked
+
+    checkout.edit(checkout.environment, "      - beta\n", "")
+    checkout.lock()
+    assert "installing tiny (1 packages)" in checkout.run("smoke", "tiny").stderr
+    assert not list(checkout.installed.glob("lib/*/site-packages/beta.py"))
+
+    (checkout.installed / "bin" / "python").unlink()
+    assert "installing tiny" in checkout.run("smoke", "tiny").stderr
+
+
+def test_file_that_was_tampered_with_is_refused(checkout: TestCheckout, index: Index) -> None:
+    checkout.lock()
+    index.files["gamma-1.5-py3-none-any.whl"].sent = wheel("gamma", "1.5", code="evil = True\n")
+    said = checkout.refused("smoke", "tiny")
+    assert "tiny cannot be installed: the index serves gamma==1.5 with another hash than the lock names; " in said
+    assert not checkout.marker.exists()
+    assert not list(checkout.installed.glob("lib/*/site-packages/gamma.py"))
+
+
+def test_package_that_is_gone(checkout: TestCheckout, index: Index) -> None:
+    checkout.lock()
+    del index.files["gamma-1.5-py3-none-any.whl"]
+    assert "tiny cannot be installed: " in checkout.refused("smoke", "tiny")
+    assert not checkout.marker.exists()
+
+
+def test_index_that_cannot_be_reached(checkout: TestCheckout, tmp_path: Path) -> None:
+    checkout.lock()
+    said = checkout.refused("smoke", "tiny", UV_DEFAULT_INDEX="http://127.0.0.1:9", UV_CACHE_DIR=str(tmp_path / "none"))
+    assert "the package index at 127.0.0.1:9 cannot be reached; check the network, or set UV_DEFAULT_INDEX" in said
+    assert not checkout.marker.exists()
+
+
+def test_killed_installation_is_not_taken_for_a_finished_one(checkout: TestCheckout, index: Index) -> None:
+    checkout.lock()
+    file = gate(index)
+    process = checkout.start("smoke", "tiny")
+    assert file.asked.wait(60)
+    [uv] = children(process.pid)
+    process.kill()
+    process.communicate(timeout=10)
+    assert not checkout.marker.exists()
+    # uv outlives a kill -9 of its parent; whoever comes next waits for it instead of installing into its folder.
+    second = checkout.start("smoke", "tiny")
+    assert second.stderr
+    assert second.stderr.readline() == f"smokehouse: waiting for process {process.pid}, which is installing tiny\n"
+    assert not checkout.marker.exists()
+    os.kill(uv, signal.SIGKILL)
+    assert file.gate
+    file.gate.set()
+    stdout, stderr = second.communicate(timeout=60)
+    assert second.returncode == 0, stderr
+    assert json.loads(stdout)["alpha"]
+    assert checkout.marker.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_installation_leaves_no_process(checkout: TestCheckout, index: Index, number: signal.Signals) -> None:
+    checkout.lock()
+    file = gate(index)
+    process = checkout.start("smoke", "tiny")
+    assert file.asked.wait(60)
+    [uv] = children(process.pid)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=15)
+    assert process.returncode == 128 + number
+    assert "Traceback" not in stderr
+    assert not Path(f"/proc/{uv}").exists()
+    assert not checkout.marker.exists()
+
+
+def test_two_at_once_install_once(checkout: TestCheckout, index: Index) -> None:
+    checkout.lock()
+    file = gate(index)
+    first = checkout.start("smoke", "tiny")
+    assert file.asked.wait(60)
+    second = checkout.start("smoke", "tiny")
+    assert second.stderr
+    assert second.stderr.readline() == f"smokehouse: waiting for process {first.pid}, which is installing tiny\n"
+    assert file.gate
+    file.gate.set()
+    for process in (first, second):
+        stdout, stderr = process.communicate(timeout=60)
+        assert process.returncode == 0, stderr
+        assert json.loads(stdout)["alpha"]
+    assert "installing" not in stderr
+    assert index.downloads["alpha-1.0-py3-none-any.whl"] == 1
+
+
+def test_lock_for_another_platform(checkout: TestCheckout, channel: Channel) -> None:
+    checkout.edit(checkout.stack, "x86_64", "aarch64")
+    channel.add("python", "3.11.0", subdir="linux-aarch64", index=False)
+    channel.add("cuda-nvcc", "12.4.131", subdir="linux-aarch64")
+    checkout.lock("--channel", str(channel.folder))
+    said = checkout.refused("smoke", "tiny")
+    where = r"smokehouse: lockfiles/tiny/requirements\.txt"
+    assert re.fullmatch(rf"{where}: the lock is for aarch64-manylinux_2_28, this machine is .*; install .*", said)
+    assert not checkout.installed.exists()
+
+
+def test_lock_for_a_python_that_is_not_here(checkout: TestCheckout, channel: Channel) -> None:
+    checkout.edit(checkout.environment, "python=3.11", "python=3.99")
+    channel.add("python", "3.99.0", subdir="linux-64")
+    checkout.lock("--channel", str(channel.folder))
+    assert "no Python 3.99 to build an environment with: " in checkout.refused("smoke", "tiny")
+    assert not checkout.marker.exists()
+
+
+def test_disk_that_is_too_small_is_seen_first(checkout: TestCheckout, index: Index) -> None:
+    index.files["gamma-1.5-py3-none-any.whl"].size = 10**15
+    checkout.lock()
+    assert re.search(r"/build/environments: [\d.]+ GB free, 2000000\.0 GB needed to install", checkout.refused("smoke", "tiny"))
+    assert not checkout.installed.exists()
+
+
+def test_disk_that_fills_up(checkout: TestCheckout, index: Index, full_disk: Path) -> None:
+    index.add("gamma", "1.5", code="#" * (64 << 20))
+    checkout.lock()
+    (checkout.root / "build").symlink_to(full_disk)
+    said = checkout.refused("smoke", "tiny")
+    assert said.startswith("smokehouse: tiny cannot be installed: the disk is full; free some space")
+    assert not checkout.marker.exists()
+    shutil.rmtree(full_disk / "environments")
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_progress_at_a_terminal(checkout: TestCheckout, index: Index, good: bool) -> None:
+    checkout.lock()
+    if not good:
+        index.files["gamma-1.5-py3-none-any.whl"].sent = wheel("gamma", "1.5", code="evil = True\n")
+    code, text = checkout.at_terminal("smoke", "tiny")
+    assert code == (0 if good else 2)
+    assert "smokehouse: installing tiny (3 packages)" in text
+    assert "Resolved 3 packages" in text
+    assert text.count("with another hash") == (not good)
+    assert "error:" not in text
+    assert "warning:" not in text
+    assert checkout.marker.exists() == good

@@ -1,0 +1,430 @@
+"""The conda half: solved from a channel, written for conda-lock, held against the pip half."""
+
+import hashlib
+import itertools
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+import yaml
+
+from smokehouse.checkout import Checkout
+from smokehouse.environments import definition as environment
+from smokehouse.locks import check
+from smokehouse.locks import diff as changes
+from smokehouse.locks import pins as lock
+from smokehouse.locks.model import Manifest
+
+from ..channel import YOUNG, Channel
+from ..conftest import Index, TestCheckout
+
+SNAPSHOT = Path(__file__).parents[4] / "shared" / "conda-forge"
+
+
+def manifest(checkout: TestCheckout) -> Manifest:
+    """The lock.json of `tiny`."""
+    return Manifest.model_validate_json(checkout.manifest.read_bytes())
+
+
+def categories(checkout: TestCheckout) -> dict[str, str]:
+    """The category of each package of the conda half."""
+    return {package.name: package.category for package in manifest(checkout).conda}
+
+
+def conda_lock(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run the real conda-lock, with a program that does nothing where it wants conda: nothing is to be solved."""
+    program = Path(sys.executable).with_name("conda-lock")
+    return subprocess.run([program, *arguments], cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+def test_lock_names_every_artefact_once_and_no_mirror(checkout: TestCheckout, channel: Channel, index: Index) -> None:
+    checkout.lock("--channel", channel.url)
+    found = manifest(checkout)
+    assert {package.name: package.category for package in found.conda} == {
+        "certificates": "main",
+        "cuda-nvcc": "devel",
+        "cuda-version": "devel",
+        "gxx-tiny": "devel",
+        "libtiny": "main",
+        "python": "main",
+    }
+    for package in found.conda:
+        archive = channel.archive(package.name) if package.name not in ("cuda-nvcc", "cuda-version", "libtiny") else None
+        assert archive is None or package.sha256 == hashlib.sha256(archive.read_bytes()).hexdigest()
+        assert (channel.folder / package.subdir / package.file).stat().st_size == package.size
+    assert {file.file: file.sha256 for file in found.pip} == {
+        name: hashlib.sha256(index.files[name].data).hexdigest()
+        for name in ("alpha-1.0-py3-none-any.whl", "beta-2.0-py3-none-any.whl", "gamma-1.5-py3-none-any.whl")
+    }
+    assert found.virtual_packages["__cuda"] == "12.4"
+    for path in checkout.pins.parent.iterdir():
+        text = path.read_text()
+        assert "127.0.0.1" not in text
+        assert {*re.findall(r"https?://([^/]+)/", text)} <= {"conda.anaconda.org"}
+
+
+def test_a_folder_and_a_server_give_the_same_lock(checkout: TestCheckout, channel: Channel) -> None:
+    checkout.lock("--channel", str(channel.folder))
+    from_folder = {path.name: path.read_bytes() for path in checkout.pins.parent.iterdir()}
+    shutil.rmtree(checkout.pins.parent)
+    checkout.lock("--channel", channel.url)
+    assert {path.name: path.read_bytes() for path in checkout.pins.parent.iterdir()} == from_folder
+
+
+def test_cutoff_and_snapshot(checkout: TestCheckout, channel: Channel) -> None:
+    checkout.lock("--channel", str(channel.folder))
+    before = manifest(checkout)
+    channel.add("libtiny", "3.0", subdir="linux-64", timestamp=YOUNG)
+    channel.add("unrelated")
+    checkout.lock("--channel", str(channel.folder))
+    assert manifest(checkout) == before
+    channel.add("libtiny", "1.5", subdir="linux-64", timestamp=None)
+    checkout.lock("--channel", str(channel.folder))
+    after = manifest(checkout)
+    assert {package.name: package.version for package in after.conda}["libtiny"] == "1.5"
+    assert after.channel.snapshot != before.channel.snapshot
+
+
+# what is done to environment.yml (or with name and record: to the channel), what is said of it
+UNSOLVED = [
+    ("cuda-nvcc=12.4", "cuda-nvcc=12.8", (), r"cuda-version 12\.8 would constrain: __cuda >=12\.8"),
+    (
+        "cuda-nvcc=12.4",
+        "cuda-nvcc=12.4\n  - other",
+        ("other", "cuda-version >=12.8"),
+        r"other \*: other 1\.0 would require: cuda-version >=12\.8: cuda-version 12\.8 would constrain: __cuda >=12\.8",
+    ),
+    (
+        "cuda-nvcc=12.4",
+        "cuda-nvcc=12.4\n  - newer",
+        ("newer", "__glibc >=2.34"),
+        r"newer \*: newer 1\.0 would require: __glibc >=2\.34",
+    ),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "record", "message"), UNSOLVED, ids=[row[1].split()[-1] for row in UNSOLVED])
+def test_conflict_names_who_asks_for_what(
+    checkout: TestCheckout, channel: Channel, old: str, new: str, record: tuple[str, str], message: str
+) -> None:
+    if record:
+        channel.add(record[0], depends=(record[1],))
+    checkout.edit(checkout.environment, old, new)
+    said = checkout.refused("lock", "--channel", str(channel.folder))
+    assert re.search(f"environment\\.yml cannot be solved from .*: .*({message})", said), said
+    assert not checkout.pins.parent.exists()
+
+
+def test_servers_that_are_no_channel(checkout: TestCheckout, channel: Channel) -> None:
+    channel.faults.html.add("repodata.json")
+    said = checkout.refused("lock", "--channel", channel.url)
+    assert "what it gives is cut short or is no records of a channel, as of a captive proxy" in said
+    assert said.endswith("; check the network, or name a mirror or a folder with --channel")
+    channel.faults.html.clear()
+    repodata = channel.folder / "linux-64" / "repodata.json"
+    channel.faults.sent["repodata.json"] = repodata.read_bytes()[:-100]
+    assert channel.url.removeprefix("http://") in checkout.refused("lock", "--channel", channel.url)
+    channel.faults.sent.clear()
+    channel.faults.gone.add("repodata.json")
+    assert "cannot be read (" in checkout.refused("lock", "--channel", channel.url)
+    assert "127.0.0.1:9" in checkout.refused("lock", "--channel", "http://user:secret@127.0.0.1:9/x")
+    assert "secret" not in checkout.refused("lock", "--channel", "http://user:secret@127.0.0.1:9/x")
+    assert not checkout.pins.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("nowhere", r"--channel nowhere: no such folder; it has linux-64/repodata\.json and noarch/repodata\.json"),
+        ("environments", r"environments/linux-64/repodata\.json: no such file; .*"),
+        ("ftp://127.0.0.1/x", r"--channel ftp://127\.0\.0\.1/x: neither a folder nor an http address; use one of them"),
+    ],
+)
+def test_places_that_are_no_channel(checkout: TestCheckout, where: str, message: str) -> None:
+    assert re.fullmatch(f"smokehouse: tiny: the lock stays as it is: {message}", checkout.refused("lock", "--channel", where))
+
+
+def test_repodata_that_is_cut(checkout: TestCheckout, channel: Channel) -> None:
+    repodata = channel.folder / "noarch" / "repodata.json"
+    repodata.write_bytes(repodata.read_bytes()[:-40])
+    assert re.search(
+        r"channel: what it gives is cut short or is no records", checkout.refused("lock", "--channel", str(channel.folder))
+    )
+
+
+def test_upgrade_moves_one_package_and_what_it_drags_along(checkout: TestCheckout, channel: Channel, index: Index) -> None:
+    del index.files["beta-3.0-py3-none-any.whl"]
+    index.add("delta", "1.0")
+    for name, version, requires in (("beta", "2.1", ("gamma>=1.6", "alpha")), ("gamma", "1.6", ()), ("delta", "1.1", ())):
+        index.add(name, version, requires=requires).uploaded = YOUNG
+    checkout.edit(checkout.environment, "- beta", "- beta\n      - delta")
+    channel.add("certificates", "2.0", timestamp=YOUNG)
+    where = str(channel.folder)
+    checkout.lock("--channel", where)
+    checkout.edit(checkout.stack, "2025-03-15", "2025-03-20")
+    ended = checkout.run("lock", "tiny", "--upgrade", "beta", "--channel", where, "--json")
+    moved = {(c["half"], c["package"]): (c["old"], c["new"]) for c in json.loads(ended.stdout)[0]["changes"]}
+    assert moved == {("pip", "beta"): ("2.0", "2.1"), ("pip", "gamma"): ("1.5", "1.6")}
+    checkout.lock("--upgrade", "libtiny", "--channel", where)
+    versions = {package.name: package.version for package in (*manifest(checkout).conda, *manifest(checkout).pip)}
+    assert (versions["libtiny"], versions["certificates"], versions["delta"]) == ("2.0", "1.0", "1.0")
+    checkout.lock("--channel", where)
+    versions = {package.name: package.version for package in (*manifest(checkout).conda, *manifest(checkout).pip)}
+    assert (versions["certificates"], versions["delta"]) == ("2.0", "1.1")
+    said = checkout.refused("lock", "tiny", "--upgrade", "libtony", "--channel", where)
+    assert said.endswith("--upgrade libtony: neither half of tiny has it; did you mean libtiny?")
+
+
+def test_diff_says_what_would_change_and_changes_nothing(checkout: TestCheckout, channel: Channel, index: Index) -> None:
+    where = str(channel.folder)
+    checkout.lock("--channel", where)
+    before = {path.name: path.read_bytes() for path in checkout.pins.parent.iterdir()}
+    checkout.edit(checkout.stack, "2025-03-15", "2025-03-20")
+    checkout.edit(checkout.environment, "      - alpha==1.0\n", "")
+    ended = checkout.run("lock", "--diff", "--channel", where)
+    size = (channel.folder / "linux-64" / "libtiny-2.0-0.conda").stat().st_size
+    wheel = len(index.files["beta-3.0-py3-none-any.whl"].data)
+    lines = [line.split() for line in ended.stdout.splitlines()]
+    assert lines[0] == ["lockfiles/tiny:", "7", "packages,", "would", "change"]
+    assert lines[2:5] == [
+        ["conda", "libtiny", "1.0", "2.0", *changes.size(size).split()],
+        ["pip", "alpha", "1.0", "-", "-"],
+        ["pip", "beta", "2.0", "3.0", *changes.size(wheel).split()],
+    ]
+    assert lines[-1] == ["4", "changes,", *changes.size(size + wheel).split(), "to", "download"]
+    assert {path.name: path.read_bytes() for path in checkout.pins.parent.iterdir()} == before
+    checkout.lock("--channel", where)
+    assert checkout.run("lock", "--diff", "--channel", where).stdout == "lockfiles/tiny: 7 packages, unchanged\n"
+
+
+# what is done to the checkout, the wheels to add, what both sides are
+DISAGREEMENTS = [
+    (
+        "version",
+        '"12.4"',
+        '"12.8"',
+        [("nvidia-cuda-runtime-cu12", "12.8.1", ())],
+        r"cuda-nvcc 12\.4\.131 .* is of CUDA 12\.4, .*12\.8",
+    ),
+    (
+        "",
+        "",
+        "",
+        [("nvidia-cuda-runtime-cu12", "12.8.1", ())],
+        r"runtime-cu12 12\.8\.1 is of CUDA 12\.8, but .* 12\.4, and so is cuda",
+    ),
+    ("", "", "", [("torch", "2.6.0+cu118", ())], r"torch 2\.6\.0\+cu118 is of CUDA 11\.8, but .* is 12\.4"),
+    (
+        "",
+        "",
+        "",
+        [("nvidia-nccl-cu12", "2.21", ()), ("nvidia-nccl-cu11", "2.20", ())],
+        r"two copies of one library: nvidia-nccl-cu11 2\.20 \(asked by environment\.yml\) and nvidia-nccl-cu12 2\.21",
+    ),
+    (
+        "",
+        "",
+        "",
+        [("opencv-python", "1.0", ()), ("opencv-python-headless", "1.0", ())],
+        r"opencv-python 1\.0 .* and opencv-python-headless 1\.0 .* install the same module; keep one",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "wheels", "message"), DISAGREEMENTS, ids=[row[3][0][0] for row in DISAGREEMENTS]
+)
+def test_halves_that_do_not_agree(
+    checkout: TestCheckout,
+    channel: Channel,
+    index: Index,
+    file: str,
+    old: str,
+    new: str,
+    wheels: list[tuple[str, str, tuple[str]]],
+    message: str,
+) -> None:
+    for name, version, requires in wheels:
+        index.add(name.replace("-", "_"), version, requires=requires)
+        text = checkout.environment.read_text()
+        checkout.environment.write_text(f"{text}      - {name}\n")
+    if file:
+        checkout.edit(checkout.stack, old, new)
+    said = checkout.refused("lock", "--channel", str(channel.folder))
+    assert said.startswith("smokehouse: tiny: the lock stays as it is: ")
+    assert re.search(message, said), said
+
+
+def test_one_package_one_half(checkout: TestCheckout, channel: Channel, index: Index) -> None:
+    where = str(channel.folder)
+    channel.add("alpha", "9.0", depends=("python",))
+    checkout.edit(checkout.environment, "  - cuda", "  - alpha\n  - cuda")
+    assert "alpha is in both halves: conda's 9.0 and pip's 1.0 (asked by beta, environment.yml)" in checkout.refused(
+        "lock", "--channel", where
+    )
+    checkout.edit(checkout.environment, "      - alpha==1.0\n      - beta", "      - gamma")
+    assert "alpha 9.0 of the conda half is a Python package" in checkout.refused("lock", "--channel", where)
+    # The same name for another thing: conda's has no module.
+    channel.add("alpha", "9.0")
+    checkout.lock("--channel", where)
+    channel.add("ninja", "1.11")
+    index.add("ninja", "1.12")
+    checkout.edit(checkout.environment, "  - alpha\n", "  - ninja\n")
+    checkout.edit(checkout.environment, "- gamma", "- ninja")
+    assert "ninja is in both halves: conda's 1.11 and pip's 1.12" in checkout.refused("lock", "--channel", where)
+
+
+def test_library_of_wheels_at_run_time(checkout: TestCheckout, channel: Channel, index: Index) -> None:
+    channel.add("nccl", "2.22")
+    index.add("nvidia_nccl_cu12", "2.21")
+    checkout.edit(checkout.environment, "- cuda-nvcc=12.4", "- cuda-nvcc=12.4\n  - nccl")
+    checkout.edit(checkout.environment, "- beta", "- nvidia-nccl-cu12")
+    said = checkout.refused("lock", "--channel", str(channel.folder))
+    assert "two copies of one library at run time: conda's nccl 2.22 and pip's nvidia-nccl-cu12 2.21" in said
+    checkout.edit(checkout.stack, '["cuda-nvcc"]', '["cuda-nvcc", "nccl"]')
+    checkout.lock("--channel", str(channel.folder))
+
+
+@pytest.mark.parametrize(
+    ("tags", "message"),
+    [
+        (
+            ("cp312-cp312-manylinux_2_28_x86_64", "cp310-cp310-manylinux2014_x86_64"),
+            r"its wheels are for cp310, cp312, the environment has Python 3\.11",
+        ),
+        (
+            ("cp311-cp311-manylinux_2_34_x86_64", "cp312-cp312-manylinux_2_28_x86_64"),
+            r"its wheel needs glibc 2\.34, the environment promises 2\.28",
+        ),
+        (("cp311-cp311-win_amd64",), r"no file of it is for Python 3\.11 on x86_64-manylinux_2_28"),
+    ],
+)
+def test_wheels_that_do_not_fit(checkout: TestCheckout, index: Index, tags: tuple[str, ...], message: str) -> None:
+    for tag in tags:
+        index.add("zeta", tag=tag)
+    checkout.edit(checkout.environment, "- beta", "- zeta")
+    said = checkout.refused("lock")
+    assert re.search(rf"zeta==1\.0: {message}; pin|zeta.*(glibc|Python 3|Python ABI|platform)", said), said
+
+
+# One requirement in each form that environment.yml may have.
+FORMS = """\
+  - certificates>=1,<2
+  - cuda-version==12.4
+  - libtiny!=1.7
+"""
+PIP_FORMS = """\
+      - gamma>=1,<2
+      - delta[b,a]~=1.0
+      - Epsilon.Zeta
+"""
+
+
+@pytest.mark.parametrize("forms", [False, True])
+def test_conda_lock_calls_it_locked(checkout: TestCheckout, index: Index, tmp_path: Path, forms: bool) -> None:
+    index.add("delta", "1.0")
+    index.add("epsilon_zeta", "1.0")
+    if forms:
+        checkout.edit(checkout.environment, "  - cuda", FORMS + "  - cuda")
+        checkout.environment.write_text(checkout.environment.read_text() + PIP_FORMS)
+    checkout.lock()
+    before = checkout.conda_lock.read_bytes()
+    assert_locked(checkout.root, "tiny", "12.4", tmp_path)
+    assert checkout.conda_lock.read_bytes() == before
+
+
+def assert_locked(root: Path, name: str, cuda: str, work: Path) -> None:
+    """The real conda-lock takes the lock of `name` for its own answer to environment.yml."""
+    (work / "names.json").write_text("{}")
+    checked = conda_lock(
+        "lock",
+        *("--check-input-hash", "--conda", "/bin/true", "-p", "linux-64", "--with-cuda", cuda),
+        *("--pypi_to_conda_lookup_file", str(work / "names.json")),
+        *("-f", str(root / "environments" / name / "environment.yml")),
+        *("--lockfile", str(root / "lockfiles" / name / "conda-lock.yml")),
+        cwd=work,
+    )
+    assert "Spec hash already locked for ['linux-64']. Skipping solve." in checked.stderr, checked.stderr
+
+
+def rendered(path: Path, work: Path, *options: str) -> list[str]:
+    """The addresses of the packages that conda-lock would install."""
+    ended = conda_lock("render", "-k", "explicit", "-p", "linux-64", *options, str(path), cwd=work)
+    assert ended.returncode == 0, ended.stderr
+    return [line for line in (work / "conda-linux-64.lock").read_text().splitlines() if line.startswith("https")]
+
+
+@pytest.mark.parametrize("name", Checkout(Path(__file__).parents[3]).environments())
+def test_ours_is_read_by_conda_lock_and_rattler(root: Path, tmp_path: Path, name: str) -> None:
+    promise = environment.read(Checkout(root), name)
+    place = lock.environment_lock(Checkout(root), name)
+    found = check.check_environment(promise, place)
+    assert place.conda
+    assert_locked(root, name, promise.stack.cuda.version, tmp_path)
+    for options, packages in (((), found.main), (("-e", "devel"), found.conda)):
+        names = [address.rsplit("/", 1)[1].split("#")[0] for address in rendered(place.conda, tmp_path, *options)]
+        assert sorted(names) == sorted(package.file for package in packages)
+    script = """
+import json, os, sys
+from pathlib import Path
+import rattler
+[(_, environment)] = rattler.LockFile.from_path(Path(sys.argv[1])).environments()
+[platform] = environment.platforms()
+print(json.dumps(sorted(str(package.location) for package in environment.packages(platform))), flush=True)
+os._exit(0)
+"""
+    read = subprocess.run([sys.executable, "-c", script, place.conda], capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(read.stdout) == sorted(
+        f"https://conda.anaconda.org/conda-forge/{package.subdir}/{package.file}" for package in found.conda
+    )
+    assert all("=" not in package.version for package in found.conda)
+
+
+@pytest.mark.parametrize("name", Checkout(Path(__file__).parents[3]).environments())
+def test_ours_solves_to_what_is_committed(root: Path, name: str, tmp_path: Path) -> None:
+    if not SNAPSHOT.is_dir():
+        pytest.skip(f"{SNAPSHOT}: no snapshot of conda-forge's records here")
+    from smokehouse.locks.solvers import conda
+
+    promise = environment.read(Checkout(root), name)
+    found = check.check_environment(promise, lock.environment_lock(Checkout(root), name))
+    solution = conda.solve(promise.conda, str(SNAPSHOT))
+    assert tuple(solved.package for solved in solution.packages) == found.conda
+    assert found.channel.snapshot == solution.snapshot
+    # What a runtime image has: no compiler and nothing of CUDA.
+    assert not [package.name for package in found.main if re.search("cuda|gcc_impl|gxx|cublas|nvcc", package.name)]
+    assert sum(package.size for package in found.main) < 100e6
+
+
+def test_environments_of_one_stack_share_every_artefact(root: Path) -> None:
+    checkout = Checkout(root)
+    alike = defaultdict(list)
+    for name in checkout.environments():
+        found = check.read_manifest(lock.environment_lock(checkout, name))
+        files = {(half, package.name): package.file for half in ("conda", "pip") for package in getattr(found, half)}
+        core = (files["pip", package] for package in ("torch", "transformers", "deepspeed"))
+        alike[found.cutoff, *core].append((name, files))
+    pairs = [pair for group in alike.values() for pair in itertools.combinations(group, 2)]
+    assert pairs
+    exceptions = [
+        f"{key}: {one[key]} in {first}, {other[key]} in {second}"
+        for (first, one), (second, other) in pairs
+        for key in one.keys() & other.keys()
+        if one[key] != other[key]
+    ]
+    assert exceptions == []
+
+
+def test_lock_file_is_plain_yaml(checkout: TestCheckout) -> None:
+    checkout.lock()
+    content = yaml.safe_load(checkout.conda_lock.read_text())
+    assert content["version"] == 1
+    assert content["metadata"]["sources"] == ["../../environments/tiny/environment.yml"]
+    assert {package["name"]: package["optional"] for package in content["package"]} == {
+        name: category == "devel" for name, category in categories(checkout).items()
+    }

@@ -1,0 +1,402 @@
+"""Locks: the same bytes each time, the file that an installer takes, and every way in which one can be stale."""
+
+import hashlib
+import re
+import resource
+import shutil
+import subprocess
+import zipfile
+from datetime import date
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from uv import find_uv_bin
+
+from smokehouse.checkout import Checkout
+from smokehouse.environments import definition as environment
+from smokehouse.environments.inputs import Inputs
+from smokehouse.errors import UserError
+from smokehouse.locks import check as check_module
+from smokehouse.locks import pins as lock
+from smokehouse.locks.solvers import pip as resolution
+from smokehouse.locks.solvers.sdist import build_requirements
+from smokehouse.locks.wheel_tags import Artefact
+from smokehouse.programs import uv
+
+from ..conftest import Index, TestCheckout, sdist
+
+# A build backend of twenty lines, so that building needs nothing from outside.
+BACKEND = """\
+import pathlib, zipfile
+def build_wheel(folder, config_settings=None, metadata_directory=None):
+    metadata = pathlib.Path("PKG-INFO").read_text()
+    fields = dict(line.split(": ") for line in metadata.splitlines())
+    stem = f"{fields['Name']}-{fields['Version']}"
+    module = pathlib.Path(f"{fields['Name']}.py")
+    with zipfile.ZipFile(pathlib.Path(folder, f"{stem}-py3-none-any.whl"), "w") as wheel:
+        wheel.writestr(module.name, module.read_text() if module.exists() else "built_with = 'backend'")
+        wheel.writestr(f"{stem}.dist-info/METADATA", metadata)
+        wheel.writestr(f"{stem}.dist-info/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+        wheel.writestr(f"{stem}.dist-info/RECORD", "")
+    return f"{stem}-py3-none-any.whl"
+"""
+PYPROJECT = '[build-system]\nrequires = ["backend>=1"]\nbuild-backend = "backend"\n'
+
+
+def add_sdist(checkout: TestCheckout, index: Index) -> None:
+    """Make `tiny` ask for delta, which is a source distribution only."""
+    index.add("backend", "1.0", code=BACKEND)
+    index.add("backend", "1.1", code=BACKEND).uploaded = "2025-03-16T00:00:00Z"
+    index.put("delta-1.0.tar.gz", sdist("delta", "1.0", {"pyproject.toml": PYPROJECT}))
+    checkout.edit(checkout.environment, "- beta", "- beta\n      - delta")
+
+
+def everything(checkout: TestCheckout) -> dict[str, bytes]:
+    """Every file of the lock by name."""
+    return {path.name: path.read_bytes() for path in sorted(checkout.pins.parent.iterdir())}
+
+
+def pins(text: str) -> dict[str, list[str]]:
+    """The hashes of each package of a requirements file."""
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        if "==" in line and not line.startswith("#"):
+            found[line.split("==")[0]] = hashes = []
+        elif "--hash" in line:
+            hashes.append(line.split("sha256:")[1].rstrip(" \\"))
+    return found
+
+
+def test_two_runs_give_the_same_bytes(checkout: TestCheckout, index: Index) -> None:
+    add_sdist(checkout, index)
+    checkout.lock()
+    first = everything(checkout)
+    shutil.rmtree(checkout.pins.parent)
+    checkout.edit(
+        checkout.environment, "- alpha==1.0\n      - beta\n      - delta", "- delta\n      - beta\n      - Alpha == 1.0"
+    )
+    ended = checkout.run("lock")
+    assert ended.stdout.startswith("lockfiles/tiny: 10 packages, written\n")
+    assert everything(checkout) == first
+    assert checkout.run("lock").stdout == "lockfiles/tiny: 10 packages, unchanged\n"
+
+
+def test_lock_names_files_and_askers_and_no_host(checkout: TestCheckout, index: Index) -> None:
+    add_sdist(checkout, index)
+    checkout.lock()
+    text, build_text = checkout.pins.read_text(), checkout.build_pins.read_text()
+    listed = {name: hashlib.sha256(file.data).hexdigest() for name, file in index.files.items()}
+    assert pins(text) == {
+        "alpha": [listed["alpha-1.0-py3-none-any.whl"]],
+        "beta": [listed["beta-2.0-py3-none-any.whl"]],
+        "delta": [listed["delta-1.0.tar.gz"]],
+        "gamma": [listed["gamma-1.5-py3-none-any.whl"]],
+    }
+    assert pins(build_text) == {"backend": [listed["backend-1.0-py3-none-any.whl"]]}
+    assert re.findall("# via (.*)", text) == ["beta, environment.yml", "environment.yml", "environment.yml", "beta"]
+    assert re.findall("# via (.*)", build_text) == ["delta"]
+    for written in (text, build_text):
+        assert "://" not in written
+        assert "127.0.0.1" not in written
+
+
+def test_build_requirements_of_build_requirements(checkout: TestCheckout, index: Index) -> None:
+    add_sdist(checkout, index)
+    del index.files["backend-1.0-py3-none-any.whl"]
+    del index.files["backend-1.1-py3-none-any.whl"]
+    index.add("bootstrap", code=BACKEND)
+    needs = '[build-system]\nrequires = ["bootstrap"]\nbuild-backend = "bootstrap"\n'
+    index.put("backend-1.0.tar.gz", sdist("backend", "1.0", {"pyproject.toml": needs, "backend.py": BACKEND}))
+    checkout.lock()
+    assert [*pins(checkout.build_pins.read_text())] == ["backend", "bootstrap"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (sdist("delta", "1.0", {"pyproject.toml": "[build-system"}), r"not a readable source distribution \(.*\)"),
+        (sdist("delta", "1.0", {"pyproject.toml": "[build-system]\n"}), r"not a readable source distribution \(.*\)"),
+        (sdist("delta", "1.0", {"pyproject.toml": "[build-system]\nrequires = 1"}), "build-system.requires is no list"),
+        (
+            sdist("delta", "1.0", {"pyproject.toml": '[build-system]\nrequires = ["a @ file:///a"]'}),
+            "is a URL or a path",
+        ),
+        (sdist("delta", "1.0", {"pyproject.toml": "#" * (1 << 20) + "\n"}), r"larger than 1 MiB"),
+        (b"no archive", r"not a readable source distribution \(.*\)"),
+    ],
+)
+def test_broken_sdist(index: Index, content: bytes, message: str) -> None:
+    index.put("delta-1.0.tar.gz", content)
+    url = f"{index.base}/files/delta-1.0.tar.gz"
+    with pytest.raises(UserError, match=rf"^delta-1\.0\.tar\.gz: .*{message}"):
+        build_requirements(Artefact("delta-1.0.tar.gz", url, hashlib.sha256(content).hexdigest(), 0))
+
+
+def test_sdist_that_is_another_file(index: Index) -> None:
+    index.put("delta-1.0.tar.gz", sdist("delta", "1.0", {}))
+    url = f"{index.base}/files/delta-1.0.tar.gz"
+    with pytest.raises(UserError, match="the index serves another file than it names"):
+        build_requirements(Artefact("delta-1.0.tar.gz", url, "0" * 64, 0))
+    with pytest.raises(UserError, match=r"cannot be downloaded \(.*\); check the network"):
+        build_requirements(Artefact("delta-1.0.tar.gz", "http://127.0.0.1:9/delta-1.0.tar.gz", "0" * 64, 0))
+
+
+def test_build_requirements_of_other_sdists(tmp_path: Path) -> None:
+    old, zipped = tmp_path / "delta-1.0.tar.gz", tmp_path / "delta-1.0.zip"
+    old.write_bytes(sdist("delta", "1.0", {"setup.py": ""}))
+    with zipfile.ZipFile(zipped, "w") as archive:
+        archive.writestr("delta-1.0/tests/pyproject.toml", "[build-system")
+        archive.writestr("delta-1.0/pyproject.toml", PYPROJECT)
+    for path, expected in ((old, "setuptools>=40.8.0"), (zipped, "backend>=1")):
+        file = Artefact(path.name, path.as_uri(), hashlib.sha256(path.read_bytes()).hexdigest(), 0)
+        assert [str(requirement) for requirement in build_requirements(file)] == [expected]
+
+
+def test_every_choice_is_the_one_that_uv_makes(checkout: TestCheckout, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes away the file that is chosen, over and over, until nothing but the source distribution is left."""
+    for name, value in checkout.environ.items():
+        monkeypatch.setenv(name, value)
+    for tag in (
+        "cp311-cp311-manylinux_2_17_x86_64.manylinux2014_x86_64",
+        "cp311-cp311-manylinux_2_28_x86_64",
+        "cp311-cp311-manylinux_2_36_x86_64",
+        "cp311-cp311-manylinux1_x86_64",
+        "cp311-cp311-linux_x86_64",
+        "cp311-cp311-musllinux_1_2_x86_64",
+        "cp311-cp311-manylinux_2_28_aarch64",
+        "cp311-cp311-win_amd64",
+        "cp312-cp312-manylinux_2_28_x86_64",
+        "cp38-abi3-manylinux_2_17_x86_64",
+        "cp311-abi3-manylinux_2_17_x86_64",
+        "cp311-none-manylinux_2_17_x86_64",
+        "cp311-none-any",
+        "py311-none-any",
+        "py310-none-any",
+        "py38-none-any",
+        "py3-none-any",
+        "2-py3-none-any",
+        "10-py3-none-any",
+        "py3-none-manylinux_2_17_x86_64",
+        "py312-none-any",
+    ):
+        index.add("zeta", tag=tag, code=f"{tag = }\n")
+    index.add("backend", code=BACKEND)
+    index.put("zeta-1.0.tar.gz", sdist("zeta", "1.0", {"pyproject.toml": PYPROJECT}))
+    inputs = Inputs("test", (Requirement("zeta"),), "3.11", "x86_64-manylinux_2_28", date(2025, 3, 15))
+    chosen = ""
+    order = []
+    while not chosen.endswith(".tar.gz"):
+        [package] = resolution.resolve(inputs)
+        [file] = package.files
+        chosen = file.name
+        target = checkout.root / str(len(order))
+        subprocess.run(
+            [find_uv_bin(), "pip", "install", "--quiet", "--target", target, "zeta"]
+            + [f"--python-version={inputs.python}", f"--python-platform={inputs.platform}"],
+            env=checkout.environ,
+            check=True,
+            timeout=60,
+        )
+        installed = (target / "zeta.py").read_text()
+        expected = chosen.removeprefix("zeta-1.0-").removesuffix(".whl")
+        assert installed == ("built_with = 'backend'" if chosen.endswith(".tar.gz") else f"tag = {expected!r}\n")
+        order.append(chosen)
+        del index.files[chosen]
+    assert len(order) > 10
+    assert {name for name in index.files if name.startswith("zeta")}.isdisjoint(order)
+
+
+# what is done to the checkout, what --check says
+STALE = [
+    ("environment.yml", "alpha==1.0", "alpha==1.1", r"environment\.yml asks alpha==1\.1, the lock has 1\.0"),
+    ("environment.yml", "- beta", "- beta\n      - delta>1", r"environment\.yml asks delta>1, the lock has none"),
+    ("environment.yml", "      - beta\n", "", r"environment\.yml no longer asks beta, the lock still does"),
+    ("environment.yml", "- beta", "- beta>=1", r"the lock was made from other version ranges, extras or left_out, .*"),
+    ("environment.yml", "- beta", "- beta[x]", r"the lock was made from other version ranges, extras or left_out, .*"),
+    ("environment.yml", "python=3.11", "python=3.12", r"Python is to be 3\.12, in the lock it is 3\.11"),
+    ("stack.toml", "2025-03-15", "2025-03-14", r"cut-off is to be 2025-03-14, in the lock it is 2025-03-15"),
+    ("stack.toml", "manylinux_2_28", "manylinux_2_17", r"platform is to be .*_2_17, in the lock it is .*_2_28"),
+    ("stack.toml", '"vllm"', '"flash-attn"', r"the lock was made from other version ranges, extras or left_out, .*"),
+    (
+        "requirements.txt",
+        "alpha==1.0",
+        "alpha==1.1",
+        r"requirements\.txt beside it was edited since the lock was made",
+    ),
+    ("requirements.txt", "# via beta\n", "# via alpha\n", r"requirements\.txt beside it was edited since .*"),
+    ("requirements.txt", "# platform: x86", "# platform: arm", r"requirements\.txt beside it was edited since .*"),
+    ("build-requirements.txt", "never", "always", r"build-requirements\.txt beside it was edited since the lock was made"),
+    ("conda-lock.yml", "never", "always", r"conda-lock\.yml beside it was edited since the lock was made"),
+    ("lock.json", '"format": 1', '"format": 2', r"format: Input should be 1"),
+    ("lock.json", '"pip"', '"pipe"', r"pip: Field required"),
+    ("environment.yml", "cuda-nvcc=12.4", "cuda-nvcc>=12.4", "the conda half was made from other specs, .*"),
+    ("environment.yml", "- cuda-nvcc", "- libtiny\n  - cuda-nvcc", "the conda half was made from other specs, .*"),
+    ("environment.yml", "- cuda-nvcc", "- tiny-gxx\n  - cuda-nvcc", r"environment\.yml asks tiny-gxx, the conda half of .*"),
+    ("stack.toml", 'devel = ["cuda-nvcc"]', "devel = []", r"cuda-nvcc is devel in the lock and no longer in stack\.toml's .*"),
+    ("stack.toml", 'version = "12.4"', 'version = "12.8"', r"__cuda is to be 12\.8, in the lock it is 12\.4"),
+]
+
+
+@pytest.mark.parametrize(("file", "old", "new", "message"), STALE, ids=[f"{row[0]}: {row[2]!r}" for row in STALE])
+def test_check_says_what_differs(checkout: TestCheckout, file: str, old: str, new: str, message: str) -> None:
+    checkout.lock()
+    assert checkout.run("lock", "--check").returncode == 0
+    checkout.edit((checkout.folder if (checkout.folder / file).exists() else checkout.pins.parent) / file, old, new)
+    ended = checkout.run("lock", "--check", "tiny")
+    assert ended.returncode == 1
+    line = rf"smokehouse: (lockfiles/)?tiny(/\S+)?: {message}; run nox -s lock -- tiny\n"
+    assert re.fullmatch(line, ended.stderr), ended.stderr
+    assert re.fullmatch(line, checkout.refused("smoke", "tiny") + "\n")
+
+
+def test_check_sees_what_is_not_there(checkout: TestCheckout) -> None:
+    def check() -> str:
+        ended = checkout.run("lock", "--check")
+        assert ended.returncode == 1
+        return ended.stderr.removeprefix("smokehouse: ")
+
+    where = "lockfiles/tiny/lock.json"
+    assert check() == f"{where}: lock.json does not exist; run nox -s lock -- tiny\n"
+    checkout.lock()
+    checkout.build_pins.unlink()
+    assert check() == f"{where}: build-requirements.txt does not exist; run nox -s lock -- tiny\n"
+    checkout.lock()
+    (checkout.root / "lockfiles" / "old").mkdir()
+    assert check() == "lockfiles/old: there is no environment of this name; remove the folder\n"
+
+
+def test_check_covers_the_tools(checkout: TestCheckout) -> None:
+    checkout.lock()
+    checkout.edit(checkout.root / "pyproject.toml", '"hypothesis",', '"hypothesis", "no-such-tool",')
+    ended = checkout.run("lock", "--check")
+    message = "pyproject.toml asks no-such-tool, the lock has none; run nox -s lock -- --tools"
+    assert (ended.returncode, ended.stderr) == (1, f"smokehouse: lockfiles/tools.txt: {message}\n")
+
+
+def test_check_needs_no_network_and_less_than_a_second(checkout: TestCheckout, index: Index) -> None:
+    checkout.lock()
+    index.server.server_close()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert checkout.run("lock", "--check", UV_DEFAULT_INDEX="http://127.0.0.1:9", PATH="").returncode == 0
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # Processor time, which a busy machine does not stretch.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
+
+
+# what is done to the environment, what is said of it
+UNANSWERED = [
+    ("- beta", "- no-such-package", "no-such-package was not found in the package registry"),
+    ("- beta", "- beta==9.9", "there is no version of beta==9.9"),
+    ("- beta", "- beta\n      - gamma<1", "because you require gamma<1"),
+    ("- cuda-nvcc=12.4", "- cuda-nvcc=99", "solved from"),
+    ("- cuda-nvcc=12.4", "- cuda-nvcc=12.4\n  - nowhere", "No candidates were found for nowhere"),
+    (
+        "- cuda-nvcc=12.4",
+        "- cuda-nvcc=12.4\n  - libtiny=2.0",
+        "libtiny 2.0 is excluded because the package is uploaded after the cutoff date",
+    ),
+    ("- beta", "- beta==3.0", "The cut-off hides beta, which was published on 2025-03-16; ask for an older version"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "message"), UNANSWERED, ids=[row[1] for row in UNANSWERED])
+def test_a_question_without_an_answer_leaves_the_lock(checkout: TestCheckout, old: str, new: str, message: str) -> None:
+    checkout.lock()
+    before = everything(checkout)
+    checkout.edit(checkout.environment, old, new)
+    said = checkout.refused("lock")
+    assert said.startswith("smokehouse: tiny: the lock stays as it is: environment.yml cannot be ")
+    assert message in said
+    assert everything(checkout) == before
+
+
+def test_index_that_cannot_be_reached(checkout: TestCheckout) -> None:
+    said = checkout.refused("lock", UV_DEFAULT_INDEX="http://user:secret@127.0.0.1:9/simple")
+    assert "the package index at 127.0.0.1:9 cannot be reached; check the network, or set UV_DEFAULT_INDEX" in said
+    assert "secret" not in said
+
+
+def test_index_without_upload_times(checkout: TestCheckout, index: Index) -> None:
+    for file in index.files.values():
+        file.uploaded = None
+    assert "which has no file that the index dates before it" in checkout.refused("lock")
+
+
+def test_development_version_is_refused(checkout: TestCheckout, index: Index) -> None:
+    index.files = {name: file for name, file in index.files.items() if not name.startswith("gamma")}
+    index.add("gamma", "1.5.dev0")
+    assert "gamma==1.5.dev0: a development version, which says nothing certain; pin a release" in checkout.refused("lock")
+
+
+def test_package_that_is_left_out_is_refused(checkout: TestCheckout) -> None:
+    checkout.edit(checkout.stack, '"vllm"', '"Gamma"')
+    assert "gamma is left out in stack.toml but a package asks for it" in checkout.refused("lock")
+
+
+def test_settings_of_the_user_do_not_change_a_lock(checkout: TestCheckout, tmp_path: Path) -> None:
+    checkout.lock()
+    before = checkout.pins.read_bytes()
+    constraint = tmp_path / "constraint.txt"
+    constraint.write_text("gamma==0\n")
+    shutil.rmtree(checkout.pins.parent)
+    ended = checkout.run(
+        "lock",
+        UV_CONSTRAINT=str(constraint),
+        UV_EXCLUDE_NEWER="2030-01-01",
+        UV_RESOLUTION="lowest",
+        UV_PRERELEASE="allow",
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert checkout.pins.read_bytes() == before
+
+
+def test_full_disk_leaves_the_lock(checkout: TestCheckout, full_disk: Path) -> None:
+    checkout.lock()
+    shutil.copytree(checkout.pins.parent, full_disk / "tiny")
+    shutil.rmtree(checkout.pins.parent)
+    checkout.pins.parent.symlink_to(full_disk / "tiny")
+    before = everything(checkout)
+    checkout.edit(checkout.stack, "2025-03-15", "2025-03-14")
+    (full_disk / "filler").write_bytes(b"x" * shutil.disk_usage(full_disk).free)
+    assert "No space left on device" in checkout.refused("lock")
+    assert everything(checkout) == before
+
+
+@pytest.mark.parametrize("name", Checkout(Path(__file__).parents[3]).environments())
+def test_ours_resolves_to_what_is_committed(root: Path, name: str) -> None:
+    checkout = Checkout(root)
+    promise = environment.read(checkout, name)
+    place = lock.environment_lock(checkout, name)
+    packages = resolution.resolve(promise.inputs)
+    builds = resolution.resolve_builds(promise.inputs, packages)
+    manifest = check_module.check_environment(promise, place)
+    assert [(file.name, file.version, file.file, file.sha256) for file in manifest.pip] == [
+        (package.name, package.version, package.files[0].name, package.files[0].sha256) for package in packages
+    ]
+    assert [(file.name, file.sha256) for file in manifest.build] == [(p.name, p.files[0].sha256) for p in builds]
+    found = pins(place.pins.read_text())
+    assert found == {file.name: [file.sha256] for file in manifest.pip}
+
+
+@pytest.mark.parametrize("wrong", ["hash", "nothing"])
+def test_sdist_is_built_with_what_is_locked_or_not_at_all(
+    checkout: TestCheckout, index: Index, wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_sdist(checkout, index)
+    checkout.lock()
+    for name, value in checkout.environ.items():
+        monkeypatch.setenv(name, value)
+    checkout.installed.parent.mkdir(parents=True)
+    uv.create_environment(checkout.installed, "3.11")
+    digest = pins(checkout.build_pins.read_text())["backend"][0]
+    other = checkout.root / "other.txt"
+    other.write_text(checkout.build_pins.read_text().replace(digest, "0" * 64) if wrong == "hash" else "")
+    with pytest.raises(UserError, match=r"backend.*(with another hash|no trusted hash)|(another hash|no trusted).*backend"):
+        uv.install(checkout.installed, checkout.pins, other, ["delta"])
+    uv.install(checkout.installed, checkout.pins, checkout.build_pins, ["delta"])
+    # What was built and cached with the right backend does not pass for one built with another.
+    shutil.rmtree(checkout.installed)
+    uv.create_environment(checkout.installed, "3.11")
+    with pytest.raises(UserError):
+        uv.install(checkout.installed, checkout.pins, other, ["delta"])
