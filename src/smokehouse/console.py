@@ -3,6 +3,6 @@
 import sys
 
 
-def tell(message: str) -> None:
+def status(message: str) -> None:
     """Say what goes on."""
     print(f"smokehouse: {message}", file=sys.stderr, flush=True)

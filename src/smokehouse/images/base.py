@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smokehouse.checkout import Checkout
-from smokehouse.console import tell
+from smokehouse.console import status
 from smokehouse.errors import UserError
 from smokehouse.images.debian_lock import LOCK, REMEDY, DebianPackage, Definition, fetch_packages, read, read_definition
 from smokehouse.programs.process import Ended, run
@@ -69,7 +69,7 @@ def make(checkout: Checkout) -> Base:
                 raise UserError("mmdebstrap is not here, which makes the base; install it, or give --base REF@sha256:…")
             if os.geteuid():
                 _refuse_no_namespace(folder)
-            tell(f"making the base ({len(packages)} packages of Debian {asked.suite})")
+            status(f"making the base ({len(packages)} packages of Debian {asked.suite})")
             fetch_packages(packages, asked.suite, folder / "packages")
             tree = folder / "layer.tar"
             _debootstrap(packages, asked, folder, tree)

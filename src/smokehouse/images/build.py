@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from smokehouse.checkout import Checkout
-from smokehouse.console import tell
+from smokehouse.console import status
 from smokehouse.errors import UserError
 from smokehouse.images import base as bases
 from smokehouse.images import extra_wheels as additions
@@ -145,7 +145,7 @@ def build(
     given = [Path("docker/docker-bake.hcl"), prepared.bake]
 
     def bake(to: str) -> str:
-        tell(f"building {prepared.tags[0]}")
+        status(f"building {prepared.tags[0]}")
         return engine.bake(checkout.root, given, prepared.target, f"{to},{how}", builder=builder, no_cache=no_cache)
 
     if kind == "push":

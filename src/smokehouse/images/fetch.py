@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from smokehouse.checkout import Checkout
-from smokehouse.console import tell
+from smokehouse.console import status
 from smokehouse.oci import layout as oci
 from smokehouse.oci.layout import Image, Layout
 from smokehouse.oci.reference import Reference
@@ -41,7 +41,7 @@ def opened(checkout: Checkout, text: str) -> Iterator[tuple[Image, Registry | No
     layout = Layout(folder_here)
     manifest = registry.pull(layout)
     if not reference.digest:
-        tell(f"{text} is {reference.name}@{manifest.digest} now")
+        status(f"{text} is {reference.name}@{manifest.digest} now")
     yield layout.image(), registry
     shutil.rmtree(folder_here, ignore_errors=True)
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from smokehouse.checkout import Checkout
-from smokehouse.console import tell
+from smokehouse.console import status
 from smokehouse.environments import definition as environment
 from smokehouse.errors import UserError
 from smokehouse.installs import fetch as sources
@@ -54,7 +54,7 @@ def make(
         size = sum(file.size for file in artefacts.values())
         there = sum(path.stat().st_size for path in _files(folder))
         refuse_small_disk(folder, max(0, size - there), f"bundle {name}")
-        tell(f"bundling {name} ({len(artefacts)} files, {size / 1e6:.1f} MB)")
+        status(f"bundling {name} ({len(artefacts)} files, {size / 1e6:.1f} MB)")
         sources.fetch_pip(locked, folder / WHEELS)
         sources.fetch_conda(conda, folder / CONDA, channel or locked.home)
         for path, text in texts.items():
@@ -63,7 +63,7 @@ def make(
             if str(file.relative_to(folder)) not in contents.files:
                 file.unlink()
         files.write(folder / MANIFEST, contents.model_dump_json(indent=1) + "\n")
-    tell(f"bundled {name} in {folder}")
+    status(f"bundled {name} in {folder}")
     return 0
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from smokehouse.checkout import Checkout
-from smokehouse.console import tell
+from smokehouse.console import status
 from smokehouse.environments import definition as environment
 from smokehouse.errors import UserError
 from smokehouse.installs import bundle
@@ -83,14 +83,14 @@ def install(
         if bundled:
             bundled.refuse_edited()
         began = time.monotonic()
-        tell(f"installing {name} in {folder} ({len(packages)} conda packages, {len(locked.pip)} Python packages)")
+        status(f"installing {name} in {folder} ({len(packages)} conda packages, {len(locked.pip)} Python packages)")
         _fill(staging, locked, packages, place, bundled, channel, Path(wanted["used_as"]), descriptor)
         files.write(staging / "prefix" / MARKER, json.dumps(wanted, indent=2) + "\n")
         if folder.exists():
             folder.rename(staging / "replaced")
         (staging / "prefix").rename(folder)
         shutil.rmtree(staging)
-        tell(f"installed {name} in {time.monotonic() - began:.0f} s")
+        status(f"installed {name} in {time.monotonic() - began:.0f} s")
     return python
 
 

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from smokehouse.checkout import Checkout
-from smokehouse.console import tell
+from smokehouse.console import status
 from smokehouse.environments.definition import Environment
 from smokehouse.installs.bundle import Bundle
 from smokehouse.installs.target import MARKER, UNPACKED, emptied, read_marker, refuse_platform
@@ -43,7 +43,7 @@ def ensure(checkout: Checkout, environment: Environment, bundle: Bundle | None =
         if bundle:
             bundle.refuse_edited()
         began = time.monotonic()
-        tell(f"installing {environment.name} ({len(locked.versions)} packages)")
+        status(f"installing {environment.name} ({len(locked.versions)} packages)")
         marker.unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
         uv.create_environment(folder, locked.python)
@@ -51,5 +51,5 @@ def ensure(checkout: Checkout, environment: Environment, bundle: Bundle | None =
             alone = uv.Alone(bundle.wheels, cache) if bundle else None
             uv.install(folder, place.pins, place.build_pins, locked.built, alone=alone, keep=[descriptor])
         files.write(marker, json.dumps(wanted, indent=2) + "\n")
-        tell(f"installed {environment.name} in {time.monotonic() - began:.0f} s")
+        status(f"installed {environment.name} in {time.monotonic() - began:.0f} s")
     return python

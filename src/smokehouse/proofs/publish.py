@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smokehouse.checkout import Checkout
-from smokehouse.console import tell
+from smokehouse.console import status
 from smokehouse.errors import UserError
 from smokehouse.images import build as building
 from smokehouse.images import labels as image
@@ -90,7 +90,7 @@ def publish(checkout: Checkout, name: str, text: str, options: Options) -> int:
         _send(registry, found, Path(verdict.sbom).read_bytes(), signed)
         for tag in reversed(tags):  # the one by stack and lock, which says that all is there, last
             registry.put(found.layout.read(found.descriptor), found.descriptor.media_type, tag)
-        tell(f"published {where.name}@{found.digest}")
+        status(f"published {where.name}@{found.digest}")
         for file in (folder / "report.json", *folder.glob("*.signed")):
             file.unlink(missing_ok=True)
         shutil.rmtree(_layout(folder).folder, ignore_errors=True)
@@ -145,7 +145,7 @@ def _report(checkout: Checkout, local: str, found: Image, folder: Path, digest: 
             kept.unlink()
     if options.built:
         raise UserError(f"{options.built}: there is no report of this image; name it: --report FILE")
-    tell(f"proving {local}")
+    status(f"proving {local}")
     reports = folder / "smoke"
     command = [sys.executable, "-m", "smokehouse", "smoke", "--image", local, "--report", str(reports)]
     ended = run(command, deadline=_SMOKING, environ=os.environ, cwd=checkout.root)
