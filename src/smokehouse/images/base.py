@@ -18,7 +18,7 @@ from smokehouse.errors import UserError
 from smokehouse.images.debian_lock import LOCK, REMEDY, DebianPackage, Definition, fetch_packages, read, read_definition
 from smokehouse.programs.process import Ended, run
 from smokehouse.storage import files
-from smokehouse.storage.folder_lock import held
+from smokehouse.storage.folder_lock import exclusive
 
 EPOCH = 315532800  # seconds: 1980, the first time that a zip file can tell, so that every step can say it
 TAG = "base"
@@ -63,7 +63,7 @@ def make(checkout: Checkout) -> Base:
     folder = checkout.root / "build" / "base" / files.sha256(f"{_FORMAT} {files.hashed(checkout.root / LOCK)}")[:16]
     layout = folder / "layout"
     folder.mkdir(parents=True, exist_ok=True)
-    with held(folder / ".lock", "making the base"):
+    with exclusive(folder / ".lock", "making the base"):
         if not (layout / "index.json").is_file():
             if not shutil.which("mmdebstrap"):
                 raise UserError("mmdebstrap is not here, which makes the base; install it, or give --base REF@sha256:…")

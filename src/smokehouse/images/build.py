@@ -29,7 +29,7 @@ from smokehouse.locks.model import Manifest
 from smokehouse.programs import docker as engine
 from smokehouse.programs.process import run
 from smokehouse.storage import files
-from smokehouse.storage.folder_lock import held
+from smokehouse.storage.folder_lock import exclusive
 
 _TOOLKIT = {"cuda-nvcc", "cuda-cuobjdump"}  # in conda-forge, the first does not bring the second
 
@@ -89,7 +89,7 @@ def prepare(
     libraries, above = image.layers(locked, [one.file for one in wheels])
     numbered = [*libraries, *above[:-1]]
     elsewhere = {one.file: one.path.parent for one in wheels}
-    with held(folder / ".lock", f"preparing the image of {name}"):
+    with exclusive(folder / ".lock", f"preparing the image of {name}"):
         contexts = {"base": under.context}
         wanted = locked.conda if flavour == "devel" else locked.main
         contexts["conda"] = conda_context(folder / "conda", wanted, locked, bundle)

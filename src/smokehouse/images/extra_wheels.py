@@ -20,7 +20,7 @@ from smokehouse.errors import UserError
 from smokehouse.locks.model import LockedFile, Manifest
 from smokehouse.locks.wheel_tags import Artefact, misfit, ranking
 from smokehouse.storage.download import Wanted, fetch, is_whole
-from smokehouse.storage.folder_lock import held
+from smokehouse.storage.folder_lock import exclusive
 
 LABEL = "io.smokehouse.with"
 
@@ -132,7 +132,7 @@ def take(checkout: Checkout, asked: Sequence[Asked], environment: Environment, l
     paths = {one: folder / one.sha256 / one.name for one in asked}
     if asked:
         folder.mkdir(parents=True, exist_ok=True)
-        with held(folder / ".lock", "fetching what --with names"):
+        with exclusive(folder / ".lock", "fetching what --with names"):
             lacking = [one for one in asked if not is_whole(paths[one], one.sha256)]
             wanted = [Wanted(paths[one], one.source, one.sha256, 0, "--with") for one in lacking]
             fetch(wanted, cure="look at place and SHA-256 that --with gives")

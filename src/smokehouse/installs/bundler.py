@@ -15,7 +15,7 @@ from smokehouse.locks import pins as lock
 from smokehouse.locks.model import LockedFile
 from smokehouse.storage import files
 from smokehouse.storage.disk import refuse_small_disk
-from smokehouse.storage.folder_lock import held
+from smokehouse.storage.folder_lock import exclusive
 
 _PYLOCK = "pylock.toml"
 
@@ -46,7 +46,7 @@ def make(
         | {path: file.sha256 for path, file in artefacts.items()},
     )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with held(folder.with_name(f".{folder.name}.lock"), f"bundling {name}"):
+    with exclusive(folder.with_name(f".{folder.name}.lock"), f"bundling {name}"):
         (folder / LOCK).mkdir(parents=True, exist_ok=True)
         (folder / MANIFEST).unlink(missing_ok=True)
         if near:

@@ -27,7 +27,7 @@ from smokehouse.locks.pins import LockFiles
 from smokehouse.programs import uv
 from smokehouse.storage import files
 from smokehouse.storage.disk import refuse_small_disk
-from smokehouse.storage.folder_lock import held
+from smokehouse.storage.folder_lock import exclusive
 
 # An archive of conda-forge unpacks to about four times its size. No lock has been measured yet.
 _CONDA_UNPACKED = 5.0
@@ -71,7 +71,7 @@ def install(
         refuse_partial(bundled, devel)
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = folder.with_name(f".{folder.name}.partial")
-    with held(folder.with_name(f".{folder.name}.lock"), f"installing {name}") as descriptor:
+    with exclusive(folder.with_name(f".{folder.name}.lock"), f"installing {name}") as descriptor:
         python = folder / "bin" / "python"
         if read_marker(folder) == wanted and os.access(python, os.X_OK):
             return python

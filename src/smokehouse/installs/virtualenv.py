@@ -15,7 +15,7 @@ from smokehouse.locks import pins as lock
 from smokehouse.programs import uv
 from smokehouse.storage import files
 from smokehouse.storage.disk import refuse_small_disk
-from smokehouse.storage.folder_lock import held
+from smokehouse.storage.folder_lock import exclusive
 
 
 def ensure(checkout: Checkout, environment: Environment, bundle: Bundle | None = None) -> Path:
@@ -35,7 +35,7 @@ def ensure(checkout: Checkout, environment: Environment, bundle: Bundle | None =
     if bundle:
         wanted["bundle"] = bundle.digest
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with held(folder.with_name(f".{folder.name}.lock"), f"installing {environment.name}") as descriptor:
+    with exclusive(folder.with_name(f".{folder.name}.lock"), f"installing {environment.name}") as descriptor:
         if read_marker(folder) == wanted and os.access(python, os.X_OK):
             return python
         refuse_platform(locked.platform, place.name)

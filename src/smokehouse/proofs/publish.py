@@ -26,7 +26,7 @@ from smokehouse.proofs import verify as verifying
 from smokehouse.proofs.attestation import BUNDLE, ENVELOPE, Signed, Signer
 from smokehouse.runs import report as report_module
 from smokehouse.storage import files
-from smokehouse.storage.folder_lock import held
+from smokehouse.storage.folder_lock import exclusive
 
 SBOM = "application/spdx+json"
 _SMOKING = 7200.0  # seconds
@@ -66,7 +66,7 @@ def publish(checkout: Checkout, name: str, text: str, options: Options) -> int:
     registry = Registry(where, push=True)
     folder = checkout.root / "build" / "publish" / f"{name}-{options.flavour}"
     folder.mkdir(parents=True, exist_ok=True)
-    with held(folder / ".lock", f"publishing {name}"):
+    with exclusive(folder / ".lock", f"publishing {name}"):
         found = _built(checkout, name, names[0], folder, options)
         # Asked first, because the rest takes long.
         _refuse_taken(registry, tags, found.digest, options.move)

@@ -33,7 +33,7 @@ from smokehouse.proofs.attestation import BUNDLE, ENVELOPE, Signed, Signer
 from smokehouse.proofs.compare import Difference, Verdict, check_list, compare_config, compare_files, first_difference
 from smokehouse.proofs.expected import Contents
 from smokehouse.runs import report as report_module
-from smokehouse.storage.folder_lock import held
+from smokehouse.storage.folder_lock import exclusive
 
 _SHOWN = 20
 
@@ -82,7 +82,7 @@ def look(checkout: Checkout, text: str, found: Image, registry: Registry | None,
     compare_config(checkout, found, expected_labels, runtime, verdict)
     folder = checkout.root / "build" / "verify" / f"{name}-{flavour}"
     folder.mkdir(parents=True, exist_ok=True)
-    with held(folder / ".lock", f"verifying {name}"):
+    with exclusive(folder / ".lock", f"verifying {name}"):
         contents = Contents(checkout, locked)
         wanted = locked.conda if flavour == "devel" else locked.main
         prefix = Path(contexts.conda_context(folder / "conda", wanted, locked, bundle), "prefix.tar")

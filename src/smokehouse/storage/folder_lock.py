@@ -14,7 +14,7 @@ _PATIENCE = 2 * 3600.0  # seconds to wait for another process that installs the 
 
 
 @contextmanager
-def held(path: Path, doing: str) -> Iterator[int]:
+def exclusive(path: Path, doing: str) -> Iterator[int]:
     """Hold the right to be `doing`, waiting for whoever holds it; yields the descriptor that holds it."""
     with path.open("a+") as file:
         until = time.monotonic() + _PATIENCE
