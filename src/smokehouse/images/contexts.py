@@ -142,7 +142,7 @@ def _context(folder: Path, locked: Sequence[LockedFile], place: Path, **plan: An
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     for file in locked:
-        files.bring(place / file.file, folder / file.file)
+        files.link_or_copy(place / file.file, folder / file.file)
     (folder / "plan.json").write_text(json.dumps({"epoch": EPOCH, **plan}, indent=1) + "\n")
     return str(folder)
 

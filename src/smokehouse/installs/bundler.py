@@ -74,7 +74,7 @@ def _link_near(folder: Path, artefacts: Mapping[str, LockedFile]) -> None:
             continue
         for other in folder.parent.iterdir():
             if (other / path).is_file() and (other / path).stat().st_size == file.size:
-                files.bring(other / path, folder / path)
+                files.link_or_copy(other / path, folder / path)
                 break
 
 

@@ -23,7 +23,7 @@ def write(path: Path, content: bytes | str) -> None:
         raise
 
 
-def bring(source: Path, target: Path) -> None:
+def link_or_copy(source: Path, target: Path) -> None:
     """Make `target` the file `source`, without a copy where the disk allows; raises OSError."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
