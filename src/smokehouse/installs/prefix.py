@@ -76,8 +76,8 @@ def install(
         if read_marker(folder) == wanted and os.access(python, os.X_OK):
             return python
         _refuse_foreign(folder, name)
-        refuse_platform(locked.platform, checkout.show(place.manifest))
-        prefix.refuse_machine(locked.virtual_packages, checkout.show(place.manifest))
+        refuse_platform(locked.platform, checkout.relative(place.manifest))
+        prefix.refuse_machine(locked.virtual_packages, checkout.relative(place.manifest))
         shutil.rmtree(staging / "prefix", ignore_errors=True)
         _refuse_small_disk(staging, locked, packages, name)
         if bundled:

@@ -41,7 +41,7 @@ def make(
             drafted.write()
         rows.append(_row(asked.name, drafted, new, [asdict(change) for change in found]))
         if not as_json:
-            _tell(checkout.show(place.pins.parent), drafted, new, dry)
+            _tell(checkout.relative(place.pins.parent), drafted, new, dry)
             if found:
                 print(changes.table(found))
     if as_json:

@@ -59,7 +59,7 @@ class Lock:
 def environment_lock(checkout: Checkout, name: str) -> LockFiles:
     """Return where the lock of the environment `name` lies."""
     folder = checkout.lock(name)
-    shown = checkout.show(folder / PINS)
+    shown = checkout.relative(folder / PINS)
     asked = checkout.root / "environments" / name / "environment.yml"
     return LockFiles(
         folder / PINS, folder / BUILD_PINS, shown, f"nox -s lock -- {name}", folder / CONDA_LOCK, folder / MANIFEST, asked

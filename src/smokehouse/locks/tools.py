@@ -61,4 +61,4 @@ def read(checkout: Checkout) -> Inputs:
 def lock(checkout: Checkout) -> LockFiles:
     """Return where the lock of the tools lies."""
     pins = checkout.tools_lock()
-    return LockFiles(pins, None, checkout.show(pins), "nox -s lock -- --tools")
+    return LockFiles(pins, None, checkout.relative(pins), "nox -s lock -- --tools")

@@ -71,7 +71,7 @@ def look(checkout: Checkout, text: str, found: Image, registry: Registry | None,
         where = f"git checkout {revision}" if re.fullmatch("[0-9a-f]{40}", revision) else "check out the commit that has it"
         raise UserError(f"{text}: of another lock of {name} than the one here ({digest[:12]}); {where}")
     verdict = Verdict(text, found.digest, name, digest)
-    status(f"verifying {found.digest} against {checkout.show(checkout.lock(name) / MANIFEST)}")
+    status(f"verifying {found.digest} against {checkout.relative(checkout.lock(name) / MANIFEST)}")
     asked = additions.of_label(labels.get(LABEL, ""), options.added, text)
     added = additions.take(checkout, asked, promise, locked)
     verdict.added = [one.text for one in asked]
