@@ -18,7 +18,7 @@ from smokehouse.environments.documents import read_toml
 from smokehouse.errors import UserError
 from smokehouse.programs.process import run
 from smokehouse.storage import files
-from smokehouse.storage.download import Wanted, fetch, is_whole
+from smokehouse.storage.download import Download, fetch, is_whole
 
 LOCK = "docker/base.lock"
 REMEDY = "run nox -s lock -- --base"
@@ -110,8 +110,8 @@ def fetch_packages(packages: Sequence[DebianPackage], suite: str, folder: Path) 
         mirror = next((source.mirror for source in sources if source.security == security), None)
         if mirror is None:
             raise UserError(f"{package.name}: a security update, and apt on this machine reads no archive of those; add one")
-        wanted.append(Wanted(folder / Path(package.path).name, f"{mirror}/{package.path}", package.sha256, package.size))
-    fetch(wanted, cure=f"the mirror has moved on: {REMEDY}, or let apt's sources name a snapshot")
+        wanted.append(Download(folder / Path(package.path).name, f"{mirror}/{package.path}", package.sha256, package.size))
+    fetch(wanted, remedy=f"the mirror has moved on: {REMEDY}, or let apt's sources name a snapshot")
 
 
 def read_definition(checkout: Checkout) -> Definition:

@@ -19,7 +19,7 @@ from smokehouse.environments.definition import Environment
 from smokehouse.errors import UserError
 from smokehouse.locks.model import LockedFile, Manifest
 from smokehouse.locks.wheel_tags import Artefact, misfit, ranking
-from smokehouse.storage.download import Wanted, fetch, is_whole
+from smokehouse.storage.download import Download, fetch, is_whole
 from smokehouse.storage.folder_lock import exclusive
 
 LABEL = "io.smokehouse.with"
@@ -134,8 +134,8 @@ def take(checkout: Checkout, asked: Sequence[Asked], environment: Environment, l
         folder.mkdir(parents=True, exist_ok=True)
         with exclusive(folder / ".lock", "fetching what --with names"):
             lacking = [one for one in asked if not is_whole(paths[one], one.sha256)]
-            wanted = [Wanted(paths[one], one.source, one.sha256, 0, "--with") for one in lacking]
-            fetch(wanted, cure="look at place and SHA-256 that --with gives")
+            wanted = [Download(paths[one], one.source, one.sha256, 0, "--with") for one in lacking]
+            fetch(wanted, remedy="look at place and SHA-256 that --with gives")
     metadata = {one: _metadata(one, path) for one, path in paths.items()}
     versions: dict[str, str] = {canonicalize_name(file.name): file.version for file in locked.pip}
     versions |= {one.project: version for one, (version, _) in metadata.items()}

@@ -113,8 +113,8 @@ def _fill(
     prefix.link(origins, target, used_as, staging / "cache")
     built = tuple(file.name for file in locked.pip if not file.file.endswith(".whl"))
     assert place.build_pins
-    alone = uv.Alone(bundled.wheels, staging / "uv") if bundled else None
-    uv.install(target, place.pins, place.build_pins, built, alone=alone, keep=[descriptor])
+    offline = uv.Offline(bundled.wheels, staging / "uv") if bundled else None
+    uv.install(target, place.pins, place.build_pins, built, offline=offline, pass_fds=[descriptor])
     _free_scripts(target, locked.python)
 
 

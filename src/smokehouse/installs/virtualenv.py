@@ -48,8 +48,8 @@ def ensure(checkout: Checkout, environment: Environment, bundle: Bundle | None =
         shutil.rmtree(folder, ignore_errors=True)
         uv.create_environment(folder, locked.python)
         with emptied(folder.with_name(f".{folder.name}.cache")) as cache:
-            alone = uv.Alone(bundle.wheels, cache) if bundle else None
-            uv.install(folder, place.pins, place.build_pins, locked.built, alone=alone, keep=[descriptor])
+            offline = uv.Offline(bundle.wheels, cache) if bundle else None
+            uv.install(folder, place.pins, place.build_pins, locked.built, offline=offline, pass_fds=[descriptor])
         files.write(marker, json.dumps(wanted, indent=2) + "\n")
         status(f"installed {environment.name} in {time.monotonic() - began:.0f} s")
     return python

@@ -85,7 +85,7 @@ def _helped(helper: str, host: str, place: Path) -> tuple[str, str] | None:
     program = f"docker-credential-{helper}"
     if not re.fullmatch(r"[\w.-]+", helper) or not shutil.which(program):
         raise UserError(f"{program}: named in {place} and not here; install it, or take it out there and log in again")
-    ended = run([program, "get"], deadline=_ASKING, environ=os.environ, cwd=Path("/"), given=host)
+    ended = run([program, "get"], deadline=_ASKING, environ=os.environ, cwd=Path("/"), stdin=host)
     if ended.code:
         said = " ".join(f"{ended.stdout} {ended.stderr}".split())[:300]
         if "credentials not found" in said:  # the words that the protocol has for it

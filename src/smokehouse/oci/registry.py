@@ -24,7 +24,7 @@ from smokehouse.oci.layout import Layout
 from smokehouse.oci.model import DOCUMENT, INDEX, INDEXES, MANIFESTS, Descriptor, Index, Manifest, choose, document, parse
 from smokehouse.oci.reference import Reference
 from smokehouse.storage import files
-from smokehouse.storage.download import Wanted, fetch, is_whole
+from smokehouse.storage.download import Download, fetch, is_whole
 
 _PATIENCE = (30.0, 300.0)  # seconds to connect in, and without a byte: a registry hashes a large layer before it answers
 _AGAIN = "run it again, it goes on where it stopped"
@@ -75,13 +75,15 @@ class Registry:
     def fetch(self, blobs: tuple[Descriptor, ...], layout: Layout) -> None:
         """Put `blobs` into `layout`, each seen to have its digest; a cut download is resumed. Raises UserError."""
         wanted = [
-            Wanted(layout.blob(blob.digest), f"{self.base}/blobs/{blob.digest}", blob.digest.removeprefix("sha256:"), blob.size)
+            Download(
+                layout.blob(blob.digest), f"{self.base}/blobs/{blob.digest}", blob.digest.removeprefix("sha256:"), blob.size
+            )
             for blob in {blob.digest: blob for blob in blobs}.values()
         ]
         lacking = [file for file in wanted if not is_whole(file.path, file.sha256)]
         if lacking:
             self.has(blobs[0])  # to be asked who we are, here and not in each thread
-            fetch(lacking, cure="fetch it from a registry that has the image whole", authorize=self._token)
+            fetch(lacking, remedy="fetch it from a registry that has the image whole", authorize=self._token)
 
     def upload(self, place: Path, blob: Descriptor) -> None:
         """Give the registry the blob in the file `place`, unless it has it; raises UserError."""

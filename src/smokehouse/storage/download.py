@@ -38,7 +38,7 @@ Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Download:
     """A file to fetch: to where, from where (`source` is a URL or a path) and what it must be. `size` 0 is unknown.
 
     `by` is what names its hash.
@@ -65,9 +65,9 @@ def is_whole(path: Path, sha256: str) -> bool:
 
 
 def fetch(
-    wanted: Sequence[Wanted],
+    wanted: Sequence[Download],
     *,
-    cure: str,
+    remedy: str,
     credentials: Credentials | None = None,
     authorize: Authorize | None = None,
 ) -> None:
@@ -75,7 +75,7 @@ def fetch(
 
     `authorize` is asked before every request; without it, `credentials` and ~/.netrc are looked at.
 
-    An interrupted download is continued from its `.part` file. Raises UserError ending in `cure` where a file cannot be
+    An interrupted download is continued from its `.part` file. Raises UserError ending in `remedy` where a file cannot be
     had or is another one.
     """
     if not wanted:
@@ -89,7 +89,7 @@ def fetch(
             show(count)
 
         known = authorize or credentials or {}
-        _all_at_once([lambda file=file: _fetch(file, cure, known, progress) for file in wanted], failed)  # type: ignore[misc]
+        _all_at_once([lambda file=file: _fetch(file, remedy, known, progress) for file in wanted], failed)  # type: ignore[misc]
 
 
 def credentials_of(urls: Sequence[str]) -> Credentials:
@@ -140,7 +140,7 @@ def _all_at_once(tasks: Sequence[Callable[[], None]], failed: threading.Event) -
             raise raised
 
 
-def _fetch(file: Wanted, cure: str, credentials: Credentials | Authorize, progress: Progress) -> None:
+def _fetch(file: Download, remedy: str, credentials: Credentials | Authorize, progress: Progress) -> None:
     shown = 0
 
     def reached(position: int) -> None:
@@ -154,7 +154,7 @@ def _fetch(file: Wanted, cure: str, credentials: Credentials | Authorize, progre
     while True:
         had = part.stat().st_size if part.exists() else 0
         try:
-            digest = _transfer(file, part, cure, credentials, reached)
+            digest = _transfer(file, part, remedy, credentials, reached)
         except _Lost as lost:
             # A server that goes on from where it stopped is not given up.
             failures = 0 if part.exists() and part.stat().st_size > had else failures + 1
@@ -171,10 +171,10 @@ def _fetch(file: Wanted, cure: str, credentials: Credentials | Authorize, progre
             return
         part.unlink()
         if not had:  # what was left of an earlier run can have been of another file
-            raise UserError(f"{file.path.name}: {_host(file)} serves another file than {file.by} names; {cure}")
+            raise UserError(f"{file.path.name}: {_host(file)} serves another file than {file.by} names; {remedy}")
 
 
-def _transfer(file: Wanted, part: Path, cure: str, credentials: Credentials | Authorize, reached: Progress) -> str:
+def _transfer(file: Download, part: Path, remedy: str, credentials: Credentials | Authorize, reached: Progress) -> str:
     """Append to `part` what it lacks; return the SHA-256 of the whole."""
     digest = hashlib.sha256()
     with part.open("a+b") as out:
@@ -185,7 +185,7 @@ def _transfer(file: Wanted, part: Path, cure: str, credentials: Credentials | Au
         reached(position)
         if file.size and position >= file.size:
             return digest.hexdigest()
-        with _opened(file, position, cure, credentials) as (source, begins, length):
+        with _opened(file, position, remedy, credentials) as (source, begins, length):
             if begins != position:
                 out.truncate(0)
                 position, digest = 0, hashlib.sha256()
@@ -210,7 +210,9 @@ def _read(source: IO[bytes]) -> bytes:
 
 
 @contextmanager
-def _opened(file: Wanted, start: int, cure: str, credentials: Credentials | Authorize) -> Iterator[tuple[IO[bytes], int, int]]:
+def _opened(
+    file: Download, start: int, remedy: str, credentials: Credentials | Authorize
+) -> Iterator[tuple[IO[bytes], int, int]]:
     """Open the source of `file`; yield it, the offset it begins at (`start`, or 0) and how many bytes it says it has."""
     parts = urlsplit(file.source)
     if parts.scheme not in ("http", "https"):
@@ -218,7 +220,7 @@ def _opened(file: Wanted, start: int, cure: str, credentials: Credentials | Auth
         try:
             source = path.open("rb")
         except OSError as broken:
-            raise UserError(f"{path}: cannot be read ({broken.strerror}); {cure}") from None
+            raise UserError(f"{path}: cannot be read ({broken.strerror}); {remedy}") from None
         with source:
             source.seek(start)
             yield source, start, 0
@@ -239,26 +241,26 @@ def _opened(file: Wanted, start: int, cure: str, credentials: Credentials | Auth
             return
         if refused.code in (408, 429) or refused.code >= 500:
             raise _Lost(f"{host} answers {refused.code} {refused.reason}") from None
-        raise UserError(f"{file.path.name}: {host} answers {refused.code} {refused.reason}; {cure}") from None
+        raise UserError(f"{file.path.name}: {host} answers {refused.code} {refused.reason}; {remedy}") from None
     except urllib.error.URLError as unreached:
         if isinstance(unreached.reason, ssl.SSLCertVerificationError):
             said = unreached.reason.verify_message
-            raise UserError(f"{host}: its certificate is not trusted ({said}); set SSL_CERT_FILE or {cure}") from None
-        raise _Lost(f"{host} cannot be reached ({unreached.reason}); check the network, or {cure}") from None
+            raise UserError(f"{host}: its certificate is not trusted ({said}); set SSL_CERT_FILE or {remedy}") from None
+        raise _Lost(f"{host} cannot be reached ({unreached.reason}); check the network, or {remedy}") from None
     except (HTTPException, ConnectionError, TimeoutError) as broken:
-        raise _Lost(f"{host} cannot be reached ({broken or type(broken).__name__}); check the network, or {cure}") from None
+        raise _Lost(f"{host} cannot be reached ({broken or type(broken).__name__}); check the network, or {remedy}") from None
     with response:
         if response.headers.get_content_type() in ("text/html", "application/xhtml+xml"):
             raise UserError(
                 f"{file.path.name}: {host} answers with a web page instead, as a proxy does that wants a login; "
-                f"sign in to the network, or {cure}"
+                f"sign in to the network, or {remedy}"
             )
         part = re.match(r"bytes (\d+)-", response.headers["Content-Range"] or "")
         length = int(response.headers["Content-Length"] or 0)
         yield response, int(part[1]) if response.status == 206 and part else 0, length
 
 
-def _authorization(file: Wanted, credentials: Credentials | Authorize) -> str:
+def _authorization(file: Download, credentials: Credentials | Authorize) -> str:
     if not isinstance(credentials, dict):
         return credentials()
     parts = urlsplit(file.source)
@@ -275,7 +277,7 @@ def _netrc(host: str) -> tuple[str, str] | None:
     return (found[0], found[2] or "") if found else None
 
 
-def _host(file: Wanted) -> str:
+def _host(file: Download) -> str:
     parts = urlsplit(file.source)
     return parts.netloc.rpartition("@")[2] if parts.scheme in ("http", "https") else str(Path(file.source).parent)
 
