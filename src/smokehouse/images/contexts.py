@@ -26,7 +26,7 @@ from smokehouse.installs import conda_packages as prefix
 from smokehouse.installs.bundle import Bundle
 from smokehouse.locks.model import MANIFEST, CondaPackage, LockedFile, Manifest
 from smokehouse.storage import files
-from smokehouse.storage.disk import refuse_small_disk
+from smokehouse.storage.disk import require_free_space
 
 # The conda half unpacked and compiled, by the size of its archives, and what more it may take.
 _CONDA_GROWTH = 8
@@ -96,7 +96,7 @@ def conda_context(folder: Path, packages: Sequence[CondaPackage], locked: Manife
     shutil.rmtree(folder, ignore_errors=True)
     work = folder / "work"
     work.mkdir(parents=True)
-    refuse_small_disk(folder, 2 * _CONDA_GROWTH * sum(package.size for package in packages), "prepare the conda half")
+    require_free_space(folder, 2 * _CONDA_GROWTH * sum(package.size for package in packages), "prepare the conda half")
     origins = {f"{locked.home}/{package.path}": bundle.conda / package.path for package in packages}
     prefix.link(origins, work / "prefix", PREFIX, work / "cache")
     # What keeps a folder out of backups would keep the environment out of copies of the image's files.

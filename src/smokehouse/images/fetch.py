@@ -34,7 +34,7 @@ def opened(checkout: Checkout, text: str) -> Iterator[tuple[Image, Registry | No
             archive.unlink()
             yield layout.image(), None
         return
-    reference = Reference.read(text)
+    reference = Reference.parse(text)
     registry = Registry(reference)
     # Kept until it was looked at, so that an interrupted fetch goes on.
     folder_here = work_folder(checkout) / files.sha256(text)[:16]

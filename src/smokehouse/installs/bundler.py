@@ -14,7 +14,7 @@ from smokehouse.locks import model as manifest
 from smokehouse.locks import pins as lock
 from smokehouse.locks.model import LockedFile
 from smokehouse.storage import files
-from smokehouse.storage.disk import refuse_small_disk
+from smokehouse.storage.disk import require_free_space
 from smokehouse.storage.folder_lock import exclusive
 
 _PYLOCK = "pylock.toml"
@@ -53,7 +53,7 @@ def make(
             _link_near(folder, artefacts)
         size = sum(file.size for file in artefacts.values())
         there = sum(path.stat().st_size for path in _files(folder))
-        refuse_small_disk(folder, max(0, size - there), f"bundle {name}")
+        require_free_space(folder, max(0, size - there), f"bundle {name}")
         status(f"bundling {name} ({len(artefacts)} files, {size / 1e6:.1f} MB)")
         sources.fetch_pip(locked, folder / WHEELS)
         sources.fetch_conda(conda, folder / CONDA, channel or locked.home)

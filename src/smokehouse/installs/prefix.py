@@ -26,7 +26,7 @@ from smokehouse.locks.model import CondaPackage, Manifest
 from smokehouse.locks.pins import LockFiles
 from smokehouse.programs import uv
 from smokehouse.storage import files
-from smokehouse.storage.disk import refuse_small_disk
+from smokehouse.storage.disk import require_free_space
 from smokehouse.storage.folder_lock import exclusive
 
 # An archive of conda-forge unpacks to about four times its size. No lock has been measured yet.
@@ -142,7 +142,7 @@ def _refuse_small_disk(staging: Path, locked: Manifest, packages: tuple[CondaPac
     conda = sum(package.size for package in packages)
     there = sum(path.lstat().st_size for path in staging.rglob("*"))
     need = max(0.0, pip * UNPACKED + conda * _CONDA_UNPACKED - there)
-    refuse_small_disk(staging.parent, need, f"install {name}")
+    require_free_space(staging.parent, need, f"install {name}")
 
 
 def _free_scripts(target: Path, python: str) -> None:

@@ -14,7 +14,7 @@ from smokehouse.installs.target import MARKER, UNPACKED, emptied, read_marker, r
 from smokehouse.locks import pins as lock
 from smokehouse.programs import uv
 from smokehouse.storage import files
-from smokehouse.storage.disk import refuse_small_disk
+from smokehouse.storage.disk import require_free_space
 from smokehouse.storage.folder_lock import exclusive
 
 
@@ -39,7 +39,7 @@ def ensure(checkout: Checkout, environment: Environment, bundle: Bundle | None =
         if read_marker(folder) == wanted and os.access(python, os.X_OK):
             return python
         refuse_platform(locked.platform, place.name)
-        refuse_small_disk(folder.parent, locked.download * UNPACKED, f"install {place.name}")
+        require_free_space(folder.parent, locked.download * UNPACKED, f"install {place.name}")
         if bundle:
             bundle.refuse_edited()
         began = time.monotonic()

@@ -36,10 +36,10 @@ class Layout:
         place = self.blob(blob.digest)
         if blob.size > DOCUMENT:
             raise UserError(f"{place}: {blob.size} bytes, more than a document of an image may have; do not trust it")
-        self.refuse_damaged(blob)
+        self.verify_blob(blob)
         return place.read_bytes()
 
-    def refuse_damaged(self, blob: Descriptor) -> None:
+    def verify_blob(self, blob: Descriptor) -> None:
         """Raise UserError where a blob is not there or not as its digest says."""
         place = self.blob(blob.digest)
         if not place.is_file():
@@ -112,7 +112,7 @@ class Image:
         tree = tree or Tree()
         layers = [*enumerate(zip(self.manifest.layers, self.config.rootfs.diff_ids, strict=True))]
         for number, (layer, unpacked) in layers[first:last]:
-            self.layout.refuse_damaged(layer)
+            self.layout.verify_blob(layer)
             name = f"layer {number + 1} ({layer.short})"
             if tree.apply(self.layout.blob(layer.digest), layer.media_type, name, number, keep) != unpacked:
                 raise UserError(f"{name}: unpacks to something else than the image's config says; do not trust this image")

@@ -16,7 +16,7 @@ class Reference:
     digest: str = ""
 
     @classmethod
-    def read(cls, text: str) -> "Reference":
+    def parse(cls, text: str) -> "Reference":
         """Return the reference that `text` is; raises UserError."""
         part, tag = r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*", r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}"
         # Docker's rule: what has neither a dot nor a port is no host.

@@ -57,7 +57,7 @@ def publish(checkout: Checkout, name: str, text: str, options: Options) -> int:
     Nothing is sent before the image was proven and verified, and no tag names it before all that belongs to it is
     there. What an interrupted call sent is used by the next. Raises UserError.
     """
-    where = Reference.read(text)
+    where = Reference.parse(text)
     if where.tag or where.digest:
         raise UserError(f"{text}: publish gives the tags, by stack and lock; name the repository alone, {where.name}")
     promise, locked, digest = lock.locked(checkout, name)
@@ -183,7 +183,7 @@ def _send(registry: Registry, found: Image, sbom: bytes, signed: Signed) -> None
     """Give the registry the image and what belongs to it, under no tag of the image's yet; raises UserError."""
     layout = found.layout
     for blob in found.blobs:
-        layout.refuse_damaged(blob)
+        layout.verify_blob(blob)
         registry.upload(layout.blob(blob.digest), blob)
     registry.put(layout.read(found.descriptor), found.descriptor.media_type)
     statement = [layout.put(signed.envelope, ENVELOPE)]

@@ -163,7 +163,7 @@ def _base(checkout: Checkout, found: Image, options: Options, verdict: Verdict) 
         if options.trust_base:
             raise UserError(f"{named}: --trust-base is for Debian; how many layers this base has, its registry says")
         with tempfile.TemporaryDirectory(dir=work_folder(checkout)) as folder:
-            made = _fetched_config(Reference.read(f"{named}@{digest}"), Layout(Path(folder)))
+            made = _fetched_config(Reference.parse(f"{named}@{digest}"), Layout(Path(folder)))
         verdict.base = f"{named}@{digest}, trusted by its digest"
     layers = made.config.rootfs.diff_ids
     for number, (here, there) in enumerate(zip(layers, found.config.rootfs.diff_ids, strict=False), 1):

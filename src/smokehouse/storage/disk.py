@@ -6,7 +6,7 @@ from pathlib import Path
 from smokehouse.errors import UserError
 
 
-def refuse_small_disk(folder: Path, need: float, purpose: str) -> None:
+def require_free_space(folder: Path, need: float, purpose: str) -> None:
     """Raise UserError when the disk of `folder` has less than `need` bytes free."""
     free = shutil.disk_usage(folder).free
     if free < need:

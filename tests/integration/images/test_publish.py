@@ -46,7 +46,7 @@ class Publisher:
 
     def there(self) -> list[str]:
         """Which of the tags are in the registry."""
-        registry = Registry(Reference.read(self.where))
+        registry = Registry(Reference.parse(self.where))
         return [tag for tag in self.tags if registry.manifest(tag)]
 
     def sent(self) -> list[str]:
@@ -85,12 +85,12 @@ def test_what_is_published_is_verified_by_whoever_has_the_key(publisher: Publish
     other = str(publisher.keys / "other.pub")
     refused = run(publisher.made.checkout, "verify", f"{publisher.where}:{publisher.tag}", "--key", other, code=2).stderr
     assert f"{publisher.digest}: its statement is not signed by the key {other}" in refused
-    attached = Registry(Reference.read(publisher.where)).referrers(publisher.digest)
+    attached = Registry(Reference.parse(publisher.where)).referrers(publisher.digest)
     assert [entry.artifact_type for entry in attached] == [SBOM, ENVELOPE]
     # The tags go last, the one by stack and lock after the date; none is ever `latest`.
     written = [line for line in publisher.sent() if "/manifests/" in line]
     assert [line.rpartition("/")[2] for line in written[-2:]] == publisher.tags[::-1]
-    listed = Registry(Reference.read(publisher.where))
+    listed = Registry(Reference.parse(publisher.where))
     assert listed.manifest("latest") is None
 
 
@@ -121,7 +121,7 @@ def test_a_broken_push_leaves_no_tag_and_a_second_call_completes(
     assert publisher.there() == []
     publisher()
     assert publisher.there() == publisher.tags
-    attached = Registry(Reference.read(publisher.where)).referrers(publisher.digest)
+    attached = Registry(Reference.parse(publisher.where)).referrers(publisher.digest)
     assert [entry.artifact_type for entry in attached] == [SBOM, ENVELOPE]
     before = len(publisher.proxy.asked)
     publisher()
@@ -152,7 +152,7 @@ def test_an_image_without_a_good_report_is_not_published(
 
 
 def test_a_tag_does_not_move_unless_it_is_told_to(publisher: Publisher) -> None:
-    there = Registry(Reference.read(publisher.where), push=True)
+    there = Registry(Reference.parse(publisher.where), push=True)
     other = b'{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}'
     there.put(other, "application/vnd.oci.image.index.v1+json", publisher.tag)
     publisher.proxy.asked.clear()

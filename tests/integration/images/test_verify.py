@@ -151,7 +151,7 @@ def test_a_base_of_somebody_elses_is_trusted_by_its_digest(made: Made, registry:
     [place] = (made.checkout.root / "build" / "base").glob("*/layout")
     layout = Layout(place)
     base = layout.image()
-    there = Registry(Reference.read(f"{registry.host}/some/base"), push=True)
+    there = Registry(Reference.parse(f"{registry.host}/some/base"), push=True)
     for blob in base.blobs:
         there.upload(layout.blob(blob.digest), blob)
     there.put(layout.read(base.descriptor), base.descriptor.media_type)

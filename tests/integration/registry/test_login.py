@@ -82,7 +82,7 @@ def helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> str:
 
 def pulled(host: str, name: str, folder: Path) -> str:
     """Pull what was pushed; its digest."""
-    return Registry(Reference.read(f"{host}/{name}:tag")).pull(Layout(folder)).digest
+    return Registry(Reference.parse(f"{host}/{name}:tag")).pull(Layout(folder)).digest
 
 
 def test_who_is_logged_in_pushes_and_anyone_pulls_by_tokens_for_no_more(guarded: Guarded, tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_token_that_grows_old_is_renewed_before_it_ends(
     login(tmp_path, guarded.host)
     image(tmp_path / "a", [{"big": BIG}, {"small": b"1"}], kind="")
     layout = Layout(tmp_path / "a")
-    there = Registry(Reference.read(f"{guarded.host}/short/lived"), push=True)
+    there = Registry(Reference.parse(f"{guarded.host}/short/lived"), push=True)
     refused = []
     monkeypatch.setattr(there._session, "hooks", {"response": [lambda answer, **_: refused.append(answer.status_code == 401)]})
     guarded.tokens.good = guarded.tokens.stated = 2.0
@@ -136,7 +136,7 @@ def test_a_token_that_ends_while_a_layer_is_sent_is_renewed(
     image(tmp_path / "a", [{"large": BIG * 48}], kind="")
     layout = Layout(tmp_path / "a")
     [layer] = layout.image().manifest.layers
-    there = Registry(Reference.read(f"{guarded.host}/ends/early"), push=True)
+    there = Registry(Reference.parse(f"{guarded.host}/ends/early"), push=True)
     guarded.tokens.good = 1.0  # though it is said to be good for 300
     write = there._write
 
@@ -292,7 +292,7 @@ def test_a_password_and_a_token_stay_with_the_host_they_are_for(address: str, pa
         (tmp_path / "netrc").write_text(f"machine {address} login ann password netrc\n")
         with Server(answer, address, pair) as registry:
             login(tmp_path, registry.host)
-            assert Registry(Reference.read(f"{registry.host}/a/b:tag")).manifest("tag")
+            assert Registry(Reference.parse(f"{registry.host}/a/b:tag")).manifest("tag")
             assert [asked.headers.get("Authorization") for asked in registry.asked] == [
                 None,
                 f"Basic {b64encode(b'ann:pass:word').decode()}",
@@ -332,7 +332,7 @@ def test_a_layer_is_sent_nowhere_in_the_clear(address: str, pair: Path, tmp_path
         image(tmp_path / "a", [{"small": b"1"}])
         layout = Layout(tmp_path / "a")
         blob = layout.image().manifest.config
-        there = Registry(Reference.read(f"{registry.host}/a/b"), push=True)
+        there = Registry(Reference.parse(f"{registry.host}/a/b"), push=True)
         with pytest.raises(UserError, match=f"{registry.host}: wants sha256:[0-9a-f]* to be sent to .* {said}"):
             there.upload(layout.blob(blob.digest), blob)
 

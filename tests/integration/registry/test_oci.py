@@ -143,7 +143,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_references_are_read_as_docker_reads_them(text: str, name: str) -> None:
-    assert str(Reference.read(text)) == name
+    assert str(Reference.parse(text)) == name
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_references_are_read_as_docker_reads_them(text: str, name: str) -> None:
 )
 def test_what_is_no_reference_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="no image; give oci:DIR"):
-        Reference.read(text)
+        Reference.parse(text)
 
 
 def test_what_is_pushed_is_pulled(registry: Proxy, tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_what_is_pushed_is_pulled(registry: Proxy, tmp_path: Path) -> None:
     Registry(reference).pull(layout)
     assert not [line for line, _ in registry.asked[before:] if "GET" in line and "/blobs/" in line]
     with pytest.raises(UserError, match=r"round/trip:other: 127\.0\.0\.1:\d+ has none"):
-        Registry(Reference.read(f"{reference.name}:other")).pull(layout)
+        Registry(Reference.parse(f"{reference.name}:other")).pull(layout)
 
 
 def test_a_cut_pull_goes_on(registry: Proxy, tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_a_blob_that_lies_is_named(registry: Proxy, tmp_path: Path) -> None:
     assert not (layout.folder / "index.json").exists()
     registry.faults.lies = {"/manifests/"}
     with pytest.raises(UserError, match=r"serves another manifest, sha256:[0-9a-f]{64}; do not trust it"):
-        Registry(Reference.read(f"{reference.name}@{made.digest}")).pull(layout)
+        Registry(Reference.parse(f"{reference.name}@{made.digest}")).pull(layout)
     registry.faults.lies.clear()
     assert Registry(reference).pull(layout).digest == made.digest
 
@@ -197,7 +197,7 @@ def test_a_cut_push_is_named_and_a_second_call_sends_the_rest(registry: Proxy, t
     image(tmp_path, [{"big": BIG}], kind="")
     [layer] = layout.image().manifest.layers
     registry.faults.cut_up["PUT /v2/cut/push/blobs/uploads/"] = 200_000
-    there = Registry(Reference.read(f"{registry.host}/cut/push"), push=True)
+    there = Registry(Reference.parse(f"{registry.host}/cut/push"), push=True)
     with pytest.raises(UserError, match=rf"the connection was lost while {layer.digest} was sent .*; run it again"):
         there.upload(layout.blob(layer.digest), layer)
     assert not there.has(layer)
