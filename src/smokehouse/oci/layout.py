@@ -9,7 +9,7 @@ from pathlib import Path
 
 from smokehouse.errors import UserError
 from smokehouse.oci.filesystem import Keep, Tree
-from smokehouse.oci.model import DOCUMENT, INDEXES, Config, Descriptor, Index, Manifest, choose, document, parse
+from smokehouse.oci.model import DOCUMENT, INDEXES, Config, Descriptor, Index, Manifest, choose_image, encode, parse
 from smokehouse.storage import files
 
 
@@ -47,11 +47,11 @@ class Layout:
         if place.stat().st_size != blob.size or files.hashed(place) != blob.digest.removeprefix("sha256:"):
             raise UserError(f"{place}: not what its digest says; make or fetch the layout again")
 
-    def name(self, manifest: Descriptor) -> None:
+    def write_index(self, manifest: Descriptor) -> None:
         """Make `manifest` the one image of the layout."""
         files.write(self.folder / "oci-layout", '{"imageLayoutVersion":"1.0.0"}')
         index = Index(schema_version=2, manifests=(manifest,))
-        files.write(self.folder / "index.json", document(index).decode())
+        files.write(self.folder / "index.json", encode(index).decode())
 
     def image(self) -> "Image":
         """Return the one image for linux/amd64 in the layout; raises UserError."""
@@ -65,7 +65,7 @@ class Layout:
         except OSError as broken:
             raise UserError(f"{place}: cannot be read ({broken.strerror}); name a folder that can") from None
         for _ in range(2):  # an index, or an index of one
-            chosen = choose(index, str(self.folder))
+            chosen = choose_image(index, str(self.folder))
             if chosen.media_type not in INDEXES:
                 return self.open(chosen)
             index = parse(Index, self.read(chosen), chosen.digest)

@@ -104,7 +104,7 @@ def parse(document: type[_Document], data: bytes, name: str) -> _Document:
         raise UserError(f"{name}: {first_of(invalid, 'the document')}; it is no OCI image, or a damaged one") from None
 
 
-def document(content: object) -> bytes:
+def encode(content: object) -> bytes:
     """Return `content`, a model or anything that JSON has, as the bytes that its digest is of."""
     given: Any = content
     if isinstance(content, BaseModel):
@@ -112,7 +112,7 @@ def document(content: object) -> bytes:
     return json.dumps(given, sort_keys=True, separators=(",", ":")).encode()
 
 
-def choose(index: Index, name: str) -> Descriptor:
+def choose_image(index: Index, name: str) -> Descriptor:
     """Return the one image for linux/amd64 in `index`; raises UserError naming it `name`."""
     fitting = [
         entry

@@ -21,7 +21,7 @@ from urllib3.util import Retry
 from smokehouse.errors import UserError, first_of
 from smokehouse.oci.auth import IDENTITY, LIFETIME, Session, Token, credentials
 from smokehouse.oci.layout import Layout
-from smokehouse.oci.model import DOCUMENT, INDEX, INDEXES, MANIFESTS, Descriptor, Index, Manifest, choose, document, parse
+from smokehouse.oci.model import DOCUMENT, INDEX, INDEXES, MANIFESTS, Descriptor, Index, Manifest, choose_image, encode, parse
 from smokehouse.oci.reference import Reference
 from smokehouse.storage import files
 from smokehouse.storage.download import Download, fetch, is_whole
@@ -119,14 +119,14 @@ class Registry:
         found = self.manifest(_stead(digest))
         return parse(Index, found[0], _stead(digest)).manifests if found else ()
 
-    def refer(self, artefact: Descriptor, subject: str) -> None:
+    def add_referrer(self, artefact: Descriptor, subject: str) -> None:
         """Add `artefact` to the tag that stands for the list of referrers, in a registry that keeps none.
 
         Raises UserError.
         """
         known = self.referrers(subject)
         if artefact.digest not in {entry.digest for entry in known}:
-            self.put(document(Index(schema_version=2, manifests=(*known, artefact))), INDEX, _stead(subject))
+            self.put(encode(Index(schema_version=2, manifests=(*known, artefact))), INDEX, _stead(subject))
 
     def pull(self, layout: Layout) -> Descriptor:
         """Put the image that is referred to into `layout`, whole, and return its manifest; raises UserError."""
@@ -141,11 +141,11 @@ class Registry:
             data, manifest = found
             if manifest.media_type not in INDEXES:
                 break
-            name = choose(parse(Index, data, str(reference)), str(reference)).digest
+            name = choose_image(parse(Index, data, str(reference)), str(reference)).digest
         layout.put(data, manifest.media_type)
         parsed = parse(Manifest, data, str(reference))
         self.fetch((parsed.config, *parsed.layers), layout)
-        layout.name(manifest)
+        layout.write_index(manifest)
         return manifest
 
     def _token(self) -> str:

@@ -16,7 +16,7 @@ from smokehouse.images.labels import Flavour, Ops
 from smokehouse.locks import check as lock
 from smokehouse.oci import layout as oci
 from smokehouse.oci.layout import Image, Layout
-from smokehouse.oci.model import EMPTY, MANIFEST, Descriptor, Manifest, document
+from smokehouse.oci.model import EMPTY, MANIFEST, Descriptor, Manifest, encode
 from smokehouse.oci.reference import Reference
 from smokehouse.oci.registry import Registry
 from smokehouse.programs import docker as engine
@@ -198,7 +198,7 @@ def _attach(registry: Registry, layout: Layout, subject: Descriptor, kind: str, 
         registry.upload(layout.blob(blob.digest), blob)
     plain = subject.model_copy(update={"annotations": None, "platform": None})
     manifest = Manifest(schema_version=2, artifact_type=kind, config=empty, layers=tuple(blobs), subject=plain)
-    data = document(manifest)
+    data = encode(manifest)
     artefact = Descriptor(media_type=MANIFEST, digest=f"sha256:{files.sha256(data)}", size=len(data), artifact_type=kind)
     if not registry.put(data, MANIFEST):
-        registry.refer(artefact, subject.digest)
+        registry.add_referrer(artefact, subject.digest)

@@ -179,7 +179,7 @@ def _fetched_config(reference: Reference, layout: Layout) -> Image:
     registry = Registry(reference)
     found = registry.manifest(reference.digest)
     if found and found[1].media_type in model.INDEXES:
-        chosen = model.choose(parse(model.Index, found[0], str(reference)), str(reference))
+        chosen = model.choose_image(parse(model.Index, found[0], str(reference)), str(reference))
         found = registry.manifest(chosen.digest)
     if not found:
         raise UserError(f"{reference}: the base is not there any more, so its layers cannot be told; ask its owner")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from smokehouse.oci.layout import Layout
-from smokehouse.oci.model import CONFIG, MANIFEST, document
+from smokehouse.oci.model import CONFIG, MANIFEST, encode
 from smokehouse.oci.reference import Reference
 from smokehouse.oci.registry import Registry
 
@@ -45,7 +45,7 @@ def altered(
         edit(config)
     manifest["config"] = layout.put(json.dumps(config).encode(), CONFIG).model_dump(by_alias=True, exclude_none=True)
     (folder / "index.json").unlink()
-    layout.name(layout.put(document(manifest), MANIFEST))
+    layout.write_index(layout.put(encode(manifest), MANIFEST))
     return f"oci:{folder}"
 
 

@@ -9,7 +9,7 @@ import pytest
 from smokehouse.errors import UserError
 from smokehouse.oci.filesystem import Limits, Tree
 from smokehouse.oci.layout import Layout
-from smokehouse.oci.model import EMPTY, MANIFEST, Manifest, document
+from smokehouse.oci.model import EMPTY, MANIFEST, Manifest, encode
 from smokehouse.oci.reference import Reference
 from smokehouse.oci.registry import Registry
 
@@ -221,10 +221,10 @@ def test_a_registry_without_referrers_gets_a_tag_in_their_stead(registry: Proxy,
             layers=(empty,),
             subject=made,
         )
-        data = document(manifest)
+        data = encode(manifest)
         assert not there.put(data, MANIFEST)  # Debian's registry keeps no referrers
         artefact = layout.put(data, MANIFEST).model_copy(update={"artifact_type": kind})
         for _ in range(2):
-            there.refer(artefact, made.digest)
+            there.add_referrer(artefact, made.digest)
         found.append(artefact)
     assert there.referrers(made.digest) == tuple(found)
