@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from smokehouse import console
 from smokehouse.checkout import Checkout
 from smokehouse.console import status
 from smokehouse.environments import definition as environment
@@ -54,7 +55,7 @@ def make(
         size = sum(file.size for file in artefacts.values())
         there = sum(path.stat().st_size for path in _files(folder))
         require_free_space(folder, max(0, size - there), f"bundle {name}")
-        status(f"bundling {name} ({len(artefacts)} files, {size / 1e6:.1f} MB)")
+        status(f"bundling {name} ({len(artefacts)} files, {console.size(size)})")
         sources.fetch_pip(locked, folder / WHEELS)
         sources.fetch_conda(conda, folder / CONDA, channel or locked.home)
         for path, text in texts.items():

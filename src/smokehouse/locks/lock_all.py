@@ -1,11 +1,11 @@
 """Making and checking all locks of a checkout."""
 
 import json
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from smokehouse import console
 from smokehouse.checkout import Checkout
 from smokehouse.environments import definition as environment
 from smokehouse.environments.definition import Environment
@@ -32,8 +32,8 @@ def make(
     questions = list(_questions(checkout, names))  # all of them are read before the first is resolved
     rows = []
     for asked, place in questions:
-        if sys.stderr.isatty():
-            print(f"smokehouse: resolving {asked.name}", file=sys.stderr)
+        if console.is_terminal():
+            console.status(f"resolving {asked.name}")
         drafted = lock.draft(asked, place, channel, upgrade)
         found = changes.between(_old(place), drafted.manifest) if drafted.manifest else []
         new = drafted.new
@@ -79,7 +79,7 @@ def check_all(checkout: Checkout, names: Sequence[str], *, only_tools: bool = Fa
         print(json.dumps({"problems": problems}, indent=1))
     else:
         for line in problems:
-            print(f"smokehouse: {line}", file=sys.stderr)
+            console.status(line)
     return 1 if problems else 0
 
 

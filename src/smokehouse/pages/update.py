@@ -1,11 +1,11 @@
 """The pages of all environments: written, or seen to match their sources."""
 
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from smokehouse.checkout import Checkout
+from smokehouse.console import status
 from smokehouse.environments import definition as environment
 from smokehouse.errors import UserError
 from smokehouse.locks import model as manifest
@@ -56,7 +56,7 @@ def check(checkout: Checkout, names: Sequence[str]) -> int:
         f"{checkout.relative(path)}: there is no environment of this name; run nox -s docs" for path in _stale(checkout)
     ]
     for problem in problems:
-        print(f"smokehouse: {problem}", file=sys.stderr)
+        status(problem)
     return 1 if problems else 0
 
 

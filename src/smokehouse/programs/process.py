@@ -6,13 +6,13 @@ import re
 import select
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from smokehouse.console import is_terminal
 from smokehouse.errors import UserError
 
 _GRACE = 5.0  # seconds between asking a program to end and ending it
@@ -43,7 +43,7 @@ def run(
     `pass_fds` stay open in it. Raises UserError when the program does not end within `deadline` seconds; it, and every
     process it started, is then ended, as on any other exception.
     """
-    shown = progress and sys.stderr.isatty()
+    shown = progress and is_terminal()
     master, slave = pty.openpty() if shown else (None, subprocess.PIPE)
     try:
         process = subprocess.Popen(

@@ -6,7 +6,6 @@ import netrc
 import queue
 import re
 import ssl
-import sys
 import threading
 import time
 import urllib.error
@@ -21,6 +20,8 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import unquote, urlsplit
 
+from smokehouse import console
+from smokehouse.console import Advance
 from smokehouse.errors import UserError
 from smokehouse.storage.files import hashed
 
@@ -34,7 +35,6 @@ _CHUNK = 1 << 20
 Credentials = dict[str, tuple[str, str]]
 # Returns what is sent as Authorization to the host that a file is asked of, and to no other; empty for nothing.
 Authorize = Callable[[], str]
-Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -81,12 +81,12 @@ def fetch(
     if not wanted:
         return
     failed = threading.Event()
-    with _shown(sum(file.size for file in wanted)) as show:
+    with console.progress("fetching", sum(file.size for file in wanted), "bytes") as advance:
 
         def progress(count: int) -> None:
             if failed.is_set():
                 raise _Failed
-            show(count)
+            advance(count)
 
         known = authorize or credentials or {}
         _all_at_once([lambda file=file: _fetch(file, remedy, known, progress) for file in wanted], failed)  # type: ignore[misc]
@@ -140,7 +140,7 @@ def _all_at_once(tasks: Sequence[Callable[[], None]], failed: threading.Event) -
             raise raised
 
 
-def _fetch(file: Download, remedy: str, credentials: Credentials | Authorize, progress: Progress) -> None:
+def _fetch(file: Download, remedy: str, credentials: Credentials | Authorize, progress: Advance) -> None:
     shown = 0
 
     def reached(position: int) -> None:
@@ -174,7 +174,7 @@ def _fetch(file: Download, remedy: str, credentials: Credentials | Authorize, pr
             raise UserError(f"{file.path.name}: {_host(file)} serves another file than {file.by} names; {remedy}")
 
 
-def _transfer(file: Download, part: Path, remedy: str, credentials: Credentials | Authorize, reached: Progress) -> str:
+def _transfer(file: Download, part: Path, remedy: str, credentials: Credentials | Authorize, reached: Advance) -> str:
     """Append to `part` what it lacks; return the SHA-256 of the whole."""
     digest = hashlib.sha256()
     with part.open("a+b") as out:
@@ -280,19 +280,3 @@ def _netrc(host: str) -> tuple[str, str] | None:
 def _host(file: Download) -> str:
     parts = urlsplit(file.source)
     return parts.netloc.rpartition("@")[2] if parts.scheme in ("http", "https") else str(Path(file.source).parent)
-
-
-@contextmanager
-def _shown(total: int) -> Iterator[Progress]:
-    """Show the bytes that are told of, out of `total`, to a person at a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda count: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
-    from rich.progress import Progress as Bar
-
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Bar("fetching", *columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("fetching", total=total or None)
-        yield lambda count: bar.advance(task, count)
