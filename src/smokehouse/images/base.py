@@ -16,6 +16,7 @@ from smokehouse.checkout import Checkout
 from smokehouse.console import status
 from smokehouse.errors import UserError
 from smokehouse.images.debian_lock import LOCK, REMEDY, DebianPackage, Definition, fetch_packages, read, read_definition
+from smokehouse.oci.model import DIGEST
 from smokehouse.programs.process import Ended, run
 from smokehouse.storage import files
 from smokehouse.storage.folder_lock import exclusive
@@ -47,7 +48,7 @@ class Base:
 
 def given(reference: str) -> Base:
     """Return the base that a user names as REF@sha256:…; raises UserError for any other form."""
-    found = re.fullmatch(r"([a-z0-9][a-z0-9.-]*(?::\d+)?(?:/[a-z0-9][\w.-]*)*(?::\w[\w.-]*)?)@(sha256:[0-9a-f]{64})", reference)
+    found = re.fullmatch(rf"([a-z0-9][a-z0-9.-]*(?::\d+)?(?:/[a-z0-9][\w.-]*)*(?::\w[\w.-]*)?)@({DIGEST})", reference)
     if not found:
         raise UserError(f"--base {reference}: a base is named by its digest, REF@sha256:…, since a tag can move; give that")
     return Base(f"docker-image://{reference}", found[1], found[2], ())

@@ -93,7 +93,7 @@ def read(checkout: Checkout) -> tuple[DebianPackage, ...]:
     for number, line in enumerate(text.splitlines(), 1):
         if line.startswith("#"):
             continue
-        found = re.fullmatch(r"([a-z0-9][a-z0-9.+-]*) (\S+) ([0-9a-f]{64}) (\d+) (pool/[\w.+~/-]+\.deb)", line)
+        found = re.fullmatch(rf"([a-z0-9][a-z0-9.+-]*) (\S+) ({files.SHA256}) (\d+) (pool/[\w.+~/-]+\.deb)", line)
         if not found or ".." in found[5]:
             raise UserError(f"{LOCK}: line {number} is not name, version, SHA-256, bytes and place; {REMEDY}")
         packages.append(DebianPackage(found[1], found[2], found[3], int(found[4]), found[5]))
@@ -171,7 +171,7 @@ def _apt_get(arguments: Sequence[str], environ: Mapping[str, str], cwd: Path) ->
 
 def _listed(line: str, sources: Sequence[_Source]) -> DebianPackage:
     """Return the package of a line of `apt-get --print-uris`: its URI, file name, size and hash."""
-    found = re.match(r"'([^']+)' ([^_\s]+)_(\S+)_\w+\.deb (\d+) SHA256:([0-9a-f]{64})$", line)
+    found = re.match(rf"'([^']+)' ([^_\s]+)_(\S+)_\w+\.deb (\d+) SHA256:({files.SHA256})$", line)
     mirror = found and next((source.mirror for source in sources if found[1].startswith(f"{source.mirror}/")), None)
     if not found or not mirror:
         raise UserError(f"apt-get says {line!r}, which is no package with a SHA-256 on a mirror; look at its sources")

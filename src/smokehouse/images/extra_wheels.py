@@ -20,6 +20,7 @@ from smokehouse.errors import UserError
 from smokehouse.locks.model import LockedFile, Manifest
 from smokehouse.locks.wheel_tags import Artefact, misfit, ranking
 from smokehouse.storage.download import Download, fetch, is_whole
+from smokehouse.storage.files import SHA256
 from smokehouse.storage.folder_lock import exclusive
 
 LABEL = "io.smokehouse.with"
@@ -69,7 +70,7 @@ def read(text: str) -> Asked:
     """Read what --with is given, URL_OR_FILE#sha256=HEX; raises UserError."""
     source, _, digest = text.rpartition("#sha256=")
     digest = digest.lower()
-    if not source or not re.fullmatch("[0-9a-f]{64}", digest):
+    if not source or not re.fullmatch(SHA256, digest):
         raise UserError(f"--with {text}: has no SHA-256; write URL_OR_FILE#sha256=HEX, with HEX from where you trust it")
     url, name = "", Path(source).name
     if "://" in source:

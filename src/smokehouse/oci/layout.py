@@ -124,7 +124,7 @@ def unpack_layout(archive: Path, folder: Path) -> Layout:
     with tarfile.open(archive, "r:") as tar:
         for member in tar:
             path = member.name.removeprefix("./")
-            if not re.fullmatch(r"index\.json|oci-layout|blobs/sha256/[0-9a-f]{64}", path) or not member.isreg():
+            if not re.fullmatch(rf"index\.json|oci-layout|blobs/sha256/{files.SHA256}", path) or not member.isreg():
                 continue
             place = folder / path
             place.parent.mkdir(parents=True, exist_ok=True)

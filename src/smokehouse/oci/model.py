@@ -6,6 +6,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from smokehouse.errors import UserError, first_of
+from smokehouse.storage import files
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
@@ -20,7 +21,8 @@ DOCUMENT = 4 << 20  # bytes of a manifest, index or config, as registries have i
 _LAYERS = 500
 _BLOB = 64 << 30
 
-Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+DIGEST = f"sha256:{files.SHA256}"  # a regular expression
+Digest = Annotated[str, StringConstraints(pattern=f"^{DIGEST}$")]
 
 
 class _Model(BaseModel):

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 
 from smokehouse.errors import UserError
+from smokehouse.oci.model import DIGEST
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Reference:
         part, tag = r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*", r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}"
         # Docker's rule: what has neither a dot nor a port is no host.
         host = r"(?:localhost|[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+|(?:[A-Za-z0-9-]+|\[[0-9a-fA-F:]+\])(?=:))(?::\d{1,5})?"
-        found = re.fullmatch(rf"(?:({host})/)?({part}(?:/{part})*)(?::({tag}))?(?:@(sha256:[0-9a-f]{{64}}))?", text)
+        found = re.fullmatch(rf"(?:({host})/)?({part}(?:/{part})*)(?::({tag}))?(?:@({DIGEST}))?", text)
         if not found:
             raise UserError(f"{text}: no image; give oci:DIR, docker:NAME, or a registry's HOST/NAME:TAG or HOST/NAME@sha256:…")
         where, name, label, digest = found.groups(default="")

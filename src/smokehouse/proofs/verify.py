@@ -154,7 +154,7 @@ def _base(checkout: Checkout, found: Image, options: Options, verdict: Verdict) 
             verdict.base = f"{named}@{digest}, not looked at"
             return Base("", named, digest, debian_lock.read(checkout)), 1, model.Runtime()
         base = bases.make(checkout)
-        context = re.fullmatch(r"oci-layout://(.*):[^:]+@sha256:[0-9a-f]{64}", base.context)
+        context = re.fullmatch(rf"oci-layout://(.*):[^:]+@{model.DIGEST}", base.context)
         assert context
         made = Layout(Path(context[1])).image()
         verdict.base = f"{base.name}, {len(base.packages)} packages of {debian_lock.LOCK}, made again here"

@@ -6,6 +6,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+SHA256 = "[0-9a-f]{64}"  # the regular expression of a hex digest
+
 
 def write(path: Path, content: bytes | str) -> None:
     """Write `content`, a string as UTF-8, to `path`, whole or not at all; raises OSError."""
