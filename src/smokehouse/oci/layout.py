@@ -1,5 +1,10 @@
-"""OCI images: references to them, and layouts, the folders that they lie in (https://github.com/opencontainers/image-spec)."""
+"""OCI image layouts: folders with images whose blobs are stored by digest.
 
+See: https://github.com/opencontainers/image-spec/blob/main/image-layout.md
+"""
+
+import gzip
+import json
 import os
 import re
 import shutil
@@ -9,8 +14,23 @@ from pathlib import Path
 
 from smokehouse.errors import UserError
 from smokehouse.oci.filesystem import Keep, Tree
-from smokehouse.oci.model import DOCUMENT, INDEXES, Config, Descriptor, Index, Manifest, choose_image, encode, parse
+from smokehouse.oci.model import (
+    CONFIG,
+    DOCUMENT,
+    INDEXES,
+    MANIFEST,
+    Config,
+    Descriptor,
+    Index,
+    Manifest,
+    choose_image,
+    encode,
+    parse,
+)
 from smokehouse.storage import files
+
+_CHUNK = 1 << 20
+_LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 
 
 @dataclass(frozen=True)
@@ -117,6 +137,48 @@ class Image:
             if tree.apply(self.layout.blob(layer.digest), layer.media_type, name, number, keep) != unpacked:
                 raise UserError(f"{name}: unpacks to something else than the image's config says; do not trust this image")
         return tree
+
+
+def write_layout(layer: Path, folder: Path, *, name: str, created: str, created_by: str) -> None:
+    """Make `folder` an OCI layout of one linux/amd64 image, called `name`, of one layer, the tar file `layer`.
+
+    The same layer gives the same bytes. `created` and `created_by` go to the history only: the image has no time of its
+    own, which BuildKit would give to every image above it. An earlier folder is replaced. Raises OSError.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    layout = Layout(folder)
+    folder.mkdir(parents=True)
+    compressed = folder / "layer"
+    with layer.open("rb") as source, compressed.open("wb") as target, gzip.GzipFile("", "wb", 1, target, mtime=0) as zipped:
+        shutil.copyfileobj(source, zipped, _CHUNK)
+    blob = Descriptor(media_type=_LAYER, digest=f"sha256:{files.hashed(compressed)}", size=compressed.stat().st_size)
+    layout.blob(blob.digest).parent.mkdir(parents=True)
+    compressed.rename(layout.blob(blob.digest))
+    config = {
+        "architecture": "amd64",
+        "os": "linux",
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{files.hashed(layer)}"]},
+        "history": [{"created": created, "created_by": created_by}],
+    }
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "config": _entry(layout.put(_spaced(config), CONFIG)),
+        "layers": [_entry(blob)],
+    }
+    entry = _entry(layout.put(_spaced(manifest), MANIFEST))
+    entry["annotations"] = {"org.opencontainers.image.ref.name": name}
+    files.write(folder / "oci-layout", '{"imageLayoutVersion": "1.0.0"}')
+    files.write(folder / "index.json", json.dumps({"schemaVersion": 2, "manifests": [entry]}))
+
+
+def _entry(blob: Descriptor) -> dict[str, object]:
+    return blob.model_dump(by_alias=True, exclude_none=True)
+
+
+def _spaced(content: object) -> bytes:
+    """Return `content` as JSON with spaces, unlike `encode`: digests of published base images depend on it."""
+    return json.dumps(content, sort_keys=True).encode()
 
 
 def unpack_layout(archive: Path, folder: Path) -> Layout:
