@@ -9,7 +9,7 @@ from smokehouse.oci.model import DIGEST
 
 @dataclass(frozen=True)
 class Reference:
-    """Where an image lies in a registry: `tag` or `digest` is given, or both."""
+    """The name of an image in a registry, with a `tag`, a `digest`, both or neither."""
 
     host: str
     repository: str
@@ -18,13 +18,15 @@ class Reference:
 
     @classmethod
     def parse(cls, text: str) -> "Reference":
-        """Return the reference that `text` is; raises UserError."""
+        """Parse `text` as docker does; raises UserError."""
         part, tag = r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*", r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}"
-        # Docker's rule: what has neither a dot nor a port is no host.
+        # Docker's rule: a first component without a dot or a port is part of the repository.
         host = r"(?:localhost|[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+|(?:[A-Za-z0-9-]+|\[[0-9a-fA-F:]+\])(?=:))(?::\d{1,5})?"
         found = re.fullmatch(rf"(?:({host})/)?({part}(?:/{part})*)(?::({tag}))?(?:@({DIGEST}))?", text)
         if not found:
-            raise UserError(f"{text}: no image; give oci:DIR, docker:NAME, or a registry's HOST/NAME:TAG or HOST/NAME@sha256:…")
+            raise UserError(
+                f"{text}: not an image reference; expected oci:DIR, docker:NAME, HOST/NAME:TAG or HOST/NAME@sha256:…"
+            )
         where, name, label, digest = found.groups(default="")
         if not where:
             where, name = "docker.io", name if "/" in name else f"library/{name}"
@@ -36,5 +38,5 @@ class Reference:
         return f"{self.host}/{self.repository}"
 
     def __str__(self) -> str:
-        """Return the reference as it is written."""
+        """Return the reference in its canonical form."""
         return f"{self.name}{f':{self.tag}' if self.tag else ''}{f'@{self.digest}' if self.digest else ''}"

@@ -21,7 +21,18 @@ from urllib3.util import Retry
 from smokehouse.errors import UserError, first_of
 from smokehouse.oci.auth import IDENTITY, LIFETIME, Session, Token, credentials
 from smokehouse.oci.layout import Layout
-from smokehouse.oci.model import DOCUMENT, INDEX, INDEXES, MANIFESTS, Descriptor, Index, Manifest, choose_image, encode, parse
+from smokehouse.oci.model import (
+    INDEX,
+    INDEXES,
+    MANIFESTS,
+    MAX_DOCUMENT,
+    Descriptor,
+    Index,
+    Manifest,
+    choose_image,
+    encode,
+    parse,
+)
 from smokehouse.oci.reference import Reference
 from smokehouse.storage import files
 from smokehouse.storage.download import Download, fetch, is_whole
@@ -274,9 +285,9 @@ class Registry:
         return UserError(f"{self.host}: {method} {what}: {_said(answer)}; {cure}")
 
     def _body(self, answer: requests.Response) -> bytes:
-        body = answer.raw.read(DOCUMENT + 1, decode_content=True)
-        if len(body) > DOCUMENT:
-            raise UserError(f"{self.host}: answers with more than {DOCUMENT} bytes where a document is; do not trust it")
+        body = answer.raw.read(MAX_DOCUMENT + 1, decode_content=True)
+        if len(body) > MAX_DOCUMENT:
+            raise UserError(f"{self.host}: answers with more than {MAX_DOCUMENT} bytes where a document is; do not trust it")
         return bytes(body)
 
 

@@ -25,7 +25,7 @@ from smokehouse.locks import check as lock
 from smokehouse.locks.model import MANIFEST
 from smokehouse.oci import model
 from smokehouse.oci.layout import Image, Layout
-from smokehouse.oci.model import DOCUMENT, Manifest, parse
+from smokehouse.oci.model import MAX_DOCUMENT, Manifest, parse
 from smokehouse.oci.reference import Reference
 from smokehouse.oci.registry import Registry
 from smokehouse.proofs import attestation
@@ -246,7 +246,7 @@ def statements(registry: Registry, digest: str, checkout: Checkout) -> list[Sign
             continue
         manifest = parse(Manifest, answer[0], entry.digest)
         blobs = {layer.media_type: layer for layer in manifest.layers}
-        if ENVELOPE not in blobs or any(blob.size > DOCUMENT for blob in blobs.values()):
+        if ENVELOPE not in blobs or any(blob.size > MAX_DOCUMENT for blob in blobs.values()):
             raise UserError(f"{entry.digest}: no statement, or one too large; do not trust it")
         with tempfile.TemporaryDirectory(dir=work_folder(checkout)) as folder:
             layout = Layout(Path(folder))

@@ -126,7 +126,7 @@ def test_an_image_of_another_lock_or_of_none_is_refused(made: Made, tmp_path: Pa
     assert f"of another lock of tiny than the one here ({made.lock[:12]}); git checkout {'a' * 40}" in said
     reference = altered(made, tmp_path / "two", edit=lambda config: config["config"].update(Labels={}))
     assert "no image of Smokehouse, by its labels" in run(made.checkout, "verify", reference, code=2).stderr
-    assert "no OCI layout" in run(made.checkout, "verify", f"oci:{tmp_path}", code=2).stderr
+    assert "not an OCI layout" in run(made.checkout, "verify", f"oci:{tmp_path}", code=2).stderr
     assert "cannot be reached" in run(made.checkout, "verify", "127.0.0.1:1/no/body:here", code=2).stderr
 
 
