@@ -67,7 +67,7 @@ def run(
             process.wait(timeout=deadline)
     except (subprocess.TimeoutExpired, TimeoutError):
         _end(process)
-        raise UserError(f"{Path(command[0]).name} did not end within {deadline:.0f} s and was stopped; try again") from None
+        raise UserError(f"{Path(command[0]).name} timed out after {deadline:.0f} s and was stopped; try again") from None
     except BaseException:
         _end(process)
         raise

@@ -1,4 +1,4 @@
-"""Free disk space, checked before it is needed."""
+"""Check free disk space before it is used."""
 
 import shutil
 from pathlib import Path
@@ -11,4 +11,6 @@ def require_free_space(folder: Path, need: float, purpose: str) -> None:
     """Raise UserError when the disk of `folder` has less than `need` bytes free."""
     free = shutil.disk_usage(folder).free
     if free < need:
-        raise UserError(f"{folder}: {size(free)} free, {size(need)} needed to {purpose}; free some space")
+        raise UserError(
+            f"{folder}: expected {size(need)} of free disk space to {purpose}, found {size(free)}; free some disk space"
+        )
