@@ -40,14 +40,8 @@ def bake(root: Path, bake_files: Sequence[Path], target: str, output: str, *, bu
         # buildx uses the engine of a context only if docker is started with that context.
         command = ["--context", builder] if builder and _is_context(builder, root) else []
         command += ["buildx", "bake", *(part for path in bake_files for part in ("-f", str(path))), target]
-        command += [
-            "--set",
-            f"{target}.output={output}",
-            "--metadata-file",
-            str(metadata),
-            "--provenance=false",
-            "--sbom=false",
-        ]
+        command += ["--set", f"{target}.output={output}", "--metadata-file", str(metadata)]
+        command += ["--provenance=false", "--sbom=false"]
         command += ["--builder", builder] if builder else []
         command += ["--no-cache"] if no_cache else []
         ended = _docker(command, _BUILD_DEADLINE, root, progress=True)
