@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from smokehouse.locks.model import LockedFile, Manifest
+from smokehouse.locks.model import Lock, LockedFile
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Change:
     download: int
 
 
-def between(old: Manifest | None, new: Manifest) -> list[Change]:
+def between(old: Lock | None, new: Lock) -> list[Change]:
     """Return how the artefacts of `new` differ from those of `old`, sorted by half and name."""
     found = []
     for half in ("conda", "pip", "build"):
