@@ -245,7 +245,7 @@ def test_folder_of_someone_else(checkout: TestCheckout, folder: Path, command: l
     folder.mkdir(parents=True)
     (folder / "thesis.tex").write_text("precious")
     said = checkout.refused(*command)
-    assert said == f"smokehouse: {folder}: holds other things than a bundle; name an empty or a new folder"
+    assert said == f"smokehouse: {folder}: expected a bundle or an empty folder, found other files; name another folder"
     assert files(folder) == {"thesis.tex"}
 
 

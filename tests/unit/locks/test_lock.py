@@ -301,7 +301,7 @@ def test_check_sees_what_is_not_there(checkout: TestCheckout) -> None:
     assert check() == f"{where}: build-requirements.txt not found; run nox -s lock -- tiny\n"
     checkout.lock()
     (checkout.root / "lockfiles" / "old").mkdir()
-    assert check() == "lockfiles/old: there is no environment of this name; remove the folder\n"
+    assert check() == "lockfiles/old: environment not found; remove the folder\n"
 
 
 def test_check_covers_the_tools(checkout: TestCheckout) -> None:

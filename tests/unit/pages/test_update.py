@@ -385,7 +385,7 @@ def test_an_unknown_name_is_refused(tiny: Docs) -> None:
 
 def test_an_edited_lock_is_not_documented(tiny: Docs) -> None:
     (tiny.lock / "requirements.txt").write_text("alpha==2.0\n")
-    with pytest.raises(UserError, match=r"requirements\.txt beside it was edited"):
+    with pytest.raises(UserError, match=r"requirements\.txt was edited"):
         tiny.make()
 
 
