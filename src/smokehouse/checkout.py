@@ -63,7 +63,7 @@ class Checkout:
         """Return the folder that `name` is installed in when it comes from a bundle."""
         return self.root / "build" / "bundled" / name
 
-    def show(self, path: Path) -> str:
+    def relative(self, path: Path) -> str:
         """Return `path` as messages name it: from the root of the checkout."""
         return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
 

@@ -151,7 +151,7 @@ def _build(
         added=[additions.read(text) for text in added or ()],
     )
     if only_prepare:
-        print(f"docker buildx bake -f docker/docker-bake.hcl -f {checkout.show(prepared.bake)} {name}")
+        print(f"docker buildx bake -f docker/docker-bake.hcl -f {checkout.relative(prepared.bake)} {name}")
         return 0
     built = building.build(checkout, prepared, output, compression=compression, builder=builder, no_cache=no_cache)
     print(json.dumps(asdict(built)) if as_json else f"{built.place} {built.digest}")

@@ -179,7 +179,7 @@ def pushed(host: str, folder: Path, name: str) -> tuple[Reference, Descriptor]:
     """An image of two layers in the registry."""
     layout = Layout(folder)
     made = image(folder, [{"big": BIG}, {"small": b"1"}], kind="")
-    reference = Reference.read(f"{host}/{name}:tag")
+    reference = Reference.parse(f"{host}/{name}:tag")
     there = Registry(reference, push=True)
     for blob in layout.image().blobs:
         there.upload(layout.blob(blob.digest), blob)

@@ -12,7 +12,7 @@ from pathlib import Path
 import zstandard
 
 from smokehouse.oci.layout import Layout
-from smokehouse.oci.model import CONFIG, MANIFEST, Descriptor, document
+from smokehouse.oci.model import CONFIG, MANIFEST, Descriptor, encode
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ def image(
         "config": layout.put(json.dumps(config).encode(), CONFIG).model_dump(by_alias=True, exclude_none=True),
         "layers": [blob.model_dump(by_alias=True, exclude_none=True) for blob in blobs],
     }
-    made = layout.put(document(manifest), MANIFEST)
-    layout.name(made)
+    made = layout.put(encode(manifest), MANIFEST)
+    layout.write_index(made)
     return made
 
 

@@ -1,6 +1,5 @@
 """The base of images: Debian, from a list of packages with their hashes, as an image of one layer."""
 
-import gzip
 import io
 import json
 import os
@@ -13,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smokehouse.checkout import Checkout
-from smokehouse.console import tell
+from smokehouse.console import status
 from smokehouse.errors import UserError
 from smokehouse.images.debian_lock import LOCK, REMEDY, DebianPackage, Definition, fetch_packages, read, read_definition
+from smokehouse.oci.layout import write_layout
+from smokehouse.oci.model import DIGEST
 from smokehouse.programs.process import Ended, run
 from smokehouse.storage import files
-from smokehouse.storage.folder_lock import held
+from smokehouse.storage.folder_lock import exclusive
 
 EPOCH = 315532800  # seconds: 1980, the first time that a zip file can tell, so that every step can say it
 TAG = "base"
@@ -47,7 +48,7 @@ class Base:
 
 def given(reference: str) -> Base:
     """Return the base that a user names as REF@sha256:…; raises UserError for any other form."""
-    found = re.fullmatch(r"([a-z0-9][a-z0-9.-]*(?::\d+)?(?:/[a-z0-9][\w.-]*)*(?::\w[\w.-]*)?)@(sha256:[0-9a-f]{64})", reference)
+    found = re.fullmatch(rf"([a-z0-9][a-z0-9.-]*(?::\d+)?(?:/[a-z0-9][\w.-]*)*(?::\w[\w.-]*)?)@({DIGEST})", reference)
     if not found:
         raise UserError(f"--base {reference}: a base is named by its digest, REF@sha256:…, since a tag can move; give that")
     return Base(f"docker-image://{reference}", found[1], found[2], ())
@@ -63,18 +64,19 @@ def make(checkout: Checkout) -> Base:
     folder = checkout.root / "build" / "base" / files.sha256(f"{_FORMAT} {files.hashed(checkout.root / LOCK)}")[:16]
     layout = folder / "layout"
     folder.mkdir(parents=True, exist_ok=True)
-    with held(folder / ".lock", "making the base"):
+    with exclusive(folder / ".lock", "making the base"):
         if not (layout / "index.json").is_file():
             if not shutil.which("mmdebstrap"):
                 raise UserError("mmdebstrap is not here, which makes the base; install it, or give --base REF@sha256:…")
             if os.geteuid():
                 _refuse_no_namespace(folder)
-            tell(f"making the base ({len(packages)} packages of Debian {asked.suite})")
+            status(f"making the base ({len(packages)} packages of Debian {asked.suite})")
             fetch_packages(packages, asked.suite, folder / "packages")
             tree = folder / "layer.tar"
             _debootstrap(packages, asked, folder, tree)
             _settle_devices(tree)
-            _layout(tree, folder / "partial")
+            # No time of its own: BuildKit would give it to every image above.
+            write_layout(tree, folder / "partial", name=TAG, created="1980-01-01T00:00:00Z", created_by="mmdebstrap")
             tree.unlink()
             shutil.rmtree(layout, ignore_errors=True)
             (folder / "partial").rename(layout)
@@ -150,48 +152,6 @@ def _settle_devices(tree: Path) -> None:
             header[148:156] = b"%06o\0 " % sum(header)
             file.seek(-512, os.SEEK_CUR)
             file.write(header)
-
-
-def _layout(tree: Path, folder: Path) -> None:
-    """Write an OCI layout of one image of one layer, the tar file `tree`, to `folder`."""
-    shutil.rmtree(folder, ignore_errors=True)
-    blobs = folder / "blobs" / "sha256"
-    blobs.mkdir(parents=True)
-    unpacked = files.hashed(tree)
-    packed = folder / "layer"
-    with tree.open("rb") as source, packed.open("wb") as target, gzip.GzipFile("", "wb", 1, target, mtime=0) as zipped:
-        shutil.copyfileobj(source, zipped, 1 << 20)
-    layer = files.hashed(packed)
-    size = packed.stat().st_size
-    packed.rename(blobs / layer)
-
-    def put(content: object) -> dict[str, object]:
-        data = json.dumps(content, sort_keys=True).encode()
-        digest = files.sha256(data)
-        (blobs / digest).write_bytes(data)
-        return {"digest": f"sha256:{digest}", "size": len(data)}
-
-    config = put(
-        {
-            # No time of its own: BuildKit would give it to every image above.
-            "architecture": "amd64",
-            "os": "linux",
-            "rootfs": {"type": "layers", "diff_ids": [f"sha256:{unpacked}"]},
-            "history": [{"created": "1980-01-01T00:00:00Z", "created_by": "mmdebstrap"}],
-        }
-    )
-    kind = "application/vnd.oci.image"
-    manifest = put(
-        {
-            "schemaVersion": 2,
-            "mediaType": f"{kind}.manifest.v1+json",
-            "config": {"mediaType": f"{kind}.config.v1+json", **config},
-            "layers": [{"mediaType": f"{kind}.layer.v1.tar+gzip", "digest": f"sha256:{layer}", "size": size}],
-        }
-    )
-    entry = {"mediaType": f"{kind}.manifest.v1+json", **manifest, "annotations": {"org.opencontainers.image.ref.name": TAG}}
-    (folder / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
-    files.write(folder / "index.json", json.dumps({"schemaVersion": 2, "manifests": [entry]}))
 
 
 def tini(checkout: Checkout, folder: Path) -> bytes:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from smokehouse.checkout import Checkout
-from smokehouse.console import tell
+from smokehouse.console import status
 from smokehouse.errors import UserError
 from smokehouse.images import base as bases
 from smokehouse.images import extra_wheels as additions
@@ -29,7 +29,7 @@ from smokehouse.locks.model import Lock
 from smokehouse.programs import docker as engine
 from smokehouse.programs.process import run
 from smokehouse.storage import files
-from smokehouse.storage.folder_lock import held
+from smokehouse.storage.folder_lock import exclusive
 
 _TOOLKIT = {"cuda-nvcc", "cuda-cuobjdump"}  # in conda-forge, the first does not bring the second
 
@@ -90,7 +90,7 @@ def prepare(
     libraries, above = image.layers(locked, [one.file for one in wheels])
     numbered = [*libraries, *above[:-1]]
     elsewhere = {one.file: one.path.parent for one in wheels}
-    with held(folder / ".lock", f"preparing the image of {name}"):
+    with exclusive(folder / ".lock", f"preparing the image of {name}"):
         contexts = {"base": under.context}
         wanted = locked.conda if flavour == "devel" else locked.main
         contexts["conda"] = conda_context(folder / "conda", wanted, locked, bundle)
@@ -146,7 +146,7 @@ def build(
     given = [Path("docker/docker-bake.hcl"), prepared.bake]
 
     def bake(to: str) -> str:
-        tell(f"building {prepared.tags[0]}")
+        status(f"building {prepared.tags[0]}")
         return engine.bake(checkout.root, given, prepared.target, f"{to},{how}", builder=builder, no_cache=no_cache)
 
     if kind == "push":

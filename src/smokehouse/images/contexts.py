@@ -26,7 +26,7 @@ from smokehouse.installs.bundle import Bundle
 from smokehouse.locks.check import LockedEnvironment
 from smokehouse.locks.model import LOCK_JSON, CondaPackage, Lock, LockedFile
 from smokehouse.storage import files
-from smokehouse.storage.disk import refuse_small_disk
+from smokehouse.storage.disk import require_free_space
 
 # The conda half unpacked and compiled, by the size of its archives, and what more it may take.
 _CONDA_GROWTH = 8
@@ -141,7 +141,7 @@ def _context(folder: Path, locked: Sequence[LockedFile], place: Path, **plan: An
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     for file in locked:
-        files.bring(place / file.file, folder / file.file)
+        files.link_or_copy(place / file.file, folder / file.file)
     (folder / "plan.json").write_text(json.dumps({"epoch": EPOCH, **plan}, indent=1) + "\n")
     return str(folder)
 

@@ -19,8 +19,9 @@ from smokehouse.environments.definition import Environment
 from smokehouse.errors import UserError
 from smokehouse.locks.model import Lock, LockedFile
 from smokehouse.locks.wheel_tags import Artefact, misfit, ranking
-from smokehouse.storage.download import Wanted, fetch, is_whole
-from smokehouse.storage.folder_lock import held
+from smokehouse.storage.download import Download, fetch, is_whole
+from smokehouse.storage.files import SHA256
+from smokehouse.storage.folder_lock import exclusive
 
 LABEL = "io.smokehouse.with"
 
@@ -69,7 +70,7 @@ def read(text: str) -> Asked:
     """Read what --with is given, URL_OR_FILE#sha256=HEX; raises UserError."""
     source, _, digest = text.rpartition("#sha256=")
     digest = digest.lower()
-    if not source or not re.fullmatch("[0-9a-f]{64}", digest):
+    if not source or not re.fullmatch(SHA256, digest):
         raise UserError(f"--with {text}: has no SHA-256; write URL_OR_FILE#sha256=HEX, with HEX from where you trust it")
     url, name = "", Path(source).name
     if "://" in source:
@@ -132,10 +133,10 @@ def take(checkout: Checkout, asked: Sequence[Asked], environment: Environment, l
     paths = {one: folder / one.sha256 / one.name for one in asked}
     if asked:
         folder.mkdir(parents=True, exist_ok=True)
-        with held(folder / ".lock", "fetching what --with names"):
+        with exclusive(folder / ".lock", "fetching what --with names"):
             lacking = [one for one in asked if not is_whole(paths[one], one.sha256)]
-            wanted = [Wanted(paths[one], one.source, one.sha256, 0, "--with") for one in lacking]
-            fetch(wanted, cure="look at place and SHA-256 that --with gives")
+            wanted = [Download(paths[one], one.source, one.sha256, 0, "--with") for one in lacking]
+            fetch(wanted, remedy="look at place and SHA-256 that --with gives")
     metadata = {one: _metadata(one, path) for one, path in paths.items()}
     versions: dict[str, str] = {canonicalize_name(file.name): file.version for file in locked.pip}
     versions |= {one.project: version for one, (version, _) in metadata.items()}

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from smokehouse.checkout import Checkout
-from smokehouse.console import tell
+from smokehouse.console import status
 from smokehouse.oci import layout as oci
 from smokehouse.oci.layout import Image, Layout
 from smokehouse.oci.reference import Reference
@@ -34,14 +34,14 @@ def opened(checkout: Checkout, text: str) -> Iterator[tuple[Image, Registry | No
             archive.unlink()
             yield layout.image(), None
         return
-    reference = Reference.read(text)
+    reference = Reference.parse(text)
     registry = Registry(reference)
     # Kept until it was looked at, so that an interrupted fetch goes on.
     folder_here = work_folder(checkout) / files.sha256(text)[:16]
     layout = Layout(folder_here)
     manifest = registry.pull(layout)
     if not reference.digest:
-        tell(f"{text} is {reference.name}@{manifest.digest} now")
+        status(f"{text} is {reference.name}@{manifest.digest} now")
     yield layout.image(), registry
     shutil.rmtree(folder_here, ignore_errors=True)
 

@@ -20,7 +20,7 @@ CONDA = "conda"
 
 _PART = r"[A-Za-z0-9_][A-Za-z0-9._!+-]*"  # no leading dot, so no way out of the folder
 _Path = Annotated[str, StringConstraints(pattern=rf"^{_PART}(/{_PART})*$")]
-_Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+_Sha256 = Annotated[str, StringConstraints(pattern=f"^{files.SHA256}$")]
 
 
 class Contents(BaseModel):

@@ -10,8 +10,8 @@ from smokehouse.installs.bundle import CONDA, LOCK, MANIFEST, WHEELS, Bundle, Co
 from smokehouse.locks.check import LockedEnvironment
 from smokehouse.locks.model import LOCK_JSON, LockedFile
 from smokehouse.storage import files
-from smokehouse.storage.disk import refuse_small_disk
-from smokehouse.storage.folder_lock import held
+from smokehouse.storage.disk import require_free_space
+from smokehouse.storage.folder_lock import exclusive
 
 _PYLOCK = "pylock.toml"
 
@@ -74,7 +74,7 @@ def _link_near(folder: Path, artefacts: Mapping[str, LockedFile]) -> None:
             continue
         for other in folder.parent.iterdir():
             if (other / path).is_file() and (other / path).stat().st_size == file.size:
-                files.bring(other / path, folder / path)
+                files.link_or_copy(other / path, folder / path)
                 break
 
 

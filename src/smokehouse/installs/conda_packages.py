@@ -3,12 +3,10 @@
 import asyncio
 import json
 import re
-import sys
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
+from smokehouse import console
 from smokehouse.errors import UserError
 from smokehouse.storage import files
 
@@ -67,10 +65,17 @@ def refuse_machine(virtual_packages: Mapping[str, str], name: str) -> None:
 
 async def _link(archives: Sequence[Path], folder: Path, used_as: Path, cache: Path) -> None:
     import rattler
+    from rattler.install import InstallerReporter
     from rattler.package_cache.package_cache import PackageCache, ValidationMode
 
+    class Reporter(InstallerReporter):
+        """Counts the packages that are linked."""
+
+        def on_link_complete(self, index: int) -> None:
+            advance(1)
+
     records = [await rattler.RepoDataRecord.from_package_archive(archive) for archive in archives]
-    with _shown(len(records)) as reporter:
+    with console.progress("linking", len(records), "items") as advance:
         await rattler.install(
             records,
             target_prefix=folder,
@@ -79,36 +84,9 @@ async def _link(archives: Sequence[Path], folder: Path, used_as: Path, cache: Pa
             # What packages run while they are linked is in no lock, and no package of an environment needs it.
             execute_link_scripts=False,
             show_progress=False,
-            reporter=reporter,
+            # mypy takes the methods that rattler leaves empty for abstract ones.
+            reporter=Reporter() if console.is_terminal() else None,  # type: ignore[abstract]
         )
-
-
-def _shown(total: int) -> Any:
-    """Return a context with a reporter for a person at a terminal, None for anyone else."""
-    if not sys.stderr.isatty():
-        return nullcontext()
-    from rattler.install import InstallerReporter
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress
-
-    class Reporter(InstallerReporter):
-        """Counts the packages that are linked."""
-
-        def __init__(self) -> None:
-            self.bar = Progress("linking", BarColumn(), MofNCompleteColumn(), console=Console(stderr=True), transient=True)
-            self.task = self.bar.add_task("linking", total=total)
-
-        def __enter__(self) -> "Reporter":
-            self.bar.start()
-            return self
-
-        def __exit__(self, *raised: object) -> None:
-            self.bar.stop()
-
-        def on_link_complete(self, index: int) -> None:
-            self.bar.advance(self.task)
-
-    return Reporter()  # type: ignore[abstract]
 
 
 def _explain(broken: BaseException) -> str:

@@ -11,7 +11,7 @@ from smokehouse.errors import UserError
 from smokehouse.locks.model import CondaPackage, Lock, LockedFile
 from smokehouse.locks.wheel_tags import artefacts
 from smokehouse.programs import uv
-from smokehouse.storage.download import Wanted, credentials_of, fetch, is_whole
+from smokehouse.storage.download import Download, credentials_of, fetch, is_whole
 
 _OTHER_INDEX = "set UV_DEFAULT_INDEX to an index that has it"
 _OTHER_CHANNEL = "use another --channel"
@@ -26,11 +26,11 @@ def fetch_conda(packages: Sequence[CondaPackage], folder: Path, channel: str) ->
     source = source if "://" in source else str(Path(source).absolute())
     fetch(
         [
-            Wanted(folder / package.path, f"{source}/{package.path}", package.sha256, package.size)
+            Download(folder / package.path, f"{source}/{package.path}", package.sha256, package.size)
             for package in packages
             if not is_whole(folder / package.path, package.sha256)
         ],
-        cure=_OTHER_CHANNEL,
+        remedy=_OTHER_CHANNEL,
     )
 
 
@@ -44,8 +44,8 @@ def fetch_pip(manifest: Lock, folder: Path) -> None:
         return
     places = _places(lacking, manifest)
     fetch(
-        [Wanted(folder / file.file, places[file.file, file.sha256], file.sha256, file.size) for file in lacking],
-        cure=_OTHER_INDEX,
+        [Download(folder / file.file, places[file.file, file.sha256], file.sha256, file.size) for file in lacking],
+        remedy=_OTHER_INDEX,
         credentials=credentials_of(uv.index_urls()),
     )
 

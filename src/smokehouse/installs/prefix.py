@@ -22,8 +22,8 @@ from smokehouse.locks.check import LockedEnvironment
 from smokehouse.locks.model import LOCK_JSON, CondaPackage, Lock
 from smokehouse.programs import uv
 from smokehouse.storage import files
-from smokehouse.storage.disk import refuse_small_disk
-from smokehouse.storage.folder_lock import held
+from smokehouse.storage.disk import require_free_space
+from smokehouse.storage.folder_lock import exclusive
 
 # An archive of conda-forge unpacks to about four times its size. No lock has been measured yet.
 _CONDA_UNPACKED = 5.0
@@ -64,7 +64,7 @@ def install(
         refuse_partial(bundled, devel)
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = folder.with_name(f".{folder.name}.partial")
-    with held(folder.with_name(f".{folder.name}.lock"), f"installing {name}") as descriptor:
+    with exclusive(folder.with_name(f".{folder.name}.lock"), f"installing {name}") as descriptor:
         python = folder / "bin" / "python"
         if read_marker(folder) == wanted and os.access(python, os.X_OK):
             return python
@@ -83,7 +83,7 @@ def install(
             folder.rename(staging / "replaced")
         (staging / "prefix").rename(folder)
         shutil.rmtree(staging)
-        tell(f"installed {name} in {time.monotonic() - began:.0f} s")
+        status(f"installed {name} in {time.monotonic() - began:.0f} s")
     return python
 
 
@@ -132,7 +132,7 @@ def _refuse_small_disk(staging: Path, lock: Lock, packages: tuple[CondaPackage, 
     conda = sum(package.size for package in packages)
     there = sum(path.lstat().st_size for path in staging.rglob("*"))
     need = max(0.0, pip * UNPACKED + conda * _CONDA_UNPACKED - there)
-    refuse_small_disk(staging.parent, need, f"install {name}")
+    require_free_space(staging.parent, need, f"install {name}")
 
 
 def _free_scripts(target: Path, python: str) -> None:

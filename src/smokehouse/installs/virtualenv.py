@@ -13,8 +13,8 @@ from smokehouse.installs.target import MARKER, UNPACKED, emptied, read_marker, r
 from smokehouse.locks.check import LockedEnvironment
 from smokehouse.programs import uv
 from smokehouse.storage import files
-from smokehouse.storage.disk import refuse_small_disk
-from smokehouse.storage.folder_lock import held
+from smokehouse.storage.disk import require_free_space
+from smokehouse.storage.folder_lock import exclusive
 
 
 def ensure(checkout: Checkout, locked: LockedEnvironment, bundle: Bundle | None = None) -> Path:

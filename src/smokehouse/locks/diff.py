@@ -47,10 +47,3 @@ def table(changes: Sequence[Change]) -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     total = sum(change.download for change in changes)
     return "\n".join([*lines, f"{len(changes)} changes, {size(total)} to download"])
-
-
-def size(count: int) -> str:
-    """Return `count` bytes as a person reads it."""
-    return next(
-        (f"{count / unit:.1f} {name}" for unit, name in ((1e9, "GB"), (1e6, "MB")) if count >= unit), f"{count / 1e3:.1f} kB"
-    )

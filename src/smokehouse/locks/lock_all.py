@@ -1,11 +1,11 @@
 """Lock environments, and report which locks are out of date."""
 
 import json
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from smokehouse import console
 from smokehouse.checkout import Checkout
 from smokehouse.console import tell
 from smokehouse.environments import definition

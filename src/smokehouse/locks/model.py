@@ -14,7 +14,7 @@ LOCK_JSON = "lock.json"
 CHANNELS = "https://conda.anaconda.org/"
 
 Sha256 = str
-_SHA256 = r"^[0-9a-f]{64}$"
+_SHA256 = f"^{files.SHA256}$"
 _NAME = r"^[A-Za-z0-9_][A-Za-z0-9._!+-]*$"  # of a file in a folder of ours: no separator, no leading dot
 
 

@@ -1,60 +1,131 @@
-"""How to log in to a registry."""
+"""Authorization at a registry: what docker login stored, and tokens that are requested with it.
+
+See: https://distribution.github.io/distribution/spec/auth/token/
+"""
 
 import json
+import math
 import os
 import re
 import shutil
-from base64 import b64decode
+import threading
+import time
+from base64 import b64decode, b64encode
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import requests
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from smokehouse.errors import UserError
+from smokehouse.errors import UserError, first_of
+from smokehouse.oci._http import RESUME, TIMEOUT, Session, describe, private_url, read_document, root_cause
 from smokehouse.programs.process import run
 
-_ASKING = 60.0
-# https://distribution.github.io/distribution/spec/auth/token/
-LIFETIME = 60.0  # seconds that a token is good for where its server does not say
-IDENTITY = "<token>"  # the user whose password is an identity token, as credential helpers call it
+_HELPER_TIMEOUT = 60.0  # seconds
+_LIFETIME = 60.0  # seconds that a token is valid where its server does not say
+_IDENTITY = "<token>"  # the user whose password is an identity token, as credential helpers call it
 
 
-class Token(BaseModel):
-    """What a token server answers; `expires_in` is in seconds."""
+class _Token(BaseModel):
+    """The response of a token server; `expires_in` is in seconds."""
 
     token: str | None = Field(default=None, pattern=r"^[!-~]*$")
     access_token: str | None = Field(default=None, pattern=r"^[!-~]*$")
     expires_in: float | None = None
 
     @model_validator(mode="after")
-    def _refuse_none(self) -> "Token":
+    def _refuse_none(self) -> "_Token":
         if not self.token and not self.access_token:
-            raise ValueError("no token in it")
+            raise ValueError("it has no token")
         return self
 
 
-class Session(requests.Session):
-    """A session that sends no password but the one it is given: ~/.netrc would replace it, or go with a redirect."""
+class Authorization:
+    """The Authorization header for one registry: none until a challenge, then a password or a token that is renewed.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.auth = lambda request: request
+    Threads may share it.
+    """
 
-    def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
-        if urlsplit(response.url)[:2] != urlsplit(str(prepared_request.url))[:2]:
-            prepared_request.headers.pop("Authorization", None)
+    def __init__(self, host: str, login: str, scope: str, session: Session) -> None:
+        """Authorize for `scope` at the registry `host`, with what docker login stored for the host `login`."""
+        self._host, self._login, self._scope, self._session = host, login, scope, session
+        self._header, self._expires = "", 0.0
+        self._challenge: dict[str, str] = {}
+        self._lock = threading.RLock()
+
+    def header(self) -> str:
+        """Return the value of the header, empty for none; requests a new token before the last one expires."""
+        with self._lock:
+            if self._challenge and time.monotonic() > self._expires:
+                self._renew()
+            return self._header
+
+    def challenge(self, response: requests.Response) -> bool:
+        """Read the challenge of a 401 `response`; return whether to repeat the request. Raises UserError."""
+        # Several challenges can stand in one header or in several, which requests joins.
+        parts = re.split(r"(?:^|,)\s*(bearer|basic)\b", response.headers.get("WWW-Authenticate", ""), flags=re.IGNORECASE)
+        challenges = {scheme.lower(): rest for scheme, rest in zip(parts[1::2], parts[2::2], strict=True)}
+        scheme = "bearer" if "bearer" in challenges else "basic"
+        if scheme not in challenges:
+            return False
+        found = re.findall(r'([a-z_]+)=(?:"([^"]*)"|([^\s",]+))', challenges[scheme], re.IGNORECASE)
+        with self._lock:
+            self._challenge = {name.lower(): quoted or plain for name, quoted, plain in found} | {"scheme": scheme}
+            self._renew()
+            return bool(self._header)
+
+    def _renew(self) -> None:
+        """Read the stored credentials again, and request a token with them where the registry requires one."""
+        user, password = credentials(self._login) or ("", "")
+        if self._challenge["scheme"] == "basic":
+            self._header, self._expires = _basic(user, password), math.inf
+            return
+        realm = private_url(self._host, self._challenge.get("realm", ""), "", "a password")
+        requested = time.monotonic()
+        token = self._request_token(realm, user, password)
+        self._header = f"Bearer {token.token or token.access_token}"
+        # A request that is on its way when its token expires is lost, so tokens are renewed early.
+        self._expires = requested + (token.expires_in or _LIFETIME) * 0.75
+
+    def _request_token(self, realm: str, user: str, password: str) -> _Token:
+        server = urlsplit(realm).netloc
+        try:
+            with self._send(realm, user, password) as response:
+                if response.status_code != 200:
+                    whom = "anonymous access" if not user else "this identity" if user == _IDENTITY else user
+                    remedy = RESUME if response.status_code >= 500 else f"log in: docker login {self._login}"
+                    raise UserError(f"{self._host}: {server} issued no token for {whom}: {describe(response)}; {remedy}")
+                return _Token.model_validate_json(read_document(response, self._host))
+        except ValidationError as invalid:
+            raise UserError(f"{self._host}: invalid token from {server} ({first_of(invalid, 'response')}); {RESUME}") from None
+        except requests.RequestException as broken:
+            raise UserError(f"{self._host}: no token from {server} ({root_cause(broken)}); {RESUME}") from None
+
+    def _send(self, realm: str, user: str, password: str) -> requests.Response:
+        fields = {"service": self._challenge.get("service", ""), "scope": self._scope}
+        if user == _IDENTITY:
+            fields |= {"grant_type": "refresh_token", "client_id": "smokehouse", "refresh_token": password}
+            # A redirect would take the body, and with it the identity token, along.
+            return self._session.post(realm, data=fields, allow_redirects=False, timeout=TIMEOUT, stream=True)
+        headers = {"Authorization": _basic(user, password)} if user else {}
+        return self._session.get(realm, params=fields, headers=headers, timeout=TIMEOUT, stream=True)
+
+
+def _basic(user: str, password: str) -> str:
+    return f"Basic {b64encode(f'{user}:{password}'.encode()).decode()}" if user else ""
 
 
 def credentials(host: str) -> tuple[str, str] | None:
-    """Return the user and password that docker login left for `host`, None where it left none; raises UserError.
+    """Return the user and password that docker login stored for `host`, None where it stored none; raises UserError.
 
-    A user `IDENTITY` has no password, but what an identity provider gave in its stead. As with docker, the helper of a
-    host, or of all, is asked (https://docs.docker.com/reference/cli/docker/login/#credential-helpers).
+    The user "<token>" has an identity token instead of a password. As with docker, the credential helper of the host, or
+    else of all hosts, is used first.
+
+    See: https://docs.docker.com/reference/cli/docker/login/#credential-helpers
     """
-    place = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker", "config.json")
+    path = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker", "config.json")
     try:
-        config = json.loads(place.read_text("utf-8"))
+        config = json.loads(path.read_text("utf-8"))
         auths, helpers, store = config.get("auths") or {}, config.get("credHelpers") or {}, config.get("credsStore") or ""
         known = {_host_of(name): entry for name, entry in auths.items()}
         helper = str(helpers.get(host) or store)
@@ -63,36 +134,41 @@ def credentials(host: str) -> tuple[str, str] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, AttributeError, TypeError) as broken:
-        raise UserError(f"{place}: cannot be read ({broken}); mend it, or log in again") from None
+        raise UserError(f"{path}: cannot be read ({broken}); fix it, or log in again") from None
     if helper:
         for name in ("https://index.docker.io/v1/",) if host == "docker.io" else (host, f"https://{host}"):
-            if secret := _helped(helper, name, place):
+            if secret := _run_helper(helper, name, path):
                 return secret
     user, _, password = login.partition(":")
     if identity:
-        return IDENTITY, str(identity)
+        return _IDENTITY, str(identity)
     return (user, password) if user else None
 
 
 def _host_of(name: str) -> str:
-    """Return the host that a key of docker's config.json is of, which can be a URL."""
+    """Return the host of a key of docker's config.json, which can be a URL."""
     host = re.sub(r"^https?://|/.*", "", name)
     return "docker.io" if host == "index.docker.io" else host
 
 
-def _helped(helper: str, host: str, place: Path) -> tuple[str, str] | None:
-    """Return what the program `helper` of docker's configuration `place` knows of `host`; raises UserError."""
+def _run_helper(helper: str, host: str, config: Path) -> tuple[str, str] | None:
+    """Return the user and secret that the credential helper `helper` has for `host`; raises UserError.
+
+    `config` is the file that lists the helper.
+    """
     program = f"docker-credential-{helper}"
     if not re.fullmatch(r"[\w.-]+", helper) or not shutil.which(program):
-        raise UserError(f"{program}: named in {place} and not here; install it, or take it out there and log in again")
-    ended = run([program, "get"], deadline=_ASKING, environ=os.environ, cwd=Path("/"), given=host)
+        raise UserError(f"{program}: listed in {config}, but not found; install it, or remove it there and log in again")
+    ended = run([program, "get"], deadline=_HELPER_TIMEOUT, environ=os.environ, cwd=Path("/"), stdin=host)
     if ended.code:
-        said = " ".join(f"{ended.stdout} {ended.stderr}".split())[:300]
-        if "credentials not found" in said:  # the words that the protocol has for it
+        output = " ".join(f"{ended.stdout} {ended.stderr}".split())[:300]
+        if "credentials not found" in output:  # the text that the protocol specifies
             return None
-        raise UserError(f"{program}: has no password for {host} ({said or 'it gives no reason'}); see to it, or log in again")
+        raise UserError(f"{program}: no password for {host} ({output or 'no reason given'}); fix it, or log in again")
     try:
-        given = json.loads(ended.stdout)
-        return str(given["Username"]), str(given["Secret"])
+        answer = json.loads(ended.stdout)
+        return str(answer["Username"]), str(answer["Secret"])
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{program}: answers for {host} with no user and secret in JSON; see to it, or log in again") from None
+        raise UserError(
+            f"{program}: expected JSON with Username and Secret for {host}, found other output; fix it, or log in again"
+        ) from None

@@ -1,4 +1,9 @@
-"""Layers: the file system that an image has, read from tar streams that may be hostile, and never unpacked."""
+"""The file system of an image, read from its layers without unpacking them to disk.
+
+Layers are tar streams that may be hostile: whatever could hide a file or exhaust memory is refused.
+
+See: https://github.com/opencontainers/image-spec/blob/main/layer.md
+"""
 
 import gzip
 import hashlib
@@ -8,23 +13,23 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Literal, Self
+from typing import IO, Literal, Protocol, Self, cast
 
 import zstandard
 
 from smokehouse.errors import UserError
 
 _CHUNK = 1 << 20
-_WINDOW = 1 << 27  # bytes that a zstd stream may make us remember
-_HEADER = 1 << 20  # bytes of one extended header, which tarfile reads in one piece
-_PIECE = 16 << 20  # bytes of one file that is kept
+_MAX_WINDOW = 1 << 27  # bytes of memory that a zstd stream may request
+_MAX_HEADER = 1 << 20  # bytes of one extended header, which tarfile reads in one piece
+_MAX_KEPT = 16 << 20  # bytes of one file whose content is kept
 _WHITEOUT = ".wh."
-_OPAQUE = ".wh..wh..opq"
-_PLAIN = frozenset({tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, *tarfile.REGULAR_TYPES})
+_OPAQUE_WHITEOUT = ".wh..wh..opq"
+_SUPPORTED = frozenset({tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, *tarfile.REGULAR_TYPES})
 _EXTENDED = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 
-# What Debian's own file system has in /dev, by name; runtimes put theirs over it, and any other device is refused.
-_DEVICES = {
+# The devices of a Debian base image by path; container runtimes mount their own over them. Any other device is refused.
+_DEBIAN_DEVICES = {
     "dev/null": (1, 3),
     "dev/zero": (1, 5),
     "dev/full": (1, 7),
@@ -40,7 +45,7 @@ Keep = Callable[[str], bool]
 
 @dataclass(frozen=True)
 class Limits:
-    """What one image may have: `unpacked` bytes and `entries`, over all of its layers."""
+    """The most `unpacked` bytes and `entries` that one image may have, over all of its layers."""
 
     unpacked: int = 100 << 30
     entries: int = 2_000_000
@@ -48,10 +53,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Entry:
-    """A file, symbolic link, folder or plain device of an image.
+    """A file, symbolic link, folder or device of an image.
 
-    `sha256` is of a file, `target` of a link; `layer` is the position of the layer that it comes from, `attributes` are
-    its extended ones.
+    A file has a `sha256`, a link a `target`. `layer` is the index of the layer that added it, `attributes` are the names
+    of its extended attributes.
     """
 
     kind: Literal["file", "link", "folder", "device"]
@@ -66,7 +71,7 @@ class Entry:
 
 @dataclass
 class Tree:
-    """The file system of an image. `entries` go by path, without a leading slash; `kept` has the content of some files."""
+    """The file system of an image: `entries` by path, without a leading slash, and the content of the files that are `kept`."""
 
     limits: Limits = field(default_factory=Limits)
     entries: dict[str, Entry] = field(default_factory=dict)
@@ -76,29 +81,33 @@ class Tree:
     _inside: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
     def apply(self, blob: Path, media_type: str, name: str, layer: int, keep: Keep = lambda path: False) -> str:
-        """Put the layer in the file `blob`, called `name` in messages, on top; return the digest of the unpacked stream.
+        """Apply the layer in the file `blob`, called `name` in messages; return the digest of the unpacked stream.
 
-        The content of files whose path `keep` says is kept. Raises UserError for a layer that is damaged, leaves the
-        image's folder, has a device, or is larger than the limits.
+        The content of files whose path `keep` accepts is kept. Raises UserError for a layer that is invalid, has paths
+        outside of the image or unsupported entries, or exceeds the limits.
         """
         with blob.open("rb") as file:
-            source = _Counted(_opened(file, media_type, name), self.limits.unpacked - self.unpacked, name)
+            source = _HashingReader(_decompress(file, media_type, name), self.limits.unpacked - self.unpacked, name)
             try:
-                with tarfile.open(fileobj=source, mode="r|", bufsize=_CHUNK, tarinfo=_Member) as tar:  # type: ignore[call-overload]
+                # tarfile only reads from it.
+                stream = cast("IO[bytes]", source)
+                with tarfile.open(fileobj=stream, mode="r|", bufsize=_CHUNK, tarinfo=_Member) as tar:
                     for member in tar:
                         self.seen += 1
                         if self.seen > self.limits.entries:
-                            raise UserError(f"{name}: more than {self.limits.entries} entries in this image; do not trust it")
+                            raise UserError(
+                                f"{name}: expected at most {self.limits.entries} entries, found more; do not trust this image"
+                            )
                         self._add(tar, member, name, layer, keep)
                     ended = tar.offset
                 while source.read(_CHUNK):
                     pass
             except (tarfile.TarError, EOFError, OSError, zlib.error, zstandard.ZstdError, ValueError, RecursionError) as broken:
-                said = str(broken) or type(broken).__name__
-                raise UserError(f"{name}: the layer is damaged ({said}); fetch the image again, or build it again") from None
-        if source.last > ended:
-            # Whoever reads on where tarfile stops would see files that are not seen here.
-            raise UserError(f"{name}: the layer goes on after its end, or has a damaged header; do not trust it")
+                reason = str(broken) or type(broken).__name__
+                raise UserError(f"{name}: invalid layer ({reason}); fetch or build the image again") from None
+        if source.end > ended:
+            # A program that reads on where tarfile stops would find files that are not in this tree.
+            raise UserError(f"{name}: data after the end of the layer, or an invalid header; do not trust this image")
         self.unpacked += source.count
         return f"sha256:{source.digest.hexdigest()}"
 
@@ -107,15 +116,15 @@ class Tree:
         if not path:
             return
         folder, _, base = path.rpartition("/")
-        self._refuse_detour(folder, path, name)
-        if base == _OPAQUE:
+        self._require_folders(folder, path, name)
+        if base == _OPAQUE_WHITEOUT:
             for inside in list(self._inside[folder]):
                 self._remove(f"{folder}/{inside}" if folder else inside, layer)
             return
         if base.startswith(_WHITEOUT):
             hidden = base.removeprefix(_WHITEOUT)
             if hidden in ("", ".", ".."):
-                raise UserError(f"{name}: {path} hides no file; do not trust this image")
+                raise UserError(f"{name}: invalid whiteout {path}; do not trust this image")
             self._remove(f"{folder}/{hidden}" if folder else hidden, layer)
             return
         if not (member.isdir() and self._is_folder(path)):
@@ -124,10 +133,10 @@ class Tree:
         self._inside[folder].add(base)
 
     def _entry(self, tar: tarfile.TarFile, member: tarfile.TarInfo, path: str, name: str, layer: int, keep: Keep) -> Entry:
-        if member.ischr() and _DEVICES.get(path) == (member.devmajor, member.devminor):
+        if member.ischr() and _DEBIAN_DEVICES.get(path) == (member.devmajor, member.devminor):
             return Entry("device", layer, member.mode & 0o7777, (member.uid, member.gid), target=path)
-        if member.type not in _PLAIN or member.issparse():
-            raise UserError(f"{name}: {path} is a device, a pipe or a sparse file, which no image needs; do not trust it")
+        if member.type not in _SUPPORTED or member.issparse():
+            raise UserError(f"{name}: {path} is a device, pipe or sparse file, none of which an image needs; do not trust it")
         mode, owner = member.mode & 0o7777, (member.uid, member.gid)
         attributes = tuple(sorted(key for key in member.pax_headers if key.startswith("SCHILY.xattr.")))
         if member.isdir():
@@ -136,45 +145,51 @@ class Tree:
             return Entry("link", layer, mode, owner, target=member.linkname)
         if member.islnk():
             target = _path(member.linkname, name)
-            self._refuse_detour(target.rpartition("/")[0], path, name)
+            self._require_folders(target.rpartition("/")[0], path, name)
             linked = self.entries.get(target)
             if linked is None or linked.kind != "file":
-                raise UserError(f"{name}: {path} is a hard link to {target}, which is no file; do not trust this image")
+                raise UserError(f"{name}: {path} is a hard link to {target}, which is not a file; do not trust this image")
             if target in self.kept and keep(path):
                 self.kept[path] = self.kept[target]
             return Entry("file", layer, linked.mode, linked.owner, linked.size, linked.sha256, attributes=linked.attributes)
+        digest = self._read(tar, member, path, kept=keep(path) and member.size <= _MAX_KEPT)
+        return Entry("file", layer, mode, owner, member.size, digest, attributes=attributes)
+
+    def _read(self, tar: tarfile.TarFile, member: tarfile.TarInfo, path: str, *, kept: bool) -> str:
+        """Return the SHA-256 of a file, whose content is also stored if `kept`; raises tarfile.ReadError."""
         content = tar.extractfile(member)
-        assert content
+        if content is None:
+            raise tarfile.ReadError(f"{path} has no content")
         digest = hashlib.sha256()
-        held: list[bytes] | None = [] if keep(path) and member.size <= _PIECE else None
+        chunks = []
         size = 0
         while chunk := content.read(_CHUNK):
             digest.update(chunk)
             size += len(chunk)
-            if held is not None:
-                held.append(chunk)
+            if kept:
+                chunks.append(chunk)
         if size != member.size:
-            raise tarfile.ReadError(f"{path} ends early")
-        if held is not None:
-            self.kept[path] = b"".join(held)
-        return Entry("file", layer, mode, owner, size, digest.hexdigest(), attributes=attributes)
+            raise tarfile.ReadError(f"{path} is truncated")
+        if kept:
+            self.kept[path] = b"".join(chunks)
+        return digest.hexdigest()
 
     def _is_folder(self, path: str) -> bool:
         entry = self.entries.get(path)
         return bool(entry and entry.kind == "folder")
 
-    def _refuse_detour(self, folder: str, path: str, name: str) -> None:
-        """Raise UserError where a folder above `path` is a link or a file, so that the entry would land elsewhere."""
+    def _require_folders(self, folder: str, path: str, name: str) -> None:
+        """Raise UserError where a parent of `path` is a link or a file: the entry would be unpacked elsewhere."""
         while folder:
             entry = self.entries.get(folder)
             if entry and entry.kind != "folder":
-                raise UserError(f"{name}: {path} lies below {folder}, which is a {entry.kind}; do not trust this image")
+                raise UserError(f"{name}: {path} is below {folder}, which is a {entry.kind}; do not trust this image")
             if entry:
-                return  # it was seen when it came that those above are folders
+                return  # its own parents were checked when it was added
             folder = folder.rpartition("/")[0]
 
     def _remove(self, path: str, below: int) -> None:
-        """Take away what lies at `path`, and all in it, as far as it comes from a layer before `below`."""
+        """Remove `path` and everything in it that a layer before `below` added."""
         waiting = [path]
         while waiting:
             current = waiting.pop()
@@ -188,56 +203,63 @@ class Tree:
 
 
 class _Member(tarfile.TarInfo):
-    """A header whose extensions are of a size that can be read in one piece."""
+    """A tar header, refused when its extension is too large to be read in one piece."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         member = super().frombuf(buf, encoding, errors)
-        if member.type in _EXTENDED and member.size > _HEADER:
-            raise UserError(f"a header of {member.size} bytes in a layer of the image; do not trust it")
+        if member.type in _EXTENDED and member.size > _MAX_HEADER:
+            raise UserError(f"tar header: expected at most {_MAX_HEADER} bytes, found {member.size}; do not trust this image")
         return member
 
 
-class _Counted:
-    """Hashes and counts what is read from a stream, up to a limit; `last` is where its last byte but zero ends."""
+class _Reader(Protocol):
+    def read(self, size: int = -1, /) -> bytes: ...
 
-    def __init__(self, source: IO[bytes], limit: int, name: str) -> None:
+
+class _HashingReader:
+    """A reader that hashes and counts its bytes, up to a limit; `end` is the offset after the last byte that is not zero."""
+
+    def __init__(self, source: _Reader, limit: int, name: str) -> None:
         self.source, self.limit, self.name = source, limit, name
-        self.count = self.last = 0
+        self.count = self.end = 0
         self.digest = hashlib.sha256()
 
     def read(self, size: int = -1) -> bytes:
         """Return up to `size` bytes."""
         data = self.source.read(min(size, _CHUNK) if size >= 0 else _CHUNK)
-        if full := len(data.rstrip(b"\0")):
-            self.last = self.count + full
+        if length := len(data.rstrip(b"\0")):
+            self.end = self.count + length
         self.count += len(data)
         if self.count > self.limit:
-            raise UserError(f"{self.name}: unpacks to more than this image may have; do not trust it")
+            raise UserError(
+                f"{self.name}: expected at most {self.limit} bytes when unpacked, found more; do not trust this image"
+            )
         self.digest.update(data)
         return data
 
 
-def _opened(file: IO[bytes], media_type: str, name: str) -> IO[bytes]:
+def _decompress(file: IO[bytes], media_type: str, name: str) -> _Reader:
+    """Return a reader of the tar stream in `file`; raises UserError for an unsupported `media_type`."""
     if media_type.endswith("tar"):
         return file
     if media_type.endswith(("tar+gzip", "tar.gzip")):
-        return gzip.GzipFile(fileobj=file)  # type: ignore[return-value]
+        return gzip.GzipFile(fileobj=file)
     if media_type.endswith(("tar+zstd", "tar.zstd")):
-        return zstandard.ZstdDecompressor(max_window_size=_WINDOW).stream_reader(file, read_across_frames=True)
-    raise UserError(f"{name}: a layer of type {media_type!r}; known are tar, tar+gzip and tar+zstd")
+        return zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW).stream_reader(file, read_across_frames=True)
+    raise UserError(f"{name}: expected a layer of type tar, tar+gzip or tar+zstd, found {media_type!r}; build the image again")
 
 
-def _path(given: str, name: str) -> str:
-    """Return a path in a layer as the tree has it, empty for its root; raises UserError where it leads out."""
-    parts = [part for part in given.split("/") if part not in ("", ".")]
-    if ".." in parts or "\0" in given:
-        raise UserError(f"{name}: the path {given!r} leads out of the image; do not trust it")
+def _path(raw: str, name: str) -> str:
+    """Return the path of a tar entry in canonical form, empty for the root; raises UserError where it is outside."""
+    parts = [part for part in raw.split("/") if part not in ("", ".")]
+    if ".." in parts or "\0" in raw:
+        raise UserError(f"{name}: the path {raw!r} is outside the image; do not trust this image")
     return "/".join(parts)
 
 
 def folders(paths: Iterable[str]) -> set[str]:
-    """Return every folder that one of `paths` lies in."""
+    """Return every parent folder of `paths`."""
     found: set[str] = set()
     for path in paths:
         while (path := path.rpartition("/")[0]) and path not in found:

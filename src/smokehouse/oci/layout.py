@@ -1,5 +1,10 @@
-"""OCI images: references to them, and layouts, the folders that they lie in (https://github.com/opencontainers/image-spec)."""
+"""OCI image layouts: folders with images whose blobs are stored by digest.
 
+See: https://github.com/opencontainers/image-spec/blob/main/image-layout.md
+"""
+
+import gzip
+import json
 import os
 import re
 import shutil
@@ -9,22 +14,37 @@ from pathlib import Path
 
 from smokehouse.errors import UserError
 from smokehouse.oci.filesystem import Keep, Tree
-from smokehouse.oci.model import DOCUMENT, INDEXES, Config, Descriptor, Index, Manifest, choose, document, parse
+from smokehouse.oci.model import (
+    CONFIG,
+    INDEXES,
+    MANIFEST,
+    MAX_DOCUMENT,
+    Config,
+    Descriptor,
+    Index,
+    Manifest,
+    choose_image,
+    encode,
+    parse,
+)
 from smokehouse.storage import files
+
+_CHUNK = 1 << 20
+_LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A folder with images in it, whose blobs go by their digest."""
+    """A folder of images whose blobs are stored by digest."""
 
     folder: Path
 
     def blob(self, digest: str) -> Path:
-        """Return where a blob lies, or will."""
+        """Return the path of a blob, whether it exists or not."""
         return self.folder / "blobs" / "sha256" / digest.removeprefix("sha256:")
 
     def put(self, data: bytes, media_type: str) -> Descriptor:
-        """Write a blob and return what it is."""
+        """Write a blob and return its descriptor."""
         digest = files.sha256(data)
         place = self.blob(digest)
         if not place.is_file() or files.hashed(place) != digest:
@@ -32,51 +52,54 @@ class Layout:
         return Descriptor(media_type=media_type, digest=f"sha256:{digest}", size=len(data))
 
     def read(self, blob: Descriptor) -> bytes:
-        """Return a small blob, seen to have its digest; raises UserError."""
+        """Return a small blob after verifying its digest; raises UserError."""
         place = self.blob(blob.digest)
-        if blob.size > DOCUMENT:
-            raise UserError(f"{place}: {blob.size} bytes, more than a document of an image may have; do not trust it")
-        self.refuse_damaged(blob)
+        if blob.size > MAX_DOCUMENT:
+            raise UserError(f"{place}: expected at most {MAX_DOCUMENT} bytes, found {blob.size}; do not trust this image")
+        self.verify_blob(blob)
         return place.read_bytes()
 
-    def refuse_damaged(self, blob: Descriptor) -> None:
-        """Raise UserError where a blob is not there or not as its digest says."""
+    def verify_blob(self, blob: Descriptor) -> None:
+        """Raise UserError where a blob is missing or does not match its digest."""
         place = self.blob(blob.digest)
         if not place.is_file():
-            raise UserError(f"{self.folder}: the blob {blob.digest} is not there; make or fetch the layout again")
+            raise UserError(f"{self.folder}: blob {blob.digest} not found; build or fetch the layout again")
         if place.stat().st_size != blob.size or files.hashed(place) != blob.digest.removeprefix("sha256:"):
-            raise UserError(f"{place}: not what its digest says; make or fetch the layout again")
+            raise UserError(f"{place}: does not match its digest; build or fetch the layout again")
 
-    def name(self, manifest: Descriptor) -> None:
-        """Make `manifest` the one image of the layout."""
+    def write_index(self, manifest: Descriptor) -> None:
+        """Make `manifest` the only image of the layout."""
         files.write(self.folder / "oci-layout", '{"imageLayoutVersion":"1.0.0"}')
         index = Index(schema_version=2, manifests=(manifest,))
-        files.write(self.folder / "index.json", document(index).decode())
+        files.write(self.folder / "index.json", encode(index).decode())
 
     def image(self) -> "Image":
-        """Return the one image for linux/amd64 in the layout; raises UserError."""
+        """Return the only linux/amd64 image of the layout; raises UserError."""
         place = self.folder / "index.json"
         try:
-            if place.stat().st_size > DOCUMENT:
-                raise UserError(f"{place}: larger than an index may be; do not trust it")
+            if place.stat().st_size > MAX_DOCUMENT:
+                raise UserError(f"{place}: expected at most {MAX_DOCUMENT} bytes, found more; do not trust this image")
             index = parse(Index, place.read_bytes(), str(place))
         except FileNotFoundError:
-            raise UserError(f"{self.folder}: no OCI layout, there is no index.json; name a folder that has one") from None
+            raise UserError(f"{self.folder}: not an OCI layout, index.json not found; specify a folder that has one") from None
         except OSError as broken:
-            raise UserError(f"{place}: cannot be read ({broken.strerror}); name a folder that can") from None
-        for _ in range(2):  # an index, or an index of one
-            chosen = choose(index, str(self.folder))
+            raise UserError(f"{place}: cannot be read ({broken.strerror}); fix its permissions") from None
+        for _ in range(2):  # docker save writes an index that lists an index
+            chosen = choose_image(index, str(self.folder))
             if chosen.media_type not in INDEXES:
                 return self.open(chosen)
             index = parse(Index, self.read(chosen), chosen.digest)
-        raise UserError(f"{self.folder}: an index in an index in an index; name a layout with one image")
+        raise UserError(f"{self.folder}: expected at most two nested indexes, found more; specify a layout with one image")
 
     def open(self, chosen: Descriptor) -> "Image":
         """Return the image whose manifest is `chosen`; raises UserError."""
         manifest = parse(Manifest, self.read(chosen), chosen.digest)
         config = parse(Config, self.read(manifest.config), manifest.config.digest)
         if len(config.rootfs.diff_ids) != len(manifest.layers):
-            raise UserError(f"{chosen.digest}: its config names another number of layers than its manifest; do not trust it")
+            raise UserError(
+                f"{chosen.digest}: expected {len(manifest.layers)} layers in its config, as in its manifest, found "
+                f"{len(config.rootfs.diff_ids)}; do not trust this image"
+            )
         return Image(self, chosen, manifest, config)
 
 
@@ -91,7 +114,7 @@ class Image:
 
     @property
     def digest(self) -> str:
-        """The digest of its manifest, by which it is known."""
+        """The digest of its manifest, which identifies it."""
         return self.descriptor.digest
 
     @property
@@ -101,37 +124,79 @@ class Image:
 
     @property
     def blobs(self) -> tuple[Descriptor, ...]:
-        """All that its manifest names."""
+        """Every blob that its manifest lists."""
         return (self.manifest.config, *self.manifest.layers)
 
     def tree(self, keep: Keep, tree: Tree | None = None, *, first: int = 0, last: int | None = None) -> Tree:
-        """Return the file system of the image, each layer seen to have both its digests; `keep` is as for `Tree.apply`.
+        """Return the file system of the image, verifying both digests of each layer; `keep` is as for `Tree.apply`.
 
-        With `first` and `last`, only these layers are put on top of `tree`. Raises UserError.
+        With `first` and `last`, only the layers `first:last` are applied on top of `tree`. Raises UserError.
         """
         tree = tree or Tree()
         layers = [*enumerate(zip(self.manifest.layers, self.config.rootfs.diff_ids, strict=True))]
         for number, (layer, unpacked) in layers[first:last]:
-            self.layout.refuse_damaged(layer)
+            self.layout.verify_blob(layer)
             name = f"layer {number + 1} ({layer.short})"
-            if tree.apply(self.layout.blob(layer.digest), layer.media_type, name, number, keep) != unpacked:
-                raise UserError(f"{name}: unpacks to something else than the image's config says; do not trust this image")
+            found = tree.apply(self.layout.blob(layer.digest), layer.media_type, name, number, keep)
+            if found != unpacked:
+                raise UserError(f"{name}: expected {unpacked} when unpacked, found {found}; do not trust this image")
         return tree
 
 
+def write_layout(layer: Path, folder: Path, *, name: str, created: str, created_by: str) -> None:
+    """Make `folder` an OCI layout of one linux/amd64 image, called `name`, of one layer, the tar file `layer`.
+
+    The same layer gives the same bytes. `created` and `created_by` go to the history only: the image has no time of its
+    own, which BuildKit would give to every image above it. An earlier folder is replaced. Raises OSError.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    layout = Layout(folder)
+    folder.mkdir(parents=True)
+    compressed = folder / "layer"
+    with layer.open("rb") as source, compressed.open("wb") as target, gzip.GzipFile("", "wb", 1, target, mtime=0) as zipped:
+        shutil.copyfileobj(source, zipped, _CHUNK)
+    blob = Descriptor(media_type=_LAYER, digest=f"sha256:{files.hashed(compressed)}", size=compressed.stat().st_size)
+    layout.blob(blob.digest).parent.mkdir(parents=True)
+    compressed.rename(layout.blob(blob.digest))
+    config = {
+        "architecture": "amd64",
+        "os": "linux",
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{files.hashed(layer)}"]},
+        "history": [{"created": created, "created_by": created_by}],
+    }
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "config": _entry(layout.put(_spaced(config), CONFIG)),
+        "layers": [_entry(blob)],
+    }
+    entry = _entry(layout.put(_spaced(manifest), MANIFEST))
+    entry["annotations"] = {"org.opencontainers.image.ref.name": name}
+    files.write(folder / "oci-layout", '{"imageLayoutVersion": "1.0.0"}')
+    files.write(folder / "index.json", json.dumps({"schemaVersion": 2, "manifests": [entry]}))
+
+
+def _entry(blob: Descriptor) -> dict[str, object]:
+    return blob.model_dump(by_alias=True, exclude_none=True)
+
+
+def _spaced(content: object) -> bytes:
+    """Return `content` as JSON with spaces, unlike `encode`: digests of published base images depend on it."""
+    return json.dumps(content, sort_keys=True).encode()
+
+
 def unpack_layout(archive: Path, folder: Path) -> Layout:
-    """Return the layout that lies in the tar file `archive`, as docker save writes it, in `folder`; raises UserError."""
+    """Unpack the tar file `archive`, as docker save writes it, to `folder` and return its layout; raises UserError."""
     with tarfile.open(archive, "r:") as tar:
         for member in tar:
             path = member.name.removeprefix("./")
-            if not re.fullmatch(r"index\.json|oci-layout|blobs/sha256/[0-9a-f]{64}", path) or not member.isreg():
+            source = tar.extractfile(member) if member.isreg() else None
+            if source is None or not re.fullmatch(rf"index\.json|oci-layout|blobs/sha256/{files.SHA256}", path):
                 continue
             place = folder / path
             place.parent.mkdir(parents=True, exist_ok=True)
-            source = tar.extractfile(member)
-            assert source
             with source, place.open("wb") as out:
-                shutil.copyfileobj(source, out, 1 << 20)
+                shutil.copyfileobj(source, out, _CHUNK)
     if not os.path.lexists(folder / "index.json"):
-        raise UserError(f"{archive.name}: this Docker saves no OCI layout; use Docker Engine 25 or later")
+        raise UserError(f"{archive.name}: no OCI layout in the output of docker save; use Docker Engine 25 or later")
     return Layout(folder)

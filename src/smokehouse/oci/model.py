@@ -1,11 +1,15 @@
-"""The documents of an OCI image, validated (https://github.com/opencontainers/image-spec)."""
+"""The documents of an OCI image, validated.
+
+See: https://github.com/opencontainers/image-spec
+"""
 
 import json
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from smokehouse.errors import UserError, first_of
+from smokehouse.storage import files
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
@@ -16,11 +20,12 @@ DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
 INDEXES = (INDEX, DOCKER_INDEX)
 MANIFESTS = (MANIFEST, DOCKER_MANIFEST)
 
-DOCUMENT = 4 << 20  # bytes of a manifest, index or config, as registries have it
-_LAYERS = 500
-_BLOB = 64 << 30
+MAX_DOCUMENT = 4 << 20  # bytes of a manifest, index or config; registries accept no larger ones
+_MAX_LAYERS = 500
+_MAX_BLOB = 64 << 30  # bytes
 
-Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+DIGEST = f"sha256:{files.SHA256}"  # a regular expression
+Digest = Annotated[str, StringConstraints(pattern=f"^{DIGEST}$")]
 
 
 class _Model(BaseModel):
@@ -28,36 +33,36 @@ class _Model(BaseModel):
 
 
 class Platform(_Model):
-    """What a manifest of an index is for."""
+    """The platform that a manifest of an index is for."""
 
     architecture: str = ""
     os: str = ""
 
 
 class Descriptor(_Model):
-    """What a blob is: its type, digest and size in bytes."""
+    """A reference to a blob: its media type, digest and size in bytes."""
 
     media_type: str = Field(alias="mediaType")
     digest: Digest
-    size: int = Field(ge=0, le=_BLOB)
+    size: int = Field(ge=0, le=_MAX_BLOB)
     annotations: dict[str, str] | None = None
     artifact_type: str | None = Field(default=None, alias="artifactType")
     platform: Platform | None = None
 
     @property
     def short(self) -> str:
-        """The digest as messages name it."""
+        """The digest, abbreviated for messages."""
         return self.digest[:19]
 
 
 class Manifest(_Model):
-    """An image, or an artefact that has a `subject`."""
+    """An image, or an artifact that refers to the image `subject`."""
 
     schema_version: int = Field(alias="schemaVersion", ge=2, le=2)
     media_type: str = Field(default=MANIFEST, alias="mediaType")
     artifact_type: str | None = Field(default=None, alias="artifactType")
     config: Descriptor
-    layers: tuple[Descriptor, ...] = Field(max_length=_LAYERS)
+    layers: tuple[Descriptor, ...] = Field(max_length=_MAX_LAYERS)
     subject: Descriptor | None = None
     annotations: dict[str, str] | None = None
 
@@ -71,7 +76,7 @@ class Index(_Model):
 
 
 class Runtime(_Model):
-    """How a container is started, as far as an image says."""
+    """The defaults that an image sets for its containers."""
 
     labels: dict[str, str] | None = Field(default=None, alias="Labels")
     env: tuple[str, ...] | None = Field(default=None, alias="Env")
@@ -85,7 +90,7 @@ class _RootFs(_Model):
 
 
 class Config(_Model):
-    """What a runtime reads of an image."""
+    """The configuration of an image, as far as it is read here."""
 
     architecture: str
     os: str
@@ -97,23 +102,23 @@ _Document = TypeVar("_Document", bound=BaseModel)
 
 
 def parse(document: type[_Document], data: bytes, name: str) -> _Document:
-    """Return `data` as a `document`; raises UserError naming it `name`."""
+    """Return `data` as a `document`; raises UserError, calling it `name`."""
     try:
         return document.model_validate_json(data)
     except ValidationError as invalid:
-        raise UserError(f"{name}: {first_of(invalid, 'the document')}; it is no OCI image, or a damaged one") from None
+        raise UserError(
+            f"{name}: invalid OCI document ({first_of(invalid, 'document')}); specify an OCI image, or build it again"
+        ) from None
 
 
-def document(content: object) -> bytes:
-    """Return `content`, a model or anything that JSON has, as the bytes that its digest is of."""
-    given: Any = content
-    if isinstance(content, BaseModel):
-        given = content.model_dump(by_alias=True, exclude_none=True)
-    return json.dumps(given, sort_keys=True, separators=(",", ":")).encode()
+def encode(content: object) -> bytes:
+    """Return `content`, a model or a JSON value, as canonical JSON: the bytes that its digest is computed from."""
+    value = content.model_dump(by_alias=True, exclude_none=True) if isinstance(content, BaseModel) else content
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
-def choose(index: Index, name: str) -> Descriptor:
-    """Return the one image for linux/amd64 in `index`; raises UserError naming it `name`."""
+def choose_image(index: Index, name: str) -> Descriptor:
+    """Return the only linux/amd64 image in `index`; raises UserError, calling the index `name`."""
     fitting = [
         entry
         for entry in index.manifests
@@ -122,6 +127,6 @@ def choose(index: Index, name: str) -> Descriptor:
     ]
     unique = {entry.digest: entry for entry in fitting}
     if len(unique) != 1:
-        what = ", ".join(unique) or "none"
-        raise UserError(f"{name}: wants to have one image for linux/amd64, has {what}; name one of them by its digest")
+        found = ", ".join(unique) or "none"
+        raise UserError(f"{name}: expected one linux/amd64 image, found {found}; specify one by its digest")
     return next(iter(unique.values()))

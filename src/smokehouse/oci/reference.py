@@ -4,11 +4,12 @@ import re
 from dataclasses import dataclass
 
 from smokehouse.errors import UserError
+from smokehouse.oci.model import DIGEST
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Where an image lies in a registry: `tag` or `digest` is given, or both."""
+    """The name of an image in a registry, with a `tag`, a `digest`, both or neither."""
 
     host: str
     repository: str
@@ -16,14 +17,16 @@ class Reference:
     digest: str = ""
 
     @classmethod
-    def read(cls, text: str) -> "Reference":
-        """Return the reference that `text` is; raises UserError."""
+    def parse(cls, text: str) -> "Reference":
+        """Parse `text` as docker does; raises UserError."""
         part, tag = r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*", r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}"
-        # Docker's rule: what has neither a dot nor a port is no host.
+        # Docker's rule: a first component without a dot or a port is part of the repository.
         host = r"(?:localhost|[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+|(?:[A-Za-z0-9-]+|\[[0-9a-fA-F:]+\])(?=:))(?::\d{1,5})?"
-        found = re.fullmatch(rf"(?:({host})/)?({part}(?:/{part})*)(?::({tag}))?(?:@(sha256:[0-9a-f]{{64}}))?", text)
+        found = re.fullmatch(rf"(?:({host})/)?({part}(?:/{part})*)(?::({tag}))?(?:@({DIGEST}))?", text)
         if not found:
-            raise UserError(f"{text}: no image; give oci:DIR, docker:NAME, or a registry's HOST/NAME:TAG or HOST/NAME@sha256:…")
+            raise UserError(
+                f"{text}: not an image reference; expected oci:DIR, docker:NAME, HOST/NAME:TAG or HOST/NAME@sha256:…"
+            )
         where, name, label, digest = found.groups(default="")
         if not where:
             where, name = "docker.io", name if "/" in name else f"library/{name}"
@@ -35,5 +38,5 @@ class Reference:
         return f"{self.host}/{self.repository}"
 
     def __str__(self) -> str:
-        """Return the reference as it is written."""
+        """Return the reference in its canonical form."""
         return f"{self.name}{f':{self.tag}' if self.tag else ''}{f'@{self.digest}' if self.digest else ''}"

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import quote
 
+from smokehouse import console
 from smokehouse.environments.definition import Environment
 from smokehouse.locks.model import CondaPackage, Lock, LockedFile
 from smokehouse.pages.markdown import code, plain, table
@@ -209,7 +210,4 @@ def _total(packages: Iterable[LockedFile]) -> str:
 
 def _size(size: int) -> str:
     """Return bytes as a person reads them, `?` where the size is unknown."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= factor:
-            return f"{size / factor:.1f} {unit}"
-    return f"{size} B" if size else "?"
+    return console.size(size) if size else "?"

@@ -1,11 +1,11 @@
 """The pages of all environments: written, or seen to match their sources."""
 
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from smokehouse.checkout import Checkout
+from smokehouse.console import status
 from smokehouse.environments import definition as environment
 from smokehouse.errors import UserError
 from smokehouse.locks import check as check_module
@@ -41,21 +41,23 @@ def make(checkout: Checkout, names: Sequence[str], report: Path | None) -> int:
     for path, text in _texts(checkout, shown, names).items():
         if _differs(path, text):
             files.write(path, text)
-            print(f"{checkout.show(path)}: written")
+            print(f"{checkout.relative(path)}: written")
     for path in _stale(checkout):
         path.unlink()
-        print(f"{checkout.show(path)}: removed, there is no such environment")
+        print(f"{checkout.relative(path)}: removed, there is no such environment")
     return 0
 
 
 def check(checkout: Checkout, names: Sequence[str]) -> int:
     """Print each page of `names`, or of all, that is not what its sources say; returns 1 if one is, else 0."""
     texts = _texts(checkout, _documented(checkout, {}), names)
-    problems = [f"{checkout.show(path)}: not what its sources say; run nox -s docs" for path, text in texts.items()
+    problems = [f"{checkout.relative(path)}: not what its sources say; run nox -s docs" for path, text in texts.items()
                 if _differs(path, text)]  # fmt: skip
-    problems += [f"{checkout.show(path)}: there is no environment of this name; run nox -s docs" for path in _stale(checkout)]
+    problems += [
+        f"{checkout.relative(path)}: there is no environment of this name; run nox -s docs" for path in _stale(checkout)
+    ]
     for problem in problems:
-        print(f"smokehouse: {problem}", file=sys.stderr)
+        status(problem)
     return 1 if problems else 0
 
 

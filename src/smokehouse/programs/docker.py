@@ -21,7 +21,7 @@ _HERE = "start it, or set DOCKER_HOST"
 
 
 @dataclass(frozen=True)
-class Image:
+class EngineImage:
     """An image that the engine has. `digest` is that of its manifest, `id` what the engine calls it."""
 
     reference: str
@@ -30,7 +30,7 @@ class Image:
     labels: Mapping[str, str]
 
 
-def bake(root: Path, given: Sequence[Path], target: str, output: str, *, builder: str | None, no_cache: bool) -> str:
+def bake(root: Path, bake_files: Sequence[Path], target: str, output: str, *, builder: str | None, no_cache: bool) -> str:
     """Build `target` of the bake files `given`, whose paths are from `root`, to `output`; return the image's digest.
 
     `builder` is one of buildx, or a context of docker, which is another engine. Raises UserError with what the failing
@@ -40,7 +40,7 @@ def bake(root: Path, given: Sequence[Path], target: str, output: str, *, builder
         said = Path(folder, "metadata.json")
         # buildx takes the engine of a context only where docker as a whole does.
         command = ["--context", builder] if builder and _is_context(builder, root) else []
-        command += ["buildx", "bake", *(part for path in given for part in ("-f", str(path))), target]
+        command += ["buildx", "bake", *(part for path in bake_files for part in ("-f", str(path))), target]
         command += ["--set", f"{target}.output={output}", "--metadata-file", str(said), "--provenance=false", "--sbom=false"]
         command += ["--builder", builder] if builder else []
         command += ["--no-cache"] if no_cache else []
@@ -50,7 +50,7 @@ def bake(root: Path, given: Sequence[Path], target: str, output: str, *, builder
         return str(json.loads(said.read_text())[target]["containerimage.digest"])
 
 
-def target_of(name: str) -> str:
+def bake_target(name: str) -> str:
     """Return what bake calls the target of the environment `name`, whose dots it takes on the command line only."""
     return name.replace(".", "_")
 
@@ -63,7 +63,7 @@ def tag(reference: str, names: Sequence[str], root: Path) -> None:
             raise UserError(f"{reference} cannot be called {name}: {explain(ended.stderr)}")
 
 
-def inspect(reference: str, root: Path) -> Image:
+def inspect(reference: str, root: Path) -> EngineImage:
     """Return the image that the engine has as `reference`; raises UserError where it has none."""
     ended = _docker(["image", "inspect", reference], _ASKING, root)
     if ended.code:
@@ -74,7 +74,7 @@ def inspect(reference: str, root: Path) -> Image:
     # Only the containerd store knows an image by its manifest; the older one knows that of pulled and pushed images.
     named = [entry.rpartition("@")[2] for entry in found.get("RepoDigests") or []]
     digest = named[0] if named else found["Id"]
-    return Image(reference, found["Id"], digest, (found.get("Config") or {}).get("Labels") or {})
+    return EngineImage(reference, found["Id"], digest, (found.get("Config") or {}).get("Labels") or {})
 
 
 def load(archive: Path, root: Path) -> None:
@@ -92,7 +92,7 @@ def save(reference: str, archive: Path, root: Path) -> None:
         raise UserError(f"{reference}: cannot be saved; {explain(ended.stderr)}")
 
 
-def become_container(image: Image, command: Sequence[str], options: Sequence[str], root: Path) -> NoReturn:
+def exec_container(image: EngineImage, command: Sequence[str], options: Sequence[str], root: Path) -> NoReturn:
     """Become a container of `image` that runs `command` and goes afterwards; its exit code is then that of this process.
 
     An exec leaves one process, so that Ctrl-C and a supervisor's signals reach the container. Raises UserError.

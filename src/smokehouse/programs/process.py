@@ -6,13 +6,13 @@ import re
 import select
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from smokehouse.console import is_terminal
 from smokehouse.errors import UserError
 
 _GRACE = 5.0  # seconds between asking a program to end and ending it
@@ -34,40 +34,40 @@ def run(
     environ: Mapping[str, str],
     cwd: Path,
     progress: bool = False,
-    keep: Sequence[int] = (),
-    given: str = "",
+    pass_fds: Sequence[int] = (),
+    stdin: str = "",
 ) -> Ended:
-    """Run `command` to its end, with `given` as its input, and return what it said.
+    """Run `command` to its end, with `stdin` as its input, and return what it said.
 
     With `progress`, a program that runs for a person at a terminal shows its progress there. The file descriptors in
-    `keep` stay open in it. Raises UserError when the program does not end within `deadline` seconds; it, and every
+    `pass_fds` stay open in it. Raises UserError when the program does not end within `deadline` seconds; it, and every
     process it started, is then ended, as on any other exception.
     """
-    shown = progress and sys.stderr.isatty()
+    shown = progress and is_terminal()
     master, slave = pty.openpty() if shown else (None, subprocess.PIPE)
     try:
         process = subprocess.Popen(
             command,
-            stdin=subprocess.PIPE if given else subprocess.DEVNULL,
+            stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
             stdout=subprocess.DEVNULL if shown else subprocess.PIPE,
             stderr=slave,
             env=environ,
             cwd=cwd,
             start_new_session=True,
-            pass_fds=keep,
+            pass_fds=pass_fds,
         )
     finally:
         if shown:
             os.close(slave)
     try:
         if master is None:
-            stdout, stderr = (data.decode(errors="replace") for data in process.communicate(given.encode() or None, deadline))
+            stdout, stderr = (data.decode(errors="replace") for data in process.communicate(stdin.encode() or None, deadline))
         else:
             stdout, stderr = "", _relay(master, time.monotonic() + deadline)
             process.wait(timeout=deadline)
     except (subprocess.TimeoutExpired, TimeoutError):
         _end(process)
-        raise UserError(f"{Path(command[0]).name} did not end within {deadline:.0f} s and was stopped; try again") from None
+        raise UserError(f"{Path(command[0]).name} timed out after {deadline:.0f} s and was stopped; try again") from None
     except BaseException:
         _end(process)
         raise

@@ -31,7 +31,7 @@ ANY_PYTHON = ("--python", sys.executable)
 
 
 @dataclass(frozen=True)
-class Alone:
+class Offline:
     """All that there is to install from: a folder of `wheels`, and an empty `cache`."""
 
     wheels: Path
@@ -86,13 +86,13 @@ def install(
     build_pins: Path,
     built: Sequence[str],
     *,
-    alone: Alone | None = None,
-    keep: Sequence[int] = (),
+    offline: Offline | None = None,
+    pass_fds: Sequence[int] = (),
 ) -> None:
     """Install exactly the files that `pins` names into the environment in `folder`, compiled to bytecode.
 
-    The source distributions `built` are built here, with exactly what `build_pins` names. With `alone` there is no index
-    and no network. uv holds the descriptors in `keep` until it ends, even where this process does not live to see it.
+    The source distributions `built` are built here, with exactly what `build_pins` names. With `offline` there is no index
+    and no network. uv holds the descriptors in `pass_fds` until it ends, even where this process does not live to see it.
     Raises UserError.
     """
     python = str(folder / "bin" / "python")
@@ -102,14 +102,14 @@ def install(
     command += ["--require-build-hashes", "--preview-features", "build-dependency-hashes"]
     if built:
         command += ["--build-constraints", str(build_pins)]
-    if alone:
-        command += ["--offline", "--no-config", "--no-index", "--find-links", str(alone.wheels)]
-        command += ["--cache-dir", str(alone.cache)]
+    if offline:
+        command += ["--offline", "--no-config", "--no-index", "--find-links", str(offline.wheels)]
+        command += ["--cache-dir", str(offline.cache)]
     else:
         # uv's cache does not tell what a source distribution was built with.
         command += [f"--refresh-package={name}" for name in built]
     trouble = f"{folder.name} cannot be installed"
-    run_uv(command, trouble, _INSTALLING, cwd=folder, progress=True, keep=keep, alone=alone is not None)
+    run_uv(command, trouble, _INSTALLING, cwd=folder, progress=True, pass_fds=pass_fds, offline=offline is not None)
     run_uv(["pip", "check", "--python", python], f"{folder.name} does not fit together", RESOLVING, cwd=folder)
 
 
@@ -120,21 +120,21 @@ def run_uv(
     *,
     cwd: Path,
     progress: bool = False,
-    keep: Sequence[int] = (),
-    alone: bool = False,
+    pass_fds: Sequence[int] = (),
+    offline: bool = False,
 ) -> str:
     from uv import find_uv_bin
 
-    environ = _environ(alone)
-    ended = run([find_uv_bin(), *arguments], deadline=deadline, environ=environ, cwd=cwd, progress=progress, keep=keep)
+    environ = _environ(offline)
+    ended = run([find_uv_bin(), *arguments], deadline=deadline, environ=environ, cwd=cwd, progress=progress, pass_fds=pass_fds)
     if ended.code:
         raise UserError(f"{trouble}: {explain(ended.stderr or ended.stdout)}")
     return ended.stdout
 
 
-def _environ(alone: bool) -> Mapping[str, str]:
-    """Return the environment for uv; `alone` without anything that names a place to take packages from."""
-    choices = ("UV_CONCURRENT_", "UV_LINK_MODE", "UV_PYTHON_") if alone else tuple(_CHOICES.split())
+def _environ(offline: bool) -> Mapping[str, str]:
+    """Return the environment for uv; `offline` without anything that names a place to take packages from."""
+    choices = ("UV_CONCURRENT_", "UV_LINK_MODE", "UV_PYTHON_") if offline else tuple(_CHOICES.split())
     kept = {
         name: value
         for name, value in os.environ.items()

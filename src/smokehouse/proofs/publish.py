@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smokehouse.checkout import Checkout
-from smokehouse.console import tell
+from smokehouse.console import status
 from smokehouse.errors import UserError
 from smokehouse.images import build as building
 from smokehouse.images import labels as image
@@ -17,7 +17,7 @@ from smokehouse.locks import check
 from smokehouse.locks.check import LockedEnvironment
 from smokehouse.oci import layout as oci
 from smokehouse.oci.layout import Image, Layout
-from smokehouse.oci.model import EMPTY, MANIFEST, Descriptor, Manifest, document
+from smokehouse.oci.model import EMPTY, MANIFEST, Descriptor, Manifest, encode
 from smokehouse.oci.reference import Reference
 from smokehouse.oci.registry import Registry
 from smokehouse.programs import docker as engine
@@ -27,7 +27,7 @@ from smokehouse.proofs import verify as verifying
 from smokehouse.proofs.attestation import BUNDLE, ENVELOPE, Signed, Signer
 from smokehouse.runs import report as report_module
 from smokehouse.storage import files
-from smokehouse.storage.folder_lock import held
+from smokehouse.storage.folder_lock import exclusive
 
 SBOM = "application/spdx+json"
 _SMOKING = 7200.0  # seconds
@@ -58,7 +58,7 @@ def publish(checkout: Checkout, name: str, text: str, options: Options) -> int:
     Nothing is sent before the image was proven and verified, and no tag names it before all that belongs to it is
     there. What an interrupted call sent is used by the next. Raises UserError.
     """
-    where = Reference.read(text)
+    where = Reference.parse(text)
     if where.tag or where.digest:
         raise UserError(f"{text}: publish gives the tags, by stack and lock; name the repository alone, {where.name}")
     locked = check.load(checkout, name)
@@ -93,7 +93,7 @@ def publish(checkout: Checkout, name: str, text: str, options: Options) -> int:
         _send(registry, found, Path(verdict.sbom).read_bytes(), signed)
         for tag in reversed(tags):  # the one by stack and lock, which says that all is there, last
             registry.put(found.layout.read(found.descriptor), found.descriptor.media_type, tag)
-        tell(f"published {where.name}@{found.digest}")
+        status(f"published {where.name}@{found.digest}")
         for file in (folder / "report.json", *folder.glob("*.signed")):
             file.unlink(missing_ok=True)
         shutil.rmtree(_layout(folder).folder, ignore_errors=True)
@@ -148,7 +148,7 @@ def _report(checkout: Checkout, local: str, found: Image, folder: Path, digest: 
             kept.unlink()
     if options.built:
         raise UserError(f"{options.built}: there is no report of this image; name it: --report FILE")
-    tell(f"proving {local}")
+    status(f"proving {local}")
     reports = folder / "smoke"
     command = [sys.executable, "-m", "smokehouse", "smoke", "--image", local, "--report", str(reports)]
     ended = run(command, deadline=_SMOKING, environ=os.environ, cwd=checkout.root)
@@ -186,7 +186,7 @@ def _send(registry: Registry, found: Image, sbom: bytes, signed: Signed) -> None
     """Give the registry the image and what belongs to it, under no tag of the image's yet; raises UserError."""
     layout = found.layout
     for blob in found.blobs:
-        layout.refuse_damaged(blob)
+        layout.verify_blob(blob)
         registry.upload(layout.blob(blob.digest), blob)
     registry.put(layout.read(found.descriptor), found.descriptor.media_type)
     statement = [layout.put(signed.envelope, ENVELOPE)]
@@ -201,7 +201,7 @@ def _attach(registry: Registry, layout: Layout, subject: Descriptor, kind: str, 
         registry.upload(layout.blob(blob.digest), blob)
     plain = subject.model_copy(update={"annotations": None, "platform": None})
     manifest = Manifest(schema_version=2, artifact_type=kind, config=empty, layers=tuple(blobs), subject=plain)
-    data = document(manifest)
+    data = encode(manifest)
     artefact = Descriptor(media_type=MANIFEST, digest=f"sha256:{files.sha256(data)}", size=len(data), artifact_type=kind)
     if not registry.put(data, MANIFEST):
-        registry.refer(artefact, subject.digest)
+        registry.add_referrer(artefact, subject.digest)

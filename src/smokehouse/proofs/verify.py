@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import get_args
 
 from smokehouse.checkout import Checkout
-from smokehouse.console import tell
+from smokehouse.console import status
 from smokehouse.errors import UserError
 from smokehouse.images import base as bases
 from smokehouse.images import build as building
@@ -26,7 +26,7 @@ from smokehouse.locks.check import LockedEnvironment
 from smokehouse.locks.model import LOCK_JSON
 from smokehouse.oci import model
 from smokehouse.oci.layout import Image, Layout
-from smokehouse.oci.model import DOCUMENT, Manifest, parse
+from smokehouse.oci.model import MAX_DOCUMENT, Manifest, parse
 from smokehouse.oci.reference import Reference
 from smokehouse.oci.registry import Registry
 from smokehouse.proofs import attestation
@@ -34,7 +34,7 @@ from smokehouse.proofs.attestation import BUNDLE, ENVELOPE, Signed, Signer
 from smokehouse.proofs.compare import Difference, Verdict, check_list, compare_config, compare_files, first_difference
 from smokehouse.proofs.expected import Contents
 from smokehouse.runs import report as report_module
-from smokehouse.storage.folder_lock import held
+from smokehouse.storage.folder_lock import exclusive
 
 _SHOWN = 20
 
@@ -97,7 +97,7 @@ def look(
     compare_config(checkout, found, expected_labels, runtime, verdict)
     folder = checkout.root / "build" / "verify" / f"{name}-{flavour}"
     folder.mkdir(parents=True, exist_ok=True)
-    with held(folder / ".lock", f"verifying {name}"):
+    with exclusive(folder / ".lock", f"verifying {name}"):
         contents = Contents(checkout, locked)
         wanted = locked.conda if flavour == "devel" else locked.main
         prefix = Path(contexts.conda_context(folder / "conda", wanted, locked, bundle), "prefix.tar")
@@ -169,7 +169,7 @@ def _base(checkout: Checkout, found: Image, options: Options, verdict: Verdict) 
             verdict.base = f"{named}@{digest}, not looked at"
             return Base("", named, digest, debian_lock.read(checkout)), 1, model.Runtime()
         base = bases.make(checkout)
-        context = re.fullmatch(r"oci-layout://(.*):[^:]+@sha256:[0-9a-f]{64}", base.context)
+        context = re.fullmatch(rf"oci-layout://(.*):[^:]+@{model.DIGEST}", base.context)
         assert context
         made = Layout(Path(context[1])).image()
         verdict.base = f"{base.name}, {len(base.packages)} packages of {debian_lock.LOCK}, made again here"
@@ -178,7 +178,7 @@ def _base(checkout: Checkout, found: Image, options: Options, verdict: Verdict) 
         if options.trust_base:
             raise UserError(f"{named}: --trust-base is for Debian; how many layers this base has, its registry says")
         with tempfile.TemporaryDirectory(dir=work_folder(checkout)) as folder:
-            made = _fetched_config(Reference.read(f"{named}@{digest}"), Layout(Path(folder)))
+            made = _fetched_config(Reference.parse(f"{named}@{digest}"), Layout(Path(folder)))
         verdict.base = f"{named}@{digest}, trusted by its digest"
     layers = made.config.rootfs.diff_ids
     for number, (here, there) in enumerate(zip(layers, found.config.rootfs.diff_ids, strict=False), 1):
@@ -194,7 +194,7 @@ def _fetched_config(reference: Reference, layout: Layout) -> Image:
     registry = Registry(reference)
     found = registry.manifest(reference.digest)
     if found and found[1].media_type in model.INDEXES:
-        chosen = model.choose(parse(model.Index, found[0], str(reference)), str(reference))
+        chosen = model.choose_image(parse(model.Index, found[0], str(reference)), str(reference))
         found = registry.manifest(chosen.digest)
     if not found:
         raise UserError(f"{reference}: the base is not there any more, so its layers cannot be told; ask its owner")
@@ -269,7 +269,7 @@ def statements(registry: Registry, digest: str, checkout: Checkout) -> list[Sign
             continue
         manifest = parse(Manifest, answer[0], entry.digest)
         blobs = {layer.media_type: layer for layer in manifest.layers}
-        if ENVELOPE not in blobs or any(blob.size > DOCUMENT for blob in blobs.values()):
+        if ENVELOPE not in blobs or any(blob.size > MAX_DOCUMENT for blob in blobs.values()):
             raise UserError(f"{entry.digest}: no statement, or one too large; do not trust it")
         with tempfile.TemporaryDirectory(dir=work_folder(checkout)) as folder:
             layout = Layout(Path(folder))

@@ -41,9 +41,7 @@ def smoke_image(checkout: Checkout, reference: str, options: Sequence[str]) -> N
         container += ["--mount", f"type=bind,source={checkpoint},target={checkpoint},readonly"]
     if Path("/proc/driver/nvidia/version").exists():
         container += ["--gpus", "all"]
-    engine.become_container(
-        image, ["smoke", "--report", "/report", "--image", image.digest, *options], container, checkout.root
-    )
+    engine.exec_container(image, ["smoke", "--report", "/report", "--image", image.digest, *options], container, checkout.root)
 
 
 def _folders(options: Sequence[str]) -> list[Path]:

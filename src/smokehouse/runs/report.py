@@ -55,7 +55,7 @@ def read(checkout: Checkout, name: str, path: Path) -> Evidence:
 
     Raises UserError where it is no valid report, of another environment, or of a run that did not pass.
     """
-    where = checkout.show(path)
+    where = checkout.relative(path)
     cure = f"run nox -s smoke -- {name} and give its report.json with --report"
     try:
         with path.open("rb") as file:

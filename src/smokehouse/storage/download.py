@@ -1,4 +1,4 @@
-"""Downloads: files that are known by their hash, from a URL or a folder, several at a time."""
+"""Download files whose hashes are known, from URLs or folders, several at a time and resumably."""
 
 import hashlib
 import io
@@ -6,94 +6,93 @@ import netrc
 import queue
 import re
 import ssl
-import sys
 import threading
 import time
 import urllib.error
 import urllib.request
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from errno import ENOSPC
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from typing import IO
 from urllib.parse import unquote, urlsplit
 
+from smokehouse import console
+from smokehouse.console import Advance
 from smokehouse.errors import UserError
 from smokehouse.storage.files import hashed
 
 _AT_ONCE = 8
-_ATTEMPTS = 4  # in a row that bring nothing
-_PAUSE = 0.25  # seconds before the second attempt, then doubled
+_ATTEMPTS = 4  # in a row without progress
+_PAUSE = 0.25  # seconds before the second attempt, then doubling
 _PATIENCE = 60.0  # seconds without a byte
 _CHUNK = 1 << 20
 
-# A host's user and password, to be sent to that host only.
+# User and password by host, sent to that host only.
 Credentials = dict[str, tuple[str, str]]
-# Returns what is sent as Authorization to the host that a file is asked of, and to no other; empty for nothing.
+# Returns the Authorization header for the host of a file, sent to no other host; empty for none.
 Authorize = Callable[[], str]
-Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A file to fetch: to where, from where (`source` is a URL or a path) and what it must be. `size` 0 is unknown.
+class Download:
+    """A file to download to `path` from `source`, a URL or a path. `size` is in bytes, 0 if unknown.
 
-    `by` is what names its hash.
+    `specified_by` tells a user where its hash comes from.
     """
 
     path: Path
     source: str
     sha256: str
     size: int
-    by: str = "the lock"
+    specified_by: str = "the lock"
 
 
-class _Lost(Exception):
-    """The connection ended early; what came is kept."""
+class _LostError(Exception):
+    """The connection ended early; the partial download is kept."""
 
 
-class _Failed(Exception):
-    """Another download failed, and with it the whole call; what came is kept."""
+class _AbortedError(Exception):
+    """Another download failed, and with it the whole call; partial downloads are kept."""
 
 
 def is_whole(path: Path, sha256: str) -> bool:
-    """Return whether the file with the hash `sha256` lies at `path`."""
+    """Return whether `path` is a file with the hash `sha256`."""
     return path.is_file() and hashed(path) == sha256
 
 
 def fetch(
-    wanted: Sequence[Wanted],
+    downloads: Sequence[Download],
     *,
-    cure: str,
+    remedy: str,
     credentials: Credentials | None = None,
     authorize: Authorize | None = None,
 ) -> None:
-    """Make every file of `wanted` lie at its path, seen to have its hash.
+    """Download every file to its path and verify its hash, resuming from `.part` files.
 
-    `authorize` is asked before every request; without it, `credentials` and ~/.netrc are looked at.
-
-    An interrupted download is continued from its `.part` file. Raises UserError ending in `cure` where a file cannot be
-    had or is another one.
+    `authorize` is called before every request; without it, `credentials` and ~/.netrc apply. Raises UserError ending in
+    `remedy` where a file is unavailable or has another hash.
     """
-    if not wanted:
+    if not downloads:
         return
     failed = threading.Event()
-    with _shown(sum(file.size for file in wanted)) as show:
+    with console.progress("fetching", sum(file.size for file in downloads), "bytes") as advance:
 
         def progress(count: int) -> None:
             if failed.is_set():
-                raise _Failed
-            show(count)
+                raise _AbortedError
+            advance(count)
 
         known = authorize or credentials or {}
-        _all_at_once([lambda file=file: _fetch(file, cure, known, progress) for file in wanted], failed)  # type: ignore[misc]
+        _run_all([partial(_fetch, file, remedy, known, progress) for file in downloads], failed)
 
 
 def credentials_of(urls: Sequence[str]) -> Credentials:
-    """Return the user and password of every host in `urls` that names them."""
+    """Return the users and passwords in `urls` by host."""
     parts = [urlsplit(url) for url in urls]
     return {
         part.netloc.rpartition("@")[2]: (unquote(part.username), unquote(part.password or ""))
@@ -102,10 +101,10 @@ def credentials_of(urls: Sequence[str]) -> Credentials:
     }
 
 
-def _all_at_once(tasks: Sequence[Callable[[], None]], failed: threading.Event) -> None:
-    """Run `tasks` in a few threads; raises the first thing that one of them raises, when the others have seen `failed`.
+def _run_all(tasks: Sequence[Callable[[], None]], failed: threading.Event) -> None:
+    """Run `tasks` in a few threads; re-raises the first exception after setting `failed` and joining the threads.
 
-    Until then they write, and a second call must not find them at it.
+    A second call would otherwise find them still writing.
     """
     waiting: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
     ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
@@ -120,12 +119,12 @@ def _all_at_once(tasks: Sequence[Callable[[], None]], failed: threading.Event) -
                 return
             try:
                 task()
-            except BaseException as raised:  # noqa: BLE001 - handed to the thread that waits
+            except BaseException as raised:  # noqa: BLE001 - re-raised in the calling thread
                 ended.put(raised)
                 return
             ended.put(None)
 
-    # Daemons, so that Ctrl-C need not wait for a server that says nothing; a .part file may end anywhere.
+    # Daemons, so that Ctrl-C need not wait for a silent server; a .part file may end anywhere.
     threads = [threading.Thread(target=work, daemon=True) for _ in range(min(_AT_ONCE, len(tasks)))]
     for thread in threads:
         thread.start()
@@ -140,13 +139,13 @@ def _all_at_once(tasks: Sequence[Callable[[], None]], failed: threading.Event) -
             raise raised
 
 
-def _fetch(file: Wanted, cure: str, credentials: Credentials | Authorize, progress: Progress) -> None:
-    shown = 0
+def _fetch(file: Download, remedy: str, credentials: Credentials | Authorize, progress: Advance) -> None:
+    reported = 0
 
     def reached(position: int) -> None:
-        nonlocal shown
-        progress(position - shown)
-        shown = position
+        nonlocal reported
+        progress(position - reported)
+        reported = position
 
     file.path.parent.mkdir(parents=True, exist_ok=True)
     part = file.path.with_name(f"{file.path.name}.part")
@@ -154,12 +153,12 @@ def _fetch(file: Wanted, cure: str, credentials: Credentials | Authorize, progre
     while True:
         had = part.stat().st_size if part.exists() else 0
         try:
-            digest = _transfer(file, part, cure, credentials, reached)
-        except _Lost as lost:
-            # A server that goes on from where it stopped is not given up.
+            digest = _transfer(file, part, remedy, credentials, reached)
+        except _LostError as lost:
+            # Any progress counts: a slow server is not given up.
             failures = 0 if part.exists() and part.stat().st_size > had else failures + 1
             if failures >= _ATTEMPTS:
-                raise UserError(f"{file.path.name}: {lost}; run it again, it goes on where it stopped") from None
+                raise UserError(f"{file.path.name}: {lost}; run it again to resume") from None
             time.sleep(_PAUSE * 2**failures)
             continue
         except OSError as broken:
@@ -170,12 +169,15 @@ def _fetch(file: Wanted, cure: str, credentials: Credentials | Authorize, progre
             part.replace(file.path)
             return
         part.unlink()
-        if not had:  # what was left of an earlier run can have been of another file
-            raise UserError(f"{file.path.name}: {_host(file)} serves another file than {file.by} names; {cure}")
+        if not had:  # a .part file of an earlier run can be of another file
+            raise UserError(
+                f"{file.path.name}: SHA-256 mismatch, {_host(file)} serves another file than {file.specified_by} specifies; "
+                f"{remedy}"
+            )
 
 
-def _transfer(file: Wanted, part: Path, cure: str, credentials: Credentials | Authorize, reached: Progress) -> str:
-    """Append to `part` what it lacks; return the SHA-256 of the whole."""
+def _transfer(file: Download, part: Path, remedy: str, credentials: Credentials | Authorize, reached: Advance) -> str:
+    """Append the missing bytes to `part`; return the SHA-256 of the file, empty where its length is wrong."""
     digest = hashlib.sha256()
     with part.open("a+b") as out:
         out.seek(0)
@@ -185,7 +187,7 @@ def _transfer(file: Wanted, part: Path, cure: str, credentials: Credentials | Au
         reached(position)
         if file.size and position >= file.size:
             return digest.hexdigest()
-        with _opened(file, position, cure, credentials) as (source, begins, length):
+        with _opened(file, position, remedy, credentials) as (source, begins, length):
             if begins != position:
                 out.truncate(0)
                 position, digest = 0, hashlib.sha256()
@@ -193,12 +195,12 @@ def _transfer(file: Wanted, part: Path, cure: str, credentials: Credentials | Au
             while chunk := _read(source):
                 position += len(chunk)
                 if whole and position > whole:
-                    break  # the hash will not be right, and there could be no end
+                    break  # the hash cannot match any more, and the response may be endless
                 out.write(chunk)
                 digest.update(chunk)
                 reached(position)
     if position < whole:
-        raise _Lost(f"the connection to {_host(file)} was lost at {position} of {whole} bytes")
+        raise _LostError(f"connection to {_host(file)} lost at {position} of {whole} bytes")
     return digest.hexdigest() if position == whole or not whole else ""
 
 
@@ -209,56 +211,77 @@ def _read(source: IO[bytes]) -> bytes:
         return b""
 
 
-@contextmanager
-def _opened(file: Wanted, start: int, cure: str, credentials: Credentials | Authorize) -> Iterator[tuple[IO[bytes], int, int]]:
-    """Open the source of `file`; yield it, the offset it begins at (`start`, or 0) and how many bytes it says it has."""
+def _opened(
+    file: Download, start: int, remedy: str, credentials: Credentials | Authorize
+) -> AbstractContextManager[tuple[IO[bytes], int, int]]:
+    """Open the source of `file`; yield it, the offset it begins at (`start`, or 0) and how many bytes it announces."""
     parts = urlsplit(file.source)
-    if parts.scheme not in ("http", "https"):
-        path = Path(unquote(parts.path)) if parts.scheme == "file" else Path(file.source)
-        try:
-            source = path.open("rb")
-        except OSError as broken:
-            raise UserError(f"{path}: cannot be read ({broken.strerror}); {cure}") from None
-        with source:
-            source.seek(start)
-            yield source, start, 0
-        return
-    host = parts.netloc.rpartition("@")[2]
-    request = urllib.request.Request(parts._replace(netloc=host).geturl(), headers={"User-Agent": "smokehouse"})
+    if parts.scheme in ("http", "https"):
+        return _opened_url(file, start, remedy, credentials)
+    return _opened_path(Path(unquote(parts.path)) if parts.scheme == "file" else Path(file.source), start, remedy)
+
+
+@contextmanager
+def _opened_path(path: Path, start: int, remedy: str) -> Iterator[tuple[IO[bytes], int, int]]:
+    try:
+        source = path.open("rb")
+    except OSError as broken:
+        raise UserError(f"{path}: cannot be read ({broken.strerror}); {remedy}") from None
+    with source:
+        source.seek(start)
+        yield source, start, 0
+
+
+@contextmanager
+def _opened_url(
+    file: Download, start: int, remedy: str, credentials: Credentials | Authorize
+) -> Iterator[tuple[IO[bytes], int, int]]:
+    host = _host(file)
+    url = urlsplit(file.source)._replace(netloc=host).geturl()
+    request = urllib.request.Request(url, headers={"User-Agent": "smokehouse"})
     if start:
         request.add_header("Range", f"bytes={start}-")
     if authorization := _authorization(file, credentials):
-        # Not for whoever the host redirects to.
+        # Not sent to a host that this one redirects to.
         request.add_unredirected_header("Authorization", authorization)
     try:
         response = urllib.request.urlopen(request, timeout=_PATIENCE)
     except urllib.error.HTTPError as refused:
         refused.close()
-        if refused.code == 416:
+        if refused.code == 416:  # there is nothing after `start`
             yield io.BytesIO(), 0, 0
             return
-        if refused.code in (408, 429) or refused.code >= 500:
-            raise _Lost(f"{host} answers {refused.code} {refused.reason}") from None
-        raise UserError(f"{file.path.name}: {host} answers {refused.code} {refused.reason}; {cure}") from None
-    except urllib.error.URLError as unreached:
-        if isinstance(unreached.reason, ssl.SSLCertVerificationError):
-            said = unreached.reason.verify_message
-            raise UserError(f"{host}: its certificate is not trusted ({said}); set SSL_CERT_FILE or {cure}") from None
-        raise _Lost(f"{host} cannot be reached ({unreached.reason}); check the network, or {cure}") from None
-    except (HTTPException, ConnectionError, TimeoutError) as broken:
-        raise _Lost(f"{host} cannot be reached ({broken or type(broken).__name__}); check the network, or {cure}") from None
+        raise _refusal(file, refused, remedy) from None
+    except (urllib.error.URLError, HTTPException, ConnectionError, TimeoutError) as broken:
+        raise _unreachable(host, broken, remedy) from None
     with response:
         if response.headers.get_content_type() in ("text/html", "application/xhtml+xml"):
             raise UserError(
-                f"{file.path.name}: {host} answers with a web page instead, as a proxy does that wants a login; "
-                f"sign in to the network, or {cure}"
+                f"{file.path.name}: expected a file, {host} returned a web page, such as a proxy's login page; "
+                f"sign in to the network, or {remedy}"
             )
         part = re.match(r"bytes (\d+)-", response.headers["Content-Range"] or "")
         length = int(response.headers["Content-Length"] or 0)
         yield response, int(part[1]) if response.status == 206 and part else 0, length
 
 
-def _authorization(file: Wanted, credentials: Credentials | Authorize) -> str:
+def _refusal(file: Download, refused: urllib.error.HTTPError, remedy: str) -> Exception:
+    """Return what to raise for an HTTP error: `_LostError` where a second attempt can help."""
+    text = f"{_host(file)} returned {refused.code} {refused.reason}"
+    if refused.code in (408, 429) or refused.code >= 500:
+        return _LostError(text)
+    return UserError(f"{file.path.name}: {text}; {remedy}")
+
+
+def _unreachable(host: str, broken: Exception, remedy: str) -> Exception:
+    """Return what to raise where no response came: `_LostError` unless the certificate is not trusted."""
+    reason = broken.reason if isinstance(broken, urllib.error.URLError) else broken
+    if isinstance(reason, ssl.SSLCertVerificationError):
+        return UserError(f"{host}: certificate not trusted ({reason.verify_message}); set SSL_CERT_FILE, or {remedy}")
+    return _LostError(f"{host} cannot be reached ({str(reason) or type(reason).__name__}); check the network, or {remedy}")
+
+
+def _authorization(file: Download, credentials: Credentials | Authorize) -> str:
     if not isinstance(credentials, dict):
         return credentials()
     parts = urlsplit(file.source)
@@ -275,22 +298,6 @@ def _netrc(host: str) -> tuple[str, str] | None:
     return (found[0], found[2] or "") if found else None
 
 
-def _host(file: Wanted) -> str:
+def _host(file: Download) -> str:
     parts = urlsplit(file.source)
     return parts.netloc.rpartition("@")[2] if parts.scheme in ("http", "https") else str(Path(file.source).parent)
-
-
-@contextmanager
-def _shown(total: int) -> Iterator[Progress]:
-    """Show the bytes that are told of, out of `total`, to a person at a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda count: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
-    from rich.progress import Progress as Bar
-
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Bar("fetching", *columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("fetching", total=total or None)
-        yield lambda count: bar.advance(task, count)

@@ -6,6 +6,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+SHA256 = "[0-9a-f]{64}"  # the regular expression of a hex digest
+
 
 def write(path: Path, content: bytes | str) -> None:
     """Write `content`, a string as UTF-8, to `path`, whole or not at all; raises OSError."""
@@ -23,7 +25,7 @@ def write(path: Path, content: bytes | str) -> None:
         raise
 
 
-def bring(source: Path, target: Path) -> None:
+def link_or_copy(source: Path, target: Path) -> None:
     """Make `target` the file `source`, without a copy where the disk allows; raises OSError."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from smokehouse.console import tell
+from smokehouse.console import status
 from smokehouse.errors import UserError
 
 _PATIENCE = 2 * 3600.0  # seconds to wait for another process that installs the same environment
 
 
 @contextmanager
-def held(path: Path, doing: str) -> Iterator[int]:
+def exclusive(path: Path, doing: str) -> Iterator[int]:
     """Hold the right to be `doing`, waiting for whoever holds it; yields the descriptor that holds it."""
     with path.open("a+") as file:
         until = time.monotonic() + _PATIENCE
@@ -28,7 +28,7 @@ def held(path: Path, doing: str) -> Iterator[int]:
                 if time.monotonic() > until:
                     raise UserError(f"{holder} is {doing} without end; look at it or end it") from None
                 if not told:
-                    tell(f"waiting for {holder}, which is {doing}")
+                    status(f"waiting for {holder}, which is {doing}")
                     told = True
                 time.sleep(0.1)
         file.truncate(0)

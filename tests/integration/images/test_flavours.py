@@ -26,7 +26,7 @@ def pushed(folder: Path, name: str) -> str:
     """Push the image in the layout `folder` as `name`; by its digest, as an argument of --base."""
     layout = Layout(folder)
     found = layout.image()
-    there = Registry(Reference.read(name), push=True)
+    there = Registry(Reference.parse(name), push=True)
     for blob in found.blobs:
         there.upload(layout.blob(blob.digest), blob)
     there.put(layout.read(found.descriptor), found.descriptor.media_type)
@@ -131,7 +131,7 @@ def test_what_is_pushed_has_the_digest_that_is_printed(tiny: TestCheckout, regis
     name = f"127.0.0.1:{registry_port}/tiny/{compression}:now"
     made = built(tiny, "--output", f"push:{name}", "--compression", compression)
     assert made["place"] == f"{name}@{made['digest']}"
-    found = Registry(Reference.read(name)).manifest("now")
+    found = Registry(Reference.parse(name)).manifest("now")
     assert found
     assert found[1].digest == made["digest"]
     kinds = {layer["mediaType"] for layer in json.loads(found[0])["layers"]}

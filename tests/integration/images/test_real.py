@@ -109,7 +109,7 @@ def real(
     finally:
         forget(engine)
     tags = [line.removeprefix(f"{repository}:") for line in published.stdout.split()]
-    there = Registry(Reference.read(repository)).manifest(tags[0])
+    there = Registry(Reference.parse(repository)).manifest(tags[0])
     assert there
     yield Real(checkout, engine, repository, tags, there[1].digest, place / "ours.pub")
     shutil.rmtree(checkout.root / "build")
@@ -132,7 +132,7 @@ def test_it_is_what_the_lock_builds_and_says_what_was_proven(real: Real) -> None
 
 
 def test_it_is_smaller_than_what_it_is_made_of(real: Real) -> None:
-    there = Registry(Reference.read(real.reference)).manifest(real.digest)
+    there = Registry(Reference.parse(real.reference)).manifest(real.digest)
     assert there
     packed = sum(layer["size"] for layer in json.loads(there[0])["layers"])
     locked = locked_bytes(real.checkout)

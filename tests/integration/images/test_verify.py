@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from smokehouse.oci.layout import Layout
-from smokehouse.oci.model import CONFIG, MANIFEST, document
+from smokehouse.oci.model import CONFIG, MANIFEST, encode
 from smokehouse.oci.reference import Reference
 from smokehouse.oci.registry import Registry
 
@@ -45,7 +45,7 @@ def altered(
         edit(config)
     manifest["config"] = layout.put(json.dumps(config).encode(), CONFIG).model_dump(by_alias=True, exclude_none=True)
     (folder / "index.json").unlink()
-    layout.name(layout.put(document(manifest), MANIFEST))
+    layout.write_index(layout.put(encode(manifest), MANIFEST))
     return f"oci:{folder}"
 
 
@@ -126,7 +126,7 @@ def test_an_image_of_another_lock_or_of_none_is_refused(made: Made, tmp_path: Pa
     assert f"of another lock of tiny than the one here ({made.lock[:12]}); git checkout {'a' * 40}" in said
     reference = altered(made, tmp_path / "two", edit=lambda config: config["config"].update(Labels={}))
     assert "no image of Smokehouse, by its labels" in run(made.checkout, "verify", reference, code=2).stderr
-    assert "no OCI layout" in run(made.checkout, "verify", f"oci:{tmp_path}", code=2).stderr
+    assert "not an OCI layout" in run(made.checkout, "verify", f"oci:{tmp_path}", code=2).stderr
     assert "cannot be reached" in run(made.checkout, "verify", "127.0.0.1:1/no/body:here", code=2).stderr
 
 
@@ -151,7 +151,7 @@ def test_a_base_of_somebody_elses_is_trusted_by_its_digest(made: Made, registry:
     [place] = (made.checkout.root / "build" / "base").glob("*/layout")
     layout = Layout(place)
     base = layout.image()
-    there = Registry(Reference.read(f"{registry.host}/some/base"), push=True)
+    there = Registry(Reference.parse(f"{registry.host}/some/base"), push=True)
     for blob in base.blobs:
         there.upload(layout.blob(blob.digest), blob)
     there.put(layout.read(base.descriptor), base.descriptor.media_type)

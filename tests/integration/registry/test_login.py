@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from smokehouse.errors import UserError
-from smokehouse.oci import registry as ours
+from smokehouse.oci import auth
 from smokehouse.oci.layout import Layout
 from smokehouse.oci.model import MANIFEST
 from smokehouse.oci.reference import Reference
@@ -82,11 +82,11 @@ def helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> str:
 
 def pulled(host: str, name: str, folder: Path) -> str:
     """Pull what was pushed; its digest."""
-    return Registry(Reference.read(f"{host}/{name}:tag")).pull(Layout(folder)).digest
+    return Registry(Reference.parse(f"{host}/{name}:tag")).pull(Layout(folder)).digest
 
 
 def test_who_is_logged_in_pushes_and_anyone_pulls_by_tokens_for_no_more(guarded: Guarded, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"{guarded.host}: POST blobs/uploads/: answers 401 .*docker login {guarded.host}$"):
+    with pytest.raises(UserError, match=rf"{guarded.host}: POST blobs/uploads/: status 401 .*docker login {guarded.host}$"):
         pushed(guarded.host, tmp_path / "a", "to/ken")
     login(tmp_path, guarded.host)
     guarded.tokens.asked.clear()
@@ -106,7 +106,7 @@ def test_a_wrong_password_is_one_line(guarded: Guarded, tmp_path: Path) -> None:
     with pytest.raises(UserError) as raised:
         pushed(guarded.host, tmp_path / "a", "wrong/word")
     assert str(raised.value) == (
-        f"{guarded.host}: {guarded.tokens.host} gives ann no token: answers 401 Unauthorized (wrong user or password); "
+        f"{guarded.host}: {guarded.tokens.host} issued no token for ann: status 401 Unauthorized (wrong user or password); "
         f"log in: docker login {guarded.host}"
     )
 
@@ -117,7 +117,7 @@ def test_a_token_that_grows_old_is_renewed_before_it_ends(
     login(tmp_path, guarded.host)
     image(tmp_path / "a", [{"big": BIG}, {"small": b"1"}], kind="")
     layout = Layout(tmp_path / "a")
-    there = Registry(Reference.read(f"{guarded.host}/short/lived"), push=True)
+    there = Registry(Reference.parse(f"{guarded.host}/short/lived"), push=True)
     refused = []
     monkeypatch.setattr(there._session, "hooks", {"response": [lambda answer, **_: refused.append(answer.status_code == 401)]})
     guarded.tokens.good = guarded.tokens.stated = 2.0
@@ -136,7 +136,7 @@ def test_a_token_that_ends_while_a_layer_is_sent_is_renewed(
     image(tmp_path / "a", [{"large": BIG * 48}], kind="")
     layout = Layout(tmp_path / "a")
     [layer] = layout.image().manifest.layers
-    there = Registry(Reference.read(f"{guarded.host}/ends/early"), push=True)
+    there = Registry(Reference.parse(f"{guarded.host}/ends/early"), push=True)
     guarded.tokens.good = 1.0  # though it is said to be good for 300
     write = there._write
 
@@ -164,7 +164,7 @@ def test_an_identity_token_is_exchanged(guarded: Guarded, tmp_path: Path, monkey
     assert guarded.tokens.asked[0].method == "POST"
     assert guarded.tokens.asked[0].said["grant_type"] == "refresh_token"
     configure(tmp_path, auths={guarded.host: {"identitytoken": "id-2"}})
-    with pytest.raises(UserError, match="gives this identity no token: answers 401"):
+    with pytest.raises(UserError, match="issued no token for this identity: status 401"):
         pushed(guarded.host, tmp_path / "a", "iden/tity")
 
 
@@ -187,11 +187,14 @@ def test_a_helper_is_asked_for_its_host(guarded: Guarded, tmp_path: Path, monkey
 @pytest.mark.parametrize(
     ("script", "said"),
     [
-        (None, "docker-credential-absent: named in {config} and not here; install it, or take it out there and log in again"),
-        ("cat >/dev/null; echo locked >&2; exit 3", "docker-credential-tests: has no password for {host} (locked); see to it"),
-        ("exit 1", "docker-credential-tests: has no password for {host} (it gives no reason)"),
-        ("cat >/dev/null; echo '[]'", "docker-credential-tests: answers for {host} with no user and secret in JSON"),
-        ("exec sleep 60", "docker-credential-tests did not end within 1 s and was stopped"),
+        (None, "docker-credential-absent: listed in {config}, but not found; install it, or remove it there and log in again"),
+        ("cat >/dev/null; echo locked >&2; exit 3", "docker-credential-tests: no password for {host} (locked); fix it"),
+        ("exit 1", "docker-credential-tests: no password for {host} (no reason given)"),
+        (
+            "cat >/dev/null; echo '[]'",
+            "docker-credential-tests: expected JSON with Username and Secret for {host}, found other output",
+        ),
+        ("exec sleep 60", "docker-credential-tests timed out after 1 s and was stopped"),
     ],
     ids=["missing", "failing", "silent", "no JSON", "hanging"],
 )
@@ -200,7 +203,7 @@ def test_a_helper_that_does_not_help_is_one_line(
 ) -> None:
     name = "absent" if script is None else helper(tmp_path, monkeypatch, script)
     config = configure(tmp_path, credsStore=name)
-    monkeypatch.setattr(ours, "_ASKING", 1.0)
+    monkeypatch.setattr(auth, "_HELPER_TIMEOUT", 1.0)
     with pytest.raises(UserError) as raised:
         pushed(guarded.host, tmp_path / "a", "no/help")
     assert str(raised.value).startswith(said.format(config=config, host=guarded.host))
@@ -209,7 +212,7 @@ def test_a_helper_that_does_not_help_is_one_line(
 @pytest.mark.parametrize("text", ["{", "[]", '{"auths": [1]}', '{"auths": {"HOST": {"auth": "%"}}}', '{"auths": {"HOST": 1}}'])
 def test_a_configuration_that_is_none_is_one_line(guarded: Guarded, tmp_path: Path, text: str) -> None:
     configure(tmp_path).write_text(text.replace("HOST", guarded.host))
-    with pytest.raises(UserError, match=r"docker/config\.json: cannot be read \(.*\); mend it, or log in again"):
+    with pytest.raises(UserError, match=r"docker/config\.json: cannot be read \(.*\); fix it, or log in again"):
         pushed(guarded.host, tmp_path / "a", "no/config")
 
 
@@ -224,7 +227,7 @@ def test_a_password_without_tokens(programs: Path, tmp_path: Path) -> None:
         for user in ("", "bob"):
             if user:
                 login(tmp_path, host, user)
-            with pytest.raises(UserError, match=rf"{host}: HEAD .*: answers 401 Unauthorized.*docker login {host}$"):
+            with pytest.raises(UserError, match=rf"{host}: HEAD .*: status 401 Unauthorized.*docker login {host}$"):
                 pushed(host, tmp_path / "a", "ba/sic")
         login(tmp_path, f"https://{host}/v1/")
         _, made = pushed(host, tmp_path / "a", "ba/sic")
@@ -265,7 +268,7 @@ def test_a_password_is_not_sent_in_the_clear(address: str, pair: Path, tmp_path:
         with Server(answer, address, pair) as registry:
             login(tmp_path, registry.host)
             with pytest.raises(
-                UserError, match=f"{registry.host}: wants a password to be sent to 'http://{thief.host}/token' in"
+                UserError, match=f"{registry.host}: requires a password to be sent to 'http://{thief.host}/token' without"
             ):
                 pulled(registry.host, "a/b", tmp_path / "a")
         assert thief.asked == []
@@ -292,7 +295,7 @@ def test_a_password_and_a_token_stay_with_the_host_they_are_for(address: str, pa
         (tmp_path / "netrc").write_text(f"machine {address} login ann password netrc\n")
         with Server(answer, address, pair) as registry:
             login(tmp_path, registry.host)
-            assert Registry(Reference.read(f"{registry.host}/a/b:tag")).manifest("tag")
+            assert Registry(Reference.parse(f"{registry.host}/a/b:tag")).manifest("tag")
             assert [asked.headers.get("Authorization") for asked in registry.asked] == [
                 None,
                 f"Basic {b64encode(b'ann:pass:word').decode()}",
@@ -312,14 +315,14 @@ def test_an_identity_token_is_not_redirected(address: str, pair: Path, tmp_path:
 
         with Server(answer, address, pair) as registry:
             configure(tmp_path, auths={registry.host: {"identitytoken": "id-1"}})
-            with pytest.raises(UserError, match="gives this identity no token: answers 307"):
+            with pytest.raises(UserError, match="issued no token for this identity: status 307"):
                 pulled(registry.host, "a/b", tmp_path / "a")
         assert other.asked == []
 
 
 @pytest.mark.parametrize(
     ("where", "said"),
-    [("http://HOST/upload", r"in the clear"), ("https://[/upload", "which is no URL")],
+    [("http://HOST/upload", "without encryption"), ("https://[/upload", "which is not a URL")],
     ids=["clear", "no URL"],
 )
 def test_a_layer_is_sent_nowhere_in_the_clear(address: str, pair: Path, tmp_path: Path, where: str, said: str) -> None:
@@ -332,8 +335,8 @@ def test_a_layer_is_sent_nowhere_in_the_clear(address: str, pair: Path, tmp_path
         image(tmp_path / "a", [{"small": b"1"}])
         layout = Layout(tmp_path / "a")
         blob = layout.image().manifest.config
-        there = Registry(Reference.read(f"{registry.host}/a/b"), push=True)
-        with pytest.raises(UserError, match=f"{registry.host}: wants sha256:[0-9a-f]* to be sent to .* {said}"):
+        there = Registry(Reference.parse(f"{registry.host}/a/b"), push=True)
+        with pytest.raises(UserError, match=f"{registry.host}: requires sha256:[0-9a-f]* to be sent to .* {said}"):
             there.upload(layout.blob(blob.digest), blob)
 
 
@@ -346,5 +349,5 @@ def test_what_is_no_token_is_one_line(tmp_path: Path, body: bytes) -> None:
             return 200, {}, body
         return 401, {"WWW-Authenticate": f'Bearer realm="http://{registry.host}/token"'}, b""
 
-    with Server(answer) as registry, pytest.raises(UserError, match=f"{registry.host}: no token from {registry.host} "):
+    with Server(answer) as registry, pytest.raises(UserError, match=f"{registry.host}: invalid token from {registry.host} "):
         pulled(registry.host, "a/b", tmp_path / "a")

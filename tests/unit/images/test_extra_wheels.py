@@ -207,8 +207,9 @@ def test_a_server_that_lies_and_a_file_that_is_gone_are_named(stacked: TestCheck
     channel.faults.sent[FLASH] = data[:-1] + b"x"
     given = f"{channel.url}/noarch/{FLASH}#sha256={hashed(data)}"
     host = channel.url.split("/")[2]
-    assert f"{FLASH}: {host} serves another file than --with names; look at place and SHA-256" in stacked.refused(
-        "build", "tiny", "--with", given
+    assert (
+        f"{FLASH}: SHA-256 mismatch, {host} serves another file than --with specifies; look at place and SHA-256"
+        in stacked.refused("build", "tiny", "--with", given)
     )
     assert not [*(stacked.root / "build" / "with").rglob(f"{FLASH}*")]
     gone = tmp_path / FLASH

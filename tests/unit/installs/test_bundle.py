@@ -277,8 +277,9 @@ def test_index_that_serves_something_else(
     else:
         file.data = wheel("gamma", "1.5", code="evil = True\n")
     message = {
-        "truncated": r"the connection to 127\.0\.0\.1:\d+ was lost at 100 of \d+ bytes; run it again, it goes on where it",
-        "tampered": r"127\.0\.0\.1:\d+ serves another file than the lock names; set UV_DEFAULT_INDEX to an index that has it",
+        "truncated": r"connection to 127\.0\.0\.1:\d+ lost at 100 of \d+ bytes; run it again to resume",
+        "tampered": r"SHA-256 mismatch, 127\.0\.0\.1:\d+ serves another file than the lock specifies; "
+        r"set UV_DEFAULT_INDEX to an index that has it",
         "other": r"the index has no file of this name and hash; set UV_DEFAULT_INDEX to an index that has it",
     }[fault]
     assert re.match(rf"smokehouse: {re.escape(name)}: {message}", checkout.refused(*command))
@@ -302,7 +303,10 @@ def test_wheels_in_a_folder(checkout: TestCheckout, folder: Path, command: list[
 def test_disk_that_is_too_small_for_a_bundle(checkout: TestCheckout, command: list[str], full_disk: Path) -> None:
     command[2] = str(full_disk / "bundle")
     said = checkout.refused(*command)
-    assert re.match(rf"smokehouse: {full_disk}/bundle: 16\.\d MB free, 19\.\d MB needed to bundle tiny; free some space", said)
+    assert re.match(
+        rf"smokehouse: {full_disk}/bundle: expected 19\.\d MB of free disk space to bundle tiny, found 16\.\d MB; free some",
+        said,
+    )
     assert os.listdir(full_disk / "bundle") == ["lock"]
 
 

@@ -231,10 +231,10 @@ def test_bad_archive(
         channel.faults.gone.add(archive.name)
     host = channel.url.split("/")[2]
     message = {
-        "tampered": f"{host} serves another file than the lock names; use another --channel",
-        "longer": f"{host} serves another file than the lock names; use another --channel",
-        "html": f"{host} answers with a web page instead, as a proxy does that wants a login; sign in to the network, or",
-        "gone": f"{host} answers 404 Not Found; use another --channel",
+        "tampered": f"SHA-256 mismatch, {host} serves another file than the lock specifies; use another --channel",
+        "longer": f"SHA-256 mismatch, {host} serves another file than the lock specifies; use another --channel",
+        "html": f"expected a file, {host} returned a web page, such as a proxy's login page; sign in to the network, or",
+        "gone": f"{host} returned 404 Not Found; use another --channel",
     }[fault]
     assert checkout.refused(*command).startswith(f"smokehouse: {archive.name}: {message}")
     assert not target.exists()
@@ -265,7 +265,7 @@ def test_second_call_goes_on_where_the_first_stopped(
     archive = channel.archive("python")
     channel.faults.cut[archive.name] = 5_000_000
     channel.faults.lost.add(archive.name)
-    assert "answers 404 Not Found" in checkout.refused(*command)
+    assert "returned 404 Not Found" in checkout.refused(*command)
     assert not target.exists()
     channel.faults.gone.clear()
     channel.asked.clear()
@@ -428,7 +428,9 @@ def test_machine_that_is_too_old(
 def test_disk_that_is_too_small_is_seen_first(checkout: TestCheckout, channel: Channel, index: Index, full_disk: Path) -> None:
     lock(checkout, channel)
     said = checkout.refused("install", "tiny", str(full_disk / "tiny"), "--channel", channel.url)
-    assert re.match(rf"smokehouse: {full_disk}: 16\.\d MB free, 9\d\.\d MB needed to install tiny; free some space", said)
+    assert re.match(
+        rf"smokehouse: {full_disk}: expected 9\d\.\d MB of free disk space to install tiny, found 16\.\d MB; free some", said
+    )
     assert not channel.asked
 
 
@@ -473,6 +475,6 @@ def test_progress_at_a_terminal(checkout: TestCheckout, channel: Channel, target
     assert f"installing tiny in {target}" in " ".join(text.split())
     assert "fetching" in text
     assert ("linking" in text) == good
-    assert text.count("serves another file than the lock names") == (not good)
+    assert text.count("serves another file than the lock specifies") == (not good)
     assert "Traceback" not in text
     assert target.exists() == good

@@ -14,7 +14,7 @@ def test_program_without_end_is_stopped_with_its_children(tmp_path: Path) -> Non
     note = tmp_path / "pid"
     # Neither asks nor child heeds SIGTERM, and the child holds the pipe open.
     script = f"trap '' TERM; sleep 1000 & echo $! > {note}; wait"
-    with pytest.raises(UserError, match="sh did not end within 1 s and was stopped"):
+    with pytest.raises(UserError, match="sh timed out after 1 s and was stopped"):
         run(["/bin/sh", "-c", script], deadline=1, environ=os.environ, cwd=tmp_path)
     assert not Path(f"/proc/{note.read_text().strip()}/cwd").exists()
 
