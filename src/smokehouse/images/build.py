@@ -120,9 +120,9 @@ def prepare(
             "target": "image",
         }
         bake = folder / "bake.json"
-        files.write(bake, json.dumps({"target": {engine.target_of(name): target}}, indent=1) + "\n")
+        files.write(bake, json.dumps({"target": {engine.bake_target(name): target}}, indent=1) + "\n")
     tags = labels_module.tags(locked, locked_environment.cuda, digest, flavour, added)
-    return Prepared(bake, engine.target_of(name), tags, labels)
+    return Prepared(bake, engine.bake_target(name), tags, labels)
 
 
 def build(

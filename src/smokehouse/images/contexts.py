@@ -95,7 +95,7 @@ def conda_context(folder: Path, packages: Sequence[CondaPackage], locked: Lock, 
     shutil.rmtree(folder, ignore_errors=True)
     work = folder / "work"
     work.mkdir(parents=True)
-    refuse_small_disk(folder, 2 * _CONDA_GROWTH * sum(package.size for package in packages), "prepare the conda half")
+    require_free_space(folder, 2 * _CONDA_GROWTH * sum(package.size for package in packages), "prepare the conda half")
     origins = {f"{locked.channel_url}/{package.path}": bundle.conda / package.path for package in packages}
     prefix.link(origins, work / "prefix", PREFIX, work / "cache")
     # What keeps a folder out of backups would keep the environment out of copies of the image's files.

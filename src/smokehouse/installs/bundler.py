@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from smokehouse.console import tell
+from smokehouse import console
+from smokehouse.console import status
 from smokehouse.errors import UserError
 from smokehouse.installs import bundle, fetch
 from smokehouse.installs.bundle import CONDA, LOCK, MANIFEST, WHEELS, Bundle, Contents
@@ -46,15 +47,15 @@ def make(
         | {path: file.sha256 for path, file in artefacts.items()},
     )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with held(folder.with_name(f".{folder.name}.lock"), f"bundling {locked.name}"):
+    with exclusive(folder.with_name(f".{folder.name}.lock"), f"bundling {locked.name}"):
         (folder / LOCK).mkdir(parents=True, exist_ok=True)
         (folder / MANIFEST).unlink(missing_ok=True)
         if near:
             _link_near(folder, artefacts)
         size = sum(file.size for file in artefacts.values())
         present = sum(path.stat().st_size for path in _files(folder))
-        refuse_small_disk(folder, max(0, size - present), f"bundle {locked.name}")
-        tell(f"bundling {locked.name} ({len(artefacts)} files, {size / 1e6:.1f} MB)")
+        require_free_space(folder, max(0, size - present), f"bundle {locked.name}")
+        status(f"bundling {locked.name} ({len(artefacts)} files, {console.size(size)})")
         fetch.fetch_pip(lock, folder / WHEELS)
         fetch.fetch_conda(conda, folder / CONDA, channel or lock.channel_url)
         for path, text in texts.items():
@@ -63,7 +64,7 @@ def make(
             if str(file.relative_to(folder)) not in contents.files:
                 file.unlink()
         files.write(folder / MANIFEST, contents.model_dump_json(indent=1) + "\n")
-    tell(f"bundled {locked.name} in {folder}")
+    status(f"bundled {locked.name} in {folder}")
     return bundle.read(folder, locked)
 
 

@@ -12,7 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from smokehouse.console import tell
+from smokehouse.console import status
 from smokehouse.errors import UserError
 from smokehouse.installs import bundle
 from smokehouse.installs import conda_packages as prefix
@@ -76,7 +76,7 @@ def install(
         if bundled:
             bundled.refuse_edited()
         began = time.monotonic()
-        tell(f"installing {name} in {folder} ({len(packages)} conda packages, {len(lock.pip)} Python packages)")
+        status(f"installing {name} in {folder} ({len(packages)} conda packages, {len(lock.pip)} Python packages)")
         _fill(staging, locked, packages, bundled, channel, Path(wanted["used_as"]), descriptor)
         files.write(staging / "prefix" / MARKER, json.dumps(wanted, indent=2) + "\n")
         if folder.exists():
@@ -103,8 +103,8 @@ def _fill(
         sources.fetch_conda(packages, archives, channel or lock.channel_url)
     origins = {f"{lock.channel_url}/{package.path}": archives / package.path for package in packages}
     prefix.link(origins, target, used_as, staging / "cache")
-    alone = uv.Alone(bundled.wheels, staging / "uv") if bundled else None
-    uv.install(target, locked.files.pins.path, locked.files.build_pins, lock.sdists, alone=alone, keep=[descriptor])
+    offline = uv.Offline(bundled.wheels, staging / "uv") if bundled else None
+    uv.install(target, locked.files.pins.path, locked.files.build_pins, lock.sdists, offline=offline, pass_fds=[descriptor])
     _free_scripts(target, lock.python)
 
 

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from smokehouse.checkout import Checkout
-from smokehouse.console import tell
+from smokehouse.console import status
 from smokehouse.installs.bundle import Bundle
 from smokehouse.installs.target import MARKER, UNPACKED, emptied, read_marker, refuse_platform
 from smokehouse.locks.check import LockedEnvironment
@@ -32,22 +32,22 @@ def ensure(checkout: Checkout, locked: LockedEnvironment, bundle: Bundle | None 
     if bundle:
         wanted["bundle"] = bundle.digest
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with held(folder.with_name(f".{folder.name}.lock"), f"installing {name}") as descriptor:
+    with exclusive(folder.with_name(f".{folder.name}.lock"), f"installing {name}") as descriptor:
         if read_marker(folder) == wanted and os.access(python, os.X_OK):
             return python
         refuse_platform(lock.platform, place.pins.name)
         size = sum(file.size for file in (*lock.pip, *lock.build))
-        refuse_small_disk(folder.parent, size * UNPACKED, f"install {place.pins.name}")
+        require_free_space(folder.parent, size * UNPACKED, f"install {place.pins.name}")
         if bundle:
             bundle.refuse_edited()
         began = time.monotonic()
-        tell(f"installing {name} ({len(lock.pip)} packages)")
+        status(f"installing {name} ({len(lock.pip)} packages)")
         marker.unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
         uv.create_environment(folder, lock.python)
         with emptied(folder.with_name(f".{folder.name}.cache")) as cache:
-            alone = uv.Alone(bundle.wheels, cache) if bundle else None
-            uv.install(folder, place.pins.path, place.build_pins, lock.sdists, alone=alone, keep=[descriptor])
+            offline = uv.Offline(bundle.wheels, cache) if bundle else None
+            uv.install(folder, place.pins.path, place.build_pins, lock.sdists, offline=offline, pass_fds=[descriptor])
         files.write(marker, json.dumps(wanted, indent=2) + "\n")
-        tell(f"installed {name} in {time.monotonic() - began:.0f} s")
+        status(f"installed {name} in {time.monotonic() - began:.0f} s")
     return python

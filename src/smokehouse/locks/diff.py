@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from smokehouse.console import size
 from smokehouse.locks.model import Lock, LockedFile
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from smokehouse import console
 from smokehouse.checkout import Checkout
-from smokehouse.console import tell
+from smokehouse.console import status
 from smokehouse.environments import definition
 from smokehouse.environments.definition import Environment
 from smokehouse.errors import UserError
@@ -34,8 +34,8 @@ def lock_all(
 
     rows = []
     for environment, files in list(_environments(checkout, names)):  # all are read before the first is resolved
-        if sys.stderr.isatty():
-            tell(f"resolving {environment.name}")
+        if console.is_terminal():
+            status(f"resolving {environment.name}")
         drafted = draft(environment, files, channel, upgrade)
         changes = diff.between(_old(files), drafted.lock) if drafted.lock else []
         changed = drafted.changed
@@ -84,7 +84,7 @@ def check_all(checkout: Checkout, names: Sequence[str], *, only_tools: bool = Fa
         print(json.dumps({"problems": problems}, indent=1))
     else:
         for line in problems:
-            tell(line)
+            status(line)
     return 1 if problems else 0
 
 

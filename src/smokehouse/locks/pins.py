@@ -44,7 +44,7 @@ class LockFiles:
         """Return where the lock of the environment `name` lies, or will lie."""
         folder = checkout.lock(name)
         definition = checkout.root / "environments" / name / "environment.yml"
-        return cls(folder, checkout.show(folder), f"nox -s lock -- {name}", definition)
+        return cls(folder, checkout.relative(folder), f"nox -s lock -- {name}", definition)
 
     @property
     def pins(self) -> PinFile:

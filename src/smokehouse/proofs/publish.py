@@ -67,7 +67,7 @@ def publish(checkout: Checkout, name: str, text: str, options: Options) -> int:
     registry = Registry(where, push=True)
     folder = checkout.root / "build" / "publish" / f"{name}-{options.flavour}"
     folder.mkdir(parents=True, exist_ok=True)
-    with held(folder / ".lock", f"publishing {name}"):
+    with exclusive(folder / ".lock", f"publishing {name}"):
         found = _built(checkout, locked, names[0], folder, options)
         environment, flavour, _ = verifying.built_as(found, names[0])
         if (environment, flavour) != (name, options.flavour):

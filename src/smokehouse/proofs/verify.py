@@ -86,7 +86,7 @@ def look(
         where = f"git checkout {revision}" if re.fullmatch("[0-9a-f]{40}", revision) else "check out the commit that has it"
         raise UserError(f"{text}: of another lock of {name} than the one here ({digest[:12]}); {where}")
     verdict = Verdict(text, found.digest, name, digest)
-    tell(f"verifying {found.digest} against {locked_environment.files.name}/{LOCK_JSON}")
+    status(f"verifying {found.digest} against {locked_environment.files.name}/{LOCK_JSON}")
     asked = additions.of_label(labels.get(LABEL, ""), options.added, text)
     added = additions.take(checkout, asked, promise, locked)
     verdict.added = [one.text for one in asked]

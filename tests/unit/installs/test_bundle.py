@@ -14,7 +14,7 @@ import pytest
 from packaging.pylock import Pylock
 
 from smokehouse.errors import UserError
-from smokehouse.storage.download import _all_at_once
+from smokehouse.storage.download import _run_all
 from smokehouse.storage.files import hashed
 
 from ..channel import Channel
@@ -328,5 +328,5 @@ def test_nothing_goes_on_after_a_download_failed() -> None:
         ended.append("in order")
 
     with pytest.raises(UserError, match="it is another file"):
-        _all_at_once([refused, under_way], failed)
+        _run_all([refused, under_way], failed)
     assert ended == ["in order"]
