@@ -20,14 +20,15 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from smokehouse.checkout import Checkout
-from smokehouse.environments import definition as environment
-from smokehouse.images import base as bases
-from smokehouse.installs import virtualenv as installation
-from tests.builder import channel as channels
-from tests.images import real
 from tests.images.debian import unpack
 from tests.images.engine import Engine, present, started
+
+from smokehouse.checkout import Checkout
+from smokehouse.images import base as bases
+from smokehouse.installs import virtualenv
+from smokehouse.locks import check
+from tests.builder import channel as channels
+from tests.images import real
 
 SECOND = "qwen2-vl"
 CHANGED = ("transformers==4.49.0", "transformers==4.48.3")
@@ -178,7 +179,7 @@ def measure(bench: Bench, root: Path, rounds: int) -> Sequence[str]:
     cold = bench.ours(real.NAME)
     second = bench.ours(SECOND)
 
-    python = installation.ensure(Checkout(root), environment.read(Checkout(root), real.NAME))
+    python = virtualenv.ensure(Checkout(root), check.load(Checkout(root), real.NAME))
     host = {**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     host.pop("PYTHONPATH", None)
     here, inside = [], []

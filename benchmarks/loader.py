@@ -280,11 +280,11 @@ def partitions(rounds: int) -> None:
 def environment_python(name: str) -> Path:
     """The Python of an environment; installs it where it is not."""
     from smokehouse.checkout import Checkout
-    from smokehouse.environments import definition as environment
-    from smokehouse.installs import virtualenv as installation
+    from smokehouse.installs import virtualenv
+    from smokehouse.locks import check
 
     checkout = Checkout.find(Path.cwd())
-    return installation.ensure(checkout, environment.read(checkout, name))
+    return virtualenv.ensure(checkout, check.load(checkout, name))
 
 
 def main() -> int:

@@ -28,7 +28,7 @@ from mirror import Mirror, running
 from smokehouse.checkout import Checkout
 from smokehouse.environments import definition as environment
 from smokehouse.environments.definition import Environment
-from smokehouse.locks import model as manifest
+from smokehouse.locks import model
 from smokehouse.storage import files
 
 ENVIRONMENT = "qwen2.5-vl"
@@ -40,11 +40,12 @@ DEADLINE = 900.0  # seconds
 SOLVING = """
 import sys, time
 from pathlib import Path
-from smokehouse import conda, environment
+from smokehouse.environments import definition
 from smokehouse.checkout import Checkout
-asked = environment.read(Checkout(Path.cwd()), sys.argv[1])
+from smokehouse.locks.solvers import conda
+environment = definition.read(Checkout(Path.cwd()), sys.argv[1])
 began = time.perf_counter()
-conda.solve(asked.conda, sys.argv[2])
+conda.solve(environment.conda, sys.argv[2])
 print(time.perf_counter() - began, flush=True)
 import os
 os._exit(0)  # py-rattler crashes in a fifth of the orderly exits
@@ -52,9 +53,9 @@ os._exit(0)  # py-rattler crashes in a fifth of the orderly exits
 READING = """
 import sys, time
 from pathlib import Path
-from smokehouse import manifest
+from smokehouse.locks import model
 began = time.perf_counter()
-manifest.read(Path(sys.argv[1]), "lock.json", "")
+model.read(Path(sys.argv[1]), "lock.json", "")
 print(time.perf_counter() - began)
 """
 READING_THEIRS = """
@@ -168,7 +169,7 @@ class Rivals:
 
     def differing(self) -> list[str]:
         """Return each package that the two tools did not lock at one version."""
-        mine = manifest.read(self.checkout.lock(ENVIRONMENT) / manifest.MANIFEST, "lock.json", "")
+        mine = model.read(self.checkout.lock(ENVIRONMENT) / model.LOCK_JSON, "lock.json", "")
         versions = {package.name: package.version for package in (*mine.conda, *mine.pip)}
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         locked = yaml.load(self.answer("fresh").read_text(), loader)["package"]
@@ -180,7 +181,7 @@ class Rivals:
         """Return our lock with as many packages as `PACKAGES`."""
         folder = self.mapping.with_name("larger")
         shutil.copytree(self.checkout.lock(ENVIRONMENT), folder)
-        path = folder / manifest.MANIFEST
+        path = folder / model.LOCK_JSON
         read = json.loads(path.read_text())
         extra = PACKAGES - len(read["pip"]) - len(read["conda"])
         read["pip"] += [read["pip"][-1] | {"name": f"more-{number}"} for number in range(extra)]

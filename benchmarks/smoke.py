@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 
 from smokehouse.checkout import Checkout
-from smokehouse.environments import definition as environment
-from smokehouse.installs import virtualenv as installation
+from smokehouse.installs import virtualenv
+from smokehouse.locks import check
 
 ENVIRONMENT = "qwen2.5-vl"
 # Without a GPU driver DeepSpeed 0.15.4 cannot be imported beside triton; the smoke test hides it too.
@@ -37,7 +37,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5, help="how often each is run")
     rounds = parser.parse_args().rounds
     checkout = Checkout.find(Path.cwd())
-    python = installation.ensure(checkout, environment.read(checkout, ENVIRONMENT))
+    python = virtualenv.ensure(checkout, check.load(checkout, ENVIRONMENT))
     report = checkout.root / "build" / "benchmark"
     # A floor without GPUs: the smoke test is measured on the CPU too.
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

@@ -70,8 +70,8 @@ def _lock(
     if check:
         return lock_all.check_all(checkout, names or [], only_tools=tools, as_json=as_json)
     if tools:
-        return lock_all.make_tools(checkout)
-    return lock_all.make(checkout, names or [], channel=channel, upgrade=upgrade, dry=diff, as_json=as_json)
+        return lock_all.lock_tools(checkout)
+    return lock_all.lock_all(checkout, names or [], channel=channel, upgrade=upgrade, dry=diff, as_json=as_json)
 
 
 @app.command("bundle")
@@ -83,9 +83,12 @@ def _bundle(
     devel: Devel = False,
 ) -> int:
     """Fetch everything that a machine without a network needs to install an environment; goes on where it stopped."""
-    from smokehouse.installs import bundler as bundling
+    from smokehouse.installs import bundler
+    from smokehouse.locks import check as locks
 
-    return bundling.make(Checkout.find(Path.cwd()), name, folder, channel=channel, only_pip=only == "pip", devel=devel)
+    locked = locks.load(Checkout.find(Path.cwd()), name)
+    bundler.make(locked, folder, channel=channel, only_pip=only == "pip", devel=devel)
+    return 0
 
 
 @app.command("install")
@@ -99,11 +102,12 @@ def _install(
 ) -> int:
     """Install both halves of an environment, without a container engine and without root; goes on where it stopped."""
     from smokehouse.installs import bundle as bundles
-    from smokehouse.installs import prefix as halves
+    from smokehouse.installs import prefix
+    from smokehouse.locks import check as locks
 
-    checkout = Checkout.find(Path.cwd())
-    given = bundles.read(bundle, name, checkout.lock(name)) if bundle else None
-    print(halves.install(checkout, name, folder, bundled=given, channel=channel, devel=devel, used_as=used_as))
+    locked = locks.load(Checkout.find(Path.cwd()), name)
+    bundled = bundles.read(bundle, locked) if bundle else None
+    print(prefix.install(locked, folder, bundled=bundled, channel=channel, devel=devel, used_as=used_as))
     return 0
 
 
@@ -132,11 +136,12 @@ def _build(
     """Build the image of an environment from its lock, the same to the bit wherever and whenever."""
     from smokehouse.images import build as building
     from smokehouse.images import extra_wheels as additions
+    from smokehouse.locks import check as locks
 
     checkout = Checkout.find(Path.cwd())
     prepared = building.prepare(
         checkout,
-        name,
+        locks.load(checkout, name),
         flavour=flavour,
         base=base,
         bundled=bundle,

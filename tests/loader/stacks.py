@@ -6,8 +6,8 @@ What differs between them is what the loader has to know: transformers and DeepS
 from pathlib import Path
 
 from smokehouse.checkout import Checkout
-from smokehouse.environments import definition as environment
-from smokehouse.installs import virtualenv as installation
+from smokehouse.installs import virtualenv
+from smokehouse.locks import check
 
 ROOT = Checkout(Path(__file__).parents[2])
 HERE = Checkout(Path(__file__).parent)
@@ -18,4 +18,4 @@ STACKS = {"4.49.0": (ROOT, "qwen2.5-vl"), "4.57.6": (HERE, "transformers-4.57"),
 def python(stack: str) -> Path:
     """The Python of a stack; installs it where it is not."""
     house, name = STACKS[stack]
-    return installation.ensure(house, environment.read(house, name))
+    return virtualenv.ensure(house, check.load(house, name))

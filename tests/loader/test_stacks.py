@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from smokehouse.locks import lock_all as locking
+from smokehouse.locks import lock_all
 from smokehouse_loader.failures import FAILURES
 from tests.loader import stacks
 
@@ -82,7 +82,7 @@ def test_locks_are_what_is_asked_for() -> None:
         == checkout.environments()
         == sorted(name for owner, name in stacks.STACKS.values() if owner is checkout)
     )
-    assert locking.check(checkout, checkout.environments()) == 0
+    assert lock_all.check_all(checkout, checkout.environments()) == 0
 
 
 def test_the_tools_are_these(root: Path) -> None:

@@ -21,8 +21,8 @@ import pytest
 
 from smoke_tests import families
 from smokehouse.checkout import Checkout
-from smokehouse.environments import definition as environment
-from smokehouse.installs import virtualenv as installation
+from smokehouse.installs import virtualenv
+from smokehouse.locks import check
 
 # A machine that runs smoke tests is busy: how long an example takes says nothing.
 hypothesis.settings.register_profile("busy", deadline=None)
@@ -267,7 +267,7 @@ class Starter:
 def python(root: Path, name: str) -> Path:
     """The Python of an installed environment; installs it where it is not."""
     checkout = Checkout(root)
-    return installation.ensure(checkout, environment.read(checkout, name))
+    return virtualenv.ensure(checkout, check.load(checkout, name))
 
 
 @pytest.fixture

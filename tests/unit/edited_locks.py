@@ -1,13 +1,13 @@
 """Locks whose conda half is changed by hand."""
 
-from smokehouse.locks.model import Manifest
+from smokehouse.locks.model import Lock
 
 from .conftest import TestCheckout
 
 
-def read(checkout: TestCheckout) -> Manifest:
+def read(checkout: TestCheckout) -> Lock:
     """The lock.json of `checkout`."""
-    return Manifest.model_validate_json(checkout.pins.with_name("lock.json").read_bytes())
+    return Lock.model_validate_json(checkout.pins.with_name("lock.json").read_bytes())
 
 
 def keep(checkout: TestCheckout, name: str, **changes: object) -> None:

@@ -24,8 +24,8 @@ from smokehouse.installs import bundle as bundles
 from smokehouse.installs import bundler as bundling
 from smokehouse.installs.bundle import Bundle
 from smokehouse.installs.prefix import refuse_partial
-from smokehouse.locks import check as lock
-from smokehouse.locks.model import Manifest
+from smokehouse.locks.check import LockedEnvironment
+from smokehouse.locks.model import Lock
 from smokehouse.programs import docker as engine
 from smokehouse.programs.process import run
 from smokehouse.storage import files
@@ -57,7 +57,7 @@ class Built:
 
 def prepare(
     checkout: Checkout,
-    name: str,
+    locked_environment: LockedEnvironment,
     *,
     flavour: Flavour = "runtime",
     base: str | None = None,
@@ -67,17 +67,18 @@ def prepare(
     ops: Ops | None = None,
     added: Sequence[Asked] = (),
 ) -> Prepared:
-    """Fetch and check everything that the image of the environment `name` is made of; raises UserError.
+    """Fetch and check everything that the image of an environment is made of; raises UserError.
 
     `base` is REF@sha256:…, Debian from docker/base.lock if None; `bundled` is the bundle to take all from, `channel` the
     copy or mirror of conda-forge otherwise; `source` is the URL of the checkout for the labels. If `ops` is None, those of
     DeepSpeed are compiled ahead of time where lock and bundle have a toolkit. Wheels that no lock names are `added`.
     """
-    promise, locked, digest = lock.locked(checkout, name)
-    labels_module.driver(promise.stack.cuda.version)
+    name, locked, digest = locked_environment.name, locked_environment.lock, locked_environment.digest
+    promise = locked_environment.environment
+    labels_module.driver(locked_environment.cuda)
     wheels = additions.take(checkout, added, promise, locked)
     under = bases.given(base) if base else bases.make(checkout)
-    bundle = bundle_for(checkout, name, flavour, bundled, channel)
+    bundle = bundle_for(checkout, locked_environment, flavour, bundled, channel)
     additions.refuse_other_abi(added, locked, bundle.wheels)
     able = bundle.contents.devel and _wants_ops(locked)
     if ops == "aot" and not able:
@@ -102,8 +103,8 @@ def prepare(
         contexts["model"] = wheel_context(folder / "model", above[-1], locked, bundle.wheels)
         contexts["sources"] = sdist_context(folder / "sources", above[-1], locked, bundle, ops)
         origin = _origin(checkout, name, source)
-        labels = labels_module.labels(locked, promise.stack.cuda.version, digest, flavour, under, ops, origin, added)
-        contexts["ours"] = ours(checkout, promise, folder, locked, bundle, flavour, ops, under.packages, wheels)
+        labels = labels_module.labels(locked, locked_environment.cuda, digest, flavour, under, ops, origin, added)
+        contexts["ours"] = ours(checkout, locked_environment, folder, bundle, flavour, ops, under.packages, wheels)
         target = {
             "contexts": contexts,
             "args": {
@@ -120,7 +121,7 @@ def prepare(
         }
         bake = folder / "bake.json"
         files.write(bake, json.dumps({"target": {engine.bake_target(name): target}}, indent=1) + "\n")
-    tags = labels_module.tags(locked, promise.stack.cuda.version, digest, flavour, added)
+    tags = labels_module.tags(locked, locked_environment.cuda, digest, flavour, added)
     return Prepared(bake, engine.bake_target(name), tags, labels)
 
 
@@ -179,19 +180,20 @@ def build(
     return Built(digest, str(folder), prepared.labels)
 
 
-def bundle_for(checkout: Checkout, name: str, flavour: Flavour, given: Path | None, channel: str | None) -> Bundle:
+def bundle_for(
+    checkout: Checkout, locked: LockedEnvironment, flavour: Flavour, given: Path | None, channel: str | None
+) -> Bundle:
     """Return the bundle to build from, every file in it seen to have its hash."""
     if given:
-        bundle = bundles.read(given, name, checkout.lock(name))
+        bundle = bundles.read(given, locked)
         refuse_partial(bundle, flavour == "devel")
         bundle.refuse_edited()
         return bundle
-    folder = checkout.root / "build" / "bundles" / name
-    bundling.make(checkout, name, folder, channel=channel, only_pip=False, devel=True, near=True)
-    return bundles.read(folder, name, checkout.lock(name))
+    folder = checkout.root / "build" / "bundles" / locked.name
+    return bundling.make(locked, folder, channel=channel, devel=True, near=True)
 
 
-def _wants_ops(locked: Manifest) -> bool:
+def _wants_ops(locked: Lock) -> bool:
     """Whether DeepSpeed is built here, and the lock has what its ops are compiled with."""
     there = {package.name for package in locked.conda if package.category == "devel"}
     return there >= _TOOLKIT and any(file.name == "deepspeed" and not file.file.endswith(".whl") for file in locked.pip)

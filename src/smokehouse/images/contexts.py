@@ -11,7 +11,6 @@ from typing import Any
 from packaging.utils import canonicalize_name
 
 from smokehouse.checkout import Checkout
-from smokehouse.environments.definition import Environment
 from smokehouse.images import base as bases
 from smokehouse.images import extra_wheels as additions
 from smokehouse.images import labels as image
@@ -24,7 +23,8 @@ from smokehouse.images.paths import PREFIX, PROGRAMS
 from smokehouse.images.plan import Layer
 from smokehouse.installs import conda_packages as prefix
 from smokehouse.installs.bundle import Bundle
-from smokehouse.locks.model import MANIFEST, CondaPackage, LockedFile, Manifest
+from smokehouse.locks.check import LockedEnvironment
+from smokehouse.locks.model import LOCK_JSON, CondaPackage, Lock, LockedFile
 from smokehouse.storage import files
 from smokehouse.storage.disk import require_free_space
 
@@ -42,9 +42,8 @@ _OPS = {
 
 def ours(
     checkout: Checkout,
-    promise: Environment,
+    locked_environment: LockedEnvironment,
     folder: Path,
-    locked: Manifest,
     bundle: Bundle,
     flavour: Flavour,
     ops: Ops,
@@ -52,16 +51,16 @@ def ours(
     added: Sequence[Added] = (),
 ) -> str:
     """Make folder/ours the context of what is in /opt/smokehouse, and return it; raises UserError."""
+    name, cuda, locked = locked_environment.name, locked_environment.cuda, locked_environment.lock
     licences = sbom.licences(bundle.wheels, locked.pip)
     for one in added:
         licences |= sbom.licences(one.path.parent, [one.file])
     locked = additions.grown(locked, added)
-    name, cuda = promise.name, promise.stack.cuda.version
     wanted = locked.conda if flavour == "devel" else locked.main
     about = {
         "environment": name,
         "flavour": flavour,
-        "lock": files.hashed(checkout.lock(name) / MANIFEST),
+        "lock": locked_environment.digest,
         "ops": _OPS[ops],
         "stack": image.stack(locked, cuda) | {one.file.name: one.file.version for one in added},
     }
@@ -79,7 +78,7 @@ def ours(
     return _ours(checkout, folder / "ours", name, texts, locked, bases.tini(checkout, folder.parent / "packages"))
 
 
-def conda_context(folder: Path, packages: Sequence[CondaPackage], locked: Manifest, bundle: Bundle) -> str:
+def conda_context(folder: Path, packages: Sequence[CondaPackage], locked: Lock, bundle: Bundle) -> str:
     """Make `folder` the context of a conda prefix: one tar file, the same for the same packages."""
     plan = json.dumps(
         {
@@ -97,7 +96,7 @@ def conda_context(folder: Path, packages: Sequence[CondaPackage], locked: Manife
     work = folder / "work"
     work.mkdir(parents=True)
     require_free_space(folder, 2 * _CONDA_GROWTH * sum(package.size for package in packages), "prepare the conda half")
-    origins = {f"{locked.home}/{package.path}": bundle.conda / package.path for package in packages}
+    origins = {f"{locked.channel_url}/{package.path}": bundle.conda / package.path for package in packages}
     prefix.link(origins, work / "prefix", PREFIX, work / "cache")
     # What keeps a folder out of backups would keep the environment out of copies of the image's files.
     (work / "prefix" / "CACHEDIR.TAG").unlink(missing_ok=True)
@@ -121,13 +120,13 @@ def conda_context(folder: Path, packages: Sequence[CondaPackage], locked: Manife
     return str(folder)
 
 
-def wheel_context(folder: Path, layer: Layer, locked: Manifest, place: Path) -> str:
+def wheel_context(folder: Path, layer: Layer, locked: Lock, place: Path) -> str:
     """Make `folder` the context of a layer of wheels, which lie in the folder `place`."""
     wheels = [file for file in layer.files if file.file.endswith(".whl")]
     return _context(folder, wheels, place, python=locked.python, budget=layer.budget, files=_named(wheels))
 
 
-def sdist_context(folder: Path, layer: Layer, locked: Manifest, bundle: Bundle, ops: Ops) -> str:
+def sdist_context(folder: Path, layer: Layer, locked: Lock, bundle: Bundle, ops: Ops) -> str:
     """Make `folder` the context of what is built from source."""
     sdists = [file for file in layer.files if not file.file.endswith(".whl")]
     taken = [*sdists, *(file for file in locked.build if sdists)]
@@ -147,7 +146,7 @@ def _context(folder: Path, locked: Sequence[LockedFile], place: Path, **plan: An
     return str(folder)
 
 
-def _ours(checkout: Checkout, folder: Path, name: str, texts: Mapping[str, str], locked: Manifest, tini: bytes) -> str:
+def _ours(checkout: Checkout, folder: Path, name: str, texts: Mapping[str, str], locked: Lock, tini: bytes) -> str:
     """Make `folder` the context of what is in /opt/smokehouse."""
     shutil.rmtree(folder, ignore_errors=True)
     ours = folder / "ours"
@@ -159,7 +158,7 @@ def _ours(checkout: Checkout, folder: Path, name: str, texts: Mapping[str, str],
     loader = Path(__file__).parents[1].with_name("smokehouse_loader")  # the smoke tests load with it
     shutil.copytree(loader, ours / loader.name, ignore=unwanted)
     (ours / "lock").mkdir()
-    for other in (MANIFEST, *locked.files):
+    for other in (LOCK_JSON, *locked.files):
         shutil.copyfile(checkout.lock(name) / other, ours / "lock" / other)
     shutil.copyfile(checkout.environment(name) / "stack.toml", ours / "stack.toml")
     for path_name, text in texts.items():

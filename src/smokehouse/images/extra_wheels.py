@@ -17,7 +17,7 @@ from packaging.version import InvalidVersion, Version
 from smokehouse.checkout import Checkout
 from smokehouse.environments.definition import Environment
 from smokehouse.errors import UserError
-from smokehouse.locks.model import LockedFile, Manifest
+from smokehouse.locks.model import Lock, LockedFile
 from smokehouse.locks.wheel_tags import Artefact, misfit, ranking
 from smokehouse.storage.download import Download, fetch, is_whole
 from smokehouse.storage.files import SHA256
@@ -118,7 +118,7 @@ def of_label(text: str, given: Sequence[Asked], image: str) -> tuple[Asked, ...]
     return tuple(found)
 
 
-def take(checkout: Checkout, asked: Sequence[Asked], environment: Environment, locked: Manifest) -> tuple[Added, ...]:
+def take(checkout: Checkout, asked: Sequence[Asked], environment: Environment, locked: Lock) -> tuple[Added, ...]:
     """Fetch what is `asked` for into build/with, where earlier calls left it; each is seen to fit the lock.
 
     Raises UserError for the first that does not. What a package of the lock would need for an extra that is asked of it
@@ -151,12 +151,12 @@ def take(checkout: Checkout, asked: Sequence[Asked], environment: Environment, l
     )
 
 
-def grown(locked: Manifest, added: Sequence[Added]) -> Manifest:
+def grown(locked: Lock, added: Sequence[Added]) -> Lock:
     """Return `locked` as if its pip half had what was added, too."""
     return locked.model_copy(update={"pip": (*locked.pip, *(one.file for one in added))})
 
 
-def refuse_other_abi(asked: Sequence[Asked], locked: Manifest, wheels: Path) -> None:
+def refuse_other_abi(asked: Sequence[Asked], locked: Lock, wheels: Path) -> None:
     """Raise UserError where one was compiled for another C++ ABI than the torch in the folder `wheels`."""
     for one in asked:
         abi = _compiled_for(one).get("abi")
@@ -176,7 +176,7 @@ def refuse_other_abi(asked: Sequence[Asked], locked: Manifest, wheels: Path) -> 
             )
 
 
-def _refuse_misfit(one: Asked, environment: Environment, locked: Manifest) -> None:
+def _refuse_misfit(one: Asked, environment: Environment, locked: Lock) -> None:
     """Raise UserError where the name alone says that a wheel cannot go into the image."""
     cure = "name one of its other wheels"
     tags = parse_wheel_filename(one.name)[3]
@@ -229,7 +229,7 @@ def _metadata(one: Asked, path: Path) -> tuple[str, RawMetadata]:
     return version, raw
 
 
-def _refuse_unmet(one: Asked, raw: RawMetadata, versions: dict[str, str], locked: Manifest) -> None:
+def _refuse_unmet(one: Asked, raw: RawMetadata, versions: dict[str, str], locked: Lock) -> None:
     """Raise UserError where `versions` lack what a wheel needs on Linux with the Python of the lock."""
     python = next((package.version for package in locked.conda if package.name == "python"), f"{locked.python}.0")
     machine = {

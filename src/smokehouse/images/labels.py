@@ -7,7 +7,7 @@ from typing import Literal
 from smokehouse.errors import UserError
 from smokehouse.images.base import Base
 from smokehouse.images.extra_wheels import LABEL, Asked
-from smokehouse.locks.model import Manifest
+from smokehouse.locks.model import Lock
 from smokehouse.storage.files import sha256
 
 Flavour = Literal["runtime", "devel"]
@@ -17,7 +17,7 @@ Ops = Literal["none", "aot"]
 _DRIVERS = {"11": "450.80.02", "12": "525.60.13", "13": "580.65.06"}
 
 
-def created(manifest: Manifest) -> datetime:
+def created(manifest: Lock) -> datetime:
     """Return the time that an image says it was made at: the end of what its lock knows of."""
     return datetime.combine(manifest.cutoff, time(), UTC)
 
@@ -30,14 +30,14 @@ def driver(cuda: str) -> str:
     return _DRIVERS[major]
 
 
-def stack(manifest: Manifest, cuda: str) -> dict[str, str]:
+def stack(manifest: Lock, cuda: str) -> dict[str, str]:
     """Return the versions of what an image is known by, as far as it has them."""
     versions = {file.name: file.version for file in manifest.pip}
     found: dict[str, str] = {name: versions[name] for name in ("torch", "transformers", "deepspeed") if name in versions}
     return {"python": manifest.python, "cuda": cuda, **found}
 
 
-def tags(manifest: Manifest, cuda: str, lock: str, flavour: Flavour, added: Sequence[Asked] = ()) -> list[str]:
+def tags(manifest: Lock, cuda: str, lock: str, flavour: Flavour, added: Sequence[Asked] = ()) -> list[str]:
     """Return the names of an image: by its stack and lock (`lock` is the SHA-256 of lock.json), and by the cut-off date.
 
     Both tell apart what was `added`.
@@ -50,7 +50,7 @@ def tags(manifest: Manifest, cuda: str, lock: str, flavour: Flavour, added: Sequ
 
 
 def labels(
-    manifest: Manifest,
+    manifest: Lock,
     cuda: str,
     lock: str,
     flavour: Flavour,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from packaging.utils import canonicalize_name
 
 from smokehouse.errors import UserError
-from smokehouse.locks.model import LockedFile, Manifest
+from smokehouse.locks.model import Lock, LockedFile
 
 SLOTS = 16  # of docker/Dockerfile, for all layers of wheels but the last
 _LARGE = 100_000_000  # bytes
@@ -31,7 +31,7 @@ class Layer:
         return sum(file.size for file in self.files) * 6 + (64 << 20)
 
 
-def layers(manifest: Manifest, added: Sequence[LockedFile] = ()) -> tuple[list[Layer], list[Layer]]:
+def layers(manifest: Lock, added: Sequence[LockedFile] = ()) -> tuple[list[Layer], list[Layer]]:
     """Return the layers of libraries and those above them, bottom first; raises UserError.
 
     Above are what is changed alone, each wheel that was `added` and no lock names, and last what changes with the model,

@@ -12,7 +12,7 @@ from packaging.licenses import InvalidLicenseExpression, canonicalize_license_ex
 
 from smokehouse.images.debian_lock import DebianPackage
 from smokehouse.images.labels import created
-from smokehouse.locks.model import CondaPackage, LockedFile, Manifest
+from smokehouse.locks.model import CondaPackage, Lock, LockedFile
 from smokehouse.storage import files
 
 _COMMENT = 200  # characters
@@ -33,9 +33,7 @@ _CALLED = {
 }
 
 
-def text(
-    manifest: Manifest, conda: Sequence[CondaPackage], debian: Sequence[DebianPackage], licences: Mapping[str, str]
-) -> str:
+def text(manifest: Lock, conda: Sequence[CondaPackage], debian: Sequence[DebianPackage], licences: Mapping[str, str]) -> str:
     """Return the SBOM as JSON: every package of the image with its hash, and its licence where it is known.
 
     `conda` is the part of the conda half that is in the image, `licences` has those of wheels by file name. A licence that

@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from smokehouse.errors import UserError, first_of
-from smokehouse.locks.model import MANIFEST as LOCK_MANIFEST
-from smokehouse.locks.model import Manifest
+from smokehouse.locks.check import LockedEnvironment
+from smokehouse.locks.model import LOCK_JSON, Lock
 from smokehouse.storage import files
 
 MANIFEST = "manifest.json"
@@ -65,12 +65,9 @@ class Bundle:
                     raise UserError(f"{place}: {how}; copy or make the bundle again")
 
 
-def read(folder: Path, name: str, lock: Path) -> Bundle:
-    """Return the bundle of the environment `name` in `folder`; `lock` is the lock's folder, which it must be of.
-
-    Raises UserError.
-    """
-    folder = folder.absolute()
+def read(folder: Path, locked: LockedEnvironment) -> Bundle:
+    """Return the bundle in `folder`, which must be of this lock; raises UserError."""
+    folder, name = folder.absolute(), locked.name
     cure = f"run nox -s bundle -- {name} {folder}"
     try:
         text = (folder / MANIFEST).read_bytes()
@@ -83,19 +80,19 @@ def read(folder: Path, name: str, lock: Path) -> Bundle:
         raise UserError(f"{folder / MANIFEST}: {first_of(invalid)}; {cure}") from None
     if contents.environment != name:
         raise UserError(f"{folder}: a bundle of {contents.environment}, not of {name}; {cure}")
-    if contents.files.get(f"{LOCK}/{LOCK_MANIFEST}") != files.hashed(lock / LOCK_MANIFEST):
+    if contents.files.get(f"{LOCK}/{LOCK_JSON}") != locked.digest:
         raise UserError(f"{folder}: made from another lock of {name} than the one here; check that one out, or {cure}")
     return Bundle(folder, contents, files.sha256(text))
 
 
-def pylock(manifest: Manifest) -> str:
-    """Return a PEP 751 lock of the pip half, whose files lie in the bundle that it is written to."""
+def pylock(lock: Lock) -> str:
+    """Return a PEP 751 lock of the PyPI packages, whose files lie in the bundle that it is written to."""
     lines = [
         'lock-version = "1.0"',
         'created-by = "smokehouse"',
-        f"requires-python = {json.dumps(f'=={manifest.python}.*')}",
+        f"requires-python = {json.dumps(f'=={lock.python}.*')}",
     ]
-    for file in manifest.pip:
+    for file in lock.pip:
         where = f"{{ path = {json.dumps(f'{WHEELS}/{file.file}')}, hashes = {{ sha256 = {json.dumps(file.sha256)} }} }}"
         lines += ["", "[[packages]]", f"name = {json.dumps(file.name)}", f"version = {json.dumps(file.version)}"]
         lines.append(f"wheels = [{where}]" if file.file.endswith(".whl") else f"sdist = {where}")

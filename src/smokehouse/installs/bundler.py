@@ -1,19 +1,15 @@
-"""Making bundles."""
+"""Make bundles."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
 from smokehouse import console
-from smokehouse.checkout import Checkout
 from smokehouse.console import status
-from smokehouse.environments import definition as environment
 from smokehouse.errors import UserError
-from smokehouse.installs import fetch as sources
-from smokehouse.installs.bundle import CONDA, LOCK, MANIFEST, WHEELS, Contents, pylock
-from smokehouse.locks import check
-from smokehouse.locks import model as manifest
-from smokehouse.locks import pins as lock
-from smokehouse.locks.model import LockedFile
+from smokehouse.installs import bundle, fetch
+from smokehouse.installs.bundle import CONDA, LOCK, MANIFEST, WHEELS, Bundle, Contents
+from smokehouse.locks.check import LockedEnvironment
+from smokehouse.locks.model import LOCK_JSON, LockedFile
 from smokehouse.storage import files
 from smokehouse.storage.disk import require_free_space
 from smokehouse.storage.folder_lock import exclusive
@@ -22,54 +18,58 @@ _PYLOCK = "pylock.toml"
 
 
 def make(
-    checkout: Checkout, name: str, folder: Path, *, channel: str | None, only_pip: bool, devel: bool, near: bool = False
-) -> int:
-    """Make `folder` the bundle of the environment `name` and return 0.
+    locked: LockedEnvironment,
+    folder: Path,
+    *,
+    channel: str | None = None,
+    only_pip: bool = False,
+    devel: bool = False,
+    near: bool = False,
+) -> Bundle:
+    """Make `folder` the bundle of an environment, and return it; raises UserError.
 
-    With `near`, the files of the bundles beside it are used, without a copy where the disk allows. What an interrupted call
-    fetched is used. The bundle is complete when its manifest.json is there, which is written last. Raises UserError.
+    With `near`, files of the bundles beside it are used, without a copy where the disk allows. A bundle that was
+    interrupted is continued. It is complete when its manifest.json exists, which is written last.
     """
-    place = lock.environment_lock(checkout, name)
-    locked = check.check_environment(environment.read(checkout, name), place)
-    folder = folder.absolute()
+    lock, folder = locked.lock, folder.absolute()
     if folder.is_dir() and any(folder.iterdir()) and not (folder / LOCK).is_dir():
-        raise UserError(f"{folder}: holds other things than a bundle; name an empty or a new folder")
-    conda = () if only_pip else locked.conda if devel else locked.main
-    artefacts: dict[str, LockedFile] = {f"{WHEELS}/{file.file}": file for file in (*locked.pip, *locked.build)}
+        raise UserError(f"{folder}: expected a bundle or an empty folder, found other files; name another folder")
+    conda = () if only_pip else lock.conda if devel else lock.main
+    artefacts: dict[str, LockedFile] = {f"{WHEELS}/{file.file}": file for file in (*lock.pip, *lock.build)}
     artefacts |= {f"{CONDA}/{package.path}": package for package in conda}
-    texts = {f"{LOCK}/{other}": place.pins.with_name(other).read_text("utf-8") for other in (manifest.MANIFEST, *locked.files)}
-    texts[_PYLOCK] = pylock(locked)
+    texts = {f"{LOCK}/{name}": (locked.files.folder / name).read_text("utf-8") for name in (LOCK_JSON, *lock.files)}
+    texts[_PYLOCK] = bundle.pylock(lock)
     contents = Contents(
-        environment=name,
+        environment=locked.name,
         halves=("pip",) if only_pip else ("conda", "pip"),
         devel=devel,
         files={path: files.sha256(text) for path, text in texts.items()}
         | {path: file.sha256 for path, file in artefacts.items()},
     )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with exclusive(folder.with_name(f".{folder.name}.lock"), f"bundling {name}"):
+    with exclusive(folder.with_name(f".{folder.name}.lock"), f"bundling {locked.name}"):
         (folder / LOCK).mkdir(parents=True, exist_ok=True)
         (folder / MANIFEST).unlink(missing_ok=True)
         if near:
             _link_near(folder, artefacts)
         size = sum(file.size for file in artefacts.values())
-        there = sum(path.stat().st_size for path in _files(folder))
-        require_free_space(folder, max(0, size - there), f"bundle {name}")
-        status(f"bundling {name} ({len(artefacts)} files, {console.size(size)})")
-        sources.fetch_pip(locked, folder / WHEELS)
-        sources.fetch_conda(conda, folder / CONDA, channel or locked.home)
+        present = sum(path.stat().st_size for path in _files(folder))
+        require_free_space(folder, max(0, size - present), f"bundle {locked.name}")
+        status(f"bundling {locked.name} ({len(artefacts)} files, {console.size(size)})")
+        fetch.fetch_pip(lock, folder / WHEELS)
+        fetch.fetch_conda(conda, folder / CONDA, channel or lock.channel_url)
         for path, text in texts.items():
             files.write(folder / path, text)
         for file in _files(folder):
             if str(file.relative_to(folder)) not in contents.files:
                 file.unlink()
         files.write(folder / MANIFEST, contents.model_dump_json(indent=1) + "\n")
-    status(f"bundled {name} in {folder}")
-    return 0
+    status(f"bundled {locked.name} in {folder}")
+    return bundle.read(folder, locked)
 
 
 def _link_near(folder: Path, artefacts: Mapping[str, LockedFile]) -> None:
-    """Bring what the bundles beside `folder` have by the names of `artefacts`; whether it is that is seen later."""
+    """Link or copy what the bundles beside `folder` have of `artefacts`, by path and size; hashes are verified later."""
     for path, file in artefacts.items():
         if (folder / path).exists():
             continue

@@ -8,7 +8,7 @@ from pathlib import Path
 from packaging.utils import canonicalize_name
 
 from smokehouse.errors import UserError
-from smokehouse.locks.model import CondaPackage, LockedFile, Manifest
+from smokehouse.locks.model import CondaPackage, Lock, LockedFile
 from smokehouse.locks.wheel_tags import artefacts
 from smokehouse.programs import uv
 from smokehouse.storage.download import Download, credentials_of, fetch, is_whole
@@ -34,7 +34,7 @@ def fetch_conda(packages: Sequence[CondaPackage], folder: Path, channel: str) ->
     )
 
 
-def fetch_pip(manifest: Manifest, folder: Path) -> None:
+def fetch_pip(manifest: Lock, folder: Path) -> None:
     """Put the wheels and source distributions of a lock, and what they are built with, into `folder`.
 
     What lies there with the right hash already is not asked for. Raises UserError.
@@ -58,7 +58,7 @@ def absent(locked: Sequence[LockedFile], folder: Path) -> list[LockedFile]:
         return [file for file, there in zip(unique, whole, strict=True) if not there]
 
 
-def _places(locked: Sequence[LockedFile], manifest: Manifest) -> dict[tuple[str, str], str]:
+def _places(locked: Sequence[LockedFile], manifest: Lock) -> dict[tuple[str, str], str]:
     """Return the URL or path of each of `locked` by its name and hash; raises UserError where the index has none."""
     pins = sorted({f"{file.name}=={file.version}" for file in locked})
     listed = tomllib.loads(uv.list_files(pins, manifest.python, manifest.platform))

@@ -12,18 +12,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from smokehouse.checkout import Checkout
 from smokehouse.console import status
-from smokehouse.environments import definition as environment
 from smokehouse.errors import UserError
 from smokehouse.installs import bundle
 from smokehouse.installs import conda_packages as prefix
 from smokehouse.installs import fetch as sources
 from smokehouse.installs.target import MARKER, UNPACKED, read_marker, refuse_platform
-from smokehouse.locks import check
-from smokehouse.locks import pins as lock
-from smokehouse.locks.model import CondaPackage, Manifest
-from smokehouse.locks.pins import LockFiles
+from smokehouse.locks.check import LockedEnvironment
+from smokehouse.locks.model import LOCK_JSON, CondaPackage, Lock
 from smokehouse.programs import uv
 from smokehouse.storage import files
 from smokehouse.storage.disk import require_free_space
@@ -40,8 +36,7 @@ _BESIDE = b"""#!/bin/sh
 
 
 def install(
-    checkout: Checkout,
-    name: str,
+    locked: LockedEnvironment,
     folder: Path,
     *,
     bundled: bundle.Bundle | None = None,
@@ -49,22 +44,20 @@ def install(
     devel: bool = False,
     used_as: Path | None = None,
 ) -> Path:
-    """Install the environment `name` in `folder`, whole or not at all, and return its Python.
+    """Install an environment in `folder`, whole or not at all, and return its Python.
 
     Everything is fetched from `bundled`, or from `channel` (conda-forge if None) and the index that uv is configured
     with. With `devel` the compilers and the CUDA toolkit come too. The files name `used_as`, by default `folder`, where
     they name their own place. An interrupted call leaves what it fetched beside `folder`, for the next. Raises UserError.
     """
-    place = lock.environment_lock(checkout, name)
-    locked = check.check_environment(environment.read(checkout, name), place)
-    assert place.manifest
-    folder = folder.absolute()
-    packages = locked.conda if devel else locked.main
+    name, lock, folder = locked.name, locked.lock, folder.absolute()
+    lock_json = f"{locked.files.name}/{LOCK_JSON}"
+    packages = lock.conda if devel else lock.main
     wanted: dict[str, Any] = {
         "environment": name,
         "devel": devel,
         "used_as": str((used_as or folder).absolute()),
-        place.manifest.name: files.hashed(place.manifest),
+        LOCK_JSON: locked.digest,
     }
     if bundled:
         wanted["bundle"] = bundled.digest
@@ -76,15 +69,15 @@ def install(
         if read_marker(folder) == wanted and os.access(python, os.X_OK):
             return python
         _refuse_foreign(folder, name)
-        refuse_platform(locked.platform, checkout.relative(place.manifest))
-        prefix.refuse_machine(locked.virtual_packages, checkout.relative(place.manifest))
+        refuse_platform(lock.platform, lock_json)
+        prefix.refuse_machine(lock.virtual_packages, lock_json)
         shutil.rmtree(staging / "prefix", ignore_errors=True)
-        _refuse_small_disk(staging, locked, packages, name)
+        _refuse_small_disk(staging, lock, packages, name)
         if bundled:
             bundled.refuse_edited()
         began = time.monotonic()
-        status(f"installing {name} in {folder} ({len(packages)} conda packages, {len(locked.pip)} Python packages)")
-        _fill(staging, locked, packages, place, bundled, channel, Path(wanted["used_as"]), descriptor)
+        status(f"installing {name} in {folder} ({len(packages)} conda packages, {len(lock.pip)} Python packages)")
+        _fill(staging, locked, packages, bundled, channel, Path(wanted["used_as"]), descriptor)
         files.write(staging / "prefix" / MARKER, json.dumps(wanted, indent=2) + "\n")
         if folder.exists():
             folder.rename(staging / "replaced")
@@ -96,26 +89,23 @@ def install(
 
 def _fill(
     staging: Path,
-    locked: Manifest,
+    locked: LockedEnvironment,
     packages: tuple[CondaPackage, ...],
-    place: LockFiles,
     bundled: bundle.Bundle | None,
     channel: str | None,
     used_as: Path,
     descriptor: int,
 ) -> None:
     """Make staging/prefix the environment."""
-    target = staging / "prefix"
+    target, lock = staging / "prefix", locked.lock
     archives = bundled.conda if bundled else staging / "archives"
     if not bundled:
-        sources.fetch_conda(packages, archives, channel or locked.home)
-    origins = {f"{locked.home}/{package.path}": archives / package.path for package in packages}
+        sources.fetch_conda(packages, archives, channel or lock.channel_url)
+    origins = {f"{lock.channel_url}/{package.path}": archives / package.path for package in packages}
     prefix.link(origins, target, used_as, staging / "cache")
-    built = tuple(file.name for file in locked.pip if not file.file.endswith(".whl"))
-    assert place.build_pins
     offline = uv.Offline(bundled.wheels, staging / "uv") if bundled else None
-    uv.install(target, place.pins, place.build_pins, built, offline=offline, pass_fds=[descriptor])
-    _free_scripts(target, locked.python)
+    uv.install(target, locked.files.pins.path, locked.files.build_pins, lock.sdists, offline=offline, pass_fds=[descriptor])
+    _free_scripts(target, lock.python)
 
 
 def refuse_partial(bundled: bundle.Bundle, devel: bool) -> None:
@@ -137,8 +127,8 @@ def _refuse_foreign(folder: Path, name: str) -> None:
             raise UserError(f"{folder}: holds other things than {name}; name an empty or a new folder")
 
 
-def _refuse_small_disk(staging: Path, locked: Manifest, packages: tuple[CondaPackage, ...], name: str) -> None:
-    pip = sum(file.size for file in (*locked.pip, *locked.build))
+def _refuse_small_disk(staging: Path, lock: Lock, packages: tuple[CondaPackage, ...], name: str) -> None:
+    pip = sum(file.size for file in (*lock.pip, *lock.build))
     conda = sum(package.size for package in packages)
     there = sum(path.lstat().st_size for path in staging.rglob("*"))
     need = max(0.0, pip * UNPACKED + conda * _CONDA_UNPACKED - there)

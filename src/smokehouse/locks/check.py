@@ -1,48 +1,64 @@
-"""Compare locks with their environments, without a network."""
+"""Compare a lock with its environment, and load both, without a network."""
 
-from pathlib import Path
+from dataclasses import dataclass
 
 from smokehouse.checkout import Checkout
-from smokehouse.environments import definition as environments
+from smokehouse.environments import definition
 from smokehouse.environments.definition import Environment
 from smokehouse.environments.inputs import CondaInputs, Inputs, name_of
 from smokehouse.errors import UserError
-from smokehouse.locks import model as manifests
-from smokehouse.locks.model import MANIFEST, Manifest
-from smokehouse.locks.pins import Lock, LockFiles, environment_lock, read
-from smokehouse.storage import files
+from smokehouse.locks import model, pins
+from smokehouse.locks.model import Lock
+from smokehouse.locks.pins import LockFiles, PinFile, Pins
+from smokehouse.storage.files import hashed
 
 
-def read_manifest(place: LockFiles) -> Manifest:
-    """Read the lock.json of an environment's lock; raises UserError where the lock is missing or was edited."""
-    assert place.manifest
-    return manifests.read(place.manifest, str(Path(place.name).with_name(MANIFEST)), f"run {place.command}")
+@dataclass(frozen=True)
+class LockedEnvironment:
+    """An environment and its lock, up to date with each other. `digest` is the SHA-256 of lock.json, in hex."""
+
+    environment: Environment
+    lock: Lock
+    files: LockFiles
+    digest: str
+
+    @property
+    def name(self) -> str:
+        """The environment's name."""
+        return self.environment.name
+
+    @property
+    def cuda(self) -> str:
+        """The CUDA release that it is for, such as 12.4."""
+        return self.environment.stack.cuda.version
 
 
-def check(inputs: Inputs, place: LockFiles) -> None:
-    """Raise UserError where the pip lock is not what `inputs` ask for, saying what differs. Needs no network."""
-    if problem := _difference(inputs, read(place)):
-        raise UserError(f"{place.name}: {problem}; run {place.command}")
+def load(checkout: Checkout, name: str) -> LockedEnvironment:
+    """Read the environment `name` and its lock; raises UserError where either is invalid, or the lock is out of date."""
+    environment = definition.read(checkout, name)
+    files = LockFiles.of(checkout, name)
+    return LockedEnvironment(environment, check_environment(environment, files), files, hashed(files.lock_json))
 
 
-def check_environment(environment: Environment, place: LockFiles) -> Manifest:
-    """Return the manifest of the lock of `environment`; raises UserError as `check` does, for either half."""
-    manifest = read_manifest(place)
-    if manifest.inputs != environment.digest():
-        check(environment.inputs, place)
-        problem = _conda_difference(environment.conda, manifest)
-        raise UserError(f"{place.pins.parent.name}: {problem}; run {place.command}")
-    return manifest
+def read_lock(files: LockFiles) -> Lock:
+    """Read lock.json and verify the files beside it; raises UserError where one is missing or was edited."""
+    return model.read(files.lock_json, f"{files.name}/{files.lock_json.name}", f"run {files.command}")
 
 
-def locked(checkout: Checkout, name: str) -> tuple[Environment, Manifest, str]:
-    """Return the environment `name`, the manifest of its lock, seen to be of it, and the SHA-256 of lock.json.
+def check_environment(environment: Environment, files: LockFiles) -> Lock:
+    """Return the lock of `environment`; raises UserError where it is out of date, saying what differs."""
+    lock = read_lock(files)
+    if lock.inputs != environment.digest():
+        check_pins(environment.inputs, files.pins, pins.read(files.pins, files.build_pins))
+        problem = _conda_difference(environment.conda, lock)
+        raise UserError(f"{files.folder.name}: lock out of date: {problem}; run {files.command}")
+    return lock
 
-    Raises UserError.
-    """
-    promise = environments.read(checkout, name)
-    manifest = check_environment(promise, environment_lock(checkout, name))
-    return promise, manifest, files.hashed(checkout.lock(name) / MANIFEST)
+
+def check_pins(inputs: Inputs, file: PinFile, found: Pins) -> None:
+    """Raise UserError where `found`, read from `file`, is out of date with `inputs`, saying what differs."""
+    if problem := _difference(inputs, found):
+        raise UserError(f"{file.name}: lock out of date: {problem}; run {file.command}")
 
 
 def virtual_packages(inputs: CondaInputs) -> dict[str, str]:
@@ -50,41 +66,41 @@ def virtual_packages(inputs: CondaInputs) -> dict[str, str]:
     return {name: version if build == "0" else f"{version} {build}" for name, (version, build) in inputs.virtual}
 
 
-def _conda_difference(inputs: CondaInputs, manifest: Manifest) -> str:
-    """Return how the conda half of a lock that was made from something else is not what `inputs` ask for."""
-    locked = {package.name: package for package in manifest.conda}
+def _conda_difference(inputs: CondaInputs, lock: Lock) -> str:
+    """Return how the conda packages of a lock that was made from other inputs differ from what `inputs` require."""
+    locked = {package.name: package for package in lock.conda}
     for spec in inputs.specs:
         package = locked.get(name_of(spec))
         if package is None:
-            return f"{inputs.file} asks {spec}, the conda half of the lock has none"
+            return f"{inputs.file} requires {spec}, lock has no such conda package"
         category = "devel" if package.name in inputs.devel else "main"
         if category == "main" != package.category:
             return f"{package.name} is devel in the lock and no longer in stack.toml's [conda] devel"
     virtual = virtual_packages(inputs)
-    for name in sorted(virtual.keys() | manifest.virtual_packages.keys()):
-        if virtual.get(name) != manifest.virtual_packages.get(name):
-            return f"{name} is to be {virtual.get(name)}, in the lock it is {manifest.virtual_packages.get(name)}"
-    return "the conda half was made from other specs, or by an older Smokehouse"
+    for name in sorted(virtual.keys() | lock.virtual_packages.keys()):
+        if virtual.get(name) != lock.virtual_packages.get(name):
+            return f"{name}: expected {virtual.get(name)}, lock has {lock.virtual_packages.get(name)}"
+    return "the conda packages were locked from other specs, or by an older version of Smokehouse"
 
 
-def _difference(inputs: Inputs, lock: Lock) -> str | None:
-    """Return how `lock` is not what `inputs` ask for, None where it is."""
-    for what, asked, locked in (
-        ("Python", inputs.python, lock.python),
-        ("platform", inputs.platform or "any", lock.platform),
-        ("cut-off", str(inputs.cutoff), lock.cutoff),
+def _difference(inputs: Inputs, found: Pins) -> str | None:
+    """Return how `found` differs from what `inputs` require, None where it does not."""
+    for what, required, locked in (
+        ("Python", inputs.python, found.python),
+        ("platform", inputs.platform or "any", found.platform),
+        ("cut-off", str(inputs.cutoff), found.cutoff),
     ):
-        if asked != locked:
-            return f"{what} is to be {asked}, in the lock it is {locked}"
+        if required != locked:
+            return f"{what}: expected {required}, lock has {locked}"
     for requirement in sorted(inputs.requirements, key=str):
-        locked_versions = lock.versions.get(requirement.name)
-        if locked_versions is None:
-            return f"{inputs.file} asks {requirement}, the lock has none"
-        if not any(requirement.specifier.contains(version, prereleases=True) for version in locked_versions):
-            return f"{inputs.file} asks {requirement}, the lock has {', '.join(locked_versions)}"
-    asked_names = {requirement.name for requirement in inputs.requirements}
-    if gone := [name for name, via in lock.via.items() if inputs.file in via and name not in asked_names]:
-        return f"{inputs.file} no longer asks {', '.join(gone)}, the lock still does"
-    if lock.inputs != inputs.digest():
-        return "the lock was made from other version ranges, extras or left_out, or by an older Smokehouse"
+        versions = found.versions.get(requirement.name)
+        if versions is None:
+            return f"{inputs.file} requires {requirement}, lock has no such package"
+        if not any(requirement.specifier.contains(version, prereleases=True) for version in versions):
+            return f"{inputs.file} requires {requirement}, lock has {', '.join(versions)}"
+    required_names = {requirement.name for requirement in inputs.requirements}
+    if gone := [name for name, via in found.via.items() if inputs.file in via and name not in required_names]:
+        return f"{inputs.file} no longer requires {', '.join(gone)}, lock still has it"
+    if found.inputs != inputs.digest():
+        return "it was made from other version ranges, extras or left_out, or by an older version of Smokehouse"
     return None

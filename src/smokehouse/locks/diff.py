@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from smokehouse.console import size
-from smokehouse.locks.model import LockedFile, Manifest
+from smokehouse.locks.model import Lock, LockedFile
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Change:
     download: int
 
 
-def between(old: Manifest | None, new: Manifest) -> list[Change]:
+def between(old: Lock | None, new: Lock) -> list[Change]:
     """Return how the artefacts of `new` differ from those of `old`, sorted by half and name."""
     found = []
     for half in ("conda", "pip", "build"):

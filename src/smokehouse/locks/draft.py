@@ -1,9 +1,9 @@
-"""Locks: what was resolved, as files that a person reads and an installer obeys."""
+"""Resolve an environment to a lock that is not written yet."""
 
 import difflib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -14,82 +14,77 @@ from typing import TYPE_CHECKING
 from smokehouse.environments.definition import Environment
 from smokehouse.environments.inputs import CondaInputs, Inputs
 from smokehouse.errors import UserError
-from smokehouse.locks.check import read_manifest, virtual_packages
-from smokehouse.locks.model import Channel, CondaPackage, LockedFile, Manifest
-from smokehouse.locks.pins import LockFiles, pip_texts
-from smokehouse.storage import files
+from smokehouse.locks import pins
+from smokehouse.locks.check import read_lock, virtual_packages
+from smokehouse.locks.model import Channel, CondaPackage, Lock, LockedFile
+from smokehouse.locks.pins import LockFiles, PinFile
+from smokehouse.storage import files as storage
 
-if TYPE_CHECKING:  # a check of a lock resolves nothing
+if TYPE_CHECKING:  # both are slow to import, and a check of a lock resolves nothing
     from smokehouse.locks.solvers.conda import Solution
-    from smokehouse.locks.solvers.pip import Kept, Resolved
+    from smokehouse.locks.solvers.pip import Preferred, Resolved
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A lock that is resolved and not written: the text of each of its files, in the order in which to write them."""
+    """A lock that is resolved and not written.
 
-    place: LockFiles
+    `texts` has the content of each file, in the order in which to write them; `pins` is the requirements file among
+    them. The lock of the builder's own tools is that file alone and has no `lock`.
+    """
+
+    pins: Path
     texts: Mapping[Path, str]
-    manifest: Manifest | None
+    lock: Lock | None = None
 
     @property
     def packages(self) -> int:
         """How many packages it has."""
-        if self.manifest:
-            return len(self.manifest.conda) + len(self.manifest.pip)
-        return len({*re.findall(r"^([\w.-]+)==", self.texts[self.place.pins], re.MULTILINE)})
+        if self.lock:
+            return len(self.lock.conda) + len(self.lock.pip)
+        return len({*re.findall(r"^([\w.-]+)==", self.texts[self.pins], re.MULTILINE)})
 
     @property
-    def new(self) -> bool:
-        """Whether it differs from what lies there."""
-        return any(not path.is_file() or path.read_bytes() != text.encode() for path, text in self.texts.items())
+    def changed(self) -> bool:
+        """Whether it differs from the files on disk."""
+        return any(_differs(path, text) for path, text in self.texts.items())
 
     def write(self) -> None:
-        """Write what differs; the manifest, which names the digests of the others, comes last. Raises OSError."""
+        """Write what differs; lock.json, which has the digests of the others, comes last. Raises OSError."""
         for path, text in self.texts.items():
-            if not path.is_file() or path.read_bytes() != text.encode():
-                files.write(path, text)
+            if _differs(path, text):
+                storage.write(path, text)
 
 
-def draft(environment: Environment, place: LockFiles, channel: str | None = None, upgrade: str | None = None) -> Draft:
-    """Resolve both halves of `environment`, the conda half with the records of `channel` (see `conda.solve`).
+def draft(environment: Environment, files: LockFiles, channel: str | None = None, upgrade: str | None = None) -> Draft:
+    """Resolve `environment`, its conda packages with the records of `channel` (see `solvers.conda.solve`).
 
-    With `upgrade` only that package may move, and what it drags along. Raises UserError.
+    With `upgrade` only that package may change, and the dependencies that must change with it. Raises UserError.
     """
-    assert place.build_pins
-    assert place.conda
-    assert place.manifest
-    assert place.environment
-    from smokehouse.locks.solvers.pip import Kept
-
-    old = read_manifest(place) if upgrade else None
-    if old and upgrade not in {package.name for package in (*old.conda, *old.pip)}:
-        close = difflib.get_close_matches(str(upgrade), [package.name for package in (*old.conda, *old.pip)], n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise UserError(f"--upgrade {upgrade}: neither half of {environment.name} has it{hint}")
+    old = read_lock(files) if upgrade else None
+    if old and upgrade:
+        _refuse_unknown(upgrade, old)
     keep = tuple(package for package in old.conda if package.name != upgrade) if old else ()
-    kept = [Kept(path.read_text(), (upgrade,)) if upgrade else None for path in (place.pins, place.build_pins)]
+    preferred = _preferred(files, upgrade) if upgrade else (None, None)
     try:
-        # The index is waited for in other processes, so the conda half costs next to nothing here.
-        with ThreadPoolExecutor() as halves:
-            pip_half = halves.submit(_pip_half, environment.inputs, *kept)
-            from smokehouse.locks import compatibility as agreement
-            from smokehouse.locks import conda_lock_yml as conda_lock_file
+        # uv waits for the index in a process of its own, so solving the conda packages meanwhile costs next to nothing.
+        with ThreadPoolExecutor() as threads:
+            resolving = threads.submit(_resolve_pip, environment.inputs, *preferred)
+            from smokehouse.locks import compatibility
 
-            solution = _conda_half(environment.conda, channel, keep)
-            conda_text = _same_conda(environment, place, solution) or conda_lock_file.text(
-                f"# Generated by {place.command}; never edited.\n",
-                environment.conda,
-                environment.inputs.requirements,
-                solution.packages,
-                os.path.relpath(place.environment, place.conda.parent),
-            )
-            packages, builds = pip_half.result()
-        agreement.check(environment, solution.packages, packages)
+            solution = _solve_conda(environment.conda, channel, keep)
+            conda_text = _unchanged_conda(environment, files, solution) or _conda_text(environment, files, solution)
+            packages, builds = resolving.result()
+        compatibility.check(environment, solution.packages, packages)
     except UserError as wrong:
-        raise UserError(f"{place.pins.parent.name}: the lock stays as it is: {wrong}") from None
-    texts = pip_texts(environment.inputs, place, packages, builds) | {place.conda: conda_text}
-    manifest = Manifest(
+        raise UserError(f"{files.folder.name}: lock unchanged: {wrong}") from None
+    build_text = pins.build_text_of(files.pins, builds)
+    texts = {
+        files.pins.path: pins.text_of(environment.inputs, files.pins, packages, build_text),
+        files.build_pins: build_text,
+        files.conda_lock: conda_text,
+    }
+    lock = Lock(
         environment=environment.name,
         python=environment.inputs.python,
         platform=str(environment.inputs.platform),
@@ -98,54 +93,87 @@ def draft(environment: Environment, place: LockFiles, channel: str | None = None
         virtual_packages=virtual_packages(environment.conda),
         channel=Channel(name=environment.conda.channel, snapshot=solution.snapshot),
         tools=_tools(),
-        files={path.name: files.sha256(text) for path, text in sorted(texts.items())},
+        files={path.name: storage.sha256(text) for path, text in sorted(texts.items())},
         conda=tuple(solved.package for solved in solution.packages),
-        pip=tuple(_locked(package) for package in packages),
-        build=tuple(_locked(package) for package in builds),
+        pip=_locked(packages),
+        build=_locked(builds),
     )
-    return Draft(place, texts | {place.manifest: manifest.text()}, manifest)
+    return Draft(files.pins.path, texts | {files.lock_json: lock.text()}, lock)
 
 
-@cache
-def _conda_half(inputs: CondaInputs, channel: str | None, keep: tuple[CondaPackage, ...]) -> "Solution":
+def draft_tools(inputs: Inputs, file: PinFile) -> Draft:
+    """Resolve the builder's own tools, for every platform; raises UserError."""
+    from smokehouse.locks.solvers.pip import resolve
+
+    try:
+        return Draft(file.path, {file.path: pins.text_of(inputs, file, resolve(inputs))})
+    except UserError as wrong:
+        raise UserError(f"{file.name}: lock unchanged: {wrong}") from None
+
+
+def _differs(path: Path, text: str) -> bool:
+    return not path.is_file() or path.read_bytes() != text.encode()
+
+
+def _refuse_unknown(upgrade: str, lock: Lock) -> None:
+    names = [package.name for package in (*lock.conda, *lock.pip)]
+    if upgrade not in names:
+        close = difflib.get_close_matches(upgrade, names, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise UserError(f"--upgrade {upgrade}: not found in the lock of {lock.environment}{hint}")
+
+
+def _preferred(files: LockFiles, upgrade: str) -> "tuple[Preferred, Preferred]":
+    """Return the pins to stay with, for the packages and for what they are built with."""
+    from smokehouse.locks.solvers.pip import Preferred
+
+    return Preferred(files.pins.path.read_text(), (upgrade,)), Preferred(files.build_pins.read_text(), (upgrade,))
+
+
+@cache  # for environments with the same conda packages
+def _solve_conda(inputs: CondaInputs, channel: str | None, keep: tuple[CondaPackage, ...]) -> "Solution":
     from smokehouse.locks.solvers import conda
 
     return conda.solve(inputs, channel, keep)
 
 
-def _same_conda(environment: Environment, place: LockFiles, solution: "Solution") -> str | None:
-    """Return conda-lock.yml as it lies there where the same tools made it from the same question and the same records."""
+@cache  # for environments with the same PyPI packages
+def _resolve_pip(
+    inputs: Inputs, preferred: "Preferred | None", build_preferred: "Preferred | None"
+) -> "tuple[list[Resolved], list[Resolved]]":
+    from smokehouse.locks.solvers.pip import resolve, resolve_builds
+
+    packages = resolve(inputs, preferred)
+    return packages, resolve_builds(inputs, packages, build_preferred)
+
+
+def _unchanged_conda(environment: Environment, files: LockFiles, solution: "Solution") -> str | None:
+    """Return conda-lock.yml as it is on disk, where the same tools made it from the same inputs and the same records."""
     try:
-        old = read_manifest(place)
+        old = read_lock(files)
     except UserError:
         return None
     made_from = (environment.digest(), _tools(), solution.snapshot, tuple(solved.package for solved in solution.packages))
     same = made_from == (old.inputs, old.tools, old.channel.snapshot, old.conda)
-    return place.conda.read_text() if same and place.conda else None
+    return files.conda_lock.read_text() if same else None
+
+
+def _conda_text(environment: Environment, files: LockFiles, solution: "Solution") -> str:
+    from smokehouse.locks import conda_lock_yml
+
+    source = os.path.relpath(files.environment_yml, files.folder)
+    requirements = environment.inputs.requirements
+    return conda_lock_yml.text(files.pins.title, environment.conda, requirements, solution.packages, source)
 
 
 def _tools() -> dict[str, str]:
     return {name: metadata.version(name) for name in ("conda-lock", "py-rattler", "uv")}
 
 
-def draft_tools(inputs: Inputs, place: LockFiles) -> Draft:
-    """Resolve the pip half that is all of the builder's own lock; raises UserError."""
-    from smokehouse.locks.solvers.pip import resolve
-
-    try:
-        return Draft(place, pip_texts(inputs, place, resolve(inputs), []), None)
-    except UserError as wrong:
-        raise UserError(f"{place.name} stays as it is: {wrong}") from None
-
-
-@cache  # for environments that ask the same
-def _pip_half(inputs: Inputs, kept: "Kept | None", build_kept: "Kept | None") -> "tuple[list[Resolved], list[Resolved]]":
-    from smokehouse.locks.solvers.pip import resolve, resolve_builds
-
-    packages = resolve(inputs, kept)
-    return packages, resolve_builds(inputs, packages, build_kept)
-
-
-def _locked(package: "Resolved") -> LockedFile:
-    (file,) = package.files
-    return LockedFile(name=package.name, version=package.version, file=file.name, size=file.size, sha256=file.sha256)
+def _locked(packages: "Sequence[Resolved]") -> tuple[LockedFile, ...]:
+    """Return the one file that is locked of each package."""
+    found = []
+    for package in packages:
+        (file,) = package.files
+        found.append(LockedFile(name=package.name, version=package.version, file=file.name, size=file.size, sha256=file.sha256))
+    return tuple(found)

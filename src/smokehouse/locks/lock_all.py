@@ -1,23 +1,25 @@
-"""Making and checking all locks of a checkout."""
+"""Lock environments, and report which locks are out of date."""
 
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from smokehouse import console
 from smokehouse.checkout import Checkout
-from smokehouse.environments import definition as environment
+from smokehouse.console import status
+from smokehouse.environments import definition
 from smokehouse.environments.definition import Environment
 from smokehouse.errors import UserError
 from smokehouse.locks import check, pins, tools
-from smokehouse.locks import draft as lock
-from smokehouse.locks import model as manifest
-from smokehouse.locks.draft import Draft
+from smokehouse.locks.model import Lock
 from smokehouse.locks.pins import LockFiles
 
+if TYPE_CHECKING:  # a check of a lock resolves nothing
+    from smokehouse.locks.draft import Draft
 
-def make(
+
+def lock_all(
     checkout: Checkout,
     names: Sequence[str],
     *,
@@ -27,80 +29,83 @@ def make(
     as_json: bool = False,
 ) -> int:
     """Lock the environments `names`, or all, and print what changed; with `dry`, write nothing. Returns 0; raises UserError."""
-    from smokehouse.locks import diff as changes
+    from smokehouse.locks import diff
+    from smokehouse.locks.draft import draft
 
-    questions = list(_questions(checkout, names))  # all of them are read before the first is resolved
     rows = []
-    for asked, place in questions:
+    for environment, files in list(_environments(checkout, names)):  # all are read before the first is resolved
         if console.is_terminal():
-            console.status(f"resolving {asked.name}")
-        drafted = lock.draft(asked, place, channel, upgrade)
-        found = changes.between(_old(place), drafted.manifest) if drafted.manifest else []
-        new = drafted.new
+            status(f"resolving {environment.name}")
+        drafted = draft(environment, files, channel, upgrade)
+        changes = diff.between(_old(files), drafted.lock) if drafted.lock else []
+        changed = drafted.changed
         if not dry:
             drafted.write()
-        rows.append(_row(asked.name, drafted, new, [asdict(change) for change in found]))
+        rows.append(_row(environment.name, drafted, changed, [asdict(change) for change in changes]))
         if not as_json:
-            _tell(checkout.relative(place.pins.parent), drafted, new, dry)
-            if found:
-                print(changes.table(found))
+            _report(files.name, drafted, changed, dry)
+            if changes:
+                print(diff.table(changes))
     if as_json:
         print(json.dumps(rows, indent=1))
     return 0
 
 
-def make_tools(checkout: Checkout) -> int:
+def lock_tools(checkout: Checkout) -> int:
     """Lock the builder's own tools; returns 0 or raises UserError."""
-    place = tools.lock(checkout)
-    drafted = lock.draft_tools(tools.read(checkout), place)
-    new = drafted.new
+    from smokehouse.locks.draft import draft_tools
+
+    file = tools.pin_file(checkout)
+    drafted = draft_tools(tools.read(checkout), file)
+    changed = drafted.changed
     drafted.write()
-    _tell(place.name, drafted, new, dry=False)
+    _report(file.name, drafted, changed, dry=False)
     return 0
 
 
 def check_all(checkout: Checkout, names: Sequence[str], *, only_tools: bool = False, as_json: bool = False) -> int:
-    """Print how each lock is not what is asked for; returns 1 if one is not, else 0. Needs no network."""
+    """Print which locks are out of date and how; returns 1 if one is, else 0. Needs no network."""
     problems = []
-    for asked, place in () if only_tools else _questions(checkout, names):
+    for environment, files in () if only_tools else _environments(checkout, names):
         try:
-            check.check_environment(asked, place)
+            check.check_environment(environment, files)
         except UserError as problem:
             problems.append(str(problem))
     if not names:
+        file = tools.pin_file(checkout)
         try:
-            check.check(tools.read(checkout), tools.lock(checkout))
+            check.check_pins(tools.read(checkout), file, pins.read(file))
         except UserError as problem:
             problems.append(str(problem))
     if not names and not only_tools:
         strays = sorted({*checkout.locks()} - {*checkout.environments()})
-        problems += [f"lockfiles/{name}: there is no environment of this name; remove the folder" for name in strays]
+        problems += [f"lockfiles/{name}: environment not found; remove the folder" for name in strays]
     if as_json:
         print(json.dumps({"problems": problems}, indent=1))
     else:
         for line in problems:
-            console.status(line)
+            status(line)
     return 1 if problems else 0
 
 
-def _questions(checkout: Checkout, names: Sequence[str]) -> Iterable[tuple[Environment, LockFiles]]:
+def _environments(checkout: Checkout, names: Sequence[str]) -> Iterable[tuple[Environment, LockFiles]]:
     for name in names or checkout.environments():
-        yield environment.read(checkout, name), pins.environment_lock(checkout, name)
+        yield definition.read(checkout, name), LockFiles.of(checkout, name)
 
 
-def _old(place: LockFiles) -> manifest.Manifest | None:
-    """Return the manifest as it lies there, whatever else of the lock was edited; None where there is none to compare with."""
+def _old(files: LockFiles) -> Lock | None:
+    """Return the lock on disk, whatever else of it was edited; None where there is none to compare with."""
     try:
-        return manifest.Manifest.model_validate_json(place.manifest.read_bytes()) if place.manifest else None
+        return Lock.model_validate_json(files.lock_json.read_bytes())
     except (OSError, ValueError):
         return None
 
 
-def _row(name: str, drafted: Draft, new: bool, found: list[dict[str, Any]]) -> dict[str, Any]:
-    download = drafted.manifest.download if drafted.manifest else 0
-    return {"environment": name, "changed": new, "packages": drafted.packages, "download": download, "changes": found}
+def _row(name: str, drafted: "Draft", changed: bool, changes: list[dict[str, Any]]) -> dict[str, Any]:
+    download = drafted.lock.download if drafted.lock else 0
+    return {"environment": name, "changed": changed, "packages": drafted.packages, "download": download, "changes": changes}
 
 
-def _tell(name: str, drafted: Draft, new: bool, dry: bool) -> None:
-    what = "unchanged" if not new else "would change" if dry else "written"
+def _report(name: str, drafted: "Draft", changed: bool, dry: bool) -> None:
+    what = "unchanged" if not changed else "would change" if dry else "written"
     print(f"{name}: {drafted.packages} packages, {what}")

@@ -1,4 +1,4 @@
-"""lock.json: what the other files of a lock have no room for."""
+"""lock.json: every artefact of a lock with its hash, and the digests of the files beside it."""
 
 from datetime import date
 from pathlib import Path
@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from smokehouse.errors import UserError, first_of
 from smokehouse.storage import files
 
-MANIFEST = "lock.json"
-# What records of a channel say where their files lie, whichever mirror they were read from.
-HOME = "https://conda.anaconda.org/"
+LOCK_JSON = "lock.json"
+# The records of a channel give URLs below this, whichever mirror they were read from.
+CHANNELS = "https://conda.anaconda.org/"
 
 Sha256 = str
 _SHA256 = f"^{files.SHA256}$"
@@ -33,7 +33,7 @@ class LockedFile(_Model):
 
 
 class CondaPackage(LockedFile):
-    """One package of the conda half. Category `devel` is for the compilers and the CUDA toolkit, with what only they need."""
+    """A conda package. Category `devel` is for the compilers and the CUDA toolkit, with what only they need."""
 
     build: str
     subdir: str = Field(pattern=r"^[a-z0-9-]+$")
@@ -47,14 +47,14 @@ class CondaPackage(LockedFile):
 
 
 class Channel(_Model):
-    """Where the conda half was solved from: the channel's name, and a digest of the records that were considered."""
+    """The conda channel that was solved from: its name, and a digest of the records that were considered."""
 
     name: str
     snapshot: Sha256 = Field(pattern=_SHA256)
 
 
-class Manifest(_Model):
-    """The whole of lock.json. `files` has the SHA-256 of the lock's other files by name, `inputs` that of the question."""
+class Lock(_Model):
+    """A lock: lock.json. `files` has the SHA-256 of the lock's other files by name, `inputs` that of what was resolved."""
 
     format: Literal[1] = 1  # raised whenever this file changes its meaning
     environment: str
@@ -76,34 +76,39 @@ class Manifest(_Model):
         return sum(package.size for package in (*self.main, *self.pip, *self.build))
 
     @property
-    def home(self) -> str:
-        """The URL that the channel of the conda half has for the world."""
-        return f"{HOME}{self.channel.name}"
+    def sdists(self) -> tuple[str, ...]:
+        """The names of the packages that are built from source where they are installed."""
+        return tuple(file.name for file in (*self.pip, *self.build) if not file.file.endswith(".whl"))
+
+    @property
+    def channel_url(self) -> str:
+        """The public URL of the channel that the conda packages are from."""
+        return f"{CHANNELS}{self.channel.name}"
 
     @property
     def main(self) -> tuple[CondaPackage, ...]:
-        """The conda half without compilers and CUDA toolkit."""
+        """The conda packages without compilers and CUDA toolkit."""
         return tuple(package for package in self.conda if package.category == "main")
 
     def text(self) -> str:
-        """Return the manifest as it is written."""
+        """Return lock.json as it is written."""
         return self.model_dump_json(indent=1, exclude_none=True) + "\n"
 
 
-def read(path: Path, name: str, cure: str) -> Manifest:
-    """Read the lock.json `path`, called `name` in messages, and see that the files beside it are the ones it is of.
+def read(path: Path, name: str, remedy: str) -> Lock:
+    """Read the lock.json at `path`, called `name` in messages, and verify the files beside it by their digests.
 
-    Raises UserError ending in `cure`.
+    Raises UserError ending in `remedy`.
     """
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
-        for other, digest in manifest.files.items():
+        lock = Lock.model_validate_json(path.read_bytes())
+        for other, digest in lock.files.items():
             if files.sha256((path.parent / other).read_bytes()) != digest:
-                raise UserError(f"{name}: {other} beside it was edited since the lock was made; {cure}")
+                raise UserError(f"{name}: {other} was edited since the lock was made; {remedy}")
     except FileNotFoundError as missing:
-        raise UserError(f"{name}: {Path(missing.filename).name} does not exist; {cure}") from None
+        raise UserError(f"{name}: {Path(missing.filename).name} not found; {remedy}") from None
     except OSError as broken:
-        raise UserError(f"{name}: cannot be read ({broken}); {cure}") from None
+        raise UserError(f"{name}: cannot be read ({broken}); {remedy}") from None
     except ValidationError as invalid:
-        raise UserError(f"{name}: {first_of(invalid)}; {cure}") from None
-    return manifest
+        raise UserError(f"{name}: {first_of(invalid)}; {remedy}") from None
+    return lock

@@ -9,7 +9,7 @@ from smokehouse.checkout import Checkout
 from smokehouse.environments.documents import read_toml
 from smokehouse.environments.inputs import Inputs
 from smokehouse.environments.requirement import parse
-from smokehouse.locks.pins import LockFiles
+from smokehouse.locks.pins import PinFile
 
 
 class _Project(BaseModel):
@@ -36,29 +36,29 @@ class _Pyproject(BaseModel):
 
 
 def read(checkout: Checkout) -> Inputs:
-    """Return what pyproject.toml asks for; raises UserError."""
+    """Return what pyproject.toml requires; raises UserError."""
     document = read_toml(checkout.root / "pyproject.toml", "pyproject.toml")
     pyproject = document.validate(_Pyproject)
-    asked: list[Requirement] = []
+    requirements: list[Requirement] = []
     for place, texts in (
         (("project", "dependencies"), pyproject.project.dependencies),
         (("dependency-groups", "dev"), pyproject.groups.dev),
     ):
         for text in texts:
             try:
-                asked.append(parse(text))
+                requirements.append(parse(text))
             except ValueError as wrong:
                 raise document.error(place, str(wrong)) from None
     return Inputs(
         file="pyproject.toml",
-        requirements=tuple(asked),
+        requirements=tuple(requirements),
         python=pyproject.project.requires_python.removeprefix(">="),
         platform=None,
         cutoff=pyproject.tool.smokehouse.tools_cutoff,
     )
 
 
-def lock(checkout: Checkout) -> LockFiles:
+def pin_file(checkout: Checkout) -> PinFile:
     """Return where the lock of the tools lies."""
-    pins = checkout.tools_lock()
-    return LockFiles(pins, None, checkout.relative(pins), "nox -s lock -- --tools")
+    path = checkout.tools_lock()
+    return PinFile(path, checkout.relative(path), "nox -s lock -- --tools")

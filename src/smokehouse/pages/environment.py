@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 from smokehouse import console
 from smokehouse.environments.definition import Environment
-from smokehouse.locks.model import CondaPackage, LockedFile, Manifest
+from smokehouse.locks.model import CondaPackage, Lock, LockedFile
 from smokehouse.pages.markdown import code, plain, table
 from smokehouse.runs.report import Evidence
 
@@ -18,7 +18,7 @@ class Documented:
     """An environment, its lock, and its evidence where there is any of this very lock."""
 
     environment: Environment
-    manifest: Manifest
+    manifest: Lock
     evidence: Evidence | None
 
     @property
@@ -172,7 +172,7 @@ def _issues(shown: Documented) -> list[str]:
     return ["## Known issues\n", "".join(lines) or "None is known.\n"]
 
 
-def _packages(manifest: Manifest) -> list[str]:
+def _packages(manifest: Lock) -> list[str]:
     devel = [package for package in manifest.conda if package.category == "devel"]
     return [
         "## Every package\n",

@@ -8,7 +8,8 @@ from smokehouse.checkout import Checkout
 from smokehouse.console import status
 from smokehouse.environments import definition as environment
 from smokehouse.errors import UserError
-from smokehouse.locks import model as manifest
+from smokehouse.locks import check as check_module
+from smokehouse.locks.pins import LockFiles
 from smokehouse.pages import environment as page
 from smokehouse.pages.markdown import between, code
 from smokehouse.runs import report as evidence
@@ -69,11 +70,11 @@ def _documented(checkout: Checkout, adopted: dict[str, Evidence]) -> dict[str, p
     shown = {}
     for name in checkout.environments():
         promise = environment.read(checkout, name)
-        folder = checkout.lock(name)
-        locked = manifest.read(folder / manifest.MANIFEST, checkout.relative(folder), f"run nox -s lock -- {name}")
+        place = LockFiles.of(checkout, name)
+        locked = check_module.read_lock(place)
         report = _report(checkout, name)
         found = adopted.get(name) or (evidence.read(checkout, name, report) if report.exists() else None)
-        holds = found and evidence.holds_for(found, locked, folder)
+        holds = found and evidence.holds_for(found, locked, place.folder)
         shown[name] = page.Documented(promise, locked, found if holds else None)
     return shown
 

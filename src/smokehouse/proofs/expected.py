@@ -20,7 +20,7 @@ from typing import Any
 from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
 from smokehouse.images.paths import ENV, INSTALLER, OURS, PREFIX, PROGRAMS
-from smokehouse.locks.model import LockedFile, Manifest
+from smokehouse.locks.model import Lock, LockedFile
 from smokehouse.oci.filesystem import Entry, Tree
 from smokehouse.programs.process import run
 
@@ -67,7 +67,7 @@ class Contents:
     """All that is to be in an image above its base, by path. `sources` has the Python that is compiled there."""
 
     checkout: Checkout
-    locked: Manifest
+    locked: Lock
     files: dict[str, Expected] = field(default_factory=dict)
     sources: dict[str, bytes | tuple[Path, str]] = field(default_factory=dict)
 

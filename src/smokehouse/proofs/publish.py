@@ -13,7 +13,8 @@ from smokehouse.images import build as building
 from smokehouse.images import labels as image
 from smokehouse.images.extra_wheels import Asked
 from smokehouse.images.labels import Flavour, Ops
-from smokehouse.locks import check as lock
+from smokehouse.locks import check
+from smokehouse.locks.check import LockedEnvironment
 from smokehouse.oci import layout as oci
 from smokehouse.oci.layout import Image, Layout
 from smokehouse.oci.model import EMPTY, MANIFEST, Descriptor, Manifest, encode
@@ -60,19 +61,23 @@ def publish(checkout: Checkout, name: str, text: str, options: Options) -> int:
     where = Reference.parse(text)
     if where.tag or where.digest:
         raise UserError(f"{text}: publish gives the tags, by stack and lock; name the repository alone, {where.name}")
-    promise, locked, digest = lock.locked(checkout, name)
-    names = image.tags(locked, promise.stack.cuda.version, digest, options.flavour, options.added)
+    locked = check.load(checkout, name)
+    names = image.tags(locked.lock, locked.cuda, locked.digest, options.flavour, options.added)
     tags = [tag.partition(":")[2] for tag in names]
     registry = Registry(where, push=True)
     folder = checkout.root / "build" / "publish" / f"{name}-{options.flavour}"
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder / ".lock", f"publishing {name}"):
-        found = _built(checkout, name, names[0], folder, options)
+        found = _built(checkout, locked, names[0], folder, options)
+        environment, flavour, _ = verifying.built_as(found, names[0])
+        if (environment, flavour) != (name, options.flavour):
+            raise UserError(f"{options.built}: an image of {environment}, not of {name} ({options.flavour})")
         # Asked first, because the rest takes long.
         _refuse_taken(registry, tags, found.digest, options.move)
-        report = _report(checkout, names[0], found, folder, digest, options)
+        report = _report(checkout, names[0], found, folder, locked.digest, options)
         verdict = verifying.look(
             checkout,
+            locked,
             names[0],
             found,
             None,
@@ -80,8 +85,6 @@ def publish(checkout: Checkout, name: str, text: str, options: Options) -> int:
         )
         if not verdict.passed:
             return verifying.show(verdict, as_json=False)
-        if (verdict.environment, found.labels["io.smokehouse.flavour"]) != (name, options.flavour):
-            raise UserError(f"{options.built}: an image of {verdict.environment}, not of {name} ({options.flavour})")
         # An image with wheels that no lock names would take the tags of the one without.
         if (version := found.labels["org.opencontainers.image.version"]) != tags[0]:
             raise UserError(f"{options.built}: is {version} by its labels, not {tags[0]}; give --with as for its build")
@@ -99,13 +102,13 @@ def publish(checkout: Checkout, name: str, text: str, options: Options) -> int:
     return 0
 
 
-def _built(checkout: Checkout, name: str, local: str, folder: Path, options: Options) -> Image:
+def _built(checkout: Checkout, locked: LockedEnvironment, local: str, folder: Path, options: Options) -> Image:
     """Return the image in a layout, built where it was not given."""
     if options.built:
         return Layout(options.built).image()
     prepared = building.prepare(
         checkout,
-        name,
+        locked,
         flavour=options.flavour,
         bundled=options.bundle,
         channel=options.channel,

@@ -21,8 +21,9 @@ from smokehouse.images.extra_wheels import LABEL, Asked
 from smokehouse.images.fetch import opened, work_folder
 from smokehouse.images.labels import Flavour, Ops
 from smokehouse.images.paths import ENV, LISTED
-from smokehouse.locks import check as lock
-from smokehouse.locks.model import MANIFEST
+from smokehouse.locks import check
+from smokehouse.locks.check import LockedEnvironment
+from smokehouse.locks.model import LOCK_JSON
 from smokehouse.oci import model
 from smokehouse.oci.layout import Image, Layout
 from smokehouse.oci.model import MAX_DOCUMENT, Manifest, parse
@@ -56,29 +57,43 @@ class Options:
 def verify(checkout: Checkout, text: str, options: Options) -> Verdict:
     """Say of the image that `text` names whether it is what the lock in this checkout builds; raises UserError."""
     with opened(checkout, text) as (found, registry):
-        return look(checkout, text, found, registry, options)
+        name, *_ = built_as(found, text)
+        return look(checkout, check.load(checkout, name), text, found, registry, options)
 
 
-def look(checkout: Checkout, text: str, found: Image, registry: Registry | None, options: Options) -> Verdict:
-    """Return the verdict over the image `found`, called `text`; raises UserError."""
-    labels = found.labels
-    name, flavour, ops = (labels.get(f"io.smokehouse.{label}", "") for label in ("environment", "flavour", "ops"))
+def built_as(found: Image, text: str) -> tuple[str, str, str]:
+    """Return the environment, flavour and ops that an image was built for, by its labels; raises UserError."""
+    name, flavour, ops = (found.labels.get(f"io.smokehouse.{label}", "") for label in ("environment", "flavour", "ops"))
     if not name or flavour not in get_args(Flavour) or ops not in get_args(Ops):
         raise UserError(f"{text}: no image of Smokehouse, by its labels; verify one that nox -s build made")
-    promise, locked, digest = lock.locked(checkout, name)
+    return name, flavour, ops
+
+
+def look(
+    checkout: Checkout,
+    locked_environment: LockedEnvironment,
+    text: str,
+    found: Image,
+    registry: Registry | None,
+    options: Options,
+) -> Verdict:
+    """Return the verdict over the image `found`, called `text`; raises UserError."""
+    labels = found.labels
+    name, flavour, ops = built_as(found, text)
+    promise, locked, digest = locked_environment.environment, locked_environment.lock, locked_environment.digest
     if labels.get("io.smokehouse.lock") != digest:
         revision = labels.get("org.opencontainers.image.revision", "")
         where = f"git checkout {revision}" if re.fullmatch("[0-9a-f]{40}", revision) else "check out the commit that has it"
         raise UserError(f"{text}: of another lock of {name} than the one here ({digest[:12]}); {where}")
     verdict = Verdict(text, found.digest, name, digest)
-    status(f"verifying {found.digest} against {checkout.relative(checkout.lock(name) / MANIFEST)}")
+    status(f"verifying {found.digest} against {locked_environment.files.name}/{LOCK_JSON}")
     asked = additions.of_label(labels.get(LABEL, ""), options.added, text)
     added = additions.take(checkout, asked, promise, locked)
     verdict.added = [one.text for one in asked]
-    bundle = building.bundle_for(checkout, name, flavour, options.bundle, options.channel)  # type: ignore[arg-type]
+    bundle = building.bundle_for(checkout, locked_environment, flavour, options.bundle, options.channel)  # type: ignore[arg-type]
     base, below, runtime = _base(checkout, found, options, verdict)
     additions.refuse_other_abi(asked, locked, bundle.wheels)
-    expected_labels = image.labels(locked, promise.stack.cuda.version, digest, flavour, base, ops, {}, asked)  # type: ignore[arg-type]
+    expected_labels = image.labels(locked, locked_environment.cuda, digest, flavour, base, ops, {}, asked)  # type: ignore[arg-type]
     compare_config(checkout, found, expected_labels, runtime, verdict)
     folder = checkout.root / "build" / "verify" / f"{name}-{flavour}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -92,7 +107,7 @@ def look(checkout: Checkout, text: str, found: Image, registry: Registry | None,
                 contents.add_wheel(bundle.wheels / file.file)
         for one in added:
             contents.add_wheel(one.path)
-        ours = contexts.ours(checkout, promise, folder, locked, bundle, flavour, ops, base.packages, added)  # type: ignore[arg-type]
+        ours = contexts.ours(checkout, locked_environment, folder, bundle, flavour, ops, base.packages, added)  # type: ignore[arg-type]
         contents.add_ours(Path(ours, "ours"))
         verdict.sbom = str(Path(ours, "ours", "sbom.spdx.json"))
 
@@ -111,7 +126,7 @@ def look(checkout: Checkout, text: str, found: Image, registry: Registry | None,
     check_list(contents, tree, verdict)
     verdict.differences.sort(key=lambda difference: (difference.layer, difference.path))
     if options.rebuild:
-        _rebuild(checkout, found, base, asked, options, verdict)
+        _rebuild(checkout, locked_environment, found, base, asked, options, verdict)
     if registry:
         _check_proof(checkout, registry, options, verdict)
     return verdict
@@ -189,13 +204,21 @@ def _fetched_config(reference: Reference, layout: Layout) -> Image:
     return layout.open(descriptor)
 
 
-def _rebuild(checkout: Checkout, found: Image, base: Base, added: Sequence[Asked], options: Options, verdict: Verdict) -> None:
+def _rebuild(
+    checkout: Checkout,
+    locked: LockedEnvironment,
+    found: Image,
+    base: Base,
+    added: Sequence[Asked],
+    options: Options,
+    verdict: Verdict,
+) -> None:
     """Build the image again and note the first file that differs, where the digest does."""
     labels = found.labels
     with tempfile.TemporaryDirectory(dir=work_folder(checkout)) as folder:
         prepared = building.prepare(
             checkout,
-            verdict.environment,
+            locked,
             flavour=labels["io.smokehouse.flavour"],  # type: ignore[arg-type]
             base=f"{base.name}@{base.digest}" if not base.name.startswith("debian-") else None,
             bundled=options.bundle,

@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from smokehouse.checkout import Checkout
-from smokehouse.environments import definition as environment
 from smokehouse.errors import UserError
 from smokehouse.installs import bundle
 from smokehouse.installs import prefix as halves
 from smokehouse.installs import virtualenv as installation
 from smokehouse.locks import check
-from smokehouse.locks import pins as lock
 from smokehouse.programs.process import run
 from smokehouse.runs.options import without
 
@@ -29,12 +27,10 @@ def smoke(checkout: Checkout, name: str, options: Sequence[str]) -> None:
     prints it and returns. Raises UserError.
     """
     options, folder = without(options, "--bundle", "a folder, made by nox -s bundle -- NAME DIR")
-    promise = environment.read(checkout, name)
-    place = lock.environment_lock(checkout, name)
-    check.check_environment(promise, place)
-    bundled = bundle.read(Path(folder), name, place.pins.parent) if folder else None
+    locked = check.load(checkout, name)
+    bundled = bundle.read(Path(folder), locked) if folder else None
     command = ["-m", "smoke_tests", "--environment", name]
-    command += ["--stack", str(checkout.environment(name) / "stack.toml"), "--lock", str(place.pins.parent)]
+    command += ["--stack", str(checkout.environment(name) / "stack.toml"), "--lock", str(locked.files.folder)]
     if not any(option.split("=")[0] == "--report" for option in options):
         command += ["--report", str(checkout.root / "build" / "smoke" / name)]
     command += options
@@ -47,9 +43,9 @@ def smoke(checkout: Checkout, name: str, options: Sequence[str]) -> None:
         print("  --image REF           prove this image instead of an environment installed here")
         return
     if bundled and "conda" in bundled.contents.halves:
-        python = halves.install(checkout, name, checkout.bundled(name), bundled=bundled)
+        python = halves.install(locked, checkout.bundled(name), bundled=bundled)
     else:
-        python = installation.ensure(checkout, promise, bundled)
+        python = installation.ensure(checkout, locked, bundled)
     sys.stdout.flush()
     os.chdir(checkout.root)
     # An exec leaves one process, so that Ctrl-C and a supervisor's signals reach the smoke test itself.

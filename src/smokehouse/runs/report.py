@@ -12,7 +12,7 @@ from jsonschema.exceptions import best_match
 
 from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
-from smokehouse.locks.model import MANIFEST, Manifest
+from smokehouse.locks.model import LOCK_JSON, Lock
 from smokehouse.programs.process import run
 from smokehouse.storage.files import sha256
 
@@ -84,12 +84,12 @@ def read(checkout: Checkout, name: str, path: Path) -> Evidence:
     return Evidence(text, fields, rendered.stdout)
 
 
-def holds_for(evidence: Evidence, manifest: Manifest, folder: Path) -> bool:
+def holds_for(evidence: Evidence, manifest: Lock, folder: Path) -> bool:
     """Return whether the run was one of the lock in `folder`, every file of it as it lies there now.
 
     `manifest` has been read from that folder, so that its digests are those of the files beside it.
     """
-    wanted = {**manifest.files, MANIFEST: sha256((folder / MANIFEST).read_bytes())}
+    wanted = {**manifest.files, LOCK_JSON: sha256((folder / LOCK_JSON).read_bytes())}
     proven = evidence.fields["lock"]
     return all(proven.get(file) == digest for file, digest in wanted.items())
 
@@ -124,7 +124,7 @@ def refuse_report(checkout: Checkout, report: Any, digest: str, lock: str, name:
         raise UserError(f"{name}: names no image: the smoke test was not run in one; {_AGAIN}")
     if of != digest:
         raise UserError(f"{name}: of the image {of}, not of {digest}; {_AGAIN}")
-    if report["lock"].get(MANIFEST) != lock:
+    if report["lock"].get(LOCK_JSON) != lock:
         raise UserError(f"{name}: of another lock.json than the image's; {_AGAIN}")
     if report["verdict"] != "passed":
         failed = report["failure"] or ", ".join(check["name"] for check in report["checks"] if check["verdict"] == "failed")

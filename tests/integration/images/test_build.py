@@ -108,7 +108,7 @@ def test_who_is_not_root_is_told_what_makes_a_base(root: Path, mmdebstrap: str, 
         checkout = TestCheckout(Path(name, "checkout"), {"PYTHONPATH": str(root / "src"), "HOME": name})
         shutil.copytree(root / "docker", checkout.root / "docker", ignore=shutil.ignore_patterns("__pycache__"))
         code = (
-            "from pathlib import Path; from smokehouse.base import make; from smokehouse.checkout import Checkout; "
+            "from pathlib import Path; from smokehouse.images.base import make; from smokehouse.checkout import Checkout; "
             "make(Checkout(Path()))"
         )
         for path, ids, said in (

@@ -9,16 +9,14 @@ from pathlib import Path
 import pytest
 
 from smokehouse.checkout import Checkout
-from smokehouse.environments import definition as environment
 from smokehouse.environments.definition import Environment
 from smokehouse.errors import UserError
 from smokehouse.images import extra_wheels as additions
 from smokehouse.images import labels
 from smokehouse.images import plan as image
 from smokehouse.images.extra_wheels import Added, Asked
-from smokehouse.locks import check as lock
-from smokehouse.locks import pins
-from smokehouse.locks.model import Manifest
+from smokehouse.locks import check
+from smokehouse.locks.model import Lock
 
 from ..channel import Channel
 from ..conftest import Index, TestCheckout, wheel
@@ -61,11 +59,11 @@ def stacked(checkout: TestCheckout, index: Index) -> TestCheckout:
     return checkout
 
 
-def promised(checkout: TestCheckout) -> tuple[Checkout, Environment, Manifest]:
+def promised(checkout: TestCheckout) -> tuple[Checkout, Environment, Lock]:
     """What a build reads first."""
     found = Checkout(checkout.root)
-    promise = environment.read(found, "tiny")
-    return found, promise, lock.check_environment(promise, pins.environment_lock(found, "tiny"))
+    locked = check.load(found, "tiny")
+    return found, locked.environment, locked.lock
 
 
 def taken(checkout: TestCheckout, *asked: Asked) -> tuple[Added, ...]:

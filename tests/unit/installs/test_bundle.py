@@ -14,7 +14,7 @@ import pytest
 from packaging.pylock import Pylock
 
 from smokehouse.errors import UserError
-from smokehouse.storage.download import _all_at_once
+from smokehouse.storage.download import _run_all
 from smokehouse.storage.files import hashed
 
 from ..channel import Channel
@@ -245,7 +245,7 @@ def test_folder_of_someone_else(checkout: TestCheckout, folder: Path, command: l
     folder.mkdir(parents=True)
     (folder / "thesis.tex").write_text("precious")
     said = checkout.refused(*command)
-    assert said == f"smokehouse: {folder}: holds other things than a bundle; name an empty or a new folder"
+    assert said == f"smokehouse: {folder}: expected a bundle or an empty folder, found other files; name another folder"
     assert files(folder) == {"thesis.tex"}
 
 
@@ -328,5 +328,5 @@ def test_nothing_goes_on_after_a_download_failed() -> None:
         ended.append("in order")
 
     with pytest.raises(UserError, match="it is another file"):
-        _all_at_once([refused, under_way], failed)
+        _run_all([refused, under_way], failed)
     assert ended == ["in order"]

@@ -460,7 +460,7 @@ def test_lock_that_was_edited(checkout: TestCheckout, channel: Channel, index: I
     edited = checkout.pins.with_name("conda-lock.yml")
     edited.write_text(edited.read_text() + "#\n")
     said = checkout.refused(*command)
-    assert "lockfiles/tiny/lock.json: conda-lock.yml beside it was edited since the lock was made; run nox -s lock" in said
+    assert "lockfiles/tiny/lock.json: conda-lock.yml was edited since the lock was made; run nox -s lock" in said
     assert not target.exists()
 
 

@@ -14,11 +14,10 @@ import pytest
 import yaml
 
 from smokehouse.checkout import Checkout
-from smokehouse.environments import definition as environment
 from smokehouse.locks import check
 from smokehouse.locks import diff as changes
-from smokehouse.locks import pins as lock
-from smokehouse.locks.model import Manifest
+from smokehouse.locks.model import Lock
+from smokehouse.locks.pins import LockFiles
 
 from ..channel import YOUNG, Channel
 from ..conftest import Index, TestCheckout
@@ -26,9 +25,9 @@ from ..conftest import Index, TestCheckout
 SNAPSHOT = Path(__file__).parents[4] / "shared" / "conda-forge"
 
 
-def manifest(checkout: TestCheckout) -> Manifest:
+def manifest(checkout: TestCheckout) -> Lock:
     """The lock.json of `tiny`."""
-    return Manifest.model_validate_json(checkout.manifest.read_bytes())
+    return Lock.model_validate_json(checkout.manifest.read_bytes())
 
 
 def categories(checkout: TestCheckout) -> dict[str, str]:
@@ -146,7 +145,7 @@ def test_servers_that_are_no_channel(checkout: TestCheckout, channel: Channel) -
     ],
 )
 def test_places_that_are_no_channel(checkout: TestCheckout, where: str, message: str) -> None:
-    assert re.fullmatch(f"smokehouse: tiny: the lock stays as it is: {message}", checkout.refused("lock", "--channel", where))
+    assert re.fullmatch(f"smokehouse: tiny: lock unchanged: {message}", checkout.refused("lock", "--channel", where))
 
 
 def test_repodata_that_is_cut(checkout: TestCheckout, channel: Channel) -> None:
@@ -177,7 +176,7 @@ def test_upgrade_moves_one_package_and_what_it_drags_along(checkout: TestCheckou
     versions = {package.name: package.version for package in (*manifest(checkout).conda, *manifest(checkout).pip)}
     assert (versions["certificates"], versions["delta"]) == ("2.0", "1.1")
     said = checkout.refused("lock", "tiny", "--upgrade", "libtony", "--channel", where)
-    assert said.endswith("--upgrade libtony: neither half of tiny has it; did you mean libtiny?")
+    assert said.endswith("--upgrade libtony: not found in the lock of tiny; did you mean libtiny?")
 
 
 def test_diff_says_what_would_change_and_changes_nothing(checkout: TestCheckout, channel: Channel, index: Index) -> None:
@@ -256,7 +255,7 @@ def test_halves_that_do_not_agree(
     if file:
         checkout.edit(checkout.stack, old, new)
     said = checkout.refused("lock", "--channel", str(channel.folder))
-    assert said.startswith("smokehouse: tiny: the lock stays as it is: ")
+    assert said.startswith("smokehouse: tiny: lock unchanged: ")
     assert re.search(message, said), said
 
 
@@ -361,13 +360,11 @@ def rendered(path: Path, work: Path, *options: str) -> list[str]:
 
 @pytest.mark.parametrize("name", Checkout(Path(__file__).parents[3]).environments())
 def test_ours_is_read_by_conda_lock_and_rattler(root: Path, tmp_path: Path, name: str) -> None:
-    promise = environment.read(Checkout(root), name)
-    place = lock.environment_lock(Checkout(root), name)
-    found = check.check_environment(promise, place)
-    assert place.conda
-    assert_locked(root, name, promise.stack.cuda.version, tmp_path)
+    locked = check.load(Checkout(root), name)
+    found, conda_lock_yml = locked.lock, locked.files.conda_lock
+    assert_locked(root, name, locked.cuda, tmp_path)
     for options, packages in (((), found.main), (("-e", "devel"), found.conda)):
-        names = [address.rsplit("/", 1)[1].split("#")[0] for address in rendered(place.conda, tmp_path, *options)]
+        names = [address.rsplit("/", 1)[1].split("#")[0] for address in rendered(conda_lock_yml, tmp_path, *options)]
         assert sorted(names) == sorted(package.file for package in packages)
     script = """
 import json, os, sys
@@ -378,7 +375,9 @@ import rattler
 print(json.dumps(sorted(str(package.location) for package in environment.packages(platform))), flush=True)
 os._exit(0)
 """
-    read = subprocess.run([sys.executable, "-c", script, place.conda], capture_output=True, text=True, timeout=60, check=True)
+    read = subprocess.run(
+        [sys.executable, "-c", script, conda_lock_yml], capture_output=True, text=True, timeout=60, check=True
+    )
     assert json.loads(read.stdout) == sorted(
         f"https://conda.anaconda.org/conda-forge/{package.subdir}/{package.file}" for package in found.conda
     )
@@ -391,9 +390,9 @@ def test_ours_solves_to_what_is_committed(root: Path, name: str, tmp_path: Path)
         pytest.skip(f"{SNAPSHOT}: no snapshot of conda-forge's records here")
     from smokehouse.locks.solvers import conda
 
-    promise = environment.read(Checkout(root), name)
-    found = check.check_environment(promise, lock.environment_lock(Checkout(root), name))
-    solution = conda.solve(promise.conda, str(SNAPSHOT))
+    locked = check.load(Checkout(root), name)
+    found = locked.lock
+    solution = conda.solve(locked.environment.conda, str(SNAPSHOT))
     assert tuple(solved.package for solved in solution.packages) == found.conda
     assert found.channel.snapshot == solution.snapshot
     # What a runtime image has: no compiler and nothing of CUDA.
@@ -405,7 +404,7 @@ def test_environments_of_one_stack_share_every_artefact(root: Path) -> None:
     checkout = Checkout(root)
     alike = defaultdict(list)
     for name in checkout.environments():
-        found = check.read_manifest(lock.environment_lock(checkout, name))
+        found = check.read_lock(LockFiles.of(checkout, name))
         files = {(half, package.name): package.file for half in ("conda", "pip") for package in getattr(found, half)}
         core = (files["pip", package] for package in ("torch", "transformers", "deepspeed"))
         alike[found.cutoff, *core].append((name, files))

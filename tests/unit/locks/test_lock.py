@@ -14,11 +14,9 @@ from packaging.requirements import Requirement
 from uv import find_uv_bin
 
 from smokehouse.checkout import Checkout
-from smokehouse.environments import definition as environment
 from smokehouse.environments.inputs import Inputs
 from smokehouse.errors import UserError
 from smokehouse.locks import check as check_module
-from smokehouse.locks import pins as lock
 from smokehouse.locks.solvers import pip as resolution
 from smokehouse.locks.solvers.sdist import build_requirements
 from smokehouse.locks.wheel_tags import Artefact
@@ -209,32 +207,72 @@ def test_every_choice_is_the_one_that_uv_makes(checkout: TestCheckout, index: In
 
 # what is done to the checkout, what --check says
 STALE = [
-    ("environment.yml", "alpha==1.0", "alpha==1.1", r"environment\.yml asks alpha==1\.1, the lock has 1\.0"),
-    ("environment.yml", "- beta", "- beta\n      - delta>1", r"environment\.yml asks delta>1, the lock has none"),
-    ("environment.yml", "      - beta\n", "", r"environment\.yml no longer asks beta, the lock still does"),
-    ("environment.yml", "- beta", "- beta>=1", r"the lock was made from other version ranges, extras or left_out, .*"),
-    ("environment.yml", "- beta", "- beta[x]", r"the lock was made from other version ranges, extras or left_out, .*"),
-    ("environment.yml", "python=3.11", "python=3.12", r"Python is to be 3\.12, in the lock it is 3\.11"),
-    ("stack.toml", "2025-03-15", "2025-03-14", r"cut-off is to be 2025-03-14, in the lock it is 2025-03-15"),
-    ("stack.toml", "manylinux_2_28", "manylinux_2_17", r"platform is to be .*_2_17, in the lock it is .*_2_28"),
-    ("stack.toml", '"vllm"', '"flash-attn"', r"the lock was made from other version ranges, extras or left_out, .*"),
+    ("environment.yml", "alpha==1.0", "alpha==1.1", r"lock out of date: environment\.yml requires alpha==1\.1, lock has 1\.0"),
+    (
+        "environment.yml",
+        "- beta",
+        "- beta\n      - delta>1",
+        r"lock out of date: environment\.yml requires delta>1, lock has no such package",
+    ),
+    ("environment.yml", "      - beta\n", "", r"lock out of date: environment\.yml no longer requires beta, lock still has it"),
+    (
+        "environment.yml",
+        "- beta",
+        "- beta>=1",
+        r"lock out of date: it was made from other version ranges, extras or left_out, .*",
+    ),
+    (
+        "environment.yml",
+        "- beta",
+        "- beta[x]",
+        r"lock out of date: it was made from other version ranges, extras or left_out, .*",
+    ),
+    ("environment.yml", "python=3.11", "python=3.12", r"lock out of date: Python: expected 3\.12, lock has 3\.11"),
+    ("stack.toml", "2025-03-15", "2025-03-14", r"lock out of date: cut-off: expected 2025-03-14, lock has 2025-03-15"),
+    ("stack.toml", "manylinux_2_28", "manylinux_2_17", r"lock out of date: platform: expected .*_2_17, lock has .*_2_28"),
+    (
+        "stack.toml",
+        '"vllm"',
+        '"flash-attn"',
+        r"lock out of date: it was made from other version ranges, extras or left_out, .*",
+    ),
     (
         "requirements.txt",
         "alpha==1.0",
         "alpha==1.1",
-        r"requirements\.txt beside it was edited since the lock was made",
+        r"requirements\.txt was edited since the lock was made",
     ),
-    ("requirements.txt", "# via beta\n", "# via alpha\n", r"requirements\.txt beside it was edited since .*"),
-    ("requirements.txt", "# platform: x86", "# platform: arm", r"requirements\.txt beside it was edited since .*"),
-    ("build-requirements.txt", "never", "always", r"build-requirements\.txt beside it was edited since the lock was made"),
-    ("conda-lock.yml", "never", "always", r"conda-lock\.yml beside it was edited since the lock was made"),
+    ("requirements.txt", "# via beta\n", "# via alpha\n", r"requirements\.txt was edited since .*"),
+    ("requirements.txt", "# platform: x86", "# platform: arm", r"requirements\.txt was edited since .*"),
+    ("build-requirements.txt", "never", "always", r"build-requirements\.txt was edited since the lock was made"),
+    ("conda-lock.yml", "never", "always", r"conda-lock\.yml was edited since the lock was made"),
     ("lock.json", '"format": 1', '"format": 2', r"format: Input should be 1"),
     ("lock.json", '"pip"', '"pipe"', r"pip: Field required"),
-    ("environment.yml", "cuda-nvcc=12.4", "cuda-nvcc>=12.4", "the conda half was made from other specs, .*"),
-    ("environment.yml", "- cuda-nvcc", "- libtiny\n  - cuda-nvcc", "the conda half was made from other specs, .*"),
-    ("environment.yml", "- cuda-nvcc", "- tiny-gxx\n  - cuda-nvcc", r"environment\.yml asks tiny-gxx, the conda half of .*"),
-    ("stack.toml", 'devel = ["cuda-nvcc"]', "devel = []", r"cuda-nvcc is devel in the lock and no longer in stack\.toml's .*"),
-    ("stack.toml", 'version = "12.4"', 'version = "12.8"', r"__cuda is to be 12\.8, in the lock it is 12\.4"),
+    (
+        "environment.yml",
+        "cuda-nvcc=12.4",
+        "cuda-nvcc>=12.4",
+        "lock out of date: the conda packages were locked from other specs, .*",
+    ),
+    (
+        "environment.yml",
+        "- cuda-nvcc",
+        "- libtiny\n  - cuda-nvcc",
+        "lock out of date: the conda packages were locked from other specs, .*",
+    ),
+    (
+        "environment.yml",
+        "- cuda-nvcc",
+        "- tiny-gxx\n  - cuda-nvcc",
+        r"lock out of date: environment\.yml requires tiny-gxx, lock has no such conda package",
+    ),
+    (
+        "stack.toml",
+        'devel = ["cuda-nvcc"]',
+        "devel = []",
+        r"lock out of date: cuda-nvcc is devel in the lock and no longer in stack\.toml's .*",
+    ),
+    ("stack.toml", 'version = "12.4"', 'version = "12.8"', r"lock out of date: __cuda: expected 12\.8, lock has 12\.4"),
 ]
 
 
@@ -257,20 +295,20 @@ def test_check_sees_what_is_not_there(checkout: TestCheckout) -> None:
         return ended.stderr.removeprefix("smokehouse: ")
 
     where = "lockfiles/tiny/lock.json"
-    assert check() == f"{where}: lock.json does not exist; run nox -s lock -- tiny\n"
+    assert check() == f"{where}: lock.json not found; run nox -s lock -- tiny\n"
     checkout.lock()
     checkout.build_pins.unlink()
-    assert check() == f"{where}: build-requirements.txt does not exist; run nox -s lock -- tiny\n"
+    assert check() == f"{where}: build-requirements.txt not found; run nox -s lock -- tiny\n"
     checkout.lock()
     (checkout.root / "lockfiles" / "old").mkdir()
-    assert check() == "lockfiles/old: there is no environment of this name; remove the folder\n"
+    assert check() == "lockfiles/old: environment not found; remove the folder\n"
 
 
 def test_check_covers_the_tools(checkout: TestCheckout) -> None:
     checkout.lock()
     checkout.edit(checkout.root / "pyproject.toml", '"hypothesis",', '"hypothesis", "no-such-tool",')
     ended = checkout.run("lock", "--check")
-    message = "pyproject.toml asks no-such-tool, the lock has none; run nox -s lock -- --tools"
+    message = "lock out of date: pyproject.toml requires no-such-tool, lock has no such package; run nox -s lock -- --tools"
     assert (ended.returncode, ended.stderr) == (1, f"smokehouse: lockfiles/tools.txt: {message}\n")
 
 
@@ -306,7 +344,7 @@ def test_a_question_without_an_answer_leaves_the_lock(checkout: TestCheckout, ol
     before = everything(checkout)
     checkout.edit(checkout.environment, old, new)
     said = checkout.refused("lock")
-    assert said.startswith("smokehouse: tiny: the lock stays as it is: environment.yml cannot be ")
+    assert said.startswith("smokehouse: tiny: lock unchanged: environment.yml cannot be ")
     assert message in said
     assert everything(checkout) == before
 
@@ -366,16 +404,15 @@ def test_full_disk_leaves_the_lock(checkout: TestCheckout, full_disk: Path) -> N
 @pytest.mark.parametrize("name", Checkout(Path(__file__).parents[3]).environments())
 def test_ours_resolves_to_what_is_committed(root: Path, name: str) -> None:
     checkout = Checkout(root)
-    promise = environment.read(checkout, name)
-    place = lock.environment_lock(checkout, name)
-    packages = resolution.resolve(promise.inputs)
-    builds = resolution.resolve_builds(promise.inputs, packages)
-    manifest = check_module.check_environment(promise, place)
+    locked = check_module.load(checkout, name)
+    inputs, manifest = locked.environment.inputs, locked.lock
+    packages = resolution.resolve(inputs)
+    builds = resolution.resolve_builds(inputs, packages)
     assert [(file.name, file.version, file.file, file.sha256) for file in manifest.pip] == [
         (package.name, package.version, package.files[0].name, package.files[0].sha256) for package in packages
     ]
     assert [(file.name, file.sha256) for file in manifest.build] == [(p.name, p.files[0].sha256) for p in builds]
-    found = pins(place.pins.read_text())
+    found = pins(locked.files.pins.path.read_text())
     assert found == {file.name: [file.sha256] for file in manifest.pip}
 
 

@@ -18,7 +18,7 @@ from markdown_it import MarkdownIt
 from smoke_tests import report
 from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
-from smokehouse.locks.model import Channel, CondaPackage, LockedFile, Manifest
+from smokehouse.locks.model import Channel, CondaPackage, Lock, LockedFile
 from smokehouse.pages import update as docs
 from smokehouse.pages.markdown import between, code, plain, table
 from smokehouse.storage.files import sha256
@@ -45,7 +45,7 @@ def packaged(name: str, version: str, size: int) -> dict[str, Any]:
     return {"name": name, "version": version, "file": f"{name}-{version}.whl", "size": size, "sha256": "0" * 64}
 
 
-MANIFEST = Manifest(
+MANIFEST = Lock(
     environment="tiny",
     python="3.11",
     platform="x86_64-manylinux_2_28",
@@ -84,7 +84,7 @@ class Docs:
             shutil.copy(root / "smoke_tests" / name, place / "smoke_tests")
         self.write_lock(MANIFEST)
 
-    def write_lock(self, manifest: Manifest) -> None:
+    def write_lock(self, manifest: Lock) -> None:
         for name, text in LOCK_FILES.items():
             (self.lock / name).write_text(text)
         (self.lock / "lock.json").write_text(manifest.text())
@@ -385,7 +385,7 @@ def test_an_unknown_name_is_refused(tiny: Docs) -> None:
 
 def test_an_edited_lock_is_not_documented(tiny: Docs) -> None:
     (tiny.lock / "requirements.txt").write_text("alpha==2.0\n")
-    with pytest.raises(UserError, match=r"requirements\.txt beside it was edited"):
+    with pytest.raises(UserError, match=r"requirements\.txt was edited"):
         tiny.make()
 
 

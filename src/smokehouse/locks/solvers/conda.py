@@ -14,7 +14,7 @@ from rattler import exceptions
 
 from smokehouse.environments.inputs import CondaInputs, name_of
 from smokehouse.errors import UserError
-from smokehouse.locks.model import HOME, CondaPackage
+from smokehouse.locks.model import CHANNELS, CondaPackage
 from smokehouse.storage.files import sha256
 
 _PATIENCE = 300.0  # seconds for a channel's answer, and for a solution
@@ -41,7 +41,7 @@ class Solution:
 
 def url(channel: str, package: CondaPackage) -> str:
     """Return where `channel` has `package`."""
-    return f"{HOME}{channel}/{package.path}"
+    return f"{CHANNELS}{channel}/{package.path}"
 
 
 def solve(inputs: CondaInputs, where: str | None, keep: Sequence[CondaPackage] = ()) -> Solution:
@@ -97,7 +97,7 @@ class _Folder:
 
     def __init__(self, folder: Path, channel: str, subdir: str) -> None:
         self.name = str(folder)
-        self.channel = rattler.Channel(channel, rattler.ChannelConfig(HOME))
+        self.channel = rattler.Channel(channel, rattler.ChannelConfig(CHANNELS))
         self.files = {part: folder / part / "repodata.json" for part in (subdir, "noarch")}
         for file in self.files.values():
             if not file.is_file():
@@ -136,7 +136,7 @@ class _Address:
 def _open(channel: str, subdir: str, where: str | None) -> _Source:
     """Return the records of `channel`; one source for all environments of a run, since reading one takes most of the time."""
     if where is None:
-        return _Address(channel, rattler.Channel(channel, rattler.ChannelConfig(HOME)), subdir)
+        return _Address(channel, rattler.Channel(channel, rattler.ChannelConfig(CHANNELS)), subdir)
     if re.match(r"https?://", where):
         return _Address(re.sub(r"//[^/@]*@", "//", where), rattler.Channel(where), subdir)
     if "://" in where:

@@ -23,30 +23,30 @@ from smokehouse.programs.uv import ANY_PYTHON, RESOLVE_DEADLINE, run_uv
 
 
 @dataclass(frozen=True)
-class Kept:
+class Preferred:
     """Versions to stay with: a lock's pins as text, and the packages that may move all the same."""
 
     pins: str
     free: tuple[str, ...] = ()
 
 
-def compile_pins(inputs: Inputs, *options: str, kept: Kept | None = None, again: bool = False) -> str:
+def compile_pins(inputs: Inputs, *options: str, preferred: Preferred | None = None, again: bool = False) -> str:
     """Resolve `inputs` and return what uv writes with `options` added; raises UserError when there is no answer.
 
-    What stands in `kept` stays where it still answers. With `again`, the index was asked the same a moment ago: what it
+    What stands in `preferred` stays where it still answers. With `again`, the index was asked the same a moment ago: what it
     said is taken from uv's cache where there is one.
     """
     if again:
         with suppress(UserError):
-            return compile_pins(inputs, "--offline", *options, kept=kept)
+            return compile_pins(inputs, "--offline", *options, preferred=preferred)
     with tempfile.TemporaryDirectory() as folder:
         asked = Path(folder, "asked.in")
         asked.write_text("".join(f"{requirement}\n" for requirement in inputs.requirements))
         # uv prefers the versions that it finds in the file it writes to.
         written = Path(folder, "pylock.toml" if "pylock.toml" in options else "pins.txt")
-        if kept:
-            written.write_text(kept.pins)
-            options = (*options, *(f"--upgrade-package={name}" for name in kept.free))
+        if preferred:
+            written.write_text(preferred.pins)
+            options = (*options, *(f"--upgrade-package={name}" for name in preferred.free))
         command = ["pip", "compile", asked.name, "--output-file", written.name, "--python-version", inputs.python, *ANY_PYTHON]
         command += ["--exclude-newer", f"{inputs.before:%Y-%m-%dT%H:%M:%SZ}"]
         command += ["--python-platform", inputs.platform] if inputs.platform else ["--universal"]
@@ -71,15 +71,15 @@ class Resolved:
         return None if any(file.name.endswith(".whl") for file in self.files) else self.files[0]
 
 
-def resolve(inputs: Inputs, kept: Kept | None = None) -> list[Resolved]:
-    """Return every package that answers `inputs`, sorted by name, at the versions `kept` where they do; raises UserError.
+def resolve(inputs: Inputs, preferred: Preferred | None = None) -> list[Resolved]:
+    """Return every package that answers `inputs`, sorted by name, at the versions `preferred` where they do; raises UserError.
 
     For one platform, each has the one file that an installer takes there; for all platforms, every file.
     """
-    return _resolve(inputs, {requirement.name: (inputs.file,) for requirement in inputs.requirements}, kept)
+    return _resolve(inputs, {requirement.name: (inputs.file,) for requirement in inputs.requirements}, preferred)
 
 
-def resolve_builds(inputs: Inputs, packages: Sequence[Resolved], kept: Kept | None = None) -> list[Resolved]:
+def resolve_builds(inputs: Inputs, packages: Sequence[Resolved], preferred: Preferred | None = None) -> list[Resolved]:
     """Return what building the source distributions among `packages` takes, sorted by name; raises UserError."""
     waiting = [package for package in packages if package.sdist]
     asked: dict[str, Requirement] = {}
@@ -94,15 +94,15 @@ def resolve_builds(inputs: Inputs, packages: Sequence[Resolved], kept: Kept | No
                 asked[str(requirement)] = requirement
                 via[requirement.name] = (*via.get(requirement.name, ()), package.name)
         question = replace(inputs, file=f"the build of {', '.join(sorted(seen))}", requirements=tuple(asked.values()))
-        found = _resolve(question, via, kept)
+        found = _resolve(question, via, preferred)
         waiting = [package for package in found if package.sdist and package.name not in seen]
     return found
 
 
-def _resolve(inputs: Inputs, asked_by: Mapping[str, tuple[str, ...]], kept: Kept | None) -> list[Resolved]:
+def _resolve(inputs: Inputs, asked_by: Mapping[str, tuple[str, ...]], preferred: Preferred | None) -> list[Resolved]:
     if not inputs.requirements:
         return []
-    pylock, annotated = _answers(inputs, kept)
+    pylock, annotated = _answers(inputs, preferred)
     askers = _askers(annotated)
     ranks = ranking(inputs.python, inputs.platform) if inputs.platform else None
     found = []
@@ -115,11 +115,11 @@ def _resolve(inputs: Inputs, asked_by: Mapping[str, tuple[str, ...]], kept: Kept
     return sorted(found, key=lambda package: (package.name, Version(package.version)))
 
 
-def _answers(inputs: Inputs, kept: Kept | None) -> tuple[str, str]:
+def _answers(inputs: Inputs, preferred: Preferred | None) -> tuple[str, str]:
     """Return uv's answer twice: as pylock.toml, which has the files, and with comments that say who asked for what."""
-    annotated = compile_pins(inputs, "--annotation-style", "line", "--no-strip-markers", kept=kept)
+    annotated = compile_pins(inputs, "--annotation-style", "line", "--no-strip-markers", preferred=preferred)
     # uv prefers no pins where it writes pylock.toml, but it can be held to them.
-    if kept:
+    if preferred:
         inputs = replace(inputs, requirements=(*inputs.requirements, *(parse(pin) for pin in _pins(annotated))))
     return compile_pins(inputs, "--format", "pylock.toml", again=True), annotated
 
