@@ -26,7 +26,7 @@ def unpack(names: Sequence[str], folder: Path, *, without: Sequence[str] = ()) -
             excluded.write_text("".join(f"{pattern}\n" for pattern in without))
             for package in sorted((folder / "packages").glob("*.deb")):
                 script = 'dpkg-deb --fsys-tarfile "$1" | tar -x --exclude-from="$2"'
-                command = ["bash", "-o", "pipefail", "-c", script, "-", package, excluded]
+                command = ["bash", "-o", "pipefail", "-c", script, "-", str(package), str(excluded)]
                 subprocess.run(command, cwd=folder, check=True, timeout=300)
                 package.unlink()
             done.write_text("\n".join(names))

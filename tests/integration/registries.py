@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 from smokehouse.oci import Descriptor, Layout, Reference, Registry
@@ -51,23 +51,13 @@ def started(programs: Path, store: Path, place: Path, auth: object = None) -> It
     place.mkdir(parents=True, exist_ok=True)
     (place / "config.yml").write_text(_CONFIG.format(store=store, port=port, auth=json.dumps(auth or {})))
     with (place / "log").open("wb") as log:
-        command = ["setpriv", "--pdeathsig", "KILL", usr / "bin" / "docker-registry", "serve", place / "config.yml"]
+        program = [str(usr / "bin" / "docker-registry"), "serve", str(place / "config.yml")]
+        command = ["setpriv", "--pdeathsig", "KILL", *program]
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     try:
         # curl retries until there is a response, so nothing here guesses how long that takes.
-        command = [
-            "curl",
-            "--silent",
-            "--fail",
-            "--retry",
-            "100",
-            "--retry-delay",
-            "1",
-            "--retry-all-errors",
-            "--max-time",
-            "60",
-        ]
-        answered = subprocess.run([*command, f"http://127.0.0.1:{port}/"], capture_output=True, timeout=120)
+        curl = ["curl", "--silent", "--fail", "--retry", "100", "--retry-delay", "1", "--retry-all-errors", "--max-time", "60"]
+        answered = subprocess.run([*curl, f"http://127.0.0.1:{port}/"], capture_output=True, timeout=120)
         assert answered.returncode == 0, (place / "log").read_text()
         yield port
     finally:
@@ -242,7 +232,7 @@ class Server:
             self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
         self.host = f"{address}:{self._server.server_port}"
 
-    def __enter__(self) -> "Server":
+    def __enter__(self) -> Self:
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
         self._thread.start()
         return self
@@ -257,7 +247,7 @@ def certificate(folder: Path, address: str) -> Path:
     """Write a new key and its self-signed certificate for `address` to a file, and return it."""
     pair = folder / "pair.pem"
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=tests"]
-    command += ["-addext", f"subjectAltName=IP:{address}", "-keyout", pair, "-out", folder / "certificate.pem"]
+    command += ["-addext", f"subjectAltName=IP:{address}", "-keyout", str(pair), "-out", str(folder / "certificate.pem")]
     subprocess.run(command, check=True, capture_output=True, timeout=60)
     with pair.open("a") as file:
         file.write((folder / "certificate.pem").read_text())
@@ -312,7 +302,7 @@ class Tokens(Server):
         chain = "".join(self._pair.with_name("certificate.pem").read_text().splitlines()[1:-1])
         head = {"typ": "JWT", "alg": "RS256", "x5c": [chain]}
         text = b".".join(_base64url(json.dumps(part).encode()) for part in (head, claims))
-        command = ["openssl", "dgst", "-sha256", "-sign", self._pair]
+        command = ["openssl", "dgst", "-sha256", "-sign", str(self._pair)]
         signature = subprocess.run(command, input=text, check=True, capture_output=True, timeout=60).stdout
         token = (text + b"." + _base64url(signature)).decode()
         return 200, {}, json.dumps({"token": token, "expires_in": self.announced}).encode()

@@ -132,7 +132,7 @@ def test_a_token_that_expires_during_an_upload_is_renewed(
     layout = Layout(tmp_path / "a")
     [layer] = layout.image().manifest.layers
     there = Registry(Reference.parse(f"{guarded.host}/ends/early"), push=True)
-    guarded.tokens.valid = 1.0  # though it is announced for 300
+    guarded.tokens.valid = 3.0  # though it is announced for 300
     write = there._write
 
     def late(*arguments: object) -> object:
@@ -157,7 +157,7 @@ def test_an_identity_token_is_exchanged(guarded: Guarded, tmp_path: Path, monkey
     configure(tmp_path, credHelpers={guarded.host: helper(tmp_path, monkeypatch, f"cat >/dev/null; echo '{answer}'")})
     push_image(guarded.host, tmp_path / "a", "iden/tity")
     assert guarded.tokens.received[0].method == "POST"
-    assert guarded.tokens.received[0].said["grant_type"] == "refresh_token"
+    assert guarded.tokens.received[0].fields["grant_type"] == "refresh_token"
     configure(tmp_path, auths={guarded.host: {"identitytoken": "id-2"}})
     with pytest.raises(UserError, match="issued no token for this identity: status 401"):
         push_image(guarded.host, tmp_path / "a", "iden/tity")
@@ -249,7 +249,7 @@ def pair(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def nothing(request: Request) -> Response:
-    """Response with an empty list of manifests, whatever is request."""
+    """Return an empty list of manifests for any request."""
     return 200, {"Content-Type": MANIFEST}, b"{}"
 
 
