@@ -156,13 +156,13 @@ def test_mistake_ends_the_command_line_with_code_2(checkout: TestCheckout, row: 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("tidy", r"environments/tidy: no such environment; did you mean tiny\? known: tiny; a new one is a folder .*"),
-        ("elephant", r"environments/elephant: no such environment; known: tiny; a new one is a folder .*"),
-        ("../tiny", r"'\.\./tiny' is no environment name \(.*\); known: tiny"),
-        ("/etc", r"'/etc' is no environment name .*"),
-        ("..", r"'\.\.' is no environment name .*"),
-        ("Tiny", r"'Tiny' is no environment name .*"),
-        ("", r"'' is no environment name .*"),
+        ("tidy", r"environments/tidy: not found; did you mean tiny\? existing: tiny; a new environment is a folder .*"),
+        ("elephant", r"environments/elephant: not found; existing: tiny; a new environment is a folder .*"),
+        ("../tiny", r"'\.\./tiny': invalid environment name \(.*\); existing: tiny"),
+        ("/etc", r"'/etc': invalid environment name .*"),
+        ("..", r"'\.\.': invalid environment name .*"),
+        ("Tiny", r"'Tiny': invalid environment name .*"),
+        ("", r"'': invalid environment name .*"),
     ],
 )
 def test_unknown_name(checkout: TestCheckout, name: str, message: str) -> None:
@@ -185,7 +185,7 @@ def test_file_that_cannot_be_read(checkout: TestCheckout, file: str) -> None:
 
 def test_outside_a_checkout(checkout: TestCheckout) -> None:
     shutil.rmtree(checkout.root / "environments")
-    assert "no environments/ folder here or above" in checkout.refused("lock")
+    assert "environments/ not found here or in a parent folder" in checkout.refused("lock")
 
 
 @given(st.text())
