@@ -145,7 +145,7 @@ def _build(
 ) -> int:
     """Build the image of an environment from its lock, reproducibly: same lock, same digest."""
     from smokehouse.images import build as building
-    from smokehouse.images import extra_wheels as additions
+    from smokehouse.images import extra_wheels
     from smokehouse.locks import check as locks
 
     checkout = Checkout.find(Path.cwd())
@@ -158,7 +158,7 @@ def _build(
         channel=channel,
         source=source,
         ops=ops,
-        added=[additions.read(text) for text in added or ()],
+        added=[extra_wheels.parse(text) for text in added or ()],
     )
     if only_prepare:
         print(f"docker buildx bake -f docker/docker-bake.hcl -f {checkout.relative(prepared.bake)} {name}")
@@ -182,13 +182,13 @@ def _verify(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
     """Verify that an image is what this checkout's lock builds, and show what was proven of it."""
-    from smokehouse.images import extra_wheels as additions
+    from smokehouse.images import extra_wheels
     from smokehouse.proofs import verify as verifying
     from smokehouse.proofs.attestation import Signer
 
     signer = Signer(key, identity, issuer) if key or identity else None
     options = verifying.Options(
-        bundle, channel, signer, rebuild, trust_base, tuple(additions.read(text) for text in added or ())
+        bundle, channel, signer, rebuild, trust_base, tuple(extra_wheels.parse(text) for text in added or ())
     )
     return verifying.show(verifying.verify(Checkout.find(Path.cwd()), reference, options), as_json)
 
@@ -215,10 +215,10 @@ def _publish(
     added: WithOption = None,
 ) -> int:
     """Build, prove, verify, sign and push an image; tags are pushed last."""
-    from smokehouse.images import extra_wheels as additions
+    from smokehouse.images import extra_wheels
     from smokehouse.proofs import publish as publishing
 
-    asked = tuple(additions.read(text) for text in added or ())
+    asked = tuple(extra_wheels.parse(text) for text in added or ())
     options = publishing.Options(flavour, ops, key, built, report, bundle, channel, source, move, asked)
     return publishing.publish(Checkout.find(Path.cwd()), name, repository, options)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from smokehouse.checkout import Checkout
-from smokehouse.images.paths import LISTED
+from smokehouse.images.paths import FILES_JSON
 from smokehouse.oci import model
 from smokehouse.oci.filesystem import Entry, Tree, folders
 from smokehouse.oci.layout import Image
@@ -113,7 +113,7 @@ def compare_files(contents: Contents, tree: Tree, under: Mapping[str, Entry], ve
             differ(entry, path, problem)
         elif path in contents.files:
             counts[_group(contents.files[path].owner)] += 1
-    for path in contents.files.keys() - tree.entries.keys() - {LISTED}:
+    for path in contents.files.keys() - tree.entries.keys() - {FILES_JSON}:
         differ(None, path, f"of {contents.files[path].owner}, and not in the image")
     verdict.files = dict(counts)
 
@@ -129,7 +129,7 @@ def _problem(contents: Contents, path: str, entry: Entry, parents: set[str], was
         if path not in parents:
             return "a folder of no artefact of the lock"
         return None if entry.mode == 0o755 else f"a folder of mode {entry.mode:o}, not 755"
-    if path == LISTED:
+    if path == FILES_JSON:
         return None  # its own check says more
     expected = contents.files.get(path)
     if expected is None:
@@ -147,13 +147,15 @@ def _group(owner: str) -> str:
 
 def check_list(contents: Contents, tree: Tree, verdict: Verdict) -> None:
     """Note where files.json in the image does not name what was made in its build, with its hash."""
-    entry = tree.entries.get(LISTED)
+    entry = tree.entries.get(FILES_JSON)
     listed: dict[str, str] = {}
     try:
-        document = json.loads(tree.kept[LISTED])
+        document = json.loads(tree.kept[FILES_JSON])
         listed = {str(item["path"]).removeprefix("/"): str(item["sha256"]) for item in document["files"]}
     except (KeyError, ValueError, TypeError, RecursionError):
-        verdict.differences.append(Difference(entry.layer + 1 if entry else 0, LISTED, "no list of what was made in the build"))
+        verdict.differences.append(
+            Difference(entry.layer + 1 if entry else 0, FILES_JSON, "no list of what was made in the build")
+        )
         return
     assert entry
     known = {difference.path for difference in verdict.differences}

@@ -19,7 +19,7 @@ from typing import Any
 
 from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
-from smokehouse.images.paths import ENV, INSTALLER, OURS, PREFIX, PROGRAMS
+from smokehouse.images.paths import ENV, INSTALLER, PREFIX, PROGRAMS, SMOKEHOUSE
 from smokehouse.locks.model import Lock, LockedFile
 from smokehouse.oci.filesystem import Entry, Tree
 from smokehouse.programs.process import run
@@ -150,7 +150,7 @@ class Contents:
         for path in sorted(folder.rglob("*")):
             if path.is_file():
                 inside = str(path.relative_to(folder))
-                place = f"{self.site}/_smokehouse_home.py" if inside == "home.py" else f"{OURS}/{inside}"
+                place = f"{self.site}/_smokehouse_home.py" if inside == "home.py" else f"{SMOKEHOUSE}/{inside}"
                 self._ours(place, path.read_bytes(), inside in PROGRAMS)
         self._ours(f"{self.site}/_smokehouse_home.pth", b"import _smokehouse_home\n", False)
 
@@ -203,7 +203,7 @@ class Contents:
                 archive.extractall(work, filter="tar")
             self._unpack_sources(work)
             python = work / ENV / "bin" / "python"
-            folders = [str(work / self.library), str(work / OURS)]
+            folders = [str(work / self.library), str(work / SMOKEHOUSE)]
             command = [python, "-I", "-S", "-B", "-c", _COMPILE, self.checkout.root / "docker" / "steps", work, *folders]
             environ = {name: text for name, text in os.environ.items() if not name.startswith(("PYTHON", "LD_"))}
             ended = run([str(part) for part in command], deadline=_COMPILING, environ=environ, cwd=work)

@@ -11,7 +11,7 @@ from smokehouse.console import status
 from smokehouse.errors import UserError
 from smokehouse.images import build as building
 from smokehouse.images import labels as image
-from smokehouse.images.extra_wheels import Asked
+from smokehouse.images.extra_wheels import ExtraWheel
 from smokehouse.images.labels import Flavour, Ops
 from smokehouse.locks import check
 from smokehouse.locks.check import LockedEnvironment
@@ -49,7 +49,7 @@ class Options:
     channel: str | None = None
     source: str | None = None
     move: bool = False
-    added: tuple[Asked, ...] = ()
+    added: tuple[ExtraWheel, ...] = ()
 
 
 def publish(checkout: Checkout, name: str, text: str, options: Options) -> int:

@@ -13,14 +13,13 @@ from smokehouse.console import status
 from smokehouse.errors import UserError
 from smokehouse.images import base as bases
 from smokehouse.images import build as building
-from smokehouse.images import contexts, debian_lock
-from smokehouse.images import extra_wheels as additions
+from smokehouse.images import contexts, debian_lock, extra_wheels
 from smokehouse.images import labels as image
 from smokehouse.images.base import Base
-from smokehouse.images.extra_wheels import LABEL, Asked
-from smokehouse.images.fetch import opened, work_folder
+from smokehouse.images.extra_wheels import LABEL, ExtraWheel
+from smokehouse.images.fetch import open_image, work_folder
 from smokehouse.images.labels import Flavour, Ops
-from smokehouse.images.paths import ENV, LISTED
+from smokehouse.images.paths import ENV, FILES_JSON
 from smokehouse.locks import check
 from smokehouse.locks.check import LockedEnvironment
 from smokehouse.locks.model import LOCK_JSON
@@ -51,12 +50,12 @@ class Options:
     signer: Signer | None = None
     rebuild: bool = False
     trust_base: bool = False
-    added: tuple[Asked, ...] = ()
+    added: tuple[ExtraWheel, ...] = ()
 
 
 def verify(checkout: Checkout, text: str, options: Options) -> Verdict:
     """Say of the image that `text` names whether it is what the lock in this checkout builds; raises UserError."""
-    with opened(checkout, text) as (found, registry):
+    with open_image(checkout, text) as (found, registry):
         name, *_ = built_as(found, text)
         return look(checkout, check.load(checkout, name), text, found, registry, options)
 
@@ -87,12 +86,12 @@ def look(
         raise UserError(f"{text}: of another lock of {name} than the one here ({digest[:12]}); {where}")
     verdict = Verdict(text, found.digest, name, digest)
     status(f"verifying {found.digest} against {locked_environment.files.name}/{LOCK_JSON}")
-    asked = additions.of_label(labels.get(LABEL, ""), options.added, text)
-    added = additions.take(checkout, asked, promise, locked)
+    asked = extra_wheels.from_label(labels.get(LABEL, ""), options.added, text)
+    added = extra_wheels.fetch_wheels(checkout, asked, promise, locked)
     verdict.added = [one.text for one in asked]
     bundle = building.bundle_for(checkout, locked_environment, flavour, options.bundle, options.channel)  # type: ignore[arg-type]
     base, below, runtime = _base(checkout, found, options, verdict)
-    additions.refuse_other_abi(asked, locked, bundle.wheels)
+    extra_wheels.require_torch_abi(asked, locked, bundle.wheels)
     expected_labels = image.labels(locked, locked_environment.cuda, digest, flavour, base, ops, {}, asked)  # type: ignore[arg-type]
     compare_config(checkout, found, expected_labels, runtime, verdict)
     folder = checkout.root / "build" / "verify" / f"{name}-{flavour}"
@@ -107,13 +106,13 @@ def look(
                 contents.add_wheel(bundle.wheels / file.file)
         for one in added:
             contents.add_wheel(one.path)
-        ours = contexts.ours(checkout, locked_environment, folder, bundle, flavour, ops, base.packages, added)  # type: ignore[arg-type]
+        ours = contexts.smokehouse_files(checkout, locked_environment, folder, bundle, flavour, ops, base.packages, added)  # type: ignore[arg-type]
         contents.add_ours(Path(ours, "ours"))
         verdict.sbom = str(Path(ours, "ours", "sbom.spdx.json"))
 
         def keep(path: str) -> bool:
             unknown = path.startswith(f"{ENV}/") and path not in contents.files
-            return path == LISTED or (unknown and path.endswith((".py", "/RECORD")))
+            return path == FILES_JSON or (unknown and path.endswith((".py", "/RECORD")))
 
         tree = found.tree(keep, last=below)
         under = dict(tree.entries)
@@ -174,7 +173,7 @@ def _base(checkout: Checkout, found: Image, options: Options, verdict: Verdict) 
         made = Layout(Path(context[1])).image()
         verdict.base = f"{base.name}, {len(base.packages)} packages of {debian_lock.LOCK}, made again here"
     else:
-        base = bases.given(f"{named}@{digest}")
+        base = bases.parse(f"{named}@{digest}")
         if options.trust_base:
             raise UserError(f"{named}: --trust-base is for Debian; how many layers this base has, its registry says")
         with tempfile.TemporaryDirectory(dir=work_folder(checkout)) as folder:
@@ -209,7 +208,7 @@ def _rebuild(
     locked: LockedEnvironment,
     found: Image,
     base: Base,
-    added: Sequence[Asked],
+    added: Sequence[ExtraWheel],
     options: Options,
     verdict: Verdict,
 ) -> None:
