@@ -46,7 +46,7 @@ class Base:
     packages: tuple[DebianPackage, ...]
 
 
-def given(reference: str) -> Base:
+def parse(reference: str) -> Base:
     """Return the base that a user names as REF@sha256:…; raises UserError for any other form."""
     found = re.fullmatch(rf"([a-z0-9][a-z0-9.-]*(?::\d+)?(?:/[a-z0-9][\w.-]*)*(?::\w[\w.-]*)?)@({DIGEST})", reference)
     if not found:

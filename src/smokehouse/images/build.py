@@ -14,16 +14,15 @@ from smokehouse.checkout import Checkout
 from smokehouse.console import status
 from smokehouse.errors import UserError
 from smokehouse.images import base as bases
-from smokehouse.images import extra_wheels as additions
+from smokehouse.images import extra_wheels
 from smokehouse.images import labels as labels_module
 from smokehouse.images import plan as image
-from smokehouse.images.contexts import conda_context, ours, sdist_context, wheel_context
-from smokehouse.images.extra_wheels import Asked
+from smokehouse.images.contexts import conda_context, sdist_context, smokehouse_files, wheel_context
+from smokehouse.images.extra_wheels import ExtraWheel
 from smokehouse.images.labels import Flavour, Ops
 from smokehouse.installs import bundle as bundles
 from smokehouse.installs import bundler as bundling
 from smokehouse.installs.bundle import Bundle
-from smokehouse.installs.prefix import refuse_partial
 from smokehouse.locks.check import LockedEnvironment
 from smokehouse.locks.model import Lock
 from smokehouse.programs import docker as engine
@@ -65,7 +64,7 @@ def prepare(
     channel: str | None = None,
     source: str | None = None,
     ops: Ops | None = None,
-    added: Sequence[Asked] = (),
+    added: Sequence[ExtraWheel] = (),
 ) -> Prepared:
     """Fetch and check everything that the image of an environment is made of; raises UserError.
 
@@ -76,11 +75,11 @@ def prepare(
     name, locked, digest = locked_environment.name, locked_environment.lock, locked_environment.digest
     promise = locked_environment.environment
     labels_module.driver(locked_environment.cuda)
-    wheels = additions.take(checkout, added, promise, locked)
-    under = bases.given(base) if base else bases.make(checkout)
+    wheels = extra_wheels.fetch_wheels(checkout, added, promise, locked)
+    under = bases.parse(base) if base else bases.make(checkout)
     bundle = bundle_for(checkout, locked_environment, flavour, bundled, channel)
-    additions.refuse_other_abi(added, locked, bundle.wheels)
-    able = bundle.contents.devel and _wants_ops(locked)
+    extra_wheels.require_torch_abi(added, locked, bundle.wheels)
+    able = bundle.has_devel and _wants_ops(locked)
     if ops == "aot" and not able:
         tools = " and ".join(sorted(_TOOLKIT))
         raise UserError(f"--ops aot: it takes deepspeed as source and {tools} in [conda] devel, in lock and bundle; add them")
@@ -104,7 +103,7 @@ def prepare(
         contexts["sources"] = sdist_context(folder / "sources", above[-1], locked, bundle, ops)
         origin = _origin(checkout, name, source)
         labels = labels_module.labels(locked, locked_environment.cuda, digest, flavour, under, ops, origin, added)
-        contexts["ours"] = ours(checkout, locked_environment, folder, bundle, flavour, ops, under.packages, wheels)
+        contexts["ours"] = smokehouse_files(checkout, locked_environment, folder, bundle, flavour, ops, under.packages, wheels)
         target = {
             "contexts": contexts,
             "args": {
@@ -186,11 +185,11 @@ def bundle_for(
     """Return the bundle to build from, every file in it seen to have its hash."""
     if given:
         bundle = bundles.read(given, locked)
-        refuse_partial(bundle, flavour == "devel")
-        bundle.refuse_edited()
+        bundle.require_conda(devel=flavour == "devel")
+        bundle.verify()
         return bundle
     folder = checkout.root / "build" / "bundles" / locked.name
-    return bundling.make(locked, folder, channel=channel, devel=True, near=True)
+    return bundling.make(locked, folder, channel=channel, devel=True, reuse_siblings=True)
 
 
 def _wants_ops(locked: Lock) -> bool:

@@ -12,12 +12,11 @@ from packaging.utils import canonicalize_name
 
 from smokehouse.checkout import Checkout
 from smokehouse.images import base as bases
-from smokehouse.images import extra_wheels as additions
+from smokehouse.images import extra_wheels, sbom
 from smokehouse.images import labels as image
-from smokehouse.images import sbom
 from smokehouse.images.base import EPOCH
 from smokehouse.images.debian_lock import DebianPackage
-from smokehouse.images.extra_wheels import Added
+from smokehouse.images.extra_wheels import FetchedWheel
 from smokehouse.images.labels import Flavour, Ops
 from smokehouse.images.paths import PREFIX, PROGRAMS
 from smokehouse.images.plan import Layer
@@ -40,7 +39,7 @@ _OPS = {
 }
 
 
-def ours(
+def smokehouse_files(
     checkout: Checkout,
     locked_environment: LockedEnvironment,
     folder: Path,
@@ -48,14 +47,14 @@ def ours(
     flavour: Flavour,
     ops: Ops,
     debian: Sequence[DebianPackage],
-    added: Sequence[Added] = (),
+    added: Sequence[FetchedWheel] = (),
 ) -> str:
     """Make folder/ours the context of what is in /opt/smokehouse, and return it; raises UserError."""
     name, cuda, locked = locked_environment.name, locked_environment.cuda, locked_environment.lock
     licences = sbom.licences(bundle.wheels, locked.pip)
     for one in added:
         licences |= sbom.licences(one.path.parent, [one.file])
-    locked = additions.grown(locked, added)
+    locked = extra_wheels.extend_lock(locked, added)
     wanted = locked.conda if flavour == "devel" else locked.main
     about = {
         "environment": name,

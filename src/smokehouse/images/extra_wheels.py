@@ -18,7 +18,7 @@ from smokehouse.checkout import Checkout
 from smokehouse.environments.definition import Environment
 from smokehouse.errors import UserError
 from smokehouse.locks.model import Lock, LockedFile
-from smokehouse.locks.wheel_tags import Artefact, misfit, ranking
+from smokehouse.locks.wheel_tags import Artefact, ranking, why_incompatible
 from smokehouse.storage.download import Download, fetch, is_whole
 from smokehouse.storage.files import SHA256
 from smokehouse.storage.folder_lock import exclusive
@@ -34,7 +34,7 @@ _TORCH_CONFIG = "torch/share/cmake/Torch/TorchConfig.cmake"
 
 
 @dataclass(frozen=True)
-class Asked:
+class ExtraWheel:
     """A wheel as --with names it: its file name, its SHA-256, and the URL or path that it is at. A path has no `url`."""
 
     name: str
@@ -59,14 +59,14 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Added:
+class FetchedWheel:
     """A wheel that was fetched to `path` and seen to fit; `file` is what a lock would say of it."""
 
     file: LockedFile
     path: Path
 
 
-def read(text: str) -> Asked:
+def parse(text: str) -> ExtraWheel:
     """Read what --with is given, URL_OR_FILE#sha256=HEX; raises UserError."""
     source, _, digest = text.rpartition("#sha256=")
     digest = digest.lower()
@@ -93,10 +93,10 @@ def read(text: str) -> Asked:
         raise UserError(f"--with {name}: not the name of a wheel; name a file NAME-VERSION-PYTHON-ABI-PLATFORM.whl") from None
     if version.is_devrelease:
         raise UserError(f"--with {name}: a development version, which says nothing certain; name a release")
-    return Asked(name, digest, source, url)
+    return ExtraWheel(name, digest, source, url)
 
 
-def of_label(text: str, given: Sequence[Asked], image: str) -> tuple[Asked, ...]:
+def from_label(text: str, given: Sequence[ExtraWheel], image: str) -> tuple[ExtraWheel, ...]:
     """Return what the label `text` of `image` names, taken from `given` where that has it; raises UserError.
 
     What the image's builder had in a file has to be given; the rest is where the label says.
@@ -105,7 +105,7 @@ def of_label(text: str, given: Sequence[Asked], image: str) -> tuple[Asked, ...]
     found = []
     for part in text.split():
         try:
-            one = read(part)
+            one = parse(part)
         except UserError as odd:
             raise UserError(f"{image}: its label {LABEL} is none of ours: {odd}") from None
         if mine := there.pop(one.sha256, None):
@@ -118,7 +118,9 @@ def of_label(text: str, given: Sequence[Asked], image: str) -> tuple[Asked, ...]
     return tuple(found)
 
 
-def take(checkout: Checkout, asked: Sequence[Asked], environment: Environment, locked: Lock) -> tuple[Added, ...]:
+def fetch_wheels(
+    checkout: Checkout, asked: Sequence[ExtraWheel], environment: Environment, locked: Lock
+) -> tuple[FetchedWheel, ...]:
     """Fetch what is `asked` for into build/with, where earlier calls left it; each is seen to fit the lock.
 
     Raises UserError for the first that does not. What a package of the lock would need for an extra that is asked of it
@@ -143,7 +145,7 @@ def take(checkout: Checkout, asked: Sequence[Asked], environment: Environment, l
     for one, (_, raw) in metadata.items():
         _refuse_unmet(one, raw, versions, locked)
     return tuple(
-        Added(
+        FetchedWheel(
             LockedFile(name=one.project, version=metadata[one][0], file=one.name, size=path.stat().st_size, sha256=one.sha256),
             path,
         )
@@ -151,12 +153,12 @@ def take(checkout: Checkout, asked: Sequence[Asked], environment: Environment, l
     )
 
 
-def grown(locked: Lock, added: Sequence[Added]) -> Lock:
+def extend_lock(locked: Lock, added: Sequence[FetchedWheel]) -> Lock:
     """Return `locked` as if its pip half had what was added, too."""
     return locked.model_copy(update={"pip": (*locked.pip, *(one.file for one in added))})
 
 
-def refuse_other_abi(asked: Sequence[Asked], locked: Lock, wheels: Path) -> None:
+def require_torch_abi(asked: Sequence[ExtraWheel], locked: Lock, wheels: Path) -> None:
     """Raise UserError where one was compiled for another C++ ABI than the torch in the folder `wheels`."""
     for one in asked:
         abi = _compiled_for(one).get("abi")
@@ -176,12 +178,12 @@ def refuse_other_abi(asked: Sequence[Asked], locked: Lock, wheels: Path) -> None
             )
 
 
-def _refuse_misfit(one: Asked, environment: Environment, locked: Lock) -> None:
+def _refuse_misfit(one: ExtraWheel, environment: Environment, locked: Lock) -> None:
     """Raise UserError where the name alone says that a wheel cannot go into the image."""
     cure = "name one of its other wheels"
     tags = parse_wheel_filename(one.name)[3]
     if not tags & ranking(locked.python, locked.platform).keys():
-        why = misfit([Artefact(one.name, "", one.sha256, 0)], locked.python, locked.platform)
+        why = why_incompatible([Artefact(one.name, "", one.sha256, 0)], locked.python, locked.platform)
         is_for = f"it is for {', '.join(sorted(map(str, tags)))}, the environment for {locked.python} on {locked.platform}"
         raise UserError(f"--with {one.name}: {why or is_for}; {cure}")
     for file in locked.pip:
@@ -204,13 +206,13 @@ def _refuse_misfit(one: Asked, environment: Environment, locked: Lock) -> None:
             raise UserError(f"--with {one.name}: compiled for torch {wanted}, the lock has {torch or 'none'}; {cure}")
 
 
-def _compiled_for(one: Asked) -> dict[str, str]:
+def _compiled_for(one: ExtraWheel) -> dict[str, str]:
     """Return what the local part of a wheel's version says it was compiled for: cuda, torch and abi, as far as it does."""
     found = _COMPILED_FOR.fullmatch(one.version.local or "")
     return {what: text for what, text in found.groupdict().items() if text} if found else {}
 
 
-def _metadata(one: Asked, path: Path) -> tuple[str, RawMetadata]:
+def _metadata(one: ExtraWheel, path: Path) -> tuple[str, RawMetadata]:
     """Return the version that a wheel is installed as, and its metadata; raises UserError where they are of another."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -229,7 +231,7 @@ def _metadata(one: Asked, path: Path) -> tuple[str, RawMetadata]:
     return version, raw
 
 
-def _refuse_unmet(one: Asked, raw: RawMetadata, versions: dict[str, str], locked: Lock) -> None:
+def _refuse_unmet(one: ExtraWheel, raw: RawMetadata, versions: dict[str, str], locked: Lock) -> None:
     """Raise UserError where `versions` lack what a wheel needs on Linux with the Python of the lock."""
     python = next((package.version for package in locked.conda if package.name == "python"), f"{locked.python}.0")
     machine = {

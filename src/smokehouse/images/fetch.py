@@ -17,7 +17,7 @@ from smokehouse.storage import files
 
 
 @contextmanager
-def opened(checkout: Checkout, text: str) -> Iterator[tuple[Image, Registry | None]]:
+def open_image(checkout: Checkout, text: str) -> Iterator[tuple[Image, Registry | None]]:
     """Yield the image that `text` names, fetched where it is not here, and the registry that it is from.
 
     It is oci:DIR, docker:NAME, or in a registry. Raises UserError.

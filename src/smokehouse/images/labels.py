@@ -6,7 +6,7 @@ from typing import Literal
 
 from smokehouse.errors import UserError
 from smokehouse.images.base import Base
-from smokehouse.images.extra_wheels import LABEL, Asked
+from smokehouse.images.extra_wheels import LABEL, ExtraWheel
 from smokehouse.locks.model import Lock
 from smokehouse.storage.files import sha256
 
@@ -37,7 +37,7 @@ def stack(manifest: Lock, cuda: str) -> dict[str, str]:
     return {"python": manifest.python, "cuda": cuda, **found}
 
 
-def tags(manifest: Lock, cuda: str, lock: str, flavour: Flavour, added: Sequence[Asked] = ()) -> list[str]:
+def tags(manifest: Lock, cuda: str, lock: str, flavour: Flavour, added: Sequence[ExtraWheel] = ()) -> list[str]:
     """Return the names of an image: by its stack and lock (`lock` is the SHA-256 of lock.json), and by the cut-off date.
 
     Both tell apart what was `added`.
@@ -57,7 +57,7 @@ def labels(
     base: Base,
     ops: Ops,
     origin: Mapping[str, str],
-    added: Sequence[Asked] = (),
+    added: Sequence[ExtraWheel] = (),
 ) -> dict[str, str]:
     """Return an image's labels; `lock` is the SHA-256 of lock.json and `origin` has source and revision where known."""
     about = {f"io.smokehouse.{name}": version for name, version in stack(manifest, cuda).items()}

@@ -6,6 +6,6 @@ PREFIX = Path("/opt/env")
 PROGRAMS = ("describe", "doctor", "entrypoint", "smoke", "tini")
 
 ENV = str(PREFIX).removeprefix("/")
-OURS = "opt/smokehouse"
-LISTED = f"{OURS}/files.json"
+SMOKEHOUSE = "opt/smokehouse"
+FILES_JSON = f"{SMOKEHOUSE}/files.json"
 INSTALLER = b"smokehouse\n"

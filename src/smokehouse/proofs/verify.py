@@ -13,14 +13,13 @@ from smokehouse.console import status
 from smokehouse.errors import UserError
 from smokehouse.images import base as bases
 from smokehouse.images import build as building
-from smokehouse.images import contexts, debian_lock
-from smokehouse.images import extra_wheels as additions
+from smokehouse.images import contexts, debian_lock, extra_wheels
 from smokehouse.images import labels as image
 from smokehouse.images.base import Base
-from smokehouse.images.extra_wheels import LABEL, Asked
-from smokehouse.images.fetch import opened, work_folder
+from smokehouse.images.extra_wheels import LABEL, ExtraWheel
+from smokehouse.images.fetch import open_image, work_folder
 from smokehouse.images.labels import Flavour, Ops
-from smokehouse.images.paths import ENV, LISTED
+from smokehouse.images.paths import ENV, FILES_JSON
 from smokehouse.locks import check
 from smokehouse.locks.check import LockedEnvironment
 from smokehouse.locks.model import LOCK_JSON
@@ -31,8 +30,8 @@ from smokehouse.oci.reference import Reference
 from smokehouse.oci.registry import Registry
 from smokehouse.proofs import attestation
 from smokehouse.proofs.attestation import BUNDLE, ENVELOPE, Signed, Signer
-from smokehouse.proofs.compare import Difference, Verdict, check_list, compare_config, compare_files, first_difference
-from smokehouse.proofs.expected import Contents
+from smokehouse.proofs.compare import Difference, Verification, check_list, compare_config, compare_files, first_difference
+from smokehouse.proofs.expected import ExpectedFiles
 from smokehouse.runs import report as report_module
 from smokehouse.storage.folder_lock import exclusive
 
@@ -40,7 +39,7 @@ _SHOWN = 20
 
 
 @dataclass(frozen=True)
-class Options:
+class VerifyOptions:
     """How to verify. `signer` is whose statements are believed; without one, they are only counted.
 
     `added` has wheels that no lock names, where the image's label does not say where to fetch them.
@@ -51,14 +50,14 @@ class Options:
     signer: Signer | None = None
     rebuild: bool = False
     trust_base: bool = False
-    added: tuple[Asked, ...] = ()
+    added: tuple[ExtraWheel, ...] = ()
 
 
-def verify(checkout: Checkout, text: str, options: Options) -> Verdict:
+def verify_reference(checkout: Checkout, text: str, options: VerifyOptions) -> Verification:
     """Say of the image that `text` names whether it is what the lock in this checkout builds; raises UserError."""
-    with opened(checkout, text) as (found, registry):
+    with open_image(checkout, text) as (found, registry):
         name, *_ = built_as(found, text)
-        return look(checkout, check.load(checkout, name), text, found, registry, options)
+        return verify_image(checkout, check.load(checkout, name), text, found, registry, options)
 
 
 def built_as(found: Image, text: str) -> tuple[str, str, str]:
@@ -69,14 +68,14 @@ def built_as(found: Image, text: str) -> tuple[str, str, str]:
     return name, flavour, ops
 
 
-def look(
+def verify_image(
     checkout: Checkout,
     locked_environment: LockedEnvironment,
     text: str,
     found: Image,
     registry: Registry | None,
-    options: Options,
-) -> Verdict:
+    options: VerifyOptions,
+) -> Verification:
     """Return the verdict over the image `found`, called `text`; raises UserError."""
     labels = found.labels
     name, flavour, ops = built_as(found, text)
@@ -85,20 +84,20 @@ def look(
         revision = labels.get("org.opencontainers.image.revision", "")
         where = f"git checkout {revision}" if re.fullmatch("[0-9a-f]{40}", revision) else "check out the commit that has it"
         raise UserError(f"{text}: of another lock of {name} than the one here ({digest[:12]}); {where}")
-    verdict = Verdict(text, found.digest, name, digest)
+    verdict = Verification(text, found.digest, name, digest)
     status(f"verifying {found.digest} against {locked_environment.files.name}/{LOCK_JSON}")
-    asked = additions.of_label(labels.get(LABEL, ""), options.added, text)
-    added = additions.take(checkout, asked, promise, locked)
+    asked = extra_wheels.from_label(labels.get(LABEL, ""), options.added, text)
+    added = extra_wheels.fetch_wheels(checkout, asked, promise, locked)
     verdict.added = [one.text for one in asked]
     bundle = building.bundle_for(checkout, locked_environment, flavour, options.bundle, options.channel)  # type: ignore[arg-type]
     base, below, runtime = _base(checkout, found, options, verdict)
-    additions.refuse_other_abi(asked, locked, bundle.wheels)
+    extra_wheels.require_torch_abi(asked, locked, bundle.wheels)
     expected_labels = image.labels(locked, locked_environment.cuda, digest, flavour, base, ops, {}, asked)  # type: ignore[arg-type]
     compare_config(checkout, found, expected_labels, runtime, verdict)
     folder = checkout.root / "build" / "verify" / f"{name}-{flavour}"
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder / ".lock", f"verifying {name}"):
-        contents = Contents(checkout, locked)
+        contents = ExpectedFiles(checkout, locked)
         wanted = locked.conda if flavour == "devel" else locked.main
         prefix = Path(contexts.conda_context(folder / "conda", wanted, locked, bundle), "prefix.tar")
         contents.add_conda(prefix)
@@ -107,13 +106,13 @@ def look(
                 contents.add_wheel(bundle.wheels / file.file)
         for one in added:
             contents.add_wheel(one.path)
-        ours = contexts.ours(checkout, locked_environment, folder, bundle, flavour, ops, base.packages, added)  # type: ignore[arg-type]
+        ours = contexts.smokehouse_files(checkout, locked_environment, folder, bundle, flavour, ops, base.packages, added)  # type: ignore[arg-type]
         contents.add_ours(Path(ours, "ours"))
         verdict.sbom = str(Path(ours, "ours", "sbom.spdx.json"))
 
         def keep(path: str) -> bool:
             unknown = path.startswith(f"{ENV}/") and path not in contents.files
-            return path == LISTED or (unknown and path.endswith((".py", "/RECORD")))
+            return path == FILES_JSON or (unknown and path.endswith((".py", "/RECORD")))
 
         tree = found.tree(keep, last=below)
         under = dict(tree.entries)
@@ -132,7 +131,7 @@ def look(
     return verdict
 
 
-def show(verdict: Verdict, as_json: bool) -> int:
+def show(verdict: Verification, as_json: bool) -> int:
     """Print a verdict and return the exit code: 1 where something differs."""
     if as_json:
         print(json.dumps({**asdict(verdict), "passed": verdict.passed}, indent=1))
@@ -160,7 +159,7 @@ def show(verdict: Verdict, as_json: bool) -> int:
     return int(not verdict.passed)
 
 
-def _base(checkout: Checkout, found: Image, options: Options, verdict: Verdict) -> tuple[Base, int, model.Runtime]:
+def _base(checkout: Checkout, found: Image, options: VerifyOptions, verdict: Verification) -> tuple[Base, int, model.Runtime]:
     """Return the base that the image names, how many layers it has, and what it says of starting it."""
     named = found.labels.get("org.opencontainers.image.base.name", "")
     digest = found.labels.get("org.opencontainers.image.base.digest", "")
@@ -174,7 +173,7 @@ def _base(checkout: Checkout, found: Image, options: Options, verdict: Verdict) 
         made = Layout(Path(context[1])).image()
         verdict.base = f"{base.name}, {len(base.packages)} packages of {debian_lock.LOCK}, made again here"
     else:
-        base = bases.given(f"{named}@{digest}")
+        base = bases.parse(f"{named}@{digest}")
         if options.trust_base:
             raise UserError(f"{named}: --trust-base is for Debian; how many layers this base has, its registry says")
         with tempfile.TemporaryDirectory(dir=work_folder(checkout)) as folder:
@@ -209,9 +208,9 @@ def _rebuild(
     locked: LockedEnvironment,
     found: Image,
     base: Base,
-    added: Sequence[Asked],
-    options: Options,
-    verdict: Verdict,
+    added: Sequence[ExtraWheel],
+    options: VerifyOptions,
+    verdict: Verification,
 ) -> None:
     """Build the image again and note the first file that differs, where the digest does."""
     labels = found.labels
@@ -237,7 +236,7 @@ def _rebuild(
         verdict.differences.insert(0, first_difference(found, again))
 
 
-def _check_proof(checkout: Checkout, registry: Registry, options: Options, verdict: Verdict) -> None:
+def _check_proof(checkout: Checkout, registry: Registry, options: VerifyOptions, verdict: Verification) -> None:
     """Note what the statements in the registry prove; raises UserError for one that is not to be trusted."""
     signed = statements(registry, verdict.digest, checkout)
     if not signed:

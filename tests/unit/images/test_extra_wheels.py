@@ -11,10 +11,9 @@ import pytest
 from smokehouse.checkout import Checkout
 from smokehouse.environments.definition import Environment
 from smokehouse.errors import UserError
-from smokehouse.images import extra_wheels as additions
-from smokehouse.images import labels
+from smokehouse.images import extra_wheels, labels
 from smokehouse.images import plan as image
-from smokehouse.images.extra_wheels import Added, Asked
+from smokehouse.images.extra_wheels import ExtraWheel, FetchedWheel
 from smokehouse.locks import check
 from smokehouse.locks.model import Lock
 
@@ -66,10 +65,10 @@ def promised(checkout: TestCheckout) -> tuple[Checkout, Environment, Lock]:
     return found, locked.environment, locked.lock
 
 
-def taken(checkout: TestCheckout, *asked: Asked) -> tuple[Added, ...]:
+def taken(checkout: TestCheckout, *asked: ExtraWheel) -> tuple[FetchedWheel, ...]:
     """What is fetched of `asked`."""
     found, promise, locked = promised(checkout)
-    return additions.take(found, asked, promise, locked)
+    return extra_wheels.fetch_wheels(found, asked, promise, locked)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +154,7 @@ def test_what_a_wheel_needs_can_be_given_with_it(stacked: TestCheckout, tmp_path
     asked = []
     for name, data in parts.items():
         (tmp_path / name).write_bytes(data)
-        asked.append(additions.read(f"{tmp_path / name}#sha256={hashed(data).upper()}"))
+        asked.append(extra_wheels.parse(f"{tmp_path / name}#sha256={hashed(data).upper()}"))
     files = [one.file for one in taken(stacked, *asked)]
     assert [(file.name, file.version) for file in files] == [("einops", "0.8.1"), ("flash-attn", "2.7.4.post1")]
     *_, locked = promised(stacked)
@@ -177,14 +176,14 @@ def test_a_file_that_is_another_wheel_is_refused(stacked: TestCheckout, tmp_path
 
 @pytest.mark.parametrize(("has", "said"), [("1", "is TRUE"), ("x", "is UNKNOWN")])
 def test_another_abi_of_cpp_is_refused(stacked: TestCheckout, tmp_path: Path, has: str, said: str) -> None:
-    asked = [additions.read(f"{FLASH}#sha256={SHA256}")]
+    asked = [extra_wheels.parse(f"{FLASH}#sha256={SHA256}")]
     *_, locked = promised(stacked)
     place = tmp_path / "torch-2.6.0-py3-none-any.whl"
     place.write_bytes(torch("0"))
-    additions.refuse_other_abi(asked, locked, tmp_path)
+    extra_wheels.require_torch_abi(asked, locked, tmp_path)
     place.write_bytes(torch(has))
     with pytest.raises(UserError, match=f"compiled with cxx11abi FALSE, and that of {place.name} {said}"):
-        additions.refuse_other_abi(asked, locked, tmp_path)
+        extra_wheels.require_torch_abi(asked, locked, tmp_path)
 
 
 def test_a_download_that_is_cut_goes_on_and_is_kept(stacked: TestCheckout, channel: Channel) -> None:
@@ -192,7 +191,7 @@ def test_a_download_that_is_cut_goes_on_and_is_kept(stacked: TestCheckout, chann
     quoted = FLASH.replace("+", "%2B")  # as a browser copies it
     (channel.folder / "noarch" / quoted).write_bytes(data)
     channel.faults.cut[quoted] = 300
-    asked = additions.read(f"{channel.url}/noarch/{quoted}#sha256={hashed(data)}")
+    asked = extra_wheels.parse(f"{channel.url}/noarch/{quoted}#sha256={hashed(data)}")
     assert asked.name == FLASH
     [one] = taken(stacked, asked)
     assert one.path.read_bytes() == data
@@ -221,10 +220,10 @@ def test_a_server_that_lies_and_a_file_that_is_gone_are_named(stacked: TestCheck
 def test_a_label_is_believed_no_more_than_a_user() -> None:
     data = hashed(b"")
     url = f"https://example.org/{FLASH}#sha256={data}"
-    [found] = additions.of_label(url, [], "IMAGE")
+    [found] = extra_wheels.from_label(url, [], "IMAGE")
     assert (found.text, found.source) == (url, f"https://example.org/{FLASH}")
-    mine = additions.read(f"/mnt/mine-1.0-py3-none-any.whl#sha256={data}")
-    [found] = additions.of_label(url, [mine], "IMAGE")
+    mine = extra_wheels.parse(f"/mnt/mine-1.0-py3-none-any.whl#sha256={data}")
+    [found] = extra_wheels.from_label(url, [mine], "IMAGE")
     assert (found.text, found.source) == (url, "/mnt/mine-1.0-py3-none-any.whl")
     for label, given, said in (
         (f"/etc/{FLASH}#sha256={data}", [], f"IMAGE: has {FLASH} from a file; give it: --with FILE#sha256={data}"),
@@ -232,4 +231,4 @@ def test_a_label_is_believed_no_more_than_a_user() -> None:
         ("", [mine], "IMAGE has no wheel with this SHA-256"),
     ):
         with pytest.raises(UserError, match=re.escape(said)):
-            additions.of_label(label, given, "IMAGE")
+            extra_wheels.from_label(label, given, "IMAGE")
