@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from smokehouse.checkout import Checkout
+from smokehouse.console import status
 from smokehouse.errors import UserError
 
 ChannelOption = Annotated[
@@ -293,5 +294,5 @@ def _main() -> int:
 
 
 def _complain(message: str, code: int) -> int:
-    print(f"smokehouse: {message}", file=sys.stderr)
+    status(message)
     return code
