@@ -18,7 +18,8 @@ from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError, first_of
 from smokehouse.programs import cosign
 from smokehouse.programs.cosign import CosignError
-from smokehouse.runs.report import refuse_report
+from smokehouse.runs import report as reports
+from smokehouse.runs.report import Report
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 TEST_RESULT = "https://in-toto.io/attestation/test-result/v0.1"
@@ -120,7 +121,7 @@ def sign(payload: bytes, signer: Signer) -> Signed:
     return Signed(json.dumps(envelope, sort_keys=True).encode(), made.bundle)
 
 
-def check(checkout: Checkout, signed: Signed, signer: Signer, digest: str, lock: str) -> dict[str, Any]:
+def check(checkout: Checkout, signed: Signed, signer: Signer, digest: str, lock: str) -> Report:
     """Return the report in a signed statement, seen to be signed by `signer`, and to be of the image and the lock.
 
     Raises UserError.
@@ -156,8 +157,9 @@ def check(checkout: Checkout, signed: Signed, signer: Signer, digest: str, lock:
     of = content.subject[0].digest.get("sha256", "")
     if f"sha256:{of}" != digest:
         raise UserError(f"{digest}: its statement is of another image, sha256:{of}; do not trust it")
-    report = content.predicate.report
-    refuse_report(checkout, report, digest, lock, f"the report in the statement of {digest}")
+    data = json.dumps(content.predicate.report).encode()
+    report = reports.parse(checkout, data, f"the report in the statement of {digest}", "do not trust it")
+    report.refuse_other_image(digest, lock)
     if content.predicate.result == "FAILED":
         raise UserError(f"{digest}: its statement says that the test failed; do not use it")
     return report

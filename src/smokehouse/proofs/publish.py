@@ -1,8 +1,6 @@
 """Publishing images: built, proven, verified, and only then given to a registry, the tags last."""
 
-import os
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,16 +19,16 @@ from smokehouse.oci.model import EMPTY, MANIFEST, Descriptor, Manifest, encode
 from smokehouse.oci.reference import Reference
 from smokehouse.oci.registry import Registry
 from smokehouse.programs import docker as engine
-from smokehouse.programs.process import run
 from smokehouse.proofs import attestation
 from smokehouse.proofs import verify as verifying
 from smokehouse.proofs.attestation import BUNDLE, ENVELOPE, Signed, Signer
-from smokehouse.runs import report as report_module
+from smokehouse.runs import report as reports
+from smokehouse.runs.container import prove
+from smokehouse.runs.report import Report
 from smokehouse.storage import files
 from smokehouse.storage.folder_lock import exclusive
 
 SBOM = "application/spdx+json"
-_SMOKING = 7200.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ def publish_image(checkout: Checkout, name: str, text: str, options: PublishOpti
             raise UserError(f"{options.built}: an image of {environment}, not of {name} ({options.flavour})")
         # Asked first, because the rest takes long.
         _refuse_taken(registry, tags, found.digest, options.move)
-        report = _report(checkout, names[0], found, folder, locked.digest, options)
+        report = _report(checkout, locked, names[0], found, folder, options)
         verdict = verifying.verify_image(
             checkout,
             locked,
@@ -88,7 +86,7 @@ def publish_image(checkout: Checkout, name: str, text: str, options: PublishOpti
         # An image with wheels that no lock names would take the tags of the one without.
         if (version := found.labels["org.opencontainers.image.version"]) != tags[0]:
             raise UserError(f"{options.built}: is {version} by its labels, not {tags[0]}; give --with as for its build")
-        payload = attestation.statement(report, where.name, found.digest)
+        payload = attestation.statement(report.fields, where.name, found.digest)
         signed = _signed(payload, folder, options.key)
         _send(registry, found, Path(verdict.sbom).read_bytes(), signed)
         for tag in reversed(tags):  # the one by stack and lock, which says that all is there, last
@@ -137,28 +135,28 @@ def _layout(folder: Path) -> Layout:
 
 
 def _report(
-    checkout: Checkout, local: str, found: Image, folder: Path, digest: str, options: PublishOptions
-) -> dict[str, object]:
+    checkout: Checkout, locked: LockedEnvironment, local: str, found: Image, folder: Path, options: PublishOptions
+) -> Report:
     """Return the report of the image: the one given, that of an interrupted call, or that of a smoke test run now."""
+    remedy = "run nox -s smoke -- --image REF and pass its report.json with --report"
     if options.report:
-        return report_module.read_report(checkout, options.report, found.digest, digest)
+        report = reports.read(checkout, options.report, locked.name, remedy)
+        report.refuse_other_image(found.digest, locked.digest)
+        return report
     kept = folder / "report.json"
     if kept.is_file():
         try:
-            return report_module.read_report(checkout, kept, found.digest, digest)
+            report = reports.read(checkout, kept, locked.name, remedy)
+            report.refuse_other_image(found.digest, locked.digest)
+            return report
         except UserError:
             kept.unlink()
     if options.built:
         raise UserError(f"{options.built}: there is no report of this image; name it: --report FILE")
     status(f"proving {local}")
-    reports = folder / "smoke"
-    command = [sys.executable, "-m", "smokehouse", "smoke", "--image", local, "--report", str(reports)]
-    ended = run(command, deadline=_SMOKING, environ=os.environ, cwd=checkout.root)
-    if ended.code:
-        said = (ended.stderr.strip() or ended.stdout.strip()).splitlines()[-1:]
-        raise UserError(f"{local}: the smoke test failed ({' '.join(said)}); see {reports}; nothing was sent")
-    report = report_module.read_report(checkout, reports / "report.json", found.digest, digest)
-    files.write(kept, (reports / "report.json").read_bytes())
+    report = prove(checkout, local, folder / "smoke")
+    report.refuse_other_image(found.digest, locked.digest)
+    files.write(kept, report.text)
     return report
 
 

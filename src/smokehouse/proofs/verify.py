@@ -32,7 +32,6 @@ from smokehouse.proofs import attestation
 from smokehouse.proofs.attestation import BUNDLE, ENVELOPE, Signed, Signer
 from smokehouse.proofs.compare import Difference, Verification, check_list, compare_config, compare_files, first_difference
 from smokehouse.proofs.expected import ExpectedFiles
-from smokehouse.runs import report as report_module
 from smokehouse.storage.folder_lock import exclusive
 
 _SHOWN = 20
@@ -248,11 +247,12 @@ def _check_proof(checkout: Checkout, registry: Registry, options: VerifyOptions,
     refusals = []
     for one in reversed(signed):
         try:
-            verdict.report = attestation.check(checkout, one, options.signer, verdict.digest, verdict.lock)
+            report = attestation.check(checkout, one, options.signer, verdict.digest, verdict.lock)
         except UserError as refused:
             refusals.append(str(refused))
             continue
-        verdict.proof = report_module.summary(verdict.report)
+        verdict.report = report.fields
+        verdict.proof = report.summary
         return
     raise UserError(refusals[0])
 

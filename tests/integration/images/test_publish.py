@@ -132,11 +132,11 @@ def test_a_broken_push_leaves_no_tag_and_a_second_call_completes(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"image": f"sha256:{'0' * 64}"}, "of the image sha256:0"),
-        ({"verdict": "failed", "failure": "rank 1 died"}, "failed (rank 1 died)"),
-        ({"image": None}, "names no image"),
-        ({"world_size": 0}, "world_size: 0 is less than the minimum of 1"),
-        (None, "there is no report of this image"),
+        ({"image": f"sha256:{'0' * 64}"}, "found one of image sha256:0"),
+        ({"verdict": "failed", "failure": "rank 1 died"}, "failed (rank 1 died), so it proves nothing"),
+        ({"image": None}, "found one of an environment outside an image"),
+        ({"world_size": 0}, "invalid report: world_size: 0 is less than the minimum of 1"),
+        (None, "report.json: report not found"),
     ],
     ids=["another image", "failed", "no image", "schema", "missing"],
 )
