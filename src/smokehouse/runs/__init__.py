@@ -1,7 +1,9 @@
 """Runs: start smoke tests, in an environment or in a container of an image, and read their reports.
 
-    report = runs.prove(checkout, "qwen2.5-vl:cu124-torch2.6.0-0123456789ab", folder)
-    report.refuse_other_image(digest, lock_digest)
+    >>> from smokehouse import runs
+    >>> report = runs.prove(checkout, "qwen2.5-vl:cu124-torch2.6.0-0123456789ab", folder)
+    >>> report.refuse_other_image(digest, lock_digest)
+    >>> report.summary
 
 `smoke` and `smoke_image` replace this process with the smoke test, for the command line; `prove` waits for its report.
 """
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DEFAULT", "Report", "pop_option", "prove", "smoke", "smoke_image"]
 
-# Read on first use: pages read reports, and need neither the installers nor the engine.
+# The module of each name, imported when it is first used: pages read reports, and need neither installers nor an engine.
 _MODULES = {
     "DEFAULT": "local",
     "Report": "report",

@@ -11,7 +11,7 @@ import pytest
 
 from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
-from smokehouse.proofs.attestation import PAYLOAD, STATEMENT, TEST_RESULT, Signed, Signer, check, sign, statement
+from smokehouse.proofs.attestation import PAYLOAD, STATEMENT, TEST_RESULT, SignedStatement, Signer, check, sign, statement
 from smokehouse.runs.report import parse, read
 
 from .. import reports
@@ -55,9 +55,9 @@ def _payload(edit: Edit) -> Callable[[dict[str, Any]], None]:
         (_payload(lambda content: content["subject"][0]["digest"].update(sha256="e" * 64)), "is not signed by the key"),
         (_payload(lambda content: content["predicate"].update(passedTests=[])), "is not signed by the key"),
         (lambda envelope: envelope["signatures"][0].update(sig="AAAA"), "is not signed by the key"),
-        (lambda envelope: envelope.update(payloadType="text/plain"), "is no DSSE envelope"),
-        (lambda envelope: envelope.update(payload="%%"), "is no DSSE envelope"),
-        (lambda envelope: envelope.update(signatures=[]), "is no DSSE envelope"),
+        (lambda envelope: envelope.update(payloadType="text/plain"), "is not a DSSE envelope"),
+        (lambda envelope: envelope.update(payload="%%"), "is not a DSSE envelope"),
+        (lambda envelope: envelope.update(signatures=[]), "is not a DSSE envelope"),
     ],
     ids=["another subject", "edited result", "another signature", "another type", "no payload", "no signature"],
 )
@@ -66,7 +66,7 @@ def test_an_edited_statement_is_refused(root: Path, keys: Path, edit: Edit, said
     envelope = json.loads(signed.envelope)
     edit(envelope)
     with pytest.raises(UserError, match=said) as raised:
-        check(Checkout(root), Signed(json.dumps(envelope).encode()), Signer(keys / "ours.pub"), DIGEST, LOCK)
+        check(Checkout(root), SignedStatement(json.dumps(envelope).encode()), Signer(keys / "ours.pub"), DIGEST, LOCK)
     assert str(raised.value).startswith(f"{DIGEST}: its statement ")
 
 
@@ -75,11 +75,11 @@ def test_a_signature_by_another_key_or_of_another_image_is_refused(root: Path, k
     signed = sign(statement(reports.report(DIGEST, LOCK), "tiny", DIGEST), Signer(keys / "ours.key"))
     with pytest.raises(UserError, match=r"is not signed by the key .*/other\.pub"):
         check(checkout, signed, Signer(keys / "other.pub"), DIGEST, LOCK)
-    with pytest.raises(UserError, match=f"{OTHER}: its statement is of another image, {DIGEST}; do not trust it"):
+    with pytest.raises(UserError, match=f"{OTHER}: expected a statement of this image, found one of {DIGEST}; do not trust it"):
         check(checkout, signed, Signer(keys / "ours.pub"), OTHER, LOCK)
     with pytest.raises(UserError, match=f"expected a report of lock.json {'b' * 64}, found one of {LOCK}; do not trust it"):
         check(checkout, signed, Signer(keys / "ours.pub"), DIGEST, "b" * 64)
-    with pytest.raises(UserError, match="was signed with a key; name the public one"):
+    with pytest.raises(UserError, match="was signed with a key; specify the public key with --key FILE"):
         check(checkout, signed, Signer(identity="https://github.com/x", issuer="https://issuer.example"), DIGEST, LOCK)
     # Signed as they should be, and yet no good: whoever holds the key is not believed beyond the report.
     report = reports.report(OTHER, LOCK)
@@ -87,7 +87,7 @@ def test_a_signature_by_another_key_or_of_another_image_is_refused(root: Path, k
     with pytest.raises(UserError, match=f"expected a report of image {DIGEST}, found one of image {OTHER}; do not trust it"):
         check(checkout, signed, Signer(keys / "ours.pub"), DIGEST, LOCK)
     signed = sign(b'{"_type": "something else"}', Signer(keys / "ours.key"))
-    with pytest.raises(UserError, match="is no statement of a test"):
+    with pytest.raises(UserError, match="its signed payload is not a test-result statement"):
         check(checkout, signed, Signer(keys / "ours.pub"), DIGEST, LOCK)
 
 
@@ -101,20 +101,22 @@ def test_what_takes_a_network_says_so(root: Path, cosign: Path, tmp_path: Path, 
     monkeypatch.setenv("HOME", str(tmp_path))
     payload = statement(reports.report(DIGEST, LOCK), "tiny", DIGEST)
     with pytest.raises(
-        UserError, match=r"^the statement cannot be signed: .*sigstore\.dev.*; without --key FILE, Sigstore has to"
+        UserError,
+        match=r"^cannot sign the statement: .*sigstore\.dev.*; keyless signing requires Sigstore .*; or use --key FILE$",
     ):
         sign(payload, Signer())
     signature = b64encode(b"signature").decode()
     envelope = {"payloadType": PAYLOAD, "payload": b64encode(payload).decode(), "signatures": [{"sig": signature}]}
     bundle = json.dumps({"base64Signature": signature, "cert": "", "rekorBundle": {}}).encode()
     who = Signer(identity="https://github.com/x", issuer="https://issuer.example")
-    with pytest.raises(UserError, match=rf"^{DIGEST}: cosign cannot ask Sigstore who .*sigstore\.dev.*; mend the network$"):
-        check(Checkout(root), Signed(json.dumps(envelope).encode(), bundle), who, DIGEST, LOCK)
+    said = rf"^{DIGEST}: cosign cannot reach Sigstore to verify .*sigstore\.dev.*; fix the network connection$"
+    with pytest.raises(UserError, match=said):
+        check(Checkout(root), SignedStatement(json.dumps(envelope).encode(), bundle), who, DIGEST, LOCK)
 
 
 def test_a_key_that_is_not_there_or_not_open_is_named(root: Path, keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     payload = statement(reports.report(DIGEST, LOCK), "tiny", DIGEST)
-    with pytest.raises(UserError, match=r"nowhere\.key: no such key"):
+    with pytest.raises(UserError, match=r"nowhere\.key: key not found; create a pair"):
         sign(payload, Signer(keys / "nowhere.key"))
     monkeypatch.setenv("COSIGN_PASSWORD", "wrong")
     with pytest.raises(UserError, match="the key's password is not COSIGN_PASSWORD"):
