@@ -7,6 +7,14 @@ from pathlib import Path
 
 from smokehouse.errors import UserError
 
+# An image has this name too, and the names of images have no capitals.
+_ENVIRONMENT_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+
+
+def is_environment_name(name: str) -> bool:
+    """Return whether `name` is valid for an environment: lower-case letters, digits, '.', '_' and '-'."""
+    return _ENVIRONMENT_NAME.fullmatch(name) is not None
+
 
 @dataclass(frozen=True)
 class Checkout:
@@ -23,20 +31,18 @@ class Checkout:
         raise UserError(f"{start}: no environments/ folder here or above; run this inside a Smokehouse checkout")
 
     def environment(self, name: str) -> Path:
-        """Return the folder that defines `name`; raises UserError when no such environment exists."""
+        """Return the folder that defines `name`; raises UserError where the name is invalid or not found."""
         known = self.environments()
+        listed = f"known: {', '.join(known) or 'none'}"
+        if not is_environment_name(name):
+            raise UserError(f"invalid environment name {name!r}: use lower-case letters, digits, '.', '_' and '-'; {listed}")
         if name in known:
             return self.root / "environments" / name
-        if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
-            raise UserError(
-                f"{name!r} is no environment name (lower-case letters, digits, '.', '_', '-'); "
-                f"known: {', '.join(known) or 'none'}"
-            )
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
         raise UserError(
-            f"environments/{name}: no such environment; {hint}known: {', '.join(known) or 'none'}; "
-            f"a new one is a folder with environment.yml and stack.toml"
+            f"environments/{name}: environment not found; {hint}{listed}; "
+            f"to add one, create the folder with environment.yml and stack.toml"
         )
 
     def environments(self) -> list[str]:

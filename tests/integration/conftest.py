@@ -113,7 +113,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         checkout = TestCheckout(
             folder / "checkout", tiny.environ | {"UV_OFFLINE": "1", "SMOKEHOUSE_CHANNEL": str(folder / "none")}
         )
-        _made.append(Made(checkout, folder / "layout", hashlib.sha256(checkout.manifest.read_bytes()).hexdigest()))
+        _made.append(Made(checkout, folder / "layout", hashlib.sha256(checkout.lock_json.read_bytes()).hexdigest()))
     return _made[0]
 
 

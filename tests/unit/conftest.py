@@ -284,7 +284,7 @@ class TestCheckout:
         return self.pins.with_name("conda-lock.yml")
 
     @property
-    def manifest(self) -> Path:
+    def lock_json(self) -> Path:
         return self.pins.with_name("lock.json")
 
     @property

@@ -23,7 +23,6 @@ from smokehouse.images.labels import Flavour, Ops
 from smokehouse.installs import bundle as bundles
 from smokehouse.installs import bundler as bundling
 from smokehouse.installs.bundle import Bundle
-from smokehouse.installs.prefix import refuse_partial
 from smokehouse.locks.check import LockedEnvironment
 from smokehouse.locks.model import Lock
 from smokehouse.programs import docker as engine
@@ -80,7 +79,7 @@ def prepare(
     under = bases.parse(base) if base else bases.make(checkout)
     bundle = bundle_for(checkout, locked_environment, flavour, bundled, channel)
     extra_wheels.require_torch_abi(added, locked, bundle.wheels)
-    able = bundle.contents.devel and _wants_ops(locked)
+    able = bundle.has_devel and _wants_ops(locked)
     if ops == "aot" and not able:
         tools = " and ".join(sorted(_TOOLKIT))
         raise UserError(f"--ops aot: it takes deepspeed as source and {tools} in [conda] devel, in lock and bundle; add them")
@@ -186,11 +185,11 @@ def bundle_for(
     """Return the bundle to build from, every file in it seen to have its hash."""
     if given:
         bundle = bundles.read(given, locked)
-        refuse_partial(bundle, flavour == "devel")
-        bundle.refuse_edited()
+        bundle.require_conda(devel=flavour == "devel")
+        bundle.verify()
         return bundle
     folder = checkout.root / "build" / "bundles" / locked.name
-    return bundling.make(locked, folder, channel=channel, devel=True, near=True)
+    return bundling.make(locked, folder, channel=channel, devel=True, reuse_siblings=True)
 
 
 def _wants_ops(locked: Lock) -> bool:

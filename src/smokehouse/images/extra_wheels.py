@@ -18,7 +18,7 @@ from smokehouse.checkout import Checkout
 from smokehouse.environments.definition import Environment
 from smokehouse.errors import UserError
 from smokehouse.locks.model import Lock, LockedFile
-from smokehouse.locks.wheel_tags import Artefact, misfit, ranking
+from smokehouse.locks.wheel_tags import Artefact, ranking, why_incompatible
 from smokehouse.storage.download import Download, fetch, is_whole
 from smokehouse.storage.files import SHA256
 from smokehouse.storage.folder_lock import exclusive
@@ -183,7 +183,7 @@ def _refuse_misfit(one: ExtraWheel, environment: Environment, locked: Lock) -> N
     cure = "name one of its other wheels"
     tags = parse_wheel_filename(one.name)[3]
     if not tags & ranking(locked.python, locked.platform).keys():
-        why = misfit([Artefact(one.name, "", one.sha256, 0)], locked.python, locked.platform)
+        why = why_incompatible([Artefact(one.name, "", one.sha256, 0)], locked.python, locked.platform)
         is_for = f"it is for {', '.join(sorted(map(str, tags)))}, the environment for {locked.python} on {locked.platform}"
         raise UserError(f"--with {one.name}: {why or is_for}; {cure}")
     for file in locked.pip:

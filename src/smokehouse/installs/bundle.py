@@ -23,7 +23,7 @@ _Path = Annotated[str, StringConstraints(pattern=rf"^{_PART}(/{_PART})*$")]
 _Sha256 = Annotated[str, StringConstraints(pattern=f"^{files.SHA256}$")]
 
 
-class Contents(BaseModel):
+class BundleManifest(BaseModel):
     """manifest.json of a bundle, which is there when the bundle is complete: every other file with its SHA-256."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -40,7 +40,7 @@ class Bundle:
     """A complete bundle. `digest` is the SHA-256 of its manifest.json."""
 
     folder: Path
-    contents: Contents
+    manifest: BundleManifest
     digest: str
 
     @property
@@ -53,12 +53,30 @@ class Bundle:
         """The conda half, laid out as a channel."""
         return self.folder / CONDA
 
-    def refuse_edited(self) -> None:
+    @property
+    def has_conda(self) -> bool:
+        """Whether it has the conda packages."""
+        return "conda" in self.manifest.halves
+
+    @property
+    def has_devel(self) -> bool:
+        """Whether it has the compilers and the CUDA toolkit."""
+        return self.manifest.devel
+
+    def require_conda(self, *, devel: bool) -> None:
+        """Raise UserError where it lacks conda packages: those of the main category, or those of `devel`."""
+        name, folder = self.manifest.environment, self.folder
+        if not self.has_conda:
+            raise UserError(f"{folder}: has the pip half only; make it without --only pip: nox -s bundle -- {name} {folder}")
+        if devel and not self.has_devel:
+            raise UserError(f"{folder}: has no compilers; make it with --devel: nox -s bundle -- {name} {folder} --devel")
+
+    def verify(self) -> None:
         """Raise UserError naming the first file that is not as it was bundled."""
-        places = [self.folder / path for path in self.contents.files]
+        places = [self.folder / path for path in self.manifest.files]
         with ThreadPoolExecutor() as threads:
             digests = threads.map(lambda place: files.hashed(place) if place.is_file() else None, places)
-            for place, found, digest in zip(places, digests, self.contents.files.values(), strict=True):
+            for place, found, digest in zip(places, digests, self.manifest.files.values(), strict=True):
                 if found != digest:
                     how = "not as it was bundled, by its hash" if found else "gone from the bundle"
                     threads.shutdown(wait=False, cancel_futures=True)
@@ -71,18 +89,18 @@ def read(folder: Path, locked: LockedEnvironment) -> Bundle:
     cure = f"run nox -s bundle -- {name} {folder}"
     try:
         text = (folder / MANIFEST).read_bytes()
-        contents = Contents.model_validate_json(text)
+        manifest = BundleManifest.model_validate_json(text)
     except FileNotFoundError:
         raise UserError(f"{folder}: not a complete bundle, there is no {MANIFEST}; {cure}") from None
     except OSError as broken:
         raise UserError(f"{folder / MANIFEST}: cannot be read ({broken.strerror}); {cure}") from None
     except ValidationError as invalid:
         raise UserError(f"{folder / MANIFEST}: {first_of(invalid)}; {cure}") from None
-    if contents.environment != name:
-        raise UserError(f"{folder}: a bundle of {contents.environment}, not of {name}; {cure}")
-    if contents.files.get(f"{LOCK}/{LOCK_JSON}") != locked.digest:
+    if manifest.environment != name:
+        raise UserError(f"{folder}: a bundle of {manifest.environment}, not of {name}; {cure}")
+    if manifest.files.get(f"{LOCK}/{LOCK_JSON}") != locked.digest:
         raise UserError(f"{folder}: made from another lock of {name} than the one here; check that one out, or {cure}")
-    return Bundle(folder, contents, files.sha256(text))
+    return Bundle(folder, manifest, files.sha256(text))
 
 
 def pylock(lock: Lock) -> str:

@@ -7,7 +7,7 @@ from smokehouse import console
 from smokehouse.console import status
 from smokehouse.errors import UserError
 from smokehouse.installs import bundle, fetch
-from smokehouse.installs.bundle import CONDA, LOCK, MANIFEST, WHEELS, Bundle, Contents
+from smokehouse.installs.bundle import CONDA, LOCK, MANIFEST, WHEELS, Bundle, BundleManifest
 from smokehouse.locks.check import LockedEnvironment
 from smokehouse.locks.model import LOCK_JSON, LockedFile
 from smokehouse.storage import files
@@ -24,11 +24,11 @@ def make(
     channel: str | None = None,
     only_pip: bool = False,
     devel: bool = False,
-    near: bool = False,
+    reuse_siblings: bool = False,
 ) -> Bundle:
     """Make `folder` the bundle of an environment, and return it; raises UserError.
 
-    With `near`, files of the bundles beside it are used, without a copy where the disk allows. A bundle that was
+    With `reuse_siblings`, files of the bundles beside it are used, without a copy where the disk allows. A bundle that was
     interrupted is continued. It is complete when its manifest.json exists, which is written last.
     """
     lock, folder = locked.lock, folder.absolute()
@@ -39,7 +39,7 @@ def make(
     artefacts |= {f"{CONDA}/{package.path}": package for package in conda}
     texts = {f"{LOCK}/{name}": (locked.files.folder / name).read_text("utf-8") for name in (LOCK_JSON, *lock.files)}
     texts[_PYLOCK] = bundle.pylock(lock)
-    contents = Contents(
+    manifest = BundleManifest(
         environment=locked.name,
         halves=("pip",) if only_pip else ("conda", "pip"),
         devel=devel,
@@ -50,7 +50,7 @@ def make(
     with exclusive(folder.with_name(f".{folder.name}.lock"), f"bundling {locked.name}"):
         (folder / LOCK).mkdir(parents=True, exist_ok=True)
         (folder / MANIFEST).unlink(missing_ok=True)
-        if near:
+        if reuse_siblings:
             _link_near(folder, artefacts)
         size = sum(file.size for file in artefacts.values())
         present = sum(path.stat().st_size for path in _files(folder))
@@ -61,9 +61,9 @@ def make(
         for path, text in texts.items():
             files.write(folder / path, text)
         for file in _files(folder):
-            if str(file.relative_to(folder)) not in contents.files:
+            if str(file.relative_to(folder)) not in manifest.files:
                 file.unlink()
-        files.write(folder / MANIFEST, contents.model_dump_json(indent=1) + "\n")
+        files.write(folder / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
     status(f"bundled {locked.name} in {folder}")
     return bundle.read(folder, locked)
 

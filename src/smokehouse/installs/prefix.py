@@ -61,7 +61,7 @@ def install(
     }
     if bundled:
         wanted["bundle"] = bundled.digest
-        refuse_partial(bundled, devel)
+        bundled.require_conda(devel=devel)
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = folder.with_name(f".{folder.name}.partial")
     with exclusive(folder.with_name(f".{folder.name}.lock"), f"installing {name}") as descriptor:
@@ -74,7 +74,7 @@ def install(
         shutil.rmtree(staging / "prefix", ignore_errors=True)
         _refuse_small_disk(staging, lock, packages, name)
         if bundled:
-            bundled.refuse_edited()
+            bundled.verify()
         began = time.monotonic()
         status(f"installing {name} in {folder} ({len(packages)} conda packages, {len(lock.pip)} Python packages)")
         _fill(staging, locked, packages, bundled, channel, Path(wanted["used_as"]), descriptor)
@@ -106,15 +106,6 @@ def _fill(
     offline = uv.Offline(bundled.wheels, staging / "uv") if bundled else None
     uv.install(target, locked.files.pins.path, locked.files.build_pins, lock.sdists, offline=offline, pass_fds=[descriptor])
     _free_scripts(target, lock.python)
-
-
-def refuse_partial(bundled: bundle.Bundle, devel: bool) -> None:
-    """Raise UserError where a bundle lacks something that is to be installed."""
-    name, folder = bundled.contents.environment, bundled.folder
-    if "conda" not in bundled.contents.halves:
-        raise UserError(f"{folder}: has the pip half only; make it without --only pip: nox -s bundle -- {name} {folder}")
-    if devel and not bundled.contents.devel:
-        raise UserError(f"{folder}: has no compilers; make it with --devel: nox -s bundle -- {name} {folder} --devel")
 
 
 def _refuse_foreign(folder: Path, name: str) -> None:

@@ -39,7 +39,7 @@ def ensure(checkout: Checkout, locked: LockedEnvironment, bundle: Bundle | None 
         size = sum(file.size for file in (*lock.pip, *lock.build))
         require_free_space(folder.parent, size * UNPACKED, f"install {place.pins.name}")
         if bundle:
-            bundle.refuse_edited()
+            bundle.verify()
         began = time.monotonic()
         status(f"installing {name} ({len(lock.pip)} packages)")
         marker.unlink(missing_ok=True)

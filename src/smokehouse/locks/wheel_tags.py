@@ -65,7 +65,7 @@ def best(wheels: list[Artefact], ranks: dict[Tag, int]) -> Artefact | None:
     return max(fitting)[-1] if fitting else None
 
 
-def misfit(wheels: list[Artefact], python: str, platform: str) -> str | None:
+def why_incompatible(wheels: list[Artefact], python: str, platform: str) -> str | None:
     """Return why none of a release's wheels for this kind of machine fits, naming both sides; None where it has no such wheel.
 
     `python` and `platform` are as for `ranking`.

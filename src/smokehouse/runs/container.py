@@ -1,12 +1,11 @@
 """Run the smoke test in an image."""
 
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from smokehouse.checkout import Checkout
+from smokehouse.checkout import Checkout, is_environment_name
 from smokehouse.errors import UserError
 from smokehouse.programs import docker as engine
 from smokehouse.runs.options import without
@@ -22,7 +21,7 @@ def smoke_image(checkout: Checkout, reference: str, options: Sequence[str]) -> N
     """
     image = engine.inspect(reference, checkout.root)
     name = image.labels.get("io.smokehouse.environment", "")
-    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
+    if not is_environment_name(name):
         raise UserError(f"{reference}: no image of Smokehouse, by its labels; build one: nox -s build -- NAME")
     options, given = without(options, "--report", "a folder")
     report = Path(given or checkout.root / "build" / "smoke" / f"{name}-image").absolute()

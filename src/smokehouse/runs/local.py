@@ -42,7 +42,7 @@ def smoke(checkout: Checkout, name: str, options: Sequence[str]) -> None:
         print(f"{asked.stdout}\n  --bundle DIR          install the environment from this bundle alone, asking no index")
         print("  --image REF           prove this image instead of an environment installed here")
         return
-    if bundled and "conda" in bundled.contents.halves:
+    if bundled and bundled.has_conda:
         python = halves.install(locked, checkout.bundled(name), bundled=bundled)
     else:
         python = installation.ensure(checkout, locked, bundled)

@@ -156,10 +156,10 @@ def test_a_layer_has_one_time_and_one_owner(tiny: TestCheckout, tmp_path: Path) 
 
 
 def test_labels_say_what_an_image_is_of(image: str, tiny: TestCheckout, engine: Engine) -> None:
-    lock = json.loads(tiny.manifest.read_text())
+    lock = json.loads(tiny.lock_json.read_text())
     labels = json.loads(engine.docker("image", "inspect", "--format", "{{json .Config.Labels}}", image).stdout)
     digest = subprocess.run(
-        ["sha256sum", tiny.manifest], capture_output=True, text=True, check=True, timeout=10
+        ["sha256sum", tiny.lock_json], capture_output=True, text=True, check=True, timeout=10
     ).stdout.split()[0]
     assert labels["io.smokehouse.lock"] == digest
     assert (labels["io.smokehouse.environment"], labels["io.smokehouse.flavour"]) == ("tiny", "runtime")
@@ -290,7 +290,7 @@ print(len(known))
 
 
 def test_the_sbom_has_every_package_with_its_hash(image: str, tiny: TestCheckout, engine: Engine) -> None:
-    lock = json.loads(tiny.manifest.read_text())
+    lock = json.loads(tiny.lock_json.read_text())
     document = json.loads(engine.docker("run", "--rm", *STRANGER, image, "cat", "/opt/smokehouse/sbom.spdx.json").stdout)
     listed = {entry["packageFileName"]: entry["checksums"][0]["checksumValue"] for entry in document["packages"][1:]}
     inside = [entry for entry in lock["conda"] if entry["category"] == "main"] + lock["pip"]

@@ -37,7 +37,7 @@ class Given:
     @property
     def lock(self) -> str:
         """The SHA-256 of lock.json."""
-        return hashed(self.tiny.manifest.read_bytes())
+        return hashed(self.tiny.lock_json.read_bytes())
 
     def made(self, layout: Path) -> Made:
         """The image in `layout`."""

@@ -43,7 +43,7 @@ def on_debian(checkout: TestCheckout, folder: Path, layer: Contents) -> Path:
 
 
 def test_compilers_and_the_toolkit_are_in_the_devel_flavour_only(tiny: TestCheckout, engine: Engine, tmp_path: Path) -> None:
-    lock = json.loads(tiny.manifest.read_text())
+    lock = json.loads(tiny.lock_json.read_text())
     devel = [entry["file"].removesuffix(".conda") for entry in lock["conda"] if entry["category"] == "devel"]
     assert {"cuda-nvcc", "gxx-tiny"} <= {name.rsplit("-", 2)[0] for name in devel}
     seen = {}

@@ -156,18 +156,28 @@ def test_mistake_ends_the_command_line_with_code_2(checkout: TestCheckout, row: 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("tidy", r"environments/tidy: no such environment; did you mean tiny\? known: tiny; a new one is a folder .*"),
-        ("elephant", r"environments/elephant: no such environment; known: tiny; a new one is a folder .*"),
-        ("../tiny", r"'\.\./tiny' is no environment name \(.*\); known: tiny"),
-        ("/etc", r"'/etc' is no environment name .*"),
-        ("..", r"'\.\.' is no environment name .*"),
-        ("Tiny", r"'Tiny' is no environment name .*"),
-        ("", r"'' is no environment name .*"),
+        (
+            "tidy",
+            r"environments/tidy: environment not found; did you mean tiny\? known: tiny; to add one, create the folder .*",
+        ),
+        ("elephant", r"environments/elephant: environment not found; known: tiny; to add one, create the folder .*"),
+        ("../tiny", r"invalid environment name '\.\./tiny': use lower-case letters, .*; known: tiny"),
+        ("/etc", r"invalid environment name '/etc': use .*"),
+        ("..", r"invalid environment name '\.\.': use .*"),
+        ("Tiny", r"invalid environment name 'Tiny': use .*"),
+        ("", r"invalid environment name '': use .*"),
     ],
 )
 def test_unknown_name(checkout: TestCheckout, name: str, message: str) -> None:
     for verb in ("lock", "smoke"):
         assert re.fullmatch(f"smokehouse: {message}", checkout.refused(verb, name))
+
+
+def test_folder_with_an_invalid_environment_name(checkout: TestCheckout) -> None:
+    shutil.copytree(checkout.folder, checkout.folder.with_name("Tiny"))
+    for verb in ("lock", "smoke"):
+        said = checkout.refused(verb, "Tiny")
+        assert re.fullmatch(r"smokehouse: invalid environment name 'Tiny': use lower-case letters, .*; known: Tiny, tiny", said)
 
 
 @pytest.mark.parametrize("file", ["environment.yml", "stack.toml"])

@@ -66,7 +66,7 @@ def test_report_goes_where_it_is_asked_to(checkout: TestCheckout) -> None:
 
 
 def test_environment_without_a_name_is_the_default(checkout: TestCheckout) -> None:
-    assert "environments/qwen2.5-vl: no such environment" in checkout.refused("smoke", "--zero", "2")
+    assert "environments/qwen2.5-vl: environment not found" in checkout.refused("smoke", "--zero", "2")
 
 
 def test_installation_is_reused_until_its_lock_changes(checkout: TestCheckout, index: Index) -> None:

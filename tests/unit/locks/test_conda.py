@@ -27,7 +27,7 @@ SNAPSHOT = Path(__file__).parents[4] / "shared" / "conda-forge"
 
 def manifest(checkout: TestCheckout) -> Lock:
     """The lock.json of `tiny`."""
-    return Lock.model_validate_json(checkout.manifest.read_bytes())
+    return Lock.model_validate_json(checkout.lock_json.read_bytes())
 
 
 def categories(checkout: TestCheckout) -> dict[str, str]:

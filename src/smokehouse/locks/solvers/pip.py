@@ -18,7 +18,7 @@ from smokehouse.environments.inputs import Inputs
 from smokehouse.environments.requirement import parse
 from smokehouse.errors import UserError
 from smokehouse.locks.solvers import sdist
-from smokehouse.locks.wheel_tags import Artefact, artefacts, best, misfit, ranking
+from smokehouse.locks.wheel_tags import Artefact, artefacts, best, ranking, why_incompatible
 from smokehouse.programs.uv import ANY_PYTHON, RESOLVING, run_uv
 
 
@@ -148,7 +148,7 @@ def _package(entry: dict[str, Any], inputs: Inputs, ranks: dict[Tag, int] | None
     else:
         wheel = best(wheels, ranks)
         files = [wheel] if wheel else sources
-        if not wheel and (want := misfit(wheels, inputs.python, inputs.platform)):
+        if not wheel and (want := why_incompatible(wheels, inputs.python, inputs.platform)):
             raise UserError(f"{name}=={version}: {want}; pin a version that fits, or change the environment")
     if not files:
         raise UserError(f"{name}=={version}: no file of it is for Python {inputs.python} on {inputs.platform}; pin another")
