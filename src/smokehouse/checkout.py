@@ -1,4 +1,4 @@
-"""Where things lie in a checkout."""
+"""The places of files in a checkout."""
 
 import difflib
 import re
@@ -18,17 +18,17 @@ def is_environment_name(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Checkout:
-    """A checkout of Smokehouse, or any folder laid out like one."""
+    """A checkout of Smokehouse, or a folder with the same layout."""
 
     root: Path
 
     @classmethod
     def find(cls, start: Path) -> "Checkout":
-        """Return the checkout that `start` lies in; raises UserError where there is none."""
+        """Return the checkout that contains `start`; raises UserError where there is none."""
         for folder in (start, *start.parents):
             if (folder / "environments").is_dir():
                 return cls(folder)
-        raise UserError(f"{start}: no environments/ folder here or above; run this inside a Smokehouse checkout")
+        raise UserError(f"{start}: environments/ not found here or in a parent folder; run this inside a Smokehouse checkout")
 
     def environment(self, name: str) -> Path:
         """Return the folder that defines `name`; raises UserError where the name is invalid or not found."""
@@ -54,23 +54,23 @@ class Checkout:
         return self._folders("lockfiles")
 
     def lock(self, name: str) -> Path:
-        """Return the folder that holds, or will hold, the lock of `name`."""
+        """Return the folder of the lock of `name`, whether it exists or not."""
         return self.root / "lockfiles" / name
 
     def tools_lock(self) -> Path:
-        """Return the lock of the builder's own tools."""
+        """Return the file that locks the builder's own tools."""
         return self.root / "lockfiles" / "tools.txt"
 
     def installation(self, name: str) -> Path:
-        """Return the folder that `name` is installed in."""
+        """Return the folder to install `name` in."""
         return self.root / "build" / "environments" / name
 
     def bundled(self, name: str) -> Path:
-        """Return the folder that `name` is installed in when it comes from a bundle."""
+        """Return the folder to install `name` in from a bundle."""
         return self.root / "build" / "bundled" / name
 
     def relative(self, path: Path) -> str:
-        """Return `path` as messages name it: from the root of the checkout."""
+        """Return `path` relative to the root of the checkout, for messages; unchanged if it is outside."""
         return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
 
     def _folders(self, place: str) -> list[str]:

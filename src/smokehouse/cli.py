@@ -1,4 +1,4 @@
-"""The command line."""
+"""The command line: verbs, their options, and everything that is printed for a person."""
 
 import json
 import os
@@ -13,25 +13,27 @@ import typer
 from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
 
-Channel = Annotated[
+ChannelOption = Annotated[
     str | None,
-    typer.Option(metavar="DIR_OR_URL", envvar="SMOKEHOUSE_CHANNEL", help="A copy or mirror of conda-forge to read."),
+    typer.Option(metavar="DIR_OR_URL", envvar="SMOKEHOUSE_CHANNEL", help="Copy or mirror of conda-forge to use."),
 ]
-With = Annotated[
+WithOption = Annotated[
     list[str] | None,
     typer.Option(
         "--with",
         metavar="WHEEL#sha256=HEX",
-        help="A wheel that no lock names, by https URL or file, such as one of flash-attn's releases; may be given again.",
+        help="Add a wheel that is not in the lock, by https URL or file, such as a flash-attn release; repeatable.",
     ),
 ]
-Devel = Annotated[bool, typer.Option("--devel", help="With the compilers and the CUDA toolkit.")]
-DeepSpeedOps = Annotated[
+DevelOption = Annotated[bool, typer.Option("--devel", help="Include the compilers and the CUDA toolkit.")]
+OpsOption = Annotated[
     Literal["aot", "none"] | None,
-    typer.Option("--ops", help="DeepSpeed's ops: ahead of time or at first use; aot where the lock has a toolkit."),
+    typer.Option(
+        "--ops", help="Compile DeepSpeed's ops ahead of time or at first use.  [default: aot where the lock has a toolkit]"
+    ),
 ]
 
-# Who vouches for the workflows of GitHub.
+# OIDC issuer of GitHub workflows.
 GITHUB = "https://token.actions.githubusercontent.com"
 
 app = typer.Typer(
@@ -44,24 +46,26 @@ app = typer.Typer(
 
 @app.command("lock")
 def _lock(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Environments; all when none.")] = None,
-    check: Annotated[bool, typer.Option("--check", help="Only say which locks are not what is asked for.")] = False,
-    tools: Annotated[bool, typer.Option("--tools", help="Lock the builder's own tools instead.")] = False,
-    base: Annotated[bool, typer.Option("--base", help="Lock the packages of Debian under the images instead.")] = False,
-    upgrade: Annotated[str | None, typer.Option(metavar="PACKAGE", help="Move this one, and what it must drag along.")] = None,
-    diff: Annotated[bool, typer.Option("--diff", help="Only print what a new lock would change.")] = False,
-    channel: Channel = None,
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Environments.  [default: all]")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Report out-of-date locks; change nothing.")] = False,
+    tools: Annotated[bool, typer.Option("--tools", help="Lock Smokehouse's own tools instead.")] = False,
+    base: Annotated[bool, typer.Option("--base", help="Lock the Debian packages of the base image instead.")] = False,
+    upgrade: Annotated[
+        str | None, typer.Option(metavar="PACKAGE", help="Upgrade only PACKAGE and the dependencies that must change.")
+    ] = None,
+    diff: Annotated[bool, typer.Option("--diff", help="Print what a new lock would change; write nothing.")] = False,
+    channel: ChannelOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
-    """Resolve environments to the files that an installer takes."""
+    """Resolve environments to lock files: one version, file and hash per package."""
     from smokehouse.locks import lock_all
 
     if check and (diff or upgrade):
-        raise UserError("--check resolves nothing, so it takes no --diff and no --upgrade; drop one")
+        raise UserError("--check: expected no --diff and no --upgrade, as it resolves nothing; drop one")
     if tools and (names or diff or upgrade or (as_json and not check)):
-        raise UserError("--tools takes no names, and of the options --check; lock the environments in a run of their own")
+        raise UserError("--tools: expected no names and no option but --check; lock the environments in a separate run")
     if base and (names or check or tools or upgrade or diff or as_json):
-        raise UserError("--base takes no names and no other options; lock the environments in a run of their own")
+        raise UserError("--base: expected no names and no other options; lock the environments in a separate run")
     checkout = Checkout.find(Path.cwd())
     if base:
         from smokehouse.images import debian_lock as bases
@@ -76,13 +80,13 @@ def _lock(
 
 @app.command("bundle")
 def _bundle(
-    name: Annotated[str, typer.Argument(help="The environment.")],
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The bundle.")],
-    channel: Channel = None,
-    only: Annotated[Literal["pip"] | None, typer.Option(help="Leave the conda half out.")] = None,
-    devel: Devel = False,
+    name: Annotated[str, typer.Argument(help="Environment.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Bundle to create or continue.")],
+    channel: ChannelOption = None,
+    only: Annotated[Literal["pip"] | None, typer.Option(help="Leave out the conda packages.")] = None,
+    devel: DevelOption = False,
 ) -> int:
-    """Fetch everything that a machine without a network needs to install an environment; goes on where it stopped."""
+    """Fetch everything that is needed to install an environment without a network; continues an interrupted call."""
     from smokehouse.installs import bundler
     from smokehouse.locks import check as locks
 
@@ -93,14 +97,16 @@ def _bundle(
 
 @app.command("install")
 def _install(
-    name: Annotated[str, typer.Argument(help="The environment.")],
-    folder: Annotated[Path, typer.Argument(metavar="PREFIX", help="The folder to install it in.")],
-    bundle: Annotated[Path | None, typer.Option(metavar="DIR", help="Take everything from this bundle.")] = None,
-    channel: Channel = None,
-    devel: Devel = False,
-    used_as: Annotated[Path | None, typer.Option(metavar="PATH", help="Where PREFIX will be when it is used.")] = None,
+    name: Annotated[str, typer.Argument(help="Environment.")],
+    folder: Annotated[Path, typer.Argument(metavar="PREFIX", help="Folder to install into.")],
+    bundle: Annotated[Path | None, typer.Option(metavar="DIR", help="Install from this bundle alone.")] = None,
+    channel: ChannelOption = None,
+    devel: DevelOption = False,
+    used_as: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Final path, if PREFIX will be relocated.  [default: PREFIX]")
+    ] = None,
 ) -> int:
-    """Install both halves of an environment, without a container engine and without root; goes on where it stopped."""
+    """Install an environment without root and without a container engine; continues an interrupted call."""
     from smokehouse.installs import bundle as bundles
     from smokehouse.installs import prefix
     from smokehouse.locks import check as locks
@@ -113,27 +119,31 @@ def _install(
 
 @app.command("build")
 def _build(
-    name: Annotated[str, typer.Argument(help="The environment.")],
-    flavour: Annotated[Literal["runtime", "devel"], typer.Option(help="devel has compilers and the CUDA toolkit.")] = "runtime",
+    name: Annotated[str, typer.Argument(help="Environment.")],
+    flavour: Annotated[
+        Literal["runtime", "devel"], typer.Option(help="devel adds compilers and the CUDA toolkit.")
+    ] = "runtime",
     base: Annotated[
         str | None,
-        typer.Option(metavar="REF@sha256:…", help="Build on this, which has a shell, tar and glibc; Debian when none."),
+        typer.Option(metavar="REF@sha256:…", help="Base image, with a shell, tar and glibc.  [default: Debian]"),
     ] = None,
-    output: Annotated[str, typer.Option(metavar="oci:DIR|docker|push:REF", help="Where the image goes.")] = "docker",
-    compression: Annotated[Literal["zstd", "gzip"], typer.Option(help="gzip for engines older than 23.")] = "zstd",
-    builder: Annotated[
-        str | None, typer.Option(metavar="NAME", help="A builder of buildx or a docker context does it.")
-    ] = None,
-    bundle: Annotated[Path | None, typer.Option(metavar="DIR", help="Take everything from this bundle.")] = None,
-    channel: Channel = None,
-    source: Annotated[str | None, typer.Option(metavar="URL", help="Where the checkout is from, for the labels.")] = None,
-    ops: DeepSpeedOps = None,
-    added: With = None,
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Run every step again.")] = False,
-    only_prepare: Annotated[bool, typer.Option("--prepare", help="Only make what docker buildx bake needs.")] = False,
+    output: Annotated[str, typer.Option(metavar="oci:DIR|docker|push:REF", help="Destination of the image.")] = "docker",
+    compression: Annotated[
+        Literal["zstd", "gzip"], typer.Option(help="Compression of layers; gzip for Docker Engine older than 23.")
+    ] = "zstd",
+    builder: Annotated[str | None, typer.Option(metavar="NAME", help="Buildx builder or Docker context to use.")] = None,
+    bundle: Annotated[Path | None, typer.Option(metavar="DIR", help="Install from this bundle alone.")] = None,
+    channel: ChannelOption = None,
+    source: Annotated[str | None, typer.Option(metavar="URL", help="URL of the checkout, for the labels.")] = None,
+    ops: OpsOption = None,
+    added: WithOption = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Ignore the build cache.")] = False,
+    only_prepare: Annotated[
+        bool, typer.Option("--prepare", help="Prepare the inputs of docker buildx bake; print its command.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
-    """Build the image of an environment from its lock, the same to the bit wherever and whenever."""
+    """Build the image of an environment from its lock, reproducibly: same lock, same digest."""
     from smokehouse.images import build as building
     from smokehouse.images import extra_wheels
     from smokehouse.locks import check as locks
@@ -161,17 +171,17 @@ def _build(
 @app.command("verify")
 def _verify(
     reference: Annotated[str, typer.Argument(metavar="REF", help="oci:DIR, docker:NAME or HOST/NAME@sha256:…")],
-    bundle: Annotated[Path | None, typer.Option(metavar="DIR", help="Take all that it is compared with from here.")] = None,
-    channel: Channel = None,
-    key: Annotated[Path | None, typer.Option(metavar="FILE", help="The public key of who is believed.")] = None,
-    identity: Annotated[str, typer.Option(metavar="URL", help="Who is believed, where there is no key: a workflow.")] = "",
-    issuer: Annotated[str, typer.Option(metavar="URL", help="Who vouches for the identity.")] = GITHUB,
-    rebuild: Annotated[bool, typer.Option("--rebuild", help="Build it again, too, and compare digests.")] = False,
-    trust_base: Annotated[bool, typer.Option("--trust-base", help="Do not look at the Debian below.")] = False,
-    added: With = None,
+    bundle: Annotated[Path | None, typer.Option(metavar="DIR", help="Compare with this bundle.")] = None,
+    channel: ChannelOption = None,
+    key: Annotated[Path | None, typer.Option(metavar="FILE", help="Trusted public key.")] = None,
+    identity: Annotated[str, typer.Option(metavar="URL", help="Trusted identity for keyless signatures: a workflow.")] = "",
+    issuer: Annotated[str, typer.Option(metavar="URL", help="OIDC issuer of the identity.")] = GITHUB,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Rebuild the image and compare digests.")] = False,
+    trust_base: Annotated[bool, typer.Option("--trust-base", help="Skip the comparison of the Debian base.")] = False,
+    added: WithOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
-    """Say whether an image is what this checkout's lock builds, file by file, and what was proven of it."""
+    """Verify that an image is what this checkout's lock builds, and show what was proven of it."""
     from smokehouse.images import extra_wheels
     from smokehouse.proofs import verify as verifying
     from smokehouse.proofs.attestation import Signer
@@ -185,20 +195,26 @@ def _verify(
 
 @app.command("publish")
 def _publish(
-    name: Annotated[str, typer.Argument(help="The environment.")],
-    repository: Annotated[str, typer.Argument(metavar="REF", help="Where to: HOST/NAME, without a tag.")],
-    flavour: Annotated[Literal["runtime", "devel"], typer.Option(help="devel has compilers and the CUDA toolkit.")] = "runtime",
-    ops: DeepSpeedOps = None,
-    key: Annotated[Path | None, typer.Option(metavar="FILE", help="Sign with this; without one, as who cosign finds.")] = None,
-    built: Annotated[Path | None, typer.Option("--image", metavar="DIR", help="Publish this layout; else build.")] = None,
-    report: Annotated[Path | None, typer.Option(metavar="FILE", help="The image's report; else prove it now.")] = None,
-    bundle: Annotated[Path | None, typer.Option(metavar="DIR", help="Take everything from this bundle.")] = None,
-    channel: Channel = None,
-    source: Annotated[str | None, typer.Option(metavar="URL", help="Where the checkout is from, for the labels.")] = None,
-    move: Annotated[bool, typer.Option("--move", help="Let tags that name another image name this one.")] = False,
-    added: With = None,
+    name: Annotated[str, typer.Argument(help="Environment.")],
+    repository: Annotated[str, typer.Argument(metavar="REF", help="Destination: HOST/NAME, without a tag.")],
+    flavour: Annotated[
+        Literal["runtime", "devel"], typer.Option(help="devel adds compilers and the CUDA toolkit.")
+    ] = "runtime",
+    ops: OpsOption = None,
+    key: Annotated[Path | None, typer.Option(metavar="FILE", help="Private key to sign with.  [default: keyless]")] = None,
+    built: Annotated[
+        Path | None, typer.Option("--image", metavar="DIR", help="OCI layout to publish.  [default: build one]")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Report of the image.  [default: run its smoke test]")
+    ] = None,
+    bundle: Annotated[Path | None, typer.Option(metavar="DIR", help="Install from this bundle alone.")] = None,
+    channel: ChannelOption = None,
+    source: Annotated[str | None, typer.Option(metavar="URL", help="URL of the checkout, for the labels.")] = None,
+    move: Annotated[bool, typer.Option("--move", help="Overwrite existing tags.")] = False,
+    added: WithOption = None,
 ) -> int:
-    """Build, prove, verify and sign an image, and give it to a registry: all of it, or no tag."""
+    """Build, prove, verify, sign and push an image; tags are pushed last."""
     from smokehouse.images import extra_wheels
     from smokehouse.proofs import publish as publishing
 
@@ -215,7 +231,7 @@ def _publish(
 def _smoke(
     arguments: Annotated[list[str] | None, typer.Argument(metavar="[NAME] [OPTIONS]...")] = None,
 ) -> None:
-    """Install an environment and prove it; the options are those of smoke_tests, and --bundle DIR or --image REF."""
+    """Install an environment and prove it; takes the options of smoke_tests, --bundle DIR and --image REF."""
     from smokehouse.runs.container import smoke_image
     from smokehouse.runs.local import DEFAULT, smoke
     from smokehouse.runs.options import without
@@ -229,29 +245,29 @@ def _smoke(
 
 @app.command("docs")
 def _docs(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Environments; all when none.")] = None,
-    check: Annotated[bool, typer.Option("--check", help="Only say which pages are not what their sources say.")] = False,
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Environments.  [default: all]")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Report out-of-date pages; change nothing.")] = False,
     report: Annotated[
-        Path | None, typer.Option("--report", help="Take this report.json as the evidence of NAME.", metavar="FILE")
+        Path | None, typer.Option("--report", help="Adopt this report.json as the evidence of NAME.", metavar="FILE")
     ] = None,
 ) -> int:
-    """Write a page for each environment, from its files alone."""
+    """Write the page of each environment from its files."""
     from smokehouse.pages import update as docs
 
     if check and report:
-        raise UserError("--check changes nothing, and --report takes a report in; give one of the two")
+        raise UserError("--check: expected no --report, as it changes nothing; drop one")
     checkout = Checkout.find(Path.cwd())
     return docs.check(checkout, names or []) if check else docs.make(checkout, names or [], report)
 
 
 def main() -> int:
-    """Run the command line and return its exit code: 0, 1 for a failed check, 2 for a mistake of the user's."""
+    """Run the command line and return its exit code: 0, 1 for a failed check, 2 for invalid input."""
     try:
         code = _main()
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 1
     if "rattler" in sys.modules:
-        # Its threads outlive its last answer, and crash an interpreter that ends under them.
+        # Its threads outlive the last call and crash an interpreter that exits under them.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -264,7 +280,7 @@ def _main() -> int:
     try:
         return int(app(standalone_mode=False) or 0)
     except KeyboardInterrupt:
-        return _complain("interrupted; nothing half-made is in use", 130)
+        return _complain("interrupted; no partial result is in use", 130)
     except typer.Abort:
         return _complain("interrupted", 130)
     except typer.TyperException as wrong:
@@ -273,7 +289,7 @@ def _main() -> int:
         return _complain(str(mistake), 2)
     except OSError as broken:
         where = f"{broken.filename}: " if broken.filename else ""
-        return _complain(f"{where}{broken.strerror or broken}; make room or mend the permissions", 2)
+        return _complain(f"{where}{broken.strerror or broken}; free disk space or fix permissions", 2)
 
 
 def _complain(message: str, code: int) -> int:

@@ -1,20 +1,20 @@
-"""The one exception that reaches a user."""
+"""The one exception whose message a user reads."""
 
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # the command line is faster without
+if TYPE_CHECKING:  # importing pydantic takes longer than most commands run
     from pydantic import ValidationError
 
 
 class UserError(Exception):
-    """Something the user can mend: what is wrong, where (`file:line`) and what to do, as one line."""
+    """A mistake that the user can fix, told in one line: where (`file:line`), what was expected and found, what to do."""
 
     def __init__(self, message: str) -> None:
-        """Join `message` to a single line."""
+        """Join the lines of `message`."""
         super().__init__(" ".join(message.split()))
 
 
 def first_of(invalid: "ValidationError", whole: str = "the file") -> str:
-    """Return the first thing that is wrong with data, and where in it; `whole` is what all of it is called."""
+    """Return the first problem of invalid data and its place, called `whole` if that is all of the data."""
     first = invalid.errors()[0]
     return f"{'.'.join(str(part) for part in first['loc']) or whole}: {first['msg']}"

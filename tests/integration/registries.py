@@ -17,10 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
-from smokehouse.oci.layout import Layout
-from smokehouse.oci.model import Descriptor
-from smokehouse.oci.reference import Reference
-from smokehouse.oci.registry import Registry
+from smokehouse.oci import Descriptor, Layout, Reference, Registry
 
 from .debian import unpack
 from .tiny_images import image

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import zstandard
 
-from smokehouse.oci.layout import Layout
-from smokehouse.oci.model import CONFIG, MANIFEST, Descriptor, encode
+from smokehouse.oci import Descriptor, Layout
+from smokehouse.oci.model import CONFIG, MANIFEST, encode
 
 
 @dataclass(frozen=True)

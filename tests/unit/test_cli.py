@@ -19,7 +19,10 @@ from .conftest import TestCheckout
         ([], "Missing command; see --help"),
         (["lcok"], "No such command 'lcok'"),
         (["lock", "--chek"], "No such option: --chek"),
-        (["lock", "tiny", "--tools"], "--tools takes no names, and of the options --check; lock the environments"),
+        (
+            ["lock", "tiny", "--tools"],
+            "--tools: expected no names and no option but --check; lock the environments",
+        ),
     ],
 )
 def test_usage(checkout: TestCheckout, arguments: list[str], message: str) -> None:
@@ -32,7 +35,7 @@ def test_help(checkout: TestCheckout) -> None:
     assert "--check" in ended.stdout
 
 
-def test_workflows_call_sessions_and_options_that_there_are(root: Path) -> None:
+def test_workflows_call_existing_sessions_and_options(root: Path) -> None:
     sessions = re.findall(r"^@nox\.session\ndef (\w+)", (root / "noxfile.py").read_text(), re.MULTILINE)
     verbs = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     seen = set()

@@ -1,1 +1,42 @@
-"""OCI images: documents, references, layouts, layer file systems and registries; knows nothing of environments."""
+"""OCI images: their documents, references, layouts, file systems and registries; a format library.
+
+    >>> from smokehouse.oci import Layout, Reference, Registry
+    >>> Registry(Reference.parse("ghcr.io/owner/name:tag")).pull(Layout(folder))
+    >>> Layout(folder).image().tree(keep=lambda path: False).entries
+
+It knows nothing of environments and locks. `model` has the media types and documents, `filesystem` the entries of a tree.
+
+See: https://github.com/opencontainers/image-spec, https://github.com/opencontainers/distribution-spec
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from smokehouse.oci.filesystem import Tree
+    from smokehouse.oci.layout import Image, Layout, unpack_layout, write_layout
+    from smokehouse.oci.model import DIGEST, Descriptor
+    from smokehouse.oci.reference import Reference
+    from smokehouse.oci.registry import Registry
+
+__all__ = ["DIGEST", "Descriptor", "Image", "Layout", "Reference", "Registry", "Tree", "unpack_layout", "write_layout"]
+
+# The module of each name, imported when it is first used: pydantic, requests and zstandard would slow every command down.
+_MODULES = {
+    "DIGEST": "model",
+    "Descriptor": "model",
+    "Image": "layout",
+    "Layout": "layout",
+    "Reference": "reference",
+    "Registry": "registry",
+    "Tree": "filesystem",
+    "unpack_layout": "layout",
+    "write_layout": "layout",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import the module of a name of `__all__`."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -15,10 +15,10 @@ _CORE = ("torch", "transformers", "deepspeed", "accelerate")
 
 @dataclass(frozen=True)
 class Documented:
-    """An environment, its lock, and its evidence where there is any of this very lock."""
+    """An environment, its lock, and the evidence for exactly this lock, if any."""
 
     environment: Environment
-    manifest: Lock
+    lock: Lock
     evidence: Evidence | None
 
     @property
@@ -28,24 +28,24 @@ class Documented:
 
     @property
     def core(self) -> str:
-        """The pinned core with its versions, as far as the lock has it."""
-        versions = {package.name: package.version for package in self.manifest.pip}
+        """The versions of the core packages in the lock."""
+        versions = {package.name: package.version for package in self.lock.pip}
         return ", ".join(f"{name} {plain(versions[name])}" for name in _CORE if name in versions)
 
     @property
-    def seen(self) -> str:
-        """What the present lock was proven on, in few words."""
+    def proven_on(self) -> str:
+        """What this lock was proven on, in a few words."""
         if self.evidence is None:
             return "not proven"
         limits = [] if self.evidence.on_gpu else ["not on GPUs with NCCL"]
-        limits += ["pip half only"] if self.other_python else []
+        limits += ["PyPI packages only"] if self.other_python else []
         return "; ".join([plain(self.evidence.where), *limits])
 
     @property
     def other_python(self) -> str | None:
-        """The Python that the run was on, where that is not the conda half's, so that the conda half took no part."""
+        """The Python of the run, where it is not the locked one, so that no conda package took part."""
         ran = self.evidence.fields["versions"].get("python") if self.evidence else None
-        locked = next((package.version for package in self.manifest.conda if package.name == "python"), None)
+        locked = next((package.version for package in self.lock.conda if package.name == "python"), None)
         return f"{ran}, not {locked}" if ran != locked else None
 
 
@@ -58,7 +58,7 @@ def render(shown: Documented) -> str:
             *_install(shown),
             *_proof(shown),
             *_issues(shown),
-            *_packages(shown.manifest),
+            *_packages(shown.lock),
         ]
     )
 
@@ -71,7 +71,7 @@ def overview(all_shown: Iterable[Documented]) -> str:
             shown.core,
             shown.environment.stack.cuda.version,
             str(shown.environment.stack.packages.cutoff),
-            shown.seen,
+            shown.proven_on,
         ]
         for shown in all_shown
     ]
@@ -79,24 +79,24 @@ def overview(all_shown: Iterable[Documented]) -> str:
 
 
 def _stack(shown: Documented) -> list[str]:
-    stack, manifest = shown.environment.stack, shown.manifest
+    stack, lock = shown.environment.stack, shown.lock
     definition = f"../../environments/{quote(shown.name)}"
-    devel = sum(package.size for package in manifest.conda if package.category == "devel")
-    virtual = ", ".join(f"{plain(name)} {plain(text)}" for name, text in sorted(manifest.virtual_packages.items()))
+    devel = sum(package.size for package in lock.conda if package.category == "devel")
+    virtual = ", ".join(f"{plain(name)} {plain(text)}" for name, text in sorted(lock.virtual_packages.items()))
     facts = [
         ["model", f"`{stack.model.class_}` (family `{stack.model.family}`)"],
         ["stack", shown.core],
-        ["Python", plain(manifest.python)],
+        ["Python", plain(lock.python)],
         ["CUDA", stack.cuda.version],
-        ["platform", manifest.platform],
-        ["packages until", str(manifest.cutoff)],
-        ["conda half from", f"{plain(manifest.channel.name)}, solved for {virtual}"],
-        ["download", f"{_size(manifest.download)}, with compilers and CUDA toolkit {_size(manifest.download + devel)}"],
-        ["proven on", shown.seen],
+        ["platform", lock.platform],
+        ["packages until", str(lock.cutoff)],
+        ["conda packages from", f"{plain(lock.channel.name)}, solved for {virtual}"],
+        ["download", f"{_size(lock.download)}, with compilers and CUDA toolkit {_size(lock.download + devel)}"],
+        ["proven on", shown.proven_on],
     ]
     return [
         f"# {plain(shown.name)}\n",
-        f"Asked for in [environment.yml]({definition}/environment.yml), with the reason for each package, and "
+        f"Defined in [environment.yml]({definition}/environment.yml), with the reason for each package, and "
         f"[stack.toml]({definition}/stack.toml); resolved in [the lock](../../lockfiles/{quote(shown.name)}/).\n",
         table(["", ""], facts),
     ]
@@ -104,21 +104,21 @@ def _stack(shown: Documented) -> list[str]:
 
 def _install(shown: Documented) -> list[str]:
     name = shown.name
-    build = f" --build-constraints lockfiles/{name}/build-requirements.txt" if shown.manifest.build else ""
-    devel = any(package.category == "devel" for package in shown.manifest.conda)
+    build = f" --build-constraints lockfiles/{name}/build-requirements.txt" if shown.lock.build else ""
+    devel = any(package.category == "devel" for package in shown.lock.conda)
     return [
-        "## Installing it\n",
-        "In a clone of this repository, to prove it on this machine, or to install both halves without root:\n",
+        "## Install\n",
+        "In a clone of this repository, to prove it on this machine, or to install it without root:\n",
         code(f"nox -s smoke -- {name}\nnox -s install -- {name} PREFIX" + (" [--devel]" if devel else "")),
-        "Without Smokehouse, with conda-lock (or anything that reads its files) and uv:\n",
+        "Without Smokehouse, with conda-lock (or any tool that reads its files) and uv:\n",
         code(
             f"conda-lock install {'[-E devel] ' if devel else ''}--prefix PREFIX lockfiles/{name}/conda-lock.yml\n"
             f"uv pip install --python PREFIX/bin/python --no-deps --require-hashes"
             f" -r lockfiles/{name}/requirements.txt{build}"
         ),
-        "On a machine without a network, from a folder filled on one that has it:\n",
+        "On a machine without a network, from a bundle made on one that has it:\n",
         code(f"nox -s bundle -- {name} DIR\nnox -s install -- {name} PREFIX --bundle DIR"),
-        "As an image, of one digest wherever it is built ([more](../../docker/README.md)); none is published yet:\n",
+        "As a reproducible image ([more](../../docker/README.md)); none is published yet:\n",
         code(f"nox -s build -- {name}\nnox -s publish -- {name} HOST/REPOSITORY"),
     ]
 
@@ -128,7 +128,7 @@ def _proof(shown: Documented) -> list[str]:
     if evidence is None:
         return [
             "## Not proven\n",
-            f"There is no report of the present lock. `nox -s smoke -- {shown.name}` makes one, and\n"
+            f"There is no report of this lock. `nox -s smoke -- {shown.name}` makes one, and\n"
             f"`nox -s docs -- {shown.name} --report build/smoke/{shown.name}/report.json` shows it here.\n",
         ]
     fields = evidence.fields
@@ -138,15 +138,15 @@ def _proof(shown: Documented) -> list[str]:
     else:
         where = (
             f"It ran on {fields['device']} with {fields['backend']}, in {fields['precision']}, {fields['world_size']} ranks. "
-            f"**GPUs with NCCL took no part, so nothing is proven of them.**"
+            f"**Nothing is proven on GPUs with NCCL.**"
         )
     if shown.other_python:
-        where += f" **It ran on Python {plain(shown.other_python)}: the conda half took no part, so nothing is proven of it.**"
-    checkpoint = "a tiny checkpoint made for it" if fields["checkpoint"] == "made" else plain(fields["checkpoint"])
+        where += f" **It ran on Python {plain(shown.other_python)}, without the conda packages: nothing is proven of those.**"
+    checkpoint = "a tiny synthetic checkpoint" if fields["checkpoint"] == "made" else plain(fields["checkpoint"])
     versions = ", ".join(f"{plain(name)} {plain(str(text))}" for name, text in fields["versions"].items() if text)
     return [
         "## What was proven\n",
-        f"{where} The [report]({quote(shown.name)}.json) is bound to the SHA-256 of every file of the present lock.\n",
+        f"{where} The [report]({quote(shown.name)}.json) is bound to the SHA-256 of every file of this lock.\n",
         table(
             ["", ""],
             [
@@ -169,17 +169,17 @@ def _issues(shown: Documented) -> list[str]:
     lines += [
         f"- Left out, {plain(left_out.package)}: {plain(left_out.reason)}\n" for left_out in shown.environment.stack.left_out
     ]
-    return ["## Known issues\n", "".join(lines) or "None is known.\n"]
+    return ["## Known issues\n", "".join(lines) or "None.\n"]
 
 
-def _packages(manifest: Lock) -> list[str]:
-    devel = [package for package in manifest.conda if package.category == "devel"]
+def _packages(lock: Lock) -> list[str]:
+    devel = [package for package in lock.conda if package.category == "devel"]
     return [
-        "## Every package\n",
-        *_conda("Conda half", manifest.main),
-        *_conda("Conda half, devel: compilers and CUDA toolkit", devel),
-        *_pip("Pip half", manifest.pip),
-        *_pip("What builds the source distributions of the pip half", manifest.build),
+        "## Packages\n",
+        *_conda("Conda packages", lock.main),
+        *_conda("Conda packages, devel: compilers and CUDA toolkit", devel),
+        *_pip("PyPI packages", lock.pip),
+        *_pip("Build dependencies of source distributions", lock.build),
     ]
 
 
@@ -209,5 +209,5 @@ def _total(packages: Iterable[LockedFile]) -> str:
 
 
 def _size(size: int) -> str:
-    """Return bytes as a person reads them, `?` where the size is unknown."""
+    """Return a size in bytes for people, `?` where it is unknown."""
     return console.size(size) if size else "?"

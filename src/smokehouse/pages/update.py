@@ -1,4 +1,4 @@
-"""The pages of all environments: written, or seen to match their sources."""
+"""Write the pages of all environments, or report which are out of date."""
 
 import re
 from collections.abc import Sequence
@@ -6,9 +6,9 @@ from pathlib import Path
 
 from smokehouse.checkout import Checkout
 from smokehouse.console import status
-from smokehouse.environments import definition as environment
+from smokehouse.environments import definition
 from smokehouse.errors import UserError
-from smokehouse.locks import check as check_module
+from smokehouse.locks.check import read_lock
 from smokehouse.locks.pins import LockFiles
 from smokehouse.pages import environment as page
 from smokehouse.pages.markdown import between, code
@@ -23,19 +23,20 @@ _PLACE = Path("docs", "environments")
 def make(checkout: Checkout, names: Sequence[str], report: Path | None) -> int:
     """Write the pages of `names`, or all, and the README's generated parts; returns 0 or raises UserError.
 
-    A `report` becomes the evidence of the one environment named. Pages of environments that are gone are removed.
+    A `report` becomes the evidence of the one environment named. Pages without an environment are removed.
     """
     adopted: dict[str, Evidence] = {}
     if report:
         if len(names) != 1:
-            raise UserError("--report is of one environment; name it")
+            raise UserError("--report: expected the name of one environment; add it")
         checkout.environment(names[0])
         adopted[names[0]] = evidence.read(checkout, names[0], report.absolute())
     shown = _documented(checkout, adopted)
     for name, found in adopted.items():
         if shown[name].evidence is None:
             raise UserError(
-                f"{report}: of another lock than lockfiles/{name}, so it proves nothing of that; run nox -s smoke -- {name}"
+                f"{report}: expected a report of the lock in lockfiles/{name}, found one of another lock; "
+                f"run nox -s smoke -- {name}"
             )
         files.write(_report(checkout, name), found.text)
     for path, text in _texts(checkout, shown, names).items():
@@ -44,18 +45,16 @@ def make(checkout: Checkout, names: Sequence[str], report: Path | None) -> int:
             print(f"{checkout.relative(path)}: written")
     for path in _stale(checkout):
         path.unlink()
-        print(f"{checkout.relative(path)}: removed, there is no such environment")
+        print(f"{checkout.relative(path)}: removed, environment not found")
     return 0
 
 
 def check(checkout: Checkout, names: Sequence[str]) -> int:
-    """Print each page of `names`, or of all, that is not what its sources say; returns 1 if one is, else 0."""
+    """Print which pages of `names`, or of all, are out of date; returns 1 if one is, else 0."""
     texts = _texts(checkout, _documented(checkout, {}), names)
-    problems = [f"{checkout.relative(path)}: not what its sources say; run nox -s docs" for path, text in texts.items()
+    problems = [f"{checkout.relative(path)}: out of date; run nox -s docs" for path, text in texts.items()
                 if _differs(path, text)]  # fmt: skip
-    problems += [
-        f"{checkout.relative(path)}: there is no environment of this name; run nox -s docs" for path in _stale(checkout)
-    ]
+    problems += [f"{checkout.relative(path)}: environment not found; run nox -s docs" for path in _stale(checkout)]
     for problem in problems:
         status(problem)
     return 1 if problems else 0
@@ -66,21 +65,20 @@ def _report(checkout: Checkout, name: str) -> Path:
 
 
 def _documented(checkout: Checkout, adopted: dict[str, Evidence]) -> dict[str, page.Documented]:
-    """Return all that the pages are made of, by name."""
+    """Return what the pages are made of, by name."""
     shown = {}
     for name in checkout.environments():
-        promise = environment.read(checkout, name)
-        place = LockFiles.of(checkout, name)
-        locked = check_module.read_lock(place)
+        lock_files = LockFiles.of(checkout, name)
+        lock = read_lock(lock_files)
         report = _report(checkout, name)
         found = adopted.get(name) or (evidence.read(checkout, name, report) if report.exists() else None)
-        holds = found and evidence.holds_for(found, locked, place.folder)
-        shown[name] = page.Documented(promise, locked, found if holds else None)
+        holds = found and evidence.holds_for(found, lock, lock_files.folder)
+        shown[name] = page.Documented(definition.read(checkout, name), lock, found if holds else None)
     return shown
 
 
 def _texts(checkout: Checkout, shown: dict[str, page.Documented], names: Sequence[str]) -> dict[Path, str]:
-    """Return what each file is to be: the pages of `names`, or all, and the README."""
+    """Return the expected text of each file: the pages of `names`, or all, and the README."""
     for name in names:
         checkout.environment(name)
     texts = {checkout.root / _PLACE / f"{name}.md": page.render(shown[name]) for name in names or shown}
@@ -90,12 +88,12 @@ def _texts(checkout: Checkout, shown: dict[str, page.Documented], names: Sequenc
 
 
 def _readme(checkout: Checkout, text: str, shown: dict[str, page.Documented]) -> str:
-    """Return the README with its table of environments, and each run that it shows, as they are now."""
+    """Return the README with its table of environments and each run that it shows, up to date."""
     parts = {"environments": page.overview(shown.values())}
     for name in re.findall(r"^<!-- run (\S+) -->$", text, re.MULTILINE):
         checkout.environment(name)
         found = shown[name].evidence
-        parts[f"run {name}"] = code(found.table) if found else "(Not proven: there is no report of the present lock.)\n"
+        parts[f"run {name}"] = code(found.table) if found else "(Not proven: no report of this lock.)\n"
     for marker, inner in parts.items():
         try:
             text = between(text, f"<!-- {marker} -->", f"<!-- /{marker} -->", inner)
@@ -109,7 +107,7 @@ def _differs(path: Path, text: str) -> bool:
 
 
 def _stale(checkout: Checkout) -> list[Path]:
-    """Return the pages and reports of environments that are not there."""
+    """Return the pages and reports that have no environment."""
     known = checkout.environments()
     found = [*(checkout.root / _PLACE).glob("*.md"), *(checkout.root / _PLACE).glob("*.json")]
     return sorted(path for path in found if path.stem not in known)

@@ -1,4 +1,4 @@
-"""Running other programs: with a deadline, and never leaving one behind."""
+"""Run other programs with a deadline, leaving no process behind."""
 
 import os
 import pty
@@ -15,12 +15,12 @@ from pathlib import Path
 from smokehouse.console import is_terminal
 from smokehouse.errors import UserError
 
-_GRACE = 5.0  # seconds between asking a program to end and ending it
+_GRACE = 5.0  # seconds from SIGTERM to SIGKILL
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a program ended and what it said."""
+    """A program that has ended: its exit code and output."""
 
     code: int
     stdout: str
@@ -37,15 +37,16 @@ def run(
     pass_fds: Sequence[int] = (),
     stdin: str = "",
 ) -> Ended:
-    """Run `command` to its end, with `stdin` as its input, and return what it said.
+    """Run `command` to its end with the input `stdin`, and return its exit code and output.
 
-    With `progress`, a program that runs for a person at a terminal shows its progress there. The file descriptors in
-    `pass_fds` stay open in it. Raises UserError when the program does not end within `deadline` seconds; it, and every
-    process it started, is then ended, as on any other exception.
+    With `progress`, the program shows its progress where a person watches at a terminal. It keeps the file descriptors
+    `pass_fds` open. Raises UserError when it has not ended after `deadline` seconds; on that and any other exception, it
+    and every process that it started are ended.
     """
     shown = progress and is_terminal()
     master, slave = pty.openpty() if shown else (None, subprocess.PIPE)
     try:
+        # A list of arguments, which no shell interprets.
         process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
@@ -78,25 +79,25 @@ def run(
 
 
 def _relay(master: int, until: float) -> str:
-    """Copy a pseudo-terminal to stderr up to the first error line, which is ours to word; return all of it as text."""
-    heard = b""
+    """Copy a pseudo-terminal to stderr up to the first error, which the caller words; return all of it as text."""
+    output = b""
     while True:
         if not select.select([master], [], [], max(0.0, until - time.monotonic()))[0]:
             raise TimeoutError
         try:
             chunk = os.read(master, 65536)
-        except OSError:  # Linux says EIO where the other end is closed
+        except OSError:  # Linux raises EIO when the other end is closed
             chunk = b""
         if not chunk:
             break
-        heard += chunk
-        if not re.search(rb"[\r\n](\x1b\[[0-9;?]*[A-Za-z])*error", heard):
+        output += chunk
+        if not re.search(rb"[\r\n](\x1b\[[0-9;?]*[A-Za-z])*error", output):
             os.write(2, chunk)
-    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", heard.decode(errors="replace")).replace("\r", "\n")
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.decode(errors="replace")).replace("\r", "\n")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a program and all that it started."""
+    """End a program and every process that it started."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)

@@ -6,7 +6,6 @@ A statement is an in-toto Statement v1 with a test-result predicate, in a DSSE e
 
 import json
 import re
-import tempfile
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError, first_of
 from smokehouse.programs import cosign
+from smokehouse.programs.cosign import CosignError
 from smokehouse.runs.report import refuse_report
 
 STATEMENT = "https://in-toto.io/Statement/v1"
@@ -106,25 +106,18 @@ def sign(payload: bytes, signer: Signer) -> Signed:
 
     The password of a key is COSIGN_PASSWORD.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        signed, signature, bundle = (Path(folder, name) for name in ("signed", "signature", "bundle"))
-        signed.write_bytes(_pre_authentication(payload))
-        command = ["sign-blob", "--yes", "--output-signature", str(signature)]
-        if signer.key:
-            _refuse_no_key(signer.key)
-            # Whoever has the key need not tell the world what was signed, and cannot where there is no network.
-            command += ["--key", str(signer.key.absolute()), "--tlog-upload=false"]
-        else:
-            command += ["--bundle", str(bundle)]
-        ended = cosign.run_cosign([*command, str(signed)])
-        if ended.code or not signature.is_file():
-            raise UserError(f"the statement cannot be signed: {cosign.explain(ended)}{'' if signer.key else _KEYLESS}")
-        envelope = {
-            "payloadType": PAYLOAD,
-            "payload": b64encode(payload).decode(),
-            "signatures": [{"keyid": "", "sig": signature.read_text().strip()}],
-        }
-        return Signed(json.dumps(envelope, sort_keys=True).encode(), bundle.read_bytes() if bundle.is_file() else None)
+    if signer.key:
+        _refuse_no_key(signer.key)
+    try:
+        made = cosign.sign_blob(_pre_authentication(payload), signer.key)
+    except CosignError as failed:
+        raise UserError(f"the statement cannot be signed: {failed}{'' if signer.key else _KEYLESS}") from None
+    envelope = {
+        "payloadType": PAYLOAD,
+        "payload": b64encode(payload).decode(),
+        "signatures": [{"keyid": "", "sig": b64encode(made.signature).decode()}],
+    }
+    return Signed(json.dumps(envelope, sort_keys=True).encode(), made.bundle)
 
 
 def check(checkout: Checkout, signed: Signed, signer: Signer, digest: str, lock: str) -> dict[str, Any]:
@@ -140,27 +133,22 @@ def check(checkout: Checkout, signed: Signed, signer: Signer, digest: str, lock:
         raise UserError(f"{digest}: its statement is no DSSE envelope ({first_of(invalid)}); do not trust it") from None
     except ValueError as broken:
         raise UserError(f"{digest}: its statement is no DSSE envelope ({broken}); do not trust it") from None
-    with tempfile.TemporaryDirectory() as folder:
-        blob, signature, bundle = (Path(folder, name) for name in ("signed", "signature", "bundle"))
-        blob.write_bytes(_pre_authentication(payload))
-        signature.write_text(b64encode(raw).decode())
-        command = ["verify-blob"]
+    blob = _pre_authentication(payload)
+    try:
         if signer.key:
             _refuse_no_key(signer.key)
-            command += ["--key", str(signer.key.absolute()), "--signature", str(signature), "--insecure-ignore-tlog=true"]
+            cosign.verify_blob(blob, raw, signer.key)
+        elif signed.bundle is None:
+            raise UserError(f"{digest}: its statement was signed with a key; name the public one: --key FILE")
         else:
-            if signed.bundle is None:
-                raise UserError(f"{digest}: its statement was signed with a key; name the public one: --key FILE")
-            bundle.write_bytes(signed.bundle)
             _refuse_other_signature(signed.bundle, raw, digest)
-            command += ["--bundle", str(bundle), "--certificate-identity", signer.identity]
-            command += ["--certificate-oidc-issuer", signer.issuer]
-        ended = cosign.run_cosign([*command, str(blob)])
-        if ended.code:
-            said = cosign.explain(ended)
-            if not signer.key and re.search(r"dial tcp|i/o timeout|TLS handshake", said):
-                raise UserError(f"{digest}: cosign cannot ask Sigstore who signed its statement ({said}); mend the network")
-            raise UserError(f"{digest}: its statement is not signed by {_named(signer)}: {said}; do not trust it")
+            cosign.verify_blob_bundle(blob, signed.bundle, signer.identity, signer.issuer)
+    except CosignError as failed:
+        if not signer.key and re.search(r"dial tcp|i/o timeout|TLS handshake", str(failed)):
+            raise UserError(
+                f"{digest}: cosign cannot ask Sigstore who signed its statement ({failed}); mend the network"
+            ) from None
+        raise UserError(f"{digest}: its statement is not signed by {_named(signer)}: {failed}; do not trust it") from None
     try:
         content = _Statement.model_validate_json(payload)
     except ValidationError as invalid:

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Write files atomically, link or copy them, and hash them."""
 
 import hashlib
 import os
@@ -10,7 +10,7 @@ SHA256 = "[0-9a-f]{64}"  # the regular expression of a hex digest
 
 
 def write(path: Path, content: bytes | str) -> None:
-    """Write `content`, a string as UTF-8, to `path`, whole or not at all; raises OSError."""
+    """Write `content`, a string as UTF-8, to `path` atomically, creating its folder; raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -26,7 +26,7 @@ def write(path: Path, content: bytes | str) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Make `target` the file `source`, without a copy where the disk allows; raises OSError."""
+    """Hard-link `target` to `source`, or copy it where the file system cannot; raises OSError."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         target.hardlink_to(source)
@@ -35,14 +35,17 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def sha256(data: bytes | str) -> str:
-    """Return the hex SHA-256 of `data`, a string being read as UTF-8."""
+    """Return the hex SHA-256 of `data`, a string as UTF-8."""
     return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()
 
 
 def cache() -> Path:
-    """Return the folder for what may be lost (https://specifications.freedesktop.org/basedir-spec)."""
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(given) if os.path.isabs(given) else Path.home() / ".cache") / "smokehouse"
+    """Return the folder for files that may be deleted at any time.
+
+    See: https://specifications.freedesktop.org/basedir-spec
+    """
+    configured = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (configured if configured.is_absolute() else Path.home() / ".cache") / "smokehouse"
 
 
 def hashed(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Exclusive use of a folder among processes."""
+"""Exclusive use of a folder by one process."""
 
 import fcntl
 import os
@@ -10,15 +10,18 @@ from pathlib import Path
 from smokehouse.console import status
 from smokehouse.errors import UserError
 
-_PATIENCE = 2 * 3600.0  # seconds to wait for another process that installs the same environment
+_DEADLINE = 2 * 3600.0  # seconds to wait for another process; installing takes long
 
 
 @contextmanager
-def exclusive(path: Path, doing: str) -> Iterator[int]:
-    """Hold the right to be `doing`, waiting for whoever holds it; yields the descriptor that holds it."""
+def exclusive(path: Path, activity: str) -> Iterator[int]:
+    """Lock the file `path` for an `activity`, such as "installing x", waiting for the process that has the lock.
+
+    Yields the file descriptor; the lock lasts until every copy of it is closed. Raises UserError after two hours.
+    """
     with path.open("a+") as file:
-        until = time.monotonic() + _PATIENCE
-        told = False
+        until = time.monotonic() + _DEADLINE
+        announced = False
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -26,10 +29,12 @@ def exclusive(path: Path, doing: str) -> Iterator[int]:
             except BlockingIOError:
                 holder = path.read_text().strip() or "another process"
                 if time.monotonic() > until:
-                    raise UserError(f"{holder} is {doing} without end; look at it or end it") from None
-                if not told:
-                    status(f"waiting for {holder}, which is {doing}")
-                    told = True
+                    raise UserError(
+                        f"{path}: timed out after {_DEADLINE / 3600:.0f} h; {holder} is still {activity}; end it"
+                    ) from None
+                if not announced:
+                    status(f"waiting for {holder}, which is {activity}")
+                    announced = True
                 time.sleep(0.1)
         file.truncate(0)
         file.write(f"process {os.getpid()}")

@@ -120,7 +120,7 @@ def test_a_key_that_is_not_there_or_not_open_is_named(root: Path, keys: Path, mo
     with pytest.raises(UserError, match="the key's password is not COSIGN_PASSWORD"):
         sign(payload, Signer(keys / "ours.key"))
     monkeypatch.setenv("PATH", os.devnull)
-    with pytest.raises(UserError, match="cosign is not here"):
+    with pytest.raises(UserError, match="cosign not found"):
         sign(payload, Signer(keys / "ours.key"))
 
 

@@ -379,4 +379,4 @@ def test_a_place_that_holds_other_things_is_kept(tiny: TestCheckout, tmp_path: P
 
 def test_no_engine_is_one_line(tiny: TestCheckout, tmp_path: Path) -> None:
     refused = tiny.refused("build", "tiny", DOCKER_HOST=f"unix://{tmp_path}/nothing.sock")
-    assert "the engine does not answer; start it, or set DOCKER_HOST" in refused
+    assert "the engine cannot be reached; start it, or set DOCKER_HOST" in refused

@@ -96,7 +96,7 @@ def test_a_base_that_nothing_runs_on_is_refused(
         layer |= {f"bin/{name}": link("busybox") for name in ("sh", "mkdir", "tar")}
     image(tmp_path / "base", [layer])
     base = pushed(tmp_path / "base", f"127.0.0.1:{registry_port}/{lacks}")
-    said = f"tiny cannot be built: the base has no {lacks}; name one that has a shell, tar and glibc, such as Debian"
+    said = f"tiny cannot be built: the base image has no {lacks}; use one that has a shell, tar and glibc, such as Debian"
     assert tiny.refused("build", "tiny", "--base", base) == f"smokehouse: {said}"
 
 

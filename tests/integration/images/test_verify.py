@@ -144,7 +144,7 @@ def test_an_image_in_an_engine_is_verified_as_it_is_there(made: Made) -> None:
     verdict = verified(made.checkout, f"docker:{built['place']}")
     assert verdict["passed"]
     assert verdict["digest"] == built["digest"]
-    assert "the engine has no such image" in run(made.checkout, "verify", "docker:no-such-image", code=2).stderr
+    assert "image not found in the engine" in run(made.checkout, "verify", "docker:no-such-image", code=2).stderr
 
 
 def test_a_base_of_somebody_elses_is_trusted_by_its_digest(made: Made, registry: Proxy, tmp_path: Path) -> None:

@@ -12,11 +12,8 @@ from pathlib import Path
 import pytest
 
 from smokehouse.errors import UserError
-from smokehouse.oci import auth
-from smokehouse.oci.layout import Layout
+from smokehouse.oci import Layout, Reference, Registry, auth
 from smokehouse.oci.model import MANIFEST
-from smokehouse.oci.reference import Reference
-from smokehouse.oci.registry import Registry
 
 from .. import registries
 from ..registries import BIG, Answer, Asked, Server, Tokens, certificate, pushed

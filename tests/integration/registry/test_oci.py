@@ -7,11 +7,9 @@ from pathlib import Path
 import pytest
 
 from smokehouse.errors import UserError
-from smokehouse.oci.filesystem import Limits, Tree
-from smokehouse.oci.layout import Layout
+from smokehouse.oci import Layout, Reference, Registry, Tree
+from smokehouse.oci.filesystem import Limits
 from smokehouse.oci.model import EMPTY, MANIFEST, Manifest, encode
-from smokehouse.oci.reference import Reference
-from smokehouse.oci.registry import Registry
 
 from ..registries import BIG, Proxy, pushed
 from ..tiny_images import FOLDER, Contents, Member, image, link, tar

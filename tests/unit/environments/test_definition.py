@@ -195,7 +195,7 @@ def test_file_that_cannot_be_read(checkout: TestCheckout, file: str) -> None:
 
 def test_outside_a_checkout(checkout: TestCheckout) -> None:
     shutil.rmtree(checkout.root / "environments")
-    assert "no environments/ folder here or above" in checkout.refused("lock")
+    assert "environments/ not found here or in a parent folder" in checkout.refused("lock")
 
 
 @given(st.text())

@@ -307,7 +307,7 @@ def test_wheel_that_was_tampered_with(
 ) -> None:
     lock(checkout, channel)
     index.files["gamma-1.5-py3-none-any.whl"].sent = wheel("gamma", "1.5", code="evil = True\n")
-    assert "the index serves gamma==1.5 with another hash than the lock names" in checkout.refused(*command)
+    assert "hash mismatch, the index serves gamma==1.5 with another hash than the lock specifies" in checkout.refused(*command)
     assert not target.exists()
 
 

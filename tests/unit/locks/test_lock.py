@@ -334,7 +334,7 @@ UNANSWERED = [
         "- cuda-nvcc=12.4\n  - libtiny=2.0",
         "libtiny 2.0 is excluded because the package is uploaded after the cutoff date",
     ),
-    ("- beta", "- beta==3.0", "The cut-off hides beta, which was published on 2025-03-16; ask for an older version"),
+    ("- beta", "- beta==3.0", "The cut-off hides beta, which was published on 2025-03-16; request an older version"),
 ]
 
 

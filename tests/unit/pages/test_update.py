@@ -97,7 +97,7 @@ class Docs:
         shutil.copytree(self.lock, self.lock.with_name(name))
 
     def ran(self, **changed: Any) -> Path:
-        """Write the report of a run of the present lock, with some fields `changed`."""
+        """Write the report of a run of this lock, with some fields `changed`."""
         ranks = [report.RankVerdict(0, "passed", "all well"), report.RankVerdict(1, "passed", "all well")]
         broken = [report.RankVerdict(0, "known-issue", "dies: killed by signal 6")]
         results = [
@@ -130,7 +130,7 @@ class Docs:
         return self.page.read_text()
 
     def adopt(self, **changed: Any) -> str:
-        """Take in the report of a run of the present lock and return the page."""
+        """Take in the report of a run of this lock and return the page."""
         return self.make("tiny", report=self.ran(**changed))
 
 
@@ -150,8 +150,8 @@ def test_a_page_says_what_the_sources_say(tiny: Docs) -> None:
         "| gcc | 12.4.0 | h1 | 60.0 MB | GPL |",
         "| torch | 2.6.0 | 766.7 MB |",
         "| alpha | 1.0 | 1.2 kB |",
-        "### Conda half: 1 package, 30.9 MB",
-        "### Pip half: 2 packages, 766.7 MB",
+        "### Conda packages: 1 package, 30.9 MB",
+        "### PyPI packages: 2 packages, 766.7 MB",
         "1 package, 1 of unknown size",
         "797.6 MB, with compilers and CUDA toolkit 857.6 MB",
         "- Left out, vllm: needs another torch",
@@ -175,10 +175,10 @@ def test_without_a_report_nothing_is_proven(tiny: Docs) -> None:
     assert "proven:" not in page.replace("Not proven:", "")
     assert "What was proven" not in page
     assert "| 2025-03-15 | not proven |" in tiny.readme.read_text()
-    assert "(Not proven: there is no report of the present lock.)" in tiny.readme.read_text()
+    assert "(Not proven: no report of this lock.)" in tiny.readme.read_text()
 
 
-def test_a_report_of_the_present_lock_is_the_evidence(tiny: Docs) -> None:
+def test_a_report_of_this_lock_is_the_evidence(tiny: Docs) -> None:
     page = tiny.adopt()
     assert tiny.evidence.read_bytes() == tiny.run.read_bytes()
     for fact in (
@@ -199,7 +199,7 @@ def test_a_report_of_the_present_lock_is_the_evidence(tiny: Docs) -> None:
 @pytest.mark.parametrize(("device", "backend"), [("cpu", "gloo"), ("cpu", "nccl"), ("cuda", "gloo")])
 def test_only_gpus_with_nccl_read_as_such(tiny: Docs, device: str, backend: str) -> None:
     page = tiny.adopt(device=device, backend=backend)
-    assert "nothing is proven of them" in page
+    assert "Nothing is proven on GPUs with NCCL" in page
     assert "ran on GPUs" not in page
     page = tiny.adopt(device="cuda", backend="nccl", precision="bf16", world_size=8)
     assert "It ran on GPUs with NCCL, in bf16, 8 ranks." in page
@@ -207,17 +207,19 @@ def test_only_gpus_with_nccl_read_as_such(tiny: Docs, device: str, backend: str)
     assert "not on GPUs" not in tiny.readme.read_text()
 
 
-def test_a_run_on_another_python_proves_nothing_of_the_conda_half(tiny: Docs) -> None:
-    assert "conda half took no part" not in tiny.adopt()
-    assert "It ran on Python 3.11.7, not 3.11.9: the conda half took no part" in tiny.adopt(versions={"python": "3.11.7"})
-    assert "; pip half only |" in tiny.readme.read_text()
+def test_a_run_on_another_python_proves_nothing_of_conda_packages(tiny: Docs) -> None:
+    assert "without the conda packages" not in tiny.adopt()
+    assert "It ran on Python 3.11.7, not 3.11.9, without the conda packages: nothing is proven of those." in tiny.adopt(
+        versions={"python": "3.11.7"}
+    )
+    assert "; PyPI packages only |" in tiny.readme.read_text()
 
 
 def test_a_report_of_an_older_lock_proves_nothing(tiny: Docs, capsys: pytest.CaptureFixture[str]) -> None:
     tiny.adopt()
     tiny.write_lock(MANIFEST.model_copy(update={"tools": {"uv": "1"}}))
     assert docs.check(tiny.checkout, []) == 1
-    assert "docs/environments/tiny.md: not what its sources say" in capsys.readouterr().err
+    assert "docs/environments/tiny.md: out of date; run nox -s docs" in capsys.readouterr().err
     assert "## Not proven" in tiny.make()
     assert "not proven" in tiny.readme.read_text()
 
@@ -228,7 +230,7 @@ def _other_lock(tiny: Docs) -> Path:
     return path
 
 
-def _bound_to_the_pip_half_only(tiny: Docs) -> Path:
+def _bound_to_the_pypi_packages_only(tiny: Docs) -> Path:
     return tiny.ran(lock={"requirements.txt": sha256(LOCK_FILES["requirements.txt"])})
 
 
@@ -252,8 +254,8 @@ def _no_json(tiny: Docs) -> Path:
 @pytest.mark.parametrize(
     ("made", "said"),
     [
-        (_other_lock, "of another lock than lockfiles/tiny"),
-        (_bound_to_the_pip_half_only, "of another lock than lockfiles/tiny"),
+        (_other_lock, "expected a report of the lock in lockfiles/tiny, found one of another lock"),
+        (_bound_to_the_pypi_packages_only, "expected a report of the lock in lockfiles/tiny, found one of another lock"),
         (_failed, "its run failed, so it proves nothing"),
         (_liar, "no report by its schema"),
         (_no_json, "not JSON"),
@@ -280,7 +282,7 @@ def test_committed_evidence_is_held_to_the_same(tiny: Docs) -> None:
 
 @pytest.mark.parametrize("names", [[], ["tiny", "other"]])
 def test_a_report_is_of_one_environment(tiny: Docs, names: list[str]) -> None:
-    with pytest.raises(UserError, match="--report is of one environment"):
+    with pytest.raises(UserError, match="--report: expected the name of one environment"):
         docs.make(tiny.checkout, names, tiny.ran())
 
 
@@ -317,9 +319,9 @@ def test_check_sees_each_source_change(
     assert docs.check(tiny.checkout, []) == 0
     change(tiny)
     assert docs.check(tiny.checkout, []) == 1
-    assert "smokehouse: docs/environments/tiny.md: not what its sources say" in capsys.readouterr().err
+    assert "smokehouse: docs/environments/tiny.md: out of date; run nox -s docs" in capsys.readouterr().err
     if shown == "| download | 767.9 MB":
-        assert "### Conda half" not in tiny.make()
+        assert "### Conda packages" not in tiny.make()
     else:
         assert shown in tiny.make()
     assert docs.check(tiny.checkout, []) == 0
@@ -329,7 +331,7 @@ def test_check_sees_an_edited_readme(tiny: Docs, capsys: pytest.CaptureFixture[s
     tiny.adopt()
     _edit("README.md", "PASSED  tiny", "PASSED  with glory")(tiny)
     assert docs.check(tiny.checkout, []) == 1
-    assert capsys.readouterr().err == "smokehouse: README.md: not what its sources say; run nox -s docs\n"
+    assert capsys.readouterr().err == "smokehouse: README.md: out of date; run nox -s docs\n"
     tiny.make()
     assert "PASSED  tiny" in tiny.readme.read_text()
 
@@ -345,7 +347,7 @@ def test_the_readme_keeps_what_is_not_generated(tiny: Docs) -> None:
 @pytest.mark.parametrize("line", ["<!-- environments -->\n", "<!-- /environments -->\n", "<!-- /run tiny -->\n"])
 def test_a_missing_marker_is_named(tiny: Docs, line: str) -> None:
     _edit("README.md", line, "")(tiny)
-    with pytest.raises(UserError, match=r"README\.md: it needs the lines") as said:
+    with pytest.raises(UserError, match=r"README\.md: expected the lines") as said:
         tiny.make()
     assert line.strip() in str(said.value)
     assert not tiny.page.exists()
@@ -358,7 +360,7 @@ def test_pages_of_environments_that_are_gone(tiny: Docs, capsys: pytest.CaptureF
     shutil.rmtree(tiny.environment.with_name("other"))
     other = tiny.page.with_name("other.md")
     assert docs.check(tiny.checkout, []) == 1
-    assert "docs/environments/other.md: there is no environment of this name" in capsys.readouterr().err
+    assert "docs/environments/other.md: environment not found" in capsys.readouterr().err
     assert other.exists()
     tiny.make()
     assert not other.exists()
@@ -449,5 +451,5 @@ def test_markers_stand_once_and_in_order(text: str) -> None:
     if text == "a\nb":
         assert between(text, "a", "b", "inner\n") == "a\ninner\nb"
     else:
-        with pytest.raises(ValueError, match="it needs the lines a and b"):
+        with pytest.raises(ValueError, match="expected the lines a and b once each"):
             between(text, "a", "b", "inner")

@@ -19,7 +19,7 @@ from smokehouse.environments.requirement import parse
 from smokehouse.errors import UserError
 from smokehouse.locks.solvers import sdist
 from smokehouse.locks.wheel_tags import Artefact, artefacts, best, ranking, why_incompatible
-from smokehouse.programs.uv import ANY_PYTHON, RESOLVING, run_uv
+from smokehouse.programs.uv import ANY_PYTHON, RESOLVE_DEADLINE, run_uv
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def compile_pins(inputs: Inputs, *options: str, preferred: Preferred | None = No
         command += ["--exclude-newer", f"{inputs.before:%Y-%m-%dT%H:%M:%SZ}"]
         command += ["--python-platform", inputs.platform] if inputs.platform else ["--universal"]
         command += ["--resolution", "highest", "--prerelease", "if-necessary-or-explicit", "--no-header", "--quiet"]
-        run_uv([*command, *options], f"{inputs.file} cannot be resolved", RESOLVING, cwd=Path(folder))
+        run_uv([*command, *options], f"{inputs.file} cannot be resolved", RESOLVE_DEADLINE, cwd=Path(folder))
         return written.read_text()
 
 
