@@ -149,17 +149,9 @@ def _build(
     from smokehouse.locks import check as locks
 
     checkout = Checkout.find(Path.cwd())
-    prepared = building.prepare(
-        checkout,
-        locks.load(checkout, name),
-        flavour=flavour,
-        base=base,
-        bundled=bundle,
-        channel=channel,
-        source=source,
-        ops=ops,
-        added=[extra_wheels.parse(text) for text in added or ()],
-    )
+    wheels = tuple(extra_wheels.parse(text) for text in added or ())
+    request = building.ImageRequest(flavour, ops, base, wheels, bundle, channel, source)
+    prepared = building.prepare(checkout, locks.load(checkout, name), request)
     if only_prepare:
         print(f"docker buildx bake -f docker/docker-bake.hcl -f {checkout.relative(prepared.bake)} {name}")
         return 0

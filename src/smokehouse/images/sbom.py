@@ -11,7 +11,7 @@ from urllib.parse import quote
 from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 
 from smokehouse.images.debian_lock import DebianPackage
-from smokehouse.images.labels import created
+from smokehouse.images.spec import created
 from smokehouse.locks.model import CondaPackage, Lock, LockedFile
 from smokehouse.storage import files
 
