@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from smokehouse.checkout import Checkout
+from smokehouse.console import status
 from smokehouse.errors import UserError
 
 ChannelOption = Annotated[
@@ -179,10 +180,10 @@ def _verify(
     from smokehouse.proofs.attestation import Signer
 
     signer = Signer(key, identity, issuer) if key or identity else None
-    options = verifying.Options(
+    options = verifying.VerifyOptions(
         bundle, channel, signer, rebuild, trust_base, tuple(extra_wheels.parse(text) for text in added or ())
     )
-    return verifying.show(verifying.verify(Checkout.find(Path.cwd()), reference, options), as_json)
+    return verifying.show(verifying.verify_reference(Checkout.find(Path.cwd()), reference, options), as_json)
 
 
 @app.command("publish")
@@ -211,8 +212,8 @@ def _publish(
     from smokehouse.proofs import publish as publishing
 
     asked = tuple(extra_wheels.parse(text) for text in added or ())
-    options = publishing.Options(flavour, ops, key, built, report, bundle, channel, source, move, asked)
-    return publishing.publish(Checkout.find(Path.cwd()), name, repository, options)
+    options = publishing.PublishOptions(flavour, ops, key, built, report, bundle, channel, source, move, asked)
+    return publishing.publish_image(Checkout.find(Path.cwd()), name, repository, options)
 
 
 @app.command(
@@ -226,9 +227,9 @@ def _smoke(
     """Install an environment and prove it; takes the options of smoke_tests, --bundle DIR and --image REF."""
     from smokehouse.runs.container import smoke_image
     from smokehouse.runs.local import DEFAULT, smoke
-    from smokehouse.runs.options import without
+    from smokehouse.runs.options import pop_option
 
-    given, image = without(arguments or [], "--image", "an image that the engine has")
+    given, image = pop_option(arguments or [], "--image", "an image that the engine has")
     if image:
         smoke_image(Checkout.find(Path.cwd()), image, given)
     named = bool(given) and not given[0].startswith("-")
@@ -285,5 +286,5 @@ def _main() -> int:
 
 
 def _complain(message: str, code: int) -> int:
-    print(f"smokehouse: {message}", file=sys.stderr)
+    status(message)
     return code

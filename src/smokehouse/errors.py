@@ -7,7 +7,7 @@ if TYPE_CHECKING:  # importing pydantic takes longer than most commands run
 
 
 class UserError(Exception):
-    """A mistake that the user can fix, told in one line: where (`file:line`), what was expected and found, what to do."""
+    """A mistake that the user can fix, as one line: where (`file:line`), what was expected and found, what to do."""
 
     def __init__(self, message: str) -> None:
         """Join the lines of `message`."""

@@ -1,4 +1,4 @@
-"""Programs that the tests need, taken out of Debian packages without installing them."""
+"""Programs that the tests require, unpacked from Debian packages without installing them."""
 
 import fcntl
 import os
@@ -10,34 +10,34 @@ from pathlib import Path
 _DOWNLOADING = 600  # seconds
 
 
-def unpack(wanted: Sequence[str], folder: Path, *, without: Sequence[str] = ()) -> Path:
+def unpack(names: Sequence[str], folder: Path, *, without: Sequence[str] = ()) -> Path:
     """Unpack Debian packages, each written as name/suite or name/suite/component, into `folder` and return its usr/.
 
-    Files whose path has a pattern of `without` stay packed. Mirror and keyring are those of the machine's own apt sources.
-    What an earlier call unpacked is used as it is.
+    Files whose path matches a pattern of `without` are not unpacked. Mirror and keyring are those of the machine's own apt
+    sources. Files of an earlier call are reused.
     """
     folder.mkdir(parents=True, exist_ok=True)
     done = folder / ".unpacked"
     with (folder / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        if not done.exists() or done.read_text().split() != [*wanted]:
-            _fetch(wanted, folder)
+        if not done.exists() or done.read_text().split() != [*names]:
+            _fetch(names, folder)
             excluded = folder / "excluded"
             excluded.write_text("".join(f"{pattern}\n" for pattern in without))
             for package in sorted((folder / "packages").glob("*.deb")):
-                unpacking = 'dpkg-deb --fsys-tarfile "$1" | tar -x --exclude-from="$2"'
-                command = ["bash", "-o", "pipefail", "-c", unpacking, "-", package, excluded]
+                script = 'dpkg-deb --fsys-tarfile "$1" | tar -x --exclude-from="$2"'
+                command = ["bash", "-o", "pipefail", "-c", script, "-", str(package), str(excluded)]
                 subprocess.run(command, cwd=folder, check=True, timeout=300)
                 package.unlink()
-            done.write_text("\n".join(wanted))
+            done.write_text("\n".join(names))
     return folder / "usr"
 
 
-def _fetch(wanted: Sequence[str], folder: Path) -> None:
+def _fetch(names: Sequence[str], folder: Path) -> None:
     for place in ("lists/partial", "cache/archives/partial", "packages"):
         (folder / place).mkdir(parents=True, exist_ok=True)
     mirror, keyring = _source()
-    parts = [(*package.split("/"), "main")[:3] for package in wanted]
+    parts = [(*package.split("/"), "main")[:3] for package in names]
     sources = sorted({f"deb [signed-by={keyring}] {mirror} {suite} {component}\n" for _, suite, component in parts})
     (folder / "sources.list").write_text("".join(sources))
     (folder / "apt.conf").write_text(
@@ -55,10 +55,12 @@ def _fetch(wanted: Sequence[str], folder: Path) -> None:
 
 
 def _source() -> tuple[str, str]:
-    """The mirror of Debian that this machine uses, and the keyring that its packages are checked with."""
+    """Return the Debian mirror that this machine uses, and the keyring that verifies its packages."""
     for path in sorted(Path("/etc/apt/sources.list.d").glob("*.sources")):
         for stanza in re.split(r"\n\s*\n", path.read_text()):
             fields = dict(re.findall(r"^([\w-]+):\s*(.*?)\s*$", stanza, re.MULTILINE))
             if "debian-archive" in fields.get("Signed-By", "") and "-security" not in fields["Suites"]:
                 return fields["URIs"].split()[0], fields["Signed-By"]
-    raise AssertionError("/etc/apt/sources.list.d names no mirror of Debian; these tests need one, or a running Docker engine")
+    raise AssertionError(
+        "no Debian mirror found in /etc/apt/sources.list.d; these tests require one, or a running Docker engine"
+    )

@@ -1,4 +1,4 @@
-"""A container engine of the tests' own, out of Debian packages, with stores under one folder that goes when it ends."""
+"""A container engine for the tests, from Debian packages, whose storage is removed when it ends."""
 
 import os
 import shutil
@@ -12,20 +12,20 @@ from pathlib import Path
 
 from .debian import unpack
 
-# Debian 12 has Docker 20.10, which knows neither named contexts nor OCI layouts. Debian 13's runs here, but for its runc.
+# Debian 12 has Docker 20.10, without named contexts and OCI layouts. Debian 13's works on Debian 12, except for its runc.
 PACKAGES = ("docker.io/trixie", "docker-cli/trixie", "docker-buildx/trixie", "containerd/trixie", "runc/bookworm")
 _STARTING = 60  # seconds
 
 
 @dataclass(frozen=True)
 class Engine:
-    """A running engine. `environ` is the environment in which `docker` talks to it; `store` is None for the machine's own."""
+    """A running engine. `docker` uses it with the variables `environ`; `store` is None for the engine of this machine."""
 
     environ: dict[str, str]
     store: Path | None
 
     def docker(self, *arguments: str, timeout: float = 600, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run docker to its end."""
+        """Run docker and return its result."""
         ended = subprocess.run(
             [shutil.which("docker", path=self.environ["PATH"]) or "docker", *arguments],
             env=self.environ,
@@ -38,10 +38,10 @@ class Engine:
 
 
 def present() -> Engine | None:
-    """The engine that this machine has already, None where it has none."""
+    """Return the engine of this machine, None where it has none."""
     with suppress(FileNotFoundError):
-        for question in (["docker", "info"], ["docker", "buildx", "version"]):
-            if subprocess.run(question, capture_output=True, timeout=60).returncode:
+        for command in (["docker", "info"], ["docker", "buildx", "version"]):
+            if subprocess.run(command, capture_output=True, timeout=60).returncode:
                 return None
         return Engine(dict(os.environ), None)
     return None
@@ -49,9 +49,9 @@ def present() -> Engine | None:
 
 @contextmanager
 def started(programs: Path) -> Iterator[Engine]:
-    """An engine with empty stores, its programs unpacked to `programs`. It ends, and its stores go, with the context."""
+    """Run an engine with empty storage, which is removed at the end; its programs are unpacked to `programs`."""
     usr = unpack(PACKAGES, programs)
-    # Short, because a socket's path has 107 bytes; and not below pytest's folders, which outlive the run.
+    # Short, because the path of a socket has at most 107 bytes; and outside of pytest's folders, which outlive the run.
     folder = Path(tempfile.mkdtemp(prefix="smokehouse-engine-", dir="/tmp"))
     plugins = folder / "config" / "cli-plugins"
     plugins.mkdir(parents=True)
@@ -67,7 +67,7 @@ def started(programs: Path) -> Iterator[Engine]:
     command += ["--exec-root", f"{folder}/exec", "-p", f"{folder}/docker.pid", "-H", environ["DOCKER_HOST"]]
     command += ["--bridge=none", "--iptables=false", "--ip6tables=false"]
     with (folder / "log").open("wb") as log:
-        # In a session of its own, so that Ctrl-C is for the tests, which end it in order; where they are killed, so is it.
+        # A session of its own keeps Ctrl-C from it: the tests end it in order. If they are killed, so is the engine.
         daemon = subprocess.Popen(
             ["setpriv", "--pdeathsig", "TERM", *command], env=environ, stdout=log, stderr=log, start_new_session=True
         )
@@ -79,9 +79,9 @@ def started(programs: Path) -> Iterator[Engine]:
 
 
 def _await(daemon: subprocess.Popen[bytes], folder: Path, environ: dict[str, str]) -> None:
-    """Return when the engine answers."""
+    """Return when the engine responds."""
     socket = folder / "docker.sock"
-    # curl retries until there is an answer, so nothing here guesses how long that takes.
+    # curl retries until there is a response, so nothing here guesses how long that takes.
     command = ["curl", "--silent", "--fail", "--unix-socket", str(socket), "--retry", str(_STARTING), "--retry-delay", "1"]
     command += ["--retry-all-errors", "--retry-max-time", str(_STARTING), "http://engine/_ping"]
     answered = subprocess.run(command, env=environ, capture_output=True, timeout=2 * _STARTING)

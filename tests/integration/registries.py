@@ -1,4 +1,4 @@
-"""A real registry on this machine, who gives tokens for it, and a proxy before it that does what networks do."""
+"""A real registry on this machine, a token server for it, and a proxy in front of it that fails as networks do."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 from smokehouse.oci import Descriptor, Layout, Reference, Registry
@@ -35,14 +35,14 @@ http:
   addr: 127.0.0.1:{port}
 auth: {auth}
 """
-_LEEWAY = 60  # seconds that docker-registry takes a token for after its end
+_LEEWAY = 60  # seconds that docker-registry accepts a token after it expired
 
 
 @contextmanager
 def started(programs: Path, store: Path, place: Path, auth: object = None) -> Iterator[int]:
-    """Debian's docker-registry on 127.0.0.1, which keeps what it is given in `store`; yields its port.
+    """Run Debian's docker-registry on 127.0.0.1 with its storage in `store`; yields its port.
 
-    `auth` is that part of its configuration; without it, anyone may do anything.
+    `auth` is the section of its configuration; without it, everybody may do everything.
     """
     usr = unpack(PACKAGES, programs)
     with socket.socket() as free:
@@ -51,12 +51,13 @@ def started(programs: Path, store: Path, place: Path, auth: object = None) -> It
     place.mkdir(parents=True, exist_ok=True)
     (place / "config.yml").write_text(_CONFIG.format(store=store, port=port, auth=json.dumps(auth or {})))
     with (place / "log").open("wb") as log:
-        command = ["setpriv", "--pdeathsig", "KILL", usr / "bin" / "docker-registry", "serve", place / "config.yml"]
+        program = [str(usr / "bin" / "docker-registry"), "serve", str(place / "config.yml")]
+        command = ["setpriv", "--pdeathsig", "KILL", *program]
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     try:
-        # curl retries until there is an answer, so nothing here guesses how long that takes.
-        ask = ["curl", "--silent", "--fail", "--retry", "100", "--retry-delay", "1", "--retry-all-errors", "--max-time", "60"]
-        answered = subprocess.run([*ask, f"http://127.0.0.1:{port}/"], capture_output=True, timeout=120)
+        # curl retries until there is a response, so nothing here guesses how long that takes.
+        curl = ["curl", "--silent", "--fail", "--retry", "100", "--retry-delay", "1", "--retry-all-errors", "--max-time", "60"]
+        answered = subprocess.run([*curl, f"http://127.0.0.1:{port}/"], capture_output=True, timeout=120)
         assert answered.returncode == 0, (place / "log").read_text()
         yield port
     finally:
@@ -66,10 +67,10 @@ def started(programs: Path, store: Path, place: Path, auth: object = None) -> It
 
 @dataclass
 class Faults:
-    """What goes wrong, each once unless it says otherwise; the keys are found in "METHOD path" of a request.
+    """Faults to inject, each once except `lies`; the keys are searched for in "METHOD path" of a request.
 
-    `cut_up` ends the connection after so many bytes of the request's body, `cut_down` after so many of the answer's;
-    `lies` answers other bytes of the same length, always; `answers` gives a status of its own; `headers` adds some.
+    `cut_up` closes the connection after that many bytes of the request's body, `cut_down` of the response's. `lies` returns
+    other bytes of the same length; `answers` returns a status and headers of its own.
     """
 
     cut_up: dict[str, int] = field(default_factory=dict)
@@ -79,11 +80,11 @@ class Faults:
 
 
 class Proxy:
-    """Passes requests on to the registry at `port`; `asked` has each as method and path, with its headers."""
+    """A proxy for the registry at `port`; `received` has method and path of each request, with its headers."""
 
     def __init__(self, port: int) -> None:
         self.faults = Faults()
-        self.asked: list[tuple[str, dict[str, str]]] = []
+        self.received: list[tuple[str, dict[str, str]]] = []
         proxy = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -100,12 +101,12 @@ class Proxy:
         self.host = f"127.0.0.1:{self.server.server_port}"
 
     def requests(self, pattern: str) -> list[str]:
-        """Every request that `pattern` is found in."""
-        return [line for line, _ in self.asked if re.search(pattern, line)]
+        """Return every request that matches `pattern`."""
+        return [line for line, _ in self.received if re.search(pattern, line)]
 
     def _pass(self, request: BaseHTTPRequestHandler, port: int) -> None:
         line = f"{request.command} {request.path}"
-        self.asked.append((line, dict(request.headers)))
+        self.received.append((line, dict(request.headers)))
         request.close_connection = True
         if (status := _taken(self.faults.answers, line)) is not None:
             request.rfile.read(int(request.headers["Content-Length"] or 0))
@@ -162,7 +163,7 @@ def _hang_up(request: BaseHTTPRequestHandler) -> None:
 
 @contextmanager
 def in_front(port: int) -> Iterator[Proxy]:
-    """A proxy before the registry at `port`."""
+    """Run a proxy for the registry at `port`."""
     proxy = Proxy(port)
     thread = threading.Thread(target=proxy.server.serve_forever, args=(0.02,))
     thread.start()
@@ -172,53 +173,53 @@ def in_front(port: int) -> Iterator[Proxy]:
     proxy.server.server_close()
 
 
-def pushed(host: str, folder: Path, name: str) -> tuple[Reference, Descriptor]:
-    """An image of two layers in the registry."""
+def push_image(host: str, folder: Path, name: str) -> tuple[Reference, Descriptor]:
+    """Push an image of two layers; return its reference and manifest."""
     layout = Layout(folder)
     made = image(folder, [{"big": BIG}, {"small": b"1"}], kind="")
     reference = Reference.parse(f"{host}/{name}:tag")
-    there = Registry(reference, push=True)
+    registry = Registry(reference, push=True)
     for blob in layout.image().blobs:
-        there.upload(layout.blob(blob.digest), blob)
-    there.put(layout.read(made), made.media_type, "tag")
+        registry.upload(layout.blob(blob.digest), blob)
+    registry.put(layout.read(made), made.media_type, "tag")
     return reference, made
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A request that a server got: its method, path, headers, and what its query and its body as a form say."""
+class Request:
+    """A request that a server received; `fields` are those of its query and of a form in its body."""
 
     method: str
     path: str
     headers: dict[str, str]
-    said: dict[str, str]
+    fields: dict[str, str]
 
 
-Answer = tuple[int, dict[str, str], bytes]
+Response = tuple[int, dict[str, str], bytes]
 
 
 class Server:
-    """A server that answers what it is told to and keeps what it was asked; with `pair`, a certificate and key, by TLS."""
+    """A server with the responses of a function, which records the requests; with `pair`, certificate and key, it uses TLS."""
 
-    def __init__(self, answer: Callable[[Asked], Answer], address: str = "127.0.0.1", pair: Path | None = None) -> None:
-        self.asked: list[Asked] = []
+    def __init__(self, respond: Callable[[Request], Response], address: str = "127.0.0.1", pair: Path | None = None) -> None:
+        self.received: list[Request] = []
         server = self
 
         class Handler(BaseHTTPRequestHandler):
-            def _answer(self) -> None:
+            def _respond(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"] or 0))
                 where = urlsplit(self.path)
                 form = body.decode() if self.headers.get_content_type() == "application/x-www-form-urlencoded" else ""
-                asked = Asked(self.command, where.path, dict(self.headers), dict(parse_qsl(f"{where.query}&{form}")))
-                server.asked.append(asked)
-                status, headers, content = answer(asked)
+                received = Request(self.command, where.path, dict(self.headers), dict(parse_qsl(f"{where.query}&{form}")))
+                server.received.append(received)
+                status, headers, content = respond(received)
                 self.send_response(status)
                 for name, text in {"Content-Length": str(len(content)), **headers}.items():
                     self.send_header(name, text)
                 self.end_headers()
                 self.wfile.write(content if self.command != "HEAD" else b"")
 
-            do_GET = do_HEAD = do_POST = do_PUT = _answer
+            do_GET = do_HEAD = do_POST = do_PUT = _respond
 
             def log_message(self, format: str, *args: object) -> None:
                 pass
@@ -231,7 +232,7 @@ class Server:
             self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
         self.host = f"{address}:{self._server.server_port}"
 
-    def __enter__(self) -> "Server":
+    def __enter__(self) -> Self:
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
         self._thread.start()
         return self
@@ -243,10 +244,10 @@ class Server:
 
 
 def certificate(folder: Path, address: str) -> Path:
-    """A file with a new key and a certificate of `address` that it signed itself."""
+    """Write a new key and its self-signed certificate for `address` to a file, and return it."""
     pair = folder / "pair.pem"
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=tests"]
-    command += ["-addext", f"subjectAltName=IP:{address}", "-keyout", pair, "-out", folder / "certificate.pem"]
+    command += ["-addext", f"subjectAltName=IP:{address}", "-keyout", str(pair), "-out", str(folder / "certificate.pem")]
     subprocess.run(command, check=True, capture_output=True, timeout=60)
     with pair.open("a") as file:
         file.write((folder / "certificate.pem").read_text())
@@ -254,17 +255,17 @@ def certificate(folder: Path, address: str) -> Path:
 
 
 class Tokens(Server):
-    """Gives `users`, with their passwords, tokens that docker-registry believes, as its documents say of a token server.
+    """A token server whose tokens docker-registry accepts, for `users` with their passwords.
 
-    Whoever is not there gets a token for pulling. A token is `good` for so many seconds, and said to be for `stated`;
-    `until` is when the last one ends. `identities` are users by their identity tokens.
+    Anonymous clients get a token for pulling. A token is valid for `valid` seconds, and announced for `announced`; `expires`
+    is the time at which the last one expires. `identities` are users by identity token.
     """
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(self._give)
+        super().__init__(self._issue)
         self.users: dict[str, str] = {}
         self.identities: dict[str, str] = {}
-        self.good, self.stated, self.until = 300.0, 300.0, 0.0
+        self.valid, self.announced, self.expires = 300.0, 300.0, 0.0
         self._pair = certificate(folder, "127.0.0.1")
         self.auth = {
             "token": {
@@ -275,36 +276,36 @@ class Tokens(Server):
             }
         }
 
-    def _give(self, asked: Asked) -> Answer:
+    def _issue(self, request: Request) -> Response:
         user, rights = "", ["pull"]
-        if identity := asked.said.get("refresh_token"):
+        if identity := request.fields.get("refresh_token"):
             user = self.identities.get(identity, "")
-        elif basic := asked.headers.get("Authorization"):
+        elif basic := request.headers.get("Authorization"):
             name, _, password = b64decode(basic.removeprefix("Basic ")).decode().partition(":")
             user = name if self.users.get(name) == password else ""
         if user:
             rights = ["pull", "push"]
         elif identity or basic:
             return 401, {}, b'{"errors": [{"message": "wrong user or password"}]}'
-        kind, name, wanted = asked.said["scope"].split(":")
-        self.until = time.time() + self.good
+        kind, name, wanted = request.fields["scope"].split(":")
+        self.expires = time.time() + self.valid
         claims = {
             "iss": "tests",
             "sub": user,
-            "aud": asked.said["service"],
-            "exp": int(self.until) - _LEEWAY,
+            "aud": request.fields["service"],
+            "exp": int(self.expires) - _LEEWAY,
             "nbf": 0,
             "iat": 0,
-            "jti": str(len(self.asked)),
+            "jti": str(len(self.received)),
             "access": [{"type": kind, "name": name, "actions": [right for right in wanted.split(",") if right in rights]}],
         }
         chain = "".join(self._pair.with_name("certificate.pem").read_text().splitlines()[1:-1])
         head = {"typ": "JWT", "alg": "RS256", "x5c": [chain]}
         text = b".".join(_base64url(json.dumps(part).encode()) for part in (head, claims))
-        command = ["openssl", "dgst", "-sha256", "-sign", self._pair]
+        command = ["openssl", "dgst", "-sha256", "-sign", str(self._pair)]
         signature = subprocess.run(command, input=text, check=True, capture_output=True, timeout=60).stdout
         token = (text + b"." + _base64url(signature)).decode()
-        return 200, {}, json.dumps({"token": token, "expires_in": self.stated}).encode()
+        return 200, {}, json.dumps({"token": token, "expires_in": self.announced}).encode()
 
 
 def _base64url(data: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Small images, as OCI layouts made by hand, so that they can be wrong in any way."""
+"""Small OCI layouts written by hand, so that they can be invalid in any way."""
 
 import gzip
 import hashlib
@@ -17,7 +17,7 @@ from smokehouse.oci.model import CONFIG, MANIFEST, encode
 
 @dataclass(frozen=True)
 class Member:
-    """A member of a layer: plain content, a link, or whatever `type` says."""
+    """A member of a layer: a file, a link, or any other `type` of tar."""
 
     content: bytes = b""
     mode: int = 0o644
@@ -27,7 +27,7 @@ class Member:
 
 
 def link(target: str) -> Member:
-    """A symbolic link."""
+    """Return a symbolic link."""
     return Member(type=tarfile.SYMTYPE, target=target)
 
 
@@ -37,11 +37,11 @@ Contents = Mapping[str, Member | bytes] | Sequence[tuple[str, Member | bytes]]
 
 
 def tar(contents: Contents) -> bytes:
-    """The bytes of a layer."""
+    """Return the bytes of a layer."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        for path, given in contents.items() if isinstance(contents, Mapping) else contents:
-            member = Member(given) if isinstance(given, bytes) else given
+        for path, value in contents.items() if isinstance(contents, Mapping) else contents:
+            member = Member(value) if isinstance(value, bytes) else value
             info = tarfile.TarInfo(path)
             info.type, info.mode, info.linkname = member.type, member.mode, member.target
             info.size = len(member.content)
@@ -51,7 +51,7 @@ def tar(contents: Contents) -> bytes:
 
 
 def packed(data: bytes, kind: str) -> bytes:
-    """`data` as a layer of a `kind` is stored."""
+    """Return `data` compressed as `kind`, "gzip", "zstd" or ""."""
     if kind == "gzip":
         return gzip.compress(data, 1, mtime=0)
     return zstandard.compress(data) if kind == "zstd" else data
@@ -65,7 +65,7 @@ def image(
     kind: str = "zstd",
     diff_ids: Sequence[str] | None = None,
 ) -> Descriptor:
-    """Make `folder` a layout with one image of `layers`, each its contents or the bytes of a tar file."""
+    """Write a layout with one image of `layers`, each given by contents or as the bytes of a tar file, to `folder`."""
     layout = Layout(folder)
     streams = [layer if isinstance(layer, bytes) else tar(layer) for layer in layers]
     suffix = {"gzip": "+gzip", "zstd": "+zstd"}.get(kind, "")
@@ -88,5 +88,5 @@ def image(
 
 
 def digest(data: bytes) -> str:
-    """The digest of `data`."""
+    """Return the digest of `data`."""
     return f"sha256:{hashlib.sha256(data).hexdigest()}"

@@ -92,9 +92,9 @@ class Authorization:
         try:
             with self._send(realm, user, password) as response:
                 if response.status_code != 200:
-                    whom = "anonymous access" if not user else "this identity" if user == _IDENTITY else user
+                    subject = "anonymous access" if not user else "this identity" if user == _IDENTITY else user
                     remedy = RESUME if response.status_code >= 500 else f"log in: docker login {self._login}"
-                    raise UserError(f"{self._host}: {server} issued no token for {whom}: {describe(response)}; {remedy}")
+                    raise UserError(f"{self._host}: {server} issued no token for {subject}: {describe(response)}; {remedy}")
                 return _Token.model_validate_json(read_document(response, self._host))
         except ValidationError as invalid:
             raise UserError(f"{self._host}: invalid token from {server} ({first_of(invalid, 'response')}); {RESUME}") from None

@@ -77,7 +77,7 @@ class Tree:
     entries: dict[str, Entry] = field(default_factory=dict)
     kept: dict[str, bytes] = field(default_factory=dict)
     unpacked: int = 0
-    seen: int = 0
+    count: int = 0
     _inside: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
     def apply(self, blob: Path, media_type: str, name: str, layer: int, keep: Keep = lambda path: False) -> str:
@@ -93,8 +93,8 @@ class Tree:
                 stream = cast("IO[bytes]", source)
                 with tarfile.open(fileobj=stream, mode="r|", bufsize=_CHUNK, tarinfo=_Member) as tar:
                     for member in tar:
-                        self.seen += 1
-                        if self.seen > self.limits.entries:
+                        self.count += 1
+                        if self.count > self.limits.entries:
                             raise UserError(
                                 f"{name}: expected at most {self.limits.entries} entries, found more; do not trust this image"
                             )

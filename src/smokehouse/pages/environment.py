@@ -8,7 +8,7 @@ from smokehouse import console
 from smokehouse.environments.definition import Environment
 from smokehouse.locks.model import CondaPackage, Lock, LockedFile
 from smokehouse.pages.markdown import code, plain, table
-from smokehouse.runs.report import Evidence
+from smokehouse.runs.report import Report
 
 _CORE = ("torch", "transformers", "deepspeed", "accelerate")
 
@@ -19,7 +19,7 @@ class Documented:
 
     environment: Environment
     lock: Lock
-    evidence: Evidence | None
+    evidence: Report | None
 
     @property
     def name(self) -> str:

@@ -13,7 +13,7 @@ from smokehouse.locks.pins import LockFiles
 from smokehouse.pages import environment as page
 from smokehouse.pages.markdown import between, code
 from smokehouse.runs import report as evidence
-from smokehouse.runs.report import Evidence
+from smokehouse.runs.report import Report
 from smokehouse.storage import files
 
 _README = "README.md"
@@ -25,7 +25,7 @@ def make(checkout: Checkout, names: Sequence[str], report: Path | None) -> int:
 
     A `report` becomes the evidence of the one environment named. Pages without an environment are removed.
     """
-    adopted: dict[str, Evidence] = {}
+    adopted: dict[str, Report] = {}
     if report:
         if len(names) != 1:
             raise UserError("--report: expected the name of one environment; add it")
@@ -64,7 +64,7 @@ def _report(checkout: Checkout, name: str) -> Path:
     return checkout.root / _PLACE / f"{name}.json"
 
 
-def _documented(checkout: Checkout, adopted: dict[str, Evidence]) -> dict[str, page.Documented]:
+def _documented(checkout: Checkout, adopted: dict[str, Report]) -> dict[str, page.Documented]:
     """Return what the pages are made of, by name."""
     shown = {}
     for name in checkout.environments():

@@ -43,14 +43,14 @@ def run(
     `pass_fds` open. Raises UserError when it has not ended after `deadline` seconds; on that and any other exception, it
     and every process that it started are ended.
     """
-    shown = progress and is_terminal()
-    master, slave = pty.openpty() if shown else (None, subprocess.PIPE)
+    interactive = progress and is_terminal()
+    master, slave = pty.openpty() if interactive else (None, subprocess.PIPE)
     try:
         # A list of arguments, which no shell interprets.
         process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL if shown else subprocess.PIPE,
+            stdout=subprocess.DEVNULL if interactive else subprocess.PIPE,
             stderr=slave,
             env=environ,
             cwd=cwd,
@@ -58,7 +58,7 @@ def run(
             pass_fds=pass_fds,
         )
     finally:
-        if shown:
+        if interactive:
             os.close(slave)
     try:
         if master is None:

@@ -12,7 +12,7 @@ from smokehouse.images.paths import FILES_JSON
 from smokehouse.oci import model
 from smokehouse.oci.filesystem import Entry, Tree, folders
 from smokehouse.oci.layout import Image
-from smokehouse.proofs.expected import Contents
+from smokehouse.proofs.expected import ExpectedFiles
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Difference:
 
 
 @dataclass
-class Verdict:
+class Verification:
     """What was seen of an image. `files` counts them by whose they are; `uncompared` were built from source in the build.
 
     `sbom` is the file that the image's own was compared with; `added` are the wheels in it that no lock names.
@@ -51,7 +51,9 @@ class Verdict:
         return not self.differences
 
 
-def compare_config(checkout: Checkout, found: Image, labels: Mapping[str, str], below: model.Runtime, verdict: Verdict) -> None:
+def compare_config(
+    checkout: Checkout, found: Image, labels: Mapping[str, str], below: model.Runtime, verdict: Verification
+) -> None:
     """Note where the image is started in another way than docker/Dockerfile says, or has other labels than the lock."""
     runtime = found.config.config
     said = _dockerfile(checkout)
@@ -90,7 +92,7 @@ def _dockerfile(checkout: Checkout) -> dict[str, Any]:
     return said
 
 
-def compare_files(contents: Contents, tree: Tree, under: Mapping[str, Entry], verdict: Verdict) -> None:
+def compare_files(contents: ExpectedFiles, tree: Tree, under: Mapping[str, Entry], verdict: Verification) -> None:
     """Note every file that differs, is not of the lock, or is not there."""
     parents = folders(contents.files)
     counts: Counter[str] = Counter()
@@ -118,7 +120,7 @@ def compare_files(contents: Contents, tree: Tree, under: Mapping[str, Entry], ve
     verdict.files = dict(counts)
 
 
-def _problem(contents: Contents, path: str, entry: Entry, parents: set[str], was: Entry | None) -> str | None:
+def _problem(contents: ExpectedFiles, path: str, entry: Entry, parents: set[str], was: Entry | None) -> str | None:
     """Return how a file, link or folder is not as it should be, None where it is; `was` is the base's folder."""
     if was and was.kind == "folder":
         same = (was.mode, was.owner, was.attributes) == (entry.mode, entry.owner, entry.attributes)
@@ -145,7 +147,7 @@ def _group(owner: str) -> str:
     return "wheels" if owner.endswith(".whl") else owner
 
 
-def check_list(contents: Contents, tree: Tree, verdict: Verdict) -> None:
+def check_list(contents: ExpectedFiles, tree: Tree, verdict: Verification) -> None:
     """Note where files.json in the image does not name what was made in its build, with its hash."""
     entry = tree.entries.get(FILES_JSON)
     listed: dict[str, str] = {}

@@ -35,7 +35,7 @@ tree.compile_python(Path(sys.argv[2]), [Path(folder) for folder in sys.argv[3:]]
 
 
 @dataclass(frozen=True)
-class Expected:
+class ExpectedFile:
     """A file that is to be there: its hash or, of a link, its target; whether it `runs`, and whose it is.
 
     `made` files are not in any artefact as they are; the image's files.json has to name them. `member` is where the
@@ -63,12 +63,12 @@ class Expected:
 
 
 @dataclass
-class Contents:
+class ExpectedFiles:
     """All that is to be in an image above its base, by path. `sources` has the Python that is compiled there."""
 
     checkout: Checkout
     locked: Lock
-    files: dict[str, Expected] = field(default_factory=dict)
+    files: dict[str, ExpectedFile] = field(default_factory=dict)
     sources: dict[str, bytes | tuple[Path, str]] = field(default_factory=dict)
 
     @cached_property
@@ -105,7 +105,7 @@ class Contents:
                 continue
             record = path.startswith(f"{ENV}/conda-meta/")
             runs = bool(entry.mode & 0o100)
-            self.files[path] = Expected("the conda half", entry.sha256, entry.target, runs, record)
+            self.files[path] = ExpectedFile("the conda half", entry.sha256, entry.target, runs, record)
 
     def add_wheel(self, wheel: Path) -> None:
         """Add the files of a wheel, and what its installation makes; raises UserError."""
@@ -129,7 +129,7 @@ class Contents:
                     digest = _digest(archive.read(member))
                 rows.append((self._shown(path), digest, str(size)))
                 source = None if made else (wheel, member.filename)
-                self._put(path, Expected(wheel.name, _hex(digest), runs=runs, made=made, member=source))
+                self._put(path, ExpectedFile(wheel.name, _hex(digest), runs=runs, made=made, member=source))
                 if path.endswith(".py"):
                     self.sources[path] = (wheel, member.filename)
             made_here = [(f"{self.site}/{info}/INSTALLER", INSTALLER, False)]
@@ -139,11 +139,11 @@ class Contents:
                 made_here += [(f"{ENV}/bin/{name}", script.encode(), True) for name, script in scripts]
         for path, content, runs in made_here:
             rows.append((self._shown(path), _digest(content), str(len(content))))
-            self._put(path, Expected(wheel.name, _hex(_digest(content)), runs=runs, made=True))
+            self._put(path, ExpectedFile(wheel.name, _hex(_digest(content)), runs=runs, made=True))
         record = io.StringIO()
         csv.writer(record, lineterminator="\n").writerows([*sorted(rows), (f"{info}/RECORD", "", "")])
         digest = _hex(_digest(record.getvalue().encode()))
-        self._put(f"{self.site}/{info}/RECORD", Expected(wheel.name, digest, made=True))
+        self._put(f"{self.site}/{info}/RECORD", ExpectedFile(wheel.name, digest, made=True))
 
     def add_ours(self, folder: Path) -> None:
         """Add what this checkout puts into /opt/smokehouse, from the context that the build takes it from."""
@@ -174,9 +174,9 @@ class Contents:
             name = path.removeprefix(f"{self.site}/")
             runs = bool(entry.mode & 0o100)
             if entry.sha256 in digests and path.rpartition("/")[2] in digests[entry.sha256]:
-                self.files[path] = Expected(sdist.file, entry.sha256, runs=runs, made=True)
+                self.files[path] = ExpectedFile(sdist.file, entry.sha256, runs=runs, made=True)
             elif self._can_be_built(name, info, packages, path):
-                self.files[path] = Expected(sdist.file, entry.sha256, runs=runs, made=True)
+                self.files[path] = ExpectedFile(sdist.file, entry.sha256, runs=runs, made=True)
                 built.append(path)
             else:
                 continue
@@ -213,7 +213,7 @@ class Contents:
                 for path in Path(folder).rglob("__pycache__/*.pyc"):
                     with path.open("rb") as file:
                         digest = hashlib.file_digest(file, "sha256").hexdigest()
-                    self.files[str(path.relative_to(work))] = Expected("its source, compiled", digest, made=True)
+                    self.files[str(path.relative_to(work))] = ExpectedFile("its source, compiled", digest, made=True)
         finally:
             shutil.rmtree(work, ignore_errors=True)
 
@@ -234,11 +234,11 @@ class Contents:
                     target.write_bytes(archive.read(member))
 
     def _ours(self, path: str, content: bytes, runs: bool) -> None:
-        self._put(path, Expected("this checkout", _hex(_digest(content)), runs=runs, made=True))
+        self._put(path, ExpectedFile("this checkout", _hex(_digest(content)), runs=runs, made=True))
         if path.endswith(".py"):
             self.sources[path] = content
 
-    def _put(self, path: str, expected: Expected) -> None:
+    def _put(self, path: str, expected: ExpectedFile) -> None:
         if "/__pycache__/" not in path:
             self.files[path] = expected
 

@@ -35,7 +35,7 @@ _SMOKING = 7200.0  # seconds
 
 
 @dataclass(frozen=True)
-class Options:
+class PublishOptions:
     """How to publish. `built` is a layout with the image and `report` its report, where they were made before.
 
     Wheels that no lock names are `added`.
@@ -53,7 +53,7 @@ class Options:
     added: tuple[ExtraWheel, ...] = ()
 
 
-def publish(checkout: Checkout, name: str, text: str, options: Options) -> int:
+def publish_image(checkout: Checkout, name: str, text: str, options: PublishOptions) -> int:
     """Publish the image of the environment `name` in the repository `text`, and return 0, or 1 where it is no good.
 
     Nothing is sent before the image was proven and verified, and no tag names it before all that belongs to it is
@@ -76,13 +76,13 @@ def publish(checkout: Checkout, name: str, text: str, options: Options) -> int:
         # Asked first, because the rest takes long.
         _refuse_taken(registry, tags, found.digest, options.move)
         report = _report(checkout, names[0], found, folder, locked.digest, options)
-        verdict = verifying.look(
+        verdict = verifying.verify_image(
             checkout,
             locked,
             names[0],
             found,
             None,
-            verifying.Options(bundle=options.bundle, channel=options.channel, added=options.added),
+            verifying.VerifyOptions(bundle=options.bundle, channel=options.channel, added=options.added),
         )
         if not verdict.passed:
             return verifying.show(verdict, as_json=False)
@@ -103,7 +103,7 @@ def publish(checkout: Checkout, name: str, text: str, options: Options) -> int:
     return 0
 
 
-def _built(checkout: Checkout, locked: LockedEnvironment, local: str, folder: Path, options: Options) -> Image:
+def _built(checkout: Checkout, locked: LockedEnvironment, local: str, folder: Path, options: PublishOptions) -> Image:
     """Return the image in a layout, built where it was not given."""
     if options.built:
         return Layout(options.built).image()
@@ -136,7 +136,9 @@ def _layout(folder: Path) -> Layout:
     return Layout(folder / "layout")
 
 
-def _report(checkout: Checkout, local: str, found: Image, folder: Path, digest: str, options: Options) -> dict[str, object]:
+def _report(
+    checkout: Checkout, local: str, found: Image, folder: Path, digest: str, options: PublishOptions
+) -> dict[str, object]:
     """Return the report of the image: the one given, that of an interrupted call, or that of a smoke test run now."""
     if options.report:
         return report_module.read_report(checkout, options.report, found.digest, digest)

@@ -29,8 +29,8 @@ from smokehouse.oci.reference import Reference
 from smokehouse.oci.registry import Registry
 from smokehouse.proofs import attestation
 from smokehouse.proofs.attestation import BUNDLE, ENVELOPE, Signed, Signer
-from smokehouse.proofs.compare import Difference, Verdict, check_list, compare_config, compare_files, first_difference
-from smokehouse.proofs.expected import Contents
+from smokehouse.proofs.compare import Difference, Verification, check_list, compare_config, compare_files, first_difference
+from smokehouse.proofs.expected import ExpectedFiles
 from smokehouse.runs import report as report_module
 from smokehouse.storage.folder_lock import exclusive
 
@@ -38,7 +38,7 @@ _SHOWN = 20
 
 
 @dataclass(frozen=True)
-class Options:
+class VerifyOptions:
     """How to verify. `signer` is whose statements are believed; without one, they are only counted.
 
     `added` has wheels that no lock names, where the image's label does not say where to fetch them.
@@ -52,21 +52,21 @@ class Options:
     added: tuple[ExtraWheel, ...] = ()
 
 
-def verify(checkout: Checkout, text: str, options: Options) -> Verdict:
+def verify_reference(checkout: Checkout, text: str, options: VerifyOptions) -> Verification:
     """Say of the image that `text` names whether it is what the lock in this checkout builds; raises UserError."""
     with open_image(checkout, text) as (found, registry):
         name = ImageLabels.parse(found.labels, text).environment
-        return look(checkout, check.load(checkout, name), text, found, registry, options)
+        return verify_image(checkout, check.load(checkout, name), text, found, registry, options)
 
 
-def look(
+def verify_image(
     checkout: Checkout,
     locked_environment: LockedEnvironment,
     text: str,
     found: Image,
     registry: Registry | None,
-    options: Options,
-) -> Verdict:
+    options: VerifyOptions,
+) -> Verification:
     """Return the verdict over the image `found`, called `text`; raises UserError."""
     labels = ImageLabels.parse(found.labels, text)
     name, flavour = labels.environment, labels.flavour
@@ -75,7 +75,7 @@ def look(
         revision = labels.revision
         where = f"git checkout {revision}" if re.fullmatch("[0-9a-f]{40}", revision) else "check out the commit that has it"
         raise UserError(f"{text}: of another lock of {name} than the one here ({digest[:12]}); {where}")
-    verdict = Verdict(text, found.digest, name, digest)
+    verdict = Verification(text, found.digest, name, digest)
     status(f"verifying {found.digest} against {locked_environment.files.name}/{LOCK_JSON}")
     asked = extra_wheels.from_labels(labels, options.added, text)
     added = extra_wheels.fetch_wheels(checkout, asked, promise, locked)
@@ -88,7 +88,7 @@ def look(
     folder = checkout.root / "build" / "verify" / f"{name}-{flavour}"
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder / ".lock", f"verifying {name}"):
-        contents = Contents(checkout, locked)
+        contents = ExpectedFiles(checkout, locked)
         prefix = contexts.conda_context(folder / "conda", spec.conda, locked, bundle) / "prefix.tar"
         contents.add_conda(prefix)
         for file in locked.pip:
@@ -121,7 +121,7 @@ def look(
     return verdict
 
 
-def show(verdict: Verdict, as_json: bool) -> int:
+def show(verdict: Verification, as_json: bool) -> int:
     """Print a verdict and return the exit code: 1 where something differs."""
     if as_json:
         print(json.dumps({**asdict(verdict), "passed": verdict.passed}, indent=1))
@@ -150,7 +150,7 @@ def show(verdict: Verdict, as_json: bool) -> int:
 
 
 def _base(
-    checkout: Checkout, labels: ImageLabels, found: Image, options: Options, verdict: Verdict
+    checkout: Checkout, labels: ImageLabels, found: Image, options: VerifyOptions, verdict: Verification
 ) -> tuple[Base, int, model.Runtime]:
     """Return the base that the image names, how many layers it has, and what it says of starting it."""
     named, digest = labels.base_name, labels.base_digest
@@ -194,7 +194,7 @@ def _fetched_config(reference: Reference, layout: Layout) -> Image:
 
 
 def _rebuild(
-    checkout: Checkout, spec: ImageSpec, labels: ImageLabels, found: Image, options: Options, verdict: Verdict
+    checkout: Checkout, spec: ImageSpec, labels: ImageLabels, found: Image, options: VerifyOptions, verdict: Verification
 ) -> None:
     """Build the image again and note the first file that differs, where the digest does."""
     base = spec.base
@@ -219,7 +219,7 @@ def _rebuild(
         verdict.differences.insert(0, first_difference(found, again))
 
 
-def _check_proof(checkout: Checkout, registry: Registry, options: Options, verdict: Verdict) -> None:
+def _check_proof(checkout: Checkout, registry: Registry, options: VerifyOptions, verdict: Verification) -> None:
     """Note what the statements in the registry prove; raises UserError for one that is not to be trusted."""
     signed = statements(registry, verdict.digest, checkout)
     if not signed:

@@ -8,7 +8,7 @@ from typing import NoReturn
 from smokehouse.checkout import Checkout, is_environment_name
 from smokehouse.errors import UserError
 from smokehouse.programs import docker as engine
-from smokehouse.runs.options import without
+from smokehouse.runs.options import pop_option
 
 _NOBODY = 54321  # a user and a group that no image has a name for
 
@@ -23,7 +23,7 @@ def smoke_image(checkout: Checkout, reference: str, options: Sequence[str]) -> N
     name = image.labels.get("io.smokehouse.environment", "")
     if not is_environment_name(name):
         raise UserError(f"{reference}: no image of Smokehouse, by its labels; build one: nox -s build -- NAME")
-    options, given = without(options, "--report", "a folder")
+    options, given = pop_option(options, "--report", "a folder")
     report = Path(given or checkout.root / "build" / "smoke" / f"{name}-image").absolute()
     report.mkdir(parents=True, exist_ok=True)
     # The smoke test asks so, too, but from now on all in it is that of the user in the container.
@@ -45,5 +45,5 @@ def smoke_image(checkout: Checkout, reference: str, options: Sequence[str]) -> N
 
 def _folders(options: Sequence[str]) -> list[Path]:
     """Return the checkpoint that lies in a folder here, which the container has to see at the same place."""
-    _, given = without(options, "--checkpoint", "a folder or an id")
+    _, given = pop_option(options, "--checkpoint", "a folder or an id")
     return [Path(given).absolute()] if given and Path(given).is_dir() else []

@@ -12,7 +12,7 @@ from smokehouse.installs import prefix as halves
 from smokehouse.installs import virtualenv as installation
 from smokehouse.locks import check
 from smokehouse.programs.process import run
-from smokehouse.runs.options import without
+from smokehouse.runs.options import pop_option
 
 DEFAULT = "qwen2.5-vl"
 _VALIDATING = 60.0  # seconds
@@ -26,7 +26,7 @@ def smoke(checkout: Checkout, name: str, options: Sequence[str]) -> None:
     The smoke test owns its options and is asked about them before anything is downloaded; where they only ask for help,
     prints it and returns. Raises UserError.
     """
-    options, folder = without(options, "--bundle", "a folder, made by nox -s bundle -- NAME DIR")
+    options, folder = pop_option(options, "--bundle", "a folder, made by nox -s bundle -- NAME DIR")
     locked = check.load(checkout, name)
     bundled = bundle.read(Path(folder), locked) if folder else None
     command = ["-m", "smoke_tests", "--environment", name]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from smokehouse.errors import UserError
 
 
-def without(options: Sequence[str], name: str, what: str) -> tuple[list[str], str | None]:
+def pop_option(options: Sequence[str], name: str, what: str) -> tuple[list[str], str | None]:
     """Return `options` without the option `name`, which wants `what`, and what it was given; raises UserError."""
     rest: list[str] = []
     found = None

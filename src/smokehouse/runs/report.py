@@ -21,7 +21,7 @@ _RENDERING = 60.0  # seconds
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Report:
     """A report of a passed run: as it was read, its fields, and its table as the smoke test prints it."""
 
     text: str
@@ -50,7 +50,7 @@ class Evidence:
         return [(name, detail, sorted(stages)) for (name, detail), stages in found.items()]
 
 
-def read(checkout: Checkout, name: str, path: Path) -> Evidence:
+def read(checkout: Checkout, name: str, path: Path) -> Report:
     """Read the report `path` of the environment `name`.
 
     Raises UserError where it is no valid report, of another environment, or of a run that did not pass.
@@ -81,10 +81,10 @@ def read(checkout: Checkout, name: str, path: Path) -> Evidence:
     rendered = run(command, deadline=_RENDERING, environ={"PYTHONUTF8": "1"}, cwd=checkout.root)
     if rendered.code:
         raise UserError(f"{where}: cannot be shown: {rendered.stderr.splitlines()[-1:]}; {cure}")
-    return Evidence(text, fields, rendered.stdout)
+    return Report(text, fields, rendered.stdout)
 
 
-def holds_for(evidence: Evidence, manifest: Lock, folder: Path) -> bool:
+def holds_for(evidence: Report, manifest: Lock, folder: Path) -> bool:
     """Return whether the run was one of the lock in `folder`, every file of it as it lies there now.
 
     `manifest` has been read from that folder, so that its digests are those of the files beside it.

@@ -14,7 +14,7 @@ from smokehouse.images import sbom
 from smokehouse.images.debian_lock import DebianPackage
 from smokehouse.locks.model import CondaPackage, Lock, LockedFile
 from smokehouse.oci.filesystem import Entry, Tree
-from smokehouse.proofs.expected import Contents
+from smokehouse.proofs.expected import ExpectedFiles
 
 from ...unit.conftest import sdist
 
@@ -44,7 +44,7 @@ def test_only_what_a_build_can_make_counts_as_built(root: Path, tmp_path: Path) 
         entries={path: Entry("file", 3, 0o644, (0, 0), sha256=digest) for path, digest in digests.items()},
         kept={path: text.encode() for path, text in files.items()},
     )
-    contents = Contents(Checkout(root), Lock.model_construct(python="3.11"))
+    contents = ExpectedFiles(Checkout(root), Lock.model_construct(python="3.11"))
     locked = LockedFile(name="deep", version="1.0", file=archive.name, size=0, sha256="0" * 64)
     built = contents.add_built(locked, archive, tree)
     assert set(built) == {
@@ -64,7 +64,7 @@ def test_a_wheel_that_is_wrong_about_itself_is_read_as_it_is(root: Path, tmp_pat
         archive.writestr("odd-1.0.data/scripts/run", "#!python\nimport odd\n")
         archive.writestr("odd-1.0.data/data/share/odd.txt", "odd\n")
         archive.writestr("odd-1.0.dist-info/RECORD", "odd.py,sha256=AAAA,6\n")
-    contents = Contents(Checkout(root), Lock.model_construct(python="3.11"))
+    contents = ExpectedFiles(Checkout(root), Lock.model_construct(python="3.11"))
     contents.add_wheel(place)
 
     def fits(path: str, content: bytes) -> bool:

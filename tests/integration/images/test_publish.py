@@ -123,9 +123,9 @@ def test_a_broken_push_leaves_no_tag_and_a_second_call_completes(
     assert publisher.there() == publisher.tags
     attached = Registry(Reference.parse(publisher.where)).referrers(publisher.digest)
     assert [entry.artifact_type for entry in attached] == [SBOM, ENVELOPE]
-    before = len(publisher.proxy.asked)
+    before = len(publisher.proxy.received)
     publisher()
-    again = [line for line, _ in publisher.proxy.asked[before:] if line.startswith("POST")]
+    again = [line for line, _ in publisher.proxy.received[before:] if line.startswith("POST")]
     assert len(again) == 1  # a statement signed anew; no layer is sent twice
 
 
@@ -155,7 +155,7 @@ def test_a_tag_does_not_move_unless_it_is_told_to(publisher: Publisher) -> None:
     there = Registry(Reference.parse(publisher.where), push=True)
     other = b'{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}'
     there.put(other, "application/vnd.oci.image.index.v1+json", publisher.tag)
-    publisher.proxy.asked.clear()
+    publisher.proxy.received.clear()
     assert f"{publisher.where}:{publisher.tag}: is sha256:" in publisher(code=2)
     assert publisher.sent() == []
     publisher("--move")

@@ -11,7 +11,7 @@ from smokehouse.oci import Layout, Reference, Registry, Tree
 from smokehouse.oci.filesystem import Limits
 from smokehouse.oci.model import EMPTY, MANIFEST, Manifest, encode
 
-from ..registries import BIG, Proxy, pushed
+from ..registries import BIG, Proxy, push_image
 from ..tiny_images import FOLDER, Contents, Member, image, link, tar
 
 
@@ -27,7 +27,7 @@ def refused(folder: Path, layers: list[Contents | bytes], **more: object) -> str
 
 
 @pytest.mark.parametrize("kind", ["", "gzip", "zstd"])
-def test_layers_lie_on_each_other(tmp_path: Path, kind: str) -> None:
+def test_layers_are_applied_in_order(tmp_path: Path, kind: str) -> None:
     long = "d/" + "n" * 150
     bottom: Contents = {
         "./a": b"1",
@@ -88,7 +88,7 @@ def test_a_hostile_layer_is_refused(tmp_path: Path, contents: Contents, said: st
     assert "do not trust" in message
 
 
-def test_a_bomb_is_refused_before_it_is_read(tmp_path: Path) -> None:
+def test_a_decompression_bomb_is_refused_before_it_is_read(tmp_path: Path) -> None:
     image(tmp_path, [{"zeros": bytes(64 << 20)}])
     with pytest.raises(UserError, match="expected at most 8388608 bytes when unpacked, found more"):
         read(tmp_path, Limits(unpacked=8 << 20))
@@ -109,7 +109,7 @@ def test_nothing_hides_behind_the_end(tmp_path: Path) -> None:
     assert "an invalid header" in refused(tmp_path, [bytes(damaged)])
 
 
-def test_damage_is_named(tmp_path: Path) -> None:
+def test_damage_is_reported(tmp_path: Path) -> None:
     zeros = f"sha256:{'0' * 64}"
     assert f"expected {zeros} when unpacked, found sha256:" in refused(tmp_path / "a", [{"a": b""}], diff_ids=[zeros])
     assert "expected 1 layers in its config, as in its manifest, found 2" in refused(
@@ -152,35 +152,35 @@ def test_references_are_read_as_docker_reads_them(text: str, name: str) -> None:
 @pytest.mark.parametrize(
     "text", ["", "UPPER/case", "a b", "ghcr.io/", "ghcr.io/a:", "ghcr.io/a@sha256:0", "ghcr.io/../a", "-x"]
 )
-def test_what_is_no_reference_is_refused(text: str) -> None:
+def test_an_invalid_reference_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="not an image reference; expected oci:DIR"):
         Reference.parse(text)
 
 
 def test_what_is_pushed_is_pulled(registry: Proxy, tmp_path: Path) -> None:
-    reference, made = pushed(registry.host, tmp_path / "a", "round/trip")
+    reference, made = push_image(registry.host, tmp_path / "a", "round/trip")
     layout = Layout(tmp_path / "b")
     assert Registry(reference).pull(layout).digest == made.digest
     assert layout.image().tree(lambda path: False).entries.keys() == {"big", "small"}
-    before = len(registry.asked)
+    before = len(registry.received)
     Registry(reference).pull(layout)
-    assert not [line for line, _ in registry.asked[before:] if "GET" in line and "/blobs/" in line]
+    assert not [line for line, _ in registry.received[before:] if "GET" in line and "/blobs/" in line]
     with pytest.raises(UserError, match=r"round/trip:other: not found at 127\.0\.0\.1:\d+"):
         Registry(Reference.parse(f"{reference.name}:other")).pull(layout)
 
 
-def test_a_cut_pull_goes_on(registry: Proxy, tmp_path: Path) -> None:
-    reference, made = pushed(registry.host, tmp_path / "a", "cut/pull")
+def test_an_interrupted_pull_resumes(registry: Proxy, tmp_path: Path) -> None:
+    reference, made = push_image(registry.host, tmp_path / "a", "cut/pull")
     layer = Layout(tmp_path / "a").image().manifest.layers[0]
     registry.faults.cut_down[f"GET .*{layer.digest}"] = 300_000
     assert Registry(reference).pull(Layout(tmp_path / "b")).digest == made.digest
-    ranges = [headers.get("Range") for line, headers in registry.asked if line.startswith("GET") and layer.digest in line]
+    ranges = [headers.get("Range") for line, headers in registry.received if line.startswith("GET") and layer.digest in line]
     assert ranges[0] is None
     assert str(ranges[1]).startswith("bytes=")
 
 
-def test_a_blob_that_lies_is_named(registry: Proxy, tmp_path: Path) -> None:
-    reference, made = pushed(registry.host, tmp_path / "a", "lying/blob")
+def test_a_blob_with_another_hash_is_refused(registry: Proxy, tmp_path: Path) -> None:
+    reference, made = push_image(registry.host, tmp_path / "a", "lying/blob")
     image_there = Layout(tmp_path / "a").image()
     layer = image_there.manifest.layers[1]
     registry.faults.lies.add(f"/blobs/{layer.digest}")
@@ -199,7 +199,7 @@ def test_a_blob_that_lies_is_named(registry: Proxy, tmp_path: Path) -> None:
     assert Registry(reference).pull(layout).digest == made.digest
 
 
-def test_a_cut_push_is_named_and_a_second_call_sends_the_rest(registry: Proxy, tmp_path: Path) -> None:
+def test_an_interrupted_push_is_reported_and_a_second_call_completes_it(registry: Proxy, tmp_path: Path) -> None:
     layout = Layout(tmp_path)
     image(tmp_path, [{"big": BIG}], kind="")
     [layer] = layout.image().manifest.layers
@@ -212,8 +212,8 @@ def test_a_cut_push_is_named_and_a_second_call_sends_the_rest(registry: Proxy, t
     assert there.has(layer)
 
 
-def test_a_registry_without_referrers_gets_a_tag_in_their_stead(registry: Proxy, tmp_path: Path) -> None:
-    reference, made = pushed(registry.host, tmp_path / "a", "refer/red")
+def test_a_registry_without_the_referrers_api_gets_a_referrers_tag(registry: Proxy, tmp_path: Path) -> None:
+    reference, made = push_image(registry.host, tmp_path / "a", "refer/red")
     there = Registry(reference, push=True)
     assert there.referrers(made.digest) == ()
     layout = Layout(tmp_path / "b")
@@ -229,7 +229,7 @@ def test_a_registry_without_referrers_gets_a_tag_in_their_stead(registry: Proxy,
             subject=made,
         )
         data = encode(manifest)
-        assert not there.put(data, MANIFEST)  # Debian's registry keeps no referrers
+        assert not there.put(data, MANIFEST)  # Debian's registry has no referrers API
         artefact = layout.put(data, MANIFEST).model_copy(update={"artifact_type": kind})
         for _ in range(2):
             there.add_referrer(artefact, made.digest)

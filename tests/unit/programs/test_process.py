@@ -1,4 +1,4 @@
-"""Programs end by their deadline, with all that they started."""
+"""Programs end by their deadline, with every process that they started."""
 
 import os
 import sys
@@ -10,16 +10,16 @@ from smokehouse.errors import UserError
 from smokehouse.programs.process import run
 
 
-def test_program_without_end_is_stopped_with_its_children(tmp_path: Path) -> None:
+def test_a_program_that_times_out_is_stopped_with_its_children(tmp_path: Path) -> None:
     note = tmp_path / "pid"
-    # Neither asks nor child heeds SIGTERM, and the child holds the pipe open.
+    # Neither the shell nor its child ends on SIGTERM, and the child keeps the pipe open.
     script = f"trap '' TERM; sleep 1000 & echo $! > {note}; wait"
     with pytest.raises(UserError, match="sh timed out after 1 s and was stopped"):
         run(["/bin/sh", "-c", script], deadline=1, environ=os.environ, cwd=tmp_path)
     assert not Path(f"/proc/{note.read_text().strip()}/cwd").exists()
 
 
-def test_what_a_program_says_is_told_apart(tmp_path: Path) -> None:
+def test_standard_output_and_error_are_separate(tmp_path: Path) -> None:
     script = "import sys; print('out'); print('err', file=sys.stderr); sys.exit(3)"
     ended = run([sys.executable, "-c", script], deadline=60, environ=os.environ, cwd=tmp_path)
     assert (ended.code, ended.stdout, ended.stderr) == (3, "out\n", "err\n")
