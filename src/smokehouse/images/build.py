@@ -73,7 +73,7 @@ class Built:
     labels: Mapping[str, str]
 
 
-def prepare(checkout: Checkout, locked: LockedEnvironment, request: ImageRequest) -> Prepared:
+def prepare_image(checkout: Checkout, locked: LockedEnvironment, request: ImageRequest) -> Prepared:
     """Download and verify every input of an image, and write the bake file that builds it; raises UserError."""
     spec, bundle = _fetch(checkout, locked, request)
     plan = plan_layers(locked.lock, [wheel.file for wheel in spec.extra_wheels])
@@ -83,13 +83,13 @@ def prepare(checkout: Checkout, locked: LockedEnvironment, request: ImageRequest
     with exclusive(folder / ".lock", f"preparing the image of {locked.name}"):
         status(f"preparing {spec.tags[0]} ({len(plan.numbered) + 1} layers of wheels)")
         contexts = {name: str(path) for name, path in make_contexts(checkout, spec, plan, bundle, folder).items()}
-        target = _bake_target(spec, plan, {"base": _base_context(spec.base)} | contexts, labels)
+        target = _bake_target(spec, plan, {"base": base_context(spec.base)} | contexts, labels)
         bake = folder / "bake.json"
         files.write(bake, json.dumps({"target": {engine.bake_target(locked.name): target}}, indent=1) + "\n")
     return Prepared(bake, engine.bake_target(locked.name), spec.tags, labels.as_dict())
 
 
-def build(
+def build_image(
     checkout: Checkout,
     prepared: Prepared,
     output: str,
@@ -137,6 +137,13 @@ def bundle_for(
     return bundler.make(locked, folder, channel=channel, devel=True, reuse_siblings=True)
 
 
+def base_context(base: Base) -> str:
+    """Return the base as a build context of buildx."""
+    # buildx 0.33 rejects a layout without a tag: https://github.com/docker/buildx/issues/3793
+    place = f"oci-layout://{base.layout}:{base.tag}" if base.layout else f"docker-image://{base.name}"
+    return f"{place}@{base.digest}"
+
+
 def _fetch(checkout: Checkout, locked: LockedEnvironment, request: ImageRequest) -> tuple[ImageSpec, Bundle]:
     """Download what the image is built from; return its specification and the bundle that has its packages."""
     oldest_driver(locked.cuda)  # an unknown CUDA release is refused before anything is downloaded
@@ -181,13 +188,6 @@ def _revision(checkout: Checkout, name: str) -> str:
     revision = git("log", "-1", "--format=%H")
     clean = revision and re.fullmatch(r"[0-9a-f]{40}", revision) and git("status", "--porcelain") == ""
     return revision if revision and clean else ""
-
-
-def _base_context(base: Base) -> str:
-    """Return the base as a build context of buildx."""
-    # buildx 0.33 rejects a layout without a tag: https://github.com/docker/buildx/issues/3793
-    place = f"oci-layout://{base.layout}:{base.tag}" if base.layout else f"docker-image://{base.name}"
-    return f"{place}@{base.digest}"
 
 
 def _bake_target(spec: ImageSpec, plan: Plan, contexts: Mapping[str, str], labels: ImageLabels) -> dict[str, object]:

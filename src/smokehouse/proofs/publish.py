@@ -115,8 +115,8 @@ def _built(checkout: Checkout, locked: LockedEnvironment, local: str, folder: Pa
         channel=options.channel,
         source=options.source,
     )
-    prepared = building.prepare(checkout, locked, request)
-    digest = building.build(checkout, prepared, "docker").digest
+    prepared = building.prepare_image(checkout, locked, request)
+    digest = building.build_image(checkout, prepared, "docker").digest
     layout = _layout(folder)
     if (layout.folder / "index.json").is_file() and layout.image().digest == digest:
         return layout.image()

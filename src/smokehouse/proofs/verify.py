@@ -208,9 +208,9 @@ def _rebuild(
             channel=options.channel,
             source=labels.source,
         )
-        prepared = building.prepare(checkout, spec.locked, request)
+        prepared = building.prepare_image(checkout, spec.locked, request)
         compression: Compression = "zstd" if found.manifest.layers[-1].media_type.endswith("zstd") else "gzip"
-        built = building.build(checkout, prepared, f"oci:{folder}/layout", compression=compression)
+        built = building.build_image(checkout, prepared, f"oci:{folder}/layout", compression=compression)
         again = Layout(Path(folder, "layout")).image()
         if built.digest == found.digest:
             verdict.rebuilt = "the same digest"
