@@ -25,6 +25,7 @@ from tests.images.engine import Engine, present, started
 
 from smokehouse.checkout import Checkout
 from smokehouse.images import base as bases
+from smokehouse.images import build as building
 from smokehouse.installs import virtualenv
 from smokehouse.locks import check
 from tests.builder import channel as channels
@@ -86,7 +87,7 @@ class Bench:
         # What it took to lock is not to help with building.
         self.checkout.environ["UV_CACHE_DIR"] = str(folder / "uv")
         os.environ["PATH"] = environ["PATH"]
-        self.base = bases.make(Checkout(self.checkout.root)).context
+        self.base = building.base_context(bases.make(Checkout(self.checkout.root)))
 
     def timed(self, work: Callable[[], object]) -> float:
         """The wall seconds of `work`."""

@@ -155,21 +155,13 @@ def _build(
     from smokehouse.locks import check as locks
 
     checkout = Checkout.find(Path.cwd())
-    prepared = building.prepare(
-        checkout,
-        locks.load(checkout, name),
-        flavour=flavour,
-        base=base,
-        bundled=bundle,
-        channel=channel,
-        source=source,
-        ops=ops,
-        added=[extra_wheels.parse(text) for text in added or ()],
-    )
+    wheels = tuple(extra_wheels.parse(text) for text in added or ())
+    request = building.ImageRequest(flavour, ops, base, wheels, bundle, channel, source)
+    prepared = building.prepare_image(checkout, locks.load(checkout, name), request)
     if only_prepare:
         print(f"docker buildx bake -f docker/docker-bake.hcl -f {checkout.relative(prepared.bake)} {name}")
         return 0
-    built = building.build(checkout, prepared, output, compression=compression, builder=builder, no_cache=no_cache)
+    built = building.build_image(checkout, prepared, output, compression=compression, builder=builder, no_cache=no_cache)
     print(json.dumps(asdict(built)) if as_json else f"{built.place} {built.digest}")
     return 0
 
@@ -249,11 +241,12 @@ def _publish(
     added: WithOption = None,
 ) -> int:
     """Build, prove, verify, sign and push an image; tags are pushed last."""
-    from smokehouse.images import extra_wheels
+    from smokehouse.images import ImageRequest, extra_wheels
     from smokehouse.proofs import PublishOptions, publish_image
 
     wheels = tuple(extra_wheels.parse(text) for text in added or ())
-    options = PublishOptions(flavour, ops, key, built, report, bundle, channel, source, move, wheels)
+    request = ImageRequest(flavour, ops, None, wheels, bundle, channel, source)
+    options = PublishOptions(request, key, built, report, move)
     publication = publish_image(Checkout.find(Path.cwd()), name, repository, options)
     if not publication.verification.passed:
         _print_verification(publication.verification)

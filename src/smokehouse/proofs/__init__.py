@@ -1,8 +1,9 @@
 """Proofs: whether an image is what its lock builds, what was proven of it, and how both are published.
 
     >>> from smokehouse.proofs import PublishOptions, VerifyOptions, publish_image, verify_reference
+    >>> from smokehouse.images import ImageRequest
     >>> verify_reference(checkout, "oci:folder", VerifyOptions(rebuild=True)).differences
-    >>> publish_image(checkout, "qwen2.5-vl", "ghcr.io/owner/name", PublishOptions(key=key)).references
+    >>> publish_image(checkout, "qwen2.5-vl", "ghcr.io/owner/name", PublishOptions(ImageRequest(), key)).references
 
 A lock decides what an image has to be: everything is made again and compared by hash. What a smoke test proved is a
 statement that is signed and attached to the image.

@@ -1,6 +1,5 @@
 """The base that an image is built on: built again from docker/base.lock, or fetched by its digest."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,8 +10,9 @@ from smokehouse.images import base as bases
 from smokehouse.images import debian_lock
 from smokehouse.images.base import Base
 from smokehouse.images.fetch import work_folder
+from smokehouse.images.labels import ImageLabels
 from smokehouse.oci.layout import Image, Layout
-from smokehouse.oci.model import DIGEST, INDEXES, Index, Manifest, Runtime, choose_image, parse
+from smokehouse.oci.model import INDEXES, Index, Manifest, Runtime, choose_image, parse
 from smokehouse.oci.reference import Reference
 from smokehouse.oci.registry import Registry
 from smokehouse.proofs.compare import Difference
@@ -29,19 +29,19 @@ class ExpectedBase:
     differences: tuple[Difference, ...] = ()
 
 
-def expect_base(checkout: Checkout, image: Image, reference: str, *, trust: bool) -> ExpectedBase:
-    """Return the base that `image`, which messages call `reference`, was built on by its labels; raises UserError.
+def expect_base(checkout: Checkout, image: Image, labels: ImageLabels, reference: str, *, trust: bool) -> ExpectedBase:
+    """Return the base that `image`, which messages call `reference`, was built on by its `labels`; raises UserError.
 
     With `trust`, a Debian base is not compared.
     """
-    name = image.labels.get("org.opencontainers.image.base.name", "")
-    digest = image.labels.get("org.opencontainers.image.base.digest", "")
+    name, digest = labels.base_name, labels.base_digest
     if name.startswith("debian-"):
         if trust:
-            base = Base("", name, digest, debian_lock.read(checkout))
+            base = Base(name, digest, debian_lock.read(checkout))
             return ExpectedBase(base, 1, Runtime(), f"{name}@{digest}, not verified")
         base = bases.make(checkout)
-        expected = _layout(base).image()
+        assert base.layout  # of every base that is built here
+        expected = Layout(base.layout).image()
         description = f"{base.name}, {len(base.packages)} packages of {debian_lock.LOCK}, built again here"
     else:
         base = bases.parse(f"{name}@{digest}")
@@ -62,12 +62,6 @@ def expect_base(checkout: Checkout, image: Image, reference: str, *, trust: bool
         if one != other
     )
     return ExpectedBase(base, len(layers), expected.config.config, description, differences)
-
-
-def _layout(base: Base) -> Layout:
-    found = re.fullmatch(rf"oci-layout://(.*):[^:]+@{DIGEST}", base.context)
-    assert found
-    return Layout(Path(found[1]))
 
 
 def _fetch_without_layers(reference: Reference, layout: Layout) -> Image:

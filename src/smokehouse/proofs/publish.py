@@ -12,10 +12,10 @@ from smokehouse.checkout import Checkout
 from smokehouse.console import status
 from smokehouse.errors import UserError
 from smokehouse.images import build as building
-from smokehouse.images import labels as image_labels
-from smokehouse.images.extra_wheels import ExtraWheel
+from smokehouse.images.build import ImageRequest
 from smokehouse.images.fetch import copy_from_engine
-from smokehouse.images.labels import Flavour, Ops
+from smokehouse.images.labels import ImageLabels
+from smokehouse.images.spec import tags as image_tags
 from smokehouse.locks import check
 from smokehouse.locks.check import LockedEnvironment
 from smokehouse.oci.layout import Image, Layout
@@ -25,7 +25,7 @@ from smokehouse.proofs import attestation
 from smokehouse.proofs.attestation import SignedStatement, Signer
 from smokehouse.proofs.compare import Verification
 from smokehouse.proofs.referrers import attach_sbom, attach_statement
-from smokehouse.proofs.verify import VerifyOptions, built_as, verify_image
+from smokehouse.proofs.verify import VerifyOptions, verify_image
 from smokehouse.runs import report as reports
 from smokehouse.runs.container import prove
 from smokehouse.runs.report import Report
@@ -37,22 +37,17 @@ _REMEDY = "run nox -s smoke -- --image REF and pass its report.json with --repor
 
 @dataclass(frozen=True)
 class PublishOptions:
-    """How to publish: what to build, from `bundle` or `channel`, and the private `key` to sign with, None for keyless.
+    """How to publish: the image that `request` describes, signed with the private `key`, None for keyless.
 
-    `built` is an OCI layout to publish instead, and `report` the image's report, where both were made before. `source` is
-    the URL of the checkout, `move` overwrites existing tags, and `added` has extra wheels, which are not in the lock.
+    `built` is an OCI layout that has the image, and `report` its report, where they were made before. `move` overwrites
+    existing tags.
     """
 
-    flavour: Flavour = "runtime"
-    ops: Ops | None = None
+    request: ImageRequest
     key: Path | None = None
     built: Path | None = None
     report: Path | None = None
-    bundle: Path | None = None
-    channel: str | None = None
-    source: str | None = None
     move: bool = False
-    added: tuple[ExtraWheel, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,8 +88,9 @@ def publish_image(checkout: Checkout, name: str, repository: str, options: Publi
     """
     reference = _parse_repository(repository)
     locked = check.load(checkout, name)
-    names = image_labels.tags(locked.lock, locked.cuda, locked.digest, options.flavour, options.added)
-    folder = checkout.root / "build" / "publish" / f"{name}-{options.flavour}"
+    request = options.request
+    names = image_tags(locked, request.flavour, request.extra_wheels)
+    folder = checkout.root / "build" / "publish" / f"{name}-{request.flavour}"
     folder.mkdir(parents=True, exist_ok=True)
     job = _Job(checkout, locked, reference, names, folder, options)
     registry = Registry(reference, push=True)
@@ -102,7 +98,7 @@ def publish_image(checkout: Checkout, name: str, repository: str, options: Publi
         image = _build(job)
         _refuse_existing_tags(job, registry, image.digest)  # first, because the rest takes long
         report = _prove(job, image)
-        verify_options = VerifyOptions(bundle=options.bundle, channel=options.channel, added=options.added)
+        verify_options = VerifyOptions(bundle=request.bundle, channel=request.channel, added=request.extra_wheels)
         verification = verify_image(checkout, locked, image, names[0], verify_options)
         if not verification.passed:
             return Publication((), verification)
@@ -125,31 +121,19 @@ def _parse_repository(text: str) -> Reference:
 
 def _build(job: _Job) -> Image:
     """Return the image in a layout, which is built where the options specify none."""
-    options = job.options
-    image = Layout(options.built).image() if options.built else _build_to_layout(job)
-    environment, flavour, _ = built_as(image, job.names[0])
-    if (environment, flavour) != (job.locked.name, options.flavour):
-        raise UserError(
-            f"{options.built}: expected an image of {job.locked.name} ({options.flavour}), "
-            f"found one of {environment} ({flavour}); specify another with --image"
-        )
+    built = job.options.built
+    image = Layout(built).image() if built else _build_to_layout(job)
+    labels = ImageLabels.parse(image.labels, job.names[0])
+    expected = f"{job.locked.name} ({job.options.request.flavour})"
+    if (found := f"{labels.environment} ({labels.flavour})") != expected:
+        raise UserError(f"{built}: expected an image of {expected}, found one of {found}; specify another with --image")
     return image
 
 
 def _build_to_layout(job: _Job) -> Image:
     """Build the image in the engine, which proves it, and return its copy in a layout."""
-    options = job.options
-    prepared = building.prepare(
-        job.checkout,
-        job.locked,
-        flavour=options.flavour,
-        bundled=options.bundle,
-        channel=options.channel,
-        source=options.source,
-        ops=options.ops,
-        added=options.added,
-    )
-    digest = building.build(job.checkout, prepared, "docker").digest
+    prepared = building.prepare_image(job.checkout, job.locked, job.options.request)
+    digest = building.build_image(job.checkout, prepared, "docker").digest
     if (job.layout.folder / "index.json").is_file() and job.layout.image().digest == digest:
         return job.layout.image()
     image = copy_from_engine(job.checkout, job.names[0], job.layout.folder)
@@ -197,7 +181,7 @@ def _read_report(job: _Job, image: Image, path: Path) -> Report:
 
 def _refuse_other_version(job: _Job, image: Image) -> None:
     """Refuse an image with extra wheels that the options lack: it would take the tags of one without."""
-    if (version := image.labels["org.opencontainers.image.version"]) != job.tags[0]:
+    if (version := ImageLabels.parse(image.labels, job.names[0]).version) != job.tags[0]:
         raise UserError(
             f"{job.options.built}: expected version {job.tags[0]} in its labels, found {version}; "
             "specify the same --with options as for its build"

@@ -5,22 +5,21 @@ the result is concluded. `verify_image` has them in this order.
 """
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import get_args
 
 from smokehouse.checkout import Checkout
 from smokehouse.console import size, status
 from smokehouse.errors import UserError
 from smokehouse.images import build as building
 from smokehouse.images import contexts, extra_wheels
-from smokehouse.images import labels as image_labels
-from smokehouse.images.extra_wheels import LABEL, ExtraWheel, FetchedWheel
+from smokehouse.images.build import Compression, ImageRequest
+from smokehouse.images.extra_wheels import ExtraWheel
 from smokehouse.images.fetch import open_image, work_folder
-from smokehouse.images.labels import Flavour, Ops
+from smokehouse.images.labels import ImageLabels
 from smokehouse.images.paths import ENV, FILES_JSON
+from smokehouse.images.spec import ImageSpec
 from smokehouse.installs.bundle import Bundle
 from smokehouse.locks import check
 from smokehouse.locks.check import LockedEnvironment
@@ -63,24 +62,26 @@ class VerifyOptions:
 
 @dataclass(frozen=True)
 class _Subject:
-    """An image to verify, which messages call `reference`, and what its labels say that it was built from."""
+    """An image to verify, which messages call `reference`, and what its labels say that it was built from.
+
+    `folder` is for what is made to compare it with.
+    """
 
     checkout: Checkout
     locked: LockedEnvironment
     image: Image
     reference: str
-    flavour: Flavour
-    ops: Ops
+    labels: ImageLabels
     extra_wheels: tuple[ExtraWheel, ...]
     folder: Path
 
 
 @dataclass(frozen=True)
 class _Expectation:
-    """What the lock builds: the base, labels and files. `prefix` is the tar file of the conda packages."""
+    """What the lock builds: the base and the files. `prefix` is the tar file of the conda packages, `sbom` the SBOM."""
 
+    spec: ImageSpec
     base: ExpectedBase
-    labels: dict[str, str]
     files: ExpectedFiles
     bundle: Bundle
     prefix: Path
@@ -99,7 +100,7 @@ class _Comparison:
 def verify_reference(checkout: Checkout, reference: str, options: VerifyOptions) -> Verification:
     """Verify the image `reference`, and in a registry its statements, against the lock in this checkout; raises UserError."""
     with open_image(checkout, reference) as (image, registry):
-        environment, *_ = built_as(image, reference)
+        environment = ImageLabels.parse(image.labels, reference).environment
         verification = verify_image(checkout, check.load(checkout, environment), image, reference, options)
         return _verify_statements(checkout, registry, verification, options.signer) if registry else verification
 
@@ -116,61 +117,40 @@ def verify_image(
     return _conclude(subject, expected, comparison, options)
 
 
-def built_as(image: Image, reference: str) -> tuple[str, Flavour, Ops]:
-    """Return the environment, flavour and ops that `image` was built for, by its labels; raises UserError."""
-    name, flavour, ops = (image.labels.get(f"io.smokehouse.{label}", "") for label in ("environment", "flavour", "ops"))
-    if not name or flavour not in get_args(Flavour) or ops not in get_args(Ops):
-        raise UserError(f"{reference}: not an image of Smokehouse, by its labels; verify one that nox -s build made")
-    return name, flavour, ops  # type: ignore[return-value]
-
-
 def _open(checkout: Checkout, locked: LockedEnvironment, image: Image, reference: str, options: VerifyOptions) -> _Subject:
     """Read what the image says that it was built from; refuses an image of another lock."""
-    name, flavour, ops = built_as(image, reference)
-    if (lock := image.labels.get("io.smokehouse.lock", "")) != locked.digest:
-        revision = image.labels.get("org.opencontainers.image.revision", "")
-        found = re.fullmatch("[0-9a-f]{40}", revision)
-        remedy = f"git checkout {revision}" if found else "check out the commit that has its lock"
+    labels = ImageLabels.parse(image.labels, reference)
+    if labels.lock != locked.digest:
+        found = re.fullmatch("[0-9a-f]{40}", labels.revision)
+        remedy = f"git checkout {labels.revision}" if found else "check out the commit that has its lock"
         raise UserError(
-            f"{reference}: expected an image of the lock of {name} in this checkout ({locked.digest[:12]}), "
-            f"found one of another lock ({lock[:12]}); {remedy}"
+            f"{reference}: expected an image of the lock of {locked.name} in this checkout ({locked.digest[:12]}), "
+            f"found one of another lock ({labels.lock[:12]}); {remedy}"
         )
-    requested = extra_wheels.from_label(image.labels.get(LABEL, ""), options.added, reference)
-    folder = work_folder(checkout) / f"{name}-{flavour}"
+    wheels = extra_wheels.from_labels(labels, options.added, reference)
+    folder = work_folder(checkout) / f"{locked.name}-{labels.flavour}"
     folder.mkdir(exist_ok=True)
-    return _Subject(checkout, locked, image, reference, flavour, ops, requested, folder)
+    return _Subject(checkout, locked, image, reference, labels, wheels, folder)
 
 
 def _expect(subject: _Subject, options: VerifyOptions) -> _Expectation:
     """Make again what the lock builds, but for what is built from source."""
-    checkout, locked, lock = subject.checkout, subject.locked, subject.locked.lock
-    wheels = extra_wheels.fetch_wheels(checkout, subject.extra_wheels, locked.environment, lock)
-    bundle = building.bundle_for(checkout, locked, subject.flavour, options.bundle, options.channel)
-    base = expect_base(checkout, subject.image, subject.reference, trust=options.trust_base)
-    extra_wheels.require_torch_abi(subject.extra_wheels, lock, bundle.wheels)
-    labels = image_labels.labels(
-        lock, locked.cuda, locked.digest, subject.flavour, base.base, subject.ops, {}, subject.extra_wheels
-    )
+    checkout, locked, labels = subject.checkout, subject.locked, subject.labels
+    wheels = extra_wheels.fetch_wheels(checkout, subject.extra_wheels, locked.environment, locked.lock)
+    bundle = building.bundle_for(checkout, locked, labels.flavour, options.bundle, options.channel)
+    base = expect_base(checkout, subject.image, labels, subject.reference, trust=options.trust_base)
+    extra_wheels.require_torch_abi(subject.extra_wheels, locked.lock, bundle.wheels)
+    spec = ImageSpec(locked, labels.flavour, labels.ops, base.base, wheels)
     status("verifying: preparing the expected files")
-    packages = lock.conda if subject.flavour == "devel" else lock.main
-    prefix = Path(contexts.conda_context(subject.folder / "conda", packages, lock, bundle), "prefix.tar")
-    smokehouse = _smokehouse_files(subject, bundle, base, wheels)
-    files = ExpectedFiles(checkout, lock)
+    prefix = contexts.conda_context(subject.folder / "conda", spec.conda, locked.lock, bundle) / "prefix.tar"
+    smokehouse = contexts.smokehouse_files(checkout, spec, bundle, subject.folder)
+    files = ExpectedFiles(checkout, locked.lock)
     files.add_conda(prefix)
-    locked_wheels = [bundle.wheels / file.file for file in lock.pip if file.file.endswith(".whl")]
-    for wheel in (*locked_wheels, *(wheel.path for wheel in wheels)):
-        files.add_wheel(wheel)
+    locked_wheels = [bundle.wheels / file.file for file in locked.lock.pip if file.file.endswith(".whl")]
+    for path in (*locked_wheels, *(wheel.path for wheel in wheels)):
+        files.add_wheel(path)
     files.add_smokehouse(smokehouse)
-    return _Expectation(base, labels, files, bundle, prefix, smokehouse / "sbom.spdx.json")
-
-
-def _smokehouse_files(subject: _Subject, bundle: Bundle, base: ExpectedBase, wheels: Sequence[FetchedWheel]) -> Path:
-    """Make the files of /opt/smokehouse again, and return their folder."""
-    packages = base.base.packages
-    context = contexts.smokehouse_files(
-        subject.checkout, subject.locked, subject.folder, bundle, subject.flavour, subject.ops, packages, wheels
-    )
-    return Path(context, "ours")
+    return _Expectation(spec, base, files, bundle, prefix, smokehouse / "sbom.spdx.json")
 
 
 def _compare(subject: _Subject, expected: _Expectation) -> _Comparison:
@@ -183,7 +163,7 @@ def _compare(subject: _Subject, expected: _Expectation) -> _Comparison:
     status("verifying: compiling Python files, to compare the bytecode")
     expected.files.add_compiled(expected.prefix, subject.folder / "compiled")
     differences = [*expected.base.differences]
-    differences += compare_config(subject.checkout, subject.image, expected.labels, expected.base.runtime)
+    differences += compare_config(subject.checkout, subject.image, expected.spec.labels().as_dict(), expected.base.runtime)
     differences += compare_base(tree, base)
     found, counts = compare_files(expected.files, tree, base)
     differences += found
@@ -231,22 +211,20 @@ def _conclude(subject: _Subject, expected: _Expectation, comparison: _Comparison
 
 def _rebuild(subject: _Subject, expected: _Expectation, options: VerifyOptions) -> tuple[str, list[Difference]]:
     """Build the image again; return the result, and the first difference where the digests differ."""
-    base, image = expected.base.base, subject.image
+    spec, base, image = expected.spec, expected.spec.base, subject.image
     with TemporaryDirectory(dir=work_folder(subject.checkout)) as folder:
-        prepared = building.prepare(
-            subject.checkout,
-            subject.locked,
-            flavour=subject.flavour,
+        request = ImageRequest(
+            flavour=spec.flavour,
+            ops=spec.ops,
             base=f"{base.name}@{base.digest}" if not base.name.startswith("debian-") else None,
-            bundled=options.bundle,
+            extra_wheels=subject.extra_wheels,
+            bundle=options.bundle,
             channel=options.channel,
-            source=image.labels.get("org.opencontainers.image.source"),
-            ops=subject.ops,
-            added=subject.extra_wheels,
+            source=subject.labels.source,
         )
-        zstd = image.manifest.layers[-1].media_type.endswith("zstd")
-        output = f"oci:{folder}/layout"
-        built = building.build(subject.checkout, prepared, output, compression="zstd" if zstd else "gzip")
+        prepared = building.prepare_image(subject.checkout, subject.locked, request)
+        compression: Compression = "zstd" if image.manifest.layers[-1].media_type.endswith("zstd") else "gzip"
+        built = building.build_image(subject.checkout, prepared, f"oci:{folder}/layout", compression=compression)
         if built.digest == image.digest:
             return "the same digest", []
         return f"another digest, {built.digest}", [first_difference(image, Layout(Path(folder, "layout")).image())]
