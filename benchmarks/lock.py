@@ -6,7 +6,6 @@ is compared is the pip solver and all that happens around both. The tools run in
 """
 
 import argparse
-import inspect
 import json
 import os
 import platform
@@ -23,7 +22,7 @@ from pathlib import Path
 from time import perf_counter
 
 import yaml
-from mirror import Mirror, running
+from mirror import Mirror, running, upstream
 
 from smokehouse.checkout import Checkout
 from smokehouse.environments import definition as environment
@@ -200,22 +199,13 @@ class Rivals:
         return names
 
 
-def upstream() -> str:
-    """The index to mirror: uv's where one is chosen, else the one that conda-lock asks."""
-    if chosen := os.environ.get("UV_DEFAULT_INDEX"):
-        return chosen
-    from conda_lock._vendor.poetry.repositories.pypi_repository import PyPiRepository
-
-    return f"{inspect.signature(PyPiRepository).parameters['url'].default}simple"
-
-
 def main() -> int:
     """Measure and print Markdown tables."""
     checkout = Checkout.find(Path.cwd())
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="how often each is run")
     parser.add_argument(
-        "--channel", type=Path, default=checkout.root.parent / "shared" / "conda-forge", help="conda-forge's records"
+        "--channel", type=Path, default=checkout.root / "tests" / "data" / "conda-forge", help="conda-forge's records"
     )
     given = parser.parse_args()
     asked = environment.read(checkout, ENVIRONMENT)

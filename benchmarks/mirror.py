@@ -7,8 +7,10 @@ of them too; a proxy on the way that says nothing would be what is measured.
 
 import hashlib
 import html
+import inspect
 import io
 import json
+import os
 import threading
 import urllib.error
 import urllib.request
@@ -137,6 +139,15 @@ def _anchor(file: dict[str, Any]) -> str:
         attributes["data-yanked"] = str(yanked)
     written = " ".join(f'{name}="{html.escape(text)}"' for name, text in attributes.items())
     return f"<a {written}>{html.escape(file['filename'])}</a><br>\n"
+
+
+def upstream() -> str:
+    """The index that uv is told of in the environment, or the one that installed clients ask by default."""
+    if chosen := os.environ.get("UV_DEFAULT_INDEX"):
+        return chosen
+    from conda_lock._vendor.poetry.repositories.pypi_repository import PyPiRepository
+
+    return f"{inspect.signature(PyPiRepository).parameters['url'].default}simple"
 
 
 @contextmanager

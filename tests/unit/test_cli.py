@@ -21,7 +21,7 @@ from .conftest import TestCheckout
         (["lock", "--chek"], "No such option: --chek"),
         (
             ["lock", "tiny", "--tools"],
-            "--tools: expected no names and no option but --check; lock the environments",
+            "--tools: expected no names and no option but --check and --unsettled;",
         ),
     ],
 )

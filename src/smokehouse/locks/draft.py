@@ -56,10 +56,18 @@ class Draft:
                 storage.write(path, text)
 
 
-def draft(environment: Environment, files: LockFiles, channel: str | None = None, upgrade: str | None = None) -> Draft:
+def draft(
+    environment: Environment,
+    files: LockFiles,
+    channel: str | None = None,
+    upgrade: str | None = None,
+    *,
+    settled: bool = True,
+) -> Draft:
     """Resolve `environment`, its conda packages with the records of `channel` (see `solvers.conda.solve`).
 
-    With `upgrade` only that package may change, and the dependencies that must change with it. Raises UserError.
+    With `upgrade` only that package may change, and the dependencies that must change with it. The lock says of itself
+    where its cut-off was not `settled`. Raises UserError.
     """
     old = read_lock(files) if upgrade else None
     if old and upgrade:
@@ -89,6 +97,7 @@ def draft(environment: Environment, files: LockFiles, channel: str | None = None
         python=environment.inputs.python,
         platform=str(environment.inputs.platform),
         cutoff=environment.inputs.cutoff,
+        unsettled=None if settled else True,
         inputs=environment.digest(),
         virtual_packages=virtual_packages(environment.conda),
         channel=Channel(name=environment.conda.channel, snapshot=solution.snapshot),

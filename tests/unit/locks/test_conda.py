@@ -22,7 +22,7 @@ from smokehouse.locks.pins import LockFiles
 from ..channel import YOUNG, Channel
 from ..conftest import Index, TestCheckout
 
-SNAPSHOT = Path(__file__).parents[4] / "shared" / "conda-forge"
+SNAPSHOT = Path(__file__).parents[2] / "data" / "conda-forge"
 
 
 def manifest(checkout: TestCheckout) -> Lock:
@@ -386,8 +386,6 @@ os._exit(0)
 
 @pytest.mark.parametrize("name", Checkout(Path(__file__).parents[3]).environments())
 def test_ours_solves_to_what_is_committed(root: Path, name: str, tmp_path: Path) -> None:
-    if not SNAPSHOT.is_dir():
-        pytest.skip(f"{SNAPSHOT}: no snapshot of conda-forge's records here")
     from smokehouse.locks.solvers import conda
 
     locked = check.load(Checkout(root), name)

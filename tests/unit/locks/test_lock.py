@@ -1,12 +1,13 @@
 """Locks: the same bytes each time, the file that an installer takes, and every way in which one can be stale."""
 
 import hashlib
+import json
 import re
 import resource
 import shutil
 import subprocess
 import zipfile
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from smokehouse.locks.solvers.sdist import build_requirements
 from smokehouse.locks.wheel_tags import Artefact
 from smokehouse.programs import uv
 
+from ... import recorded_index
 from ..conftest import Index, TestCheckout, sdist
 
 # A build backend of twenty lines, so that building needs nothing from outside.
@@ -401,13 +403,44 @@ def test_full_disk_leaves_the_lock(checkout: TestCheckout, full_disk: Path) -> N
     assert everything(checkout) == before
 
 
+def test_unsettled_cutoff_is_refused(checkout: TestCheckout) -> None:
+    settled = datetime.now(UTC).date() - timedelta(days=14)
+    young = settled + timedelta(days=1)
+    checkout.edit(checkout.stack, "2025-03-15", f"{young}")
+    assert checkout.refused("lock") == (
+        f"smokehouse: environments/tiny/stack.toml: cutoff {young}: expected {settled} or "
+        f"earlier (14 days ago), since an index still adds files to the days after; use an earlier cutoff, or --unsettled"
+    )
+    assert not checkout.pins.exists()
+    assert checkout.run("lock", "--unsettled").returncode == 0
+    assert json.loads(checkout.lock_json.read_text())["unsettled"] is True
+    checkout.edit(checkout.stack, f"{young}", f"{settled}")
+    assert checkout.run("lock").returncode == 0
+    assert "unsettled" not in json.loads(checkout.lock_json.read_text())
+
+
+def test_drift_is_what_the_index_would_answer_today(checkout: TestCheckout, index: Index) -> None:
+    checkout.lock()
+    before = everything(checkout)
+    assert checkout.run("lock", "--drift").returncode == 0
+    index.add("beta", "2.5", requires=("gamma>=1",))  # uploaded before the cut-off, listed after the lock was made
+    ended = checkout.run("lock", "--drift")
+    assert ended.returncode == 1
+    assert re.search(r"lockfiles/tiny: \d+ packages, would change\n.*\npip +beta +2\.0 +2\.5", ended.stdout)
+    assert json.loads(checkout.run("lock", "--drift", "--json").stdout)[0]["changed"] is True
+    assert everything(checkout) == before
+    checkout.edit(checkout.environment, "alpha==1.0", "alpha>=1.0")
+    assert "lock out of date" in checkout.refused("lock", "--drift")
+
+
 @pytest.mark.parametrize("name", Checkout(Path(__file__).parents[3]).environments())
-def test_ours_resolves_to_what_is_committed(root: Path, name: str) -> None:
-    checkout = Checkout(root)
-    locked = check_module.load(checkout, name)
-    inputs, manifest = locked.environment.inputs, locked.lock
-    packages = resolution.resolve(inputs)
-    builds = resolution.resolve_builds(inputs, packages)
+def test_committed_lock_is_what_its_environment_resolves_to(root: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    locked = check_module.load(Checkout(root), name)
+    manifest = locked.lock
+    with recorded_index.serving(name) as environ:
+        for variable, value in environ.items():
+            monkeypatch.setenv(variable, value)
+        packages, builds = recorded_index.resolved(name)
     assert [(file.name, file.version, file.file, file.sha256) for file in manifest.pip] == [
         (package.name, package.version, package.files[0].name, package.files[0].sha256) for package in packages
     ]
