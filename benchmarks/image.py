@@ -20,8 +20,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from tests.builder import channel as channels
-from tests.images import real
 from tests.images.debian import unpack
 from tests.images.engine import Engine, present, started
 
@@ -29,6 +27,8 @@ from smokehouse.checkout import Checkout
 from smokehouse.images import base as bases
 from smokehouse.installs import virtualenv
 from smokehouse.locks import check
+from tests.builder import channel as channels
+from tests.images import real
 
 SECOND = "qwen2-vl"
 CHANGED = ("transformers==4.49.0", "transformers==4.48.3")
