@@ -66,13 +66,13 @@ def _generated(plan: dict[str, object], site: Path) -> dict[str, str]:
         if entry["file"].endswith((".tar.gz", ".zip")):
             for path in _rows(next(site.glob(f"{name.replace('-', '_')}-*.dist-info"))):
                 made.setdefault(path, f"built from {entry['file']}")
-    for path in sorted(prefix.rglob("*")):
-        if path.is_dir() and not path.is_symlink():
+    for file in sorted(prefix.rglob("*")):
+        if file.is_dir() and not file.is_symlink():
             continue
-        if path.parent.name == "__pycache__":
-            made[str(path)] = "pyc"
-        elif str(path) not in owned and str(path) not in made:
-            tree.refuse(f"{path}: of no artefact of the lock")
+        if file.parent.name == "__pycache__":
+            made[str(file)] = "pyc"
+        elif str(file) not in owned and str(file) not in made:
+            tree.refuse(f"{file}: of no artefact of the lock")
     return {path: reason for path, reason in made.items() if not Path(path).is_symlink() and Path(path).is_file()}
 
 
