@@ -14,7 +14,7 @@ nox.options.sessions = ["tests", "lint"]
 
 TOOLS = Path("lockfiles/tools.txt")
 FAILURES = Path("docs/known-failures.md")
-IMAGE_TESTS = "tests/integration/images"
+IMAGE_TESTS = "tests/integration"
 FROM_SOURCE = {"PYTHONPATH": "src"}
 # Seconds that a session has to end its processes in after Ctrl-C, and again after SIGTERM.
 INTERRUPT_TIMEOUT = 10.0
