@@ -1,8 +1,8 @@
 """Measure how long `nox -s lock` takes against conda-lock 4 on the same inputs.
 
 Both request one mirror of the real index, on this machine, which leaves out files younger than the cut-off: conda-lock has no
-such option for PyPI packages. It also needs a conda executable, and gets one that solves with py-rattler, as Smokehouse does, so
-that what is compared is the resolution of PyPI packages and all that happens around both. The tools run in turn; tables show
+such option for PyPI packages. It also needs a conda executable, and gets one that solves with py-rattler, as Smokehouse does:
+what is compared is the resolution of PyPI packages and all that happens around both. The tools run in turn; tables show
 medians.
 """
 
@@ -297,8 +297,8 @@ def show(
     differing = rivals.differing()
     print(f"\nPackages that the two lock at different versions: {len(differing)} ({', '.join(differing) or 'none'}).")
     print(
-        "conda-lock uses a stand-in for conda that solves with py-rattler, as Smokehouse does, and a mirror of the index that is "
-        f"cut off at {rivals.environment.stack.packages.cutoff}, as it has no such option."
+        "conda-lock uses a stand-in for conda that solves with py-rattler, as Smokehouse does, and a mirror of the index that "
+        f"is cut off at {rivals.environment.stack.packages.cutoff}, as it has no such option."
     )
 
 
