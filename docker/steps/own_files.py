@@ -1,4 +1,4 @@
-"""Put what is ours into the image, and see that all else is of the lock: own_files.py IN OUT."""
+"""Add the files of Smokehouse to the image, and verify that all others are of the lock: own_files.py IN OUT."""
 
 import csv
 import hashlib
@@ -13,7 +13,7 @@ import tree
 
 
 def main(given: Path, out: Path) -> None:
-    """Lay out /opt/smokehouse, with a list of every file that no artefact of the lock has as it is."""
+    """Write /opt/smokehouse, with a list of every file that no artefact of the lock contains unchanged."""
     plan = tree.plan(given)
     ours = out / tree.OURS
     shutil.copytree(given / "ours", ours)
@@ -38,11 +38,11 @@ def main(given: Path, out: Path) -> None:
 
 
 def _generated(plan: dict[str, object], site: Path) -> dict[str, str]:
-    """Every file of the prefix that was made in this build by its path, with the reason; refuse what is of neither."""
+    """Return path -> reason of every file that this build generated in the prefix; refuse files of unknown origin."""
     prefix = Path("/", tree.PREFIX)
     made: dict[str, str] = {}
     owned: dict[str, str] = {}
-    made[str(prefix / "conda-meta" / "history")] = "conda record"  # empty; by it conda knows that this is a prefix
+    made[str(prefix / "conda-meta" / "history")] = "conda record"  # empty; conda recognizes a prefix by it
     for record in sorted((prefix / "conda-meta").glob("*.json")):
         made[str(record)] = "conda record"
         for entry in json.loads(record.read_text())["paths_data"]["paths"]:
@@ -77,7 +77,7 @@ def _generated(plan: dict[str, object], site: Path) -> dict[str, str]:
 
 
 def _own(info: Path, owned: dict[str, str], made: dict[str, str]) -> None:
-    """Note the files of a distribution; refuse one that has another's as something else."""
+    """Add the files of a distribution to `owned`, generated ones also to `made`; refuse files that packages disagree on."""
     scripts = set()
     entry_points = info / "entry_points.txt"
     if entry_points.is_file():
@@ -93,7 +93,7 @@ def _own(info: Path, owned: dict[str, str], made: dict[str, str]) -> None:
 
 
 def _rows(info: Path) -> dict[str, str]:
-    """The files of a distribution, with their hashes as RECORD has them."""
+    """Return path -> hash of the files of a distribution, from its RECORD."""
     rows = csv.reader((info / "RECORD").read_text("utf-8").splitlines())
     return {str(Path("/", *_within(info.parent, row[0]))): row[1] for row in rows if row}
 
