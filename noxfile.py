@@ -29,7 +29,7 @@ LINTERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "shellcheck": (("shellcheck",),),  # and the scripts, which `lint` finds
     "hadolint": (("hadolint", "docker/Dockerfile", "docker/examples/child/Dockerfile"),),
     "zizmor": (("zizmor", "--offline", "--no-progress", "--persona", "pedantic", ".github"),),
-    "pre-commit": (("pre-commit", "validate-config"),),
+    "pre-commit": (("pre-commit", "validate-config", ".pre-commit-config.yaml"),),
 }
 
 
@@ -112,12 +112,19 @@ def images(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style, types, spelling, shell scripts, Dockerfiles and workflows: lint -- [NAME...] runs some of the linters."""
+    names = session.posargs or [*LINTERS]
+    if unknown := ", ".join(name for name in names if name not in LINTERS):
+        session.error(f"lint: expected {', '.join(LINTERS)}, found {unknown}")
     install_tools(session)
-    for name in session.posargs or LINTERS:
-        if name not in LINTERS:
-            session.error(f"lint: expected {', '.join(LINTERS)}, found {name}")
+    failed = []
+    for name in names:
         for command in LINTERS[name]:
-            session.run(*command, *(shell_scripts() if name == "shellcheck" else ()))
+            try:
+                session.run(*command, *(shell_scripts() if name == "shellcheck" else ()))
+            except CommandFailed:
+                failed.append(command[0])
+    if failed:
+        session.error(f"failed: {', '.join(dict.fromkeys(failed))}")
 
 
 @nox.session
