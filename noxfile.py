@@ -41,6 +41,13 @@ def lock(session: nox.Session) -> None:
 
 
 @nox.session
+def drift(session: nox.Session) -> None:
+    """Ask the live index whether it still gives the committed locks: drift -- [NAME...] [--channel ...] [--json]."""
+    install_tools(session)
+    run_smokehouse(session, "lock", "--drift")
+
+
+@nox.session
 def smoke(session: nox.Session) -> None:
     """Prove an environment: smoke -- [NAME] [--zero 2,3] [--nproc N] [--device auto|cpu|cuda] ...; see -- --help."""
     install_tools(session)
@@ -151,7 +158,7 @@ def install_tools(session: nox.Session) -> None:
         shutil.copyfile(TOOLS, installed)
 
 
-def run_smokehouse(session: nox.Session, verb: str) -> None:
+def run_smokehouse(session: nox.Session, verb: str, *options: str) -> None:
     """Run a verb of the builder; end with its exit code 2 where the user's input was wrong."""
     try:
         session.run(
@@ -159,6 +166,7 @@ def run_smokehouse(session: nox.Session, verb: str) -> None:
             "-m",
             "smokehouse",
             verb,
+            *options,
             *session.posargs,
             env=FROM_SOURCE,
             interrupt_timeout=INTERRUPT_TIMEOUT,
