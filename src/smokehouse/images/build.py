@@ -14,7 +14,7 @@ from smokehouse.checkout import Checkout
 from smokehouse.console import status
 from smokehouse.errors import UserError
 from smokehouse.images import base as bases
-from smokehouse.images import extra_wheels
+from smokehouse.images import dockerfile, extra_wheels
 from smokehouse.images import labels as labels_module
 from smokehouse.images import plan as image
 from smokehouse.images.contexts import conda_context, sdist_context, smokehouse_files, wheel_context
@@ -84,6 +84,7 @@ def prepare(
         tools = " and ".join(sorted(_TOOLKIT))
         raise UserError(f"--ops aot: it takes deepspeed as source and {tools} in [conda] devel, in lock and bundle; add them")
     ops = ops or ("aot" if able else "none")
+    dockerfile.update(checkout)
     folder = checkout.root / "build" / "images" / f"{name}-{flavour}"
     folder.mkdir(parents=True, exist_ok=True)
     libraries, above = image.layers(locked, [one.file for one in wheels])

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from packaging.utils import canonicalize_name
 
 from smokehouse.errors import UserError
+from smokehouse.images.dockerfile import SLOTS
 from smokehouse.locks.model import Lock, LockedFile
 
-SLOTS = 16  # of docker/Dockerfile, for all layers of wheels but the last
 _LARGE = 100_000_000  # bytes
 
 # What a user changes while the rest stays, and what of that is changed most, and alone.
@@ -51,5 +51,8 @@ def layers(manifest: Lock, added: Sequence[LockedFile] = ()) -> tuple[list[Layer
     above = [Layer((file,)) for file in (*alone, *added)]
     if len(libraries) + len(above) > SLOTS:
         count = len(libraries) + len(above)
-        raise UserError(f"{manifest.environment}: {count} layers, docker/Dockerfile has room for {SLOTS}; add to both")
+        raise UserError(
+            f"{manifest.environment}: expected at most {SLOTS} layers of wheels, found {count}; "
+            f"raise SLOTS in src/smokehouse/images/dockerfile.py"
+        )
     return libraries, [*above, Layer(tuple(model))]
