@@ -1,17 +1,17 @@
-# What `nox -s build -- NAME` runs: docker buildx bake -f docker/docker-bake.hcl -f build/images/NAME-FLAVOUR/bake.json NAME.
-# It writes the second file, with the contexts of what it downloaded; `nox -s build -- NAME --prepare` stops after that.
+# `nox -s build -- NAME` runs: docker buildx bake -f docker/docker-bake.hcl -f build/images/NAME-FLAVOUR/bake.json NAME
+# It writes the second file, which has the named contexts, arguments and labels; with --prepare, it stops there.
 
 group "default" {
   targets = ["qwen2_5-vl"]
 }
 
-# Names of targets have underscores for dots; bake accepts either.
+# In a file, bake requires underscores for the dots in names of targets; on the command line it accepts both.
 
 target "image" {
   context    = "docker"
   dockerfile = "Dockerfile"
   target     = "image"
-  # Attestations are separate, signed statements; BuildKit's contain times, and would change the digest.
+  # BuildKit's attestations contain timestamps; `nox -s publish` signs attestations that do not.
   attest = []
 }
 
