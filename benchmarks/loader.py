@@ -236,7 +236,7 @@ def rank(number: int, world: int, store: str, path: Path, rounds: int, pipe: Any
         compares.append(seconds(lambda: compare.wrong_tensors(model, fit.checkpoint, fit.plan)))
         dist.barrier()
         reads.append(seconds(lambda: read_once(path, buffer, number, world)))
-    held = sum(zero.held(parameter)[0].numel() for parameter in model.parameters())
+    held = sum(zero.local_partition(parameter)[0].numel() for parameter in model.parameters())
     compared = statistics.median(compares)
     ratio = statistics.median(one / other for one, other in zip(compares, reads, strict=True))
     pipe.send((loaded, compared, ratio, held / fit.checkpoint.elements))
