@@ -86,7 +86,7 @@ def ranks(work: Callable[..., Any], *arguments: Any, world: int = 2, backend: st
             while waiting:
                 ready = multiprocessing.connection.wait(list(waiting), until - time.monotonic())
                 assert ready, f"ranks {sorted(waiting.values())} did not end in {DEADLINE:.0f} s"
-                for pipe in ready:
+                for pipe in [pipe for pipe in waiting if pipe in ready]:
                     rank = waiting.pop(pipe)
                     with contextlib.suppress(EOFError):
                         results[rank] = pipe.recv()
@@ -173,10 +173,22 @@ def request_zero(stage: int, **options: Any) -> Any:
 
 def config(vision_width: int, **more: Any) -> dict[str, Any]:
     """Return config.json of a tiny Qwen2.5-VL, as transformers 4.49 writes it and all later versions read it."""
-    vision = {"depth": 1, "hidden_size": vision_width, "intermediate_size": 64, "in_chans": 3, "window_size": 56}
+    vision: dict[str, Any] = {
+        "depth": 1,
+        "hidden_size": vision_width,
+        "intermediate_size": 64,
+        "in_chans": 3,
+        "window_size": 56,
+    }
     vision |= {"out_hidden_size": 64, "patch_size": 14, "temporal_patch_size": 2, "spatial_merge_size": 1}
     vision |= {"fullatt_block_indexes": [0], "model_type": "qwen2_5_vl", "num_heads": max(2, vision_width // 80)}
-    text = {"vocab_size": 320, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text: dict[str, Any] = {
+        "vocab_size": 320,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     text |= {"num_key_value_heads": 2, "max_position_embeddings": 512, "torch_dtype": "float32", "tie_word_embeddings": False}
     tokens = {"bos_token_id": 0, "eos_token_id": 1, "vision_start_token_id": 2, "vision_end_token_id": 3, "vision_token_id": 4}
     tokens |= {"image_token_id": 5, "video_token_id": 6}
@@ -246,7 +258,7 @@ def stored_tensors(path: Path) -> dict[str, Any]:
     return found
 
 
-def damaged(source: Path, target: Path, damage: Callable[[Path], None]) -> Path:
+def damaged(source: Path, target: Path, damage: Callable[[Path], object]) -> Path:
     """Return a copy of `source` to which `damage` was applied."""
     shutil.copytree(source, target)
     damage(target)
@@ -264,7 +276,7 @@ def edit(path: Path, tensor: str, change: Callable[[dict[str, Any]], None]) -> N
     save_file(tensors, file, metadata={"format": "pt"})
 
 
-def reindex(path: Path, change: Callable[[dict[str, str]], None]) -> None:
+def reindex(path: Path, change: Callable[[dict[str, str]], object]) -> None:
     """Change the index."""
     index = json.loads((path / INDEX).read_text())
     change(index["weight_map"])

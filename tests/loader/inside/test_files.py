@@ -192,7 +192,7 @@ def test_no_intact_checkpoint_is_refused(config: Any, shard_bytes: int) -> None:
 
 def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
     """Save the checkpoint again as one file, with changed tensors."""
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     for file in folder.glob("*.safetensors"):
         with safe_open(file, framework="pt") as opened:
             found |= {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118 - safe_open is not a mapping

@@ -3,7 +3,7 @@
 import os
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from unittest.mock import patch
 
 import lab
@@ -13,8 +13,10 @@ import torch
 import smokehouse_loader
 from smokehouse_loader import LoadError, load_model
 
+Verify = Literal["shapes", "bits", "none"]
 
-def loaded(rank: int, path: Path, stage: int, bf16: bool, verify: str) -> dict[str, Any]:
+
+def loaded(rank: int, path: Path, stage: int, bf16: bool, verify: Verify) -> dict[str, Any]:
     """Return shape and local bytes of each parameter after `load_model`."""
     live = lab.request_zero(stage, bf16=bf16)
     model = load_model(path, verify=verify, torch_dtype=torch.bfloat16 if bf16 else torch.float32)
@@ -117,7 +119,7 @@ def test_what_cannot_be_verified_is_refused(slim: Path, options: dict[str, Any])
         load_model(slim, **options)
 
 
-def refuse(rank: int, paths: list[Path], stage: int, verify: str) -> str:
+def refuse(rank: int, paths: list[Path], stage: int, verify: Verify) -> str:
     """Return the message of the LoadError that this rank raises for its own of `paths`."""
     live = lab.request_zero(stage)
     with pytest.raises(LoadError) as refused:
