@@ -4,7 +4,7 @@ import contextlib
 import copy
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -263,16 +263,17 @@ def _other_layout(fit: Fit, model_keys: set[str]) -> Fit | None:
         fix = fix_for("key-layout")
         if layout == _OLD_LAYOUT:
             # Some versions (4.52, and late 5.x) rename keys only for classes of their own, not for a user's subclass.
-            mapping = _key_mapping(fit.unexpected)
+            mapping = _key_mapping(fit.checkpoint.tensors, model_keys)
             fix = f"load it with transformers' own class, or pass key_mapping={mapping} to rename its keys for {fit.class_name}"
         problem = Finding("key-layout", str(fit.checkpoint.path), what, fix)
         return dataclasses.replace(fit, problems=(problem, *fit.problems), layout=layout)
     return None
 
 
-def _key_mapping(old_keys: Sequence[str]) -> dict[str, str]:
-    """Return the argument of from_pretrained that renames `old_keys` to the newer layout."""
-    parts = sorted({name.partition(".")[0] for name in old_keys} - {"model"})
+def _key_mapping(file_keys: Iterable[str], model_keys: set[str]) -> dict[str, str]:
+    """Return the argument of from_pretrained that renames `file_keys` from the older layout to the newer."""
+    moved = {name.split(".")[1] for name in model_keys if name.startswith("model.")}
+    parts = sorted(moved & {name.partition(".")[0] for name in file_keys} - {"model"})
     kept = "|".join(["language_model", *map(re.escape, parts)])
     return {f"^{re.escape(part)}": f"model.{part}" for part in parts} | {rf"^model(?!\.({kept}))": "model.language_model"}
 

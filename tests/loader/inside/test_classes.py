@@ -129,6 +129,18 @@ def test_another_class_that_fits_is_suggested(slim: Path) -> None:
     assert "load it with Qwen2_5_VLForConditionalGeneration" in str(fit.problems[0])
 
 
+def test_prefix_of_a_wrapper_is_not_a_layout(slim: Path, tmp_path: Path) -> None:
+    def wrapped(path: Path) -> None:
+        tensors = {f"model.{name}": tensor for name, tensor in lab.stored_tensors(path).items()}
+        for file in path.glob("model-*"):
+            file.unlink()
+        lab.write_shards(path, [tensors])
+
+    fit = check_checkpoint(lab.damaged(slim, tmp_path / "wrapped", wrapped))
+    assert not fit.ok
+    assert fit.layout is None
+
+
 def test_lists(slim: Path, tmp_path: Path) -> None:
     bad = lab.damaged(lab.damaged(slim, tmp_path / "one", lab.missing_key), tmp_path / "two", lab.wrong_shape)
     fit = check_checkpoint(bad)
