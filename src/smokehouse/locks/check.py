@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from smokehouse.checkout import Checkout
 from smokehouse.environments import definition
 from smokehouse.environments.definition import Environment
-from smokehouse.environments.inputs import CondaInputs, Inputs, name_of
+from smokehouse.environments.inputs import CondaInputs, Inputs, package_name
 from smokehouse.errors import UserError
 from smokehouse.locks import model, pins
 from smokehouse.locks.model import Lock
@@ -70,7 +70,7 @@ def _conda_difference(inputs: CondaInputs, lock: Lock) -> str:
     """Return how the conda packages of a lock that was made from other inputs differ from what `inputs` require."""
     locked = {package.name: package for package in lock.conda}
     for spec in inputs.specs:
-        package = locked.get(name_of(spec))
+        package = locked.get(package_name(spec))
         if package is None:
             return f"{inputs.file} requires {spec}, lock has no such conda package"
         category = "devel" if package.name in inputs.devel else "main"

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from packaging.requirements import Requirement
 
-from smokehouse.environments.inputs import CondaInputs, name_of
+from smokehouse.environments.inputs import CondaInputs, package_name
 from smokehouse.locks.solvers.conda import Solved, url
 from smokehouse.storage.files import sha256
 
@@ -68,7 +68,7 @@ def content_hash(conda: CondaInputs, pip: Sequence[Requirement]) -> str:
     """
     specs = {("conda", "pip"): _spec("conda", "pip", "*")}  # conda-lock adds it wherever there is a pip list
     for spec in conda.specs:
-        name = name_of(spec)
+        name = package_name(spec)
         specs["conda", name] = _spec("conda", name, _conda_version(spec[len(name) :]))
     for requirement in pip:
         version = ",".join(sorted(str(requirement.specifier).split(","))) or "*"

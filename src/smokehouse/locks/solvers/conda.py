@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import rattler
 from rattler import exceptions
 
-from smokehouse.environments.inputs import CondaInputs, name_of
+from smokehouse.environments.inputs import CondaInputs, package_name
 from smokehouse.errors import UserError
 from smokehouse.locks.model import CHANNELS, CondaPackage
 from smokehouse.storage.files import sha256
@@ -75,7 +75,7 @@ def solve(inputs: CondaInputs, where: str | None, keep: Sequence[CondaPackage] =
         for record in candidates
         if record.timestamp is None or record.timestamp < inputs.before
     )
-    main = _closure(records, [name_of(spec) for spec in inputs.specs if name_of(spec) not in inputs.devel])
+    main = _closure(records, [package_name(spec) for spec in inputs.specs if package_name(spec) not in inputs.devel])
     packages = sorted((_solved(record, main, source.name) for record in records), key=lambda solved: solved.package.name)
     return Solution(tuple(packages), sha256("\n".join(counted)))
 
@@ -108,7 +108,7 @@ class _Folder:
         return [rattler.SparseRepoData(self.channel, part, file) for part, file in self.files.items()]
 
     async def candidates(self, inputs: CondaInputs) -> list[rattler.RepoDataRecord]:
-        names = [rattler.PackageName(name_of(spec)) for spec in inputs.specs]
+        names = [rattler.PackageName(package_name(spec)) for spec in inputs.specs]
         return [record for group in rattler.SparseRepoData.load_records_recursive(self.sparse, names) for record in group]
 
     async def solve(self, specs: list[rattler.MatchSpec], **options: Any) -> list[rattler.RepoDataRecord]:
@@ -125,7 +125,7 @@ class _Address:
         self.gateway = rattler.Gateway()
 
     async def candidates(self, inputs: CondaInputs) -> list[rattler.RepoDataRecord]:
-        found = await self.gateway.query([self.channel], self.platforms, [name_of(spec) for spec in inputs.specs])
+        found = await self.gateway.query([self.channel], self.platforms, [package_name(spec) for spec in inputs.specs])
         return [record for group in found for record in group]
 
     async def solve(self, specs: list[rattler.MatchSpec], **options: Any) -> list[rattler.RepoDataRecord]:
