@@ -1,4 +1,4 @@
-"""Compare a lock with its environment, and load both, without a network."""
+"""Load an environment with its lock, and report how a lock is out of date. Uses no network and no solver."""
 
 from dataclasses import dataclass
 
@@ -75,12 +75,12 @@ def _conda_difference(inputs: CondaInputs, lock: Lock) -> str:
             return f"{inputs.file} requires {spec}, lock has no such conda package"
         category = "devel" if package.name in inputs.devel else "main"
         if category == "main" != package.category:
-            return f"{package.name} is devel in the lock and no longer in stack.toml's [conda] devel"
+            return f"{package.name}: expected category main, lock has devel"
     virtual = virtual_packages(inputs)
     for name in sorted(virtual.keys() | lock.virtual_packages.keys()):
         if virtual.get(name) != lock.virtual_packages.get(name):
             return f"{name}: expected {virtual.get(name)}, lock has {lock.virtual_packages.get(name)}"
-    return "the conda packages were locked from other specs, or by an older version of Smokehouse"
+    return "the specs of conda packages changed, or an older version of Smokehouse made it"
 
 
 def _difference(inputs: Inputs, found: Pins) -> str | None:
@@ -102,5 +102,5 @@ def _difference(inputs: Inputs, found: Pins) -> str | None:
     if gone := [name for name, via in found.via.items() if inputs.file in via and name not in required_names]:
         return f"{inputs.file} no longer requires {', '.join(gone)}, lock still has it"
     if found.inputs != inputs.digest():
-        return "it was made from other version ranges, extras or left_out, or by an older version of Smokehouse"
+        return "version ranges, extras or left_out changed, or an older version of Smokehouse made it"
     return None

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from smokehouse import console
@@ -15,7 +14,7 @@ from smokehouse.locks import check, pins, tools
 from smokehouse.locks.model import Lock
 from smokehouse.locks.pins import LockFiles
 
-if TYPE_CHECKING:  # a check of a lock resolves nothing
+if TYPE_CHECKING:  # checking a lock imports no solver
     from smokehouse.locks.draft import Draft
 
 
@@ -33,7 +32,7 @@ def lock_all(
     from smokehouse.locks.draft import draft
 
     rows = []
-    for environment, files in list(_environments(checkout, names)):  # all are read before the first is resolved
+    for environment, files in list(_environments(checkout, names)):  # so that all are valid before the first is resolved
         if console.is_terminal():
             status(f"resolving {environment.name}")
         drafted = draft(environment, files, channel, upgrade)
@@ -41,7 +40,7 @@ def lock_all(
         changed = drafted.changed
         if not dry:
             drafted.write()
-        rows.append(_row(environment.name, drafted, changed, [asdict(change) for change in changes]))
+        rows.append(_row(environment.name, drafted, changed, [change.as_json() for change in changes]))
         if not as_json:
             _report(files.name, drafted, changed, dry)
             if changes:
@@ -64,7 +63,7 @@ def lock_tools(checkout: Checkout) -> int:
 
 
 def check_all(checkout: Checkout, names: Sequence[str], *, only_tools: bool = False, as_json: bool = False) -> int:
-    """Print which locks are out of date and how; returns 1 if one is, else 0. Needs no network."""
+    """Print which locks are out of date and why; returns 1 if one is, else 0. Uses no network."""
     problems = []
     for environment, files in () if only_tools else _environments(checkout, names):
         try:
@@ -94,7 +93,7 @@ def _environments(checkout: Checkout, names: Sequence[str]) -> Iterable[tuple[En
 
 
 def _old(files: LockFiles) -> Lock | None:
-    """Return the lock on disk, whatever else of it was edited; None where there is none to compare with."""
+    """Return the lock on disk, without verifying the files beside it; None where lock.json is missing or invalid."""
     try:
         return Lock.model_validate_json(files.lock_json.read_bytes())
     except (OSError, ValueError):
@@ -107,5 +106,5 @@ def _row(name: str, drafted: "Draft", changed: bool, changes: list[dict[str, Any
 
 
 def _report(name: str, drafted: "Draft", changed: bool, dry: bool) -> None:
-    what = "unchanged" if not changed else "would change" if dry else "written"
-    print(f"{name}: {drafted.packages} packages, {what}")
+    result = "unchanged" if not changed else "would change" if dry else "written"
+    print(f"{name}: {drafted.packages} packages, {result}")

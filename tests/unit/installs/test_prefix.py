@@ -17,7 +17,7 @@ from rattler import PrefixRecord
 
 from ..channel import PYTHON, Channel
 from ..conftest import Index, TestCheckout, wheel
-from ..edited_locks import keep, read
+from ..edited_locks import keep_only, read
 from .test_virtualenv import children, gate
 
 ALPHA = "alpha-1.0-py3-none-any.whl"
@@ -436,7 +436,7 @@ def test_disk_that_is_too_small_is_seen_first(checkout: TestCheckout, channel: C
 
 def test_disk_that_fills_up_with_archives(checkout: TestCheckout, channel: Channel, index: Index, full_disk: Path) -> None:
     lock(checkout, channel)
-    keep(checkout, "python", size=0)
+    keep_only(checkout, "python", size=0)
     target = full_disk / "tiny"
     said = checkout.refused("install", "tiny", str(target), "--channel", channel.url)
     assert re.match(rf"smokehouse: {staging(target)}/archives/linux-64: the disk is full; free some space and run it", said)
@@ -447,7 +447,7 @@ def test_disk_that_fills_up_with_files(checkout: TestCheckout, channel: Channel,
     channel.add("zeros", files={"share/zeros": bytes(64 << 20)})
     checkout.edit(checkout.environment, "- cuda-nvcc=12.4", "- cuda-nvcc=12.4\n  - zeros")
     lock(checkout, channel)
-    keep(checkout, "zeros")
+    keep_only(checkout, "zeros")
     target = full_disk / "tiny"
     said = checkout.refused("install", "tiny", str(target), "--channel", channel.url)
     assert said == f"smokehouse: {staging(target) / 'prefix'}: the disk is full; free some space and run it again"
