@@ -137,12 +137,12 @@ def test_smoke_from_a_bundle_requests_nothing(
     checkout: TestCheckout, folder: Path, command: list[str], index: Index, channel: Channel, tmp_path: Path, with_conda: bool
 ) -> None:
     bundle(checkout, command if with_conda else [*command, "--only", "pip"])
-    requests = index.asked
-    channel.asked.clear()
+    requests = index.requests
+    channel.requests.clear()
     fresh = str(tmp_path / "fresh")
     ended = checkout.run("smoke", "tiny", "--zero", "2", "--bundle", str(folder), UV_CACHE_DIR=fresh)
     assert ended.returncode == 0, ended.stderr
-    assert (index.asked, channel.asked) == (requests, [])
+    assert (index.requests, channel.requests) == (requests, [])
     said = json.loads(ended.stdout)
     installed = checkout.root / "build" / "bundled" / "tiny"
     assert said["python"] == str(installed / "bin" / "python")
@@ -159,7 +159,7 @@ def test_bundle_of_pypi_packages_only(
     bundle(checkout, [*command, "--only", "pip"])
     assert json.loads((folder / "manifest.json").read_text())["halves"] == ["pip"]
     assert not (folder / "conda").exists()
-    assert not channel.asked
+    assert not channel.requests
     said = checkout.refused("install", "tiny", str(tmp_path / "target"), "--bundle", str(folder))
     assert said.startswith(
         f"smokehouse: {folder}: expected conda packages, found PyPI packages only; run nox -s bundle -- tiny {folder}"
@@ -175,7 +175,7 @@ def test_interrupted_bundle_is_resumed(checkout: TestCheckout, folder: Path, com
     said = checkout.refused("install", "tiny", str(folder.parent / "target"), "--bundle", str(folder))
     assert said.startswith(f"smokehouse: {folder}: expected a complete bundle, manifest.json not found; run nox -s bundle")
     channel.faults.gone.clear()
-    channel.asked.clear()
+    channel.requests.clear()
     # The PyPI packages are complete, so the index is not used again.
     bundle(checkout, command, UV_DEFAULT_INDEX="http://127.0.0.1:9")
     assert channel.ranges(archive) == ["bytes=5000000-"]
@@ -186,13 +186,13 @@ def test_complete_bundle_is_verified_and_unchanged(
 ) -> None:
     bundle(checkout, command)
     before = (folder / "manifest.json").read_bytes()
-    channel.asked.clear()
+    channel.requests.clear()
     bundle(checkout, command, UV_DEFAULT_INDEX="http://127.0.0.1:9")
-    assert not channel.asked
+    assert not channel.requests
     archive = next((folder / "conda" / "linux-64").glob("libtiny-*"))
     archive.write_bytes(b"edited")
     bundle(checkout, command, UV_DEFAULT_INDEX="http://127.0.0.1:9")
-    assert [path for path, _ in channel.asked] == [f"linux-64/{archive.name}"]
+    assert [path for path, _ in channel.requests] == [f"linux-64/{archive.name}"]
     assert (folder / "manifest.json").read_bytes() == before
 
 
@@ -298,11 +298,11 @@ def test_wheels_in_a_folder(checkout: TestCheckout, folder: Path, command: list[
     found.mkdir()
     for name, file in index.files.items():
         (found / name).write_bytes(file.data)
-    requests = index.asked
+    requests = index.requests
     config = tmp_path / "uv.toml"
     config.write_text(f'[pip]\nno-index = true\nfind-links = ["{found}"]\n')
     bundle(checkout, command, UV_CONFIG_FILE=str(config))
-    assert index.asked == requests
+    assert index.requests == requests
     assert (folder / "wheels" / "gamma-1.5-py3-none-any.whl").is_file()
 
 

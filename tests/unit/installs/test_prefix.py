@@ -61,7 +61,7 @@ def kill_when_linked(checkout: TestCheckout, index: Index, command: list[str]) -
     """Kill an installation while it waits for a wheel, after linking its conda packages."""
     file = gate(index)
     process = checkout.start(*command)
-    assert file.asked.wait(60)
+    assert file.requested.wait(60)
     [uv] = children(process.pid)
     process.kill()
     process.communicate(timeout=10)
@@ -154,7 +154,7 @@ def test_channel_in_a_folder(checkout: TestCheckout, channel: Channel, index: In
     lock(checkout, channel)
     install(checkout, ["install", "tiny", str(target), "--channel", str(channel.folder)])
     assert run(target / "bin" / "alpha") == "hello\n"
-    assert not channel.asked
+    assert not channel.requests
 
 
 def test_complete_installation_is_unchanged(
@@ -162,12 +162,12 @@ def test_complete_installation_is_unchanged(
 ) -> None:
     lock(checkout, channel)
     install(checkout, command)
-    channel.asked.clear()
-    requests = index.asked
+    channel.requests.clear()
+    requests = index.requests
     inode = target.stat().st_ino
     again = checkout.run(*command)
     assert (again.returncode, again.stderr) == (0, "")
-    assert (channel.asked, index.asked, target.stat().st_ino) == ([], requests, inode)
+    assert (channel.requests, index.requests, target.stat().st_ino) == ([], requests, inode)
 
 
 def test_installation_of_an_older_lock_is_replaced(
@@ -204,7 +204,7 @@ def test_prefix_with_other_files(
     expected = "a folder, found a file or link" if kind in ("file", "link") else "an installation of tiny, found other files"
     assert said.startswith(f"smokehouse: {target}: expected {expected}; specify an empty or new ")
     assert precious.read_text() == "precious"
-    assert not channel.asked
+    assert not channel.requests
 
 
 def test_empty_prefix_is_used(checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str]) -> None:
@@ -266,7 +266,7 @@ def test_interrupted_download_is_resumed(
     assert "returned 404 Not Found" in checkout.refused(*command)
     assert not target.exists()
     channel.faults.gone.clear()
-    channel.asked.clear()
+    channel.requests.clear()
     install(checkout, command)
     assert channel.ranges(archive.name) == ["bytes=5000000-"]
     assert run(target / "bin" / "alpha") == "hello\n"
@@ -312,9 +312,9 @@ def test_killed_installation_is_completed(
     kill_when_linked(checkout, index, command)
     assert not target.exists()
     assert staging(target).is_dir()
-    channel.asked.clear()
+    channel.requests.clear()
     install(checkout, command)
-    assert not channel.asked
+    assert not channel.requests
     assert run(target / "bin" / "alpha") == "hello\n"
     assert not staging(target).exists()
 
@@ -356,11 +356,11 @@ def test_interrupted_installation(
     archive = channel.archive("python").name
     if moment == "conda":
         channel.faults.gates[archive] = threading.Event()
-        asked = channel.reached[archive]
+        requested = channel.reached[archive]
     else:
-        asked = gate(index).asked
+        requested = gate(index).requested
     process = checkout.start(*command)
-    assert asked.wait(60)
+    assert requested.wait(60)
     started = children(process.pid)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=15)
@@ -381,7 +381,7 @@ def test_two_at_once_install_once(
     lock(checkout, channel)
     file = gate(index)
     first = checkout.start(*command)
-    assert file.asked.wait(60)
+    assert file.requested.wait(60)
     second = checkout.start(*command)
     assert second.stderr
     assert second.stderr.readline() == f"smokehouse: waiting for process {first.pid}, which is installing tiny\n"
@@ -415,7 +415,7 @@ def test_incompatible_machine(
 ) -> None:
     lock(checkout, channel)
     assert checkout.refused(*command, **environ).startswith(f"smokehouse: lockfiles/tiny/lock.json: {message}")
-    assert not channel.asked
+    assert not channel.requests
     install(checkout, command, CONDA_OVERRIDE_CUDA="12.9")
 
 
@@ -425,7 +425,7 @@ def test_disk_too_small_is_reported_first(checkout: TestCheckout, channel: Chann
     assert re.match(
         rf"smokehouse: {full_disk}: expected 9\d\.\d MB of free disk space to install tiny, found 16\.\d MB; free some", said
     )
-    assert not channel.asked
+    assert not channel.requests
 
 
 def test_disk_becomes_full_of_archives(checkout: TestCheckout, channel: Channel, index: Index, full_disk: Path) -> None:

@@ -116,7 +116,7 @@ def test_killed_installation_is_not_taken_for_complete(checkout: TestCheckout, i
     checkout.lock()
     file = gate(index)
     process = checkout.start("smoke", "tiny")
-    assert file.asked.wait(60)
+    assert file.requested.wait(60)
     [uv] = children(process.pid)
     process.kill()
     process.communicate(timeout=10)
@@ -140,7 +140,7 @@ def test_interrupted_installation_leaves_no_process(checkout: TestCheckout, inde
     checkout.lock()
     file = gate(index)
     process = checkout.start("smoke", "tiny")
-    assert file.asked.wait(60)
+    assert file.requested.wait(60)
     [uv] = children(process.pid)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=15)
@@ -154,7 +154,7 @@ def test_two_at_once_install_once(checkout: TestCheckout, index: Index) -> None:
     checkout.lock()
     file = gate(index)
     first = checkout.start("smoke", "tiny")
-    assert file.asked.wait(60)
+    assert file.requested.wait(60)
     second = checkout.start("smoke", "tiny")
     assert second.stderr
     assert second.stderr.readline() == f"smokehouse: waiting for process {first.pid}, which is installing tiny\n"
