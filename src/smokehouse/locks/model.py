@@ -24,7 +24,7 @@ class _Model(BaseModel):
 
 
 class LockedFile(_Model):
-    """One artefact of a lock. `size` is in bytes, 0 where the index does not tell it."""
+    """One artefact of a lock. `size` is in bytes, 0 if the index does not list it."""
 
     name: str = Field(pattern=_NAME)
     version: str

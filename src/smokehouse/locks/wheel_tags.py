@@ -13,7 +13,7 @@ _LEGACY = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
 
 @dataclass(frozen=True)
 class Artefact:
-    """One file of a release. `size` is in bytes, 0 where the index does not tell it."""
+    """One file of a release. `size` is in bytes, 0 if the index does not list it."""
 
     name: str
     url: str
