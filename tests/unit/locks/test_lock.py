@@ -382,7 +382,7 @@ def test_unreachable_index(checkout: TestCheckout) -> None:
 def test_index_without_upload_times(checkout: TestCheckout, index: Index) -> None:
     for file in index.files.values():
         file.uploaded = None
-    assert "which has no file that the index dates before it" in checkout.refused("lock")
+    assert "alpha, which has no file that the index dates earlier; request an older version" in checkout.refused("lock")
 
 
 def test_development_version_is_refused(checkout: TestCheckout, index: Index) -> None:
