@@ -1,17 +1,17 @@
 # What `nox -s build -- NAME` runs: docker buildx bake -f docker/docker-bake.hcl -f build/images/NAME-FLAVOUR/bake.json NAME.
-# The second file, written by it, has the contexts with what was fetched; `nox -s build -- NAME --prepare` stops there.
+# It writes the second file, with the contexts of what it downloaded; `nox -s build -- NAME --prepare` stops after that.
 
 group "default" {
   targets = ["qwen2_5-vl"]
 }
 
-# bake knows a target by its name with dots as underscores, and takes either.
+# Names of targets have underscores for dots; bake accepts either.
 
 target "image" {
   context    = "docker"
   dockerfile = "Dockerfile"
   target     = "image"
-  # What attests to an image is a statement of its own, with a signature; BuildKit's has times in it.
+  # Attestations are separate, signed statements; BuildKit's contain times, and would change the digest.
   attest = []
 }
 

@@ -20,7 +20,7 @@ _BUILD = """\
 import importlib, os, sys
 name, _, attribute = sys.argv[1].partition(":")
 sys.path[:0] = sys.argv[4:]
-sys.modules["triton"] = None  # deepspeed would have it look for a GPU
+sys.modules["triton"] = None  # deepspeed would import it, and it would look for a GPU
 exec(sys.argv[3])
 backend = importlib.import_module(name)
 for part in filter(None, attribute.split(".")):
@@ -28,8 +28,8 @@ for part in filter(None, attribute.split(".")):
 backend.build_wheel(sys.argv[2])
 """
 
-# The oldest CPUs that have seen a GPU of these. deepspeed takes the one that it is built on, and writes code for that by
-# hand, too; its own files stay as they are, for who compiles another op where it runs.
+# The oldest CPUs in machines with these GPUs. deepspeed compiles for the CPU that it is built on, with hand-written
+# code for it. Its own files stay unchanged, for users who compile other ops on their machine.
 _MARCH = "-march=x86-64-v3"
 _PORTABLE = f"""\
 from op_builder.builder import OpBuilder
@@ -39,19 +39,19 @@ OpBuilder.simd_width = lambda self: "-D__AVX256__"
 _OPS = {
     "DS_BUILD_FUSED_ADAM": "1",
     "DS_BUILD_CPU_ADAM": "1",
-    "DS_ACCELERATOR": "cuda",  # where no GPU is, ops for the CPU would be built, and nothing said
+    "DS_ACCELERATOR": "cuda",  # without a GPU, ops for the CPU would be built silently
     "DS_ENABLE_NINJA": "1",
     "DS_NVCC_THREADS": "2",
     "TORCH_CUDA_ARCH_LIST": "8.0;9.0",
-    "LDFLAGS": "-Wl,--strip-all",  # nvcc's temporary files have its process id in their names, which are symbols
+    "LDFLAGS": "-Wl,--strip-all",  # names of nvcc's temporary files contain its process ID, and become symbols
 }
 
 
 def main(given: Path, out: Path) -> None:
-    """Build every sdist of the plan with exactly the wheels that it names for that."""
+    """Build every source distribution of the plan, with exactly the build requirements in it."""
     plan = tree.plan(given)
     out.mkdir()
-    folder = out.with_name("build")  # the same in every build, since compilers write it down
+    folder = out.with_name("build")  # the same path in every build, because compilers write it to their output
     folder.mkdir()
     tools = folder / "tools"
     for file in plan["build"]:
@@ -78,7 +78,7 @@ def _build(sdist: Path, tools: Path, folder: Path, out: Path, plan: dict[str, ob
         "HOME": str(folder),
         "LC_ALL": "C.UTF-8",
         "SOURCE_DATE_EPOCH": str(plan["epoch"]),
-        "PYTHONHASHSEED": "0",  # deepspeed makes a list of a set, for its metadata
+        "PYTHONHASHSEED": "0",  # deepspeed turns a set into a list, in its metadata
         "DS_BUILD_OPS": "0",
     }
     aot = plan["ops"] == "aot" and (root / "op_builder").is_dir()
@@ -100,9 +100,9 @@ def _build(sdist: Path, tools: Path, folder: Path, out: Path, plan: dict[str, ob
 
 
 def _check_ops(made: Path, said: str) -> None:
-    """Refuse a wheel without the ops, for another CPU, or whose CUDA op lacks a GPU that it is for.
+    """Refuse a wheel without the ops, for another CPU, or without code for one of the GPUs.
 
-    `said` has the commands of the compilers.
+    `said` is the output of the build, with the command lines of the compilers.
     """
     with zipfile.ZipFile(made) as wheel, tempfile.TemporaryDirectory() as folder:
         for op in ("cpu_adam", "fused_adam"):
@@ -124,7 +124,7 @@ def _check_ops(made: Path, said: str) -> None:
 
 
 def _compiler(name: str) -> str:
-    """The toolkit's own compiler, which its nvcc accepts."""
+    """Return the path of the toolkit's own compiler, which its nvcc accepts."""
     return f"/{tree.PREFIX}/bin/x86_64-conda-linux-gnu-{name}"
 
 

@@ -1,4 +1,4 @@
-"""Finish the conda half, which has just been unpacked: conda.py IN OUT."""
+"""Finish the conda packages, which were just unpacked: conda.py IN OUT."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,7 @@ import tree
 
 
 def main(given: Path, out: Path) -> None:
-    """Compile the standard library anew: bytecode of a conda package is checked against times that are no more."""
+    """Compile the standard library again: bytecode in conda packages is checked against times that unpacking changed."""
     plan = tree.plan(given)
     tree.compile_python(out, [out / tree.PREFIX / "lib" / f"python{plan['python']}"])
     tree.settle(out, plan["epoch"], plan["budget"])

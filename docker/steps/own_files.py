@@ -1,4 +1,4 @@
-"""Put what is ours into the image, and see that all else is of the lock: own_files.py IN OUT."""
+"""Add the files of Smokehouse to the image, and verify that all others are of the lock: own_files.py IN OUT."""
 
 import csv
 import hashlib
@@ -13,7 +13,7 @@ import tree
 
 
 def main(given: Path, out: Path) -> None:
-    """Lay out /opt/smokehouse, with a list of every file that no artefact of the lock has as it is."""
+    """Write /opt/smokehouse, with a list of every file that no artefact of the lock contains unchanged."""
     plan = tree.plan(given)
     ours = out / tree.OURS
     shutil.copytree(given / "ours", ours)
@@ -38,11 +38,11 @@ def main(given: Path, out: Path) -> None:
 
 
 def _generated(plan: dict[str, object], site: Path) -> dict[str, str]:
-    """Every file of the prefix that was made in this build by its path, with the reason; refuse what is of neither."""
+    """Return path -> reason of every file that this build generated in the prefix; refuse files of unknown origin."""
     prefix = Path("/", tree.PREFIX)
     made: dict[str, str] = {}
     owned: dict[str, str] = {}
-    made[str(prefix / "conda-meta" / "history")] = "conda record"  # empty; by it conda knows that this is a prefix
+    made[str(prefix / "conda-meta" / "history")] = "conda record"  # empty; conda recognizes a prefix by it
     for record in sorted((prefix / "conda-meta").glob("*.json")):
         made[str(record)] = "conda record"
         for entry in json.loads(record.read_text())["paths_data"]["paths"]:
@@ -66,18 +66,18 @@ def _generated(plan: dict[str, object], site: Path) -> dict[str, str]:
         if entry["file"].endswith((".tar.gz", ".zip")):
             for path in _rows(next(site.glob(f"{name.replace('-', '_')}-*.dist-info"))):
                 made.setdefault(path, f"built from {entry['file']}")
-    for path in sorted(prefix.rglob("*")):
-        if path.is_dir() and not path.is_symlink():
+    for file in sorted(prefix.rglob("*")):
+        if file.is_dir() and not file.is_symlink():
             continue
-        if path.parent.name == "__pycache__":
-            made[str(path)] = "pyc"
-        elif str(path) not in owned and str(path) not in made:
-            tree.refuse(f"{path}: of no artefact of the lock")
+        if file.parent.name == "__pycache__":
+            made[str(file)] = "pyc"
+        elif str(file) not in owned and str(file) not in made:
+            tree.refuse(f"{file}: of no artefact of the lock")
     return {path: reason for path, reason in made.items() if not Path(path).is_symlink() and Path(path).is_file()}
 
 
 def _own(info: Path, owned: dict[str, str], made: dict[str, str]) -> None:
-    """Note the files of a distribution; refuse one that has another's as something else."""
+    """Add the files of a distribution to `owned`, generated ones also to `made`; refuse files that packages disagree on."""
     scripts = set()
     entry_points = info / "entry_points.txt"
     if entry_points.is_file():
@@ -93,7 +93,7 @@ def _own(info: Path, owned: dict[str, str], made: dict[str, str]) -> None:
 
 
 def _rows(info: Path) -> dict[str, str]:
-    """The files of a distribution, with their hashes as RECORD has them."""
+    """Return path -> hash of the files of a distribution, from its RECORD."""
     rows = csv.reader((info / "RECORD").read_text("utf-8").splitlines())
     return {str(Path("/", *_within(info.parent, row[0]))): row[1] for row in rows if row}
 

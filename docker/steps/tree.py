@@ -1,4 +1,4 @@
-"""What every step ends with: a tree whose bytes depend on nothing but what went in."""
+"""Functions of all steps: read the plan, and leave a tree whose bytes depend on the inputs alone."""
 
 import compileall
 import json
@@ -20,14 +20,14 @@ def plan(folder: Path) -> dict[str, Any]:
 
 
 def refuse(message: str) -> NoReturn:
-    """End the build with one line."""
+    """End the build with a message of one line."""
     sys.exit(f"smokehouse: {message}")
 
 
 def compile_python(out: Path, folders: list[Path]) -> None:
-    """Compile all Python in `folders`, which lie in `out`, to bytecode that is never checked against its source.
+    """Compile all Python in `folders`, which are below `out`, to bytecode that is never checked against its source.
 
-    Checked bytecode names the source's time. One file after another: what a thread leaves in memory shows in the next.
+    Checked bytecode contains the source's time. One file at a time: what else a thread compiled shows in the bytecode.
     """
     for folder in folders:
         for cache in sorted(folder.rglob("__pycache__")):
@@ -35,7 +35,7 @@ def compile_python(out: Path, folders: list[Path]) -> None:
         compileall.compile_dir(
             folder,
             maxlevels=100,
-            quiet=2,  # packages have templates and tests that are no Python of this version
+            quiet=2,  # packages contain templates and tests that are not valid in this version of Python
             stripdir=str(out),
             prependdir="/",
             invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
@@ -44,7 +44,7 @@ def compile_python(out: Path, folders: list[Path]) -> None:
 
 
 def settle(out: Path, epoch: int, budget: int) -> None:
-    """Give everything in `out` the time `epoch`, plain modes and root; refuse more than `budget` bytes."""
+    """Set times to `epoch`, the owner to root and modes to 644 or 755 in all of `out`; refuse more than `budget` bytes."""
     total = 0
     for folder, folders, names in os.walk(out, topdown=False):
         for name in names:

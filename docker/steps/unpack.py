@@ -1,4 +1,4 @@
-"""Unpack the wheels of a layer: unpack.py IN OUT [BUILT], where BUILT is a folder of wheels that this build made."""
+"""Unpack the wheels of a layer: unpack.py IN OUT [BUILT], where BUILT is a folder of wheels built in this build."""
 
 import base64
 import configparser
@@ -24,7 +24,7 @@ if __name__ == "__main__":
 
 
 def main(given: Path, out: Path, built: Path | None) -> None:
-    """Unpack every wheel of the plan, seen to be the one that the lock names, and compile it."""
+    """Unpack and compile every wheel of the plan; refuse one whose hash is not that of the lock."""
     plan = tree.plan(given)
     site = out / tree.PREFIX / "lib" / f"python{plan['python']}" / "site-packages"
     site.mkdir(parents=True)
@@ -79,7 +79,7 @@ def _unpack(wheel: Path, site: Path, python: str) -> None:
 
 
 def _write(target: Path, content: bytes, runs: bool, site: Path, wheel: Path) -> tuple[str, str, str]:
-    """Write a file and return its line of RECORD; refuse to replace one by another."""
+    """Write a file and return its line of RECORD; refuse to overwrite a file that differs."""
     prefix = site.parents[2]
     if target.exists():
         if target.read_bytes() != content:
@@ -95,7 +95,7 @@ def _write(target: Path, content: bytes, runs: bool, site: Path, wheel: Path) ->
 
 
 def console_scripts(text: str, python: str, wheel: Path) -> list[tuple[str, str]]:
-    """Name and text of each console script; verifying asks too."""
+    """Return name and text of each console script; `verify` calls this, too."""
     parser = configparser.ConfigParser(delimiters=("=",), interpolation=None)
     parser.optionxform = str  # type: ignore[assignment,method-assign]
     parser.read_string(text)

@@ -308,7 +308,7 @@ def _relocatable(program: Path) -> bytes:
 
 def _content(source: str | bytes | Link | Path) -> bytes | Link:
     if isinstance(source, Path):
-        return Link(os.readlink(source)) if source.is_symlink() else source.read_bytes()
+        return Link(str(source.readlink())) if source.is_symlink() else source.read_bytes()
     return source.encode() if isinstance(source, str) else source
 
 

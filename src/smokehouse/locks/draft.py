@@ -56,10 +56,18 @@ class Draft:
                 storage.write(path, text)
 
 
-def draft(environment: Environment, files: LockFiles, channel: str | None = None, upgrade: str | None = None) -> Draft:
+def draft(
+    environment: Environment,
+    files: LockFiles,
+    channel: str | None = None,
+    upgrade: str | None = None,
+    *,
+    settled: bool = True,
+) -> Draft:
     """Resolve `environment`, its conda packages with the records of `channel` (see `solvers.conda.solve`).
 
-    With `upgrade` only that package may change, and the dependencies that must change with it. Raises UserError.
+    With `upgrade` only that package may change, and the dependencies that must change with it. The lock records
+    that its cut-off was not `settled`. Raises UserError.
     """
     old = read_lock(files) if upgrade else None
     if old and upgrade:
@@ -84,11 +92,25 @@ def draft(environment: Environment, files: LockFiles, channel: str | None = None
         files.build_pins: build_text,
         files.conda_lock: conda_text,
     }
-    lock = Lock(
+    lock = _make_lock(environment, texts, solution, packages, builds, settled=settled)
+    return Draft(files.pins.path, texts | {files.lock_json: lock.text()}, lock)
+
+
+def _make_lock(
+    environment: Environment,
+    texts: Mapping[Path, str],
+    solution: "Solution",
+    packages: "Sequence[Resolved]",
+    builds: "Sequence[Resolved]",
+    *,
+    settled: bool,
+) -> Lock:
+    return Lock(
         environment=environment.name,
         python=environment.inputs.python,
         platform=str(environment.inputs.platform),
         cutoff=environment.inputs.cutoff,
+        unsettled=None if settled else True,
         inputs=environment.digest(),
         virtual_packages=virtual_packages(environment.conda),
         channel=Channel(name=environment.conda.channel, snapshot=solution.snapshot),
@@ -98,7 +120,6 @@ def draft(environment: Environment, files: LockFiles, channel: str | None = None
         pip=_locked(packages),
         build=_locked(builds),
     )
-    return Draft(files.pins.path, texts | {files.lock_json: lock.text()}, lock)
 
 
 def draft_tools(inputs: Inputs, file: PinFile) -> Draft:

@@ -62,6 +62,7 @@ class Lock(_Model):
     python: str
     platform: str
     cutoff: date
+    unsettled: Literal[True] | None = None  # whether the index could still add files from before the cut-off
     inputs: Sha256 = Field(pattern=_SHA256)
     virtual_packages: dict[str, str]
     channel: Channel

@@ -1,7 +1,6 @@
 """Bundles: everything that a machine without a network needs, verified by hashes."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -106,7 +105,7 @@ def test_standard_lock_in_a_bundle_installs(checkout: TestCheckout, folder: Path
     ]
     moved = shutil.copytree(folder, tmp_path / "moved")
     shutil.rmtree(folder)
-    uv = [Path(sys.executable).with_name("uv"), "pip", "install", "--offline", "--no-index", "--no-cache"]
+    uv = [str(Path(sys.executable).with_name("uv")), "pip", "install", "--offline", "--no-index", "--no-cache"]
     environ = {name: text for name, text in checkout.environ.items() if not name.startswith("UV_")}
     subprocess.run(
         [*uv, "--python", sys.executable, "--target", tmp_path / "site", "-r", moved / "pylock.toml"],
@@ -313,7 +312,7 @@ def test_disk_too_small_for_a_bundle(checkout: TestCheckout, command: list[str],
         rf"smokehouse: {full_disk}/bundle: expected 19\.\d MB of free disk space to bundle tiny, found 16\.\d MB; free some",
         said,
     )
-    assert os.listdir(full_disk / "bundle") == ["lock"]
+    assert [path.name for path in (full_disk / "bundle").iterdir()] == ["lock"]
 
 
 def test_bundle_option_without_a_folder(checkout: TestCheckout, command: list[str]) -> None:

@@ -21,7 +21,7 @@ from smokehouse.locks import Lock, LockFiles, check
 from ..channel import YOUNG, Channel
 from ..conftest import Index, TestCheckout
 
-SNAPSHOT = Path(__file__).parents[4] / "shared" / "conda-forge"
+SNAPSHOT = Path(__file__).parents[2] / "data" / "conda-forge"
 
 
 def read_lock(checkout: TestCheckout) -> Lock:
@@ -393,8 +393,6 @@ os._exit(0)
 
 @pytest.mark.parametrize("name", Checkout(Path(__file__).parents[3]).environments())
 def test_committed_environment_solves_to_its_lock(root: Path, name: str, tmp_path: Path) -> None:
-    if not SNAPSHOT.is_dir():
-        pytest.skip(f"{SNAPSHOT}: snapshot of conda-forge's records not found")
     from smokehouse.locks.solvers import conda
 
     locked = locks.load(Checkout(root), name)

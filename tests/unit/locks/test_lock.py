@@ -1,13 +1,14 @@
 """Locks: reproducible bytes, the file that an installer takes, and every way to be out of date."""
 
 import hashlib
+import json
 import re
 import resource
 import shutil
 import subprocess
 import sys
 import zipfile
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from smokehouse.locks.solvers.sdist import build_requirements
 from smokehouse.locks.wheel_tags import Artefact
 from smokehouse.programs import uv
 
+from ... import recorded_index
 from ..conftest import Index, TestCheckout, sdist
 
 # A build backend of a few lines, so that a build requires no network.
@@ -190,14 +192,14 @@ def test_selected_file_is_what_uv_installs(checkout: TestCheckout, index: Index,
     index.put("zeta-1.0.tar.gz", sdist("zeta", "1.0", {"pyproject.toml": PYPROJECT}))
     inputs = Inputs("test", (Requirement("zeta"),), "3.11", "x86_64-manylinux_2_28", date(2025, 3, 15))
     selected = ""
-    order = []
+    order: list[str] = []
     while not selected.endswith(".tar.gz"):
         [package] = pip_solver.resolve(inputs)
         [file] = package.files
         selected = file.name
         target = checkout.root / str(len(order))
         subprocess.run(
-            [find_uv_bin(), "pip", "install", "--quiet", "--target", target, "zeta"]
+            [find_uv_bin(), "pip", "install", "--quiet", "--target", str(target), "zeta"]
             + [f"--python-version={inputs.python}", f"--python-platform={inputs.platform}"],
             env=checkout.environ,
             check=True,
@@ -425,13 +427,44 @@ def test_full_disk_leaves_the_lock(checkout: TestCheckout, full_disk: Path) -> N
     assert lock_files(checkout) == before
 
 
+def test_unsettled_cutoff_is_refused(checkout: TestCheckout) -> None:
+    settled = datetime.now(UTC).date() - timedelta(days=14)
+    young = settled + timedelta(days=1)
+    checkout.edit(checkout.stack, "2025-03-15", f"{young}")
+    assert checkout.refused("lock") == (
+        f"smokehouse: environments/tiny/stack.toml: expected a cutoff of {settled} or earlier, found {young}: "
+        f"an index adds files for 14 days; use an earlier cutoff, or --unsettled"
+    )
+    assert not checkout.pins.exists()
+    assert checkout.run("lock", "--unsettled").returncode == 0
+    assert json.loads(checkout.lock_json.read_text())["unsettled"] is True
+    checkout.edit(checkout.stack, f"{young}", f"{settled}")
+    assert checkout.run("lock").returncode == 0
+    assert "unsettled" not in json.loads(checkout.lock_json.read_text())
+
+
+def test_drift_is_how_the_lock_would_change_today(checkout: TestCheckout, index: Index) -> None:
+    checkout.lock()
+    before = lock_files(checkout)
+    assert checkout.run("lock", "--drift").returncode == 0
+    index.add("beta", "2.5", requires=("gamma>=1",))  # uploaded before the cut-off, listed after the lock was made
+    ended = checkout.run("lock", "--drift")
+    assert ended.returncode == 1
+    assert re.search(r"lockfiles/tiny: \d+ packages, would change\n.*\npip +beta +2\.0 +2\.5", ended.stdout)
+    assert json.loads(checkout.run("lock", "--drift", "--json").stdout)[0]["changed"] is True
+    assert lock_files(checkout) == before
+    checkout.edit(checkout.environment, "alpha==1.0", "alpha>=1.0")
+    assert "lock out of date" in checkout.refused("lock", "--drift")
+
+
 @pytest.mark.parametrize("name", Checkout(Path(__file__).parents[3]).environments())
-def test_committed_environment_resolves_to_its_lock(root: Path, name: str) -> None:
-    checkout = Checkout(root)
-    locked = locks.load(checkout, name)
-    inputs, lock = locked.environment.inputs, locked.lock
-    packages = pip_solver.resolve(inputs)
-    builds = pip_solver.resolve_builds(inputs, packages)
+def test_committed_environment_resolves_to_its_lock(root: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    locked = locks.load(Checkout(root), name)
+    lock = locked.lock
+    with recorded_index.serving(name) as environ:
+        for variable, value in environ.items():
+            monkeypatch.setenv(variable, value)
+        packages, builds = recorded_index.resolved(name)
     assert [(file.name, file.version, file.file, file.sha256) for file in lock.pip] == [
         (package.name, package.version, package.files[0].name, package.files[0].sha256) for package in packages
     ]
