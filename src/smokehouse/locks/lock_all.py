@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable, Sequence, Set
-from dataclasses import asdict
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +15,11 @@ from smokehouse.locks import check, pins, tools
 from smokehouse.locks.model import Lock
 from smokehouse.locks.pins import LockFiles
 
-if TYPE_CHECKING:  # a check of a lock resolves nothing
+if TYPE_CHECKING:  # checking a lock imports no solver
     from smokehouse.locks.draft import Draft
 
-# Indexes and their mirrors show some files only days after the upload time that they give them. Seen: 10 of 115 packages,
-# 8 days after the cut-off of a lock.
+# Indexes and mirrors list some files only days after their upload time. Measured: 10 of 115 packages, 8 days after the
+# cut-off of a lock.
 SETTLED = timedelta(days=14)
 
 
@@ -36,21 +35,21 @@ def lock_all(
 ) -> int:
     """Lock the environments `names`, or all, and print what changed; with `dry`, write nothing. Returns 0; raises UserError.
 
-    A cut-off younger than `SETTLED` is refused unless `unsettled`, which the lock then says of itself.
+    A cut-off later than `SETTLED` before today is refused unless `unsettled`, which the lock then records.
     """
-    environments = list(_environments(checkout, names))  # all are read before the first is resolved
+    environments = list(_environments(checkout, names))  # so that all are valid before the first is resolved
     young = {environment.name for environment, _ in environments if not is_settled(environment.inputs.cutoff)}
     if not unsettled:
         for environment, _ in environments:
-            _refuse_unsettled(environment.inputs.cutoff, f"environments/{environment.name}/stack.toml")
+            _require_settled(environment.inputs.cutoff, f"environments/{environment.name}/stack.toml")
     _resolve(environments, young, channel=channel, upgrade=upgrade, dry=dry, as_json=as_json)
     return 0
 
 
 def drift(checkout: Checkout, names: Sequence[str], *, channel: str | None = None, as_json: bool = False) -> int:
-    """Print how the index and the channel answer today, at the cut-off of each lock; write nothing.
+    """Resolve the environments `names`, or all, again and print how locks would change; write nothing.
 
-    Returns 1 if an answer differs from the lock, else 0; raises UserError where a lock is out of date, too.
+    Returns 1 if one would change, else 0; raises UserError, also where a lock is out of date.
     """
     environments = list(_environments(checkout, names))
     unsettled = {
@@ -68,9 +67,9 @@ def _resolve(
     dry: bool,
     as_json: bool,
 ) -> bool:
-    """Resolve `environments`, write what is not `dry`, print what changed, and return whether anything did.
+    """Resolve `environments`, write their locks unless `dry`, print what changed, and return whether anything did.
 
-    The locks of those named in `unsettled` say of themselves that their cut-off was not settled.
+    The locks of environments in `unsettled` record that their cut-off was not settled.
     """
     from smokehouse.locks import diff
     from smokehouse.locks.draft import draft
@@ -84,7 +83,7 @@ def _resolve(
         changed = drafted.changed
         if not dry:
             drafted.write()
-        rows.append(_row(environment.name, drafted, changed, [asdict(change) for change in changes]))
+        rows.append(_row(environment.name, drafted, changed, [change.as_json() for change in changes]))
         if not as_json:
             _report(files.name, drafted, changed, dry)
             if changes:
@@ -95,16 +94,16 @@ def _resolve(
 
 
 def is_settled(cutoff: date) -> bool:
-    """Return whether an index can be expected to give the same answer for `cutoff` from now on."""
+    """Return whether an index is expected to list no further files from before the end of `cutoff`."""
     return cutoff <= datetime.now(UTC).date() - SETTLED
 
 
-def _refuse_unsettled(cutoff: date, name: str) -> None:
+def _require_settled(cutoff: date, name: str) -> None:
     if not is_settled(cutoff):
         latest = datetime.now(UTC).date() - SETTLED
         raise UserError(
-            f"{name}: cutoff {cutoff}: expected {latest} or earlier ({SETTLED.days} days ago), since an index still adds files "
-            f"to the days after; use an earlier cutoff, or --unsettled"
+            f"{name}: expected a cutoff of {latest} or earlier, found {cutoff}: an index adds files for {SETTLED.days} days; "
+            f"use an earlier cutoff, or --unsettled"
         )
 
 
@@ -114,7 +113,7 @@ def lock_tools(checkout: Checkout, *, unsettled: bool = False) -> int:
 
     file, inputs = tools.pin_file(checkout), tools.read(checkout)
     if not unsettled:
-        _refuse_unsettled(inputs.cutoff, "pyproject.toml: tools-cutoff")
+        _require_settled(inputs.cutoff, "pyproject.toml: tools-cutoff")
     drafted = draft_tools(inputs, file)
     changed = drafted.changed
     drafted.write()
@@ -123,7 +122,7 @@ def lock_tools(checkout: Checkout, *, unsettled: bool = False) -> int:
 
 
 def check_all(checkout: Checkout, names: Sequence[str], *, only_tools: bool = False, as_json: bool = False) -> int:
-    """Print which locks are out of date and how; returns 1 if one is, else 0. Needs no network."""
+    """Print which locks are out of date and why; returns 1 if one is, else 0. Uses no network."""
     problems = []
     for environment, files in () if only_tools else _environments(checkout, names):
         try:
@@ -153,7 +152,7 @@ def _environments(checkout: Checkout, names: Sequence[str]) -> Iterable[tuple[En
 
 
 def _old(files: LockFiles) -> Lock | None:
-    """Return the lock on disk, whatever else of it was edited; None where there is none to compare with."""
+    """Return the lock on disk, without verifying the files beside it; None where lock.json is missing or invalid."""
     try:
         return Lock.model_validate_json(files.lock_json.read_bytes())
     except (OSError, ValueError):
@@ -166,5 +165,5 @@ def _row(name: str, drafted: "Draft", changed: bool, changes: list[dict[str, Any
 
 
 def _report(name: str, drafted: "Draft", changed: bool, dry: bool) -> None:
-    what = "unchanged" if not changed else "would change" if dry else "written"
-    print(f"{name}: {drafted.packages} packages, {what}")
+    result = "unchanged" if not changed else "would change" if dry else "written"
+    print(f"{name}: {drafted.packages} packages, {result}")
