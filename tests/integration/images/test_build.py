@@ -348,7 +348,9 @@ def test_an_argument_left_unset_ends_the_build(tiny: TestCheckout, engine: Engin
 def test_a_layer_over_its_budget_is_refused(tiny: TestCheckout) -> None:
     layers = tiny.root / "docker" / "steps" / "unpack.py"
     tiny.edit(layers, 'plan["budget"]', "1")
-    assert re.search(r"a layer of \d+ bytes, its budget is 1; look at what swells it", tiny.refused("build", "tiny"))
+    assert re.search(
+        r"layer: expected at most 1 bytes, found \d+; find the files that are unexpectedly large", tiny.refused("build", "tiny")
+    )
 
 
 def test_a_wheel_that_replaces_another_is_refused(tiny: TestCheckout) -> None:
@@ -358,7 +360,7 @@ def test_a_wheel_that_replaces_another_is_refused(tiny: TestCheckout) -> None:
         "    tree.compile_python(out, [site])",
         "    [i.rename(site / 'alpha-9.dist-info') for i in site.glob('alpha-1*')]\n    tree.compile_python(out, [site])",
     )
-    assert "alpha 9: the lock names 1.0; another wheel replaced it" in tiny.refused("build", "tiny")
+    assert "alpha: expected 1.0 as locked, found 9; remove the wheel that replaces it" in tiny.refused("build", "tiny")
 
 
 def test_a_file_outside_the_lock_is_refused(tiny: TestCheckout) -> None:
@@ -366,7 +368,7 @@ def test_a_file_outside_the_lock_is_refused(tiny: TestCheckout) -> None:
     tiny.edit(
         steps, "    tree.compile_python(out, [site])", "    (site / 'extra.py').touch()\n    tree.compile_python(out, [site])"
     )
-    assert "site-packages/extra.py: of no artefact of the lock" in tiny.refused("build", "tiny")
+    assert "site-packages/extra.py: unexpected file, of no locked package" in tiny.refused("build", "tiny")
 
 
 def test_a_folder_with_other_files_is_kept(tiny: TestCheckout, tmp_path: Path) -> None:
