@@ -1,7 +1,7 @@
-"""What the loader costs, as ratios. Becomes a process of an environment's own Python, unless it was started by one with torch.
+"""Measure the cost of the loader, as ratios. Runs in the Python of an environment unless it is started by one with torch.
 
-Each figure is taken beside its floor, in turn, so that what slows the machine slows both; the tables show medians. Checkpoints
-for headers are sparse files: they have the size of the real thing, and no content.
+Each figure is measured in turns with its lower bound, so that a slow machine slows down both; the tables show medians. The
+checkpoints for headers are sparse files of realistic size.
 """
 
 import argparse
@@ -29,7 +29,7 @@ CHUNK = 2**24
 
 
 def seconds(work: Callable[[], Any]) -> float:
-    """How long `work` takes."""
+    """Return the seconds that `work` takes."""
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
@@ -38,7 +38,7 @@ def seconds(work: Callable[[], Any]) -> float:
 def against(
     work: Callable[[], Any], floor: Callable[[], Any], rounds: int, before: Callable[[], Any] = lambda: None
 ) -> tuple[float, float, float]:
-    """Medians of `work`, of `floor` and of their ratio, run in turn, each after `before`."""
+    """Return the median seconds of `work` and of `floor`, run in turns, each after `before`, and of their ratio."""
     work()
     floor()
     pairs = []
@@ -55,9 +55,9 @@ def against(
 
 
 def sparse(path: Path, tensors: int, size: int) -> None:
-    """A checkpoint of `tensors` bf16 tensors in 40 shards that claims `size` bytes and takes none."""
+    """Write a sparse checkpoint of `tensors` bf16 tensors with `size` bytes in 40 shards."""
     rows = size // tensors // 2 // 1024
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for shard in range(SHARDS):
         name = f"model-{shard + 1:05d}-of-{SHARDS:05d}.safetensors"
         keys = [f"model.layers.{number}.mlp.down_proj.weight" for number in range(shard, tensors, SHARDS)]
@@ -74,7 +74,7 @@ def sparse(path: Path, tensors: int, size: int) -> None:
 
 
 def read_index(path: Path) -> None:
-    """The floor of an inspection: the index parsed, and each shard's header read and parsed."""
+    """Read and parse the index and the header of each shard, the lower bound of an inspection."""
     index = json.loads((path / "model.safetensors.index.json").read_bytes())
     for name in set(index["weight_map"].values()):
         with (path / name).open("rb") as file:
@@ -82,7 +82,7 @@ def read_index(path: Path) -> None:
 
 
 def inspection(rounds: int) -> None:
-    """inspect_checkpoint against the parsing of its headers alone."""
+    """Compare inspect_checkpoint with parsing the headers alone."""
     from smokehouse_loader import inspect_checkpoint
 
     print("\n| `inspect_checkpoint`, 70 GB in 40 shards | ms | times parsing the headers |\n|---|---|---|")
@@ -95,7 +95,7 @@ def inspection(rounds: int) -> None:
 
 
 def language_model(layers: int, width: int) -> Any:
-    """A config of a language model with 12 tensors a layer."""
+    """Return the config of a language model with 12 tensors per layer."""
     from transformers import Qwen2Config
 
     return Qwen2Config(
@@ -109,8 +109,8 @@ def language_model(layers: int, width: int) -> Any:
     )
 
 
-def guard(rounds: int) -> None:
-    """check_checkpoint against the construction of the model on the meta device."""
+def fit(rounds: int) -> None:
+    """Compare check_checkpoint with building the model on the meta device."""
     import torch
     from transformers import Qwen2ForCausalLM
 
@@ -132,25 +132,25 @@ def guard(rounds: int) -> None:
 
 
 def anonymous() -> int:
-    """Bytes of this process's own memory, without what is mapped from files."""
+    """Return the bytes of this process's memory that are not mapped from files."""
     text = Path("/proc/self/status").read_text()
     return int(text.split("RssAnon:")[1].split()[0]) * 1024
 
 
 class Peak:
-    """The most anonymous memory above what there was at first, seen at each call."""
+    """The highest anonymous memory, in bytes, of all calls."""
 
     def __init__(self) -> None:
-        """Take the measure of now."""
+        """Measure once."""
         self.first = self.most = anonymous()
 
-    def look(self) -> None:
-        """Look again."""
+    def measure(self) -> None:
+        """Measure again."""
         self.most = max(self.most, anonymous())
 
 
 def forget(path: Path) -> None:
-    """Have the kernel drop what it keeps of a checkpoint's files in memory."""
+    """Drop a checkpoint's files from the page cache."""
     for file in path.glob("*.safetensors"):
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
@@ -158,7 +158,7 @@ def forget(path: Path) -> None:
 
 
 def read_once(path: Path, buffer: bytearray, part: int, parts: int) -> None:
-    """The floor of a comparison: the `part`th of `parts` of each file of the checkpoint, read into memory."""
+    """Read part `part` of `parts` of each file of the checkpoint, the lower bound of a comparison."""
     for file in path.glob("*.safetensors"):
         share = -(-file.stat().st_size // parts)
         with file.open("rb", buffering=0) as opened:
@@ -169,7 +169,7 @@ def read_once(path: Path, buffer: bytearray, part: int, parts: int) -> None:
 
 
 def comparison(rounds: int) -> None:
-    """verify="bits" against one reading of the checkpoint, in one process."""
+    """Compare verify="bits" with reading the checkpoint once, in one process."""
     import torch
     from transformers import Qwen2ForCausalLM
 
@@ -190,12 +190,12 @@ def comparison(rounds: int) -> None:
             peak = Peak()
             stream = compare.Reader.stream
 
-            def seen(self: Any, wanted: Any, stream: Any = stream, peak: Peak = peak) -> Any:
-                for piece in stream(self, wanted):
-                    peak.look()
+            def measured(self: Any, parts: Any, stream: Any = stream, peak: Peak = peak) -> Any:
+                for piece in stream(self, parts):
+                    peak.measure()
                     yield piece
 
-            compare.Reader.stream = seen  # type: ignore[method-assign]
+            compare.Reader.stream = measured  # type: ignore[method-assign]
             compare.wrong_tensors(model, fit.checkpoint, fit.plan)
             compare.Reader.stream = stream  # type: ignore[method-assign]
             again = lambda: compare.wrong_tensors(model, fit.checkpoint, fit.plan)  # noqa: B023, E731 - called here
@@ -211,7 +211,7 @@ def comparison(rounds: int) -> None:
 
 
 def rank(number: int, world: int, store: str, path: Path, rounds: int, pipe: Any) -> None:
-    """One rank of a ZeRO-3 run; tells medians of loading, comparing and reading its own part, and what it holds."""
+    """Run one rank under ZeRO-3; send seconds of loading and comparing, the ratio to reading, and its part of the model."""
     import deepspeed
     import torch
     import torch.distributed as dist
@@ -236,17 +236,17 @@ def rank(number: int, world: int, store: str, path: Path, rounds: int, pipe: Any
         compares.append(seconds(lambda: compare.wrong_tensors(model, fit.checkpoint, fit.plan)))
         dist.barrier()
         reads.append(seconds(lambda: read_once(path, buffer, number, world)))
-    held = sum(zero.held(parameter)[0].numel() for parameter in model.parameters())
+    elements = sum(zero.local_partition(parameter)[0].numel() for parameter in model.parameters())
     compared = statistics.median(compares)
     ratio = statistics.median(one / other for one, other in zip(compares, reads, strict=True))
-    pipe.send((loaded, compared, ratio, held / fit.checkpoint.elements))
+    pipe.send((loaded, compared, ratio, elements / fit.checkpoint.elements))
     del live
     dist.barrier()
     os._exit(0)
 
 
 def partitions(rounds: int) -> None:
-    """The same under ZeRO-3, where each rank compares what it holds."""
+    """Compare the same under ZeRO-3, where each rank compares its partition."""
     from transformers import Qwen2ForCausalLM
 
     fork = multiprocessing.get_context("fork")
@@ -258,27 +258,27 @@ def partitions(rounds: int) -> None:
         for world in (2, 4, 8):
             pipes, processes = [], []
             for number in range(world):
-                ours, theirs = fork.Pipe(duplex=False)
-                arguments = (number, world, f"{folder}/store{world}", path, rounds, theirs)
+                receiver, sender = fork.Pipe(duplex=False)
+                arguments = (number, world, f"{folder}/store{world}", path, rounds, sender)
                 processes.append(fork.Process(target=rank, args=arguments))
                 processes[-1].start()
-                pipes.append(ours)
-            told = []
+                pipes.append(receiver)
+            results = []
             for pipe in pipes:
                 if not pipe.poll(DEADLINE):
-                    raise SystemExit(f"{world} ranks did not end in {DEADLINE:.0f} s")
-                told.append(pipe.recv())
+                    raise SystemExit(f"{world} ranks timed out after {DEADLINE:.0f} s")
+                results.append(pipe.recv())
             for process in processes:
                 process.join(DEADLINE)
-            loaded, compare, held = (max(one[part] for one in told) for part in (0, 1, 3))
-            middle = statistics.median(one[2] for one in told)
+            loaded, compared, part = (max(one[index] for one in results) for index in (0, 1, 3))
+            ratio = statistics.median(one[2] for one in results)
             print(
-                f"| {world} ranks | {loaded:.1f} | {compare * 1e3:.0f} | {middle:.2f} | {compare / loaded:.2f} | {held:.3f} |"
+                f"| {world} ranks | {loaded:.1f} | {compared * 1e3:.0f} | {ratio:.2f} | {compared / loaded:.2f} | {part:.3f} |"
             )
 
 
 def environment_python(name: str) -> Path:
-    """The Python of an environment; installs it where it is not."""
+    """Return the Python of an environment; install the environment if needed."""
     from smokehouse.checkout import Checkout
     from smokehouse.installs import virtualenv
     from smokehouse.locks import check
@@ -290,13 +290,13 @@ def environment_python(name: str) -> Path:
 def main() -> int:
     """Measure and print Markdown tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7, help="how often each is measured")
-    parser.add_argument("--environment", default="qwen2.5-vl", help="whose Python to measure with (default: qwen2.5-vl)")
-    asked = parser.parse_args()
+    parser.add_argument("--rounds", type=int, default=7, help="Number of measurements of each figure (default: 7).")
+    parser.add_argument("--environment", default="qwen2.5-vl", help="Environment to measure in (default: qwen2.5-vl).")
+    options = parser.parse_args()
     if importlib.util.find_spec("torch") is None:
-        python = environment_python(asked.environment)
+        python = environment_python(options.environment)
         os.execv(python, [str(python), *sys.argv])
-    rounds = asked.rounds
+    rounds = options.rounds
     inspection(rounds)
     logging.disable(logging.INFO)
     import torch
@@ -309,7 +309,7 @@ def main() -> int:
     importlib.import_module("transformers.utils.logging").disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     partitions(rounds)
-    guard(rounds)
+    fit(rounds)
     comparison(rounds)
     print(f"\ntorch {torch.__version__}, transformers {transformers.__version__}, {len(os.sched_getaffinity(0))} CPUs")
     return 0

@@ -1,12 +1,12 @@
-"""How long `nox -s lock` takes against conda-lock 4 on the same inputs.
+"""Measure how long `nox -s lock` takes against conda-lock 4 on the same inputs.
 
-Both ask one mirror of the real index on this machine, which leaves out what is younger than the cut-off: conda-lock's pip
-solver knows no such date. No conda executable is at hand, so conda-lock gets one that solves with py-rattler, as we do: what
-is compared is the pip solver and all that happens around both. The tools run in turn; the table shows medians.
+Both request one mirror of the real index, on this machine, which leaves out files younger than the cut-off: conda-lock has no
+such option for PyPI packages. It also needs a conda executable, and gets one that solves with py-rattler, as Smokehouse does:
+what is compared is the resolution of PyPI packages and all that happens around both. The tools run in turn; tables show
+medians.
 """
 
 import argparse
-import inspect
 import json
 import os
 import platform
@@ -23,8 +23,8 @@ from pathlib import Path
 from time import perf_counter
 
 import yaml
-from mirror import Mirror, running
 
+from benchmarks.mirror import Mirror, running, upstream
 from smokehouse.checkout import Checkout
 from smokehouse.environments import definition as environment
 from smokehouse.environments.definition import Environment
@@ -40,15 +40,15 @@ DEADLINE = 900.0  # seconds
 SOLVING = """
 import sys, time
 from pathlib import Path
-from smokehouse.environments import definition
 from smokehouse.checkout import Checkout
+from smokehouse.environments import definition
 from smokehouse.locks.solvers import conda
 environment = definition.read(Checkout(Path.cwd()), sys.argv[1])
 began = time.perf_counter()
 conda.solve(environment.conda, sys.argv[2])
 print(time.perf_counter() - began, flush=True)
 import os
-os._exit(0)  # py-rattler crashes in a fifth of the orderly exits
+os._exit(0)  # py-rattler crashes one in five interpreters that exit normally
 """
 READING = """
 import sys, time
@@ -58,7 +58,7 @@ began = time.perf_counter()
 model.read(Path(sys.argv[1]), "lock.json", "")
 print(time.perf_counter() - began)
 """
-READING_THEIRS = """
+READING_CONDA_LOCK = """
 import sys, time
 from pathlib import Path
 from conda_lock.lockfile import parse_conda_lock_file
@@ -66,7 +66,7 @@ began = time.perf_counter()
 parse_conda_lock_file(Path(sys.argv[1]))
 print(time.perf_counter() - began)
 """
-# A process starts out with the peak of the one that it was forked from, and this one holds the whole mirror.
+# A process inherits the peak of the one that it was forked from, and this one has the whole mirror in memory.
 LAUNCHING = """
 import os, sys
 child = os.spawnvp(os.P_NOWAIT, sys.argv[2], sys.argv[2:])
@@ -79,7 +79,7 @@ sys.exit(os.waitstatus_to_exitcode(status))
 
 @dataclass(frozen=True)
 class Ran:
-    """A command that succeeded: wall seconds, the peak memory of its largest process in bytes, and what it printed."""
+    """A command that succeeded: wall seconds, peak memory of its largest process in bytes, and its output."""
 
     seconds: float
     peak: int
@@ -87,7 +87,7 @@ class Ran:
 
 
 def run(command: Sequence[str | Path], environ: dict[str, str], cwd: Path) -> Ran:
-    """Run a command that has to succeed. Raises RuntimeError with what it said where it does not."""
+    """Run a command; raise RuntimeError with its error output if it fails."""
     with tempfile.NamedTemporaryFile("r") as peak:
         launcher = [sys.executable, "-ISc", LAUNCHING, peak.name]
         began = perf_counter()
@@ -101,13 +101,13 @@ def run(command: Sequence[str | Path], environ: dict[str, str], cwd: Path) -> Ra
 
 
 class Rivals:
-    """Both tools on a checkout of their own, with caches of their own, so that warm means what this run made warm."""
+    """Both tools in a checkout and caches of their own, so that a warm cache is one that this run warmed."""
 
     def __init__(self, checkout: Checkout, folder: Path, channel: Path, mirror: Mirror) -> None:
         self.source = checkout
         self.checkout = Checkout(folder / "checkout")
         self.channel = channel
-        self.asked: Environment = environment.read(checkout, ENVIRONMENT)
+        self.environment: Environment = environment.read(checkout, ENVIRONMENT)
         self.mirror = mirror
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("UV_", "PYTHON", "CONDA_"))}
         self.environ = kept | {
@@ -115,27 +115,27 @@ class Rivals:
             "UV_CACHE_DIR": str(folder / "uv"),
             "XDG_CACHE_HOME": str(folder / "cache"),
             "SMOKEHOUSE_CHANNEL": str(channel),
-            "SMOKEHOUSE_CUTOFF": str(self.asked.stack.packages.cutoff),
+            "SMOKEHOUSE_CUTOFF": str(self.environment.stack.packages.cutoff),
         }
         self.conda = folder / "conda"
         self.conda.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{Path(__file__).with_name("stand_in_conda.py")}" "$@"\n')
         self.conda.chmod(0o755)
-        # conda-lock would download this map of pip names to conda names; ours asks for nothing that differs.
+        # conda-lock would download this map of PyPI names to conda names; these inputs need none of it.
         self.mapping = folder / "mapping.json"
         self.mapping.write_text("{}")
         shutil.copytree(checkout.environment(ENVIRONMENT), self.checkout.root / "environments" / ENVIRONMENT)
 
-    def ours(self, *arguments: str, freshness: str = "fresh") -> Ran:
-        """Run our lock."""
+    def smokehouse(self, *arguments: str, freshness: str = "fresh") -> Ran:
+        """Run `smokehouse lock`."""
         environ = self.environ | {"UV_DEFAULT_INDEX": self.mirror.address(freshness)}
         return run([sys.executable, "-m", "smokehouse", "lock", *arguments], environ, self.checkout.root)
 
-    def whole(self, freshness: str, *names: str) -> Ran:
-        """Our whole lock of `names`."""
-        return self.ours(*(names or [ENVIRONMENT]), "--channel", str(self.channel), freshness=freshness)
+    def smokehouse_lock(self, freshness: str, *names: str) -> Ran:
+        """Lock the environments `names` with Smokehouse."""
+        return self.smokehouse(*(names or [ENVIRONMENT]), "--channel", str(self.channel), freshness=freshness)
 
-    def theirs(self, freshness: str, *options: str) -> Ran:
-        """Run conda-lock's whole lock."""
+    def conda_lock(self, freshness: str, *options: str) -> Ran:
+        """Lock the environment with conda-lock."""
         index = self.mapping.with_name(f"{freshness}.yml")
         index.write_text(
             yaml.safe_dump(
@@ -147,7 +147,7 @@ class Rivals:
                 }
             )
         )
-        asked = self.checkout.environment(ENVIRONMENT) / "environment.yml"
+        definition = self.checkout.environment(ENVIRONMENT) / "environment.yml"
         command: list[str | Path] = [
             sys.executable,
             "-m",
@@ -159,26 +159,26 @@ class Rivals:
             "linux-64",
             *options,
         ]
-        command += ["--with-cuda", self.asked.stack.cuda.version, "--pypi_to_conda_lookup_file", self.mapping]
-        command += ["--file", asked, "--file", index, "--lockfile", self.answer(freshness)]
+        command += ["--with-cuda", self.environment.stack.cuda.version, "--pypi_to_conda_lookup_file", self.mapping]
+        command += ["--file", definition, "--file", index, "--lockfile", self.lockfile(freshness)]
         return run(command, self.environ, self.mapping.parent)
 
-    def answer(self, freshness: str) -> Path:
-        """Where conda-lock's lock lies."""
+    def lockfile(self, freshness: str) -> Path:
+        """Return the path of conda-lock's lock."""
         return self.mapping.with_name(f"conda-lock-{freshness}.yml")
 
     def differing(self) -> list[str]:
-        """Return each package that the two tools did not lock at one version."""
+        """Return each package that the two tools lock at different versions."""
         mine = model.read(self.checkout.lock(ENVIRONMENT) / model.LOCK_JSON, "lock.json", "")
         versions = {package.name: package.version for package in (*mine.conda, *mine.pip)}
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        locked = yaml.load(self.answer("fresh").read_text(), loader)["package"]
+        locked = yaml.load(self.lockfile("fresh").read_text(), loader)["package"]
         found = {package["name"]: package["version"] for package in locked}
         names = sorted(versions.keys() | found.keys())
         return [f"{name} {versions.get(name)} / {found.get(name)}" for name in names if versions.get(name) != found.get(name)]
 
     def larger(self) -> Path:
-        """Return our lock with as many packages as `PACKAGES`."""
+        """Return a copy of Smokehouse's lock, extended to `PACKAGES` packages."""
         folder = self.mapping.with_name("larger")
         shutil.copytree(self.checkout.lock(ENVIRONMENT), folder)
         path = folder / model.LOCK_JSON
@@ -189,7 +189,7 @@ class Rivals:
         return path
 
     def copies(self, number: int) -> list[str]:
-        """Return the names of `number` environments that ask for the same."""
+        """Return the names of `number` environments with the same requirements."""
         names = [f"copy-{index}" for index in range(number)]
         for name in names:
             folder = self.checkout.root / "environments" / name
@@ -200,67 +200,61 @@ class Rivals:
         return names
 
 
-def upstream() -> str:
-    """The index to mirror: uv's where one is chosen, else the one that conda-lock asks."""
-    if chosen := os.environ.get("UV_DEFAULT_INDEX"):
-        return chosen
-    from conda_lock._vendor.poetry.repositories.pypi_repository import PyPiRepository
-
-    return f"{inspect.signature(PyPiRepository).parameters['url'].default}simple"
-
-
 def main() -> int:
     """Measure and print Markdown tables."""
     checkout = Checkout.find(Path.cwd())
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="how often each is run")
+    parser.add_argument("--rounds", type=int, default=3, help="Run each tool this many times.")
     parser.add_argument(
-        "--channel", type=Path, default=checkout.root.parent / "shared" / "conda-forge", help="conda-forge's records"
+        "--channel",
+        type=Path,
+        default=checkout.root / "tests" / "data" / "conda-forge",
+        help="Folder with the records of conda-forge.",
     )
     given = parser.parse_args()
-    asked = environment.read(checkout, ENVIRONMENT)
-    with tempfile.TemporaryDirectory() as place, running(upstream(), asked.inputs.before) as mirror:
+    before = environment.read(checkout, ENVIRONMENT).inputs.before
+    with tempfile.TemporaryDirectory() as place, running(upstream(), before) as mirror:
         measure(Rivals(checkout, Path(place), given.channel.resolve(), mirror), given.rounds)
     return 0
 
 
 def measure(rivals: Rivals, rounds: int) -> None:
-    """Run both tools in turn and print what came of it."""
+    """Run both tools in turn and print the results."""
     rows: dict[str, list[tuple[float, float]]] = {}
     peaks: list[tuple[int, int]] = []
     requests: dict[str, tuple[int, int]] = {}
     for freshness in ("fresh", "stale"):
-        say(f"warming both tools up on {freshness} pages")
-        rivals.whole(freshness)
-        rivals.theirs(freshness)
+        report(f"warming the caches of both tools with {freshness} pages")
+        rivals.smokehouse_lock(freshness)
+        rivals.conda_lock(freshness)
     larger = rivals.larger()
     for number in range(rounds):
         for freshness, title in (
             ("fresh", "whole lock, every page of the index fresh in the cache"),
-            ("stale", "whole lock, every page asked about again (304)"),
+            ("stale", "whole lock, every page revalidated (304)"),
         ):
-            before = rivals.mirror.asked
-            mine = rivals.whole(freshness)
-            between = rivals.mirror.asked
-            their = rivals.theirs(freshness)
+            before = rivals.mirror.requests
+            mine = rivals.smokehouse_lock(freshness)
+            between = rivals.mirror.requests
+            their = rivals.conda_lock(freshness)
             rows.setdefault(title, []).append((mine.seconds, their.seconds))
-            requests[freshness] = (between - before, rivals.mirror.asked - between)
+            requests[freshness] = (between - before, rivals.mirror.requests - between)
             peaks.append((mine.peak, their.peak))
-        checked = rivals.ours(ENVIRONMENT, "--check"), rivals.theirs("fresh", "--check-input-hash")
-        rows.setdefault("is the lock what is asked for: `--check` / `--check-input-hash`", []).append(
+        checked = rivals.smokehouse(ENVIRONMENT, "--check"), rivals.conda_lock("fresh", "--check-input-hash")
+        rows.setdefault("lock up to date: `--check` / `--check-input-hash`", []).append(
             (checked[0].seconds, checked[1].seconds)
         )
         reading = [
             float(run([sys.executable, "-c", script, path], rivals.environ, rivals.checkout.root).stdout)
-            for script, path in ((READING, larger), (READING_THEIRS, rivals.answer("fresh")))
+            for script, path in ((READING, larger), (READING_CONDA_LOCK, rivals.lockfile("fresh")))
         ]
-        rows.setdefault(f"reading a lock (of {PACKAGES} packages / its own), imports apart", []).append(
+        rows.setdefault(f"reading a lock (of {PACKAGES} packages / its own), without imports", []).append(
             (reading[0], reading[1])
         )
         solving = run([sys.executable, "-c", SOLVING, ENVIRONMENT, rivals.channel], rivals.environ, rivals.checkout.root)
-        rows.setdefault("the conda half alone, imports apart", []).append((float(solving.stdout), float("nan")))
-        say(f"round {number + 1}: " + ", ".join(f"{runs[-1][0]:.2f} / {runs[-1][1]:.2f} s" for runs in rows.values()))
-    growth = [(number, [rivals.whole("fresh", *rivals.copies(number)) for _ in range(rounds)]) for number in COPIES]
+        rows.setdefault("solving the conda packages, without imports", []).append((float(solving.stdout), float("nan")))
+        report(f"round {number + 1}: " + ", ".join(f"{runs[-1][0]:.2f} / {runs[-1][1]:.2f} s" for runs in rows.values()))
+    growth = [(number, [rivals.smokehouse_lock("fresh", *rivals.copies(number)) for _ in range(rounds)]) for number in COPIES]
     show(rivals, rounds, rows, peaks, requests, growth)
 
 
@@ -275,10 +269,10 @@ def show(
     """Print the tables."""
     found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     print(f"{found[1] if found else platform.machine()}, {len(os.sched_getaffinity(0))} CPUs, median of {rounds} rounds\n")
-    print(f"| {ENVIRONMENT} | ours | conda-lock {metadata.version('conda-lock')} | times faster |\n|---|---:|---:|---:|")
+    print(f"| {ENVIRONMENT} | Smokehouse | conda-lock {metadata.version('conda-lock')} | times faster |\n|---|---:|---:|---:|")
     for title, runs in rows.items():
         mine, their = (statistics.median(run[side] for run in runs) for side in (0, 1))
-        # In one round both tools meet the same machine.
+        # Compared within a round, in which the machine is the same for both.
         times = statistics.median(other / one for one, other in runs)
         print(f"| {title} | {mine:.3f} s | " + ("- | - |" if their != their else f"{their:.3f} s | {times:.1f} |"))
     mine_peak, their_peak = (max(peak[side] for peak in peaks) / 1e6 for side in (0, 1))
@@ -288,18 +282,18 @@ def show(
     for number, grown in growth:
         seconds = statistics.median(run.seconds for run in grown)
         print(f"| {number} | {seconds:.2f} | {seconds / one:.1f} |")
-    for freshness, (mine_asked, their_asked) in requests.items():
-        print(f"\nPages asked for when {freshness}: ours {mine_asked}, conda-lock {their_asked}.", end="")
+    for freshness, (mine_requests, their_requests) in requests.items():
+        print(f"\nPages requested when {freshness}: Smokehouse {mine_requests}, conda-lock {their_requests}.", end="")
     differing = rivals.differing()
     print(f"\nPackages that the two lock at different versions: {len(differing)} ({', '.join(differing) or 'none'}).")
     print(
-        "conda-lock's conda executable is a stand-in that solves with py-rattler as we do, and its index is cut off at "
-        f"{rivals.asked.stack.packages.cutoff} for it, which it cannot do itself."
+        "conda-lock uses a stand-in for conda that solves with py-rattler, as Smokehouse does, and a mirror of the index that "
+        f"is cut off at {rivals.environment.stack.packages.cutoff}, as it has no such option."
     )
 
 
-def say(message: str) -> None:
-    """Report progress."""
+def report(message: str) -> None:
+    """Print progress."""
     print(message, file=sys.stderr, flush=True)
 
 

@@ -1,14 +1,16 @@
-"""A mirror of the package index on 127.0.0.1: the same pages to each tool, as of one day, and as fresh as one likes.
+"""A mirror of the package index on 127.0.0.1: the same pages for each tool, as of one day, fresh or stale at will.
 
-conda-lock's pip solver knows no cut-off date, so the mirror leaves out what is younger: both tools answer one question.
-Pages, metadata and source distributions come from the real index, each once. Files may be kept for ever, as that index says
-of them too; a proxy on the way that says nothing would be what is measured.
+conda-lock cannot cut off the index at a date, so the mirror leaves out younger files, and both tools resolve the same inputs.
+Pages, metadata and source distributions come from the real index, each once. Files may be cached for ever, as the real index
+says of its own; otherwise a proxy in between that sends no such header would be what is measured.
 """
 
 import hashlib
 import html
+import inspect
 import io
 import json
+import os
 import threading
 import urllib.error
 import urllib.request
@@ -25,9 +27,9 @@ PATIENCE = 60.0  # seconds
 
 
 class Mirror(ThreadingHTTPServer):
-    """Serves `/fresh/simple/<name>/`, which caches may keep for a day, and `/stale/simple/<name>/`, which they must ask about.
+    """A server of `/fresh/simple/<name>/`, which caches may keep for a day, and `/stale/simple/<name>/`, which they revalidate.
 
-    `before` is the first moment that no longer counts. `asked` counts requests.
+    Files uploaded at `before` or later are left out. `requests` counts requests for pages.
     """
 
     daemon_threads = True
@@ -36,20 +38,20 @@ class Mirror(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.upstream = upstream.rstrip("/")
         self.before = before
-        self.asked = 0
+        self.requests = 0
         self.pages: dict[str, dict[str, Any] | None] = {}
-        self.files: dict[str, str] = {}  # where the real index has them, by their path here
+        self.files: dict[str, str] = {}  # URL at the real index, by path on this server
         self.kept: dict[str, bytes] = {}
         self.lock = threading.Lock()
 
     def address(self, freshness: str) -> str:
-        """The index whose pages are `fresh` or `stale`."""
+        """Return the URL of the index whose pages are `fresh` or `stale`."""
         return f"http://127.0.0.1:{self.server_port}/{freshness}/simple"
 
     def page(self, name: str) -> dict[str, Any] | None:
-        """The page of a package, None where there is none."""
+        """Return the page of a package, or None if the index has none."""
         with self.lock:
-            self.asked += 1
+            self.requests += 1
             if name in self.pages:
                 return self.pages[name]
         request = urllib.request.Request(f"{self.upstream}/{name}/", headers={"Accept": JSON})
@@ -67,13 +69,13 @@ class Mirror(ThreadingHTTPServer):
                 path = f"/files/{file['hashes']['sha256']}/{file['filename']}"
                 self.files[path] = urljoin(f"{self.upstream}/{name}/", file["url"])
                 file["url"] = f"http://127.0.0.1:{self.server_port}{path}"
-                # A proxy on the way may serve metadata that it no longer announces.
+                # A proxy in between may serve metadata that its pages do not announce.
                 file["core-metadata"] = file.get("core-metadata") or file["filename"].endswith(".whl")
         with self.lock:
             return self.pages.setdefault(name, page)
 
     def file(self, path: str) -> bytes:
-        """The file, or with `.metadata` added its metadata, that `path` is here."""
+        """Return the file at `path`, or its metadata if `path` ends in `.metadata`."""
         if path not in self.kept:
             where = self.files[path.removesuffix(".metadata")]
             try:
@@ -139,9 +141,18 @@ def _anchor(file: dict[str, Any]) -> str:
     return f"<a {written}>{html.escape(file['filename'])}</a><br>\n"
 
 
+def upstream() -> str:
+    """The index that uv is told of in the environment, or the one that installed clients ask by default."""
+    if chosen := os.environ.get("UV_DEFAULT_INDEX"):
+        return chosen
+    from conda_lock._vendor.poetry.repositories.pypi_repository import PyPiRepository
+
+    return f"{inspect.signature(PyPiRepository).parameters['url'].default}simple"
+
+
 @contextmanager
 def running(upstream: str, before: datetime) -> Iterator[Mirror]:
-    """A mirror of `upstream`, running."""
+    """Run a mirror of `upstream`."""
     with Mirror(upstream, before) as mirror:
         thread = threading.Thread(target=mirror.serve_forever, args=(0.05,))
         thread.start()

@@ -1,6 +1,6 @@
-"""How long `nox -s smoke` takes against its floor: one process that imports torch, transformers and deepspeed.
+"""Measure how long `nox -s smoke` takes against its floor: one process that imports torch, transformers and deepspeed.
 
-Both are run in turn, so that what slows the machine slows both; the table shows medians and their ratio.
+Both run in turn, so that what slows the machine slows both; the table shows medians and their ratio.
 """
 
 import argparse
@@ -25,7 +25,7 @@ DEADLINE = 1800.0  # seconds
 
 
 def seconds(command: list[str], environ: dict[str, str], cwd: Path) -> float:
-    """Wall time of a command that has to succeed. Raises subprocess.CalledProcessError with its output."""
+    """Return the wall time of a command; raise subprocess.CalledProcessError with its output if it fails."""
     began = time.perf_counter()
     subprocess.run(command, env=environ, cwd=cwd, check=True, capture_output=True, text=True, timeout=DEADLINE)
     return time.perf_counter() - began
@@ -34,12 +34,12 @@ def seconds(command: list[str], environ: dict[str, str], cwd: Path) -> float:
 def main() -> int:
     """Measure and print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="how often each is run")
+    parser.add_argument("--rounds", type=int, default=5, help="Run each this many times.")
     rounds = parser.parse_args().rounds
     checkout = Checkout.find(Path.cwd())
     python = virtualenv.ensure(checkout, check.load(checkout, ENVIRONMENT))
     report = checkout.root / "build" / "benchmark"
-    # A floor without GPUs: the smoke test is measured on the CPU too.
+    # The floor does not use GPUs, as the smoke test is measured on the CPU.
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environ |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
     smoke = [sys.executable, "-m", "nox", "-s", "smoke", "--", ENVIRONMENT, "--device", "cpu", "--report", str(report)]

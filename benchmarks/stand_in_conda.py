@@ -1,7 +1,7 @@
-"""Stands in for the conda executable that conda-lock asks for its conda half.
+"""A stand-in for the conda executable that conda-lock runs to solve conda packages.
 
-Answers `create --dry-run --json` by solving the same specs with py-rattler from the records in the folder that
-SMOKEHOUSE_CHANNEL names, as of the day SMOKEHOUSE_CUTOFF. Everything else that conda can do is refused.
+It answers `create --dry-run --json` by solving the same specs with py-rattler from the records in the folder
+SMOKEHOUSE_CHANNEL, as of the day SMOKEHOUSE_CUTOFF. It refuses every other command.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from rattler import (
 
 
 def virtual_packages(channel: str) -> list[GenericVirtualPackage]:
-    """The virtual packages that conda-lock states as a channel of its own, at the file:// address `channel`."""
+    """Return the virtual packages that conda-lock provides as a channel of its own, at the file:// URL `channel`."""
     found = []
     for subdir in ("linux-64", "noarch"):
         repodata = Path(urlsplit(channel).path, subdir, "repodata.json")
@@ -38,7 +38,7 @@ def virtual_packages(channel: str) -> list[GenericVirtualPackage]:
 
 
 def fetch(record: RepoDataRecord) -> dict[str, object]:
-    """One package as conda's FETCH action names it."""
+    """Return a package as conda's FETCH action describes it."""
     return {
         "name": record.name.normalized,
         "version": str(record.version),
@@ -57,20 +57,20 @@ def fetch(record: RepoDataRecord) -> dict[str, object]:
 
 
 def main() -> None:
-    """Solve and print what conda prints."""
-    given = sys.argv[1:]
-    if given == ["--version"]:
+    """Solve, and print the same JSON as conda."""
+    arguments = sys.argv[1:]
+    if arguments == ["--version"]:
         print("conda 0")
         return
-    if given[:1] != ["create"] or "--dry-run" not in given or "--json" not in given:
-        sys.exit(f"this stands in for conda in a benchmark and cannot: {' '.join(given)}")
+    if arguments[:1] != ["create"] or "--dry-run" not in arguments or "--json" not in arguments:
+        sys.exit(f"stand_in_conda: expected create --dry-run --json, found {' '.join(arguments)}")
     specs, channels = [], []
-    arguments = iter(given[1:])
-    for argument in arguments:
+    remaining = iter(arguments[1:])
+    for argument in remaining:
         if argument == "--channel":
-            channels.append(next(arguments))
+            channels.append(next(remaining))
         elif argument == "--prefix":
-            next(arguments)
+            next(remaining)
         elif not argument.startswith("--"):
             specs.append(MatchSpec(argument))
     folder = Path(os.environ["SMOKEHOUSE_CHANNEL"])
@@ -89,7 +89,7 @@ def main() -> None:
     )
     print(json.dumps({"success": True, "dry_run": True, "actions": {"FETCH": [fetch(one) for one in solved], "LINK": []}}))
     sys.stdout.flush()
-    os._exit(0)  # py-rattler crashes in a fifth of the interpreter's orderly exits after asynchronous calls
+    os._exit(0)  # py-rattler crashes one in five interpreters that exit normally after asynchronous calls
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-# What `nox -s build -- NAME` runs: docker buildx bake -f docker/docker-bake.hcl -f build/images/NAME-FLAVOUR/bake.json NAME.
-# The second file, written by it, has the contexts with what was fetched; `nox -s build -- NAME --prepare` stops there.
+# `nox -s build -- NAME` runs: docker buildx bake -f docker/docker-bake.hcl -f build/images/NAME-FLAVOUR/bake.json NAME
+# It writes the second file, which has the named contexts, arguments and labels; with --prepare, it stops there.
 
 group "default" {
   targets = ["qwen2_5-vl"]
 }
 
-# bake knows a target by its name with dots as underscores, and takes either.
+# In a file, bake requires underscores for the dots in names of targets; on the command line it accepts both.
 
 target "image" {
   context    = "docker"
   dockerfile = "Dockerfile"
   target     = "image"
-  # What attests to an image is a statement of its own, with a signature; BuildKit's has times in it.
+  # BuildKit's attestations contain timestamps; `nox -s publish` signs attestations that do not.
   attest = []
 }
 

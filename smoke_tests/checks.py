@@ -279,7 +279,7 @@ def partition_problems(bench: Bench) -> list[str]:
     """How the model's parameters differ from a partitioned (ZeRO-3) or whole (otherwise) model, or are both."""
     both = [p for p in bench.model.named_parameters() if zero.is_partitioned(p[1]) and p[1].numel()]
     return [
-        *map(str, ready.partitioning(bench.model, asked=bench.stage == 3)),
+        *map(str, ready.partitioning(bench.model, requested=bench.stage == 3)),
         *(f"{name} holds {p.numel()} + {p.ds_tensor.numel()} of {p.ds_numel} elements" for name, p in both),
     ]
 

@@ -101,7 +101,7 @@ def flipped_bit(bench: Bench) -> Outcome:
     wrong = wrong_tensors(bench, bench.work / SLIM)
     name = bench.family.flipped_tensor
     size = inspect_checkpoint(bench.work / SLIM).tensors[name].elements
-    owner = (size - 1) // zero.share(size, bench.world_size)
+    owner = (size - 1) // zero.partition_size(size, bench.world_size)
     if bench.stage == 3 and bench.rank != owner:
         return failed(f"rank {owner} holds the bit, and here differ {wrong}") if wrong else passed(f"held by rank {owner}")
     if set(wrong) == {name}:

@@ -1,6 +1,6 @@
-"""Makes any UID work: run by a .pth at every start of Python, because not every runtime runs the entrypoint.
+"""Make any user ID work: a .pth file runs this at every start of Python, because not every runtime runs the entrypoint.
 
-Only what is missing is set: who has a home directory keeps it.
+Only missing variables are set: a user with a home directory keeps it.
 """
 
 import os
@@ -13,12 +13,12 @@ def _set() -> None:
 
         pwd.getpwuid(os.getuid())
     except (ImportError, KeyError):
-        for name in ("USER", "LOGNAME"):  # what getpass.getuser, and with it torch, asks before the password file
+        for name in ("USER", "LOGNAME"):  # getpass.getuser, which torch calls, reads these before the password file
             os.environ.setdefault(name, f"uid{os.getuid()}")
     home = os.environ.get("HOME", "")
     if home and os.path.isdir(home) and os.access(home, os.W_OK):
         return
-    folder = os.environ["HOME"] = _made()
+    folder = os.environ["HOME"] = _private_folder()
     for name, below in (
         ("XDG_CACHE_HOME", ".cache"),
         ("HF_HOME", ".cache/huggingface"),
@@ -30,15 +30,15 @@ def _set() -> None:
         os.environ.setdefault(name, f"{folder}/{below}")
 
 
-def _made() -> str:
-    """Return a folder that nobody else has a hand in, or one that does not exist where there can be none."""
+def _private_folder() -> str:
+    """Return a folder that no other user can write to, or a path that does not exist if there cannot be one."""
     folder = f"/tmp/smokehouse-{os.getuid()}"
     try:
         try:
             os.mkdir(folder, 0o700)
         except FileExistsError:
             found = os.lstat(folder)
-            # Slurm's and HPC's runtimes mount the /tmp of the host, where another user can have made it.
+            # Slurm and HPC runtimes mount the host's /tmp, where another user may have created the folder.
             if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
                 import tempfile
 

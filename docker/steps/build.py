@@ -1,6 +1,5 @@
-"""Build wheels from source distributions: build.py IN OUT."""
+"""Build wheels from source distributions: build.py CONTEXT OUT."""
 
-import hashlib
 import os
 import re
 import shutil
@@ -11,6 +10,7 @@ import tempfile
 import tomllib
 import zipfile
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -20,7 +20,7 @@ _BUILD = """\
 import importlib, os, sys
 name, _, attribute = sys.argv[1].partition(":")
 sys.path[:0] = sys.argv[4:]
-sys.modules["triton"] = None  # deepspeed would have it look for a GPU
+sys.modules["triton"] = None  # deepspeed would make it look for a GPU
 exec(sys.argv[3])
 backend = importlib.import_module(name)
 for part in filter(None, attribute.split(".")):
@@ -28,8 +28,8 @@ for part in filter(None, attribute.split(".")):
 backend.build_wheel(sys.argv[2])
 """
 
-# The oldest CPUs that have seen a GPU of these. deepspeed takes the one that it is built on, and writes code for that by
-# hand, too; its own files stay as they are, for who compiles another op where it runs.
+# The oldest CPUs in machines with GPUs of TORCH_CUDA_ARCH_LIST. DeepSpeed would compile for the CPU of this machine and choose
+# hand-written code for it. Its files are not changed, because ops that users compile later are for the machine they run on.
 _MARCH = "-march=x86-64-v3"
 _PORTABLE = f"""\
 from op_builder.builder import OpBuilder
@@ -39,31 +39,32 @@ OpBuilder.simd_width = lambda self: "-D__AVX256__"
 _OPS = {
     "DS_BUILD_FUSED_ADAM": "1",
     "DS_BUILD_CPU_ADAM": "1",
-    "DS_ACCELERATOR": "cuda",  # where no GPU is, ops for the CPU would be built, and nothing said
+    "DS_ACCELERATOR": "cuda",  # without it, a machine without a GPU silently builds ops for the CPU
     "DS_ENABLE_NINJA": "1",
     "DS_NVCC_THREADS": "2",
     "TORCH_CUDA_ARCH_LIST": "8.0;9.0",
-    "LDFLAGS": "-Wl,--strip-all",  # nvcc's temporary files have its process id in their names, which are symbols
+    "LDFLAGS": "-Wl,--strip-all",  # symbols contain the names of nvcc's temporary files, and those its process ID
 }
 
 
-def main(given: Path, out: Path) -> None:
-    """Build every sdist of the plan with exactly the wheels that it names for that."""
-    plan = tree.plan(given)
+def main(context: Path, out: Path) -> None:
+    """Build every source distribution of the plan, with no other build dependencies than the plan lists."""
+    plan = tree.plan(context)
     out.mkdir()
-    folder = out.with_name("build")  # the same in every build, since compilers write it down
+    folder = out.with_name("build")  # the same in every build, because compilers write the path into their output
     folder.mkdir()
     tools = folder / "tools"
     for file in plan["build"]:
-        _check(given / file["file"], file["sha256"])
-        zipfile.ZipFile(given / file["file"]).extractall(tools)
+        tree.check_sha256(context / file["file"], file["sha256"])
+        zipfile.ZipFile(context / file["file"]).extractall(tools)
     for file in plan["files"]:
-        _check(given / file["file"], file["sha256"])
-        _build(given / file["file"], tools, folder, out, plan)
+        tree.check_sha256(context / file["file"], file["sha256"])
+        _build(context / file["file"], tools, folder, out, plan)
     shutil.rmtree(folder)
 
 
-def _build(sdist: Path, tools: Path, folder: Path, out: Path, plan: dict[str, object]) -> None:
+def _build(sdist: Path, tools: Path, folder: Path, out: Path, plan: dict[str, Any]) -> None:
+    """Build one source distribution to a wheel in `out`; `tools` has its build dependencies."""
     source = folder / "source"
     shutil.rmtree(source, ignore_errors=True)
     with tarfile.open(sdist) as archive:
@@ -78,7 +79,7 @@ def _build(sdist: Path, tools: Path, folder: Path, out: Path, plan: dict[str, ob
         "HOME": str(folder),
         "LC_ALL": "C.UTF-8",
         "SOURCE_DATE_EPOCH": str(plan["epoch"]),
-        "PYTHONHASHSEED": "0",  # deepspeed makes a list of a set, for its metadata
+        "PYTHONHASHSEED": "0",  # the order of a set is in deepspeed's metadata
         "DS_BUILD_OPS": "0",
     }
     aot = plan["ops"] == "aot" and (root / "op_builder").is_dir()
@@ -93,44 +94,43 @@ def _build(sdist: Path, tools: Path, folder: Path, out: Path, plan: dict[str, ob
     command = [sys.executable, "-B", "-c", _BUILD, backend, str(out), _PORTABLE if aot else "", str(tools), str(root)]
     ended = subprocess.run(command, cwd=root, env=environ, capture_output=True, text=True)
     if ended.returncode:
-        tree.refuse(f"{sdist.name} cannot be built: {' '.join((ended.stderr or ended.stdout).splitlines()[-5:])}")
-    [made] = {*out.iterdir()} - before
+        tree.refuse(f"{sdist.name}: build failed: {' '.join((ended.stderr or ended.stdout).splitlines()[-5:])}")
+    [wheel] = {*out.iterdir()} - before
     if aot:
-        _check_ops(made, ended.stdout)
+        _check_ops(wheel, ended.stdout)
 
 
-def _check_ops(made: Path, said: str) -> None:
-    """Refuse a wheel without the ops, for another CPU, or whose CUDA op lacks a GPU that it is for.
+def _check_ops(wheel: Path, output: str) -> None:
+    """Refuse a wheel without the ops, with ops for another CPU, or whose CUDA op lacks a GPU of TORCH_CUDA_ARCH_LIST.
 
-    `said` has the commands of the compilers.
+    `output` is that of the build, which contains the commands of the compilers.
     """
-    with zipfile.ZipFile(made) as wheel, tempfile.TemporaryDirectory() as folder:
+    with zipfile.ZipFile(wheel) as archive, tempfile.TemporaryDirectory() as folder:
         for op in ("cpu_adam", "fused_adam"):
-            found = [name for name in wheel.namelist() if f"/{op}_op" in name and name.endswith(".so")]
+            found = [name for name in archive.namelist() if f"/{op}_op" in name and name.endswith(".so")]
             if len(found) != 1:
-                tree.refuse(f"{made.name}: {op} was not built; look at the toolkit")
-        library = wheel.extract(found[0], folder)
-        cpus = {*re.findall(r"-march=\S+|-D__AVX512__", said)}
+                tree.refuse(f"{wheel.name}: expected one {op} op, found {len(found)}; check the toolkit in [conda] devel")
+        library = archive.extract(found[0], folder)
+        cpus = {*re.findall(r"-march=\S+|-D__AVX512__", output)}
         if cpus != {_MARCH}:
-            tree.refuse(f"{made.name}: cpu_adam is for {' '.join(sorted(cpus))}; read op_builder/builder.py again")
+            tree.refuse(
+                f"{wheel.name}: expected cpu_adam to be compiled with {_MARCH}, found {' '.join(sorted(cpus)) or 'no -march'}; "
+                f"adapt _PORTABLE in docker/steps/build.py to this version of op_builder/builder.py"
+            )
         lister = Path("/", tree.PREFIX, "bin", "cuobjdump")
         if not lister.is_file():
-            tree.refuse("the toolkit has no cuobjdump, which says for which GPUs an op is; add cuda-cuobjdump to [conda] devel")
+            tree.refuse("toolkit: cuobjdump not found, which lists the GPUs of an op; add cuda-cuobjdump to [conda] devel")
         listed = subprocess.run([lister, "--list-elf", library], capture_output=True, text=True)
         for architecture in ("sm_80", "sm_90"):
             if f".{architecture}." not in listed.stdout:
-                seen = " ".join((listed.stdout or listed.stderr).split())
-                tree.refuse(f"{made.name}: fused_adam is not for {architecture}: {seen}")
+                gpus = " ".join((listed.stdout or listed.stderr).split())
+                remedy = "check TORCH_CUDA_ARCH_LIST in docker/steps/build.py"
+                tree.refuse(f"{wheel.name}: expected fused_adam for {architecture}, found {gpus}; {remedy}")
 
 
 def _compiler(name: str) -> str:
-    """The toolkit's own compiler, which its nvcc accepts."""
+    """Return the path of the toolkit's compiler, whose version its nvcc supports."""
     return f"/{tree.PREFIX}/bin/x86_64-conda-linux-gnu-{name}"
-
-
-def _check(file: Path, sha256: str) -> None:
-    if hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
-        tree.refuse(f"{file.name}: not the file that the lock names")
 
 
 if __name__ == "__main__":

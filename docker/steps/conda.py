@@ -1,4 +1,4 @@
-"""Finish the conda half, which has just been unpacked: conda.py IN OUT."""
+"""Finish the conda packages, which have just been unpacked: conda.py CONTEXT OUT."""
 
 import sys
 from pathlib import Path
@@ -8,11 +8,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 import tree
 
 
-def main(given: Path, out: Path) -> None:
-    """Compile the standard library anew: bytecode of a conda package is checked against times that are no more."""
-    plan = tree.plan(given)
+def main(context: Path, out: Path) -> None:
+    """Compile the standard library again: the bytecode in conda packages is checked against times that have changed."""
+    plan = tree.plan(context)
     tree.compile_python(out, [out / tree.PREFIX / "lib" / f"python{plan['python']}"])
-    tree.settle(out, plan["epoch"], plan["budget"])
+    tree.normalize(out, plan["epoch"], plan["budget"])
 
 
 if __name__ == "__main__":

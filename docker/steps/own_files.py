@@ -1,120 +1,130 @@
-"""Put what is ours into the image, and see that all else is of the lock: own_files.py IN OUT."""
+"""Install the files of Smokehouse in the image, and verify that all others are locked: own_files.py CONTEXT OUT."""
 
 import csv
-import hashlib
 import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import tree
 
 
-def main(given: Path, out: Path) -> None:
-    """Lay out /opt/smokehouse, with a list of every file that no artefact of the lock has as it is."""
-    plan = tree.plan(given)
-    ours = out / tree.OURS
-    shutil.copytree(given / "ours", ours)
+def main(context: Path, out: Path) -> None:
+    """Write /opt/smokehouse, with files.json: every file of the image that no locked package contains as it is."""
+    plan = tree.plan(context)
+    folder = out / tree.SMOKEHOUSE
+    shutil.copytree(context / "ours", folder)
     site = Path("/", tree.PREFIX, "lib", f"python{plan['python']}", "site-packages")
     hook = out / site.relative_to("/") / "_smokehouse_home.py"
     hook.parent.mkdir(parents=True)
-    shutil.move(ours / "home.py", hook)
+    shutil.move(folder / "home.py", hook)
     hook.with_suffix(".pth").write_text("import _smokehouse_home\n")
     for name in plan["programs"]:
-        (ours / name).chmod(0o755)
+        (folder / name).chmod(0o755)
     tree.compile_python(out, [out / "opt"])
-    made = _generated(plan, site)
+    reasons = _generated(plan, site)
     for path in sorted(out.rglob("*")):
         if path.is_file():
-            made[f"/{path.relative_to(out)}"] = "pyc" if path.suffix == ".pyc" else "ours"
-    text = [
-        {"path": path, "sha256": _sha256(out / path[1:] if (out / path[1:]).exists() else Path(path)), "reason": made[path]}
-        for path in sorted(made)
-    ]
-    (ours / "files.json").write_text(json.dumps({"format": 1, "files": text}, indent=0) + "\n")
-    tree.settle(out, plan["epoch"], plan["budget"])
+            reasons[f"/{path.relative_to(out)}"] = "pyc" if path.suffix == ".pyc" else "ours"
+    files = [{"path": path, "sha256": _sha256(path, out), "reason": reasons[path]} for path in sorted(reasons)]
+    (folder / "files.json").write_text(json.dumps({"format": 1, "files": files}, indent=0) + "\n")
+    tree.normalize(out, plan["epoch"], plan["budget"])
 
 
-def _generated(plan: dict[str, object], site: Path) -> dict[str, str]:
-    """Every file of the prefix that was made in this build by its path, with the reason; refuse what is of neither."""
+def _sha256(path: str, out: Path) -> str:
+    """Return the hash of the image's file `path`, which is in `out` or in a layer below."""
+    written = out / path.removeprefix("/")
+    return tree.sha256(written if written.exists() else Path(path))
+
+
+def _generated(plan: dict[str, Any], site: Path) -> dict[str, str]:
+    """Return the files of the prefix that the build generated, each with the reason; refuse files of unknown origin.
+
+    The reasons are part of the format of files.json.
+    """
     prefix = Path("/", tree.PREFIX)
-    made: dict[str, str] = {}
-    owned: dict[str, str] = {}
-    made[str(prefix / "conda-meta" / "history")] = "conda record"  # empty; by it conda knows that this is a prefix
+    reasons: dict[str, str] = {}
+    packaged: dict[str, str] = {}
+    reasons[str(prefix / "conda-meta" / "history")] = "conda record"  # empty; it marks the folder as a prefix for conda
     for record in sorted((prefix / "conda-meta").glob("*.json")):
-        made[str(record)] = "conda record"
+        reasons[str(record)] = "conda record"
         for entry in json.loads(record.read_text())["paths_data"]["paths"]:
             path = str(prefix / entry["_path"])
-            owned[path] = ""
+            packaged[path] = ""
             if "prefix_placeholder" in entry:
-                made[path] = "prefix in place of a placeholder"
+                reasons[path] = "prefix in place of a placeholder"
             elif entry["path_type"] not in ("hardlink", "softlink", "directory"):
-                made[path] = "script of a conda package"
-    found: dict[str, str] = {}
+                reasons[path] = "script of a conda package"
+    versions: dict[str, str] = {}
     for info in sorted(site.glob("*.dist-info")):
         name, _, version = info.name.removesuffix(".dist-info").partition("-")
-        found[_normal(name)] = version
-        _own(info, owned, made)
-    wanted = {_normal(entry["name"]): entry for entry in plan["pip"]}  # type: ignore[attr-defined]
-    if different := sorted(found.keys() ^ wanted.keys()):
-        tree.refuse(f"{', '.join(different)}: not what the lock names; another wheel brought or replaced it")
-    for name, entry in wanted.items():
-        if found[name] != entry["version"]:
-            tree.refuse(f"{name} {found[name]}: the lock names {entry['version']}; another wheel replaced it")
+        versions[_normalized(name)] = version
+        _add_distribution(info, packaged, reasons)
+    locked = {_normalized(entry["name"]): entry for entry in plan["pip"]}
+    _check_versions(versions, {name: entry["version"] for name, entry in locked.items()})
+    for name, entry in locked.items():
         if entry["file"].endswith((".tar.gz", ".zip")):
-            for path in _rows(next(site.glob(f"{name.replace('-', '_')}-*.dist-info"))):
-                made.setdefault(path, f"built from {entry['file']}")
-    for path in sorted(prefix.rglob("*")):
-        if path.is_dir() and not path.is_symlink():
+            for path in _record(next(site.glob(f"{name.replace('-', '_')}-*.dist-info"))):
+                reasons.setdefault(path, f"built from {entry['file']}")
+    for file in sorted(prefix.rglob("*")):
+        if file.is_dir() and not file.is_symlink():
             continue
-        if path.parent.name == "__pycache__":
-            made[str(path)] = "pyc"
-        elif str(path) not in owned and str(path) not in made:
-            tree.refuse(f"{path}: of no artefact of the lock")
-    return {path: reason for path, reason in made.items() if not Path(path).is_symlink() and Path(path).is_file()}
+        if file.parent.name == "__pycache__":
+            reasons[str(file)] = "pyc"
+        elif str(file) not in packaged and str(file) not in reasons:
+            tree.refuse(f"{file}: unexpected file, of no locked package; remove what writes it")
+    return {path: reason for path, reason in reasons.items() if not Path(path).is_symlink() and Path(path).is_file()}
 
 
-def _own(info: Path, owned: dict[str, str], made: dict[str, str]) -> None:
-    """Note the files of a distribution; refuse one that has another's as something else."""
+def _check_versions(found: dict[str, str], locked: dict[str, str]) -> None:
+    """Refuse installed distributions, by name, that are not exactly the locked ones."""
+    if unlocked := sorted(found.keys() - locked.keys()):
+        tree.refuse(f"site-packages: expected locked packages, found {', '.join(unlocked)}; remove the wheel that adds them")
+    if missing := sorted(locked.keys() - found.keys()):
+        tree.refuse(f"site-packages: expected {', '.join(missing)}, not found; remove the wheel that replaces them")
+    for name, version in locked.items():
+        if found[name] != version:
+            tree.refuse(f"{name}: expected {version} as locked, found {found[name]}; remove the wheel that replaces it")
+
+
+def _add_distribution(info: Path, packaged: dict[str, str], reasons: dict[str, str]) -> None:
+    """Add the files of an installed distribution; refuse one whose content differs from another package's."""
     scripts = set()
     entry_points = info / "entry_points.txt"
     if entry_points.is_file():
         scripts = {line.partition("=")[0].strip() for line in entry_points.read_text("utf-8").splitlines() if "=" in line}
-    for path, digest in _rows(info).items():
-        place = Path(path)
-        if owned.setdefault(path, digest) != digest:
-            tree.refuse(f"{path}: {info.name} and another artefact of the lock differ about it")
-        if place.parent == info and place.name in ("RECORD", "INSTALLER"):
-            made[path] = "record of the installation"
-        elif place.parent == Path("/", tree.PREFIX, "bin"):
-            made[path] = "console script" if place.name in scripts else "script of a wheel"
+    for path, digest in _record(info).items():
+        file = Path(path)
+        if packaged.setdefault(path, digest) != digest:
+            tree.refuse(f"{path}: expected the same file in {info.name} and another package, found two; remove one of them")
+        if file.parent == info and file.name in ("RECORD", "INSTALLER"):
+            reasons[path] = "record of the installation"
+        elif file.parent == Path("/", tree.PREFIX, "bin"):
+            reasons[path] = "console script" if file.name in scripts else "script of a wheel"
 
 
-def _rows(info: Path) -> dict[str, str]:
-    """The files of a distribution, with their hashes as RECORD has them."""
+def _record(info: Path) -> dict[str, str]:
+    """Return the absolute paths of a distribution's files, with the hashes that its RECORD has."""
     rows = csv.reader((info / "RECORD").read_text("utf-8").splitlines())
-    return {str(Path("/", *_within(info.parent, row[0]))): row[1] for row in rows if row}
+    return {str(_resolved(info.parent, row[0])): row[1] for row in rows if row}
 
 
-def _within(site: Path, path: str) -> tuple[str, ...]:
+def _resolved(site: Path, path: str) -> Path:
+    """Return `path`, relative to `site`, without its `..`; unlike Path.resolve, follow no links."""
     parts = list(site.parts)
     for part in Path(path).parts:
         if part == "..":
             parts.pop()
         else:
             parts.append(part)
-    return tuple(parts)
+    return Path("/", *parts)
 
 
-def _normal(name: str) -> str:
+def _normalized(name: str) -> str:
     return name.lower().replace("_", "-").replace(".", "-")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 if __name__ == "__main__":

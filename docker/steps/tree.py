@@ -1,6 +1,7 @@
-"""What every step ends with: a tree whose bytes depend on nothing but what went in."""
+"""What all steps share: reading a plan, refusing, and making a tree whose bytes depend on the step's input alone."""
 
 import compileall
+import hashlib
 import json
 import os
 import py_compile
@@ -10,24 +11,37 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 PREFIX = "opt/env"
-OURS = "opt/smokehouse"
+SMOKEHOUSE = "opt/smokehouse"
 
 
-def plan(folder: Path) -> dict[str, Any]:
-    """Read the plan.json of a step."""
-    found: dict[str, Any] = json.loads((folder / "plan.json").read_text())
+def plan(context: Path) -> dict[str, Any]:
+    """Read the plan.json of a step's build context."""
+    found: dict[str, Any] = json.loads((context / "plan.json").read_text())
     return found
 
 
 def refuse(message: str) -> NoReturn:
-    """End the build with one line."""
+    """End the step, and with it the build, with `message` as its one line."""
     sys.exit(f"smokehouse: {message}")
 
 
-def compile_python(out: Path, folders: list[Path]) -> None:
-    """Compile all Python in `folders`, which lie in `out`, to bytecode that is never checked against its source.
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
-    Checked bytecode names the source's time. One file after another: what a thread leaves in memory shows in the next.
+
+def check_sha256(path: Path, expected: str) -> None:
+    """Refuse a file whose SHA-256 is not the locked one."""
+    if (found := sha256(path)) != expected:
+        refuse(f"{path.name}: expected SHA-256 {expected} as locked, found {found}; run nox -s build again")
+
+
+def compile_python(out: Path, folders: list[Path]) -> None:
+    """Compile all Python files in `folders`, which are below `out`, to bytecode that is never checked against its source.
+
+    Checked bytecode contains the time of its source. Files are compiled in one thread, because what one thread leaves in
+    memory affects the bytecode that the next one writes.
     """
     for folder in folders:
         for cache in sorted(folder.rglob("__pycache__")):
@@ -35,7 +49,7 @@ def compile_python(out: Path, folders: list[Path]) -> None:
         compileall.compile_dir(
             folder,
             maxlevels=100,
-            quiet=2,  # packages have templates and tests that are no Python of this version
+            quiet=2,  # packages contain templates and tests that are invalid in this version of Python
             stripdir=str(out),
             prependdir="/",
             invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
@@ -43,8 +57,8 @@ def compile_python(out: Path, folders: list[Path]) -> None:
         )
 
 
-def settle(out: Path, epoch: int, budget: int) -> None:
-    """Give everything in `out` the time `epoch`, plain modes and root; refuse more than `budget` bytes."""
+def normalize(out: Path, epoch: int, budget: int) -> None:
+    """Set times to `epoch`, modes to 755 or 644 and owners to root for all of `out`; refuse more than `budget` bytes."""
     total = 0
     for folder, folders, names in os.walk(out, topdown=False):
         for name in names:
@@ -58,4 +72,4 @@ def settle(out: Path, epoch: int, budget: int) -> None:
         Path(folder).chmod(0o755)
     os.utime(out, (epoch, epoch))
     if total > budget:
-        refuse(f"a layer of {total} bytes, its budget is {budget}; look at what swells it")
+        refuse(f"layer: expected at most {budget} bytes, found {total}; find the files that are unexpectedly large")

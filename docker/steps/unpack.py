@@ -1,4 +1,4 @@
-"""Unpack the wheels of a layer: unpack.py IN OUT [BUILT], where BUILT is a folder of wheels that this build made."""
+"""Unpack the wheels of a layer: unpack.py CONTEXT OUT [BUILT], where BUILT has wheels from source distributions."""
 
 import base64
 import configparser
@@ -23,23 +23,25 @@ if __name__ == "__main__":
 """
 
 
-def main(given: Path, out: Path, built: Path | None) -> None:
-    """Unpack every wheel of the plan, seen to be the one that the lock names, and compile it."""
-    plan = tree.plan(given)
+def main(context: Path, out: Path, built: Path | None) -> None:
+    """Verify, unpack and compile every wheel of the plan, then those in `built`."""
+    plan = tree.plan(context)
     site = out / tree.PREFIX / "lib" / f"python{plan['python']}" / "site-packages"
     site.mkdir(parents=True)
     for file in plan["files"]:
-        with (given / file["file"]).open("rb") as opened:
-            if hashlib.file_digest(opened, "sha256").hexdigest() != file["sha256"]:
-                tree.refuse(f"{file['file']}: not the file that the lock names")
-        _unpack(given / file["file"], site, plan["python"])
+        tree.check_sha256(context / file["file"], file["sha256"])
+        _unpack(context / file["file"], site, plan["python"])
     for wheel in sorted(built.glob("*.whl")) if built else ():
         _unpack(wheel, site, plan["python"])
     tree.compile_python(out, [site])
-    tree.settle(out, plan["epoch"], plan["budget"])
+    tree.normalize(out, plan["epoch"], plan["budget"])
 
 
 def _unpack(wheel: Path, site: Path, python: str) -> None:
+    """Install a wheel for Python `python`; refuse one that would write outside the prefix.
+
+    See: https://packaging.python.org/en/latest/specifications/binary-distribution-format/
+    """
     prefix = site.parents[2]
     rows: list[tuple[str, str, str]] = []
     with zipfile.ZipFile(wheel) as archive:
@@ -57,7 +59,7 @@ def _unpack(wheel: Path, site: Path, python: str) -> None:
             if member.is_dir() or member.filename == f"{info}/RECORD":
                 continue
             if ".." in PurePosixPath(member.filename).parts or member.filename.startswith("/"):
-                tree.refuse(f"{wheel.name}: has {member.filename!r}, which lies outside it")
+                tree.refuse(f"{wheel.name}: expected paths inside it, found {member.filename!r}; do not trust this wheel")
             content = archive.read(member)
             runs = bool(member.external_attr >> 16 & 0o111)
             target = site / member.filename
@@ -79,11 +81,14 @@ def _unpack(wheel: Path, site: Path, python: str) -> None:
 
 
 def _write(target: Path, content: bytes, runs: bool, site: Path, wheel: Path) -> tuple[str, str, str]:
-    """Write a file and return its line of RECORD; refuse to replace one by another."""
+    """Write a file and return its row of RECORD; refuse to replace a file that differs."""
     prefix = site.parents[2]
     if target.exists():
         if target.read_bytes() != content:
-            tree.refuse(f"{wheel.name}: {target.relative_to(prefix)} is another package's too, and differs")
+            tree.refuse(
+                f"{wheel.name}: {target.relative_to(prefix)} differs from the same file of another package; "
+                f"remove one of them from the environment"
+            )
     else:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
@@ -95,7 +100,10 @@ def _write(target: Path, content: bytes, runs: bool, site: Path, wheel: Path) ->
 
 
 def console_scripts(text: str, python: str, wheel: Path) -> list[tuple[str, str]]:
-    """Name and text of each console script; verifying asks too."""
+    """Return name and content of each console script in `text`, which is an entry_points.txt.
+
+    `nox -s verify` calls this, too.
+    """
     parser = configparser.ConfigParser(delimiters=("=",), interpolation=None)
     parser.optionxform = str  # type: ignore[assignment,method-assign]
     parser.read_string(text)
@@ -104,7 +112,10 @@ def console_scripts(text: str, python: str, wheel: Path) -> list[tuple[str, str]
         module, _, attribute = entry.split("[")[0].strip().partition(":")
         words = [*module.split("."), *attribute.split(".")]
         if "/" in name or not all(word.isidentifier() for word in words):
-            tree.refuse(f"{wheel.name}: its console script {name!r} is no name and function")
+            tree.refuse(
+                f"{wheel.name}: expected console scripts NAME = MODULE:FUNCTION, found {f'{name} = {entry}'!r}; "
+                f"choose another version of the package"
+            )
         first = attribute.split(".")[0]
         script = _SCRIPT.format(prefix=tree.PREFIX, python=python, module=module, first=first, attribute=attribute)
         found.append((name, script))

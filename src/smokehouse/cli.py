@@ -60,17 +60,28 @@ def _lock(
         str | None, typer.Option(metavar="PACKAGE", help="Upgrade only PACKAGE and the dependencies that must change.")
     ] = None,
     diff: Annotated[bool, typer.Option("--diff", help="Print what a new lock would change; write nothing.")] = False,
+    drift: Annotated[
+        bool,
+        typer.Option("--drift", help="Print what the index would answer today for each lock; exit with 1 where it differs."),
+    ] = False,
+    unsettled: Annotated[
+        bool, typer.Option("--unsettled", help="Allow a cut-off of the last 14 days, for which an index still adds files.")
+    ] = False,
     channel: ChannelOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
     """Resolve environments to lock files: one version, file and hash per package."""
     from smokehouse.locks import lock_all
 
-    if check and (diff or upgrade):
-        raise UserError("--check: expected no --diff and no --upgrade, as it resolves nothing; drop one")
-    if tools and (names or diff or upgrade or (as_json and not check)):
-        raise UserError("--tools: expected no names and no option but --check; lock the environments in a separate run")
-    if base and (names or check or tools or upgrade or diff or as_json):
+    if check and (diff or drift or upgrade or unsettled):
+        raise UserError("--check: expected no option but --tools and --json, as it resolves nothing; drop the others")
+    if drift and (diff or upgrade or unsettled):
+        raise UserError("--drift: expected no --diff, --upgrade or --unsettled, as it changes nothing; drop them")
+    if tools and (names or diff or drift or upgrade or (as_json and not check)):
+        raise UserError(
+            "--tools: expected no names and no option but --check and --unsettled; lock the environments in a separate run"
+        )
+    if base and (names or check or tools or upgrade or diff or drift or unsettled or as_json):
         raise UserError("--base: expected no names and no other options; lock the environments in a separate run")
     checkout = Checkout.find(Path.cwd())
     if base:
@@ -80,8 +91,12 @@ def _lock(
     if check:
         return lock_all.check_all(checkout, names or [], only_tools=tools, as_json=as_json)
     if tools:
-        return lock_all.lock_tools(checkout)
-    return lock_all.lock_all(checkout, names or [], channel=channel, upgrade=upgrade, dry=diff, as_json=as_json)
+        return lock_all.lock_tools(checkout, unsettled=unsettled)
+    if drift:
+        return lock_all.drift(checkout, names or [], channel=channel, as_json=as_json)
+    return lock_all.lock_all(
+        checkout, names or [], channel=channel, upgrade=upgrade, dry=diff, unsettled=unsettled, as_json=as_json
+    )
 
 
 @app.command("bundle")

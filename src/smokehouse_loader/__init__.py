@@ -1,7 +1,12 @@
-"""Loads a checkpoint right, or says exactly why not, on every rank.
+"""Load checkpoints correctly, or report exactly what is wrong, on every rank.
 
-`load_model` stands in for `from_pretrained`; the rest is what it is made of. Nothing here imports torch before it is used, so
-that `inspect_checkpoint` and `explain` work, and answer at once, where there is no torch.
+    from smokehouse_loader import assert_ready, load_model
+
+    model = load_model("path/to/checkpoint", verify="bits")  # in place of from_pretrained
+    assert_ready(model)  # before deepspeed.initialize
+
+The other names are the steps of `load_model`. They are imported on first use, so that `inspect_checkpoint` and `explain` work
+at once, and without torch.
 """
 
 import importlib
@@ -18,7 +23,7 @@ if TYPE_CHECKING:
     from smokehouse_loader.ready import assert_ready
     from smokehouse_loader.safetensors_header import Tensor
 
-_HOMES = {
+_MODULES = {
     "Checkpoint": "checkpoint",
     "Diagnosis": "diagnosis",
     "FAILURES": "failures",
@@ -56,6 +61,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

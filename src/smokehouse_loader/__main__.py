@@ -10,40 +10,51 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from smokehouse_loader import failures
 from smokehouse_loader.errors import LoadError
+from smokehouse_loader.failures import FAILURES, Failure
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command and return its exit code: 0 when all is well, 1 when not, 2 for a mistake of the user's."""
-    parser = argparse.ArgumentParser(prog="python -m smokehouse_loader", description="Checkpoints, loaded right or explained.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    check = commands.add_parser("check", help="whether a checkpoint is sound and fits its class; no GPU is needed")
-    check.add_argument("path", type=Path, help="the checkpoint's folder")
-    check.add_argument("--class", dest="model_class", metavar="NAME", help="a class of transformers; found out where not given")
-    check.add_argument("--trust-remote-code", action="store_true", help="run the code that lies in the checkpoint")
-    explain = commands.add_parser("explain", help="what the errors in a training log mean")
-    explain.add_argument("log", type=Path, metavar="LOGFILE")
-    table = commands.add_parser("failures", help="print the table of known failures as Markdown")
-    table.add_argument("--check", type=Path, metavar="FILE", help="only say whether FILE is that page")
-    for command in (check, explain):
-        command.add_argument("--json", action="store_true", help="print JSON")
-    asked = parser.parse_args(arguments)
+    """Run a command and return its exit code: 0 for success, 1 for problems found, 2 for a usage error."""
+    options = _parser().parse_args(arguments)
     try:
-        if asked.command == "check":
+        if options.command == "check":
             with _quiet():
-                return _check(asked.path, asked.model_class, asked.trust_remote_code, asked.json)
-        if asked.command == "explain":
-            return _explain(asked.log, asked.json)
-        return _failures(asked.check)
+                return _check(options.path, options.model_class, options.trust_remote_code, options.json)
+        if options.command == "explain":
+            return _explain(options.log, options.json)
+        return _failures(options.check)
     except OSError as broken:
-        print(f"smokehouse_loader: {broken.filename or ''}: {broken.strerror or broken}", file=sys.stderr)
-        return 2
+        return _usage_error(f"{broken.filename or ''}: {broken.strerror or broken}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    description = "Check checkpoints and explain why loading fails."
+    parser = argparse.ArgumentParser(prog="python -m smokehouse_loader", description=description)
+    commands = parser.add_subparsers(dest="command", required=True)
+    check = commands.add_parser("check", help="Check that a checkpoint is intact and fits its model class; needs no GPU.")
+    check.add_argument("path", type=Path, metavar="PATH", help="Directory of the checkpoint.")
+    check.add_argument(
+        "--class", dest="model_class", metavar="NAME", help="Class of transformers (default: the one config.json specifies)."
+    )
+    check.add_argument("--trust-remote-code", action="store_true", help="Run Python code from the checkpoint.")
+    explain = commands.add_parser("explain", help="Explain the errors in a training log.")
+    explain.add_argument("log", type=Path, metavar="LOGFILE", help="Log to search for known failures.")
+    table = commands.add_parser("failures", help="Print the known failures as Markdown.")
+    table.add_argument("--check", type=Path, metavar="FILE", help="Report whether FILE is up to date; print nothing else.")
+    for command in (check, explain):
+        command.add_argument("--json", action="store_true", help="Print JSON.")
+    return parser
+
+
+def _usage_error(message: str) -> int:
+    print(f"smokehouse_loader: {message}", file=sys.stderr)
+    return 2
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """transformers has warnings of its own about what it reads here; the verdict is what counts."""
+    """Silence transformers' warnings about what it reads, which would mix with the result."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -54,17 +65,27 @@ def _quiet() -> Iterator[None]:
 
 def _check(path: Path, model_class: str | None, trust: bool, as_json: bool) -> int:
     if not path.is_dir():
-        print(f"smokehouse_loader: {path} is no folder; give the folder of a checkpoint", file=sys.stderr)
-        return 2
+        return _usage_error(f"{path}: not a directory; pass the directory of a checkpoint")
     if not trust and _has_code(path):
-        cure = "read it, then add --trust-remote-code"
-        print(f"smokehouse_loader: {path} brings code of its own, which is not run; {cure}", file=sys.stderr)
-        return 2
+        return _usage_error(f"{path}: requires Python code of its own; review it, then add --trust-remote-code")
+    result = _result(path, model_class, trust)
+    if as_json:
+        result["problems"] = [dataclasses.asdict(problem) for problem in result["problems"]]
+        print(json.dumps(result, indent=1))
+    elif result["ok"]:
+        print(f"{path}: {result['tensors']} tensors, {result['elements']} elements, fits {result['class']}")
+    else:
+        print(*result["problems"], sep="\n")
+    return 0 if result["ok"] else 1
+
+
+def _result(path: Path, model_class: str | None, trust: bool) -> dict[str, Any]:
+    """Return what `check --json` prints, with findings as `problems`."""
     from smokehouse_loader.checkpoint import inspect_checkpoint
 
     checkpoint = inspect_checkpoint(path)
-    said: dict[str, Any] = {"path": str(path), "layout": checkpoint.layout, "tensors": len(checkpoint.tensors)}
-    said |= {"elements": checkpoint.elements, "files": [file.name for file in checkpoint.files]}
+    result: dict[str, Any] = {"path": str(path), "layout": checkpoint.layout, "tensors": len(checkpoint.tensors)}
+    result |= {"elements": checkpoint.elements, "files": [file.name for file in checkpoint.files]}
     try:
         from smokehouse_loader.fit import check_checkpoint
         from smokehouse_loader.model_class import read_config
@@ -72,20 +93,12 @@ def _check(path: Path, model_class: str | None, trust: bool, as_json: bool) -> i
         config = None if checkpoint.problems else read_config(path, trust_remote_code=trust)
         fit = check_checkpoint(checkpoint, model_class, config=config)
         problems = fit.problems
-        said |= {"class": fit.class_name, "fits_class": fit.fits_class, "layout_of": fit.layout}
-        said |= {"missing": fit.missing, "unexpected": fit.unexpected}
-        said["mismatched"] = [dataclasses.asdict(mismatch) for mismatch in fit.mismatched]
+        result |= {"class": fit.class_name, "fits_class": fit.fits_class, "layout_of": fit.layout}
+        result |= {"missing": fit.missing, "unexpected": fit.unexpected}
+        result["mismatched"] = [dataclasses.asdict(mismatch) for mismatch in fit.mismatched]
     except LoadError as refused:
         problems = refused.findings
-    said |= {"ok": not problems, "problems": [dataclasses.asdict(problem) for problem in problems]}
-    if as_json:
-        print(json.dumps(said, indent=1))
-    else:
-        for problem in problems:
-            print(problem)
-        if not problems:
-            print(f"{path}: {len(checkpoint.tensors)} tensors, {checkpoint.elements} numbers, fits {said['class']}")
-    return 1 if problems else 0
+    return result | {"ok": not problems, "problems": problems}
 
 
 def _has_code(path: Path) -> bool:
@@ -106,21 +119,49 @@ def _explain(log: Path, as_json: bool) -> int:
     elif found:
         print("\n\n".join(map(str, found)))
     else:
-        print(f"{log}: nothing in it is a failure that is known here; see docs/known-failures.md for those that are")
+        print(f"{log}: no known failure found; docs/known-failures.md lists them")
     return 0 if found else 1
 
 
 def _failures(file: Path | None) -> int:
     if file is None:
-        print(failures.page(), end="")
+        print(page(), end="")
         return 0
-    if file.read_text("utf-8") == failures.page():
+    if file.read_text("utf-8") == page():
         return 0
-    print(
-        f"smokehouse_loader: {file} is not what is generated; run python -m smokehouse_loader failures > {file}",
-        file=sys.stderr,
-    )
+    run = f"python -m smokehouse_loader failures > {file}"
+    print(f"smokehouse_loader: {file}: out of date; run {run}", file=sys.stderr)
     return 1
+
+
+def page() -> str:
+    """Return the documentation of all known failures, as Markdown."""
+    lines = [
+        "# Known failures",
+        "",
+        "Generated from `src/smokehouse_loader/failures.py` by `python -m smokehouse_loader failures`; do not edit. Each is",
+        "reproduced by the named function in `tests/loader/inside/reproductions.py`. To explain a log:",
+        "`python -m smokehouse_loader explain LOGFILE`.",
+        "",
+    ]
+    for failure in FAILURES:
+        lines += _section(failure)
+    return "\n".join(lines)
+
+
+def _section(failure: Failure) -> list[str]:
+    patterns = " or ".join(f"`{pattern}`" for pattern in failure.patterns)
+    return [
+        f"## {failure.name}",
+        "",
+        failure.cause,
+        "",
+        f"- **Fix:** {failure.cure[0].upper()}{failure.cure[1:]}.",
+        f"- **Log:** {f'matches {patterns}' if patterns else 'no message; the loader detects it'}",
+        f"- **Source:** {failure.source}.",
+        f"- **Reproduction:** `{failure.reproduction}`",
+        "",
+    ]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A checkpoint as it lies on disk: which tensors are where, and what is broken, with no weights read."""
+"""Inspect a checkpoint on disk: where its tensors are and what is wrong with it, without reading weights."""
 
 import json
 import re
@@ -8,14 +8,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from smokehouse_loader.errors import Finding, shortened
-from smokehouse_loader.failures import cure_of
+from smokehouse_loader.failures import fix_for
 from smokehouse_loader.safetensors_header import BadFileError, Tensor, read, refuse_foreign
 
-# An index of a 70 GB checkpoint has 0.1 MB.
+# Bytes; the index of a 70 GB checkpoint has 0.1 MB.
 _LARGEST_INDEX = 64 * 2**20
-_INDEX = ".index.json"
+_BROKEN_LINK = " (broken link: the cache it points into was cleaned)"
 
-# Words of safetensors for the types of torch.
+# safetensors' names of torch dtypes.
 DTYPES = {
     "BOOL": "bool",
     "U8": "uint8",
@@ -41,10 +41,10 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds.
+    """The contents of a checkpoint.
 
-    `layout` is `safetensors`, `bin`, `deepspeed` (an engine's own checkpoint), `consolidated` (the model's maker's own) or
-    `none`; from_pretrained reads the first two. `tensors` go by name; `problems` is empty for a sound one.
+    `layout` is `safetensors`, `bin`, `deepspeed` (an engine's own checkpoint), `consolidated` (the model publisher's own
+    format) or `none`; from_pretrained reads the first two. `tensors` are by name; `problems` is empty if it is intact.
     """
 
     path: Path
@@ -55,16 +55,16 @@ class Checkpoint:
 
     @property
     def elements(self) -> int:
-        """How many numbers it holds."""
+        """The number of elements of all tensors."""
         return sum(tensor.elements for tensor in self.tensors.values())
 
 
 def inspect_checkpoint(path: str | Path, *, variant: str | None = None) -> Checkpoint:
-    """Look at the checkpoint in the folder `path` and read no weights: names, shapes, types, shards, and what is broken.
+    """Return names, shapes, dtypes and shards of the checkpoint in the directory `path`, and its problems; read no weights.
 
-    Takes the files that from_pretrained takes, in its order: safetensors before .bin, a single file before shards; `variant`
-    is its argument of that name. Headers of safetensors are read here, .bin files by torch with `weights_only` and onto the
-    meta device. Raises nothing for a broken checkpoint: that is in `problems`.
+    Selects files as from_pretrained does: safetensors before .bin, a single file before shards; `variant` is its argument of
+    that name. Reads the headers of safetensors files; torch reads .bin files, with `weights_only` and onto the meta device.
+    Does not raise for an invalid checkpoint: see `problems`.
     """
     folder = Path(path)
     suffix = f".{variant}" if variant else ""
@@ -83,7 +83,7 @@ def inspect_checkpoint(path: str | Path, *, variant: str | None = None) -> Check
 
 
 def _finding(failure: str, where: Path | str, what: str) -> Finding:
-    return Finding(failure, str(where), what, cure_of(failure))
+    return Finding(failure, str(where), what, fix_for(failure))
 
 
 def _gathered(
@@ -94,7 +94,7 @@ def _gathered(
     weight_map: Mapping[str, str],
     problems: Iterable[Finding] = (),
 ) -> Checkpoint:
-    """The checkpoint that `files` make up; `weight_map` is what an index says of it, empty where there is none."""
+    """Return the checkpoint that consists of `files`; `weight_map` is that of its index, empty if it has none."""
     found: dict[str, Tensor] = {}
     wrong = [*problems]
     unread = set()
@@ -102,8 +102,7 @@ def _gathered(
     for file in files:
         try:
             if not file.is_file():
-                broken = " (a link to nothing: the cache that held it was cleaned)" if file.is_symlink() else ""
-                raise BadFileError("missing-shard", f"is not there{broken}")
+                raise BadFileError("missing-shard", f"not found{_BROKEN_LINK if file.is_symlink() else ''}")
             tensors = load(file)
         except BadFileError as bad:
             unread.add(file.name)
@@ -116,7 +115,7 @@ def _gathered(
         for tensor in tensors:
             if tensor.name in found:
                 other = found[tensor.name].file.name
-                wrong.append(_finding("inconsistent-index", file, f"holds {tensor.name!r}, which {other} holds too"))
+                wrong.append(_finding("inconsistent-index", file, f"has {tensor.name!r}, which {other} has too"))
             found[tensor.name] = tensor
     empty = sorted(name for name, tensor in found.items() if tensor.shape == (0,))
     if empty:
@@ -124,31 +123,29 @@ def _gathered(
         wrong.append(_finding("saved-partitioned", found[empty[0]].file, what))
     wrong += _unlike_index(folder, found, weight_map, unread)
     if not found and not wrong:
-        wrong.append(_finding("not-a-checkpoint", folder, "its weight files hold no tensor at all"))
+        wrong.append(_finding("not-a-checkpoint", folder, "expected tensors, found none in its weight files"))
     return Checkpoint(folder, layout, files, found, tuple(wrong))
 
 
 def _unlike_index(
     folder: Path, found: Mapping[str, Tensor], weight_map: Mapping[str, str], unread: set[str]
 ) -> Iterable[Finding]:
-    """How the tensors that were `found` are not where `weight_map` says; a file that is `unread` has been complained of."""
+    """Yield how `found` differs from `weight_map`; files in `unread` have been reported already."""
     if not weight_map:
         return
     lost = sorted(name for name, file in weight_map.items() if name not in found and Path(file).name not in unread)
     if lost:
-        yield _finding(
-            "inconsistent-index", folder, f"its index names {len(lost)} tensors that no shard holds ({shortened(lost)})"
-        )
+        what = f"its index lists {len(lost)} tensors that no shard has ({shortened(lost)})"
+        yield _finding("inconsistent-index", folder, what)
     extra = sorted(name for name in found if name not in weight_map)
     if extra:
-        yield _finding(
-            "inconsistent-index", folder, f"its shards hold {len(extra)} tensors not in the index ({shortened(extra)})"
-        )
+        what = f"its shards have {len(extra)} tensors that the index does not list ({shortened(extra)})"
+        yield _finding("inconsistent-index", folder, what)
     moved = sorted(
         name for name, tensor in found.items() if Path(weight_map.get(name, tensor.file.name)).name != tensor.file.name
     )
     if moved:
-        what = f"its index names another shard than the one that holds them, for {len(moved)} tensors ({shortened(moved)})"
+        what = f"its index lists {len(moved)} tensors under another shard than the one that has them ({shortened(moved)})"
         yield _finding("inconsistent-index", folder, what)
 
 
@@ -158,34 +155,33 @@ def _sharded(folder: Path, layout: str, index: Path, load: Callable[[Path], list
     except BadFileError as bad:
         return Checkpoint(folder, layout, (), {}, (_finding(bad.failure, index, str(bad)),))
     names = sorted(set(weight_map.values()))
-    # What a download that was begun twice, or a save into a folder in use, leaves behind.
+    # A repeated download, or a save into a directory in use, leaves shards of another split behind.
     pattern = re.compile(re.sub(r"\d+-of-\d+", r"\\d+-of-\\d+", re.escape(names[0]).replace(r"\-", "-")))
     strays = sorted(file.name for file in folder.iterdir() if pattern.fullmatch(file.name) and file.name not in names)
-    problems = [
-        _finding("inconsistent-index", folder / stray, f"is a shard that {index.name} does not name") for stray in strays
-    ]
+    what = f"a shard that {index.name} does not list"
+    problems = [_finding("inconsistent-index", folder / stray, what) for stray in strays]
     return _gathered(folder, layout, [folder / name for name in names], load, weight_map, problems)
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    """Tensor name -> file name, from an index. Raises BadFileError."""
+    """Return tensor name -> file name from an index. Raises BadFileError if it is invalid."""
     try:
         if not index.is_file():
-            raise BadFileError("missing-shard", "is a link to nothing: the cache that held it was cleaned")
+            raise BadFileError("missing-shard", f"not found{_BROKEN_LINK}")
         if index.stat().st_size > _LARGEST_INDEX:
-            raise BadFileError("inconsistent-index", f"is larger than {_LARGEST_INDEX} bytes: no index of a checkpoint")
+            raise BadFileError("inconsistent-index", f"expected an index, found more than {_LARGEST_INDEX} bytes")
         weight_map = json.loads(index.read_bytes())["weight_map"]
     except OSError as error:
         raise BadFileError("missing-shard", f"cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError, KeyError, TypeError) as wrong:
         _refuse_foreign_index(index)
-        raise BadFileError("inconsistent-index", f"is no index with a weight_map: {type(wrong).__name__} {wrong}") from None
+        raise BadFileError("inconsistent-index", f"invalid index: {type(wrong).__name__}: {wrong}") from None
     if not isinstance(weight_map, dict) or not weight_map:
-        raise BadFileError("inconsistent-index", "its weight_map is no table of names, or empty")
+        raise BadFileError("inconsistent-index", "invalid index: weight_map is empty or not a map of names")
     for name in weight_map.values():
         inside = isinstance(name, str) and name and "\0" not in name and "\\" not in name
         if not inside or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise BadFileError("inconsistent-index", f"names the file {name!r}, which is not inside the checkpoint's folder")
+            raise BadFileError("inconsistent-index", f"lists the file {name!r}, which is outside the checkpoint's directory")
     return weight_map
 
 
@@ -195,7 +191,7 @@ def _refuse_foreign_index(index: Path) -> None:
 
 
 def _read_bin(file: Path) -> list[Tensor]:
-    """The tensors of a file that torch.save wrote. Raises BadFileError."""
+    """Return the tensors of a file that torch.save wrote. Raises BadFileError if it is invalid."""
     import torch
 
     return [
@@ -205,10 +201,10 @@ def _read_bin(file: Path) -> list[Tensor]:
 
 
 def load_bin(file: Path, device: Any) -> dict[str, Any]:
-    """Tensor name -> tensor of a file that torch.save wrote; onto the meta device no weights are read, onto cpu they are
-    mapped.
+    """Return tensor name -> tensor of a file that torch.save wrote.
 
-    Raises BadFileError where it is not a table of tensors, or is anything but plain data.
+    On the meta device no weights are read; on cpu the file is memory-mapped. Raises BadFileError if it is not a map of
+    tensors, or has anything but plain data in it.
     """
     import torch
 
@@ -218,29 +214,26 @@ def load_bin(file: Path, device: Any) -> dict[str, Any]:
     zipped = start.startswith(b"PK\x03\x04")
     try:
         state = torch.load(file, map_location=device, weights_only=True, mmap=zipped)
-    except Exception as wrong:  # noqa: BLE001 - torch, pickle and zipfile each have errors of their own for a broken file
+    except Exception as wrong:  # noqa: BLE001 - torch, pickle and zipfile each raise other errors for an invalid file
         text = str(wrong)
         failure = "unsafe-pickle" if "weights_only" in text or "Weights only" in text else "truncated-shard"
-        raise BadFileError(
-            failure, f"cannot be read as weights: {text.splitlines()[0] if text else type(wrong).__name__}"
-        ) from None
+        raise BadFileError(failure, f"cannot be read: {text.splitlines()[0] if text else type(wrong).__name__}") from None
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
     ):
-        raise BadFileError("not-a-checkpoint", "holds something else than a table of tensors")
+        raise BadFileError("not-a-checkpoint", "expected a map of tensors, found other data")
     return state
 
 
 def _dtype(dtype: Any) -> str:
     name = str(dtype).removeprefix("torch.")
-    return next((word for word, torch_name in DTYPES.items() if torch_name == name), name)
+    return next((key for key, torch_name in DTYPES.items() if torch_name == name), name)
 
 
 def _foreign(folder: Path) -> Checkpoint:
-    """What lies in a folder that from_pretrained reads nothing from."""
+    """Return what is in a directory from which from_pretrained loads nothing."""
     if not folder.is_dir():
-        problem = _finding("not-a-checkpoint", folder, "is no folder")
-        return Checkpoint(folder, "none", (), {}, (problem,))
+        return Checkpoint(folder, "none", (), {}, (_finding("not-a-checkpoint", folder, "not a directory"),))
     engine = _engine_files(folder)
     if engine:
         return _engine(folder, engine)
@@ -249,14 +242,15 @@ def _foreign(folder: Path) -> Checkpoint:
     if consolidated := sorted([*folder.glob("consolidated*.pth"), *folder.glob("consolidated*.pt")]):
         return _gathered(folder, "consolidated", consolidated, _read_bin, {})
     loose = sorted(file.name for file in folder.glob("*.safetensors"))
-    what = f"shards but no index ({shortened(loose)})" if loose else "no weights that from_pretrained reads"
-    return Checkpoint(
-        folder, "none", (), {}, (_finding("missing-shard" if loose else "not-a-checkpoint", folder, f"has {what}"),)
-    )
+    if loose:
+        problem = _finding("missing-shard", folder, f"has shards but no index ({shortened(loose)})")
+    else:
+        problem = _finding("not-a-checkpoint", folder, "has no weights that from_pretrained reads")
+    return Checkpoint(folder, "none", (), {}, (problem,))
 
 
 def _engine_files(folder: Path) -> list[Path]:
-    """The files with model states of a DeepSpeed engine's checkpoint: in `folder`, or in the step that `latest` names."""
+    """Return the model state files of a DeepSpeed engine's checkpoint, in `folder` or in the step that `latest` specifies."""
     places = [folder]
     latest = folder / "latest"
     if latest.is_file():
@@ -267,7 +261,7 @@ def _engine_files(folder: Path) -> list[Path]:
 
 
 class _Opaque:
-    """Stands for the classes of DeepSpeed in a checkpoint: what is read here is not in them."""
+    """A placeholder for DeepSpeed's classes in a checkpoint, whose contents are not needed."""
 
     def __new__(cls, *_: Any) -> "_Opaque":
         return super().__new__(cls)
@@ -285,7 +279,7 @@ _ENGINE_CLASSES = (
 
 
 def _engine(folder: Path, files: list[Path]) -> Checkpoint:
-    """What an engine's checkpoint holds, from the shapes that it notes of all parameters."""
+    """Return the contents of an engine's checkpoint, from the parameter shapes that it records."""
     import torch
 
     found: dict[str, Tensor] = {}
@@ -300,8 +294,7 @@ def _engine(folder: Path, files: list[Path]) -> Checkpoint:
         for shapes in state.get("param_shapes") or []:
             for name, shape in shapes.items():
                 found[name] = Tensor(name, tuple(shape), "F32", files[0])
-    except Exception as wrong:  # noqa: BLE001 - torch, pickle and zipfile each have errors of their own for a broken file
-        problems.append(
-            _finding("truncated-shard", files[0], f"cannot be read: {(str(wrong) or type(wrong).__name__).splitlines()[0]}")
-        )
+    except Exception as wrong:  # noqa: BLE001 - torch, pickle and zipfile each raise other errors for an invalid file
+        what = f"cannot be read: {(str(wrong) or type(wrong).__name__).splitlines()[0]}"
+        problems.append(_finding("truncated-shard", files[0], what))
     return Checkpoint(folder, "deepspeed", tuple(files), found, tuple(problems))

@@ -1,10 +1,10 @@
-"""The shape guard: whether a checkpoint fits a class, told before any memory is taken for weights."""
+"""Check that a checkpoint fits a model class, before memory is allocated for weights."""
 
 import contextlib
 import copy
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,20 +14,16 @@ import torch
 from smokehouse_loader import keys, zero
 from smokehouse_loader.checkpoint import DTYPES, Checkpoint, inspect_checkpoint
 from smokehouse_loader.errors import Finding, LoadError, first_line, shortened
-from smokehouse_loader.failures import cure_of
+from smokehouse_loader.failures import fix_for
 from smokehouse_loader.model_class import concrete_class, read_config
 
-# transformers 4.52 moved the keys of Qwen2.5-VL and others; each rule leads from one layout to the other.
-_OLD = "transformers before 4.52"
+# transformers 4.52 moved the parts of vision-language models below `model.`, and the language model from there to
+# `model.language_model.`. Of each list the first rule that matches renames a key from one layout to the other.
+_OLD_LAYOUT, _NEW_LAYOUT = "transformers before 4.52", "transformers 4.52 and later"
 _LAYOUTS = (
-    ("transformers 4.52 and later", ((r"^model\.visual\.", "visual."), (r"^model\.language_model\.", "model."))),
-    (
-        _OLD,
-        ((r"^visual\.", "model.visual."), (r"^model\.(?!language_model\.|visual\.)", "model.language_model.")),
-    ),
+    (_NEW_LAYOUT, ((r"^model\.language_model\.", "model."), (r"^model\.", ""))),
+    (_OLD_LAYOUT, ((r"^model\.", "model.language_model."), (r"^", "model."))),
 )
-# The argument of from_pretrained that leads from the older layout to the newer.
-KEY_MAPPING = {"^visual": "model.visual", r"^model(?!\.(language_model|visual))": "model.language_model"}
 
 
 @dataclass(frozen=True)
@@ -41,9 +37,9 @@ class Mismatch:
 
 @dataclass(frozen=True)
 class Fit:
-    """How a checkpoint fits a class. `problems` has all that is wrong, in words; the lists name tensors.
+    """The comparison of a checkpoint with a model class: the names of tensors that differ, and `problems` in words.
 
-    `missing` and `mismatched` go by the model's names, `unexpected` by the file's.
+    `missing` and `mismatched` use the model's names, `unexpected` the file's.
     """
 
     checkpoint: Checkpoint
@@ -53,13 +49,13 @@ class Fit:
     mismatched: tuple[Mismatch, ...] = ()
     problems: tuple[Finding, ...] = ()
     fits_class: str | None = None  # another class that it fits
-    layout: str | None = None  # the versions of transformers whose layout it has, where that is not the installed one's
-    tied: tuple[tuple[str, ...], ...] = ()  # names of one and the same tensor of the model
+    layout: str | None = None  # the versions of transformers that use its key layout, if the installed one does not
+    tied: tuple[tuple[str, ...], ...] = ()  # groups of names that the model ties to one tensor
     plan: keys.Plan = field(default_factory=keys.Plan, repr=False, compare=False)
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether there are no problems."""
         return not self.problems
 
 
@@ -71,91 +67,74 @@ def check_checkpoint(
     key_mapping: Mapping[str, str] | None = None,
     variant: str | None = None,
 ) -> Fit:
-    """Whether from_pretrained would load the checkpoint in `path` into `model_class` whole.
+    """Return whether from_pretrained would load the checkpoint in `path` into `model_class` completely.
 
-    `model_class` is a class, the name of one in transformers, or None for the one that `resolve_model_class` finds; `config` is
-    read from the checkpoint where it is not given. Builds the model on the meta device and reads headers: no memory is taken
-    for weights and no GPU is needed. Raises LoadError where config.json or the class cannot be used at all.
+    `model_class` is a class, the name of one in transformers, or None for what `resolve_model_class` finds; `config` defaults
+    to the checkpoint's own; `key_mapping` and `variant` are from_pretrained's arguments. Builds the model on the meta device
+    and reads headers only: allocates no weights, needs no GPU. Raises LoadError if config.json or the class cannot be used.
     """
     checkpoint = path if isinstance(path, Checkpoint) else inspect_checkpoint(path, variant=variant)
     try:
         refuse_unreadable(checkpoint)
     except LoadError as refused:
-        return Fit(checkpoint, _name(model_class), problems=refused.findings)
+        name = model_class if isinstance(model_class, str) else getattr(model_class, "__name__", "")
+        return Fit(checkpoint, name, problems=refused.findings)
     config = read_config(checkpoint.path) if config is None else config
     found = concrete_class(model_class, config)
     if getattr(config, "quantization_config", None) is not None:
-        what = "config.json has a quantization_config"
-        return Fit(
-            checkpoint, found.__name__, problems=(Finding("quantised", str(checkpoint.path), what, cure_of("quantised")),)
-        )
+        problem = Finding("quantised", str(checkpoint.path), "config.json has a quantization_config", fix_for("quantised"))
+        return Fit(checkpoint, found.__name__, problems=(problem,))
     fit = _compare(checkpoint, found, config, key_mapping)
     return fit if fit.ok else _with_alternatives(fit, found, config)
 
 
 def refuse_unreadable(checkpoint: Checkpoint) -> None:
-    """Raise LoadError where from_pretrained cannot read a checkpoint, or should not."""
+    """Raise LoadError if from_pretrained cannot read a checkpoint, or should not."""
     if checkpoint.problems:
         raise LoadError(checkpoint.problems)
-    if checkpoint.layout not in ("safetensors", "bin"):
-        raise LoadError([_foreign(checkpoint)])
-
-
-def _name(model_class: Any) -> str:
-    return model_class if isinstance(model_class, str) else getattr(model_class, "__name__", "")
-
-
-def _foreign(checkpoint: Checkpoint) -> Finding:
+    where = str(checkpoint.path)
     if checkpoint.layout == "deepspeed":
-        return Finding(
-            "engine-checkpoint", str(checkpoint.path), "is a DeepSpeed engine's checkpoint", cure_of("engine-checkpoint")
-        )
-    what = f"has the {checkpoint.layout} layout, which from_pretrained does not read"
-    return Finding("not-a-checkpoint", str(checkpoint.path), what, "convert it to the layout of transformers")
+        what = "expected a checkpoint of transformers, found a DeepSpeed engine's"
+        raise LoadError([Finding("engine-checkpoint", where, what, fix_for("engine-checkpoint"))])
+    if checkpoint.layout not in ("safetensors", "bin"):
+        what = f"expected a checkpoint of transformers, found the {checkpoint.layout} layout"
+        raise LoadError([Finding("not-a-checkpoint", where, what, "convert it to the layout of transformers")])
 
 
 def build_on_meta(model_class: Any, config: Any) -> Any:
-    """A model without weights: every parameter is on the meta device, and tied ones are tied."""
+    """Return a model without weights: every parameter is on the meta device, and tied ones are tied."""
     config = copy.deepcopy(config)
-    with zero.hidden(), torch.device("meta"), _no_initialisation(), contextlib.ExitStack() as stack:
-        # A kernel that is not installed is no reason to refuse a checkpoint: it changes no shape.
+    with zero.hidden(), torch.device("meta"), _no_initialisation():
+        # An attention kernel that is not installed is no reason to refuse a checkpoint: it changes no shape.
         with contextlib.suppress(AttributeError, ValueError):
             config._attn_implementation = "eager"
-        model = stack.enter_context(contextlib.nullcontext(model_class(config)))
+        model = model_class(config)
         model.tie_weights()
     return model
 
 
-@contextlib.contextmanager
-def _no_initialisation() -> Iterator[None]:
-    """No time is spent on values: on the meta device there are none."""
+def _no_initialisation() -> contextlib.AbstractContextManager[None]:
+    """Skip the initialisation of weights, which have no values on the meta device."""
     try:
         from transformers.initialization import no_init_weights
     except ImportError:
         from transformers.modeling_utils import no_init_weights
-    with no_init_weights():
-        yield
+    context: contextlib.AbstractContextManager[None] = no_init_weights()
+    return context
 
 
 def _compare(checkpoint: Checkpoint, model_class: Any, config: Any, key_mapping: Mapping[str, str] | None) -> Fit:
+    """Return how `checkpoint` fits the class, without suggestions for a better match."""
     try:
         model = build_on_meta(model_class, config)
-    except Exception as wrong:  # noqa: BLE001 - a hostile or foreign config can break a model's constructor in any way
+    except Exception as wrong:  # noqa: BLE001 - an invalid or foreign config can break a model's constructor in any way
         what = f"{model_class.__name__} cannot be built from it: {first_line(wrong)}"
-        problem = Finding("wrong-shape", f"{checkpoint.path}/config.json", what, cure_of("wrong-shape"))
+        problem = Finding("wrong-shape", f"{checkpoint.path}/config.json", what, fix_for("wrong-shape"))
         return Fit(checkpoint, model_class.__name__, problems=(problem,))
     plan = keys.plan(model, checkpoint.tensors, key_mapping)
     state = model.state_dict(keep_vars=True)
-    shapes = {name: checkpoint.tensors[key].shape for name, key in plan.renamed.items()}
-    dtypes = {name: checkpoint.tensors[key].dtype for name, key in plan.renamed.items()}
-    broken = []
-    for conversion in plan.conversions:
-        try:
-            made = conversion.apply({key: _on_meta(checkpoint, key) for key in conversion.sources})
-        except Exception as wrong:  # noqa: BLE001 - whatever shapes a damaged checkpoint has meet transformers' arithmetic here
-            broken.append(f"{conversion.sources[0]} and {len(conversion.sources) - 1} more: {type(wrong).__name__}: {wrong}")
-            continue
-        shapes |= {name: tuple(tensor.shape) for name, tensor in made.items()}
+    converted, broken = _converted_shapes(checkpoint, plan)
+    shapes = {name: checkpoint.tensors[key].shape for name, key in plan.renamed.items()} | converted
     tied = _ties(state)
     missing = [name for name in state if name not in shapes and not any(other in shapes for other in tied[id(state[name])])]
     mismatched = [
@@ -163,24 +142,34 @@ def _compare(checkpoint: Checkpoint, model_class: Any, config: Any, key_mapping:
         for name, shape in shapes.items()
         if name in state and tuple(state[name].shape) != shape
     ]
-    numbers = [name for name, dtype in dtypes.items() if state[name].is_floating_point() != _is_floating_point(dtype)]
-    missing = _without(missing, getattr(model, "_keys_to_ignore_on_load_missing", None))
-    unexpected = _unexpected(model, plan.unmatched)
-    problems = _problems(checkpoint, model_class.__name__, missing, unexpected, mismatched, numbers, broken, plan.doubled)
-    return Fit(
+    fit = Fit(
         checkpoint,
         model_class.__name__,
-        tuple(missing),
-        tuple(unexpected),
+        tuple(_without(missing, getattr(model, "_keys_to_ignore_on_load_missing", None))),
+        tuple(_unexpected(model, plan.unmatched)),
         tuple(mismatched),
-        tuple(problems),
         tied=tuple(tuple(names) for names in tied.values() if len(names) > 1),
         plan=plan,
     )
+    return dataclasses.replace(fit, problems=tuple(_problems(fit, state, broken)))
+
+
+def _converted_shapes(checkpoint: Checkpoint, plan: keys.Plan) -> tuple[dict[str, tuple[int, ...]], list[str]]:
+    """Return the shapes that the conversions of `plan` produce, by the model's names, and the errors of those that fail."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    broken = []
+    for conversion in plan.conversions:
+        try:
+            tensors = conversion.apply({key: _on_meta(checkpoint, key) for key in conversion.sources})
+        except Exception as wrong:  # noqa: BLE001 - an invalid checkpoint can break transformers' arithmetic in any way
+            broken.append(f"{conversion.sources[0]} and {len(conversion.sources) - 1} more: {type(wrong).__name__}: {wrong}")
+            continue
+        shapes |= {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    return shapes, broken
 
 
 def _ties(state: Mapping[str, torch.Tensor]) -> dict[int, list[str]]:
-    """The names of each tensor of a state, by the tensor's identity: tied ones have several."""
+    """Return id -> names of each tensor of a state: tied tensors have several names."""
     names: dict[int, list[str]] = {}
     for name, tensor in state.items():
         names.setdefault(id(tensor), []).append(name)
@@ -197,7 +186,7 @@ def _is_floating_point(dtype: str) -> bool:
 
 
 def _unexpected(model: Any, names: Sequence[str]) -> list[str]:
-    """What of the file's `names` no tensor of the model takes, less what transformers knows to be no loss."""
+    """Return those of the file's unmatched `names` whose loss matters to transformers."""
     buffers = {name for name, _ in model.named_buffers()}
     patterns = list(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
     if any(name.endswith("rotary_emb.inv_freq") for name in buffers):
@@ -211,65 +200,82 @@ def _without(names: Sequence[str], patterns: Sequence[str] | set[str] | None) ->
     return [name for name in names if not any(re.search(pattern, name) for pattern in patterns or ())]
 
 
-def _problems(
-    checkpoint: Checkpoint,
-    class_name: str,
-    missing: Sequence[str],
-    unexpected: Sequence[str],
-    mismatched: Sequence[Mismatch],
-    numbers: Sequence[str],
-    broken: Sequence[str],
-    doubled: Sequence[tuple[str, str]],
-) -> Iterator[Finding]:
-    def finding(failure: str, what: str, where: str = str(checkpoint.path)) -> Finding:
-        return Finding(failure, where, what, cure_of(failure))
+def _problems(fit: Fit, state: Mapping[str, torch.Tensor], broken: Sequence[str]) -> Iterator[Finding]:
+    """Yield the problems of a comparison; `state` is the model's, `broken` has the errors of conversions that failed."""
 
-    if mismatched:
-        first = mismatched[0]
-        rest = f", and {len(mismatched) - 1} more" if len(mismatched) > 1 else ""
-        what = f"is {list(first.in_file)} in the checkpoint and {list(first.in_model)} in {class_name}{rest}"
+    def finding(failure: str, what: str, where: str = str(fit.checkpoint.path)) -> Finding:
+        return Finding(failure, where, what, fix_for(failure))
+
+    model = fit.class_name
+    if fit.mismatched:
+        first = fit.mismatched[0]
+        others = f", and {len(fit.mismatched) - 1} more" if len(fit.mismatched) > 1 else ""
+        what = f"{model} expected the shape {list(first.in_model)}, found {list(first.in_file)}{others}"
         yield finding("wrong-shape", what, first.name)
     for text in broken:
-        yield finding("wrong-shape", f"cannot be converted to what {class_name} holds: {text}")
-    if numbers:
-        yield finding("wrong-type", f"is not floating-point where {class_name} is, or the reverse", numbers[0])
-    for one, other in doubled:
-        yield finding("inconsistent-index", f"both {one} and {other} would be loaded into one parameter of {class_name}")
-    if missing:
-        yield finding("missing-key", f"lacks {len(missing)} tensors of {class_name} ({shortened(missing)})")
-    if unexpected:
-        yield finding("dropped-weights", f"{class_name} has no place for {len(unexpected)} tensors ({shortened(unexpected)})")
+        yield finding("wrong-shape", f"cannot be converted for {model}: {text}")
+    for name, key in fit.plan.renamed.items():
+        dtype = fit.checkpoint.tensors[key].dtype
+        if state[name].is_floating_point() != _is_floating_point(dtype):
+            yield finding(
+                "wrong-type", f"{model} expected {str(state[name].dtype).removeprefix('torch.')}, found {dtype}", name
+            )
+            break
+    for one, other in fit.plan.doubled:
+        yield finding("inconsistent-index", f"{one} and {other} would both be loaded into one parameter of {model}")
+    if fit.missing:
+        yield finding("missing-key", f"{len(fit.missing)} tensors of {model} not found ({shortened(fit.missing)})")
+    if fit.unexpected:
+        count = len(fit.unexpected)
+        yield finding("dropped-weights", f"{count} tensors would be dropped by {model} ({shortened(fit.unexpected)})")
 
 
 def _with_alternatives(fit: Fit, model_class: Any, config: Any) -> Fit:
-    """`fit`, with what would be a better match: another layout of keys, or another class."""
+    """Return `fit` with what would be a better match: another layout of keys, or another class."""
     import transformers
 
-    problems = list(fit.problems)
-    model_keys = set(build_on_meta(model_class, config).state_dict()) if fit.missing or fit.unexpected else set()
-    for layout, rules in _LAYOUTS:
-        if len(fit.unexpected) < 2 or not model_keys:
-            break
-        renamed = [_rename(name, rules) for name in fit.unexpected]
-        if all(name in model_keys for name in renamed):
-            what = f"its keys are in the layout of {layout}; installed is {transformers.__version__}"
-            cure = cure_of("key-layout")
-            if layout == _OLD:
-                # Some versions (4.52, and late 5.x) rename for classes of their own alone: a user's subclass gets no rename.
-                cure = f"load it with transformers' own class, or give {fit.class_name} the renames: key_mapping={KEY_MAPPING}"
-            problems.insert(0, Finding("key-layout", str(fit.checkpoint.path), what, cure))
-            return dataclasses.replace(fit, problems=tuple(problems), layout=layout)
     if fit.missing or fit.unexpected:
+        if found := _other_layout(fit, set(build_on_meta(model_class, config).state_dict())):
+            return found
         for candidate in _candidates(config):
             if candidate is not model_class and _compare(fit.checkpoint, candidate, config, None).ok:
-                cure = f"load it with {candidate.__name__}, which it fits"
-                problems = [Finding(one.failure, one.where, one.what, cure) for one in problems]
-                return dataclasses.replace(fit, problems=tuple(problems), fits_class=candidate.__name__)
-    wrote = getattr(config, "transformers_version", None)
-    if wrote and wrote != transformers.__version__:
-        note = f"; its config.json was written by transformers {wrote}, installed is {transformers.__version__}"
-        problems = [Finding(one.failure, one.where, one.what + note, one.cure) for one in problems]
-    return dataclasses.replace(fit, problems=tuple(problems))
+                fix = f"load it with {candidate.__name__}, which it fits"
+                problems = tuple(dataclasses.replace(problem, cure=fix) for problem in fit.problems)
+                return dataclasses.replace(fit, problems=problems, fits_class=candidate.__name__)
+    saved_by = getattr(config, "transformers_version", None)
+    if saved_by and saved_by != transformers.__version__:
+        note = f"; saved by transformers {saved_by}, installed is {transformers.__version__}"
+        problems = tuple(dataclasses.replace(problem, what=problem.what + note) for problem in fit.problems)
+        return dataclasses.replace(fit, problems=problems)
+    return fit
+
+
+def _other_layout(fit: Fit, model_keys: set[str]) -> Fit | None:
+    """Return `fit` with a finding if its unexpected keys fit the model in another layout, None otherwise."""
+    import transformers
+
+    for layout, rules in _LAYOUTS:
+        renamed = [_rename(name, rules) for name in fit.unexpected]
+        language_model = any("language_model." in name for name in (*fit.unexpected, *renamed))
+        if len(renamed) < 2 or not language_model or not model_keys.issuperset(renamed):
+            continue
+        what = f"expected the key layout of transformers {transformers.__version__}, found that of {layout}"
+        fix = fix_for("key-layout")
+        if layout == _OLD_LAYOUT:
+            # Some versions (4.52, and late 5.x) rename keys only for classes of their own, not for a user's subclass.
+            mapping = _key_mapping(fit.checkpoint.tensors, model_keys)
+            fix = f"load it with transformers' own class, or pass key_mapping={mapping} to rename its keys for {fit.class_name}"
+        problem = Finding("key-layout", str(fit.checkpoint.path), what, fix)
+        return dataclasses.replace(fit, problems=(problem, *fit.problems), layout=layout)
+    return None
+
+
+def _key_mapping(file_keys: Iterable[str], model_keys: set[str]) -> dict[str, str]:
+    """Return the argument of from_pretrained that renames `file_keys` from the older layout to the newer."""
+    moved = {name.split(".")[1] for name in model_keys if name.startswith("model.")}
+    parts = sorted(moved & {name.partition(".")[0] for name in file_keys} - {"model"})
+    kept = "|".join(["language_model", *map(re.escape, parts)])
+    return {f"^{re.escape(part)}": f"model.{part}" for part in parts} | {rf"^model(?!\.({kept}))": "model.language_model"}
 
 
 def _rename(name: str, rules: Sequence[tuple[str, str]]) -> str:
@@ -281,16 +287,12 @@ def _rename(name: str, rules: Sequence[tuple[str, str]]) -> str:
 
 
 def _candidates(config: Any) -> Iterator[Any]:
-    """The classes that the config names or that transformers has for it, each once."""
+    """Yield the classes that the config lists or that transformers has for it, each once."""
     import transformers
 
     seen = set()
-    for name in [
-        *(getattr(config, "architectures", None) or ()),
-        "AutoModelForImageTextToText",
-        "AutoModelForCausalLM",
-        "AutoModel",
-    ]:
+    automatic = ("AutoModelForImageTextToText", "AutoModelForCausalLM", "AutoModel")
+    for name in (*(getattr(config, "architectures", None) or ()), *automatic):
         with contextlib.suppress(LoadError):
             if isinstance(name, str) and hasattr(transformers, name):
                 found = concrete_class(name, config)

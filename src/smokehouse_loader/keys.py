@@ -1,8 +1,8 @@
-"""Which tensor of a file becomes which tensor of a model: the renames that the installed transformers does while it loads.
+"""Map the keys of a file to those of a model, with the renames that the installed transformers applies while it loads.
 
-Three generations of transformers keep them in three places; each is asked here in the way in which its own from_pretrained
-asks it, so that a rename it learns is known here too. Measured on 4.49.0, 4.51.3, 4.52.4, 4.57.6, 5.0.0 and 5.23.0; the names
-used were looked up in the other releases from 4.50.3 to 5.22.0.
+Three generations of transformers keep the renames in three places. Each is read the way its own from_pretrained reads it, so
+that new renames are picked up. Measured on 4.49.0, 4.51.3, 4.52.4, 4.57.6, 5.0.0 and 5.23.0; the names used here were looked
+up in the other releases from 4.50.3 to 5.22.0.
 """
 
 import copy
@@ -17,7 +17,7 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Conversion:
-    """Tensors of the file that are split or merged: `apply` makes the model's tensors, by name, of the file's `sources`."""
+    """Tensors of the file that are split or merged: `apply` turns `sources`, by key, into the model's tensors, by name."""
 
     sources: tuple[str, ...]
     apply: Callable[[Tensors], Tensors]
@@ -25,22 +25,22 @@ class Conversion:
 
 @dataclass
 class Plan:
-    """How a file's keys meet a model's: `renamed` has the file's key for the model's key, `unmatched` the file's other keys."""
+    """The mapping of a file's keys to a model's: `renamed` is model key -> file key, `unmatched` the remaining file keys."""
 
     renamed: dict[str, str] = field(default_factory=dict)
     conversions: list[Conversion] = field(default_factory=list)
     unmatched: list[str] = field(default_factory=list)
-    doubled: list[tuple[str, str]] = field(default_factory=list)  # two keys of the file for one of the model
+    doubled: list[tuple[str, str]] = field(default_factory=list)  # pairs of file keys for one model key
 
     def take(self, model_key: str, file_key: str) -> None:
-        """Note that `file_key` is loaded as `model_key`."""
+        """Record that `file_key` is loaded as `model_key`."""
         if model_key in self.renamed:
             self.doubled.append((self.renamed[model_key], file_key))
         self.renamed[model_key] = file_key
 
 
 def plan(model: Any, file_keys: Iterable[str], key_mapping: Mapping[str, str] | None = None) -> Plan:
-    """How from_pretrained would load `file_keys` into `model`; `key_mapping` is its argument of that name."""
+    """Return how from_pretrained would load `file_keys` into `model`; `key_mapping` is its argument of that name."""
     keys = list(file_keys)
     names = set(model.state_dict())
     try:
@@ -64,10 +64,10 @@ def _collect(names: set[str], pairs: Iterable[tuple[str, str | None]]) -> Plan:
 
 
 def _by_prefix(model: Any, names: set[str], keys: Sequence[str]) -> Plan:
-    """transformers 4.49: old names of norms are mended, and the base model's prefix is added or taken away."""
+    """Map keys as transformers 4.49 does: update old names of norms, add or remove the base model's prefix."""
     prefix = model.base_model_prefix
-    mended = {key: model._fix_state_dict_key_on_load(key)[0] for key in keys}
-    in_file = bool(prefix) and any(key.startswith(prefix) for key in mended.values())
+    updated = {key: model._fix_state_dict_key_on_load(key)[0] for key in keys}
+    in_file = bool(prefix) and any(key.startswith(prefix) for key in updated.values())
     in_model = bool(prefix) and any(name.startswith(prefix) for name in names)
 
     def rename(key: str) -> str | None:
@@ -77,18 +77,18 @@ def _by_prefix(model: Any, names: set[str], keys: Sequence[str]) -> Plan:
             return key[len(prefix) + 1 :] if key.startswith(f"{prefix}.") else None
         return key
 
-    return _collect(names, ((key, rename(renamed)) for key, renamed in mended.items()))
+    return _collect(names, ((key, rename(renamed)) for key, renamed in updated.items()))
 
 
 def _by_mapping(model: Any, names: set[str], keys: Sequence[str], key_mapping: Mapping[str, str] | None) -> Plan:
-    """transformers 4.50 to 4.57: regular expressions that a class keeps for its own old checkpoints."""
+    """Map keys as transformers 4.50 to 4.57 does: by regular expressions that a class has for its old checkpoints."""
     prefix = model.base_model_prefix
     if key_mapping is None:
         import transformers
         from transformers import modeling_utils
 
         families = getattr(modeling_utils, "VLMS", ())
-        # 4.52 asks for the class alone, later ones for its bases too.
+        # 4.52 looks at the class alone, later versions at its bases too.
         bases = type(model).__mro__[:1] if transformers.__version__.startswith("4.52.") else type(model).__mro__[:-1]
         classes = [base.__name__.lower() for base in bases]
         if any(family in name for family in families for name in classes):
@@ -101,7 +101,7 @@ def _by_mapping(model: Any, names: set[str], keys: Sequence[str], key_mapping: M
 
 
 def _by_transforms(model: Any, names: set[str], keys: Sequence[str], transforms: Sequence[Any]) -> Plan:
-    """transformers 5: an ordered list of renames, and of conversions that merge or split tensors."""
+    """Map keys as transformers 5 does: by an ordered list of renames, and conversions that merge or split tensors."""
     from transformers import core_model_loading as core
 
     renamings = [entry for entry in transforms if isinstance(entry, core.WeightRenaming)]
@@ -130,9 +130,9 @@ def _conversion(model: Any, name: str, converter: Any, parts: Sequence[tuple[str
         fresh = copy.deepcopy(converter)
         for key, pattern in parts:
             fresh.add_tensor(name, key, pattern, tensors[key])
-        made = fresh.convert(name, model=model, config=model.config)
-        if isinstance(made, tuple):  # with what went wrong behind it, in 5.0 alone
-            made = made[0]
-        return {target: value[0] if isinstance(value, list) else value for target, value in made.items()}
+        converted = fresh.convert(name, model=model, config=model.config)
+        if isinstance(converted, tuple):  # 5.0 alone returns the errors too
+            converted = converted[0]
+        return {target: value[0] if isinstance(value, list) else value for target, value in converted.items()}
 
     return Conversion(tuple(key for key, _ in parts), apply)

@@ -1,4 +1,4 @@
-"""`load_model`: a checkpoint, loaded right or refused, on every rank."""
+"""Load a checkpoint correctly, or refuse it on every rank: `load_model`."""
 
 import contextlib
 import copy
@@ -9,24 +9,24 @@ from typing import Any, Literal
 
 from smokehouse_loader import compare, hub, ready, zero
 from smokehouse_loader.checkpoint import Checkpoint, inspect_checkpoint
-from smokehouse_loader.consensus import Verdict
+from smokehouse_loader.consensus import Consensus
 from smokehouse_loader.diagnosis import explain
 from smokehouse_loader.errors import Finding, LoadError, first_line, shortened
-from smokehouse_loader.failures import cure_of
+from smokehouse_loader.failures import fix_for
 from smokehouse_loader.fit import Fit, check_checkpoint, refuse_unreadable
 from smokehouse_loader.model_class import concrete_class, read_config
 
-# What gives from_pretrained its weights from elsewhere than the checkpoint's files, so that nothing could be compared.
-_ELSEWHERE = ("from_flax", "from_tf", "gguf_file", "state_dict")
+# Arguments of from_pretrained that replace the checkpoint's files as the source of weights: nothing could be compared.
+_OTHER_SOURCES = ("from_flax", "from_tf", "gguf_file", "state_dict")
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is going to be loaded."""
+    """What to load, and how."""
 
     checkpoint: Checkpoint
     model_class: Any
-    fit: Fit | None  # None where nothing is verified
+    fit: Fit | None  # None if nothing is verified
 
 
 def load_model(
@@ -38,91 +38,92 @@ def load_model(
 ) -> Any:
     """Load a checkpoint as from_pretrained does, or raise the same LoadError on every rank.
 
-    `path` is a folder or a name on a hub, `model_class` a transformers class (or one with its from_pretrained), None for what
-    `resolve_model_class` finds; `kwargs` are from_pretrained's. Works in plain, ZeRO-2 and ZeRO-3 runs; in a process group
+    `path` is a directory or a name on a hub, `model_class` a transformers class (or one with its from_pretrained) or None for
+    what `resolve_model_class` finds; `kwargs` are from_pretrained's. Works in plain, ZeRO-2 and ZeRO-3 runs; in a process group
     every rank has to call it.
 
-    First the checkpoint's headers are checked against the class, with no memory taken; then it is loaded; then it is verified:
-    with "shapes" that every parameter has the file's shape, and is partitioned exactly where ZeRO-3 is asked for; with "bits"
-    also every bit of what this rank holds against the file; "none" leaves out the first check and the last. On gloo, gathers
-    are waited for while it loads, where DeepSpeed does not do so itself.
+    Checks the headers of the checkpoint against the class before it allocates memory, loads, then verifies: "shapes" that
+    every parameter has the shape in the file and is partitioned if and only if ZeRO-3 is requested; "bits" also every bit on
+    this rank; "none" skips both the check and the verification. While loading on gloo, waits for gathers if DeepSpeed does not.
 
-    Raises LoadError, and ValueError for arguments that cannot be checked. The findings of the error say which rank saw them.
+    Returns the model, or from_pretrained's pair with `output_loading_info=True`. Raises LoadError, whose findings give the
+    rank that found them, and ValueError for arguments that cannot be verified.
     """
     if verify not in ("shapes", "bits", "none"):
-        raise ValueError(f"verify={verify!r} is not known; use 'shapes', 'bits' or 'none'")
-    if elsewhere := [name for name in _ELSEWHERE if kwargs.get(name)]:
-        raise ValueError(f"{elsewhere[0]} takes weights from elsewhere than {path}; use from_pretrained itself for that")
+        raise ValueError(f"verify: expected 'shapes', 'bits' or 'none', found {verify!r}; use one of them")
+    if others := [name for name in _OTHER_SOURCES if kwargs.get(name)]:
+        raise ValueError(f"{others[0]}: expected weights from {path} alone, found another source; use from_pretrained for it")
     _join()
-    verdict = Verdict()
+    consensus = Consensus()
     plan, findings = _caught(lambda: _prepare(path, model_class, verify, kwargs))
-    verdict.agree(findings)
-    assert plan is not None
+    consensus.agree(findings)
     with_info = bool(kwargs.pop("output_loading_info", False))
     try:
-        with zero.safe_gathers() if zero.is_asked_for() else contextlib.nullcontext():
+        with zero.safe_gathers() if zero.is_requested() else contextlib.nullcontext():
             model, info = plan.model_class.from_pretrained(path, output_loading_info=True, **kwargs)
     except Exception as error:
-        raise _in_the_middle(verdict, path, error) from error
+        raise _failure(consensus, path, error) from error
     wrong, findings = _caught(lambda: [*_verify(model, info, plan, verify)])
-    verdict.agree([*(wrong or ()), *findings])
+    consensus.agree([*(wrong or ()), *findings])
     if plan.fit is not None:
         ready.ORIGINS[model] = ready.Origin(plan.checkpoint, plan.fit.plan, plan.fit.tied)
     return (model, info) if with_info else model
 
 
 def _join() -> None:
-    """Join the process group, as DeepSpeed would in the middle of the load."""
+    """Join the process group now; DeepSpeed would do it in the middle of the load."""
     import torch.distributed as dist
 
-    if zero.is_asked_for() and not dist.is_initialized():
+    if zero.is_requested() and not dist.is_initialized():
         import deepspeed
 
         deepspeed.init_distributed()
 
 
 def _caught(work: Callable[[], Any]) -> tuple[Any, list[Finding]]:
-    """What `work` returns, or what it found wrong: nothing that one rank raises may leave the others waiting."""
+    """Return the result of `work`, or None and what it raised as findings: an exception on one rank would block the others."""
     try:
         return work(), []
     except LoadError as refused:
         return None, list(refused.findings)
-    except Exception as error:  # noqa: BLE001 - whatever one rank meets, the others must hear of
-        return None, [_unforeseen("the load", error)]
+    except Exception as error:  # noqa: BLE001 - whatever one rank raises, the others must learn of
+        return None, [_unexpected("the load", error)]
 
 
-def _unforeseen(where: str, error: Exception) -> Finding:
+def _unexpected(where: str, error: Exception) -> Finding:
     known = explain(error)
     failure = known[0].failure.name if known else "unmeasured"
-    return Finding(failure, where, first_line(error), cure_of(failure))
+    return Finding(failure, where, first_line(error), fix_for(failure))
 
 
-def _in_the_middle(verdict: Verdict, path: str | Path, error: Exception) -> LoadError:
+def _failure(consensus: Consensus, path: str | Path, error: Exception) -> LoadError:
+    """Return the error to raise on this rank for an `error` of from_pretrained."""
     known = explain(error)
     if known and known[0].failure.victim:
-        return verdict.lost(error)
-    return verdict.fail(error, _unforeseen(str(path), error))
+        return consensus.lost(error)
+    return consensus.failed(_unexpected(str(path), error))
 
 
 def _prepare(path: str | Path, model_class: Any, verify: str, kwargs: dict[str, Any]) -> _Plan:
-    """All that can be told before anything is loaded. Raises LoadError."""
+    """Check everything that can be checked before the load. Raises LoadError."""
     if refused := [*_refusals(kwargs)]:
         raise LoadError(refused)
     variant = kwargs.get("variant")
-    place = {name: kwargs[name] for name in hub.PLACE if name in kwargs}
-    folder = hub.folder(path, variant, place)
+    source = {name: kwargs[name] for name in hub.SOURCE_OPTIONS if name in kwargs}
+    folder = hub.folder(path, variant, source)
     checkpoint = inspect_checkpoint(folder, variant=variant)
     refuse_unreadable(checkpoint)
-    config = kwargs.get("config") or read_config(path, **place, trust_remote_code=kwargs.get("trust_remote_code"))
-    overrides = {name: value for name, value in kwargs.items() if name not in ("config", *hub.PLACE) and hasattr(config, name)}
-    if overrides:
+    config = kwargs.get("config") or read_config(path, **source, trust_remote_code=kwargs.get("trust_remote_code"))
+    not_overrides = ("config", *hub.SOURCE_OPTIONS)
+    if overrides := {name: value for name, value in kwargs.items() if name not in not_overrides and hasattr(config, name)}:
         config = copy.deepcopy(config)
         for name, value in overrides.items():
             setattr(config, name, value)
     if verify == "none":
         return _Plan(checkpoint, concrete_class(model_class, config), None)
     if kwargs.get("quantization_config") is not None:
-        raise LoadError([Finding("quantised", "quantization_config", "is given", cure_of("quantised"))])
+        what = "quantised weights cannot be verified"
+        raise LoadError([Finding("quantised", "quantization_config", what, fix_for("quantised"))])
     fit = check_checkpoint(checkpoint, model_class, config=config, key_mapping=kwargs.get("key_mapping"))
     if wrong := [problem for problem in fit.problems if not (problem.failure == "wrong-shape" and _ignores_shapes(kwargs))]:
         raise LoadError(wrong)
@@ -134,40 +135,33 @@ def _ignores_shapes(kwargs: dict[str, Any]) -> bool:
 
 
 def _refusals(kwargs: dict[str, Any]) -> Iterator[Finding]:
-    """What silently ruins a load, before one is tried."""
+    """Yield what would break a load without an error."""
     import transformers
 
     def refused(failure: str, where: str, what: str) -> Finding:
-        return Finding(failure, where, what, cure_of(failure))
+        return Finding(failure, where, what, fix_for(failure))
 
     if ".dev" in transformers.__version__:
-        yield refused("development-version", "transformers", f"is {transformers.__version__}, a development version")
-    yield from ready.setting()
-    if zero.is_asked_for():
+        yield refused("development-version", "transformers", f"expected a release, found {transformers.__version__}")
+    yield from ready.process_problems()
+    if zero.is_requested():
         if _ignores_shapes(kwargs):
-            yield refused("ignore-mismatched-sizes", "ignore_mismatched_sizes", "is True under ZeRO-3")
+            yield refused("ignore-mismatched-sizes", "ignore_mismatched_sizes", "expected False under ZeRO-3, found True")
         for name in ("device_map", "low_cpu_mem_usage"):
             if kwargs.get(name):
-                yield refused("device-map", name, f"is {kwargs[name]!r} under ZeRO-3")
+                yield refused("device-map", name, f"expected none under ZeRO-3, found {kwargs[name]!r}")
 
 
 def _verify(model: Any, info: dict[str, Any], plan: _Plan, verify: str) -> Iterator[Finding]:
-    """What is wrong with a model that was loaded."""
+    """Yield what is wrong with a loaded model."""
     if plan.fit is None:
         return
-    where = str(plan.checkpoint.path)
     skipped = {mismatch.name for mismatch in plan.fit.mismatched}
     if missing := sorted(set(info.get("missing_keys", ())) - compare.filled(model, plan.fit.plan) - skipped):
-        what = f"transformers found nothing for {len(missing)} tensors ({shortened(missing)})"
-        yield Finding("missing-key", where, what, cure_of("missing-key"))
+        what = f"transformers loaded nothing into {len(missing)} tensors ({shortened(missing)})"
+        yield Finding("missing-key", str(plan.checkpoint.path), what, fix_for("missing-key"))
     yield from ready.problems(model)
-    for name, what in _wrong(model, plan, verify).items():
+    compared = compare.wrong_tensors if verify == "bits" else compare.wrong_shapes
+    for name, what in compared(model, plan.checkpoint, plan.fit.plan).items():
         if name not in skipped:
-            yield Finding("wrong-bits" if "differs" in what else "wrong-shape", name, what, cure_of("wrong-bits"))
-
-
-def _wrong(model: Any, plan: _Plan, verify: str) -> dict[str, str]:
-    assert plan.fit is not None
-    if verify == "bits":
-        return compare.wrong_tensors(model, plan.checkpoint, plan.fit.plan)
-    return compare.wrong_shapes(model, plan.checkpoint, plan.fit.plan)
+            yield Finding("wrong-bits" if "differs" in what else "wrong-shape", name, what, fix_for("wrong-bits"))

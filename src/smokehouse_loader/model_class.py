@@ -1,16 +1,21 @@
-"""Which class loads a config."""
+"""Find the model class that loads a config."""
 
 import functools
 import json
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from smokehouse_loader.errors import Finding, LoadError, first_line
-from smokehouse_loader.failures import cure_of
+from smokehouse_loader.failures import fix_for
 
 
 def concrete_class(model_class: Any, config: Any) -> Any:
-    """The model class that is meant. An auto class stands for its entry."""
+    """Return the class that `model_class` stands for with this config.
+
+    `model_class` is a class, the name of one in transformers, or None for what `resolve_model_class` finds; an auto class
+    stands for its entry. Raises LoadError if there is no such class.
+    """
     import transformers
 
     if model_class is None:
@@ -19,15 +24,14 @@ def concrete_class(model_class: Any, config: Any) -> Any:
         found = getattr(transformers, model_class, None)
         if found is None:
             what = f"transformers {transformers.__version__} has no class {model_class!r}"
-            raise LoadError([Finding("no-model-class", "model_class", what, cure_of("no-model-class"))])
+            raise LoadError([Finding("no-model-class", "model_class", what, fix_for("no-model-class"))])
         model_class = found
     if hasattr(model_class, "_model_mapping"):
-        try:
-            entry = model_class._model_mapping[type(config)]
-        except KeyError:
-            what = f"{model_class.__name__} has no class for a {type(config).__name__}"
-            raise LoadError([Finding("wrong-auto-class", "model_class", what, cure_of("wrong-auto-class"))]) from None
-        return entry[0] if isinstance(entry, tuple) else entry
+        found = _entry(model_class, type(config))
+        if found is None:
+            what = f"{model_class.__name__} has no class for {type(config).__name__}"
+            raise LoadError([Finding("wrong-auto-class", "model_class", what, fix_for("wrong-auto-class"))])
+        return found
     return model_class
 
 
@@ -36,10 +40,10 @@ _VISION = ("vision_config", "visual_config", "vision_tower", "mm_vision_tower", 
 
 
 def register(model_type: str, config_class: Any, model_class: Any) -> None:
-    """Have checkpoints whose config has this `model_type` loaded by `model_class`.
+    """Load checkpoints whose config has this `model_type` with `model_class`.
 
-    transformers learns it too: AutoConfig reads `config_class`, and the auto class that fits (AutoModelForImageTextToText for a
-    config with a vision part, AutoModelForCausalLM otherwise) gives `model_class`. Raises ValueError where the types differ.
+    Registers it with transformers too: AutoConfig reads `config_class`, and AutoModelForImageTextToText (for a config with a
+    vision part) or AutoModelForCausalLM returns `model_class`. Raises ValueError if `config_class.model_type` differs.
     """
     import transformers
 
@@ -50,50 +54,49 @@ def register(model_type: str, config_class: Any, model_class: Any) -> None:
 
 
 def has_vision(config: Any) -> bool:
-    """Whether a config describes a model that sees."""
+    """Return whether a config describes a model with a vision part."""
     return any(getattr(config, name, None) is not None for name in _VISION)
 
 
 def resolve_model_class(config: Any) -> Any:
-    """The class that loads a checkpoint with this config, whole.
+    """Return the class that loads a checkpoint with this config completely.
 
-    A registered class comes first. Then a config with a vision part takes the class that its `architectures` names, and a text
-    config what AutoModelForCausalLM has for it. Then AutoModelForImageTextToText and AutoModelForCausalLM are asked, and what
-    they have is taken where it was made for this very config: a class for the config's text part alone would drop weights.
-    Raises LoadError saying what was tried, and why each was passed over.
+    Tries, in this order: the registered class; for a config with a vision part, the class that its `architectures` lists;
+    the entries of AutoModelForImageTextToText and AutoModelForCausalLM. An entry counts only if it is for this very config: a
+    class for the text part alone would drop weights. Raises LoadError with what was tried, and why each was rejected.
     """
     import transformers
 
     model_type = getattr(config, "model_type", None)
     if model_type in _REGISTERED:
         return _REGISTERED[model_type]
-    tried = ["no class is registered for it"]
+    tried = ["no class is registered"]
     if has_vision(config):
         for name in getattr(config, "architectures", None) or ():
             found = getattr(transformers, name, None) if isinstance(name, str) else None
             if found is None:
-                tried.append(f"architectures names {name}, which transformers {transformers.__version__} does not have")
-            elif reason := _unfit(found, config):
-                tried.append(f"architectures names {name}, which {reason}")
+                tried.append(f"architectures lists {name}, not found in transformers {transformers.__version__}")
+            elif reason := _mismatch(found, config):
+                tried.append(f"architectures lists {name}, which {reason}")
             else:
                 return found
         if not getattr(config, "architectures", None):
-            tried.append("it names no architectures")
+            tried.append("no architectures in config.json")
     for name in ("AutoModelForImageTextToText", "AutoModelForCausalLM"):
         auto = getattr(transformers, name, None)
         found = None if auto is None else _entry(auto, type(config))
         if found is None:
             tried.append(f"{name} has no class for it")
-        elif reason := _unfit(found, config):
+        elif reason := _mismatch(found, config):
             tried.append(f"{name} has {found.__name__}, which {reason}")
         else:
             return found
-    what = f"no class loads a {type(config).__name__} (model_type {model_type!r}): {'; '.join(tried)}"
-    raise LoadError([Finding("no-model-class", "config.json", what, cure_of("no-model-class"))])
+    what = f"no class found for {type(config).__name__} (model_type {model_type!r}): {'; '.join(tried)}"
+    raise LoadError([Finding("no-model-class", "config.json", what, fix_for("no-model-class"))])
 
 
 def _entry(auto: Any, config_class: type) -> Any:
-    """What an auto class has for a config class, None where it has nothing."""
+    """Return the entry of an auto class for a config class, None if it has none."""
     try:
         found = auto._model_mapping[config_class]
     except KeyError:
@@ -101,43 +104,46 @@ def _entry(auto: Any, config_class: type) -> Any:
     return found[0] if isinstance(found, tuple) else found
 
 
-def _unfit(found: Any, config: Any) -> str | None:
-    """Why `found` does not load all that `config` describes, None where it does."""
-    wanted = getattr(found, "config_class", None)
-    if not hasattr(found, "from_pretrained") or wanted is None:
-        return "is no model"
-    if not isinstance(config, wanted):
+def _mismatch(found: Any, config: Any) -> str | None:
+    """Return why `found` does not load everything that `config` describes, None if it does."""
+    expected = getattr(found, "config_class", None)
+    if not hasattr(found, "from_pretrained") or expected is None:
+        return "is not a model"
+    if not isinstance(config, expected):
         part = " alone and would drop the rest" if has_vision(config) else ""
-        return f"is for a {wanted.__name__}{part}"
+        return f"is for {expected.__name__}{part}"
     return None
 
 
 def read_config(path: Any, **options: Any) -> Any:
-    """The config of the checkpoint in the folder `path`. Raises LoadError where this transformers does not know it."""
+    """Return the config of the checkpoint `path`; `options` are AutoConfig's.
+
+    Raises LoadError if it cannot be read, or if the installed transformers does not know its model type.
+    """
     import transformers
 
     try:
         return transformers.AutoConfig.from_pretrained(path, **options)
     except (ValueError, KeyError, OSError, TypeError, AttributeError) as wrong:
-        raise _unknown(path, wrong) from wrong
+        raise _unreadable(path, wrong) from wrong
 
 
-def _unknown(path: Any, wrong: Exception) -> LoadError:
+def _unreadable(path: Any, wrong: Exception) -> LoadError:
     import transformers
 
     where = f"{path}/config.json"
     try:
-        with open(where, "rb") as file:
+        with Path(where).open("rb") as file:
             model_type = json.loads(file.read(2**20)).get("model_type")
     except (OSError, ValueError, AttributeError, RecursionError) as unreadable:
-        return LoadError([Finding("not-a-checkpoint", where, f"cannot be read: {unreadable}", cure_of("not-a-checkpoint"))])
+        return LoadError([Finding("not-a-checkpoint", where, f"cannot be read: {unreadable}", fix_for("not-a-checkpoint"))])
     versions = known_versions(model_type) if isinstance(model_type, str) else None
     if versions and "does not recognize" in str(wrong):
         since, until = versions
-        what = f"model_type {model_type!r} is not known to transformers {transformers.__version__}"
-        cure = f"install transformers {since} or later" if since else f"install transformers {until}, the last that knows it"
-        return LoadError([Finding("unknown-model-type", where, what, cure)])
-    return LoadError([Finding("unknown-model-type", where, first_line(wrong), cure_of("unknown-model-type"))])
+        what = f"model_type {model_type!r} is unknown to transformers {transformers.__version__}"
+        fix = f"install transformers {since} or later" if since else f"install transformers {until}, the last that knows it"
+        return LoadError([Finding("unknown-model-type", where, what, fix)])
+    return LoadError([Finding("unknown-model-type", where, first_line(wrong), fix_for("unknown-model-type"))])
 
 
 @functools.cache
@@ -148,11 +154,10 @@ def _history() -> dict[str, dict[str, list[str]]]:
 
 
 def known_versions(model_type: str) -> tuple[str | None, str | None] | None:
-    """The release of transformers from which, and that until which, a model type is known; None for one that is in neither
-    list.
+    """Return the first and the last release of transformers that know a model type.
 
-    From the types in the last release of each 4.x line from 4.49.0 on, and in each 5.x.0 up to 5.23.0. Types that 4.49.0 knew
-    have no first release here.
+    The first is None for types that 4.49.0 knew, the last None for types that 5.23.0 knows; None for a type that is both, or
+    unknown. Source: the types in the last release of each 4.x line from 4.49.0 on, and in each 5.x.0 up to 5.23.0.
     """
     history = _history()
     since = next((version for version, types in history["known_from"].items() if model_type in types), None)

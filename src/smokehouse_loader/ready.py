@@ -1,4 +1,4 @@
-"""Whether loading is over: what has to be true of a model before an engine takes its parameters."""
+"""Check that a model is ready for an engine to take over its parameters."""
 
 import weakref
 from collections.abc import Iterator
@@ -7,95 +7,95 @@ from typing import Any
 
 from smokehouse_loader import compare, zero
 from smokehouse_loader.checkpoint import Checkpoint
-from smokehouse_loader.consensus import Verdict
+from smokehouse_loader.consensus import Consensus
 from smokehouse_loader.errors import Finding, shortened
-from smokehouse_loader.failures import cure_of
+from smokehouse_loader.failures import fix_for
 from smokehouse_loader.keys import Plan
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a model was loaded from."""
+    """The checkpoint that a model was loaded from."""
 
     checkpoint: Checkpoint
     plan: Plan
-    tied: tuple[tuple[str, ...], ...]  # names of one and the same tensor, as the class ties them
+    tied: tuple[tuple[str, ...], ...]  # groups of names that the class ties to one tensor
 
 
 ORIGINS: "weakref.WeakKeyDictionary[Any, Origin]" = weakref.WeakKeyDictionary()
 
 
 def assert_ready(model: Any) -> None:
-    """Raise LoadError, the same on every rank, where `model` is not ready for deepspeed.initialize.
+    """Raise LoadError, the same on every rank, if `model` is not ready for deepspeed.initialize.
 
-    Every rank has to call it. Each finding names the parameter and the order of calls that cures it: one on the meta device,
-    one that is empty and not partitioned, one partitioned that should not be or the reverse, tied ones that are apart, and, in
-    a model of `load_model`, one that holds nothing of what the checkpoint holds for it.
+    Every rank has to call it. Finds parameters on the meta device, empty ones that are not partitioned, ones that are
+    partitioned but should not be and the reverse, untied ones that config.json ties, and, in a model of `load_model`, ones
+    without any value of the checkpoint. Each finding gives the parameter and the order of calls that fixes it.
     """
-    verdict = Verdict()
-    verdict.agree([*problems(model), *_initialised(model)])
+    Consensus().agree([*problems(model), *_not_loaded(model)])
 
 
 def problems(model: Any) -> list[Finding]:
-    """What of a model's parameters is not as it should be, but for their values."""
-    return [*setting(), *partitioning(model, asked=zero.is_asked_for()), *_ties(model)]
+    """Return what is wrong with this process and the parameters of `model`, their values not included."""
+    return [*process_problems(), *partitioning(model, requested=zero.is_requested()), *_untied(model)]
 
 
-def setting() -> Iterator[Finding]:
-    """What of this process, rather than of a model, ruins a load."""
+def process_problems() -> Iterator[Finding]:
+    """Yield what is wrong with this process rather than with a model, and breaks any load."""
     if zero.inside_init():
-        what = "this runs inside a deepspeed.zero.Init that transformers did not enter"
-        yield Finding("partitioned-before-load", "deepspeed.zero.Init", what, cure_of("partitioned-before-load"))
+        what = "expected a load outside of it, found one inside a deepspeed.zero.Init that transformers did not enter"
+        yield Finding("partitioned-before-load", "deepspeed.zero.Init", what, fix_for("partitioned-before-load"))
     if zero.config_was_dropped():
-        what = "one was made and nothing refers to it any more"
-        yield Finding("dropped-config", "HfDeepSpeedConfig", what, cure_of("dropped-config"))
+        what = "created, but garbage-collected since: nothing refers to it"
+        yield Finding("dropped-config", "HfDeepSpeedConfig", what, fix_for("dropped-config"))
 
 
-def partitioning(model: Any, *, asked: bool) -> Iterator[Finding]:
-    """How a model's parameters are not as they should be, where ZeRO-3 was `asked` for or was not."""
-    meta, empty, whole, parted, short = [], [], [], [], []
+def partitioning(model: Any, *, requested: bool) -> Iterator[Finding]:
+    """Yield how the partitioning of a model's parameters is not as expected, with ZeRO-3 `requested` or not."""
+    meta, empty, whole, partitioned, resized = [], [], [], [], []
     for name, parameter in model.named_parameters():
         if zero.is_partitioned(parameter):
-            if not asked:
-                parted.append(name)
+            if not requested:
+                partitioned.append(name)
             elif not hasattr(parameter, "ds_tensor"):
                 empty.append(name)
-            elif parameter.numel() == 0 and _held(parameter) != zero.share(parameter.ds_numel, zero.holders(parameter)):
-                short.append(name)
+            elif parameter.numel() == 0 and not _has_partition_size(parameter):
+                resized.append(name)
         elif parameter.is_meta:
             meta.append(name)
         elif tuple(parameter.shape) == (0,):
             empty.append(name)
-        elif asked:
+        elif requested:
             whole.append(name)
     for failure, names, what in (
-        ("left-on-meta", meta, "is on the meta device"),
-        ("deepcopied-model", empty, "is empty, and not partitioned: a copy of a partitioned model, or never loaded"),
-        ("not-partitioned", whole, "is whole, and ZeRO-3 was asked for"),
-        ("not-partitioned", parted, "is partitioned, and no live HfDeepSpeedConfig asks for ZeRO-3"),
-        ("not-partitioned", short, "holds another part than ZeRO-3 gives to a rank"),
+        ("left-on-meta", meta, "still on the meta device"),
+        ("deepcopied-model", empty, "empty and not partitioned: a copy of a partitioned model, or never loaded"),
+        ("not-partitioned", whole, "expected a partitioned parameter under ZeRO-3, found a whole one"),
+        ("not-partitioned", partitioned, "expected a whole parameter without a live HfDeepSpeedConfig, found it partitioned"),
+        ("not-partitioned", resized, "expected a partition of the size that ZeRO-3 gives each rank, found another size"),
     ):
         if names:
             others = f", and {len(names) - 1} more" if len(names) > 1 else ""
-            yield Finding(failure, names[0], f"{what}{others}", cure_of(failure))
+            yield Finding(failure, names[0], f"{what}{others}", fix_for(failure))
 
 
-def _held(parameter: Any) -> int:
-    return int(parameter.ds_tensor.numel())
+def _has_partition_size(parameter: Any) -> bool:
+    expected = zero.partition_size(parameter.ds_numel, zero.partition_count(parameter))
+    return int(parameter.ds_tensor.numel()) == expected
 
 
-def _ties(model: Any) -> Iterator[Finding]:
+def _untied(model: Any) -> Iterator[Finding]:
     origin = ORIGINS.get(model)
     state = compare.state_of(model)
-    for names in origin.tied if origin else _embeddings(model, state):
-        # transformers 5 leaves two tensors apart that the checkpoint holds both.
-        held = [name for name in names if origin and name in origin.plan.renamed]
-        if len(held) < 2 and len({id(state[name]) for name in names if name in state}) > 1:
-            yield Finding("untied-weights", names[-1], f"is not tied to {names[0]}", cure_of("untied-weights"))
+    for names in origin.tied if origin else _tied_embeddings(model, state):
+        # transformers 5 keeps two tensors apart if the checkpoint has both of them.
+        stored = [name for name in names if origin and name in origin.plan.renamed]
+        if len(stored) < 2 and len({id(state[name]) for name in names if name in state}) > 1:
+            yield Finding("untied-weights", names[-1], f"not tied to {names[0]}", fix_for("untied-weights"))
 
 
-def _embeddings(model: Any, state: dict[str, Any]) -> Iterator[tuple[str, ...]]:
-    """The names of the embeddings that a model's config ties, for a model of unknown origin."""
+def _tied_embeddings(model: Any, state: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Yield the names of the embeddings that the config ties, for a model that `load_model` did not load."""
     config = getattr(model, "config", None)
     text = getattr(config, "get_text_config", lambda: config)()
     if not (getattr(text, "tie_word_embeddings", False) and getattr(config, "tie_word_embeddings", False)):
@@ -107,11 +107,11 @@ def _embeddings(model: Any, state: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         yield tuple(str(name) for name in found)
 
 
-def _initialised(model: Any) -> Iterator[Finding]:
+def _not_loaded(model: Any) -> Iterator[Finding]:
     origin = ORIGINS.get(model)
     if origin is None:
         return
     names = compare.untouched(model, origin.checkpoint, origin.plan)
     if names:
-        what = f"holds nothing of what {origin.checkpoint.path} holds for it ({shortened(names)})"
-        yield Finding("not-loaded", names[0], what, cure_of("not-loaded"))
+        what = f"expected the values of {origin.checkpoint.path}, found none of them ({shortened(names)})"
+        yield Finding("not-loaded", names[0], what, fix_for("not-loaded"))

@@ -1,7 +1,7 @@
-"""The header of a safetensors file, read without trust: it says where in the file each tensor lies.
+"""Read the header of a safetensors file, which says where each tensor is, without trusting it.
 
-The format: 8 bytes with the header's length, little-endian; the header, a JSON object; the tensors, back to back.
-Source: the format's specification in the README of the safetensors project.
+The format: 8 bytes with the length of the header, little-endian; the header, a JSON object; the tensors, back to back.
+Source: the specification of the format in the README of the safetensors project.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any
 LARGEST_HEADER = 100_000_000
 _LENGTH = 8
 
-# Bytes of one element. The narrower types, of which several share a byte, are not among what a checkpoint is trained from.
+# Bytes per element. Types narrower than a byte are left out: no checkpoint to train from has them.
 SIZES = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 1),
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
@@ -25,50 +25,50 @@ SIZES = {
 
 
 class BadFileError(Exception):
-    """A file that is not what its name says: `failure` is a name of the table of known failures."""
+    """An invalid weight file or index; `failure` is the name of a known failure."""
 
     def __init__(self, failure: str, what: str) -> None:
-        """Say `what` is wrong with it."""
+        """Set `what` was expected and found as the message."""
         super().__init__(what)
         self.failure = failure
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A tensor as its file describes it: `start` and `stop` are its bytes' place in the file, None where it is not known."""
+    """A tensor as its file describes it; `start` and `stop` are byte offsets into the file, None if unknown."""
 
     name: str
     shape: tuple[int, ...]
-    dtype: str  # in the words of safetensors: F32, BF16, ...
+    dtype: str  # safetensors' name: F32, BF16, ...
     file: Path
     start: int | None = None
     stop: int | None = None
 
     @property
     def elements(self) -> int:
-        """How many numbers it holds."""
+        """The number of elements."""
         return math.prod(self.shape)
 
 
 def read(file: Path) -> list[Tensor]:
-    """The tensors of the safetensors file `file`, in the order of the header; reads no weights.
+    """Return the tensors of a safetensors file in the order of its header; reads no weights.
 
-    Raises BadFileError where it is not a whole and sound safetensors file, and OSError where it cannot be read.
+    Raises BadFileError if the file is not a complete and valid safetensors file, and OSError if it cannot be read.
     """
     descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     try:
         size = os.fstat(descriptor).st_size
         start = os.pread(descriptor, _LENGTH, 0)
         if len(start) < _LENGTH:
-            raise BadFileError("truncated-shard", f"ends after {size} bytes, before its header")
+            raise BadFileError("truncated-shard", f"truncated to {size} bytes, before its header")
         length = int.from_bytes(start, "little")
         if length > min(LARGEST_HEADER, max(size - _LENGTH, 0)):
             refuse_foreign(os.pread(descriptor, 512, 0))
             if length > LARGEST_HEADER:
                 raise BadFileError(
-                    "not-a-checkpoint", f"its first 8 bytes name a header of {length} bytes: no safetensors file"
+                    "not-a-checkpoint", f"not a safetensors file: its first 8 bytes give a header of {length} bytes"
                 )
-            raise BadFileError("truncated-shard", f"has {size} bytes, {_LENGTH + length - size} too few for its header alone")
+            raise BadFileError("truncated-shard", f"expected a header of {length} bytes, found {size - _LENGTH}")
         text = os.pread(descriptor, length, _LENGTH)
     finally:
         os.close(descriptor)
@@ -76,13 +76,13 @@ def read(file: Path) -> list[Tensor]:
 
 
 def refuse_foreign(start: bytes) -> None:
-    """Raise BadFileError where `start`, the first bytes of a file, are those of a file that stands in for weights."""
+    """Raise BadFileError if `start`, the first bytes of a file, belong to something that replaced the weights."""
     if start.startswith(b"version https://git-lfs"):
-        raise BadFileError("not-a-checkpoint", "is a Git LFS pointer, not the weights it points to")
+        raise BadFileError("not-a-checkpoint", "expected weights, found a Git LFS pointer")
     if start.lstrip()[:15].lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<error")):
-        raise BadFileError("not-a-checkpoint", "is a web page, not weights: the download got an error page")
+        raise BadFileError("not-a-checkpoint", "expected weights, found a web page: the download returned an error page")
     if not start.strip(b"\0"):
-        raise BadFileError("truncated-shard", "is empty, or begins with zeros: its download was never finished")
+        raise BadFileError("truncated-shard", "empty, or begins with zeros: its download did not complete")
 
 
 def _parse(text: bytes) -> dict[str, Any]:
@@ -90,34 +90,34 @@ def _parse(text: bytes) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
             names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise BadFileError("broken-header", f"its header names {twice!r} twice")
+            duplicate = next(name for name in names if names.count(name) > 1)
+            raise BadFileError("broken-header", f"header lists {duplicate!r} twice")
         return found
 
     try:
         header = json.loads(text, object_pairs_hook=unique)
     except (ValueError, RecursionError) as wrong:
-        raise BadFileError("broken-header", f"its header is not JSON: {wrong}") from None
+        raise BadFileError("broken-header", f"header is not JSON: {wrong}") from None
     if not isinstance(header, dict):
-        raise BadFileError("broken-header", "its header is not a JSON object")
+        raise BadFileError("broken-header", "header is not a JSON object")
     return header
 
 
 def _tensors(file: Path, header: dict[str, Any], data: int, size: int) -> list[Tensor]:
-    """The tensors of a parsed `header`; the file has `size` bytes and its tensors begin at `data`."""
+    """Return the tensors of a parsed `header`; the file has `size` bytes, its tensors begin at byte `data`."""
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise BadFileError("broken-header", "the metadata of its header is not a table of texts")
+        raise BadFileError("broken-header", "invalid __metadata__ in the header: expected a map of strings")
     found = [_tensor(file, name, entry, data) for name, entry in header.items()]
     at = data
     for start, stop, name in sorted((tensor.start or 0, tensor.stop or 0, tensor.name) for tensor in found):
         if start != at:
-            raise BadFileError("broken-header", f"{name!r} begins at byte {start}, where byte {at} is expected")
+            raise BadFileError("broken-header", f"expected {name!r} at byte {at}, found it at byte {start}")
         at = stop
-    if at > size:
-        raise BadFileError("truncated-shard", f"has {size} bytes, {at - size} fewer than its header names")
-    if at < size:
-        raise BadFileError("broken-header", f"has {size} bytes, {size - at} more than its header names")
+    if at != size:
+        failure = "truncated-shard" if size < at else "broken-header"
+        difference = f"{at - size} missing" if size < at else f"{size - at} too many"
+        raise BadFileError(failure, f"expected {at} bytes by its header, found {size} ({difference})")
     return found
 
 
@@ -125,11 +125,12 @@ def _tensor(file: Path, name: str, entry: Any, data: int) -> Tensor:
     try:
         dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (KeyError, TypeError, ValueError):
-        raise BadFileError("broken-header", f"{name!r} has no dtype, shape or offsets in the header") from None
+        raise BadFileError("broken-header", f"{name!r} has no dtype, shape or data_offsets in the header") from None
     if not isinstance(shape, list) or not all(type(number) is int and number >= 0 for number in (*shape, start, stop)):
-        raise BadFileError("broken-header", f"{name!r} has a shape or offsets that are no sizes")
+        raise BadFileError("broken-header", f"{name!r} has an invalid shape or invalid data_offsets in the header")
     if not isinstance(dtype, str) or dtype not in SIZES:
-        raise BadFileError("broken-header", f"{name!r} is of type {str(dtype)[:20]!r}, which is not known here")
-    if stop - start != math.prod(shape) * SIZES[dtype]:
-        raise BadFileError("broken-header", f"{name!r} has {stop - start} bytes, its shape {shape} of {dtype} needs others")
+        raise BadFileError("broken-header", f"{name!r} has the unknown dtype {str(dtype)[:20]!r}")
+    needed = math.prod(shape) * SIZES[dtype]
+    if stop - start != needed:
+        raise BadFileError("broken-header", f"{name!r}: expected {needed} bytes for {shape} of {dtype}, found {stop - start}")
     return Tensor(name, tuple(shape), dtype, file, data + start, data + stop)

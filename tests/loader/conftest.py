@@ -1,3 +1,3 @@
-"""The loader's tests run inside stacks, each in a process of that stack's own Python; see test_stacks.py."""
+"""Tests of the loader. Those in inside/ run in the Python of each stack; see test_stacks.py."""
 
 collect_ignore = ["inside"]

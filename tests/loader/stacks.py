@@ -1,6 +1,7 @@
-"""The stacks that the loader is tested on: two environments of the house, and one of a small house of its own here.
+"""The stacks that the loader is tested on: two environments of this checkout, and one that only these tests need.
 
-What differs between them is what the loader has to know: transformers and DeepSpeed.
+They differ in what matters to the loader, the versions of transformers and DeepSpeed. The third one is defined and locked in
+this directory, which is a checkout of its own.
 """
 
 from pathlib import Path
@@ -11,11 +12,11 @@ from smokehouse.locks import check
 
 ROOT = Checkout(Path(__file__).parents[2])
 HERE = Checkout(Path(__file__).parent)
-# By the version of transformers.
+# Version of transformers -> checkout and environment.
 STACKS = {"4.49.0": (ROOT, "qwen2.5-vl"), "4.57.6": (HERE, "transformers-4.57"), "5.23.0": (ROOT, "qwen2.5-vl-latest")}
 
 
 def python(stack: str) -> Path:
-    """The Python of a stack; installs it where it is not."""
-    house, name = STACKS[stack]
-    return virtualenv.ensure(house, check.load(house, name))
+    """Return the Python of a stack; install the stack if needed."""
+    checkout, name = STACKS[stack]
+    return virtualenv.ensure(checkout, check.load(checkout, name))

@@ -1,4 +1,4 @@
-"""The command line and explanations, where there is no torch: a log is read on any machine."""
+"""Test explanations and the command line without torch: a log can be explained on any machine."""
 
 import json
 import subprocess
@@ -21,23 +21,23 @@ DEADLINE = 60.0  # seconds
 
 
 def command(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line from the source."""
+    """Run the command line from the checkout."""
     run = [sys.executable, "-m", "smokehouse_loader", *arguments]
     return subprocess.run(run, cwd=root / "src", capture_output=True, text=True, timeout=DEADLINE)
 
 
-def test_the_failure_that_this_began_with() -> None:
+def test_seed_failure() -> None:
     [found] = explain(f"[rank0]: Traceback\n{SEED}")
     assert (found.failure.name, found.line) == ("partitioned-before-load", 3)
     assert "torch.Size([0])" in found.text
 
 
-def test_the_cause_comes_before_its_victims() -> None:
+def test_causes_come_before_victims() -> None:
     names = [found.failure.name for found in explain(VICTIM * 50 + SEED + VICTIM)]
     assert names == ["partitioned-before-load", "lost-peer"]
 
 
-def test_an_exception_is_explained_with_its_causes() -> None:
+def test_exception_is_explained_with_its_causes() -> None:
     try:
         try:
             raise RuntimeError(SEED)
@@ -51,19 +51,19 @@ def test_an_exception_is_explained_with_its_causes() -> None:
 
 
 @pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: failure.name)
-def test_what_the_loader_says_is_explained(failure: object) -> None:
+def test_messages_of_the_loader_are_explained(failure: object) -> None:
     error = LoadError([Finding(failure.name, "x.weight", "is wrong", failure.cure, 1)])  # type: ignore[attr-defined]
     assert [one.failure for one in explain(error)] == [failure]
     assert [one.failure for one in explain(f"\x1b[31msmokehouse_loader.errors.LoadError: {error}\x1b[0m")] == [failure]
 
 
 @pytest.mark.parametrize("text", ["", "loss 2.3\n" * 1000, "Epoch 1 [0/10]", "size mismatch for nothing", "[lost-peer]"])
-def test_what_is_not_known_is_not_explained(text: str) -> None:
+def test_unknown_text_is_not_explained(text: str) -> None:
     assert explain(text) == ()
 
 
 @given(st.text(), st.text())
-def test_noise_around_it_changes_nothing(before: str, after: str) -> None:
+def test_surrounding_text_changes_nothing(before: str, after: str) -> None:
     assert "partitioned-before-load" in {one.failure.name for one in explain(f"{before}\n{SEED}\n{after}")}
 
 
@@ -83,18 +83,18 @@ def test_command(root: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "arguments", [(), ("check",), ("explain", "nowhere.log"), ("check", "nowhere"), ("check", "--colour", ".")]
 )
-def test_a_mistake_of_the_users(root: Path, arguments: tuple[str, ...]) -> None:
+def test_usage_error(root: Path, arguments: tuple[str, ...]) -> None:
     ended = command(root, *arguments)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert "Traceback" not in ended.stderr
 
 
-def test_errors_cross_processes_and_stay_one_line() -> None:
+def test_errors_survive_pickling_and_stay_one_line() -> None:
     import pickle
 
-    findings = [Finding("wrong-shape", f"layer.{number}", "is\nwrong", "mend it", number % 2) for number in range(9)]
+    findings = [Finding("wrong-shape", f"layer.{number}", "is\nwrong", "fix it", number % 2) for number in range(9)]
     error = pickle.loads(pickle.dumps(LoadError(findings)))
     assert (error.findings, error.rank) == (tuple(findings), 0)
     assert "\n" not in str(error)
-    assert str(error).startswith("rank 0: layer.0: is wrong; mend it [wrong-shape]")
+    assert str(error).startswith("rank 0: layer.0: is wrong; fix it [wrong-shape]")
     assert "and 8 more" in str(error)

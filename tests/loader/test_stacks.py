@@ -1,4 +1,4 @@
-"""Runs tests/loader/inside on every stack: one process and one import each."""
+"""Run tests/loader/inside on every stack, in one process with one import each."""
 
 import json
 import os
@@ -15,77 +15,74 @@ from smokehouse.locks import lock_all
 from smokehouse_loader.failures import FAILURES
 from tests.loader import stacks
 
-# Seconds; a stack takes 60, on a machine that is busy with something else more.
+# Seconds; a stack takes 60 on an idle machine.
 DEADLINE = 600.0
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What the tests inside a stack came to, by their names; `failures` has what became of each known failure."""
+class Outcome:
+    """The results of the tests inside a stack, by name; `failures` has the outcome of each known failure."""
 
     passed: frozenset[str]
-    troubles: dict[str, str]
+    not_passed: dict[str, str]
     failures: dict[str, str]
 
 
 @pytest.fixture(scope="session")
-def seen(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Seen]:
-    """What each stack came to; filled as the tests go."""
+def outcomes() -> dict[str, Outcome]:
+    """Stack -> outcome; filled by test_stack."""
     return {}
 
 
-def run(stack: str, root: Path, folder: Path) -> Seen:
+def run(stack: str, root: Path, folder: Path) -> Outcome:
     """Run all tests inside `stack`."""
     report, notes = folder / "report.xml", folder / "failures.jsonl"
     tools = sysconfig.get_path("purelib")
     command = [stacks.python(stack), root / "tests/loader/inside/run.py", root / "src", tools, f"--junitxml={report}"]
     foreign = {"PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH", "PYTHONSTARTUP", "VIRTUAL_ENV"}
     environ = {name: value for name, value in os.environ.items() if name not in foreign}
-    environ |= {"FAILURES_SEEN": str(notes), "OMP_NUM_THREADS": "1", "PYTHONNOUSERSITE": "1"}
+    environ |= {"FAILURE_OUTCOMES": str(notes), "OMP_NUM_THREADS": "1", "PYTHONNOUSERSITE": "1"}
     ended = subprocess.run(
         list(map(str, command)), cwd=folder, env=environ, capture_output=True, text=True, errors="replace", timeout=DEADLINE
     )
     if not report.exists():
         pytest.fail(f"pytest inside {stack} ended with {ended.returncode}:\n{ended.stdout[-5000:]}\n{ended.stderr[-5000:]}")
-    passed, troubles = set(), {}
+    passed, not_passed = set(), {}
     for case in ElementTree.parse(report).iter("testcase"):
         name = f"{case.get('classname')}::{case.get('name')}"
         if len(case):
-            troubles[name] = "\n".join(f"{part.tag}: {part.get('message')}\n{(part.text or '')[-3000:]}" for part in case)
+            not_passed[name] = "\n".join(f"{part.tag}: {part.get('message')}\n{(part.text or '')[-3000:]}" for part in case)
         else:
             passed.add(name)
     noted = dict(json.loads(line) for line in notes.read_text().splitlines()) if notes.exists() else {}
-    return Seen(frozenset(passed), troubles, noted)
+    return Outcome(frozenset(passed), not_passed, noted)
 
 
 @pytest.mark.parametrize("stack", stacks.STACKS)
-def test_stack(stack: str, root: Path, tmp_path: Path, seen: dict[str, Seen]) -> None:
-    seen[stack] = run(stack, root, tmp_path)
-    troubles = seen[stack].troubles  # what was skipped is one
-    listed = "\n\n".join(f"--- {name}\n{text}" for name, text in troubles.items())
-    assert not troubles, f"{len(troubles)} tests inside {stack} did not pass, {len(seen[stack].passed)} did:\n{listed}"
-    assert len(seen[stack].passed) > 80
+def test_stack(stack: str, root: Path, tmp_path: Path, outcomes: dict[str, Outcome]) -> None:
+    outcome = outcomes[stack] = run(stack, root, tmp_path)
+    listed = "\n\n".join(f"--- {name}\n{text}" for name, text in outcome.not_passed.items())
+    # Skipped tests count as not passed.
+    assert not listed, f"{len(outcome.not_passed)} tests inside {stack} did not pass, {len(outcome.passed)} did:\n{listed}"
+    assert len(outcome.passed) > 80
 
 
-def test_every_failure_is_reproduced_somewhere(seen: dict[str, Seen]) -> None:
-    if missing := set(stacks.STACKS) - seen.keys():
-        pytest.fail(f"run it with test_stack: nothing is known of {sorted(missing)}")
-    outcomes = {failure.name: {stack: one.failures.get(failure.name) for stack, one in seen.items()} for failure in FAILURES}
-    assert not {name: by_stack for name, by_stack in outcomes.items() if "reproduced" not in by_stack.values()}
-    assert not {name: by_stack for name, by_stack in outcomes.items() if None in by_stack.values()}
+def test_every_failure_is_reproduced_on_some_stack(outcomes: dict[str, Outcome]) -> None:
+    if missing := set(stacks.STACKS) - outcomes.keys():
+        pytest.fail(f"no outcome of {sorted(missing)}; run this with test_stack")
+    failures = {one.name: {stack: outcome.failures.get(one.name) for stack, outcome in outcomes.items()} for one in FAILURES}
+    assert not {name: by_stack for name, by_stack in failures.items() if "reproduced" not in by_stack.values()}
+    assert not {name: by_stack for name, by_stack in failures.items() if None in by_stack.values()}
 
 
-def test_locks_are_what_is_asked_for() -> None:
+def test_locks_are_up_to_date() -> None:
     checkout = stacks.HERE
-    assert (
-        checkout.locks()
-        == checkout.environments()
-        == sorted(name for owner, name in stacks.STACKS.values() if owner is checkout)
-    )
+    names = sorted(name for owner, name in stacks.STACKS.values() if owner is checkout)
+    assert checkout.locks() == checkout.environments() == names
     assert lock_all.check_all(checkout, checkout.environments()) == 0
 
 
-def test_the_tools_are_these(root: Path) -> None:
-    """pytest and hypothesis are found where the tests inside a stack look for them."""
+def test_tools_are_where_stacks_look_for_them() -> None:
+    """pytest and hypothesis are in the directory that the tests inside a stack get them from."""
     assert Path(pytest.__file__).is_relative_to(sysconfig.get_path("purelib"))
     assert sys.version_info[:2] == (3, 11)

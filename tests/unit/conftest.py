@@ -1,4 +1,4 @@
-"""A checkout of its own and a package index of its own for each test, both real and both on this machine."""
+"""A real checkout and a real package index on this machine, new for each test."""
 
 import base64
 import hashlib
@@ -60,7 +60,7 @@ AutoModel = "part"
 devel = ["cuda-nvcc"]
 """
 
-# Stands where the real smoke tests do: refuses one option, and else says how it was started.
+# Replaces the real smoke tests: refuses one option, and otherwise prints how it was started.
 SMOKE_TESTS = """\
 import json, os, sys
 if "--nonsense" in sys.argv:
@@ -81,7 +81,7 @@ def wheel(
     script: str = "",
     tag: str = "py3-none-any",
 ) -> bytes:
-    """The bytes of a wheel with one module, always the same for the same arguments; `script` is one, as module:function."""
+    """Return the bytes of a wheel with one module, reproducibly; `script` is a console script, as module:function."""
     info = f"{name}-{version}.dist-info"
     metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
     members = {
@@ -110,7 +110,7 @@ def _metadata(data: bytes) -> bytes:
 
 
 def sdist(name: str, version: str, files: dict[str, str]) -> bytes:
-    """The bytes of a source distribution with `files`."""
+    """Return the bytes of a source distribution with `files`."""
     files = {"PKG-INFO": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", **files}
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
@@ -123,23 +123,23 @@ def sdist(name: str, version: str, files: dict[str, str]) -> bytes:
 
 @dataclass
 class File:
-    """A file as the index lists it. What it sends can be made to differ, to wait or to look larger."""
+    """A file in the index. The index can send other bytes, wait, or list another size."""
 
     data: bytes
     uploaded: str | None = EARLY
     sent: bytes | None = None
     size: int | None = None
-    asked: threading.Event = field(default_factory=threading.Event)
+    requested: threading.Event = field(default_factory=threading.Event)
     gate: threading.Event | None = None
 
 
 class Index:
-    """A package index over HTTP (the JSON form of the simple API), for all or for who has its `secret`, user and password."""
+    """A package index over HTTP (the JSON simple API), public or with a `secret`: user and password."""
 
     def __init__(self) -> None:
         self.files: dict[str, File] = {}
         self.downloads: Counter[str] = Counter()
-        self.asked = 0
+        self.requests = 0
         self.secret: tuple[str, str] | None = None
         index = self
 
@@ -166,7 +166,7 @@ class Index:
         return self.files[name]
 
     def _answer(self, request: BaseHTTPRequestHandler) -> None:
-        self.asked += 1
+        self.requests += 1
         if self.secret:
             token = base64.b64encode(":".join(self.secret).encode()).decode()
             if request.headers["Authorization"] != f"Basic {token}":
@@ -175,8 +175,8 @@ class Index:
                 request.send_header("Content-Length", "0")
                 request.end_headers()
                 return
-        _, place, name = request.path.strip("/").split("/")
-        if place == "simple":
+        _, kind, name = request.path.strip("/").split("/")
+        if kind == "simple":
             listed = [self._entry(file) for file in self.files if file.split("-")[0].replace("_", "-") == name]
             body = json.dumps({"meta": {"api-version": "1.1"}, "name": name, "versions": [], "files": listed}).encode()
             self._send(request, body if listed else None, "application/vnd.pypi.simple.v1+json")
@@ -185,7 +185,7 @@ class Index:
         else:
             file = self.files[name]
             self.downloads[name] += 1
-            file.asked.set()
+            file.requested.set()
             if file.gate:
                 file.gate.wait(60)
             self._send(request, file.data if file.sent is None else file.sent, "application/octet-stream")
@@ -211,7 +211,7 @@ class Index:
         request.send_header("Cache-Control", "max-age=0")
         request.send_header("Content-Length", str(len(body or b"")))
         request.end_headers()
-        with suppress(OSError):  # from a client that was killed, as it was meant to be
+        with suppress(OSError):  # from a client that the test killed
             request.wfile.write(body or b"")
 
 
@@ -236,7 +236,7 @@ def index() -> Iterator[Index]:
 
 @pytest.fixture(scope="session")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a conda channel, made once and not to be changed."""
+    """The folder of a conda channel, made once and never changed."""
     channel = Channel(tmp_path_factory.mktemp("packages"))
     fill(channel)
     return channel.folder
@@ -244,7 +244,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def channel(packages: Path, tmp_path: Path) -> Iterator[Channel]:
-    """A conda channel with the packages that `fill` lists, which a test can add to and break."""
+    """A conda channel with the packages of `fill`, which a test can change."""
     channel = copy(packages, tmp_path / "channel")
     channel.start()
     yield channel
@@ -296,7 +296,7 @@ class TestCheckout:
         return self.installed / ".smokehouse.json"
 
     def edit(self, file: Path, old: str, new: str) -> None:
-        """Replace `old`, which must be there once, by `new`."""
+        """Replace `old`, which must occur once, by `new`."""
         text = file.read_text()
         assert text.count(old) == 1
         file.write_text(text.replace(old, new))
@@ -313,7 +313,7 @@ class TestCheckout:
         )
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start the command line and let it run."""
+        """Start the command line in the background."""
         return subprocess.Popen(
             self.command(*arguments),
             cwd=self.root,
@@ -324,31 +324,31 @@ class TestCheckout:
         )
 
     def at_terminal(self, *arguments: str) -> tuple[int, str]:
-        """Run the command line at a terminal of its own; return its exit code and the text that was seen."""
+        """Run the command line at a terminal; return its exit code and the text on it."""
         child, master = pty.fork()
         if child == 0:
             os.chdir(self.root)
             os.execve(sys.executable, self.command(*arguments), self.environ)
-        heard = b""
-        with suppress(OSError):  # Linux says EIO where the other end is closed
+        output = b""
+        with suppress(OSError):  # Linux raises EIO where the other end is closed
             while chunk := os.read(master, 65536):
-                heard += chunk
+                output += chunk
         _, status = os.waitpid(child, 0)
         os.close(master)
-        return os.waitstatus_to_exitcode(status), re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", heard.decode())
+        return os.waitstatus_to_exitcode(status), re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.decode())
 
     def command(self, *arguments: str) -> list[str]:
-        """The command line as a list."""
+        """Return the command line as a list."""
         return [sys.executable, "-m", "smokehouse", *arguments]
 
     def refused(self, *arguments: str, **environ: str) -> str:
-        """Run the command line, which must refuse with one line and exit code 2; return the line."""
+        """Run the command line, which must print one error and exit with code 2; return the error."""
         ended = self.run(*arguments, **environ)
         assert ended.returncode == 2, ended.stderr
         lines = [
             line
             for line in ended.stderr.splitlines()
-            if not re.match("smokehouse: (installing|bundl(ing|ed)|building|making) ", line)
+            if not re.match("smokehouse: (installing|bundl(ing|ed)|building|preparing) ", line)
         ]
         assert len(lines) == 1, ended.stderr
         assert lines[0].startswith("smokehouse: ")
@@ -362,14 +362,14 @@ class TestCheckout:
 
 @pytest.fixture(scope="session")
 def uv_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty cache, shared because uv asks every Python on the machine about itself when it has none."""
+    """An empty cache, shared because uv without one inspects every Python on the machine."""
     return tmp_path_factory.mktemp("uv-cache")
 
 
 @pytest.fixture
 def checkout(root: Path, tmp_path: Path, index: Index, uv_cache: Path, packages: Path) -> TestCheckout:
     """A checkout that uses `index` and the records in `packages`."""
-    place = tmp_path / "checkout"
+    root_folder = tmp_path / "checkout"
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("UV_", "PYTHON"))}
     environ |= {
         "PYTHONPATH": str(root / "src"),
@@ -380,27 +380,27 @@ def checkout(root: Path, tmp_path: Path, index: Index, uv_cache: Path, packages:
         "UV_HTTP_RETRIES": "0",
         "UV_PYTHON_DOWNLOADS": "never",
     }
-    found = TestCheckout(place, environ)
+    found = TestCheckout(root_folder, environ)
     found.folder.mkdir(parents=True)
     found.environment.write_text(ENVIRONMENT)
     found.stack.write_text(STACK)
-    (place / "smoke_tests").mkdir()
-    (place / "smoke_tests" / "__main__.py").write_text(SMOKE_TESTS)
-    shutil.copy(root / "pyproject.toml", place)
-    (place / "lockfiles").mkdir()
-    shutil.copy(root / "lockfiles" / "tools.txt", place / "lockfiles")
+    (root_folder / "smoke_tests").mkdir()
+    (root_folder / "smoke_tests" / "__main__.py").write_text(SMOKE_TESTS)
+    shutil.copy(root / "pyproject.toml", root_folder)
+    (root_folder / "lockfiles").mkdir()
+    shutil.copy(root / "lockfiles" / "tools.txt", root_folder / "lockfiles")
     return found
 
 
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 16 MiB, which a test can fill."""
-    place = tmp_path / "disk"
-    place.mkdir()
+    folder = tmp_path / "disk"
+    folder.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=16m", "none", str(place)], capture_output=True, text=True, timeout=10
+        ["mount", "-t", "tmpfs", "-o", "size=16m", "none", str(folder)], capture_output=True, text=True, timeout=10
     )
     if mounted.returncode:
-        pytest.skip(f"no small file system to fill without the right to mount one: {mounted.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", str(place)], check=True, timeout=10)
+        pytest.skip(f"mounting a small file system failed: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True, timeout=10)

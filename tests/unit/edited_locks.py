@@ -1,4 +1,4 @@
-"""Locks whose conda half is changed by hand."""
+"""Locks whose conda packages are edited."""
 
 from smokehouse.locks.model import Lock
 
@@ -6,12 +6,12 @@ from .conftest import TestCheckout
 
 
 def read(checkout: TestCheckout) -> Lock:
-    """The lock.json of `checkout`."""
-    return Lock.model_validate_json(checkout.pins.with_name("lock.json").read_bytes())
+    """Return the lock.json of `checkout`."""
+    return Lock.model_validate_json(checkout.lock_json.read_bytes())
 
 
-def keep(checkout: TestCheckout, name: str, **changes: object) -> None:
-    """Leave one conda package in the lock, with `changes`."""
-    manifest = read(checkout)
-    [package] = [package.model_copy(update=changes) for package in manifest.conda if package.name == name]
-    checkout.pins.with_name("lock.json").write_text(manifest.model_copy(update={"conda": (package,)}).text())
+def keep_only(checkout: TestCheckout, name: str, **changes: object) -> None:
+    """Remove all conda packages but one from the lock, and change that one."""
+    lock = read(checkout)
+    [package] = [package.model_copy(update=changes) for package in lock.conda if package.name == name]
+    checkout.lock_json.write_text(lock.model_copy(update={"conda": (package,)}).text())

@@ -1,4 +1,4 @@
-"""Hand-written YAML and TOML files, read with the line of every key, so that an error can name it."""
+"""Read YAML and TOML files that people write, with the line of every key for messages, and generated JSON files."""
 
 import difflib
 import re
@@ -11,40 +11,41 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from smokehouse.errors import UserError
+from smokehouse.errors import UserError, first_of
+from smokehouse.storage.files import sha256
 
-_LARGEST = 1 << 20  # bytes; a definition is a page of text, and the parsers are not made for more
+_LARGEST = 1 << 20  # bytes; a definition is a page of text, and the parsers are not made for large files
 
-Place = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 M = TypeVar("M", bound=BaseModel)
 
 
 @dataclass(frozen=True)
 class Document:
-    """A parsed file. `lines` gives the line, from 1, of each key and list item by its place in `data`."""
+    """A parsed file. `lines` has the line, from 1, of each key and list item by its path in `data`."""
 
     name: str
     data: Any
-    lines: dict[Place, int]
+    lines: dict[KeyPath, int]
 
-    def line(self, place: Place) -> int:
-        """Return the line of `place`, or of the nearest thing around it."""
-        found: Place = ()
-        for part in place:
+    def line(self, path: KeyPath) -> int:
+        """Return the line of `path`, or of the nearest parent that has one."""
+        found: KeyPath = ()
+        for part in path:
             if (*found, part) in self.lines:
                 found = (*found, part)
         return self.lines.get(found, 1)
 
-    def error(self, place: Place, message: str) -> UserError:
-        """Return the error that says `message` of `place`."""
-        return UserError(f"{self.name}:{self.line(place)}: {message}")
+    def error(self, path: KeyPath, message: str) -> UserError:
+        """Return an error with `message` for the line of `path`."""
+        return UserError(f"{self.name}:{self.line(path)}: {message}")
 
     def validate(self, model: type[M]) -> M:
-        """Return the document as a `model`; raises UserError for the first thing that is wrong with it."""
+        """Return the document as a `model`; raises UserError for its first error."""
         try:
             return model.model_validate(self.data)
         except ValidationError as invalid:
-            # A mistyped key is missing under its right name too.
+            # A misspelled key is also reported as missing under its right name.
             first = min(invalid.errors(), key=lambda error: (error["type"] == "missing", self.line(error["loc"])))
             raise self.error(first["loc"], _explain(first, model)) from None
 
@@ -52,22 +53,22 @@ class Document:
 def read_yaml(path: Path, name: str) -> Document:
     """Read the YAML file `path`, called `name` in messages; raises UserError."""
     text = _read(path, name)
-    lines: dict[Place, int] = {}
+    lines: dict[KeyPath, int] = {}
     try:
         loader = _Loader(text)
         try:
             node = loader.get_single_node()
         finally:
             loader.dispose()
-        return Document(name, None if node is None else _plain(node, name, (), lines), lines)
+        return Document(name, None if node is None else _to_data(node, name, (), lines), lines)
     except yaml.MarkedYAMLError as broken:
         mark = broken.problem_mark or broken.context_mark
-        said = broken.problem or broken.context or "not readable"
-        raise UserError(f"{name}:{mark.line + 1 if mark else 1}: not YAML: {said}; mend the line") from None
+        said = broken.problem or broken.context or "not parsable"
+        raise UserError(f"{name}:{mark.line + 1 if mark else 1}: invalid YAML: {said}; fix the line") from None
     except yaml.YAMLError as broken:
-        raise UserError(f"{name}:1: not YAML: {broken}; write it as plain text") from None
+        raise UserError(f"{name}:1: invalid YAML: {broken}; save it as plain text") from None
     except RecursionError:
-        raise UserError(f"{name}:1: nested too deeply; a definition needs four levels") from None
+        raise UserError(f"{name}:1: nested too deeply; use at most four levels") from None
 
 
 def read_toml(path: Path, name: str) -> Document:
@@ -79,9 +80,25 @@ def read_toml(path: Path, name: str) -> Document:
         said = str(broken)
         found = re.search(r" \(at line (\d+), column \d+\)", said)
         line = found[1] if found else text.count("\n") + 1
-        raise UserError(f"{name}:{line}: not TOML: {said.split(' (at ')[0]}; mend the line") from None
+        raise UserError(f"{name}:{line}: invalid TOML: {said.split(' (at ')[0]}; fix the line") from None
     except RecursionError:
-        raise UserError(f"{name}:1: nested too deeply; a definition needs four levels") from None
+        raise UserError(f"{name}:1: nested too deeply; use at most four levels") from None
+
+
+def read_json(path: Path, name: str, model: type[M], remedy: str) -> tuple[M, str]:
+    """Read the generated JSON file `path`, called `name` in messages, as a `model`; return it and the file's SHA-256.
+
+    Raises UserError ending in `remedy`.
+    """
+    try:
+        data = path.read_bytes()
+        return model.model_validate_json(data), sha256(data)
+    except FileNotFoundError:
+        raise UserError(f"{name}: not found; {remedy}") from None
+    except OSError as broken:
+        raise UserError(f"{name}: cannot be read ({broken.strerror}); {remedy}") from None
+    except ValidationError as invalid:
+        raise UserError(f"{name}: {first_of(invalid)}; {remedy}") from None
 
 
 def _read(path: Path, name: str) -> str:
@@ -89,20 +106,20 @@ def _read(path: Path, name: str) -> str:
         with path.open("rb") as file:
             data = file.read(_LARGEST + 1)
     except FileNotFoundError:
-        raise UserError(f"{name}: no such file; every environment has environment.yml and stack.toml") from None
+        raise UserError(f"{name}: not found; create it, or restore it with git") from None
     except OSError as broken:
         raise UserError(f"{name}: cannot be read ({broken.strerror}); make it a readable file") from None
     if len(data) > _LARGEST:
-        raise UserError(f"{name}: larger than {_LARGEST >> 20} MiB; a definition is a page of text")
+        raise UserError(f"{name}: expected at most {_LARGEST >> 20} MiB, found more; shorten it")
     try:
         return data.decode()
     except UnicodeDecodeError as broken:
         line = data.count(b"\n", 0, broken.start) + 1
-        raise UserError(f"{name}:{line}: not UTF-8; save it as UTF-8") from None
+        raise UserError(f"{name}:{line}: invalid UTF-8; save it as UTF-8") from None
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without aliases, with which a page of text can stand for gigabytes."""
+    """A YAML loader that refuses aliases, with which a page of text can expand to gigabytes."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         node = None if self.check_event(yaml.AliasEvent) else super().compose_node(parent, index)
@@ -111,29 +128,31 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-def _plain(node: yaml.Node, name: str, place: Place, lines: dict[Place, int]) -> Any:
-    """Return `node` as dicts, lists and text, and note the line of everything in it."""
-    lines.setdefault(place, node.start_mark.line + 1)
+def _to_data(node: yaml.Node, name: str, path: KeyPath, lines: dict[KeyPath, int]) -> Any:
+    """Return `node` as dicts, lists and text, and add the line of everything in it to `lines`."""
+    lines.setdefault(path, node.start_mark.line + 1)
     if isinstance(node, yaml.MappingNode):
         mapping: dict[str, Any] = {}
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode) or key.value in mapping:
-                problem = f"duplicate key {key.value!r}" if isinstance(key, yaml.ScalarNode) else "a key must be text"
+                problem = f"duplicate key {key.value!r}" if isinstance(key, yaml.ScalarNode) else "expected text as key"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-            lines[*place, key.value] = key.start_mark.line + 1
-            mapping[key.value] = _plain(value, name, (*place, key.value), lines)
+            lines[*path, key.value] = key.start_mark.line + 1
+            mapping[key.value] = _to_data(value, name, (*path, key.value), lines)
         return mapping
     if isinstance(node, yaml.SequenceNode):
-        return [_plain(item, name, (*place, index), lines) for index, item in enumerate(node.value)]
+        return [_to_data(item, name, (*path, index), lines) for index, item in enumerate(node.value)]
     if node.tag != "tag:yaml.org,2002:str":  # `3.10` without quotes is the number 3.1
-        problem = f"{node.value} is not text; put it in quotes" if node.value else "a value is missing; add it"
+        problem = (
+            f"expected text, found {node.value}; put it in quotes" if node.value else "expected a value, found none; add it"
+        )
         raise UserError(f"{name}:{node.start_mark.line + 1}: {problem}")
     return node.value
 
 
-def _toml_lines(text: str) -> Iterator[tuple[Place, int]]:
+def _toml_lines(text: str) -> Iterator[tuple[KeyPath, int]]:
     """Yield the line of each table and key of a TOML text without dotted or quoted keys."""
-    table: Place = ()
+    table: KeyPath = ()
     seen: dict[str, int] = {}
     for number, line in enumerate(text.splitlines(), 1):
         if found := re.match(r"\s*\[\[\s*([\w.-]+)\s*\]\]", line):
@@ -153,35 +172,35 @@ def _toml_lines(text: str) -> Iterator[tuple[Place, int]]:
 
 
 def _explain(error: Any, model: type[BaseModel]) -> str:
-    """Word one pydantic error: what is wrong and what to do."""
-    place, given = error["loc"], error["input"]
-    key = ".".join(str(part) for part in place)
+    """Return a message for one pydantic error: what is wrong and what to do."""
+    path, found = error["loc"], error["input"]
+    key = ".".join(str(part) for part in path)
     match error["type"]:
         case "extra_forbidden":
-            known = _keys(model, place[:-1])
-            close = difflib.get_close_matches(str(place[-1]), known, n=1)
+            known = _keys(model, path[:-1])
+            close = difflib.get_close_matches(str(path[-1]), known, n=1)
             hint = f"did you mean {close[0]}? " if close else ""
-            return f"unknown key {place[-1]!r}; {hint}known here: {', '.join(known)}"
+            return f"unknown key {path[-1]!r}; {hint}known keys: {', '.join(known)}"
         case "missing":
-            return f"{key} is missing; add it"
+            return f"{key} not found; add it"
         case "value_error":
             return str(error["ctx"]["error"])
         case "literal_error":
-            return f"{key} is {given!r}; use {error['ctx']['expected']}"
+            return f"{key}: found {found!r}; use {error['ctx']['expected']}"
         case _:
-            return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}; mend it"
+            return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}; fix it"
 
 
-def _keys(model: type[BaseModel], place: Place) -> list[str]:
-    """Return the keys that `model` knows at `place`."""
-    for part in place:
+def _keys(model: type[BaseModel], path: KeyPath) -> list[str]:
+    """Return the keys of `model` at `path`."""
+    for part in path:
         if part in model.model_fields:
             model = next(_models(model.model_fields[str(part)].annotation), model)
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    """Yield the models that a type is made of."""
+    """Yield the models in a type annotation."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for part in get_args(annotation):

@@ -1,4 +1,4 @@
-"""All that a resolution depends on."""
+"""The inputs of a resolution: everything that its result depends on."""
 
 import json
 from collections.abc import Mapping
@@ -9,15 +9,15 @@ from packaging.requirements import Requirement
 
 from smokehouse.storage.files import sha256
 
-# Raised whenever the same inputs give a different file, so that old locks are seen to be old.
+# Increased whenever the same inputs give a different file, so that older locks are out of date.
 LOCK_FORMAT = 1
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """A question to the index: these packages, for this Python and platform, as of this day.
+    """PyPI packages to resolve, for one Python and platform, with the files that the index had on the cut-off day.
 
-    `file` is the name of the file that asks. Without a `platform` the answer must hold on all of them.
+    `file` is the name of the file that requires them. Without a `platform` they are resolved for all platforms.
     """
 
     file: str
@@ -29,11 +29,11 @@ class Inputs:
 
     @property
     def before(self) -> datetime:
-        """The first moment that no longer counts."""
-        return _after(self.cutoff)
+        """The end of the cut-off day: files that were uploaded then or later are ignored."""
+        return _end_of(self.cutoff)
 
     def digest(self) -> str:
-        """Return the SHA-256 over everything here in one canonical form."""
+        """Return the SHA-256 over all fields in one canonical form."""
         return _digest(
             {
                 "requirements": sorted(str(requirement) for requirement in self.requirements),
@@ -47,10 +47,10 @@ class Inputs:
 
 @dataclass(frozen=True)
 class CondaInputs:
-    """A question to a conda channel: these packages, on a machine with these virtual packages, as of this day.
+    """Conda packages to solve for, on a machine with certain virtual packages, with the records of the cut-off day.
 
-    `specs` are conda's, such as python=3.11; those named in `devel` are wanted in that category alone. `virtual` has
-    each virtual package with its version and build, such as __cuda, ("12.4", "0").
+    `specs` are conda match specs, such as python=3.11; those in `devel` are for that category only. `virtual` has each
+    virtual package with its version and build, such as __cuda, ("12.4", "0").
     """
 
     file: str
@@ -63,11 +63,11 @@ class CondaInputs:
 
     @property
     def before(self) -> datetime:
-        """The first moment that no longer counts."""
-        return _after(self.cutoff)
+        """The end of the cut-off day: records from then or later are ignored."""
+        return _end_of(self.cutoff)
 
     def digest(self) -> str:
-        """Return the SHA-256 over everything here in one canonical form."""
+        """Return the SHA-256 over all fields in one canonical form."""
         return _digest(
             {
                 "specs": sorted(self.specs),
@@ -80,14 +80,14 @@ class CondaInputs:
         )
 
 
-def name_of(spec: str) -> str:
-    """Return the name of the package that a conda spec asks for."""
+def package_name(spec: str) -> str:
+    """Return the name of the package in a conda match spec."""
     return spec.replace(" ", "=").partition("=")[0].rstrip("<>!~")
 
 
-def _after(day: date) -> datetime:
+def _end_of(day: date) -> datetime:
     return datetime.combine(day + timedelta(days=1), time(), UTC)
 
 
-def _digest(canonical: Mapping[str, object]) -> str:
-    return sha256(json.dumps({"format": LOCK_FORMAT, **canonical}, sort_keys=True))
+def _digest(fields: Mapping[str, object]) -> str:
+    return sha256(json.dumps({"format": LOCK_FORMAT, **fields}, sort_keys=True))

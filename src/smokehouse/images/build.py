@@ -14,6 +14,7 @@ from smokehouse.checkout import Checkout
 from smokehouse.console import status
 from smokehouse.errors import UserError
 from smokehouse.images import base as bases
+from smokehouse.images import dockerfile
 from smokehouse.images.base import Base
 from smokehouse.images.contexts import make_contexts
 from smokehouse.images.extra_wheels import ExtraWheel, fetch_wheels, require_torch_abi
@@ -76,6 +77,7 @@ class Built:
 def prepare_image(checkout: Checkout, locked: LockedEnvironment, request: ImageRequest) -> Prepared:
     """Download and verify every input of an image, and write the bake file that builds it; raises UserError."""
     spec, bundle = _fetch(checkout, locked, request)
+    dockerfile.update(checkout)
     plan = plan_layers(locked.lock, [wheel.file for wheel in spec.extra_wheels])
     labels = _labels(checkout, spec, request)
     folder = checkout.root / "build" / "images" / f"{locked.name}-{spec.flavour}"

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from packaging.utils import canonicalize_name
 
 from smokehouse.errors import UserError
+from smokehouse.images.dockerfile import SLOTS
 from smokehouse.locks.model import Lock, LockedFile
 
-SLOTS = 16  # of docker/Dockerfile, for all layers of wheels but the last
 _LARGE = 100_000_000  # bytes
 
 # What users change while the rest stays, and the one of these that they change most often, and alone.
@@ -73,6 +73,6 @@ def plan_layers(lock: Lock, extra_wheels: Sequence[LockedFile] = ()) -> Plan:
     if len(plan.numbered) > SLOTS:
         raise UserError(
             f"{lock.environment}: expected at most {SLOTS} layers of wheels, found {len(plan.numbered)}; "
-            f"raise SLOTS in src/smokehouse/images/plan.py and add stages to docker/Dockerfile"
+            f"raise SLOTS in src/smokehouse/images/dockerfile.py"
         )
     return plan

@@ -8,8 +8,7 @@ from smokehouse.console import status
 from smokehouse.errors import UserError
 from smokehouse.installs import bundle, fetch
 from smokehouse.installs.bundle import CONDA, LOCK, MANIFEST, WHEELS, Bundle, BundleManifest
-from smokehouse.locks.check import LockedEnvironment
-from smokehouse.locks.model import LOCK_JSON, LockedFile
+from smokehouse.locks import LOCK_JSON, LockedEnvironment, LockedFile
 from smokehouse.storage import files
 from smokehouse.storage.disk import require_free_space
 from smokehouse.storage.folder_lock import exclusive
@@ -26,14 +25,14 @@ def make(
     devel: bool = False,
     reuse_siblings: bool = False,
 ) -> Bundle:
-    """Make `folder` the bundle of an environment, and return it; raises UserError.
+    """Make or complete the bundle of an environment in `folder`, and return it; raises UserError.
 
-    With `reuse_siblings`, files of the bundles beside it are used, without a copy where the disk allows. A bundle that was
-    interrupted is continued. It is complete when its manifest.json exists, which is written last.
+    With `reuse_siblings`, files of the bundles beside it are linked or copied. manifest.json is written last, so that a
+    bundle with it is complete.
     """
     lock, folder = locked.lock, folder.absolute()
     if folder.is_dir() and any(folder.iterdir()) and not (folder / LOCK).is_dir():
-        raise UserError(f"{folder}: expected a bundle or an empty folder, found other files; name another folder")
+        raise UserError(f"{folder}: expected a bundle or an empty folder, found other files; specify another folder")
     conda = () if only_pip else lock.conda if devel else lock.main
     artefacts: dict[str, LockedFile] = {f"{WHEELS}/{file.file}": file for file in (*lock.pip, *lock.build)}
     artefacts |= {f"{CONDA}/{package.path}": package for package in conda}
@@ -51,7 +50,7 @@ def make(
         (folder / LOCK).mkdir(parents=True, exist_ok=True)
         (folder / MANIFEST).unlink(missing_ok=True)
         if reuse_siblings:
-            _link_near(folder, artefacts)
+            _link_siblings(folder, artefacts)
         size = sum(file.size for file in artefacts.values())
         present = sum(path.stat().st_size for path in _files(folder))
         require_free_space(folder, max(0, size - present), f"bundle {locked.name}")
@@ -68,8 +67,8 @@ def make(
     return bundle.read(folder, locked)
 
 
-def _link_near(folder: Path, artefacts: Mapping[str, LockedFile]) -> None:
-    """Link or copy what the bundles beside `folder` have of `artefacts`, by path and size; hashes are verified later."""
+def _link_siblings(folder: Path, artefacts: Mapping[str, LockedFile]) -> None:
+    """Link or copy `artefacts` from the bundles beside `folder`, by path and size; hashes are verified later."""
     for path, file in artefacts.items():
         if (folder / path).exists():
             continue
@@ -80,5 +79,5 @@ def _link_near(folder: Path, artefacts: Mapping[str, LockedFile]) -> None:
 
 
 def _files(folder: Path) -> list[Path]:
-    """Return the files in the places of a bundle."""
+    """Return the files in the folders of a bundle."""
     return [path for part in (LOCK, WHEELS, CONDA) for path in (folder / part).rglob("*") if not path.is_dir()]

@@ -1,4 +1,4 @@
-"""The folder that an environment is installed in."""
+"""The folder that an environment is installed in, and the machine it must be installed on."""
 
 import json
 import shutil
@@ -12,12 +12,12 @@ from smokehouse.errors import UserError
 
 MARKER = ".smokehouse.json"
 
-# Measured on qwen2.5-vl: 3.3 GB of files take 6.6 GB with their bytecode.
-UNPACKED = 2.0
+# Installed size by the size of the wheels. Measured on qwen2.5-vl: 3.3 GB of wheels take 6.6 GB with their bytecode.
+PYPI_GROWTH = 2.0
 
 
 def read_marker(folder: Path) -> object:
-    """Return what says that `folder` is a finished installation, None where it is none."""
+    """Return the marker of a complete installation in `folder`, None without one."""
     try:
         return json.loads((folder / MARKER).read_text())
     except (OSError, ValueError):
@@ -25,8 +25,8 @@ def read_marker(folder: Path) -> object:
 
 
 @contextmanager
-def emptied(folder: Path) -> Iterator[Path]:
-    """Yield `folder`, which is not there, and remove it afterwards."""
+def temporary_folder(folder: Path) -> Iterator[Path]:
+    """Yield the path `folder`, at which nothing exists, and remove it afterwards."""
     shutil.rmtree(folder, ignore_errors=True)
     try:
         yield folder
@@ -34,9 +34,9 @@ def emptied(folder: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def refuse_platform(platform: str, name: str) -> None:
-    """Raise UserError when this machine is not of the `platform` that the lock `name` is for."""
+def require_platform(platform: str, name: str) -> None:
+    """Raise UserError where this machine is not compatible with the `platform` of the lock `name`."""
     machine, _, libc = platform.partition("-")
-    here = list(platform_tags())
-    if f"{libc}_{machine}" not in here:
-        raise UserError(f"{name}: the lock is for {platform}, this machine is {here[0]}; install it on such a one")
+    tags = list(platform_tags())
+    if f"{libc}_{machine}" not in tags:
+        raise UserError(f"{name}: expected a machine compatible with {platform}, found {tags[0]}; use another machine")

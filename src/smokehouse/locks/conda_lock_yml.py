@@ -1,19 +1,20 @@
-"""conda-lock.yml: the conda half in conda-lock's format, version 1, for conda-lock, micromamba and py-rattler to read."""
+"""conda-lock.yml: the conda packages in conda-lock's format, version 1, which micromamba and py-rattler read too."""
 
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import yaml
 from packaging.requirements import Requirement
 
-from smokehouse.environments.inputs import CondaInputs, name_of
+from smokehouse.environments.inputs import CondaInputs, package_name
+from smokehouse.errors import UserError
 from smokehouse.locks.solvers.conda import Solved, url
 from smokehouse.storage.files import sha256
 
@@ -21,8 +22,8 @@ from smokehouse.storage.files import sha256
 def text(title: str, conda: CondaInputs, pip: Sequence[Requirement], packages: tuple[Solved, ...], source: str) -> str:
     """Return conda-lock.yml for `packages`, under the comment `title`.
 
-    `source` is where environment.yml lies, seen from the lock; `pip` is in the content hash, as conda-lock has it, and
-    nowhere else: its format would name the host of an index.
+    `source` is the path of environment.yml, relative to the lock. `pip` is part of the content hash, as in conda-lock, and
+    of nothing else: the format would store the host of an index.
     """
     models = _models()
     metadata = models.LockMeta(
@@ -36,7 +37,7 @@ def text(title: str, conda: CondaInputs, pip: Sequence[Requirement], packages: t
     return title + _yaml(head) + _packages(conda.channel, conda.subdir, packages)
 
 
-@cache  # for environments with one conda half
+@cache  # for environments with the same conda packages
 def _packages(channel: str, subdir: str, packages: tuple[Solved, ...]) -> str:
     models = _models()
     locked = [
@@ -62,13 +63,13 @@ def _yaml(content: dict[str, Any]) -> str:
 
 
 def content_hash(conda: CondaInputs, pip: Sequence[Requirement]) -> str:
-    """Return what conda-lock 4 computes for this environment file, asked with `--platform` and `--with-cuda`.
+    """Return what conda-lock 4 computes for this environment file with `--platform` and `--with-cuda`.
 
-    Source: conda_lock/content_hash.py, whose own code takes longer to import than all of our locking.
+    Source: conda_lock/content_hash.py, which takes longer to import than locking takes.
     """
-    specs = {("conda", "pip"): _spec("conda", "pip", "*")}  # conda-lock adds it wherever there is a pip list
+    specs = {("conda", "pip"): _spec("conda", "pip", "*")}  # conda-lock adds it to every environment with a pip list
     for spec in conda.specs:
-        name = name_of(spec)
+        name = package_name(spec)
         specs["conda", name] = _spec("conda", name, _conda_version(spec[len(name) :]))
     for requirement in pip:
         version = ",".join(sorted(str(requirement.specifier).split(","))) or "*"
@@ -89,21 +90,22 @@ def _spec(manager: str, name: str, version: str, extras: Sequence[str] = ()) -> 
     return {"manager": manager, "name": name, "version": version, "category": "main", "extras": list(extras), **absent}
 
 
-def _conda_version(asked: str) -> str:
-    if fuzzy := re.fullmatch(r"=([^=].*)", asked):
+def _conda_version(constraint: str) -> str:
+    if fuzzy := re.fullmatch(r"=([^=].*)", constraint):
         return f"{fuzzy[1]}.*"
-    return asked.removeprefix("==")
+    return constraint.removeprefix("==")
 
 
-def _virtual(conda: CondaInputs) -> Any:
+def _virtual(conda: CondaInputs) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the virtual packages as records of conda-lock's own repository, by file name."""
     for name, (version, build) in conda.virtual:
-        named = f"{build}_0" if build != "0" else "0"
+        full_build = f"{build}_0" if build != "0" else "0"
         yield (
-            f"{name}-{version}-{named}.tar.bz2",
+            f"{name}-{version}-{full_build}.tar.bz2",
             {
                 "name": name,
                 "version": version,
-                "build": named,
+                "build": full_build,
                 "build_number": 0,
                 "build_string": "" if build == "0" else build,
                 "depends": [],
@@ -121,14 +123,12 @@ def _dependency(depends: str) -> tuple[str, str]:
 
 
 def _models() -> Any:
-    """Return conda-lock's models of its format, without the rest of it, which takes two seconds to import."""
+    """Import conda-lock's models of its format, without the rest of conda-lock, which takes two seconds."""
     if "conda_lock" not in sys.modules:
         found = find_spec("conda_lock")
-        assert found
-        assert found.origin
+        if not found or not found.submodule_search_locations:
+            raise UserError("conda-lock not found; install Smokehouse with its dependencies")
         bare = ModuleType("conda_lock")
-        bare.__path__ = [str(Path(found.origin).parent)]
+        bare.__path__ = list(found.submodule_search_locations)
         sys.modules["conda_lock"] = bare
-    from conda_lock.lockfile.v1 import models  # type: ignore[import-untyped]
-
-    return models
+    return import_module("conda_lock.lockfile.v1.models")

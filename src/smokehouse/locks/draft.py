@@ -1,4 +1,4 @@
-"""Resolve an environment to a lock that is not written yet."""
+"""Resolve an environment to a draft of its lock."""
 
 import difflib
 import os
@@ -20,14 +20,14 @@ from smokehouse.locks.model import Channel, CondaPackage, Lock, LockedFile
 from smokehouse.locks.pins import LockFiles, PinFile
 from smokehouse.storage import files as storage
 
-if TYPE_CHECKING:  # both are slow to import, and a check of a lock resolves nothing
+if TYPE_CHECKING:  # both are slow to import
     from smokehouse.locks.solvers.conda import Solution
     from smokehouse.locks.solvers.pip import Preferred, Resolved
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A lock that is resolved and not written.
+    """A lock that is resolved and not yet written.
 
     `texts` has the content of each file, in the order in which to write them; `pins` is the requirements file among
     them. The lock of the builder's own tools is that file alone and has no `lock`.
@@ -39,7 +39,7 @@ class Draft:
 
     @property
     def packages(self) -> int:
-        """How many packages it has."""
+        """The number of its packages."""
         if self.lock:
             return len(self.lock.conda) + len(self.lock.pip)
         return len({*re.findall(r"^([\w.-]+)==", self.texts[self.pins], re.MULTILINE)})
@@ -50,29 +50,37 @@ class Draft:
         return any(_differs(path, text) for path, text in self.texts.items())
 
     def write(self) -> None:
-        """Write what differs; lock.json, which has the digests of the others, comes last. Raises OSError."""
+        """Write the files that differ, lock.json with the digests of the others last; raises OSError."""
         for path, text in self.texts.items():
             if _differs(path, text):
                 storage.write(path, text)
 
 
-def draft(environment: Environment, files: LockFiles, channel: str | None = None, upgrade: str | None = None) -> Draft:
+def draft(
+    environment: Environment,
+    files: LockFiles,
+    channel: str | None = None,
+    upgrade: str | None = None,
+    *,
+    settled: bool = True,
+) -> Draft:
     """Resolve `environment`, its conda packages with the records of `channel` (see `solvers.conda.solve`).
 
-    With `upgrade` only that package may change, and the dependencies that must change with it. Raises UserError.
+    With `upgrade` only that package may change, and the dependencies that must change with it. The lock records
+    that its cut-off was not `settled`. Raises UserError.
     """
     old = read_lock(files) if upgrade else None
     if old and upgrade:
-        _refuse_unknown(upgrade, old)
-    keep = tuple(package for package in old.conda if package.name != upgrade) if old else ()
+        _require_locked(upgrade, old)
+    locked = tuple(package for package in old.conda if package.name != upgrade) if old else ()
     preferred = _preferred(files, upgrade) if upgrade else (None, None)
     try:
-        # uv waits for the index in a process of its own, so solving the conda packages meanwhile costs next to nothing.
+        # uv is another process and mostly waits for the index, so solving meanwhile costs almost no time.
         with ThreadPoolExecutor() as threads:
             resolving = threads.submit(_resolve_pip, environment.inputs, *preferred)
             from smokehouse.locks import compatibility
 
-            solution = _solve_conda(environment.conda, channel, keep)
+            solution = _solve_conda(environment.conda, channel, locked)
             conda_text = _unchanged_conda(environment, files, solution) or _conda_text(environment, files, solution)
             packages, builds = resolving.result()
         compatibility.check(environment, solution.packages, packages)
@@ -84,11 +92,25 @@ def draft(environment: Environment, files: LockFiles, channel: str | None = None
         files.build_pins: build_text,
         files.conda_lock: conda_text,
     }
-    lock = Lock(
+    lock = _make_lock(environment, texts, solution, packages, builds, settled=settled)
+    return Draft(files.pins.path, texts | {files.lock_json: lock.text()}, lock)
+
+
+def _make_lock(
+    environment: Environment,
+    texts: Mapping[Path, str],
+    solution: "Solution",
+    packages: "Sequence[Resolved]",
+    builds: "Sequence[Resolved]",
+    *,
+    settled: bool,
+) -> Lock:
+    return Lock(
         environment=environment.name,
         python=environment.inputs.python,
         platform=str(environment.inputs.platform),
         cutoff=environment.inputs.cutoff,
+        unsettled=None if settled else True,
         inputs=environment.digest(),
         virtual_packages=virtual_packages(environment.conda),
         channel=Channel(name=environment.conda.channel, snapshot=solution.snapshot),
@@ -98,7 +120,6 @@ def draft(environment: Environment, files: LockFiles, channel: str | None = None
         pip=_locked(packages),
         build=_locked(builds),
     )
-    return Draft(files.pins.path, texts | {files.lock_json: lock.text()}, lock)
 
 
 def draft_tools(inputs: Inputs, file: PinFile) -> Draft:
@@ -115,7 +136,7 @@ def _differs(path: Path, text: str) -> bool:
     return not path.is_file() or path.read_bytes() != text.encode()
 
 
-def _refuse_unknown(upgrade: str, lock: Lock) -> None:
+def _require_locked(upgrade: str, lock: Lock) -> None:
     names = [package.name for package in (*lock.conda, *lock.pip)]
     if upgrade not in names:
         close = difflib.get_close_matches(upgrade, names, n=1)
@@ -124,17 +145,17 @@ def _refuse_unknown(upgrade: str, lock: Lock) -> None:
 
 
 def _preferred(files: LockFiles, upgrade: str) -> "tuple[Preferred, Preferred]":
-    """Return the pins to stay with, for the packages and for what they are built with."""
+    """Return the pins to prefer, for the packages and for their build requirements."""
     from smokehouse.locks.solvers.pip import Preferred
 
     return Preferred(files.pins.path.read_text(), (upgrade,)), Preferred(files.build_pins.read_text(), (upgrade,))
 
 
 @cache  # for environments with the same conda packages
-def _solve_conda(inputs: CondaInputs, channel: str | None, keep: tuple[CondaPackage, ...]) -> "Solution":
+def _solve_conda(inputs: CondaInputs, channel: str | None, locked: tuple[CondaPackage, ...]) -> "Solution":
     from smokehouse.locks.solvers import conda
 
-    return conda.solve(inputs, channel, keep)
+    return conda.solve(inputs, channel, locked)
 
 
 @cache  # for environments with the same PyPI packages
@@ -148,7 +169,7 @@ def _resolve_pip(
 
 
 def _unchanged_conda(environment: Environment, files: LockFiles, solution: "Solution") -> str | None:
-    """Return conda-lock.yml as it is on disk, where the same tools made it from the same inputs and the same records."""
+    """Return conda-lock.yml from disk if the same tools made it from the same inputs and records, else None."""
     try:
         old = read_lock(files)
     except UserError:
@@ -171,7 +192,7 @@ def _tools() -> dict[str, str]:
 
 
 def _locked(packages: "Sequence[Resolved]") -> tuple[LockedFile, ...]:
-    """Return the one file that is locked of each package."""
+    """Return the locked file of each package, which is one."""
     found = []
     for package in packages:
         (file,) = package.files

@@ -1,8 +1,8 @@
 """Lock environments, and report which locks are out of date."""
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence, Set
+from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from smokehouse import console
@@ -15,8 +15,12 @@ from smokehouse.locks import check, pins, tools
 from smokehouse.locks.model import Lock
 from smokehouse.locks.pins import LockFiles
 
-if TYPE_CHECKING:  # a check of a lock resolves nothing
+if TYPE_CHECKING:  # checking a lock imports no solver
     from smokehouse.locks.draft import Draft
+
+# Indexes and mirrors list some files only days after their upload time. Measured: 10 of 115 packages, 8 days after the
+# cut-off of a lock.
+SETTLED = timedelta(days=14)
 
 
 def lock_all(
@@ -26,37 +30,91 @@ def lock_all(
     channel: str | None = None,
     upgrade: str | None = None,
     dry: bool = False,
+    unsettled: bool = False,
     as_json: bool = False,
 ) -> int:
-    """Lock the environments `names`, or all, and print what changed; with `dry`, write nothing. Returns 0; raises UserError."""
+    """Lock the environments `names`, or all, and print what changed; with `dry`, write nothing. Returns 0; raises UserError.
+
+    A cut-off later than `SETTLED` before today is refused unless `unsettled`, which the lock then records.
+    """
+    environments = list(_environments(checkout, names))  # so that all are valid before the first is resolved
+    young = {environment.name for environment, _ in environments if not is_settled(environment.inputs.cutoff)}
+    if not unsettled:
+        for environment, _ in environments:
+            _require_settled(environment.inputs.cutoff, f"environments/{environment.name}/stack.toml")
+    _resolve(environments, young, channel=channel, upgrade=upgrade, dry=dry, as_json=as_json)
+    return 0
+
+
+def drift(checkout: Checkout, names: Sequence[str], *, channel: str | None = None, as_json: bool = False) -> int:
+    """Resolve the environments `names`, or all, again and print how locks would change; write nothing.
+
+    Returns 1 if one would change, else 0; raises UserError, also where a lock is out of date.
+    """
+    environments = list(_environments(checkout, names))
+    unsettled = {
+        environment.name for environment, files in environments if check.check_environment(environment, files).unsettled
+    }
+    return int(_resolve(environments, unsettled, channel=channel, dry=True, as_json=as_json))
+
+
+def _resolve(
+    environments: Sequence[tuple[Environment, LockFiles]],
+    unsettled: Set[str],
+    *,
+    channel: str | None,
+    upgrade: str | None = None,
+    dry: bool,
+    as_json: bool,
+) -> bool:
+    """Resolve `environments`, write their locks unless `dry`, print what changed, and return whether anything did.
+
+    The locks of environments in `unsettled` record that their cut-off was not settled.
+    """
     from smokehouse.locks import diff
     from smokehouse.locks.draft import draft
 
     rows = []
-    for environment, files in list(_environments(checkout, names)):  # all are read before the first is resolved
+    for environment, files in environments:
         if console.is_terminal():
             status(f"resolving {environment.name}")
-        drafted = draft(environment, files, channel, upgrade)
+        drafted = draft(environment, files, channel, upgrade, settled=environment.name not in unsettled)
         changes = diff.between(_old(files), drafted.lock) if drafted.lock else []
         changed = drafted.changed
         if not dry:
             drafted.write()
-        rows.append(_row(environment.name, drafted, changed, [asdict(change) for change in changes]))
+        rows.append(_row(environment.name, drafted, changed, [change.as_json() for change in changes]))
         if not as_json:
             _report(files.name, drafted, changed, dry)
             if changes:
                 print(diff.table(changes))
     if as_json:
         print(json.dumps(rows, indent=1))
-    return 0
+    return any(row["changed"] for row in rows)
 
 
-def lock_tools(checkout: Checkout) -> int:
+def is_settled(cutoff: date) -> bool:
+    """Return whether an index is expected to list no further files from before the end of `cutoff`."""
+    return cutoff <= datetime.now(UTC).date() - SETTLED
+
+
+def _require_settled(cutoff: date, name: str) -> None:
+    if not is_settled(cutoff):
+        latest = datetime.now(UTC).date() - SETTLED
+        raise UserError(
+            f"{name}: expected a cutoff of {latest} or earlier, found {cutoff}: an index adds files for {SETTLED.days} days; "
+            f"use an earlier cutoff, or --unsettled"
+        )
+
+
+def lock_tools(checkout: Checkout, *, unsettled: bool = False) -> int:
     """Lock the builder's own tools; returns 0 or raises UserError."""
     from smokehouse.locks.draft import draft_tools
 
-    file = tools.pin_file(checkout)
-    drafted = draft_tools(tools.read(checkout), file)
+    file, inputs = tools.pin_file(checkout), tools.read(checkout)
+    if not unsettled:
+        _require_settled(inputs.cutoff, "pyproject.toml: tools-cutoff")
+    drafted = draft_tools(inputs, file)
     changed = drafted.changed
     drafted.write()
     _report(file.name, drafted, changed, dry=False)
@@ -64,7 +122,7 @@ def lock_tools(checkout: Checkout) -> int:
 
 
 def check_all(checkout: Checkout, names: Sequence[str], *, only_tools: bool = False, as_json: bool = False) -> int:
-    """Print which locks are out of date and how; returns 1 if one is, else 0. Needs no network."""
+    """Print which locks are out of date and why; returns 1 if one is, else 0. Uses no network."""
     problems = []
     for environment, files in () if only_tools else _environments(checkout, names):
         try:
@@ -94,7 +152,7 @@ def _environments(checkout: Checkout, names: Sequence[str]) -> Iterable[tuple[En
 
 
 def _old(files: LockFiles) -> Lock | None:
-    """Return the lock on disk, whatever else of it was edited; None where there is none to compare with."""
+    """Return the lock on disk, without verifying the files beside it; None where lock.json is missing or invalid."""
     try:
         return Lock.model_validate_json(files.lock_json.read_bytes())
     except (OSError, ValueError):
@@ -107,5 +165,5 @@ def _row(name: str, drafted: "Draft", changed: bool, changes: list[dict[str, Any
 
 
 def _report(name: str, drafted: "Draft", changed: bool, dry: bool) -> None:
-    what = "unchanged" if not changed else "would change" if dry else "written"
-    print(f"{name}: {drafted.packages} packages, {what}")
+    result = "unchanged" if not changed else "would change" if dry else "written"
+    print(f"{name}: {drafted.packages} packages, {result}")

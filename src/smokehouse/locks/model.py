@@ -4,18 +4,19 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from smokehouse.errors import UserError, first_of
+from smokehouse.environments.documents import read_json
+from smokehouse.errors import UserError
 from smokehouse.storage import files
 
 LOCK_JSON = "lock.json"
-# The records of a channel give URLs below this, whichever mirror they were read from.
+# Locks and records use the URLs of the public channels, whichever mirror was read.
 CHANNELS = "https://conda.anaconda.org/"
 
 Sha256 = str
 _SHA256 = f"^{files.SHA256}$"
-_NAME = r"^[A-Za-z0-9_][A-Za-z0-9._!+-]*$"  # of a file in a folder of ours: no separator, no leading dot
+_NAME = r"^[A-Za-z0-9_][A-Za-z0-9._!+-]*$"  # no separator and no leading dot: a file in the folder
 
 
 class _Model(BaseModel):
@@ -23,7 +24,7 @@ class _Model(BaseModel):
 
 
 class LockedFile(_Model):
-    """One artefact of a lock. `size` is in bytes, 0 where the index does not say."""
+    """One artefact of a lock. `size` is in bytes, 0 if the index does not list it."""
 
     name: str = Field(pattern=_NAME)
     version: str
@@ -33,7 +34,7 @@ class LockedFile(_Model):
 
 
 class CondaPackage(LockedFile):
-    """A conda package. Category `devel` is for the compilers and the CUDA toolkit, with what only they need."""
+    """A conda package. Category `devel` is for compilers and CUDA toolkit, and for dependencies of nothing else."""
 
     build: str
     subdir: str = Field(pattern=r"^[a-z0-9-]+$")
@@ -42,12 +43,12 @@ class CondaPackage(LockedFile):
 
     @property
     def path(self) -> str:
-        """Where the file lies in a channel, and in any mirror of it."""
+        """The path of the file in a channel and in its mirrors."""
         return f"{self.subdir}/{self.file}"
 
 
 class Channel(_Model):
-    """The conda channel that was solved from: its name, and a digest of the records that were considered."""
+    """The conda channel that was solved from: its name, and a digest of all candidate records."""
 
     name: str
     snapshot: Sha256 = Field(pattern=_SHA256)
@@ -61,6 +62,7 @@ class Lock(_Model):
     python: str
     platform: str
     cutoff: date
+    unsettled: Literal[True] | None = None  # whether the index could still add files from before the cut-off
     inputs: Sha256 = Field(pattern=_SHA256)
     virtual_packages: dict[str, str]
     channel: Channel
@@ -77,7 +79,7 @@ class Lock(_Model):
 
     @property
     def sdists(self) -> tuple[str, ...]:
-        """The names of the packages that are built from source where they are installed."""
+        """The names of the packages that are source distributions, built when they are installed."""
         return tuple(file.name for file in (*self.pip, *self.build) if not file.file.endswith(".whl"))
 
     @property
@@ -100,15 +102,14 @@ def read(path: Path, name: str, remedy: str) -> Lock:
 
     Raises UserError ending in `remedy`.
     """
-    try:
-        lock = Lock.model_validate_json(path.read_bytes())
-        for other, digest in lock.files.items():
-            if files.sha256((path.parent / other).read_bytes()) != digest:
-                raise UserError(f"{name}: {other} was edited since the lock was made; {remedy}")
-    except FileNotFoundError as missing:
-        raise UserError(f"{name}: {Path(missing.filename).name} not found; {remedy}") from None
-    except OSError as broken:
-        raise UserError(f"{name}: cannot be read ({broken}); {remedy}") from None
-    except ValidationError as invalid:
-        raise UserError(f"{name}: {first_of(invalid)}; {remedy}") from None
+    lock, _ = read_json(path, name, Lock, remedy)
+    for other, digest in lock.files.items():
+        try:
+            found = files.hashed(path.with_name(other))
+        except FileNotFoundError:
+            raise UserError(f"{name}: {other} not found; {remedy}") from None
+        except OSError as broken:
+            raise UserError(f"{name}: {other} cannot be read ({broken.strerror}); {remedy}") from None
+        if found != digest:
+            raise UserError(f"{name}: {other} was edited since the lock was made; {remedy}")
     return lock

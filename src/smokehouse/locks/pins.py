@@ -12,13 +12,13 @@ from smokehouse.errors import UserError
 from smokehouse.locks.model import LOCK_JSON
 from smokehouse.storage import files
 
-if TYPE_CHECKING:  # reading a lock resolves nothing
+if TYPE_CHECKING:  # reading a lock imports no solver
     from smokehouse.locks.solvers.pip import Resolved
 
 
 @dataclass(frozen=True)
 class PinFile:
-    """A generated requirements file: where it lies, how messages name it, and the command that generates it."""
+    """A generated requirements file: its path, its name in messages, and the command that generates it."""
 
     path: Path
     name: str
@@ -32,7 +32,7 @@ class PinFile:
 
 @dataclass(frozen=True)
 class LockFiles:
-    """The files of an environment's lock. `name` is the folder as messages name it; `environment_yml` is what it locks."""
+    """The files of an environment's lock. `name` is the folder in messages; `environment_yml` is the file that it locks."""
 
     folder: Path
     name: str
@@ -41,35 +41,35 @@ class LockFiles:
 
     @classmethod
     def of(cls, checkout: Checkout, name: str) -> "LockFiles":
-        """Return where the lock of the environment `name` lies, or will lie."""
+        """Return the files of the lock of the environment `name`, which need not exist."""
         folder = checkout.lock(name)
         definition = checkout.root / "environments" / name / "environment.yml"
         return cls(folder, checkout.relative(folder), f"nox -s lock -- {name}", definition)
 
     @property
     def pins(self) -> PinFile:
-        """The PyPI packages."""
+        """The requirements file with the PyPI packages."""
         return PinFile(self.folder / "requirements.txt", f"{self.name}/requirements.txt", self.command)
 
     @property
     def build_pins(self) -> Path:
-        """What the source distributions among the PyPI packages are built with."""
+        """The build requirements of the source distributions among the PyPI packages."""
         return self.folder / "build-requirements.txt"
 
     @property
     def conda_lock(self) -> Path:
-        """The conda packages."""
+        """The conda packages, in the format of conda-lock."""
         return self.folder / "conda-lock.yml"
 
     @property
     def lock_json(self) -> Path:
-        """What the other files have no room for, and their digests."""
+        """Every artefact, and the digests of the other files."""
         return self.folder / LOCK_JSON
 
 
 @dataclass(frozen=True)
 class Pins:
-    """What a requirements file says of itself, and of its packages.
+    """The header and the packages of a requirements file.
 
     `versions` has every version of a package: several where the file is for all platforms. `via` has what requires it.
     `inputs` is the digest of the `Inputs` that were resolved.
@@ -103,9 +103,9 @@ def build_text_of(file: PinFile, packages: "Sequence[Resolved]") -> str:
 
 
 def read(file: PinFile, build_pins: Path | None = None) -> Pins:
-    """Read a requirements file, and the `build_pins` that its digest covers; raises UserError.
+    """Read a requirements file, and the `build_pins` that its digest covers.
 
-    A file that is missing or was edited since it was generated is refused.
+    Raises UserError where one is missing or was edited since it was generated.
     """
     remedy = f"run {file.command}"
     texts = []
@@ -136,7 +136,7 @@ def read(file: PinFile, build_pins: Path | None = None) -> Pins:
 
 def _without_host(text: str) -> str:
     if "://" in text:
-        raise AssertionError("expected no URL in a lock: whoever installs chooses the index")
+        raise AssertionError("expected no URL in a lock: the index is chosen at installation")
     return text
 
 

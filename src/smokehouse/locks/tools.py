@@ -1,4 +1,4 @@
-"""The tools that build, test and check Smokehouse itself, locked like everything else."""
+"""The lock of Smokehouse's own tools: what builds, tests and checks it."""
 
 from datetime import date
 
@@ -36,11 +36,11 @@ class _Pyproject(BaseModel):
 
 
 def read(checkout: Checkout) -> Inputs:
-    """Return what pyproject.toml requires; raises UserError."""
+    """Return the requirements in pyproject.toml; raises UserError."""
     document = read_toml(checkout.root / "pyproject.toml", "pyproject.toml")
     pyproject = document.validate(_Pyproject)
     requirements: list[Requirement] = []
-    for place, texts in (
+    for path, texts in (
         (("project", "dependencies"), pyproject.project.dependencies),
         (("dependency-groups", "dev"), pyproject.groups.dev),
     ):
@@ -48,7 +48,7 @@ def read(checkout: Checkout) -> Inputs:
             try:
                 requirements.append(parse(text))
             except ValueError as wrong:
-                raise document.error(place, str(wrong)) from None
+                raise document.error(path, str(wrong)) from None
     return Inputs(
         file="pyproject.toml",
         requirements=tuple(requirements),
@@ -59,6 +59,6 @@ def read(checkout: Checkout) -> Inputs:
 
 
 def pin_file(checkout: Checkout) -> PinFile:
-    """Return where the lock of the tools lies."""
+    """Return the lock of the tools, which need not exist."""
     path = checkout.tools_lock()
     return PinFile(path, checkout.relative(path), "nox -s lock -- --tools")

@@ -1,4 +1,4 @@
-"""Which of a release's files an installer takes."""
+"""Select the file of a release that an installer takes on a platform."""
 
 import re
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ _LEGACY = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
 
 @dataclass(frozen=True)
 class Artefact:
-    """One file of a release. `size` is in bytes, 0 where the index does not say."""
+    """One file of a release. `size` is in bytes, 0 if the index does not list it."""
 
     name: str
     url: str
@@ -25,9 +25,9 @@ def artefacts(entries: list[dict[str, Any]]) -> list[Artefact]:
     """Return the files of a pylock.toml package, given its `wheels` or its `sdist`; raises KeyError without a hash."""
     found = []
     for entry in entries:
-        where = entry.get("url") or entry["path"]
-        name = entry.get("name") or unquote(where.split("#")[0].rsplit("/", 1)[-1])
-        found.append(Artefact(name, where, entry["hashes"]["sha256"], entry.get("size", 0)))
+        url = entry.get("url") or entry["path"]
+        name = entry.get("name") or unquote(url.split("#")[0].rsplit("/", 1)[-1])
+        found.append(Artefact(name, url, entry["hashes"]["sha256"], entry.get("size", 0)))
     return found
 
 
@@ -52,21 +52,21 @@ def ranking(python: str, platform: str) -> dict[Tag, int]:
     return {tag: rank for rank, tag in reversed(list(enumerate(tags)))}
 
 
-def best(wheels: list[Artefact], ranks: dict[Tag, int]) -> Artefact | None:
-    """Return the wheel that an installer takes: the best tag, then the highest build number. None where none fits."""
-    fitting = []
+def best_wheel(wheels: list[Artefact], ranks: dict[Tag, int]) -> Artefact | None:
+    """Return the wheel that an installer takes: the best tag, then the highest build number; None if none is compatible."""
+    compatible = []
     for wheel in wheels:
         try:
             _, _, build, tags = parse_wheel_filename(wheel.name)
-        except InvalidWheelFilename:  # installers pass over these too
+        except InvalidWheelFilename:  # installers ignore these too
             continue
         if usable := [ranks[tag] for tag in tags if tag in ranks]:
-            fitting.append((-min(usable), build, wheel.name, wheel))
-    return max(fitting)[-1] if fitting else None
+            compatible.append((-min(usable), build, wheel.name, wheel))
+    return max(compatible)[-1] if compatible else None
 
 
 def why_incompatible(wheels: list[Artefact], python: str, platform: str) -> str | None:
-    """Return why none of a release's wheels for this kind of machine fits, naming both sides; None where it has no such wheel.
+    """Return why none of a release's wheels for this machine type is compatible; None if it has no such wheel.
 
     `python` and `platform` are as for `ranking`.
     """
@@ -79,13 +79,13 @@ def why_incompatible(wheels: list[Artefact], python: str, platform: str) -> str 
             continue
         for tag in tags:
             if found := re.fullmatch(rf"manylinux(?:_2_(\d+)|(1|2010|2014))_{machine}", tag.platform):
-                needs = int(found[1]) if found[1] else next(g for g, name in _LEGACY.items() if name.endswith(found[2]))
-                if tag in ranking(python, f"{machine}-manylinux_2_{needs}"):
-                    libcs.add(needs)
+                required = int(found[1]) if found[1] else next(g for g, name in _LEGACY.items() if name.endswith(found[2]))
+                if tag in ranking(python, f"{machine}-manylinux_2_{required}"):
+                    libcs.add(required)
                 else:
                     pythons.add(tag.interpreter)
     if libcs:
-        return f"its wheel needs glibc 2.{min(libcs)}, the environment promises 2.{libc}"
+        return f"expected wheels for glibc 2.{libc} or older, found glibc 2.{min(libcs)}"
     if pythons:
-        return f"its wheels are for {', '.join(sorted(pythons))}, the environment has Python {python}"
+        return f"expected wheels for Python {python}, found {', '.join(sorted(pythons))}"
     return None

@@ -89,7 +89,7 @@ def _stack(shown: Documented) -> list[str]:
         ["Python", plain(lock.python)],
         ["CUDA", stack.cuda.version],
         ["platform", lock.platform],
-        ["packages until", str(lock.cutoff)],
+        ["packages until", f"{lock.cutoff}{', not settled: the index may add more' if lock.unsettled else ''}"],
         ["conda packages from", f"{plain(lock.channel.name)}, solved for {virtual}"],
         ["download", f"{_size(lock.download)}, with compilers and CUDA toolkit {_size(lock.download + devel)}"],
         ["proven on", shown.proven_on],

@@ -1,4 +1,4 @@
-"""The process of all tests inside a stack: one import of torch, transformers and DeepSpeed, and ranks forked from it."""
+"""Fixtures of the tests inside a stack. One process imports torch, transformers and DeepSpeed; ranks are forked from it."""
 
 import gc
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import hypothesis
 import lab
 import pytest
 
-# A machine that runs tests is busy: how long an example takes says nothing. The same examples on every run of a commit.
+# No deadline, because the machine may be busy; the same examples on every run of a commit.
 hypothesis.settings.register_profile("stack", deadline=None, max_examples=40, derandomize=True, database=None)
 hypothesis.settings.load_profile("stack")
 
@@ -23,7 +23,7 @@ def _imported() -> None:
 
 @pytest.fixture(autouse=True)
 def _forget_deepspeed() -> Iterator[None]:
-    """No test inherits another's HfDeepSpeedConfig."""
+    """Keep a test's HfDeepSpeedConfig from reaching the next test."""
     yield
     from transformers.integrations import unset_hf_deepspeed_config
 
@@ -32,11 +32,11 @@ def _forget_deepspeed() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def slim(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Qwen2.5-VL checkpoint with a narrow vision tower, in three shards."""
-    return lab.make(tmp_path_factory.mktemp("checkpoint") / "slim", vision_width=32)
+    """Return a tiny Qwen2.5-VL checkpoint with a narrow vision tower, in three shards."""
+    return lab.write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "slim", vision_width=32)
 
 
 @pytest.fixture(scope="session")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with the real patch embedding, [1280, 3, 2, 14, 14]."""
-    return lab.make(tmp_path_factory.mktemp("checkpoint") / "real", vision_width=1280)
+    """Return the same with a patch embedding of the real shape, [1280, 3, 2, 14, 14]."""
+    return lab.write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "real", vision_width=1280)

@@ -1,4 +1,4 @@
-"""What the tests inside a stack share: ranks, checkpoints and what damages them."""
+"""Helpers of the tests inside a stack: ranks, synthetic checkpoints and damage to them."""
 
 import contextlib
 import importlib
@@ -18,7 +18,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-DEADLINE = 120.0  # seconds that ranks have
+DEADLINE = 120.0  # seconds for all ranks to end
 INDEX = "model.safetensors.index.json"
 PATCH_EMBED = "visual.patch_embed.proj.weight"
 MISSING_KEY = "model.layers.1.self_attn.q_proj.bias"
@@ -28,12 +28,12 @@ os.environ.update(
     DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", LOCAL_SIZE="2", TOKENIZERS_PARALLELISM="false"
 )
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", HF_HUB_DISABLE_PROGRESS_BARS="1")
-# DeepSpeed's kernels ask triton for a GPU driver.
+# DeepSpeed's kernels query triton for a GPU driver.
 sys.modules["triton"] = None  # type: ignore[assignment]
 
 
 def import_stack() -> None:
-    """Import all that ranks need, and leave this process with one thread, so that it can fork."""
+    """Import everything that ranks need, with one thread in this process, so that it can fork."""
     import torch
 
     torch.set_num_threads(1)
@@ -48,7 +48,7 @@ def import_stack() -> None:
 
 
 def version(package: str) -> tuple[int, ...]:
-    """The version of an installed package, to compare."""
+    """Return the version of an installed package, for comparisons."""
     text = importlib.import_module("importlib.metadata").version(package)
     return tuple(int(part) for part in text.split("+")[0].split(".")[:3])
 
@@ -57,44 +57,44 @@ def version(package: str) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a rank came to: it returned a `value`, raised `error` (as type and text), or died."""
+class Result:
+    """The result of a rank: the `value` it returned, the `error` it raised (type and text), or its exit code if it died."""
 
     value: Any = None
     error: str | None = None
     died: int | None = None
 
 
-def ranks(work: Callable[..., Any], *arguments: Any, world: int = 2, backend: str = "gloo") -> list[Told]:
-    """Run `work(rank, *arguments)` in `world` forked processes of one group, and return what each came to.
+def ranks(work: Callable[..., Any], *arguments: Any, world: int = 2, backend: str = "gloo") -> list[Result]:
+    """Run `work(rank, *arguments)` in `world` forked processes of one group and return their results.
 
-    Fails where they have not ended after DEADLINE; whatever happens, none is left.
+    Raises AssertionError if they have not ended after DEADLINE. Leaves no process behind.
     """
     fork = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory() as folder:
         pipes, processes = [], []
         for rank in range(world):
-            ours, theirs = fork.Pipe(duplex=False)
-            process = fork.Process(target=_rank, args=(rank, world, folder, theirs, work, arguments))
+            receiver, sender = fork.Pipe(duplex=False)
+            process = fork.Process(target=_rank, args=(rank, world, folder, sender, work, arguments))
             process.start()
-            theirs.close()
-            pipes.append(ours)
+            sender.close()
+            pipes.append(receiver)
             processes.append(process)
         try:
-            told = [Told(died=0)] * world
+            results = [Result(died=0)] * world
             waiting, until = dict(zip(pipes, range(world), strict=True)), time.monotonic() + DEADLINE
             while waiting:
                 ready = multiprocessing.connection.wait(list(waiting), until - time.monotonic())
                 assert ready, f"ranks {sorted(waiting.values())} did not end in {DEADLINE:.0f} s"
-                for pipe in ready:
+                for pipe in [pipe for pipe in waiting if pipe in ready]:
                     rank = waiting.pop(pipe)
                     with contextlib.suppress(EOFError):
-                        told[rank] = pipe.recv()
+                        results[rank] = pipe.recv()
             for process in processes:
                 process.join(10)
             return [
-                Told(died=process.exitcode) if one.died is not None else one
-                for one, process in zip(told, processes, strict=True)
+                Result(died=process.exitcode) if one.died is not None else one
+                for one, process in zip(results, processes, strict=True)
             ]
         finally:
             for process in processes:
@@ -118,31 +118,31 @@ def _rank(rank: int, world: int, folder: str, pipe: Any, work: Callable[..., Any
             "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world, timeout=timedelta(seconds=60)
         )
         deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
-        pipe.send(Told(value=work(rank, *arguments)))
-    except BaseException as error:  # noqa: BLE001 - the test is told, and judges
+        pipe.send(Result(value=work(rank, *arguments)))
+    except BaseException as error:  # noqa: BLE001 - the test decides whether it is expected
         traceback.print_exc()
-        pipe.send(Told(error=f"{type(error).__name__}: {error}"))
+        pipe.send(Result(error=f"{type(error).__name__}: {error}"))
     finally:
-        # At once: a rank that waited for the others would keep its connections open, and they would hang on it.
+        # Immediately: a rank that waits for the others keeps its connections open, and they would hang.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
 
 
-def values(told: list[Told]) -> list[Any]:
-    """What the ranks returned; fails where one did not."""
-    assert all(one.error is None and one.died is None for one in told), told
-    return [one.value for one in told]
+def values(results: list[Result]) -> list[Any]:
+    """Return what the ranks returned. Raises AssertionError if one did not return."""
+    assert all(one.error is None and one.died is None for one in results), results
+    return [one.value for one in results]
 
 
-def errors(told: list[Told]) -> list[str]:
-    """What the ranks raised; fails where one did not."""
-    assert all(one.error is not None for one in told), told
-    return [str(one.error) for one in told]
+def errors(results: list[Result]) -> list[str]:
+    """Return what the ranks raised. Raises AssertionError if one did not raise."""
+    assert all(one.error is not None for one in results), results
+    return [str(one.error) for one in results]
 
 
 def zero_config(stage: int, *, bf16: bool = False) -> dict[str, Any]:
-    """A DeepSpeed configuration that leaves nothing to a version's default."""
+    """Return a DeepSpeed configuration that does not depend on defaults of the installed version."""
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -161,8 +161,8 @@ def zero_config(stage: int, *, bf16: bool = False) -> dict[str, Any]:
     }
 
 
-def ask_for(stage: int, **options: Any) -> Any:
-    """A HfDeepSpeedConfig, which the caller has to keep."""
+def request_zero(stage: int, **options: Any) -> Any:
+    """Return a HfDeepSpeedConfig, to which the caller has to keep a reference."""
     from transformers.integrations import HfDeepSpeedConfig
 
     return HfDeepSpeedConfig(zero_config(stage, **options))
@@ -172,11 +172,23 @@ def ask_for(stage: int, **options: Any) -> Any:
 
 
 def config(vision_width: int, **more: Any) -> dict[str, Any]:
-    """config.json of a tiny Qwen2.5-VL, as transformers 4.49 writes it and all later versions read it."""
-    vision = {"depth": 1, "hidden_size": vision_width, "intermediate_size": 64, "in_chans": 3, "window_size": 56}
+    """Return config.json of a tiny Qwen2.5-VL, as transformers 4.49 writes it and all later versions read it."""
+    vision: dict[str, Any] = {
+        "depth": 1,
+        "hidden_size": vision_width,
+        "intermediate_size": 64,
+        "in_chans": 3,
+        "window_size": 56,
+    }
     vision |= {"out_hidden_size": 64, "patch_size": 14, "temporal_patch_size": 2, "spatial_merge_size": 1}
     vision |= {"fullatt_block_indexes": [0], "model_type": "qwen2_5_vl", "num_heads": max(2, vision_width // 80)}
-    text = {"vocab_size": 320, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text: dict[str, Any] = {
+        "vocab_size": 320,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     text |= {"num_key_value_heads": 2, "max_position_embeddings": 512, "torch_dtype": "float32", "tie_word_embeddings": False}
     tokens = {"bos_token_id": 0, "eos_token_id": 1, "vision_start_token_id": 2, "vision_end_token_id": 3, "vision_token_id": 4}
     tokens |= {"image_token_id": 5, "video_token_id": 6}
@@ -187,21 +199,21 @@ def config(vision_width: int, **more: Any) -> dict[str, Any]:
 
 
 def old_layout(name: str) -> str:
-    """The key of transformers before 4.52, as the published checkpoints have it, for a key of any version."""
+    """Return the key in the layout of published checkpoints and transformers before 4.52, for a key of any version."""
     if name.startswith("model.visual."):
         return name.removeprefix("model.")
     return name.replace("model.language_model.", "model.", 1)
 
 
 def new_layout(name: str) -> str:
-    """The key of transformers 4.52 and later for one in the old layout."""
+    """Return the key in the layout of transformers 4.52 and later, for a key in the old layout."""
     if name.startswith("visual."):
         return f"model.{name}"
     return name.replace("model.", "model.language_model.", 1)
 
 
-def make(path: Path, *, vision_width: int, seed: int = 0, **more: Any) -> Path:
-    """Write a Qwen2.5-VL checkpoint of random values: none is what a default initialisation gives."""
+def write_checkpoint(path: Path, *, vision_width: int, seed: int = 0, **more: Any) -> Path:
+    """Write a Qwen2.5-VL checkpoint of random values that no default initialisation gives."""
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
@@ -218,13 +230,13 @@ def make(path: Path, *, vision_width: int, seed: int = 0, **more: Any) -> Path:
     }
     shards: list[dict[str, Any]] = [{}, {}, {}]
     for name, tensor in tensors.items():
-        # Weight and bias of a module stay together: the race on gloo hides where they do not.
+        # Weight and bias of a module must be in one shard: otherwise the race on gloo does not show.
         shards[0 if "patch_embed" in name else 1 if name.startswith("visual.") else 2][name] = tensor
-    write(path, shards)
+    write_shards(path, shards)
     return path
 
 
-def write(path: Path, shards: list[dict[str, Any]]) -> None:
+def write_shards(path: Path, shards: list[dict[str, Any]]) -> None:
     """Write shards and their index."""
     from safetensors.torch import save_file
 
@@ -236,8 +248,8 @@ def write(path: Path, shards: list[dict[str, Any]]) -> None:
     (path / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
-def truth(path: Path) -> dict[str, Any]:
-    """Every tensor of a sharded checkpoint, read by safetensors itself."""
+def stored_tensors(path: Path) -> dict[str, Any]:
+    """Return all tensors of a sharded checkpoint, as safetensors itself reads them."""
     from safetensors.torch import load_file
 
     found: dict[str, Any] = {}
@@ -246,15 +258,15 @@ def truth(path: Path) -> dict[str, Any]:
     return found
 
 
-def damaged(source: Path, target: Path, damage: Callable[[Path], None]) -> Path:
-    """A copy of `source` with `damage` done to it."""
+def damaged(source: Path, target: Path, damage: Callable[[Path], object]) -> Path:
+    """Return a copy of `source` to which `damage` was applied."""
     shutil.copytree(source, target)
     damage(target)
     return target
 
 
 def edit(path: Path, tensor: str, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change the tensors of the shard that holds `tensor`."""
+    """Change the tensors of the shard that has `tensor`."""
     from safetensors.torch import load_file, save_file
 
     file = path / json.loads((path / INDEX).read_text())["weight_map"][tensor]
@@ -264,7 +276,7 @@ def edit(path: Path, tensor: str, change: Callable[[dict[str, Any]], None]) -> N
     save_file(tensors, file, metadata={"format": "pt"})
 
 
-def reindex(path: Path, change: Callable[[dict[str, str]], None]) -> None:
+def reindex(path: Path, change: Callable[[dict[str, str]], object]) -> None:
     """Change the index."""
     index = json.loads((path / INDEX).read_text())
     change(index["weight_map"])
@@ -272,18 +284,18 @@ def reindex(path: Path, change: Callable[[dict[str, str]], None]) -> None:
 
 
 def wrong_shape(path: Path) -> None:
-    """The patch embedding keeps 7 of its 14 columns."""
+    """Cut the patch embedding to 7 of its 14 columns."""
     edit(path, PATCH_EMBED, lambda tensors: tensors.update({PATCH_EMBED: tensors[PATCH_EMBED][..., :7].contiguous()}))
 
 
 def missing_key(path: Path) -> None:
-    """One bias is in no shard and not in the index."""
+    """Remove one bias from its shard and from the index."""
     edit(path, MISSING_KEY, lambda tensors: tensors.__delitem__(MISSING_KEY))
     reindex(path, lambda weight_map: weight_map.__delitem__(MISSING_KEY))
 
 
 def flipped_bit(path: Path) -> None:
-    """The lowest bit of the last number of one tensor is turned over."""
+    """Flip the lowest bit of the last element of one tensor."""
     import torch
 
     def flip(tensors: dict[str, Any]) -> None:
@@ -293,14 +305,14 @@ def flipped_bit(path: Path) -> None:
 
 
 def truncated(path: Path) -> None:
-    """The last shard ends 64 bytes early, as after a download that was cut."""
+    """Cut 64 bytes from the last shard, as an interrupted download does."""
     file = sorted(path.glob("model-*"))[-1]
     file.write_bytes(file.read_bytes()[:-64])
 
 
 def later_layout(path: Path) -> None:
-    """The keys of transformers 4.52 and later."""
-    tensors = truth(path)
-    write(path, [{new_layout(name): tensor for name, tensor in tensors.items()}])
+    """Rename all keys to the layout of transformers 4.52 and later."""
+    tensors = stored_tensors(path)
+    write_shards(path, [{new_layout(name): tensor for name, tensor in tensors.items()}])
     for file in path.glob("model-*-of-00003*"):
         file.unlink()

@@ -1,8 +1,8 @@
-"""Every known failure, done on purpose: the table names these functions, and an entry without one cannot exist.
+"""Reproduce every known failure: the table lists these functions, and no entry exists without one.
 
-Each first does what a user did, and looks at what came of it; then it does the same with the loader, or asks it. It returns
-what was said, by a library or by the loader, and all of it has to be explained as the failure. It raises NotHere on a stack
-that does not have the failure, after having seen that it does not.
+Each first does what a user did and checks the result, then does the same with the loader. It returns the messages of libraries
+and of the loader, each of which must be explained as the failure. It raises Unaffected on a stack that does not have the
+failure, after it has checked that.
 """
 
 import contextlib
@@ -30,59 +30,59 @@ from smokehouse_loader import LoadError, compare, loading, zero
 DEADLINE = 120.0  # seconds
 
 
-class NotHere(Exception):
-    """This stack does not have the failure."""
+class Unaffected(Exception):
+    """The stack does not have the failure."""
 
 
 @dataclass(frozen=True)
-class Bench:
-    """What a reproduction works on."""
+class Context:
+    """The checkpoints and the directory that a reproduction works with."""
 
     slim: Path
     real: Path
     work: Path
 
     def damaged(self, damage: Callable[[Path], None]) -> Path:
-        """A damaged copy of the slim checkpoint."""
+        """Return a damaged copy of the slim checkpoint."""
         return lab.damaged(self.slim, self.work / damage.__name__, damage)
 
 
-def said(work: Callable[[], Any]) -> str:
-    """What `work` raises, as a log has it."""
-    with pytest.raises(Exception) as raised:  # noqa: PT011 - what it is, is what explain is asked
+def raised_by(work: Callable[[], Any]) -> str:
+    """Return what `work` raises, formatted as in a log."""
+    with pytest.raises(Exception) as raised:  # noqa: PT011 - explain has to recognise it
         work()
     return f"{raised.type.__module__}.{raised.type.__name__}: {raised.value}"
 
 
 def refused(path: Path, **options: Any) -> str:
-    """What load_model says, which it has to."""
+    """Return the message of the LoadError that load_model must raise."""
     with pytest.raises(LoadError) as raised:
         smokehouse_loader.load_model(path, **options)
     return f"LoadError: {raised.value}"
 
 
 def unready(model: Any) -> str:
-    """What assert_ready says, which it has to."""
+    """Return the message of the LoadError that assert_ready must raise."""
     with pytest.raises(LoadError) as raised:
         smokehouse_loader.assert_ready(model)
     return f"LoadError: {raised.value}"
 
 
 def naive(path: Path, **options: Any) -> Any:
-    """A model as transformers loads it, in fp32."""
+    """Return the model as transformers loads it, in fp32."""
     return model_class().from_pretrained(path, torch_dtype=torch.float32, **options)
 
 
 def model_class() -> Any:
-    """The class that the checkpoint was made for."""
+    """Return the class of the synthetic checkpoint."""
     import transformers
 
     return transformers.Qwen2_5_VLForConditionalGeneration
 
 
 @contextlib.contextmanager
-def heard(name: str) -> Iterator[list[str]]:
-    """What a logger says meanwhile."""
+def messages_of(name: str) -> Iterator[list[str]]:
+    """Collect the messages of a logger."""
     found: list[str] = []
 
     class Listener(logging.Handler):
@@ -101,38 +101,38 @@ def heard(name: str) -> Iterator[list[str]]:
 
 
 def warned(path: Path) -> list[str]:
-    """What transformers logs while it loads `path`, which is all that it does about it."""
-    with heard("transformers.modeling_utils") as found:
+    """Return what transformers logs while it loads `path`; it does not raise."""
+    with messages_of("transformers.modeling_utils") as found:
         naive(path)
     return ["\n".join(found)]
 
 
-def told(work: Callable[[], Any]) -> list[str]:
-    """What transformers logs while `work` goes on, where version 5 names tensors and shapes, and what `work` raises."""
-    with heard("transformers.modeling_utils") as found:
-        text = said(work)
+def logged_and_raised(work: Callable[[], Any]) -> list[str]:
+    """Return what transformers logs during `work`, tensors and shapes in version 5, and what `work` raises."""
+    with messages_of("transformers.modeling_utils") as found:
+        text = raised_by(work)
     return ["\n".join(found), text]
 
 
 # ZeRO-3
 
 
-def load_into_partitioned_parameters(bench: Bench) -> list[str]:
+def load_into_partitioned_parameters(context: Context) -> list[str]:
     def by_init(rank: int) -> list[str]:
         import deepspeed
 
         with deepspeed.zero.Init(dtype=torch.float32):
-            texts = [refused(bench.real)]
+            texts = [refused(context.real)]
             if lab.version("transformers") < (4, 51) or lab.version("transformers") >= (5,):
-                texts.append("\n".join(told(lambda: naive(bench.real))))
+                texts.append("\n".join(logged_and_raised(lambda: naive(context.real))))
         return texts
 
     def by_state_dict(rank: int) -> list[str]:
-        live = lab.ask_for(3)
-        model = smokehouse_loader.load_model(bench.real, torch_dtype=torch.float32)
+        live = lab.request_zero(3)
+        model = smokehouse_loader.load_model(context.real, torch_dtype=torch.float32)
         del live
-        truth = lab.truth(bench.real)
-        return [said(lambda: model.load_state_dict({name: truth[lab.old_layout(name)] for name in model.state_dict()}))]
+        stored = lab.stored_tensors(context.real)
+        return [raised_by(lambda: model.load_state_dict({name: stored[lab.old_layout(name)] for name in model.state_dict()}))]
 
     texts = [text for work in (by_state_dict, by_init) for texts in lab.values(lab.ranks(work)) for text in texts]
     seed = [text for text in texts if "copying a param with shape torch.Size([1280, 3, 2, 14, 14]) from checkpoint" in text]
@@ -140,12 +140,12 @@ def load_into_partitioned_parameters(bench: Bench) -> list[str]:
     return texts
 
 
-def save_partitioned_model(bench: Bench) -> list[str]:
-    saved = bench.work / "saved"
+def save_partitioned_model(context: Context) -> list[str]:
+    saved = context.work / "saved"
 
     def save(rank: int) -> None:
-        live = lab.ask_for(3)
-        model = smokehouse_loader.load_model(bench.slim, torch_dtype=torch.float32)
+        live = lab.request_zero(3)
+        model = smokehouse_loader.load_model(context.slim, torch_dtype=torch.float32)
         del live
         if rank == 0:
             model.save_pretrained(saved)
@@ -154,80 +154,80 @@ def save_partitioned_model(bench: Bench) -> list[str]:
     return [refused(saved)]
 
 
-def deepcopy_partitioned_model(bench: Bench) -> list[str]:
+def deepcopy_partitioned_model(context: Context) -> list[str]:
     def work(rank: int) -> str:
-        live = lab.ask_for(3)
-        model = smokehouse_loader.load_model(bench.slim, torch_dtype=torch.float32)
+        live = lab.request_zero(3)
+        model = smokehouse_loader.load_model(context.slim, torch_dtype=torch.float32)
         return unready(copy.deepcopy(model)) if live else ""
 
     return lab.values(lab.ranks(work))
 
 
-def train_model_on_meta(bench: Bench) -> list[str]:
+def train_model_on_meta(context: Context) -> list[str]:
     from smokehouse_loader.fit import build_on_meta
     from smokehouse_loader.model_class import read_config
 
-    model = build_on_meta(model_class(), read_config(bench.slim))
-    return [said(lambda: model.to("cpu")), unready(model)]
+    model = build_on_meta(model_class(), read_config(context.slim))
+    return [raised_by(lambda: model.to("cpu")), unready(model)]
 
 
-def drop_deepspeed_config(bench: Bench) -> list[str]:
+def drop_deepspeed_config(context: Context) -> list[str]:
     def work(rank: int) -> str:
-        lab.ask_for(3)  # and not kept
-        model = naive(bench.slim)
+        lab.request_zero(3)  # and keep no reference
+        model = naive(context.slim)
         assert not any(zero.is_partitioned(parameter) for parameter in model.parameters())
-        return refused(bench.slim)
+        return refused(context.slim)
 
     return lab.values(lab.ranks(work))
 
 
 def fill_fresh_memory() -> None:
-    """Have glibc fill what it hands out from now on: a tensor that nothing is loaded into then has no old bits that are right.
+    """Make glibc fill the memory that it allocates, so that a tensor into which nothing is loaded is certain to be wrong.
 
-    The process that made the checkpoint leaves them behind, and ranks are forked from it.
+    Otherwise memory of the process that made the checkpoint, from which ranks are forked, may still have the right values.
     """
     perturb = -6  # M_PERTURB of mallopt(3)
     assert ctypes.CDLL(None).mallopt(perturb, 0xA5) == 1
 
 
-def ignore_mismatched_sizes(bench: Bench) -> list[str]:
+def ignore_mismatched_sizes(context: Context) -> list[str]:
     def work(rank: int) -> tuple[str, int]:
-        live = lab.ask_for(3)
-        text = refused(bench.slim, ignore_mismatched_sizes=True)
+        live = lab.request_zero(3)
+        text = refused(context.slim, ignore_mismatched_sizes=True)
         fill_fresh_memory()
         with zero.safe_gathers():
-            model = naive(bench.slim, ignore_mismatched_sizes=True)
-        fit = smokehouse_loader.check_checkpoint(bench.slim)
+            model = naive(context.slim, ignore_mismatched_sizes=True)
+        fit = smokehouse_loader.check_checkpoint(context.slim)
         wrong = compare.wrong_tensors(model, fit.checkpoint, fit.plan)
         del live
         return text, len(wrong)
 
     def padded(rank: int, path: Path) -> str:
-        live = lab.ask_for(3)
-        text = said(lambda: naive(path, ignore_mismatched_sizes=True))
+        live = lab.request_zero(3)
+        text = raised_by(lambda: naive(path, ignore_mismatched_sizes=True))
         del live
         return text
 
-    told = lab.values(lab.ranks(work))
+    results = lab.values(lab.ranks(work))
     if lab.version("transformers") < (5,):
-        assert all(wrong == 45 for _, wrong in told), told
-    texts = [text for text, _ in told]
+        assert all(wrong == 45 for _, wrong in results), results
+    texts = [text for text, _ in results]
     if (4, 57) <= lab.version("transformers") < (5,):
-        texts += lab.values(lab.ranks(padded, _with_config(bench, "padded", pad_token_id=7)))
+        texts += lab.values(lab.ranks(padded, _with_config(context, "padded", pad_token_id=7)))
     return texts
 
 
-def device_map_under_zero3(bench: Bench) -> list[str]:
+def device_map_under_zero3(context: Context) -> list[str]:
     def work(rank: int) -> list[str]:
-        live = lab.ask_for(3)
-        texts = [refused(bench.slim, device_map="cpu"), said(lambda: naive(bench.slim, device_map="cpu"))]
+        live = lab.request_zero(3)
+        texts = [refused(context.slim, device_map="cpu"), raised_by(lambda: naive(context.slim, device_map="cpu"))]
         del live
         return texts
 
     return [text for texts in lab.values(lab.ranks(work)) for text in texts]
 
 
-def partition_unasked(bench: Bench) -> list[str]:
+def partition_without_request(context: Context) -> list[str]:
     def work(rank: int) -> str:
         import deepspeed
 
@@ -236,7 +236,7 @@ def partition_unasked(bench: Bench) -> list[str]:
         return unready(model)
 
     def whole(rank: int) -> str:
-        live = lab.ask_for(3)
+        live = lab.request_zero(3)
         text = unready(torch.nn.Linear(8, 8))
         del live
         return text
@@ -244,116 +244,116 @@ def partition_unasked(bench: Bench) -> list[str]:
     return [*lab.values(lab.ranks(work)), *lab.values(lab.ranks(whole))]
 
 
-def gloo_race(bench: Bench) -> list[str]:
+def gloo_race(context: Context) -> list[str]:
     def work(rank: int, safe: bool) -> int:
-        live = lab.ask_for(3)
-        fit = smokehouse_loader.check_checkpoint(bench.real)
+        live = lab.request_zero(3)
+        fit = smokehouse_loader.check_checkpoint(context.real)
         with zero.waited_gathers() if safe else contextlib.nullcontext():
-            model = naive(bench.real)
+            model = naive(context.real)
         del live
         return len(compare.wrong_tensors(model, fit.checkpoint, fit.plan))
 
     tries = 1 if lab.version("deepspeed") >= zero.RACE_FIXED_IN else 10
-    seen = any(sum(lab.values(lab.ranks(work, False))) for _ in range(tries))
+    affected = any(sum(lab.values(lab.ranks(work, False))) for _ in range(tries))
     assert lab.values(lab.ranks(work, True)) == [0, 0]
-    if not seen:
-        assert lab.version("deepspeed") >= zero.RACE_FIXED_IN, f"not seen in {tries} tries"
-        raise NotHere("DeepSpeed waits for every gather")
+    if not affected:
+        assert lab.version("deepspeed") >= zero.RACE_FIXED_IN, f"not reproduced in {tries} tries"
+        raise Unaffected("DeepSpeed waits for every gather")
     return []
 
 
-def generate_before_initialize(bench: Bench) -> list[str]:
+def generate_before_initialize(context: Context) -> list[str]:
     def work(rank: int, path: Path) -> str:
-        live = lab.ask_for(3)
+        live = lab.request_zero(3)
         model = smokehouse_loader.load_model(path, torch_dtype=torch.float32)
         del live
-        return said(lambda: model(input_ids=torch.tensor([[8, 9, 10]])))
+        return raised_by(lambda: model(input_ids=torch.tensor([[8, 9, 10]])))
 
-    padded = _with_config(bench, "padded", pad_token_id=7)
-    return [*lab.values(lab.ranks(work, bench.slim)), *lab.values(lab.ranks(work, padded))]
+    padded = _with_config(context, "padded", pad_token_id=7)
+    return [*lab.values(lab.ranks(work, context.slim)), *lab.values(lab.ranks(work, padded))]
 
 
-def mixed_modality(bench: Bench) -> list[str]:
+def mixed_modality(context: Context) -> list[str]:
     def work(rank: int) -> str:
         import deepspeed
 
-        log = os.open(bench.work / f"rank{rank}.log", os.O_WRONLY | os.O_CREAT, 0o600)
-        os.dup2(log, 2)  # it dies in C++, which writes there
-        live = lab.ask_for(3)
-        model = smokehouse_loader.load_model(bench.slim, torch_dtype=torch.float32)
+        log = os.open(context.work / f"rank{rank}.log", os.O_WRONLY | os.O_CREAT, 0o600)
+        os.dup2(log, 2)  # it crashes in C++, which writes there
+        live = lab.request_zero(3)
+        model = smokehouse_loader.load_model(context.slim, torch_dtype=torch.float32)
         engine, *_ = deepspeed.initialize(model=model, config=live.config)
         inputs: dict[str, Any] = {"input_ids": torch.tensor([[8, 9, 10, *[5] * 16, 11]])}
         if rank == 0:
             inputs |= {"pixel_values": torch.randn(16, 1176), "image_grid_thw": torch.tensor([[1, 4, 4]])}
         else:
             inputs["input_ids"] = torch.tensor([[8, 9, 10, 11]])
-        return said(lambda: engine(**inputs, labels=inputs["input_ids"]).loss.backward())
+        return raised_by(lambda: engine(**inputs, labels=inputs["input_ids"]).loss.backward())
 
-    told = lab.ranks(work)
-    logs = [(bench.work / f"rank{rank}.log").read_text(errors="replace") for rank in (0, 1)]
-    texts = [*logs, *(str(one.value or one.error) for one in told)]
-    assert any(one.died for one in told) or any(one.value for one in told), told
-    [name] = [text for text in ["\n".join(texts)] if "preamble" in text or "EnforceNotMet" in text] or [""]
-    assert name, texts
-    return [name]
+    results = lab.ranks(work)
+    logs = [(context.work / f"rank{rank}.log").read_text(errors="replace") for rank in (0, 1)]
+    texts = [*logs, *(str(one.value or one.error) for one in results)]
+    assert any(one.died for one in results) or any(one.value for one in results), results
+    text = "\n".join(texts)
+    assert "preamble" in text or "EnforceNotMet" in text, texts
+    return [text]
 
 
 # The class and its keys
 
 
-def wrong_auto_class(bench: Bench) -> list[str]:
+def wrong_auto_class(context: Context) -> list[str]:
     from transformers import AutoModelForCausalLM
 
     texts = [
-        said(lambda: AutoModelForCausalLM.from_pretrained(bench.slim)),
-        refused(bench.slim, model_class=AutoModelForCausalLM),
+        raised_by(lambda: AutoModelForCausalLM.from_pretrained(context.slim)),
+        refused(context.slim, model_class=AutoModelForCausalLM),
     ]
     assert "Unrecognized configuration class" in texts[0]
     return texts
 
 
-def _with_config(bench: Bench, name: str, **more: Any) -> Path:
+def _with_config(context: Context, name: str, **more: Any) -> Path:
     def change(path: Path) -> None:
         (path / "config.json").write_text(json.dumps(lab.config(32, **more)))
 
-    return lab.damaged(bench.slim, bench.work / name, change)
+    return lab.damaged(context.slim, context.work / name, change)
 
 
-def unknown_model_type(bench: Bench) -> list[str]:
-    path = _with_config(bench, "unknown", model_type="qwen99_vl")
-    return [said(lambda: naive_auto(path)), refused(path)]
+def unknown_model_type(context: Context) -> list[str]:
+    path = _with_config(context, "unknown", model_type="qwen99_vl")
+    return [raised_by(lambda: naive_auto(path)), refused(path)]
 
 
 def naive_auto(path: Path) -> Any:
-    """What a script does that takes any model."""
+    """Load as a script does that accepts any model."""
     from transformers import AutoModelForImageTextToText
 
     return AutoModelForImageTextToText.from_pretrained(path)
 
 
-def no_model_class(bench: Bench) -> list[str]:
+def no_model_class(context: Context) -> list[str]:
     from transformers import PretrainedConfig
 
     class Nobodys(PretrainedConfig):  # type: ignore[misc]
         model_type = "nobodys"
 
-    return [said(lambda: smokehouse_loader.resolve_model_class(Nobodys()))]
+    return [raised_by(lambda: smokehouse_loader.resolve_model_class(Nobodys()))]
 
 
-def later_key_layout(bench: Bench) -> list[str]:
-    path = bench.damaged(lab.later_layout)
+def later_key_layout(context: Context) -> list[str]:
+    path = context.damaged(lab.later_layout)
     if lab.version("transformers") >= (4, 52):
         smokehouse_loader.load_model(path, verify="bits", torch_dtype=torch.float32)
-        raise NotHere("transformers 4.52 and later load both layouts")
+        raise Unaffected("transformers 4.52 and later load both layouts")
     text = refused(path)
     assert "4.52 and later" in text
     return [text, *warned(path)]
 
 
-def drop_vision_tower(bench: Bench) -> list[str]:
+def drop_vision_tower(context: Context) -> list[str]:
     from transformers import AutoModel
 
-    model, info = AutoModel.from_pretrained(bench.slim, output_loading_info=True)
+    model, info = AutoModel.from_pretrained(context.slim, output_loading_info=True)
     if lab.version("transformers") < (4, 52):
         assert not info["missing_keys"]
         assert len(info["unexpected_keys"]) == 19
@@ -363,48 +363,48 @@ def drop_vision_tower(bench: Bench) -> list[str]:
         lab.edit(path, lab.PATCH_EMBED, lambda tensors: tensors.update({"visual.second.weight": torch.ones(3)}))
         lab.reindex(path, lambda weight_map: weight_map.update({"visual.second.weight": weight_map[lab.PATCH_EMBED]}))
 
-    path = bench.damaged(extra)
-    return [refused(bench.slim, model_class=AutoModel), refused(path), *warned(path)]
+    path = context.damaged(extra)
+    return [refused(context.slim, model_class=AutoModel), refused(path), *warned(path)]
 
 
-def missing_key(bench: Bench) -> list[str]:
-    path = bench.damaged(lab.missing_key)
+def missing_key(context: Context) -> list[str]:
+    path = context.damaged(lab.missing_key)
     return [refused(path), *warned(path)]
 
 
-def wrong_shape(bench: Bench) -> list[str]:
-    path = bench.damaged(lab.wrong_shape)
-    logged, raised = told(lambda: naive(path))
+def wrong_shape(context: Context) -> list[str]:
+    path = context.damaged(lab.wrong_shape)
+    logged, raised = logged_and_raised(lambda: naive(path))
     return [refused(path), raised, *([logged] if lab.version("transformers") >= (5,) else [])]
 
 
-def wrong_type(bench: Bench) -> list[str]:
+def wrong_type(context: Context) -> list[str]:
     def integers(path: Path) -> None:
         lab.edit(path, lab.MISSING_KEY, lambda tensors: tensors.update({lab.MISSING_KEY: torch.ones(64, dtype=torch.int32)}))
 
-    path = bench.damaged(integers)
+    path = context.damaged(integers)
     if lab.version("transformers") < (5,):
-        return [refused(path), said(lambda: naive(path))]
-    naive(path)  # without a word
+        return [refused(path), raised_by(lambda: naive(path))]
+    naive(path)  # without an error
     return [refused(path)]
 
 
-def quantised_checkpoint(bench: Bench) -> list[str]:
+def quantised_checkpoint(context: Context) -> list[str]:
     more = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}
-    return [refused(_with_config(bench, "quantised", **more))]
+    return [refused(_with_config(context, "quantised", **more))]
 
 
-def development_version(bench: Bench) -> list[str]:
+def development_version(context: Context) -> list[str]:
     import transformers
 
     with patch.object(transformers, "__version__", "4.50.0.dev0"):
-        return [refused(bench.slim)]
+        return [refused(context.slim)]
 
 
 # Values
 
 
-def flipped_bit(bench: Bench) -> list[str]:
+def flipped_bit(context: Context) -> list[str]:
     verify = loading._verify
 
     def flipped(model: Any, *rest: Any) -> Any:
@@ -412,20 +412,20 @@ def flipped_bit(bench: Bench) -> list[str]:
         return verify(model, *rest)
 
     with patch.object(loading, "_verify", flipped):
-        return [refused(bench.slim, verify="bits", torch_dtype=torch.float32)]
+        return [refused(context.slim, verify="bits", torch_dtype=torch.float32)]
 
 
-def reinitialised_weights(bench: Bench) -> list[str]:
+def reinitialised_weights(context: Context) -> list[str]:
     texts = []
     for initialise in (torch.nn.init.zeros_, torch.nn.init.normal_):
-        model = smokehouse_loader.load_model(bench.slim, torch_dtype=torch.float32)
+        model = smokehouse_loader.load_model(context.slim, torch_dtype=torch.float32)
         initialise(model.lm_head.weight)
         texts.append(unready(model))
     return texts
 
 
-def untie_weights(bench: Bench) -> list[str]:
-    path = lab.make(bench.work / "tied", vision_width=32, tie_word_embeddings=True)
+def untie_weights(context: Context) -> list[str]:
+    path = lab.write_checkpoint(context.work / "tied", vision_width=32, tie_word_embeddings=True)
     model = smokehouse_loader.load_model(path, torch_dtype=torch.float32)
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
     return [unready(model)]
@@ -434,64 +434,64 @@ def untie_weights(bench: Bench) -> list[str]:
 # Files
 
 
-def truncated_shard(bench: Bench) -> list[str]:
-    path = bench.damaged(lab.truncated)
+def truncated_shard(context: Context) -> list[str]:
+    path = context.damaged(lab.truncated)
 
     def cut(folder: Path) -> None:
-        torch.save(lab.truth(folder), folder / "pytorch_model.bin")
+        torch.save(lab.stored_tensors(folder), folder / "pytorch_model.bin")
         for file in folder.glob("model*"):
             file.unlink()
         file = folder / "pytorch_model.bin"
         file.write_bytes(file.read_bytes()[:-5000])
 
-    return [refused(path), said(lambda: naive(path)), refused(bench.damaged(cut))]
+    return [refused(path), raised_by(lambda: naive(path)), refused(context.damaged(cut))]
 
 
-def _instead(bench: Bench, name: str, content: bytes) -> Path:
+def _instead(context: Context, name: str, content: bytes) -> Path:
     def replace(path: Path) -> None:
         (path / "model-00002-of-00003.safetensors").write_bytes(content)
 
-    return lab.damaged(bench.slim, bench.work / name, replace)
+    return lab.damaged(context.slim, context.work / name, replace)
 
 
-def git_lfs_pointer(bench: Bench) -> list[str]:
+def git_lfs_pointer(context: Context) -> list[str]:
     pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 123456\n".encode()
-    path = _instead(bench, "pointer", pointer)
-    page = _instead(bench, "page", b"<!DOCTYPE html>\n<html><body>Please log in</body></html>")
-    return [refused(path), said(lambda: naive(path)), refused(page), said(lambda: naive(page))]
+    path = _instead(context, "pointer", pointer)
+    page = _instead(context, "page", b"<!DOCTYPE html>\n<html><body>Please log in</body></html>")
+    return [refused(path), raised_by(lambda: naive(path)), refused(page), raised_by(lambda: naive(page))]
 
 
-def broken_header(bench: Bench) -> list[str]:
-    path = _instead(bench, "header", (40).to_bytes(8, "little") + b"{" * 40)
-    return [refused(path), said(lambda: naive(path))]
+def broken_header(context: Context) -> list[str]:
+    path = _instead(context, "header", (40).to_bytes(8, "little") + b"{" * 40)
+    return [refused(path), raised_by(lambda: naive(path))]
 
 
-def missing_shard(bench: Bench) -> list[str]:
+def missing_shard(context: Context) -> list[str]:
     def remove(path: Path) -> None:
         (path / "model-00002-of-00003.safetensors").unlink()
 
-    path = bench.damaged(remove)
-    return [refused(path), said(lambda: naive(path))]
+    path = context.damaged(remove)
+    return [refused(path), raised_by(lambda: naive(path))]
 
 
-def shard_outside_index(bench: Bench) -> list[str]:
+def shard_outside_index(context: Context) -> list[str]:
     def forget(path: Path) -> None:
         lab.reindex(path, lambda weight_map: [weight_map.pop(name) for name in list(weight_map) if "00002" in weight_map[name]])
 
-    return [refused(bench.damaged(forget))]
+    return [refused(context.damaged(forget))]
 
 
 class Harmless:
     """Something that is not a tensor."""
 
 
-def unsafe_pickle(bench: Bench) -> list[str]:
+def unsafe_pickle(context: Context) -> list[str]:
     def pickled(path: Path) -> None:
         for file in path.glob("model*"):
             file.unlink()
         torch.save({"weight": Harmless()}, path / "pytorch_model.bin")
 
-    return [refused(bench.damaged(pickled))]
+    return [refused(context.damaged(pickled))]
 
 
 # Engines
@@ -506,74 +506,74 @@ def _engine(stage: int) -> Any:
     return engine
 
 
-def resume_engine_checkpoint(bench: Bench) -> list[str]:
+def resume_engine_checkpoint(context: Context) -> list[str]:
     def work(rank: int) -> str | None:
         engine = _engine(2)
-        engine.save_checkpoint(bench.work / "engine", tag="step")
+        engine.save_checkpoint(context.work / "engine", tag="step")
         try:
-            engine.load_checkpoint(bench.work / "engine", tag="step")
-        except Exception as error:  # noqa: BLE001 - what it is, is what explain is asked
+            engine.load_checkpoint(context.work / "engine", tag="step")
+        except Exception as error:  # noqa: BLE001 - explain has to recognise it
             return f"{type(error).__name__}: {error}"
         return None
 
     texts = [text for text in lab.values(lab.ranks(work)) if text]
     if not texts:
-        raise NotHere("this DeepSpeed loads its own checkpoints under torch 2.6")
+        raise Unaffected("this DeepSpeed loads its own checkpoints under torch 2.6")
     return texts
 
 
-def load_engine_checkpoint(bench: Bench) -> list[str]:
+def load_engine_checkpoint(context: Context) -> list[str]:
     def work(rank: int) -> None:
-        _engine(3 if rank >= 0 else 2).save_checkpoint(bench.work / "engine", tag="step")
+        _engine(3 if rank >= 0 else 2).save_checkpoint(context.work / "engine", tag="step")
 
     lab.values(lab.ranks(work))
-    found = smokehouse_loader.inspect_checkpoint(bench.work / "engine")
+    found = smokehouse_loader.inspect_checkpoint(context.work / "engine")
     assert found.layout == "deepspeed"
     assert {name: tensor.shape for name, tensor in found.tensors.items()} == {"weight": (8, 8), "bias": (8,)}
-    return [refused(bench.work / "engine")]
+    return [refused(context.work / "engine")]
 
 
-def save_without_gathering(bench: Bench) -> list[str]:
+def save_without_gathering(context: Context) -> list[str]:
     def work(rank: int) -> str:
-        with heard("DeepSpeed") as found:
-            written = _engine(3).save_16bit_model(bench.work / "saved")
+        with messages_of("DeepSpeed") as found:
+            written = _engine(3).save_16bit_model(context.work / "saved")
         assert not written
         return "\n".join(line for line in found if "Did not save" in line)
 
     return [text for text in lab.values(lab.ranks(work)) if text]
 
 
-def triton_without_driver(bench: Bench) -> list[str]:
+def triton_without_driver(context: Context) -> list[str]:
     environ = {**os.environ, "DS_ACCELERATOR": "cuda"}
     ended = subprocess.run(
         [sys.executable, "-c", "import deepspeed"], env=environ, capture_output=True, text=True, timeout=DEADLINE
     )
     if ended.returncode == 0:
-        raise NotHere("this DeepSpeed asks triton for nothing when it is imported")
+        raise Unaffected("this DeepSpeed does not query triton when it is imported")
     return [ended.stderr]
 
 
 # Ranks
 
 
-def failure_in_the_middle(bench: Bench) -> list[str]:
+def failure_in_the_middle(context: Context) -> list[str]:
     def work(rank: int) -> str:
-        live = lab.ask_for(2)
-        with patch.object(model_class(), "from_pretrained", side_effect=MemoryError("no more of it")):
-            text = refused(bench.slim, model_class=model_class())
+        live = lab.request_zero(2)
+        with patch.object(model_class(), "from_pretrained", side_effect=MemoryError("out of memory")):
+            text = refused(context.slim, model_class=model_class())
         del live
         return text
 
     return lab.values(lab.ranks(work))
 
 
-def dead_rank(bench: Bench) -> list[str]:
+def dead_rank(context: Context) -> list[str]:
     def work(rank: int) -> str:
         torch.distributed.barrier()
         if rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        return said(lambda: torch.distributed.all_reduce(torch.ones(1000)))
+        return raised_by(lambda: torch.distributed.all_reduce(torch.ones(1000)))
 
-    told = lab.ranks(work)
-    assert told[1].died == -signal.SIGKILL
-    return [str(told[0].value)]
+    results = lab.ranks(work)
+    assert results[1].died == -signal.SIGKILL
+    return [str(results[0].value)]

@@ -1,6 +1,6 @@
-"""Runs the tests of this folder inside a stack: `STACK/bin/python run.py SRC TOOLS [pytest options]`.
+"""Run the tests of this directory inside a stack: `STACK/bin/python run.py SRC TOOLS [pytest options]`.
 
-SRC has the loader. TOOLS, the site-packages with pytest and hypothesis, comes last: what the stack has of its own wins.
+SRC contains the loader, TOOLS pytest and hypothesis; TOOLS comes last on the path, so that packages of the stack win.
 """
 
 import os
@@ -12,7 +12,7 @@ if __name__ == "__main__":
     source, tools, *options = sys.argv[1:]
     sys.path[:0] = [source, str(here)]
     sys.path.append(tools)
-    # What plugins the tools have is none of the stack's business.
+    # Plugins of the tools must not run inside the stack.
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     import pytest
 

@@ -1,6 +1,7 @@
-"""Which class loads which config, and whether a checkpoint fits it."""
+"""Test which class loads which config, and whether a checkpoint fits it."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,29 +11,31 @@ import torch
 
 from smokehouse_loader import LoadError, check_checkpoint, load_model, register, resolve_model_class
 from smokehouse_loader.__main__ import main
-from smokehouse_loader.fit import KEY_MAPPING
 from smokehouse_loader.model_class import known_versions, read_config
 
+# Renames the keys of a Qwen2.5-VL checkpoint from the older layout to the newer.
+KEY_MAPPING = {"^visual": "model.visual", r"^model(?!\.(language_model|visual))": "model.language_model"}
 
-def test_a_config_with_vision_takes_its_architecture(slim: Path) -> None:
+
+def test_config_with_vision_gets_its_architecture(slim: Path) -> None:
     assert resolve_model_class(read_config(slim)).__name__ == "Qwen2_5_VLForConditionalGeneration"
 
 
 @pytest.mark.parametrize("architectures", [None, [], ["NobodysModel"], ["Qwen2ForCausalLM"], ["torch"], [7]])
-def test_an_architecture_that_does_not_fit_is_passed_over(slim: Path, architectures: Any) -> None:
+def test_architecture_that_does_not_fit_is_skipped(slim: Path, architectures: Any) -> None:
     config = read_config(slim)
     config.architectures = architectures
     assert resolve_model_class(config).__name__ == "Qwen2_5_VLForConditionalGeneration"
 
 
-def test_text_goes_through_causal_lm() -> None:
+def test_text_config_gets_causal_lm() -> None:
     from transformers import LlamaConfig, Qwen2Config
 
     assert resolve_model_class(Qwen2Config(architectures=["Qwen2Model"])).__name__ == "Qwen2ForCausalLM"
     assert resolve_model_class(LlamaConfig()).__name__ == "LlamaForCausalLM"
 
 
-def test_what_was_tried_is_told() -> None:
+def test_error_lists_what_was_tried() -> None:
     from transformers import CLIPConfig
 
     config = CLIPConfig(architectures=["NobodysModel"])
@@ -42,14 +45,14 @@ def test_what_was_tried_is_told() -> None:
         assert word in str(refused.value)
 
 
-def test_a_class_for_the_text_alone_is_passed_over() -> None:
+def test_class_for_the_text_alone_is_skipped() -> None:
     import transformers
 
-    # transformers has text classes for configs that see too.
+    # transformers has text classes for configs with a vision part too.
     mapping = transformers.AutoModelForCausalLM._model_mapping
     configs = [name for name in ("Gemma3Config", "MllamaConfig", "Llama4Config") if hasattr(transformers, name)]
     assert configs
-    seen = 0
+    skipped = 0
     for name in configs:
         config = getattr(transformers, name)()
         found = resolve_model_class(config)
@@ -58,8 +61,8 @@ def test_a_class_for_the_text_alone_is_passed_over() -> None:
             alone = mapping[type(config)]
         except KeyError:
             continue
-        seen += alone is not found
-    assert seen or lab.version("transformers") >= (4, 50)
+        skipped += alone is not found
+    assert skipped or lab.version("transformers") >= (4, 50)
 
 
 def test_register(tmp_path: Path) -> None:
@@ -80,7 +83,7 @@ def test_register(tmp_path: Path) -> None:
     assert type(transformers.AutoModelForCausalLM.from_pretrained(tmp_path)) is MineModel
 
 
-def test_a_trainer_brings_its_own_class(slim: Path) -> None:
+def test_class_of_a_trainer(slim: Path) -> None:
     import transformers
 
     class Mine(transformers.Qwen2_5_VLForConditionalGeneration):  # type: ignore[misc]
@@ -88,15 +91,15 @@ def test_a_trainer_brings_its_own_class(slim: Path) -> None:
 
     options: dict[str, Any] = {"model_class": Mine, "torch_dtype": torch.float32, "verify": "bits"}
     if (4, 52) <= lab.version("transformers") < (4, 53) or lab.version("transformers") >= (5, 15):
-        # These rename keys for classes of their own alone: this one would be left random, without an error.
-        with pytest.raises(LoadError, match=r"give Mine the renames: key_mapping=\{"):
+        # These rename keys only for classes of their own: this one would stay random, without an error.
+        with pytest.raises(LoadError, match=re.escape(f"or pass key_mapping={KEY_MAPPING} to rename its keys for Mine")):
             load_model(slim, **options)
         options["key_mapping"] = KEY_MAPPING
     assert type(load_model(slim, **options)) is Mine
 
 
 @pytest.mark.parametrize(("model_type", "since"), [("qwen3_vl", "4.57.6"), ("gemma3", "4.50.3"), ("internvl", "4.52.4")])
-def test_the_first_version_that_knows_a_model(tmp_path: Path, model_type: str, since: str) -> None:
+def test_first_version_that_knows_a_model(tmp_path: Path, model_type: str, since: str) -> None:
     assert known_versions(model_type) == (since, None)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
     if lab.version("transformers") >= tuple(int(part) for part in since.split(".")):
@@ -106,8 +109,8 @@ def test_the_first_version_that_knows_a_model(tmp_path: Path, model_type: str, s
         read_config(tmp_path)
 
 
-def test_the_history_holds_here() -> None:
-    """The table of model types agrees with the transformers that is installed."""
+def test_history_matches_this_version() -> None:
+    """The table of model types agrees with the installed transformers."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     here = lab.version("transformers")
@@ -119,11 +122,23 @@ def test_the_history_holds_here() -> None:
         assert all((name in CONFIG_MAPPING_NAMES) == known for name in types if name not in gone), version
 
 
-def test_another_class_that_fits_is_named(slim: Path) -> None:
+def test_another_class_that_fits_is_suggested(slim: Path) -> None:
     fit = check_checkpoint(slim, "AutoModel")
     assert fit.fits_class == "Qwen2_5_VLForConditionalGeneration"
     assert not fit.ok
     assert "load it with Qwen2_5_VLForConditionalGeneration" in str(fit.problems[0])
+
+
+def test_prefix_of_a_wrapper_is_not_a_layout(slim: Path, tmp_path: Path) -> None:
+    def wrapped(path: Path) -> None:
+        tensors = {f"model.{name}": tensor for name, tensor in lab.stored_tensors(path).items()}
+        for file in path.glob("model-*"):
+            file.unlink()
+        lab.write_shards(path, [tensors])
+
+    fit = check_checkpoint(lab.damaged(slim, tmp_path / "wrapped", wrapped))
+    assert not fit.ok
+    assert fit.layout is None
 
 
 def test_lists(slim: Path, tmp_path: Path) -> None:
@@ -137,7 +152,7 @@ def test_lists(slim: Path, tmp_path: Path) -> None:
 
 
 def test_converted_experts(tmp_path: Path) -> None:
-    """transformers 5 merges the tensors of experts while it loads; before it, each has its own parameter."""
+    """Transformers 5 merges the tensors of experts while it loads; before it, each has its own parameter."""
     from transformers import Qwen2MoeConfig
 
     sizes = {"vocab_size": 16, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -157,14 +172,14 @@ def test_converted_experts(tmp_path: Path) -> None:
         for place in ("shared_expert", *(f"experts.{number}" for number in range(3))):
             shapes |= {f"{at}.mlp.{place}.{name}_proj.weight": (inner, width) for name in ("gate", "up")}
             shapes |= {f"{at}.mlp.{place}.down_proj.weight": (width, inner)}
-    lab.write(tmp_path, [{name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}])
+    lab.write_shards(tmp_path, [{name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}])
     fit = check_checkpoint(tmp_path)
     assert fit.problems == ()
     assert bool(fit.plan.conversions) == (lab.version("transformers") >= (5,))
     load_model(tmp_path, verify="bits", torch_dtype=torch.float32)
 
     def work(rank: int) -> None:
-        live = lab.ask_for(3)
+        live = lab.request_zero(3)
         load_model(tmp_path, verify="bits", torch_dtype=torch.float32)
         del live
 
@@ -178,10 +193,10 @@ def test_converted_experts(tmp_path: Path) -> None:
 
 
 def test_check_command(slim: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    numbers = sum(tensor.numel() for tensor in lab.truth(slim).values())
+    elements = sum(tensor.numel() for tensor in lab.stored_tensors(slim).values())
     assert main(["check", str(slim)]) == 0
-    said = f"{slim}: 45 tensors, {numbers} numbers, fits Qwen2_5_VLForConditionalGeneration\n"
-    assert capfd.readouterr() == (said, "")
+    line = f"{slim}: 45 tensors, {elements} elements, fits Qwen2_5_VLForConditionalGeneration\n"
+    assert capfd.readouterr() == (line, "")
     bad = lab.damaged(slim, tmp_path / "bad", lab.missing_key)
     assert main(["check", str(bad), "--json"]) == 1
     out, err = capfd.readouterr()

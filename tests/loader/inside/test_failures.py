@@ -1,4 +1,4 @@
-"""Every entry of the table of known failures, reproduced and explained."""
+"""Test that every known failure is reproduced and explained."""
 
 import json
 import os
@@ -14,9 +14,9 @@ from smokehouse_loader import FAILURES, Failure, explain
 def test_failure(failure: Failure, slim: Path, real: Path, tmp_path: Path) -> None:
     reproduce = getattr(reproductions, failure.reproduction)
     try:
-        texts = reproduce(reproductions.Bench(slim, real, tmp_path))
-    except reproductions.NotHere as absent:
-        note(failure.name, f"not here: {absent}")
+        texts = reproduce(reproductions.Context(slim, real, tmp_path))
+    except reproductions.Unaffected as reason:
+        note(failure.name, f"unaffected: {reason}")
         return
     for text in texts:
         found = explain(text)
@@ -26,6 +26,6 @@ def test_failure(failure: Failure, slim: Path, real: Path, tmp_path: Path) -> No
 
 
 def note(name: str, outcome: str) -> None:
-    """Tell the driver, which sees to it that each is reproduced on some stack."""
-    with open(os.environ["FAILURES_SEEN"], "a") as file:
+    """Record the outcome for test_stacks.py, which checks that each is reproduced on some stack."""
+    with open(os.environ["FAILURE_OUTCOMES"], "a") as file:
         file.write(json.dumps([name, outcome]) + "\n")

@@ -1,4 +1,4 @@
-"""What is read of a checkpoint: all that is there, and no damage is ever taken for sound (property tests)."""
+"""Test the inspection of checkpoints: it finds every tensor and accepts no damaged file (property tests)."""
 
 import json
 import os
@@ -19,13 +19,13 @@ from smokehouse_loader import check_checkpoint, compare, inspect_checkpoint, key
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool]
 NAMES = st.text("abcdefg.01_é", min_size=1, max_size=12).filter(lambda name: name != "__metadata__")
-# Shape [0] is what a partitioned model saves, and is a problem of its own.
+# No shape [0]: a partitioned model saves that, so it is a problem.
 SHAPES = st.lists(st.integers(1, 5), max_size=4).map(tuple)
 
 
 @st.composite
 def tensors(draw: st.DrawFn) -> dict[str, torch.Tensor]:
-    """Random tensors by random names."""
+    """Draw random tensors with random names."""
     found = {}
     for name in draw(st.lists(NAMES, min_size=1, max_size=8, unique=True)):
         shape = draw(SHAPES)
@@ -36,7 +36,7 @@ def tensors(draw: st.DrawFn) -> dict[str, torch.Tensor]:
 
 @st.composite
 def sharded(draw: st.DrawFn) -> list[dict[str, torch.Tensor]]:
-    """Random tensors in one to three shards, none of them empty."""
+    """Draw random tensors in one to three shards, none of them empty."""
     shards: list[dict[str, torch.Tensor]] = [{} for _ in range(draw(st.integers(1, 3)))]
     for name, tensor in draw(tensors()).items():
         shards[draw(st.integers(0, len(shards) - 1))][name] = tensor
@@ -44,24 +44,24 @@ def sharded(draw: st.DrawFn) -> list[dict[str, torch.Tensor]]:
 
 
 @given(sharded(), st.booleans())
-def test_all_that_is_there_is_told(shards: list[dict[str, torch.Tensor]], single: bool) -> None:
+def test_every_tensor_is_found(shards: list[dict[str, torch.Tensor]], single: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
         if single:
             shards = [{name: tensor for shard in shards for name, tensor in shard.items()}]
             save_file(shards[0], path / "model.safetensors")
         else:
-            lab.write(path, shards)
+            lab.write_shards(path, shards)
         found = inspect_checkpoint(path)
         assert found.problems == ()
-        told = {tensor.name: (tensor.shape, tensor.dtype, tensor.file.name) for tensor in found.tensors.values()}
-        wanted = {}
+        actual = {tensor.name: (tensor.shape, tensor.dtype, tensor.file.name) for tensor in found.tensors.values()}
+        expected = {}
         for file in path.glob("*.safetensors"):
             with safe_open(file, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 - safe_open is no mapping
+                for name in opened.keys():  # noqa: SIM118 - safe_open is not a mapping
                     part = opened.get_slice(name)
-                    wanted[name] = (tuple(part.get_shape()), part.get_dtype(), file.name)
-        assert told == wanted
+                    expected[name] = (tuple(part.get_shape()), part.get_dtype(), file.name)
+        assert actual == expected
         with compare.Reader(found) as reader:
             for shard in shards:
                 for name, tensor in shard.items():
@@ -69,10 +69,10 @@ def test_all_that_is_there_is_told(shards: list[dict[str, torch.Tensor]], single
 
 
 @given(sharded(), st.data())
-def test_a_file_that_was_cut_or_padded_is_refused(shards: list[dict[str, torch.Tensor]], data: st.DataObject) -> None:
+def test_truncated_or_padded_file_is_refused(shards: list[dict[str, torch.Tensor]], data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
-        lab.write(path, shards)
+        lab.write_shards(path, shards)
         file = data.draw(st.sampled_from(sorted(path.glob("*.safetensors"))))
         content = file.read_bytes()
         if data.draw(st.booleans()):
@@ -83,8 +83,8 @@ def test_a_file_that_was_cut_or_padded_is_refused(shards: list[dict[str, torch.T
 
 
 @given(st.binary(max_size=200), st.booleans())
-def test_any_bytes_end_in_a_verdict(content: bytes, framed: bool) -> None:
-    """Hostile files give problems, never an exception; what is found sound, safetensors opens too."""
+def test_arbitrary_bytes_raise_nothing(content: bytes, framed: bool) -> None:
+    """Invalid files give problems, never an exception; safetensors opens every file without problems."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
         file = path / "model.safetensors"
@@ -104,7 +104,7 @@ HEADERS = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from(["__metadata__", "a", "b"]), HEADERS), st.integers(0, 64))
-def test_any_header_ends_in_a_verdict(header: dict[str, Any], size: int) -> None:
+def test_arbitrary_header_raises_nothing(header: dict[str, Any], size: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         text = json.dumps(header).encode()
         Path(folder, "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + b"\1" * size)
@@ -113,23 +113,23 @@ def test_any_header_ends_in_a_verdict(header: dict[str, Any], size: int) -> None
 
 
 @pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "a/../../b", "", 7, "a\0b", "..\\b"])
-def test_an_index_may_not_lead_out_of_its_folder(slim: Path, tmp_path: Path, name: Any) -> None:
+def test_index_may_not_list_files_outside_its_directory(slim: Path, tmp_path: Path, name: Any) -> None:
     path = lab.damaged(
         slim, tmp_path / "bad", lambda path: lab.reindex(path, lambda names: names.update({lab.PATCH_EMBED: name}))
     )
     [problem] = inspect_checkpoint(path).problems
     assert problem.failure == "inconsistent-index"
-    assert "not inside" in problem.what
+    assert "outside the checkpoint's directory" in problem.what
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {}}', "[" * 100_000, "<html>", "\xff"])
-def test_an_index_that_is_none(slim: Path, tmp_path: Path, text: str) -> None:
+def test_invalid_index(slim: Path, tmp_path: Path, text: str) -> None:
     path = lab.damaged(slim, tmp_path / "bad", lambda path: (path / lab.INDEX).write_text(text, "latin-1"))
     [problem] = inspect_checkpoint(path).problems
     assert lab.INDEX in problem.where
 
 
-def test_links_of_a_cache(slim: Path, tmp_path: Path) -> None:
+def test_links_into_a_cache(slim: Path, tmp_path: Path) -> None:
     blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshot"
     blobs.mkdir()
     snapshot.mkdir()
@@ -143,7 +143,7 @@ def test_links_of_a_cache(slim: Path, tmp_path: Path) -> None:
     assert (problem.failure, problem.where) == ("missing-shard", str(gone))
 
 
-def test_what_is_no_file_is_not_waited_for(slim: Path, tmp_path: Path) -> None:
+def test_fifo_is_not_waited_for(slim: Path, tmp_path: Path) -> None:
     def fifo(path: Path) -> None:
         (path / "model-00002-of-00003.safetensors").unlink()
         os.mkfifo(path / "model-00002-of-00003.safetensors")
@@ -152,12 +152,12 @@ def test_what_is_no_file_is_not_waited_for(slim: Path, tmp_path: Path) -> None:
     assert problem.failure == "missing-shard"
 
 
-# Random small models, saved by transformers itself, and what may become of them.
+# Random small models that transformers itself saved, and damage to them.
 
 
 @st.composite
 def models(draw: st.DrawFn) -> Any:
-    """A language model of random size, tied or not, that transformers built."""
+    """Draw the config of a language model of random size, with tied embeddings or not."""
     from transformers import Qwen2Config
 
     heads = draw(st.integers(1, 2))
@@ -180,7 +180,7 @@ def save(config: Any, folder: Path, shard_bytes: int) -> None:
 
 
 @given(models(), st.integers(2000, 20_000))
-def test_no_sound_checkpoint_is_refused(config: Any, shard_bytes: int) -> None:
+def test_no_intact_checkpoint_is_refused(config: Any, shard_bytes: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         save(config, Path(folder), shard_bytes)
         fit = check_checkpoint(folder)
@@ -191,11 +191,11 @@ def test_no_sound_checkpoint_is_refused(config: Any, shard_bytes: int) -> None:
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
-    """Save the checkpoint again as one file, with other tensors."""
-    found = {}
+    """Save the checkpoint again as one file, with changed tensors."""
+    found: dict[str, torch.Tensor] = {}
     for file in folder.glob("*.safetensors"):
         with safe_open(file, framework="pt") as opened:
-            found |= {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118 - safe_open is no mapping
+            found |= {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118 - safe_open is not a mapping
         file.unlink()
     (folder / "model.safetensors.index.json").unlink(missing_ok=True)
     change(found)
@@ -203,7 +203,7 @@ def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> 
 
 
 def damage(data: st.DataObject, config: Any) -> Callable[[dict[str, torch.Tensor]], None]:
-    """Some damage that a checkpoint's own shapes and names can show."""
+    """Draw damage that shows in the names, shapes or dtypes of a checkpoint."""
     kind = data.draw(st.sampled_from(["lost", "added", "renamed", "reshaped", "cut", "emptied", "integers"]))
 
     def change(tensors: dict[str, torch.Tensor]) -> None:
@@ -239,7 +239,7 @@ def test_no_damage_is_accepted(config: Any, data: st.DataObject) -> None:
 
 @given(models(), st.data())
 def test_every_bit_counts(config: Any, data: st.DataObject) -> None:
-    """A bit that was turned over in memory is seen, wherever it is, and nothing else is."""
+    """A bit that flips in memory is found, wherever it is, and nothing else is."""
     with tempfile.TemporaryDirectory() as folder:
         save(config, Path(folder), 5000)
         model = load_model(folder, torch_dtype=torch.float32)

@@ -1,7 +1,6 @@
-"""Bundles: everything that a machine without a network needs, and nothing that was changed on the way there."""
+"""Bundles: everything that a machine without a network needs, verified by hashes."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -26,13 +25,13 @@ from .test_prefix import install, run
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Where the bundle goes."""
+    """The folder of the bundle."""
     return tmp_path / "stick" / "bundle"
 
 
 @pytest.fixture
 def command(folder: Path, channel: Channel, checkout: TestCheckout) -> list[str]:
-    """The command that bundles `checkout`, which is locked."""
+    """The command that bundles `checkout`, after locking it."""
     checkout.lock("--channel", str(channel.folder))
     return ["bundle", "tiny", str(folder), "--channel", channel.url]
 
@@ -44,10 +43,10 @@ def bundle(checkout: TestCheckout, command: list[str], **environ: str) -> None:
 
 
 def without_network(checkout: TestCheckout, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line where there is no network at all, not even this machine's own."""
+    """Run the command line without any network, not even loopback."""
     unshare = ["unshare", "--net", "--map-root-user"]
     if (tried := subprocess.run([*unshare, "true"], capture_output=True, text=True, timeout=10)).returncode:
-        pytest.skip(f"this machine lets nobody take the network away: {tried.stderr.strip()}")
+        pytest.skip(f"unshare --net failed: {tried.stderr.strip()}")
     return subprocess.run(
         [*unshare, *checkout.command(*arguments)],
         cwd=checkout.root,
@@ -59,36 +58,38 @@ def without_network(checkout: TestCheckout, *arguments: str) -> subprocess.Compl
 
 
 def files(folder: Path) -> set[str]:
-    """The paths of all files in `folder`."""
+    """Return the paths of all files in `folder`."""
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
 def test_bundle_has_everything_with_its_hash(checkout: TestCheckout, folder: Path, command: list[str]) -> None:
     bundle(checkout, command)
-    manifest = read(checkout)
+    lock = read(checkout)
     contents = json.loads((folder / "manifest.json").read_text())
     assert (contents["environment"], contents["halves"], contents["devel"]) == ("tiny", ["conda", "pip"], False)
     assert {*contents["files"]} == files(folder) - {"manifest.json"}
     assert {*contents["files"]} == {
         "pylock.toml",
         *(f"lock/{name}" for name in ("lock.json", "conda-lock.yml", "requirements.txt", "build-requirements.txt")),
-        *(f"wheels/{file.file}" for file in manifest.pip),
-        *(f"conda/{package.subdir}/{package.file}" for package in manifest.main),
+        *(f"wheels/{file.file}" for file in lock.pip),
+        *(f"conda/{package.subdir}/{package.file}" for package in lock.main),
     }
     assert all(hashed(folder / path) == digest for path, digest in contents["files"].items())
-    assert all((checkout.pins.parent / name).read_bytes() == (folder / "lock" / name).read_bytes() for name in manifest.files)
+    assert all((checkout.pins.parent / name).read_bytes() == (folder / "lock" / name).read_bytes() for name in lock.files)
 
 
 def test_bundle_with_the_toolkit(checkout: TestCheckout, folder: Path, command: list[str], tmp_path: Path) -> None:
     bundle(checkout, command)
     target = tmp_path / "target"
     said = checkout.refused("install", "tiny", str(target), "--bundle", str(folder), "--devel")
-    assert said.startswith(f"smokehouse: {folder}: has no compilers; make it with --devel: nox -s bundle -- tiny {folder}")
+    assert said.startswith(
+        f"smokehouse: {folder}: expected compilers and CUDA toolkit, found none; run nox -s bundle -- tiny {folder} --devel"
+    )
     bundle(checkout, [*command, "--devel"])
     assert list((folder / "conda").rglob("cuda-nvcc-*"))
     install(checkout, ["install", "tiny", str(target), "--bundle", str(folder), "--devel"])
     assert run(target / "bin" / "nvcc") == f"{target}\n"
-    # A bundle that has more than is asked for does as well.
+    # A bundle with more packages than required is accepted.
     install(checkout, ["install", "tiny", str(tmp_path / "small"), "--bundle", str(folder)])
     assert not (tmp_path / "small" / "bin" / "nvcc").exists()
 
@@ -104,7 +105,7 @@ def test_standard_lock_in_a_bundle_installs(checkout: TestCheckout, folder: Path
     ]
     moved = shutil.copytree(folder, tmp_path / "moved")
     shutil.rmtree(folder)
-    uv = [Path(sys.executable).with_name("uv"), "pip", "install", "--offline", "--no-index", "--no-cache"]
+    uv = [str(Path(sys.executable).with_name("uv")), "pip", "install", "--offline", "--no-index", "--no-cache"]
     environ = {name: text for name, text in checkout.environ.items() if not name.startswith("UV_")}
     subprocess.run(
         [*uv, "--python", sys.executable, "--target", tmp_path / "site", "-r", moved / "pylock.toml"],
@@ -130,92 +131,97 @@ def test_installation_without_a_network(
     assert run(target / "bin" / "python", "-c", "import delta; print(delta.__name__)") == "delta\n"
 
 
-@pytest.mark.parametrize("half", ["both", "pip"])
-def test_smoke_from_a_bundle_asks_nobody(
-    checkout: TestCheckout, folder: Path, command: list[str], index: Index, channel: Channel, tmp_path: Path, half: str
+@pytest.mark.parametrize("with_conda", [True, False])
+def test_smoke_from_a_bundle_requests_nothing(
+    checkout: TestCheckout, folder: Path, command: list[str], index: Index, channel: Channel, tmp_path: Path, with_conda: bool
 ) -> None:
-    bundle(checkout, command if half == "both" else [*command, "--only", "pip"])
-    asked = index.asked
-    channel.asked.clear()
+    bundle(checkout, command if with_conda else [*command, "--only", "pip"])
+    requests = index.requests
+    channel.requests.clear()
     fresh = str(tmp_path / "fresh")
     ended = checkout.run("smoke", "tiny", "--zero", "2", "--bundle", str(folder), UV_CACHE_DIR=fresh)
     assert ended.returncode == 0, ended.stderr
-    assert (index.asked, channel.asked) == (asked, [])
+    assert (index.requests, channel.requests) == (requests, [])
     said = json.loads(ended.stdout)
-    place = checkout.root / "build" / "bundled" / "tiny"
-    assert said["python"] == str(place / "bin" / "python")
-    assert Path(said["alpha"]).is_relative_to(place)
+    installed = checkout.root / "build" / "bundled" / "tiny"
+    assert said["python"] == str(installed / "bin" / "python")
+    assert Path(said["alpha"]).is_relative_to(installed)
     assert said["argv"][-2:] == ["--zero", "2"]
-    assert (place / "etc" / "libtiny.conf").exists() == (half == "both")
+    assert (installed / "etc" / "libtiny.conf").exists() == with_conda
     again = checkout.run("smoke", "tiny", f"--bundle={folder}")
     assert (again.returncode, again.stderr) == (0, "")
 
 
-def test_pip_half_alone(checkout: TestCheckout, folder: Path, command: list[str], channel: Channel, tmp_path: Path) -> None:
+def test_bundle_of_pypi_packages_only(
+    checkout: TestCheckout, folder: Path, command: list[str], channel: Channel, tmp_path: Path
+) -> None:
     bundle(checkout, [*command, "--only", "pip"])
     assert json.loads((folder / "manifest.json").read_text())["halves"] == ["pip"]
     assert not (folder / "conda").exists()
-    assert not channel.asked
+    assert not channel.requests
     said = checkout.refused("install", "tiny", str(tmp_path / "target"), "--bundle", str(folder))
-    assert said.startswith(f"smokehouse: {folder}: has the pip half only; make it without --only pip: nox -s bundle -- tiny")
+    assert said.startswith(
+        f"smokehouse: {folder}: expected conda packages, found PyPI packages only; run nox -s bundle -- tiny {folder}"
+    )
 
 
-def test_bundle_goes_on_where_it_stopped(checkout: TestCheckout, folder: Path, command: list[str], channel: Channel) -> None:
+def test_interrupted_bundle_is_resumed(checkout: TestCheckout, folder: Path, command: list[str], channel: Channel) -> None:
     archive = channel.archive("python").name
     channel.faults.cut[archive] = 5_000_000
     channel.faults.lost.add(archive)
     assert f"{archive}: " in checkout.refused(*command)
     assert not (folder / "manifest.json").exists()
     said = checkout.refused("install", "tiny", str(folder.parent / "target"), "--bundle", str(folder))
-    assert said.startswith(f"smokehouse: {folder}: not a complete bundle, there is no manifest.json; run nox -s bundle")
+    assert said.startswith(f"smokehouse: {folder}: expected a complete bundle, manifest.json not found; run nox -s bundle")
     channel.faults.gone.clear()
-    channel.asked.clear()
-    # The pip half is whole, so the index is not asked again.
+    channel.requests.clear()
+    # The PyPI packages are complete, so the index is not used again.
     bundle(checkout, command, UV_DEFAULT_INDEX="http://127.0.0.1:9")
     assert channel.ranges(archive) == ["bytes=5000000-"]
 
 
-def test_complete_bundle_is_checked_and_left(
+def test_complete_bundle_is_verified_and_unchanged(
     checkout: TestCheckout, folder: Path, command: list[str], channel: Channel
 ) -> None:
     bundle(checkout, command)
     before = (folder / "manifest.json").read_bytes()
-    channel.asked.clear()
+    channel.requests.clear()
     bundle(checkout, command, UV_DEFAULT_INDEX="http://127.0.0.1:9")
-    assert not channel.asked
+    assert not channel.requests
     archive = next((folder / "conda" / "linux-64").glob("libtiny-*"))
     archive.write_bytes(b"edited")
     bundle(checkout, command, UV_DEFAULT_INDEX="http://127.0.0.1:9")
-    assert [path for path, _ in channel.asked] == [f"linux-64/{archive.name}"]
+    assert [path for path, _ in channel.requests] == [f"linux-64/{archive.name}"]
     assert (folder / "manifest.json").read_bytes() == before
 
 
-def test_bundle_of_an_older_lock_is_brought_up_to_date(
-    checkout: TestCheckout, folder: Path, command: list[str], channel: Channel
-) -> None:
+def test_bundle_of_an_older_lock_is_updated(checkout: TestCheckout, folder: Path, command: list[str], channel: Channel) -> None:
     bundle(checkout, command)
     assert (folder / "wheels" / "beta-2.0-py3-none-any.whl").exists()
     checkout.edit(checkout.environment, "      - beta\n", "")
     checkout.lock("--channel", str(channel.folder))
     said = checkout.refused("smoke", "tiny", "--bundle", str(folder))
-    assert said.startswith(f"smokehouse: {folder}: made from another lock of tiny than the one here; check that one out, or")
+    assert said.startswith(
+        f"smokehouse: {folder}: expected a bundle of lockfiles/tiny, found one of another lock; check that one out, or"
+    )
     bundle(checkout, command)
     assert [path.name for path in (folder / "wheels").iterdir()] == ["alpha-1.0-py3-none-any.whl"]
 
 
-@pytest.mark.parametrize("where", ["wheels/gamma-1.5-py3-none-any.whl", "conda/noarch/certificates-1.0-0.conda", "pylock.toml"])
-@pytest.mark.parametrize("edit", ["edited", "gone"])
-def test_edited_bundle(checkout: TestCheckout, folder: Path, command: list[str], tmp_path: Path, where: str, edit: str) -> None:
+@pytest.mark.parametrize("path", ["wheels/gamma-1.5-py3-none-any.whl", "conda/noarch/certificates-1.0-0.conda", "pylock.toml"])
+@pytest.mark.parametrize("edit", ["edited", "removed"])
+def test_edited_bundle(checkout: TestCheckout, folder: Path, command: list[str], tmp_path: Path, path: str, edit: str) -> None:
     bundle(checkout, command)
-    file = folder / where
+    file = folder / path
     file.unlink()
     if edit == "edited":
         file.write_bytes(wheel("gamma", "1.5", code="evil = True\n"))
     target = tmp_path / "target"
-    what = "not as it was bundled, by its hash" if edit == "edited" else "gone from the bundle"
+    expected = json.loads((folder / "manifest.json").read_text())["files"][path]
+    problem = f"expected SHA-256 {expected}, found {hashed(file)}" if edit == "edited" else "not found"
     for arguments in (["install", "tiny", str(target)], ["smoke", "tiny"]):
         said = checkout.refused(*arguments, "--bundle", str(folder))
-        assert said == f"smokehouse: {file}: {what}; copy or make the bundle again"
+        assert said == f"smokehouse: {file}: {problem}; copy or make the bundle again"
     assert not target.exists()
     assert not (checkout.root / "build" / "bundled" / "tiny").exists()
 
@@ -229,29 +235,28 @@ def test_edited_bundle(checkout: TestCheckout, folder: Path, command: list[str],
             '{"environment": "tiny", "halves": [], "devel": false, "files": {"../../secret": "%s"}}' % ("0" * 64),
             r"files\.\S+: String should match pattern",
         ),
-        ('{"environment": "large", "halves": [], "devel": false, "files": {}}', "a bundle of large, not of tiny"),
+        (
+            '{"environment": "large", "halves": [], "devel": false, "files": {}}',
+            "expected a bundle of tiny, found one of large",
+        ),
     ],
 )
-def test_manifest_that_is_no_manifest(
-    checkout: TestCheckout, folder: Path, command: list[str], text: str, message: str
-) -> None:
+def test_invalid_manifest(checkout: TestCheckout, folder: Path, command: list[str], text: str, message: str) -> None:
     bundle(checkout, command)
     (folder / "manifest.json").write_text(text)
     said = checkout.refused("smoke", "tiny", "--bundle", str(folder))
     assert re.match(rf"smokehouse: {folder}\S*: {message}.*; run nox -s bundle -- tiny {folder}$", said)
 
 
-def test_folder_of_someone_else(checkout: TestCheckout, folder: Path, command: list[str]) -> None:
+def test_folder_with_other_files(checkout: TestCheckout, folder: Path, command: list[str]) -> None:
     folder.mkdir(parents=True)
     (folder / "thesis.tex").write_text("precious")
     said = checkout.refused(*command)
-    assert said == f"smokehouse: {folder}: expected a bundle or an empty folder, found other files; name another folder"
+    assert said == f"smokehouse: {folder}: expected a bundle or an empty folder, found other files; specify another folder"
     assert files(folder) == {"thesis.tex"}
 
 
-def test_index_that_wants_a_password(
-    checkout: TestCheckout, folder: Path, command: list[str], index: Index, tmp_path: Path
-) -> None:
+def test_index_with_a_password(checkout: TestCheckout, folder: Path, command: list[str], index: Index, tmp_path: Path) -> None:
     index.secret = ("us er", "hunt/er2")
     url = f"{index.base}/simple".replace("://", "://us%20er:hunt%2Fer2@")
     fresh = str(tmp_path / "fresh")
@@ -265,7 +270,7 @@ def test_index_that_wants_a_password(
 
 
 @pytest.mark.parametrize("fault", ["truncated", "tampered", "other"])
-def test_index_that_serves_something_else(
+def test_index_that_serves_another_file(
     checkout: TestCheckout, folder: Path, command: list[str], index: Index, fault: str
 ) -> None:
     name = "gamma-1.5-py3-none-any.whl"
@@ -280,7 +285,7 @@ def test_index_that_serves_something_else(
         "truncated": r"connection to 127\.0\.0\.1:\d+ lost at 100 of \d+ bytes; run it again to resume",
         "tampered": r"SHA-256 mismatch, 127\.0\.0\.1:\d+ serves another file than the lock specifies; "
         r"set UV_DEFAULT_INDEX to an index that has it",
-        "other": r"the index has no file of this name and hash; set UV_DEFAULT_INDEX to an index that has it",
+        "other": r"file with this name and hash not found in the index; set UV_DEFAULT_INDEX to an index that has it",
     }[fault]
     assert re.match(rf"smokehouse: {re.escape(name)}: {message}", checkout.refused(*command))
     assert not (folder / "manifest.json").exists()
@@ -292,22 +297,22 @@ def test_wheels_in_a_folder(checkout: TestCheckout, folder: Path, command: list[
     found.mkdir()
     for name, file in index.files.items():
         (found / name).write_bytes(file.data)
-    asked = index.asked
+    requests = index.requests
     config = tmp_path / "uv.toml"
     config.write_text(f'[pip]\nno-index = true\nfind-links = ["{found}"]\n')
     bundle(checkout, command, UV_CONFIG_FILE=str(config))
-    assert index.asked == asked
+    assert index.requests == requests
     assert (folder / "wheels" / "gamma-1.5-py3-none-any.whl").is_file()
 
 
-def test_disk_that_is_too_small_for_a_bundle(checkout: TestCheckout, command: list[str], full_disk: Path) -> None:
+def test_disk_too_small_for_a_bundle(checkout: TestCheckout, command: list[str], full_disk: Path) -> None:
     command[2] = str(full_disk / "bundle")
     said = checkout.refused(*command)
     assert re.match(
         rf"smokehouse: {full_disk}/bundle: expected 19\.\d MB of free disk space to bundle tiny, found 16\.\d MB; free some",
         said,
     )
-    assert os.listdir(full_disk / "bundle") == ["lock"]
+    assert [path.name for path in (full_disk / "bundle").iterdir()] == ["lock"]
 
 
 def test_bundle_option_without_a_folder(checkout: TestCheckout, command: list[str]) -> None:
@@ -315,8 +320,8 @@ def test_bundle_option_without_a_folder(checkout: TestCheckout, command: list[st
     assert command
 
 
-def test_nothing_goes_on_after_a_download_failed() -> None:
-    """Else a second call finds the threads of the first at the files that it writes itself."""
+def test_no_download_continues_after_another_failed() -> None:
+    """Assert that threads end with the call that started them, before a second call writes the same files."""
     failed = threading.Event()
     ended = []
 

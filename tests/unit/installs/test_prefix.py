@@ -1,4 +1,4 @@
-"""Both halves in one folder: real packages, a real Python, and everything that can go wrong on the way."""
+"""Prefixes: conda and PyPI packages in one folder, with real packages, a real Python and injected faults."""
 
 import base64
 import csv
@@ -17,7 +17,7 @@ from rattler import PrefixRecord
 
 from ..channel import PYTHON, Channel
 from ..conftest import Index, TestCheckout, wheel
-from ..edited_locks import keep, read
+from ..edited_locks import keep_only, read
 from .test_virtualenv import children, gate
 
 ALPHA = "alpha-1.0-py3-none-any.whl"
@@ -25,18 +25,18 @@ ALPHA = "alpha-1.0-py3-none-any.whl"
 
 @pytest.fixture
 def target(tmp_path: Path) -> Path:
-    """Where to install: a path with a space, as some have."""
+    """A prefix whose path has a space."""
     return tmp_path / "my disk" / "tiny"
 
 
 @pytest.fixture
 def command(target: Path, channel: Channel) -> list[str]:
-    """The command that installs."""
+    """The command that installs into `target`."""
     return ["install", "tiny", str(target), "--channel", channel.url]
 
 
 def run(program: Path, *arguments: str) -> str:
-    """What a program prints."""
+    """Run a program and return its output."""
     environ = {"PATH": os.environ["PATH"]}
     return subprocess.run([program, *arguments], capture_output=True, text=True, check=True, timeout=60, env=environ).stdout
 
@@ -53,15 +53,15 @@ def install(checkout: TestCheckout, command: list[str], **environ: str) -> None:
 
 
 def staging(target: Path) -> Path:
-    """Where an installation grows."""
+    """Return the folder of an unfinished installation."""
     return target.with_name(f".{target.name}.partial")
 
 
 def kill_when_linked(checkout: TestCheckout, index: Index, command: list[str]) -> None:
-    """Kill an installation while it waits for a wheel, when its conda half is there."""
+    """Kill an installation while it waits for a wheel, after linking its conda packages."""
     file = gate(index)
     process = checkout.start(*command)
-    assert file.asked.wait(60)
+    assert file.requested.wait(60)
     [uv] = children(process.pid)
     process.kill()
     process.communicate(timeout=10)
@@ -70,7 +70,7 @@ def kill_when_linked(checkout: TestCheckout, index: Index, command: list[str]) -
     file.gate.set()
 
 
-def test_python_with_both_halves(
+def test_python_with_conda_and_pypi_packages(
     checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str]
 ) -> None:
     lock(checkout, channel)
@@ -78,7 +78,7 @@ def test_python_with_both_halves(
     assert ended.returncode == 0, ended.stderr
     python = target / "bin" / "python"
     assert ended.stdout == f"{python}\n"
-    assert f"installing tiny in {target} (3 conda packages, 3 Python packages)" in ended.stderr
+    assert f"installing tiny in {target} (3 conda packages, 3 PyPI packages)" in ended.stderr
     code = "import sys, json, ssl, alpha; print(json.dumps([sys.prefix, sys.version, alpha.__file__, alpha.hello()]))"
     prefix, version, file, said = json.loads(run(python, "-c", code))
     assert (prefix, said) == (str(target), "hello")
@@ -91,39 +91,41 @@ def test_python_with_both_halves(
     assert sorted(path.name for path in target.parent.iterdir()) == [".tiny.lock", "tiny"]
 
 
-def test_installation_says_where_it_came_from(
+def test_installation_records_its_origin(
     checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str]
 ) -> None:
     lock(checkout, channel)
-    manifest = read(checkout)
+    lock_json = read(checkout)
     install(checkout, command)
     records = [json.loads(path.read_text()) for path in (target / "conda-meta").glob("*.json")]
     assert {(record["url"], record["sha256"]) for record in records} == {
-        (f"https://conda.anaconda.org/conda-forge/{package.path}", package.sha256) for package in manifest.main
+        (f"https://conda.anaconda.org/conda-forge/{package.path}", package.sha256) for package in lock_json.main
     }
     for path in (target / "conda-meta").glob("*.json"):
         assert PrefixRecord.from_path(path).url in {record["url"] for record in records}
     assert {record["channel"] for record in records} == {"https://conda.anaconda.org/conda-forge"}
-    # Bytecode names the place where it was compiled, which Python mends when it loads it.
-    grown = str(staging(target)).encode()
-    assert not [path for path in target.rglob("*") if path.is_file() and path.suffix != ".pyc" and grown in path.read_bytes()]
+    # Bytecode contains the path where it was compiled, which Python corrects when it loads it.
+    unfinished = str(staging(target)).encode()
+    assert not [
+        path for path in target.rglob("*") if path.is_file() and path.suffix != ".pyc" and unfinished in path.read_bytes()
+    ]
 
 
-def test_records_of_the_pip_half_are_true(
+def test_records_of_pypi_packages_are_correct(
     checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str]
 ) -> None:
     lock(checkout, channel)
     install(checkout, command)
     packages = target / "lib" / f"python{PYTHON}" / "site-packages"
-    seen = 0
+    verified = 0
     for record in packages.glob("*.dist-info/RECORD"):
         for name, digest, size in csv.reader(record.read_text().splitlines()):
             if digest:
                 data = (packages / name).read_bytes()
-                true = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
-                assert (digest, size) == (f"sha256={true}", str(len(data))), name
-                seen += 1
-    assert seen >= 9
+                expected = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+                assert (digest, size) == (f"sha256={expected}", str(len(data))), name
+                verified += 1
+    assert verified >= 9
 
 
 def test_devel_has_the_toolkit(
@@ -134,7 +136,7 @@ def test_devel_has_the_toolkit(
     assert run(target / "bin" / "nvcc") == f"{target}\n"
 
 
-def test_installation_to_be_used_elsewhere(
+def test_installation_for_another_path(
     checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str], tmp_path: Path
 ) -> None:
     lock(checkout, channel)
@@ -152,20 +154,20 @@ def test_channel_in_a_folder(checkout: TestCheckout, channel: Channel, index: In
     lock(checkout, channel)
     install(checkout, ["install", "tiny", str(target), "--channel", str(channel.folder)])
     assert run(target / "bin" / "alpha") == "hello\n"
-    assert not channel.asked
+    assert not channel.requests
 
 
-def test_finished_installation_is_left_alone(
+def test_complete_installation_is_unchanged(
     checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str]
 ) -> None:
     lock(checkout, channel)
     install(checkout, command)
-    channel.asked.clear()
-    asked = index.asked
+    channel.requests.clear()
+    requests = index.requests
     inode = target.stat().st_ino
     again = checkout.run(*command)
     assert (again.returncode, again.stderr) == (0, "")
-    assert (channel.asked, index.asked, target.stat().st_ino) == ([], asked, inode)
+    assert (channel.requests, index.requests, target.stat().st_ino) == ([], requests, inode)
 
 
 def test_installation_of_an_older_lock_is_replaced(
@@ -182,7 +184,7 @@ def test_installation_of_an_older_lock_is_replaced(
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "link", "other environment"])
-def test_prefix_of_someone_else(
+def test_prefix_with_other_files(
     checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str], kind: str
 ) -> None:
     lock(checkout, channel)
@@ -199,15 +201,13 @@ def test_prefix_of_someone_else(
     if kind == "other environment":
         (target / ".smokehouse.json").write_text('{"environment": "large"}')
     said = checkout.refused(*command)
-    what = "not a folder; name an empty or a new one" if kind in ("file", "link") else "holds other things than tiny; name"
-    assert said.startswith(f"smokehouse: {target}: {what}")
+    expected = "a folder, found a file or link" if kind in ("file", "link") else "an installation of tiny, found other files"
+    assert said.startswith(f"smokehouse: {target}: expected {expected}; specify an empty or new ")
     assert precious.read_text() == "precious"
-    assert not channel.asked
+    assert not channel.requests
 
 
-def test_empty_prefix_is_taken(
-    checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str]
-) -> None:
+def test_empty_prefix_is_used(checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str]) -> None:
     lock(checkout, channel)
     target.mkdir(parents=True)
     install(checkout, command)
@@ -247,9 +247,7 @@ def test_bad_archive(
     assert run(target / "bin" / "alpha") == "hello\n"
 
 
-def test_connection_that_is_cut(
-    checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str]
-) -> None:
+def test_lost_connection(checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str]) -> None:
     lock(checkout, channel)
     archive = channel.archive("python")
     channel.faults.cut[archive.name] = 5_000_000
@@ -258,7 +256,7 @@ def test_connection_that_is_cut(
     assert run(target / "bin" / "alpha") == "hello\n"
 
 
-def test_second_call_goes_on_where_the_first_stopped(
+def test_interrupted_download_is_resumed(
     checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str]
 ) -> None:
     lock(checkout, channel)
@@ -268,13 +266,13 @@ def test_second_call_goes_on_where_the_first_stopped(
     assert "returned 404 Not Found" in checkout.refused(*command)
     assert not target.exists()
     channel.faults.gone.clear()
-    channel.asked.clear()
+    channel.requests.clear()
     install(checkout, command)
     assert channel.ranges(archive.name) == ["bytes=5000000-"]
     assert run(target / "bin" / "alpha") == "hello\n"
 
 
-def test_what_is_left_of_another_file_is_not_gone_on_with(
+def test_part_of_another_file_is_not_resumed(
     checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str]
 ) -> None:
     lock(checkout, channel)
@@ -286,7 +284,7 @@ def test_what_is_left_of_another_file_is_not_gone_on_with(
     assert channel.ranges(archive.name) == ["bytes=14-", None]
 
 
-def test_channel_that_cannot_be_reached(checkout: TestCheckout, channel: Channel, index: Index, target: Path) -> None:
+def test_unreachable_channel(checkout: TestCheckout, channel: Channel, index: Index, target: Path) -> None:
     lock(checkout, channel)
     said = checkout.refused("install", "tiny", str(target), "--channel", "http://user:hunter2@127.0.0.1:9")
     assert re.search(r"\.conda: 127\.0\.0\.1:9 cannot be reached \(.*\); check the network, or use another --channel; ", said)
@@ -294,17 +292,13 @@ def test_channel_that_cannot_be_reached(checkout: TestCheckout, channel: Channel
     assert not target.exists()
 
 
-def test_folder_that_is_no_channel(
-    checkout: TestCheckout, channel: Channel, index: Index, target: Path, tmp_path: Path
-) -> None:
+def test_channel_folder_not_found(checkout: TestCheckout, channel: Channel, index: Index, target: Path, tmp_path: Path) -> None:
     lock(checkout, channel)
     said = checkout.refused("install", "tiny", str(target), "--channel", str(tmp_path / "none"))
     assert re.match(rf"smokehouse: {tmp_path}/none/\S+\.conda: cannot be read \(.*\); use another --channel", said)
 
 
-def test_wheel_that_was_tampered_with(
-    checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str]
-) -> None:
+def test_tampered_wheel(checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str]) -> None:
     lock(checkout, channel)
     index.files["gamma-1.5-py3-none-any.whl"].sent = wheel("gamma", "1.5", code="evil = True\n")
     assert "hash mismatch, the index serves gamma==1.5 with another hash than the lock specifies" in checkout.refused(*command)
@@ -318,9 +312,9 @@ def test_killed_installation_is_completed(
     kill_when_linked(checkout, index, command)
     assert not target.exists()
     assert staging(target).is_dir()
-    channel.asked.clear()
+    channel.requests.clear()
     install(checkout, command)
-    assert not channel.asked
+    assert not channel.requests
     assert run(target / "bin" / "alpha") == "hello\n"
     assert not staging(target).exists()
 
@@ -343,8 +337,8 @@ def test_installation_shares_no_file(
 ) -> None:
     lock(checkout, channel)
     install(checkout, command)
-    conda_half = [target / "lib" / "libtiny.txt", target / "bin" / f"python{PYTHON}", target / "ssl" / "cacert.pem"]
-    assert [path.stat().st_nlink for path in conda_half] == [1, 1, 1]
+    from_conda = [target / "lib" / "libtiny.txt", target / "bin" / f"python{PYTHON}", target / "ssl" / "cacert.pem"]
+    assert [path.stat().st_nlink for path in from_conda] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -362,11 +356,11 @@ def test_interrupted_installation(
     archive = channel.archive("python").name
     if moment == "conda":
         channel.faults.gates[archive] = threading.Event()
-        asked = channel.reached[archive]
+        requested = channel.reached[archive]
     else:
-        asked = gate(index).asked
+        requested = gate(index).requested
     process = checkout.start(*command)
-    assert asked.wait(60)
+    assert requested.wait(60)
     started = children(process.pid)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=15)
@@ -387,7 +381,7 @@ def test_two_at_once_install_once(
     lock(checkout, channel)
     file = gate(index)
     first = checkout.start(*command)
-    assert file.asked.wait(60)
+    assert file.requested.wait(60)
     second = checkout.start(*command)
     assert second.stderr
     assert second.stderr.readline() == f"smokehouse: waiting for process {first.pid}, which is installing tiny\n"
@@ -403,14 +397,14 @@ def test_two_at_once_install_once(
 @pytest.mark.parametrize(
     ("environ", "message"),
     [
-        ({"CONDA_OVERRIDE_GLIBC": "2.17"}, "the lock is for glibc 2.28 or later, this machine has 2.17; install it on a newer"),
+        ({"CONDA_OVERRIDE_GLIBC": "2.17"}, "expected glibc 2.28 or later, found 2.17; install it on a newer"),
         (
             {"CONDA_OVERRIDE_CUDA": "12.2"},
-            "the lock is for CUDA driver 12.4 or later, this machine has 12.2; update the NVIDIA",
+            "expected CUDA driver 12.4 or later, found 12.2; update the NVIDIA",
         ),
     ],
 )
-def test_machine_that_is_too_old(
+def test_incompatible_machine(
     checkout: TestCheckout,
     channel: Channel,
     index: Index,
@@ -421,41 +415,41 @@ def test_machine_that_is_too_old(
 ) -> None:
     lock(checkout, channel)
     assert checkout.refused(*command, **environ).startswith(f"smokehouse: lockfiles/tiny/lock.json: {message}")
-    assert not channel.asked
+    assert not channel.requests
     install(checkout, command, CONDA_OVERRIDE_CUDA="12.9")
 
 
-def test_disk_that_is_too_small_is_seen_first(checkout: TestCheckout, channel: Channel, index: Index, full_disk: Path) -> None:
+def test_disk_too_small_is_reported_first(checkout: TestCheckout, channel: Channel, index: Index, full_disk: Path) -> None:
     lock(checkout, channel)
     said = checkout.refused("install", "tiny", str(full_disk / "tiny"), "--channel", channel.url)
     assert re.match(
         rf"smokehouse: {full_disk}: expected 9\d\.\d MB of free disk space to install tiny, found 16\.\d MB; free some", said
     )
-    assert not channel.asked
+    assert not channel.requests
 
 
-def test_disk_that_fills_up_with_archives(checkout: TestCheckout, channel: Channel, index: Index, full_disk: Path) -> None:
+def test_disk_becomes_full_of_archives(checkout: TestCheckout, channel: Channel, index: Index, full_disk: Path) -> None:
     lock(checkout, channel)
-    keep(checkout, "python", size=0)
+    keep_only(checkout, "python", size=0)
     target = full_disk / "tiny"
     said = checkout.refused("install", "tiny", str(target), "--channel", channel.url)
     assert re.match(rf"smokehouse: {staging(target)}/archives/linux-64: the disk is full; free some space and run it", said)
     assert not target.exists()
 
 
-def test_disk_that_fills_up_with_files(checkout: TestCheckout, channel: Channel, index: Index, full_disk: Path) -> None:
+def test_disk_becomes_full_of_files(checkout: TestCheckout, channel: Channel, index: Index, full_disk: Path) -> None:
     channel.add("zeros", files={"share/zeros": bytes(64 << 20)})
     checkout.edit(checkout.environment, "- cuda-nvcc=12.4", "- cuda-nvcc=12.4\n  - zeros")
     lock(checkout, channel)
-    keep(checkout, "zeros")
+    keep_only(checkout, "zeros")
     target = full_disk / "tiny"
     said = checkout.refused("install", "tiny", str(target), "--channel", channel.url)
-    assert said == f"smokehouse: {staging(target) / 'prefix'}: the disk is full; free some space and run it again"
+    assert said == f"smokehouse: {staging(target) / 'prefix'}: the disk is full; free disk space and run it again"
     assert not target.exists()
     shutil.rmtree(staging(target))
 
 
-def test_lock_that_was_edited(checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str]) -> None:
+def test_edited_lock(checkout: TestCheckout, channel: Channel, index: Index, target: Path, command: list[str]) -> None:
     lock(checkout, channel)
     edited = checkout.pins.with_name("conda-lock.yml")
     edited.write_text(edited.read_text() + "#\n")

@@ -1,4 +1,4 @@
-"""Installations: whole or not at all, one at a time, and only what is locked on the machine it is locked for."""
+"""Virtual environments: complete or absent, one at a time, and only what is locked."""
 
 import json
 import os
@@ -15,18 +15,18 @@ from ..conftest import File, Index, TestCheckout, wheel
 
 
 def gate(index: Index, name: str = "alpha-1.0-py3-none-any.whl") -> File:
-    """Make the index wait before it sends a file."""
+    """Make the index wait before it sends a file, and return that file."""
     file = index.files[name]
     file.gate = threading.Event()
     return file
 
 
 def children(pid: int) -> list[int]:
-    """The processes that `pid` started and that still run."""
+    """Return the running child processes of `pid`."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def test_smoke_starts_the_tests_inside_what_is_locked(checkout: TestCheckout) -> None:
+def test_smoke_starts_the_tests_in_the_locked_environment(checkout: TestCheckout) -> None:
     checkout.lock()
     foreign = {
         "PYTHONPATH": f"{checkout.environ['PYTHONPATH']}:/nowhere",
@@ -50,7 +50,7 @@ def test_smoke_starts_the_tests_inside_what_is_locked(checkout: TestCheckout) ->
     assert list(checkout.installed.glob("lib/*/site-packages/__pycache__/alpha.*.pyc"))
 
 
-def test_options_are_judged_before_anything_is_downloaded(checkout: TestCheckout, index: Index) -> None:
+def test_options_are_validated_before_any_download(checkout: TestCheckout, index: Index) -> None:
     checkout.lock()
     assert checkout.refused("smoke", "tiny", "--nonsense") == "smokehouse: smoke_tests: --nonsense is no option; see --help"
     assert checkout.run("smoke", "tiny", "--help").returncode == 0
@@ -58,14 +58,14 @@ def test_options_are_judged_before_anything_is_downloaded(checkout: TestCheckout
     assert not index.downloads
 
 
-def test_report_goes_where_it_is_asked_to(checkout: TestCheckout) -> None:
+def test_report_is_written_to_the_requested_folder(checkout: TestCheckout) -> None:
     checkout.lock()
     for option in (["--report", "here"], ["--report=here"]):
         argv = json.loads(checkout.run("smoke", "tiny", *option).stdout)["argv"]
         assert argv[6:] == option
 
 
-def test_environment_without_a_name_is_the_default(checkout: TestCheckout) -> None:
+def test_environment_has_a_default(checkout: TestCheckout) -> None:
     assert "environments/qwen2.5-vl: environment not found" in checkout.refused("smoke", "--zero", "2")
 
 
@@ -86,7 +86,7 @@ def test_installation_is_reused_until_its_lock_changes(checkout: TestCheckout, i
     assert "installing tiny" in checkout.run("smoke", "tiny").stderr
 
 
-def test_file_that_was_tampered_with_is_refused(checkout: TestCheckout, index: Index) -> None:
+def test_tampered_file_is_refused(checkout: TestCheckout, index: Index) -> None:
     checkout.lock()
     index.files["gamma-1.5-py3-none-any.whl"].sent = wheel("gamma", "1.5", code="evil = True\n")
     said = checkout.refused("smoke", "tiny")
@@ -98,30 +98,30 @@ def test_file_that_was_tampered_with_is_refused(checkout: TestCheckout, index: I
     assert not list(checkout.installed.glob("lib/*/site-packages/gamma.py"))
 
 
-def test_package_that_is_gone(checkout: TestCheckout, index: Index) -> None:
+def test_package_removed_from_the_index(checkout: TestCheckout, index: Index) -> None:
     checkout.lock()
     del index.files["gamma-1.5-py3-none-any.whl"]
     assert "tiny cannot be installed: " in checkout.refused("smoke", "tiny")
     assert not checkout.marker.exists()
 
 
-def test_index_that_cannot_be_reached(checkout: TestCheckout, tmp_path: Path) -> None:
+def test_unreachable_index(checkout: TestCheckout, tmp_path: Path) -> None:
     checkout.lock()
     said = checkout.refused("smoke", "tiny", UV_DEFAULT_INDEX="http://127.0.0.1:9", UV_CACHE_DIR=str(tmp_path / "none"))
     assert "the package index at 127.0.0.1:9 cannot be reached; check the network, or set UV_DEFAULT_INDEX" in said
     assert not checkout.marker.exists()
 
 
-def test_killed_installation_is_not_taken_for_a_finished_one(checkout: TestCheckout, index: Index) -> None:
+def test_killed_installation_is_not_taken_for_complete(checkout: TestCheckout, index: Index) -> None:
     checkout.lock()
     file = gate(index)
     process = checkout.start("smoke", "tiny")
-    assert file.asked.wait(60)
+    assert file.requested.wait(60)
     [uv] = children(process.pid)
     process.kill()
     process.communicate(timeout=10)
     assert not checkout.marker.exists()
-    # uv outlives a kill -9 of its parent; whoever comes next waits for it instead of installing into its folder.
+    # uv outlives its killed parent; the next process waits for it instead of installing into its folder.
     second = checkout.start("smoke", "tiny")
     assert second.stderr
     assert second.stderr.readline() == f"smokehouse: waiting for process {process.pid}, which is installing tiny\n"
@@ -140,7 +140,7 @@ def test_interrupted_installation_leaves_no_process(checkout: TestCheckout, inde
     checkout.lock()
     file = gate(index)
     process = checkout.start("smoke", "tiny")
-    assert file.asked.wait(60)
+    assert file.requested.wait(60)
     [uv] = children(process.pid)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=15)
@@ -154,7 +154,7 @@ def test_two_at_once_install_once(checkout: TestCheckout, index: Index) -> None:
     checkout.lock()
     file = gate(index)
     first = checkout.start("smoke", "tiny")
-    assert file.asked.wait(60)
+    assert file.requested.wait(60)
     second = checkout.start("smoke", "tiny")
     assert second.stderr
     assert second.stderr.readline() == f"smokehouse: waiting for process {first.pid}, which is installing tiny\n"
@@ -175,11 +175,13 @@ def test_lock_for_another_platform(checkout: TestCheckout, channel: Channel) -> 
     checkout.lock("--channel", str(channel.folder))
     said = checkout.refused("smoke", "tiny")
     where = r"smokehouse: lockfiles/tiny/requirements\.txt"
-    assert re.fullmatch(rf"{where}: the lock is for aarch64-manylinux_2_28, this machine is .*; install .*", said)
+    assert re.fullmatch(
+        rf"{where}: expected a machine compatible with aarch64-manylinux_2_28, found .*; use another machine", said
+    )
     assert not checkout.installed.exists()
 
 
-def test_lock_for_a_python_that_is_not_here(checkout: TestCheckout, channel: Channel) -> None:
+def test_lock_for_a_python_that_is_not_found(checkout: TestCheckout, channel: Channel) -> None:
     checkout.edit(checkout.environment, "python=3.11", "python=3.99")
     channel.add("python", "3.99.0", subdir="linux-64")
     checkout.lock("--channel", str(channel.folder))
@@ -187,7 +189,7 @@ def test_lock_for_a_python_that_is_not_here(checkout: TestCheckout, channel: Cha
     assert not checkout.marker.exists()
 
 
-def test_disk_that_is_too_small_is_seen_first(checkout: TestCheckout, index: Index) -> None:
+def test_disk_too_small_is_reported_first(checkout: TestCheckout, index: Index) -> None:
     index.files["gamma-1.5-py3-none-any.whl"].size = 10**15
     checkout.lock()
     assert re.search(
@@ -197,7 +199,7 @@ def test_disk_that_is_too_small_is_seen_first(checkout: TestCheckout, index: Ind
     assert not checkout.installed.exists()
 
 
-def test_disk_that_fills_up(checkout: TestCheckout, index: Index, full_disk: Path) -> None:
+def test_disk_becomes_full(checkout: TestCheckout, index: Index, full_disk: Path) -> None:
     index.add("gamma", "1.5", code="#" * (64 << 20))
     checkout.lock()
     (checkout.root / "build").symlink_to(full_disk)

@@ -1,4 +1,4 @@
-"""The conda half: solved from a channel, written for conda-lock, held against the pip half."""
+"""Conda packages: solved from a channel, written for conda-lock, compatible with the PyPI packages."""
 
 import hashlib
 import itertools
@@ -13,37 +13,36 @@ from pathlib import Path
 import pytest
 import yaml
 
+from smokehouse import locks
 from smokehouse.checkout import Checkout
-from smokehouse.locks import check
-from smokehouse.locks import diff as changes
-from smokehouse.locks.model import Lock
-from smokehouse.locks.pins import LockFiles
+from smokehouse.console import size as human_size
+from smokehouse.locks import Lock, LockFiles, check
 
 from ..channel import YOUNG, Channel
 from ..conftest import Index, TestCheckout
 
-SNAPSHOT = Path(__file__).parents[4] / "shared" / "conda-forge"
+SNAPSHOT = Path(__file__).parents[2] / "data" / "conda-forge"
 
 
-def manifest(checkout: TestCheckout) -> Lock:
-    """The lock.json of `tiny`."""
+def read_lock(checkout: TestCheckout) -> Lock:
+    """Return the lock.json of `tiny`."""
     return Lock.model_validate_json(checkout.lock_json.read_bytes())
 
 
 def categories(checkout: TestCheckout) -> dict[str, str]:
-    """The category of each package of the conda half."""
-    return {package.name: package.category for package in manifest(checkout).conda}
+    """Return the category of each conda package."""
+    return {package.name: package.category for package in read_lock(checkout).conda}
 
 
 def conda_lock(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run the real conda-lock, with a program that does nothing where it wants conda: nothing is to be solved."""
+    """Run the real conda-lock, with a program that does nothing in place of conda: nothing is solved."""
     program = Path(sys.executable).with_name("conda-lock")
     return subprocess.run([program, *arguments], cwd=cwd, capture_output=True, text=True, timeout=120)
 
 
-def test_lock_names_every_artefact_once_and_no_mirror(checkout: TestCheckout, channel: Channel, index: Index) -> None:
+def test_lock_lists_every_artefact_once_and_no_mirror(checkout: TestCheckout, channel: Channel, index: Index) -> None:
     checkout.lock("--channel", channel.url)
-    found = manifest(checkout)
+    found = read_lock(checkout)
     assert {package.name: package.category for package in found.conda} == {
         "certificates": "main",
         "cuda-nvcc": "devel",
@@ -67,7 +66,7 @@ def test_lock_names_every_artefact_once_and_no_mirror(checkout: TestCheckout, ch
         assert {*re.findall(r"https?://([^/]+)/", text)} <= {"conda.anaconda.org"}
 
 
-def test_a_folder_and_a_server_give_the_same_lock(checkout: TestCheckout, channel: Channel) -> None:
+def test_folder_and_server_give_the_same_lock(checkout: TestCheckout, channel: Channel) -> None:
     checkout.lock("--channel", str(channel.folder))
     from_folder = {path.name: path.read_bytes() for path in checkout.pins.parent.iterdir()}
     shutil.rmtree(checkout.pins.parent)
@@ -77,20 +76,20 @@ def test_a_folder_and_a_server_give_the_same_lock(checkout: TestCheckout, channe
 
 def test_cutoff_and_snapshot(checkout: TestCheckout, channel: Channel) -> None:
     checkout.lock("--channel", str(channel.folder))
-    before = manifest(checkout)
+    before = read_lock(checkout)
     channel.add("libtiny", "3.0", subdir="linux-64", timestamp=YOUNG)
     channel.add("unrelated")
     checkout.lock("--channel", str(channel.folder))
-    assert manifest(checkout) == before
+    assert read_lock(checkout) == before
     channel.add("libtiny", "1.5", subdir="linux-64", timestamp=None)
     checkout.lock("--channel", str(channel.folder))
-    after = manifest(checkout)
+    after = read_lock(checkout)
     assert {package.name: package.version for package in after.conda}["libtiny"] == "1.5"
     assert after.channel.snapshot != before.channel.snapshot
 
 
-# what is done to environment.yml (or with name and record: to the channel), what is said of it
-UNSOLVED = [
+# old text of environment.yml, new text, record to add to the channel, message
+UNSOLVABLE = [
     ("cuda-nvcc=12.4", "cuda-nvcc=12.8", (), r"cuda-version 12\.8 would constrain: __cuda >=12\.8"),
     (
         "cuda-nvcc=12.4",
@@ -107,8 +106,8 @@ UNSOLVED = [
 ]
 
 
-@pytest.mark.parametrize(("old", "new", "record", "message"), UNSOLVED, ids=[row[1].split()[-1] for row in UNSOLVED])
-def test_conflict_names_who_asks_for_what(
+@pytest.mark.parametrize(("old", "new", "record", "message"), UNSOLVABLE, ids=[row[1].split()[-1] for row in UNSOLVABLE])
+def test_conflict_lists_the_requirements(
     checkout: TestCheckout, channel: Channel, old: str, new: str, record: tuple[str, str], message: str
 ) -> None:
     if record:
@@ -119,11 +118,11 @@ def test_conflict_names_who_asks_for_what(
     assert not checkout.pins.parent.exists()
 
 
-def test_servers_that_are_no_channel(checkout: TestCheckout, channel: Channel) -> None:
+def test_servers_with_other_data_than_a_channel(checkout: TestCheckout, channel: Channel) -> None:
     channel.faults.html.add("repodata.json")
     said = checkout.refused("lock", "--channel", channel.url)
-    assert "what it gives is cut short or is no records of a channel, as of a captive proxy" in said
-    assert said.endswith("; check the network, or name a mirror or a folder with --channel")
+    assert "expected the records of a channel, found truncated or other data, as from a captive proxy" in said
+    assert said.endswith("; check the network, or specify a mirror or a folder with --channel")
     channel.faults.html.clear()
     repodata = channel.folder / "linux-64" / "repodata.json"
     channel.faults.sent["repodata.json"] = repodata.read_bytes()[:-100]
@@ -139,24 +138,27 @@ def test_servers_that_are_no_channel(checkout: TestCheckout, channel: Channel) -
 @pytest.mark.parametrize(
     ("where", "message"),
     [
-        ("nowhere", r"--channel nowhere: no such folder; it has linux-64/repodata\.json and noarch/repodata\.json"),
-        ("environments", r"environments/linux-64/repodata\.json: no such file; .*"),
-        ("ftp://127.0.0.1/x", r"--channel ftp://127\.0\.0\.1/x: neither a folder nor an http address; use one of them"),
+        ("nowhere", r"--channel nowhere: folder not found; specify one with linux-64/repodata\.json and noarch/repodata\.json"),
+        ("environments", r"environments/linux-64/repodata\.json: not found; a channel has .*"),
+        ("ftp://127.0.0.1/x", r"--channel ftp://127\.0\.0\.1/x: expected a folder or an http URL, found another URL; use .*"),
     ],
 )
-def test_places_that_are_no_channel(checkout: TestCheckout, where: str, message: str) -> None:
+def test_invalid_channels(checkout: TestCheckout, where: str, message: str) -> None:
     assert re.fullmatch(f"smokehouse: tiny: lock unchanged: {message}", checkout.refused("lock", "--channel", where))
 
 
-def test_repodata_that_is_cut(checkout: TestCheckout, channel: Channel) -> None:
+def test_truncated_repodata(checkout: TestCheckout, channel: Channel) -> None:
     repodata = channel.folder / "noarch" / "repodata.json"
     repodata.write_bytes(repodata.read_bytes()[:-40])
     assert re.search(
-        r"channel: what it gives is cut short or is no records", checkout.refused("lock", "--channel", str(channel.folder))
+        r"channel: expected the records of a channel, found truncated or other data",
+        checkout.refused("lock", "--channel", str(channel.folder)),
     )
 
 
-def test_upgrade_moves_one_package_and_what_it_drags_along(checkout: TestCheckout, channel: Channel, index: Index) -> None:
+def test_upgrade_changes_one_package_and_the_dependencies_that_must_change(
+    checkout: TestCheckout, channel: Channel, index: Index
+) -> None:
     del index.files["beta-3.0-py3-none-any.whl"]
     index.add("delta", "1.0")
     for name, version, requires in (("beta", "2.1", ("gamma>=1.6", "alpha")), ("gamma", "1.6", ()), ("delta", "1.1", ())):
@@ -170,16 +172,16 @@ def test_upgrade_moves_one_package_and_what_it_drags_along(checkout: TestCheckou
     moved = {(c["half"], c["package"]): (c["old"], c["new"]) for c in json.loads(ended.stdout)[0]["changes"]}
     assert moved == {("pip", "beta"): ("2.0", "2.1"), ("pip", "gamma"): ("1.5", "1.6")}
     checkout.lock("--upgrade", "libtiny", "--channel", where)
-    versions = {package.name: package.version for package in (*manifest(checkout).conda, *manifest(checkout).pip)}
+    versions = {package.name: package.version for package in (*read_lock(checkout).conda, *read_lock(checkout).pip)}
     assert (versions["libtiny"], versions["certificates"], versions["delta"]) == ("2.0", "1.0", "1.0")
     checkout.lock("--channel", where)
-    versions = {package.name: package.version for package in (*manifest(checkout).conda, *manifest(checkout).pip)}
+    versions = {package.name: package.version for package in (*read_lock(checkout).conda, *read_lock(checkout).pip)}
     assert (versions["certificates"], versions["delta"]) == ("2.0", "1.1")
     said = checkout.refused("lock", "tiny", "--upgrade", "libtony", "--channel", where)
     assert said.endswith("--upgrade libtony: not found in the lock of tiny; did you mean libtiny?")
 
 
-def test_diff_says_what_would_change_and_changes_nothing(checkout: TestCheckout, channel: Channel, index: Index) -> None:
+def test_diff_prints_changes_and_writes_nothing(checkout: TestCheckout, channel: Channel, index: Index) -> None:
     where = str(channel.folder)
     checkout.lock("--channel", where)
     before = {path.name: path.read_bytes() for path in checkout.pins.parent.iterdir()}
@@ -191,39 +193,45 @@ def test_diff_says_what_would_change_and_changes_nothing(checkout: TestCheckout,
     lines = [line.split() for line in ended.stdout.splitlines()]
     assert lines[0] == ["lockfiles/tiny:", "7", "packages,", "would", "change"]
     assert lines[2:5] == [
-        ["conda", "libtiny", "1.0", "2.0", *changes.size(size).split()],
+        ["conda", "libtiny", "1.0", "2.0", *human_size(size).split()],
         ["pip", "alpha", "1.0", "-", "-"],
-        ["pip", "beta", "2.0", "3.0", *changes.size(wheel).split()],
+        ["pip", "beta", "2.0", "3.0", *human_size(wheel).split()],
     ]
-    assert lines[-1] == ["4", "changes,", *changes.size(size + wheel).split(), "to", "download"]
+    assert lines[-1] == ["4", "changes,", *human_size(size + wheel).split(), "to", "download"]
     assert {path.name: path.read_bytes() for path in checkout.pins.parent.iterdir()} == before
     checkout.lock("--channel", where)
     assert checkout.run("lock", "--diff", "--channel", where).stdout == "lockfiles/tiny: 7 packages, unchanged\n"
 
 
-# what is done to the checkout, the wheels to add, what both sides are
-DISAGREEMENTS = [
+# file, old text, new text, wheels to add, message
+INCOMPATIBLE = [
     (
         "version",
         '"12.4"',
         '"12.8"',
         [("nvidia-cuda-runtime-cu12", "12.8.1", ())],
-        r"cuda-nvcc 12\.4\.131 .* is of CUDA 12\.4, .*12\.8",
+        r"cuda-nvcc 12\.4\.131 from conda: expected CUDA 12\.8, .*, found CUDA 12\.4; use one release",
     ),
     (
         "",
         "",
         "",
         [("nvidia-cuda-runtime-cu12", "12.8.1", ())],
-        r"runtime-cu12 12\.8\.1 is of CUDA 12\.8, but .* 12\.4, and so is cuda",
+        r"runtime-cu12 12\.8\.1: expected CUDA 12\.4, .* and of cuda-.*, found CUDA 12\.8; use one release",
     ),
-    ("", "", "", [("torch", "2.6.0+cu118", ())], r"torch 2\.6\.0\+cu118 is of CUDA 11\.8, but .* is 12\.4"),
+    (
+        "",
+        "",
+        "",
+        [("torch", "2.6.0+cu118", ())],
+        r"torch 2\.6\.0\+cu118: expected CUDA 12\.4, .*, found CUDA 11\.8; use one release",
+    ),
     (
         "",
         "",
         "",
         [("nvidia-nccl-cu12", "2.21", ()), ("nvidia-nccl-cu11", "2.20", ())],
-        r"two copies of one library: nvidia-nccl-cu11 2\.20 \(asked by environment\.yml\) and nvidia-nccl-cu12 2\.21",
+        r"two copies of one library: nvidia-nccl-cu11 2\.20 \(required by environment\.yml\) and nvidia-nccl-cu12 2\.21",
     ),
     (
         "",
@@ -235,10 +243,8 @@ DISAGREEMENTS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("file", "old", "new", "wheels", "message"), DISAGREEMENTS, ids=[row[3][0][0] for row in DISAGREEMENTS]
-)
-def test_halves_that_do_not_agree(
+@pytest.mark.parametrize(("file", "old", "new", "wheels", "message"), INCOMPATIBLE, ids=[row[3][0][0] for row in INCOMPATIBLE])
+def test_incompatible_conda_and_pypi_packages(
     checkout: TestCheckout,
     channel: Channel,
     index: Index,
@@ -259,32 +265,33 @@ def test_halves_that_do_not_agree(
     assert re.search(message, said), said
 
 
-def test_one_package_one_half(checkout: TestCheckout, channel: Channel, index: Index) -> None:
+def test_package_from_conda_and_from_pypi(checkout: TestCheckout, channel: Channel, index: Index) -> None:
     where = str(channel.folder)
     channel.add("alpha", "9.0", depends=("python",))
     checkout.edit(checkout.environment, "  - cuda", "  - alpha\n  - cuda")
-    assert "alpha is in both halves: conda's 9.0 and pip's 1.0 (asked by beta, environment.yml)" in checkout.refused(
-        "lock", "--channel", where
-    )
+    found = "expected in the conda or the PyPI packages, found in both:"
+    said = checkout.refused("lock", "--channel", where)
+    assert f"alpha: {found} conda 9.0 and PyPI 1.0 (required by beta, environment.yml); remove it from the conda" in said
     checkout.edit(checkout.environment, "      - alpha==1.0\n      - beta", "      - gamma")
-    assert "alpha 9.0 of the conda half is a Python package" in checkout.refused("lock", "--channel", where)
-    # The same name for another thing: conda's has no module.
+    said = checkout.refused("lock", "--channel", where)
+    assert "expected no Python packages from conda, found alpha 9.0; move what requires it to the pip list" in said
+    # The same name for another thing: the conda package has no module.
     channel.add("alpha", "9.0")
     checkout.lock("--channel", where)
     channel.add("ninja", "1.11")
     index.add("ninja", "1.12")
     checkout.edit(checkout.environment, "  - alpha\n", "  - ninja\n")
     checkout.edit(checkout.environment, "- gamma", "- ninja")
-    assert "ninja is in both halves: conda's 1.11 and pip's 1.12" in checkout.refused("lock", "--channel", where)
+    assert f"ninja: {found} conda 1.11 and PyPI 1.12 (" in checkout.refused("lock", "--channel", where)
 
 
-def test_library_of_wheels_at_run_time(checkout: TestCheckout, channel: Channel, index: Index) -> None:
+def test_library_from_conda_and_from_pypi_at_run_time(checkout: TestCheckout, channel: Channel, index: Index) -> None:
     channel.add("nccl", "2.22")
     index.add("nvidia_nccl_cu12", "2.21")
     checkout.edit(checkout.environment, "- cuda-nvcc=12.4", "- cuda-nvcc=12.4\n  - nccl")
     checkout.edit(checkout.environment, "- beta", "- nvidia-nccl-cu12")
     said = checkout.refused("lock", "--channel", str(channel.folder))
-    assert "two copies of one library at run time: conda's nccl 2.22 and pip's nvidia-nccl-cu12 2.21" in said
+    assert "two copies of one library at run time: conda nccl 2.22 and PyPI nvidia-nccl-cu12 2.21" in said
     checkout.edit(checkout.stack, '["cuda-nvcc"]', '["cuda-nvcc", "nccl"]')
     checkout.lock("--channel", str(channel.folder))
 
@@ -294,16 +301,16 @@ def test_library_of_wheels_at_run_time(checkout: TestCheckout, channel: Channel,
     [
         (
             ("cp312-cp312-manylinux_2_28_x86_64", "cp310-cp310-manylinux2014_x86_64"),
-            r"its wheels are for cp310, cp312, the environment has Python 3\.11",
+            r"expected wheels for Python 3\.11, found cp310, cp312",
         ),
         (
             ("cp311-cp311-manylinux_2_34_x86_64", "cp312-cp312-manylinux_2_28_x86_64"),
-            r"its wheel needs glibc 2\.34, the environment promises 2\.28",
+            r"expected wheels for glibc 2\.28 or older, found glibc 2\.34",
         ),
-        (("cp311-cp311-win_amd64",), r"no file of it is for Python 3\.11 on x86_64-manylinux_2_28"),
+        (("cp311-cp311-win_amd64",), r"expected a file for Python 3\.11 on x86_64-manylinux_2_28, found none"),
     ],
 )
-def test_wheels_that_do_not_fit(checkout: TestCheckout, index: Index, tags: tuple[str, ...], message: str) -> None:
+def test_incompatible_wheels(checkout: TestCheckout, index: Index, tags: tuple[str, ...], message: str) -> None:
     for tag in tags:
         index.add("zeta", tag=tag)
     checkout.edit(checkout.environment, "- beta", "- zeta")
@@ -325,7 +332,7 @@ PIP_FORMS = """\
 
 
 @pytest.mark.parametrize("forms", [False, True])
-def test_conda_lock_calls_it_locked(checkout: TestCheckout, index: Index, tmp_path: Path, forms: bool) -> None:
+def test_conda_lock_accepts_the_lock(checkout: TestCheckout, index: Index, tmp_path: Path, forms: bool) -> None:
     index.add("delta", "1.0")
     index.add("epsilon_zeta", "1.0")
     if forms:
@@ -338,7 +345,7 @@ def test_conda_lock_calls_it_locked(checkout: TestCheckout, index: Index, tmp_pa
 
 
 def assert_locked(root: Path, name: str, cuda: str, work: Path) -> None:
-    """The real conda-lock takes the lock of `name` for its own answer to environment.yml."""
+    """Assert that the real conda-lock accepts the lock of `name` as its own for environment.yml."""
     (work / "names.json").write_text("{}")
     checked = conda_lock(
         "lock",
@@ -352,15 +359,15 @@ def assert_locked(root: Path, name: str, cuda: str, work: Path) -> None:
 
 
 def rendered(path: Path, work: Path, *options: str) -> list[str]:
-    """The addresses of the packages that conda-lock would install."""
+    """Return the URLs of the packages that conda-lock would install."""
     ended = conda_lock("render", "-k", "explicit", "-p", "linux-64", *options, str(path), cwd=work)
     assert ended.returncode == 0, ended.stderr
     return [line for line in (work / "conda-linux-64.lock").read_text().splitlines() if line.startswith("https")]
 
 
 @pytest.mark.parametrize("name", Checkout(Path(__file__).parents[3]).environments())
-def test_ours_is_read_by_conda_lock_and_rattler(root: Path, tmp_path: Path, name: str) -> None:
-    locked = check.load(Checkout(root), name)
+def test_committed_lock_is_read_by_conda_lock_and_rattler(root: Path, tmp_path: Path, name: str) -> None:
+    locked = locks.load(Checkout(root), name)
     found, conda_lock_yml = locked.lock, locked.files.conda_lock
     assert_locked(root, name, locked.cuda, tmp_path)
     for options, packages in (((), found.main), (("-e", "devel"), found.conda)):
@@ -385,12 +392,10 @@ os._exit(0)
 
 
 @pytest.mark.parametrize("name", Checkout(Path(__file__).parents[3]).environments())
-def test_ours_solves_to_what_is_committed(root: Path, name: str, tmp_path: Path) -> None:
-    if not SNAPSHOT.is_dir():
-        pytest.skip(f"{SNAPSHOT}: no snapshot of conda-forge's records here")
+def test_committed_environment_solves_to_its_lock(root: Path, name: str, tmp_path: Path) -> None:
     from smokehouse.locks.solvers import conda
 
-    locked = check.load(Checkout(root), name)
+    locked = locks.load(Checkout(root), name)
     found = locked.lock
     solution = conda.solve(locked.environment.conda, str(SNAPSHOT))
     assert tuple(solved.package for solved in solution.packages) == found.conda
@@ -402,13 +407,14 @@ def test_ours_solves_to_what_is_committed(root: Path, name: str, tmp_path: Path)
 
 def test_environments_of_one_stack_share_every_artefact(root: Path) -> None:
     checkout = Checkout(root)
-    alike = defaultdict(list)
+    by_stack = defaultdict(list)
     for name in checkout.environments():
         found = check.read_lock(LockFiles.of(checkout, name))
-        files = {(half, package.name): package.file for half in ("conda", "pip") for package in getattr(found, half)}
+        files = {("conda", package.name): package.file for package in found.conda}
+        files |= {("pip", package.name): package.file for package in found.pip}
         core = (files["pip", package] for package in ("torch", "transformers", "deepspeed"))
-        alike[found.cutoff, *core].append((name, files))
-    pairs = [pair for group in alike.values() for pair in itertools.combinations(group, 2)]
+        by_stack[found.cutoff, *core].append((name, files))
+    pairs = [pair for group in by_stack.values() for pair in itertools.combinations(group, 2)]
     assert pairs
     exceptions = [
         f"{key}: {one[key]} in {first}, {other[key]} in {second}"

@@ -1,30 +1,33 @@
-"""Locks: the same bytes each time, the file that an installer takes, and every way in which one can be stale."""
+"""Locks: reproducible bytes, the file that an installer takes, and every way to be out of date."""
 
 import hashlib
+import json
 import re
 import resource
 import shutil
 import subprocess
+import sys
 import zipfile
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from uv import find_uv_bin
 
+from smokehouse import locks
 from smokehouse.checkout import Checkout
 from smokehouse.environments.inputs import Inputs
 from smokehouse.errors import UserError
-from smokehouse.locks import check as check_module
-from smokehouse.locks.solvers import pip as resolution
+from smokehouse.locks.solvers import pip as pip_solver
 from smokehouse.locks.solvers.sdist import build_requirements
 from smokehouse.locks.wheel_tags import Artefact
 from smokehouse.programs import uv
 
+from ... import recorded_index
 from ..conftest import Index, TestCheckout, sdist
 
-# A build backend of twenty lines, so that building needs nothing from outside.
+# A build backend of a few lines, so that a build requires no network.
 BACKEND = """\
 import pathlib, zipfile
 def build_wheel(folder, config_settings=None, metadata_directory=None):
@@ -43,14 +46,14 @@ PYPROJECT = '[build-system]\nrequires = ["backend>=1"]\nbuild-backend = "backend
 
 
 def add_sdist(checkout: TestCheckout, index: Index) -> None:
-    """Make `tiny` ask for delta, which is a source distribution only."""
+    """Make `tiny` require delta, which has a source distribution only."""
     index.add("backend", "1.0", code=BACKEND)
     index.add("backend", "1.1", code=BACKEND).uploaded = "2025-03-16T00:00:00Z"
     index.put("delta-1.0.tar.gz", sdist("delta", "1.0", {"pyproject.toml": PYPROJECT}))
     checkout.edit(checkout.environment, "- beta", "- beta\n      - delta")
 
 
-def everything(checkout: TestCheckout) -> dict[str, bytes]:
+def lock_files(checkout: TestCheckout) -> dict[str, bytes]:
     """Every file of the lock by name."""
     return {path.name: path.read_bytes() for path in sorted(checkout.pins.parent.iterdir())}
 
@@ -69,18 +72,18 @@ def pins(text: str) -> dict[str, list[str]]:
 def test_two_runs_give_the_same_bytes(checkout: TestCheckout, index: Index) -> None:
     add_sdist(checkout, index)
     checkout.lock()
-    first = everything(checkout)
+    first = lock_files(checkout)
     shutil.rmtree(checkout.pins.parent)
     checkout.edit(
         checkout.environment, "- alpha==1.0\n      - beta\n      - delta", "- delta\n      - beta\n      - Alpha == 1.0"
     )
     ended = checkout.run("lock")
     assert ended.stdout.startswith("lockfiles/tiny: 10 packages, written\n")
-    assert everything(checkout) == first
+    assert lock_files(checkout) == first
     assert checkout.run("lock").stdout == "lockfiles/tiny: 10 packages, unchanged\n"
 
 
-def test_lock_names_files_and_askers_and_no_host(checkout: TestCheckout, index: Index) -> None:
+def test_lock_lists_files_and_dependents_and_no_host(checkout: TestCheckout, index: Index) -> None:
     add_sdist(checkout, index)
     checkout.lock()
     text, build_text = checkout.pins.read_text(), checkout.build_pins.read_text()
@@ -113,15 +116,21 @@ def test_build_requirements_of_build_requirements(checkout: TestCheckout, index:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (sdist("delta", "1.0", {"pyproject.toml": "[build-system"}), r"not a readable source distribution \(.*\)"),
-        (sdist("delta", "1.0", {"pyproject.toml": "[build-system]\n"}), r"not a readable source distribution \(.*\)"),
-        (sdist("delta", "1.0", {"pyproject.toml": "[build-system]\nrequires = 1"}), "build-system.requires is no list"),
+        (sdist("delta", "1.0", {"pyproject.toml": "[build-system"}), r"invalid source distribution \(.*\)"),
+        (sdist("delta", "1.0", {"pyproject.toml": "[build-system]\n"}), r"invalid source distribution \(.*\)"),
+        (
+            sdist("delta", "1.0", {"pyproject.toml": "[build-system]\nrequires = 1"}),
+            "requires: expected a list of text",
+        ),
         (
             sdist("delta", "1.0", {"pyproject.toml": '[build-system]\nrequires = ["a @ file:///a"]'}),
-            "is a URL or a path",
+            "expected a package of an index, found the URL or path",
         ),
-        (sdist("delta", "1.0", {"pyproject.toml": "#" * (1 << 20) + "\n"}), r"larger than 1 MiB"),
-        (b"no archive", r"not a readable source distribution \(.*\)"),
+        (
+            sdist("delta", "1.0", {"pyproject.toml": "#" * (1 << 20) + "\n"}),
+            r"\.toml: expected at most 1 MiB, found more",
+        ),
+        (b"no archive", r"invalid source distribution \(.*\)"),
     ],
 )
 def test_broken_sdist(index: Index, content: bytes, message: str) -> None:
@@ -131,10 +140,10 @@ def test_broken_sdist(index: Index, content: bytes, message: str) -> None:
         build_requirements(Artefact("delta-1.0.tar.gz", url, hashlib.sha256(content).hexdigest(), 0))
 
 
-def test_sdist_that_is_another_file(index: Index) -> None:
+def test_sdist_with_another_hash(index: Index) -> None:
     index.put("delta-1.0.tar.gz", sdist("delta", "1.0", {}))
     url = f"{index.base}/files/delta-1.0.tar.gz"
-    with pytest.raises(UserError, match="the index serves another file than it names"):
+    with pytest.raises(UserError, match=f"expected SHA-256 {'0' * 64}, the index serves another file; use another index"):
         build_requirements(Artefact("delta-1.0.tar.gz", url, "0" * 64, 0))
     with pytest.raises(UserError, match=r"cannot be downloaded \(.*\); check the network"):
         build_requirements(Artefact("delta-1.0.tar.gz", "http://127.0.0.1:9/delta-1.0.tar.gz", "0" * 64, 0))
@@ -151,8 +160,8 @@ def test_build_requirements_of_other_sdists(tmp_path: Path) -> None:
         assert [str(requirement) for requirement in build_requirements(file)] == [expected]
 
 
-def test_every_choice_is_the_one_that_uv_makes(checkout: TestCheckout, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Takes away the file that is chosen, over and over, until nothing but the source distribution is left."""
+def test_selected_file_is_what_uv_installs(checkout: TestCheckout, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove the selected file, over and over, until only the source distribution is left."""
     for name, value in checkout.environ.items():
         monkeypatch.setenv(name, value)
     for tag in (
@@ -182,31 +191,31 @@ def test_every_choice_is_the_one_that_uv_makes(checkout: TestCheckout, index: In
     index.add("backend", code=BACKEND)
     index.put("zeta-1.0.tar.gz", sdist("zeta", "1.0", {"pyproject.toml": PYPROJECT}))
     inputs = Inputs("test", (Requirement("zeta"),), "3.11", "x86_64-manylinux_2_28", date(2025, 3, 15))
-    chosen = ""
-    order = []
-    while not chosen.endswith(".tar.gz"):
-        [package] = resolution.resolve(inputs)
+    selected = ""
+    order: list[str] = []
+    while not selected.endswith(".tar.gz"):
+        [package] = pip_solver.resolve(inputs)
         [file] = package.files
-        chosen = file.name
+        selected = file.name
         target = checkout.root / str(len(order))
         subprocess.run(
-            [find_uv_bin(), "pip", "install", "--quiet", "--target", target, "zeta"]
+            [find_uv_bin(), "pip", "install", "--quiet", "--target", str(target), "zeta"]
             + [f"--python-version={inputs.python}", f"--python-platform={inputs.platform}"],
             env=checkout.environ,
             check=True,
             timeout=60,
         )
         installed = (target / "zeta.py").read_text()
-        expected = chosen.removeprefix("zeta-1.0-").removesuffix(".whl")
-        assert installed == ("built_with = 'backend'" if chosen.endswith(".tar.gz") else f"tag = {expected!r}\n")
-        order.append(chosen)
-        del index.files[chosen]
+        expected = selected.removeprefix("zeta-1.0-").removesuffix(".whl")
+        assert installed == ("built_with = 'backend'" if selected.endswith(".tar.gz") else f"tag = {expected!r}\n")
+        order.append(selected)
+        del index.files[selected]
     assert len(order) > 10
     assert {name for name in index.files if name.startswith("zeta")}.isdisjoint(order)
 
 
-# what is done to the checkout, what --check says
-STALE = [
+# file, old text, new text, message of --check
+OUT_OF_DATE = [
     ("environment.yml", "alpha==1.0", "alpha==1.1", r"lock out of date: environment\.yml requires alpha==1\.1, lock has 1\.0"),
     (
         "environment.yml",
@@ -219,13 +228,13 @@ STALE = [
         "environment.yml",
         "- beta",
         "- beta>=1",
-        r"lock out of date: it was made from other version ranges, extras or left_out, .*",
+        r"lock out of date: version ranges, extras or left_out changed, or an older version .*",
     ),
     (
         "environment.yml",
         "- beta",
         "- beta[x]",
-        r"lock out of date: it was made from other version ranges, extras or left_out, .*",
+        r"lock out of date: version ranges, extras or left_out changed, or an older version .*",
     ),
     ("environment.yml", "python=3.11", "python=3.12", r"lock out of date: Python: expected 3\.12, lock has 3\.11"),
     ("stack.toml", "2025-03-15", "2025-03-14", r"lock out of date: cut-off: expected 2025-03-14, lock has 2025-03-15"),
@@ -234,7 +243,7 @@ STALE = [
         "stack.toml",
         '"vllm"',
         '"flash-attn"',
-        r"lock out of date: it was made from other version ranges, extras or left_out, .*",
+        r"lock out of date: version ranges, extras or left_out changed, or an older version .*",
     ),
     (
         "requirements.txt",
@@ -252,13 +261,13 @@ STALE = [
         "environment.yml",
         "cuda-nvcc=12.4",
         "cuda-nvcc>=12.4",
-        "lock out of date: the conda packages were locked from other specs, .*",
+        "lock out of date: the specs of conda packages changed, or an older version .*",
     ),
     (
         "environment.yml",
         "- cuda-nvcc",
         "- libtiny\n  - cuda-nvcc",
-        "lock out of date: the conda packages were locked from other specs, .*",
+        "lock out of date: the specs of conda packages changed, or an older version .*",
     ),
     (
         "environment.yml",
@@ -270,14 +279,14 @@ STALE = [
         "stack.toml",
         'devel = ["cuda-nvcc"]',
         "devel = []",
-        r"lock out of date: cuda-nvcc is devel in the lock and no longer in stack\.toml's .*",
+        r"lock out of date: cuda-nvcc: expected category main, lock has devel",
     ),
     ("stack.toml", 'version = "12.4"', 'version = "12.8"', r"lock out of date: __cuda: expected 12\.8, lock has 12\.4"),
 ]
 
 
-@pytest.mark.parametrize(("file", "old", "new", "message"), STALE, ids=[f"{row[0]}: {row[2]!r}" for row in STALE])
-def test_check_says_what_differs(checkout: TestCheckout, file: str, old: str, new: str, message: str) -> None:
+@pytest.mark.parametrize(("file", "old", "new", "message"), OUT_OF_DATE, ids=[f"{row[0]}: {row[2]!r}" for row in OUT_OF_DATE])
+def test_check_reports_what_differs(checkout: TestCheckout, file: str, old: str, new: str, message: str) -> None:
     checkout.lock()
     assert checkout.run("lock", "--check").returncode == 0
     checkout.edit((checkout.folder if (checkout.folder / file).exists() else checkout.pins.parent) / file, old, new)
@@ -288,14 +297,14 @@ def test_check_says_what_differs(checkout: TestCheckout, file: str, old: str, ne
     assert re.fullmatch(line, checkout.refused("smoke", "tiny") + "\n")
 
 
-def test_check_sees_what_is_not_there(checkout: TestCheckout) -> None:
+def test_check_reports_missing_files(checkout: TestCheckout) -> None:
     def check() -> str:
         ended = checkout.run("lock", "--check")
         assert ended.returncode == 1
         return ended.stderr.removeprefix("smokehouse: ")
 
     where = "lockfiles/tiny/lock.json"
-    assert check() == f"{where}: lock.json not found; run nox -s lock -- tiny\n"
+    assert check() == f"{where}: not found; run nox -s lock -- tiny\n"
     checkout.lock()
     checkout.build_pins.unlink()
     assert check() == f"{where}: build-requirements.txt not found; run nox -s lock -- tiny\n"
@@ -312,6 +321,23 @@ def test_check_covers_the_tools(checkout: TestCheckout) -> None:
     assert (ended.returncode, ended.stderr) == (1, f"smokehouse: lockfiles/tools.txt: {message}\n")
 
 
+def test_check_imports_no_solver(checkout: TestCheckout) -> None:
+    checkout.lock()
+    code = "import sys; from smokehouse.cli import main; print(main(), *sys.modules)"
+    ended = subprocess.run(
+        [sys.executable, "-c", code, "lock", "--check"],
+        cwd=checkout.root,
+        env=checkout.environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    result, *modules = ended.stdout.split()
+    assert result == "0", ended.stderr
+    assert "smokehouse.locks.check" in modules
+    assert {"rattler", "conda_lock", "uv", "smokehouse.locks.draft", "smokehouse.locks.solvers"}.isdisjoint(modules)
+
+
 def test_check_needs_no_network_and_less_than_a_second(checkout: TestCheckout, index: Index) -> None:
     checkout.lock()
     index.server.server_close()
@@ -322,8 +348,8 @@ def test_check_needs_no_network_and_less_than_a_second(checkout: TestCheckout, i
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
 
 
-# what is done to the environment, what is said of it
-UNANSWERED = [
+# old text of environment.yml, new text, message
+UNSOLVABLE = [
     ("- beta", "- no-such-package", "no-such-package was not found in the package registry"),
     ("- beta", "- beta==9.9", "there is no version of beta==9.9"),
     ("- beta", "- beta\n      - gamma<1", "because you require gamma<1"),
@@ -338,18 +364,18 @@ UNANSWERED = [
 ]
 
 
-@pytest.mark.parametrize(("old", "new", "message"), UNANSWERED, ids=[row[1] for row in UNANSWERED])
-def test_a_question_without_an_answer_leaves_the_lock(checkout: TestCheckout, old: str, new: str, message: str) -> None:
+@pytest.mark.parametrize(("old", "new", "message"), UNSOLVABLE, ids=[row[1] for row in UNSOLVABLE])
+def test_unsolvable_environment_leaves_the_lock(checkout: TestCheckout, old: str, new: str, message: str) -> None:
     checkout.lock()
-    before = everything(checkout)
+    before = lock_files(checkout)
     checkout.edit(checkout.environment, old, new)
     said = checkout.refused("lock")
     assert said.startswith("smokehouse: tiny: lock unchanged: environment.yml cannot be ")
     assert message in said
-    assert everything(checkout) == before
+    assert lock_files(checkout) == before
 
 
-def test_index_that_cannot_be_reached(checkout: TestCheckout) -> None:
+def test_unreachable_index(checkout: TestCheckout) -> None:
     said = checkout.refused("lock", UV_DEFAULT_INDEX="http://user:secret@127.0.0.1:9/simple")
     assert "the package index at 127.0.0.1:9 cannot be reached; check the network, or set UV_DEFAULT_INDEX" in said
     assert "secret" not in said
@@ -358,21 +384,21 @@ def test_index_that_cannot_be_reached(checkout: TestCheckout) -> None:
 def test_index_without_upload_times(checkout: TestCheckout, index: Index) -> None:
     for file in index.files.values():
         file.uploaded = None
-    assert "which has no file that the index dates before it" in checkout.refused("lock")
+    assert "alpha, which has no file that the index dates earlier; request an older version" in checkout.refused("lock")
 
 
 def test_development_version_is_refused(checkout: TestCheckout, index: Index) -> None:
     index.files = {name: file for name, file in index.files.items() if not name.startswith("gamma")}
     index.add("gamma", "1.5.dev0")
-    assert "gamma==1.5.dev0: a development version, which says nothing certain; pin a release" in checkout.refused("lock")
+    assert "gamma: expected a release, found the development version 1.5.dev0; pin a release" in checkout.refused("lock")
 
 
-def test_package_that_is_left_out_is_refused(checkout: TestCheckout) -> None:
+def test_excluded_package_is_refused(checkout: TestCheckout) -> None:
     checkout.edit(checkout.stack, '"vllm"', '"Gamma"')
-    assert "gamma is left out in stack.toml but a package asks for it" in checkout.refused("lock")
+    assert "gamma is left out in stack.toml, but a package requires it; find it with uv tree" in checkout.refused("lock")
 
 
-def test_settings_of_the_user_do_not_change_a_lock(checkout: TestCheckout, tmp_path: Path) -> None:
+def test_user_settings_of_uv_do_not_change_a_lock(checkout: TestCheckout, tmp_path: Path) -> None:
     checkout.lock()
     before = checkout.pins.read_bytes()
     constraint = tmp_path / "constraint.txt"
@@ -394,30 +420,61 @@ def test_full_disk_leaves_the_lock(checkout: TestCheckout, full_disk: Path) -> N
     shutil.copytree(checkout.pins.parent, full_disk / "tiny")
     shutil.rmtree(checkout.pins.parent)
     checkout.pins.parent.symlink_to(full_disk / "tiny")
-    before = everything(checkout)
+    before = lock_files(checkout)
     checkout.edit(checkout.stack, "2025-03-15", "2025-03-14")
     (full_disk / "filler").write_bytes(b"x" * shutil.disk_usage(full_disk).free)
     assert "No space left on device" in checkout.refused("lock")
-    assert everything(checkout) == before
+    assert lock_files(checkout) == before
+
+
+def test_unsettled_cutoff_is_refused(checkout: TestCheckout) -> None:
+    settled = datetime.now(UTC).date() - timedelta(days=14)
+    young = settled + timedelta(days=1)
+    checkout.edit(checkout.stack, "2025-03-15", f"{young}")
+    assert checkout.refused("lock") == (
+        f"smokehouse: environments/tiny/stack.toml: expected a cutoff of {settled} or earlier, found {young}: "
+        f"an index adds files for 14 days; use an earlier cutoff, or --unsettled"
+    )
+    assert not checkout.pins.exists()
+    assert checkout.run("lock", "--unsettled").returncode == 0
+    assert json.loads(checkout.lock_json.read_text())["unsettled"] is True
+    checkout.edit(checkout.stack, f"{young}", f"{settled}")
+    assert checkout.run("lock").returncode == 0
+    assert "unsettled" not in json.loads(checkout.lock_json.read_text())
+
+
+def test_drift_is_how_the_lock_would_change_today(checkout: TestCheckout, index: Index) -> None:
+    checkout.lock()
+    before = lock_files(checkout)
+    assert checkout.run("lock", "--drift").returncode == 0
+    index.add("beta", "2.5", requires=("gamma>=1",))  # uploaded before the cut-off, listed after the lock was made
+    ended = checkout.run("lock", "--drift")
+    assert ended.returncode == 1
+    assert re.search(r"lockfiles/tiny: \d+ packages, would change\n.*\npip +beta +2\.0 +2\.5", ended.stdout)
+    assert json.loads(checkout.run("lock", "--drift", "--json").stdout)[0]["changed"] is True
+    assert lock_files(checkout) == before
+    checkout.edit(checkout.environment, "alpha==1.0", "alpha>=1.0")
+    assert "lock out of date" in checkout.refused("lock", "--drift")
 
 
 @pytest.mark.parametrize("name", Checkout(Path(__file__).parents[3]).environments())
-def test_ours_resolves_to_what_is_committed(root: Path, name: str) -> None:
-    checkout = Checkout(root)
-    locked = check_module.load(checkout, name)
-    inputs, manifest = locked.environment.inputs, locked.lock
-    packages = resolution.resolve(inputs)
-    builds = resolution.resolve_builds(inputs, packages)
-    assert [(file.name, file.version, file.file, file.sha256) for file in manifest.pip] == [
+def test_committed_environment_resolves_to_its_lock(root: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    locked = locks.load(Checkout(root), name)
+    lock = locked.lock
+    with recorded_index.serving(name) as environ:
+        for variable, value in environ.items():
+            monkeypatch.setenv(variable, value)
+        packages, builds = recorded_index.resolved(name)
+    assert [(file.name, file.version, file.file, file.sha256) for file in lock.pip] == [
         (package.name, package.version, package.files[0].name, package.files[0].sha256) for package in packages
     ]
-    assert [(file.name, file.sha256) for file in manifest.build] == [(p.name, p.files[0].sha256) for p in builds]
+    assert [(file.name, file.sha256) for file in lock.build] == [(p.name, p.files[0].sha256) for p in builds]
     found = pins(locked.files.pins.path.read_text())
-    assert found == {file.name: [file.sha256] for file in manifest.pip}
+    assert found == {file.name: [file.sha256] for file in lock.pip}
 
 
 @pytest.mark.parametrize("wrong", ["hash", "nothing"])
-def test_sdist_is_built_with_what_is_locked_or_not_at_all(
+def test_sdist_is_built_with_its_locked_requirements_or_not_at_all(
     checkout: TestCheckout, index: Index, wrong: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add_sdist(checkout, index)
@@ -432,7 +489,7 @@ def test_sdist_is_built_with_what_is_locked_or_not_at_all(
     with pytest.raises(UserError, match=r"backend.*(with another hash|no trusted hash)|(another hash|no trusted).*backend"):
         uv.install(checkout.installed, checkout.pins, other, ["delta"])
     uv.install(checkout.installed, checkout.pins, checkout.build_pins, ["delta"])
-    # What was built and cached with the right backend does not pass for one built with another.
+    # A wheel in the cache that was built with the locked backend is not used for another backend.
     shutil.rmtree(checkout.installed)
     uv.create_environment(checkout.installed, "3.11")
     with pytest.raises(UserError):

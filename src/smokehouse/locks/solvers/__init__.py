@@ -1,1 +1,1 @@
-"""Solvers: what a package index and a conda channel answer."""
+"""The solvers behind a lock: uv for PyPI packages, py-rattler for conda packages. Slow to import, so imported when used."""

@@ -1,4 +1,4 @@
-"""Resolutions: what an index answers, cut down to the files that a lock names."""
+"""Resolve PyPI packages with uv, to the files that a lock lists."""
 
 import re
 import tempfile
@@ -18,36 +18,45 @@ from smokehouse.environments.inputs import Inputs
 from smokehouse.environments.requirement import parse
 from smokehouse.errors import UserError
 from smokehouse.locks.solvers import sdist
-from smokehouse.locks.wheel_tags import Artefact, artefacts, best, ranking, why_incompatible
+from smokehouse.locks.wheel_tags import Artefact, artefacts, best_wheel, ranking, why_incompatible
 from smokehouse.programs.uv import ANY_PYTHON, RESOLVE_DEADLINE, run_uv
 
 
 @dataclass(frozen=True)
 class Preferred:
-    """Versions to stay with: a lock's pins as text, and the packages that may move all the same."""
+    """Versions to prefer: a lock's pins as text, and the packages that may be upgraded nevertheless."""
 
     pins: str
-    free: tuple[str, ...] = ()
+    upgradable: tuple[str, ...] = ()
 
 
-def compile_pins(inputs: Inputs, *options: str, preferred: Preferred | None = None, again: bool = False) -> str:
-    """Resolve `inputs` and return what uv writes with `options` added; raises UserError when there is no answer.
+def compile_pins(inputs: Inputs, *options: str, preferred: Preferred | None = None, cached: bool = False) -> str:
+    """Resolve `inputs` and return what uv writes with `options` added; raises UserError without a solution.
 
-    What stands in `preferred` stays where it still answers. With `again`, the index was asked the same a moment ago: what it
-    said is taken from uv's cache where there is one.
+    Versions in `preferred` are kept where they still are a solution. With `cached`, after an equal request, uv's cache is
+    used without the network where it suffices.
     """
-    if again:
+    if cached:
         with suppress(UserError):
             return compile_pins(inputs, "--offline", *options, preferred=preferred)
     with tempfile.TemporaryDirectory() as folder:
-        asked = Path(folder, "asked.in")
-        asked.write_text("".join(f"{requirement}\n" for requirement in inputs.requirements))
+        requirements = Path(folder, "requirements.in")
+        requirements.write_text("".join(f"{requirement}\n" for requirement in inputs.requirements))
         # uv prefers the versions that it finds in the file it writes to.
         written = Path(folder, "pylock.toml" if "pylock.toml" in options else "pins.txt")
         if preferred:
             written.write_text(preferred.pins)
-            options = (*options, *(f"--upgrade-package={name}" for name in preferred.free))
-        command = ["pip", "compile", asked.name, "--output-file", written.name, "--python-version", inputs.python, *ANY_PYTHON]
+            options = (*options, *(f"--upgrade-package={name}" for name in preferred.upgradable))
+        command = [
+            "pip",
+            "compile",
+            requirements.name,
+            "--output-file",
+            written.name,
+            "--python-version",
+            inputs.python,
+            *ANY_PYTHON,
+        ]
         command += ["--exclude-newer", f"{inputs.before:%Y-%m-%dT%H:%M:%SZ}"]
         command += ["--python-platform", inputs.platform] if inputs.platform else ["--universal"]
         command += ["--resolution", "highest", "--prerelease", "if-necessary-or-explicit", "--no-header", "--quiet"]
@@ -57,7 +66,7 @@ def compile_pins(inputs: Inputs, *options: str, preferred: Preferred | None = No
 
 @dataclass(frozen=True)
 class Resolved:
-    """One package of a resolution: the files to lock, and who asked for it."""
+    """One package of a resolution: the files to lock, and in `via` what requires it."""
 
     name: str
     version: str
@@ -67,12 +76,12 @@ class Resolved:
 
     @property
     def sdist(self) -> Artefact | None:
-        """The source distribution, where nothing else is locked."""
+        """The source distribution if there is no wheel to lock, else None."""
         return None if any(file.name.endswith(".whl") for file in self.files) else self.files[0]
 
 
 def resolve(inputs: Inputs, preferred: Preferred | None = None) -> list[Resolved]:
-    """Return every package that answers `inputs`, sorted by name, at the versions `preferred` where they do; raises UserError.
+    """Return the packages that solve `inputs`, sorted by name, at `preferred` versions where possible; raises UserError.
 
     For one platform, each has the one file that an installer takes there; for all platforms, every file.
     """
@@ -80,48 +89,48 @@ def resolve(inputs: Inputs, preferred: Preferred | None = None) -> list[Resolved
 
 
 def resolve_builds(inputs: Inputs, packages: Sequence[Resolved], preferred: Preferred | None = None) -> list[Resolved]:
-    """Return what building the source distributions among `packages` takes, sorted by name; raises UserError."""
+    """Return the packages that build the source distributions among `packages`, sorted by name; raises UserError."""
     waiting = [package for package in packages if package.sdist]
-    asked: dict[str, Requirement] = {}
+    requirements: dict[str, Requirement] = {}
     via: dict[str, tuple[str, ...]] = {}
     seen: set[str] = set()
     found: list[Resolved] = []
-    # What a build needs can be a source distribution itself.
+    # A build requirement can be a source distribution itself.
     while waiting:
         for package in waiting:
             seen.add(package.name)
             for requirement in sdist.build_requirements(package.files[0]):
-                asked[str(requirement)] = requirement
+                requirements[str(requirement)] = requirement
                 via[requirement.name] = (*via.get(requirement.name, ()), package.name)
-        question = replace(inputs, file=f"the build of {', '.join(sorted(seen))}", requirements=tuple(asked.values()))
-        found = _resolve(question, via, preferred)
+        build = replace(inputs, file=f"the build of {', '.join(sorted(seen))}", requirements=tuple(requirements.values()))
+        found = _resolve(build, via, preferred)
         waiting = [package for package in found if package.sdist and package.name not in seen]
     return found
 
 
-def _resolve(inputs: Inputs, asked_by: Mapping[str, tuple[str, ...]], preferred: Preferred | None) -> list[Resolved]:
+def _resolve(inputs: Inputs, required_by: Mapping[str, tuple[str, ...]], preferred: Preferred | None) -> list[Resolved]:
     if not inputs.requirements:
         return []
-    pylock, annotated = _answers(inputs, preferred)
-    askers = _askers(annotated)
+    pylock, annotated = _compile(inputs, preferred)
+    dependents = _dependents(annotated)
     ranks = ranking(inputs.python, inputs.platform) if inputs.platform else None
     found = []
     for entry in tomllib.loads(pylock).get("packages", []):
         package = _package(entry, inputs, ranks)
-        if (package.name, package.version) not in askers:
-            raise UserError(f"{package.name}: the index changed its answer while it was asked; run it again")
-        via = {*asked_by.get(package.name, ()), *askers[package.name, package.version]}
+        if (package.name, package.version) not in dependents:
+            raise UserError(f"{package.name}: the index changed while resolving; run it again")
+        via = {*required_by.get(package.name, ()), *dependents[package.name, package.version]}
         found.append(replace(package, via=tuple(sorted(via))))
     return sorted(found, key=lambda package: (package.name, Version(package.version)))
 
 
-def _answers(inputs: Inputs, preferred: Preferred | None) -> tuple[str, str]:
-    """Return uv's answer twice: as pylock.toml, which has the files, and with comments that say who asked for what."""
+def _compile(inputs: Inputs, preferred: Preferred | None) -> tuple[str, str]:
+    """Return uv's resolution twice: as pylock.toml, which has the files, and as requirements with `# via` comments."""
     annotated = compile_pins(inputs, "--annotation-style", "line", "--no-strip-markers", preferred=preferred)
-    # uv prefers no pins where it writes pylock.toml, but it can be held to them.
+    # uv ignores preferred pins when it writes pylock.toml, so they are requirements there.
     if preferred:
         inputs = replace(inputs, requirements=(*inputs.requirements, *(parse(pin) for pin in _pins(annotated))))
-    return compile_pins(inputs, "--format", "pylock.toml", again=True), annotated
+    return compile_pins(inputs, "--format", "pylock.toml", cached=True), annotated
 
 
 def _pins(annotated: str) -> list[str]:
@@ -129,34 +138,36 @@ def _pins(annotated: str) -> list[str]:
 
 
 def _package(entry: dict[str, Any], inputs: Inputs, ranks: dict[Tag, int] | None) -> Resolved:
-    """Return one pylock.toml package; raises UserError where it is nothing to lock."""
+    """Return a package of pylock.toml; raises UserError where it cannot be locked."""
     name = canonicalize_name(entry["name"])
     if "version" not in entry or entry.keys() & {"vcs", "directory", "archive"}:
-        raise UserError(f"{name}: resolves to a repository or a folder, which no hash can hold; ask for a release")
+        raise UserError(f"{name}: expected a release with a hash, found a repository or folder; require a release")
     version = entry["version"]
     if Version(version).is_devrelease:
-        raise UserError(f"{name}=={version}: a development version, which says nothing certain; pin a release")
+        raise UserError(f"{name}: expected a release, found the development version {version}; pin a release")
     if name in inputs.left_out:
-        raise UserError(f"{name} is left out in stack.toml but a package asks for it; see which with uv tree")
+        raise UserError(f"{name} is left out in stack.toml, but a package requires it; find it with uv tree")
     try:
         wheels = artefacts(entry.get("wheels", []))
         sources = artefacts([entry["sdist"]] if "sdist" in entry else [])
     except KeyError:
-        raise UserError(f"{name}=={version}: the index gives no SHA-256 for it; use an index that does") from None
+        raise UserError(f"{name}=={version}: SHA-256 not found in the index; use an index that has it") from None
     if ranks is None or inputs.platform is None:
         files = [*wheels, *sources]
     else:
-        wheel = best(wheels, ranks)
+        wheel = best_wheel(wheels, ranks)
         files = [wheel] if wheel else sources
-        if not wheel and (want := why_incompatible(wheels, inputs.python, inputs.platform)):
-            raise UserError(f"{name}=={version}: {want}; pin a version that fits, or change the environment")
+        if not wheel and (problem := why_incompatible(wheels, inputs.python, inputs.platform)):
+            raise UserError(f"{name}=={version}: {problem}; pin another version, or change the environment")
     if not files:
-        raise UserError(f"{name}=={version}: no file of it is for Python {inputs.python} on {inputs.platform}; pin another")
+        raise UserError(
+            f"{name}=={version}: expected a file for Python {inputs.python} on {inputs.platform}, found none; pin another"
+        )
     return Resolved(name, version, entry.get("marker", "") if ranks is None else "", tuple(files), ())
 
 
-def _askers(annotated: str) -> dict[tuple[str, str], tuple[str, ...]]:
-    """Return who asked for each (name, version) of a requirements file with `# via` comments."""
+def _dependents(annotated: str) -> dict[tuple[str, str], tuple[str, ...]]:
+    """Return what requires each (name, version) of a requirements file with `# via` comments."""
     found: dict[tuple[str, str], tuple[str, ...]] = {}
     for line in annotated.splitlines():
         if pin := re.match(r"([\w.-]+)==([\w.!+-]+)[^#]*(?:# via (.*))?", line):

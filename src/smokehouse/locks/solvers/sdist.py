@@ -1,4 +1,4 @@
-"""Source distributions: what it takes to build one, read without running or unpacking it."""
+"""Read the build requirements of source distributions, without running or unpacking them."""
 
 import io
 import json
@@ -17,39 +17,39 @@ from smokehouse.locks.wheel_tags import Artefact
 from smokehouse.storage import files
 from smokehouse.storage.files import sha256
 
-_LARGEST = 256 << 20  # bytes of an sdist; the largest known are test data
+_LARGEST = 256 << 20  # bytes of an sdist
 _LARGEST_UNPACKED = 4 << 30
 _LARGEST_PYPROJECT = 1 << 20
-_PATIENCE = 60.0  # seconds without a byte
+_TIMEOUT = 60.0  # seconds without a byte
 
-# What uv and pip build with where an sdist does not say.
+# The default of PEP 518, for an sdist without build-system.requires.
 _DEFAULT = ["setuptools>=40.8.0"]
 
 
 def build_requirements(sdist: Artefact) -> list[Requirement]:
-    """Return the build requirements of `sdist`, downloaded where its hash is not known yet; raises UserError."""
-    known = files.cache() / "build-requires" / f"{sdist.sha256}.json"
+    """Return the build requirements of `sdist`, from the cache or from a download; raises UserError."""
+    cached = files.cache() / "build-requires" / f"{sdist.sha256}.json"
     try:
-        declared = json.loads(known.read_text())
+        declared = json.loads(cached.read_text())
     except (OSError, ValueError):
         declared = _declared(_download(sdist), sdist.name)
-        with suppress(OSError):  # a cache that cannot be written costs a download the next time, and no more
-            files.write(known, json.dumps(declared))
+        with suppress(OSError):  # without a cache, the next call downloads it again
+            files.write(cached, json.dumps(declared))
     return [_parse(text, sdist.name) for text in declared]
 
 
 def _download(sdist: Artefact) -> bytes:
     if urlsplit(sdist.url).scheme not in ("https", "http", "file"):
-        raise UserError(f"{sdist.name}: cannot be fetched from {sdist.url}; use an index that serves files over https")
+        raise UserError(f"{sdist.name}: expected an https, http or file URL, found {sdist.url}; use another index")
     try:
-        with urllib.request.urlopen(sdist.url, timeout=_PATIENCE) as response:
+        with urllib.request.urlopen(sdist.url, timeout=_TIMEOUT) as response:
             data: bytes = response.read(_LARGEST + 1)
     except OSError as broken:
         raise UserError(f"{sdist.name}: cannot be downloaded ({broken}); check the network") from None
     if len(data) > _LARGEST:
-        raise UserError(f"{sdist.name}: larger than {_LARGEST >> 20} MiB; leave it out in stack.toml")
+        raise UserError(f"{sdist.name}: expected at most {_LARGEST >> 20} MiB, found more; add it to left_out in stack.toml")
     if sha256(data) != sdist.sha256:
-        raise UserError(f"{sdist.name}: the index serves another file than it names; use another index")
+        raise UserError(f"{sdist.name}: expected SHA-256 {sdist.sha256}, the index serves another file; use another index")
     return data
 
 
@@ -61,9 +61,9 @@ def _declared(data: bytes, name: str) -> list[str]:
             return _DEFAULT
         requires = tomllib.loads(text.decode()).get("build-system", {"requires": _DEFAULT})["requires"]
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, ValueError, LookupError, RecursionError) as broken:
-        raise UserError(f"{name}: not a readable source distribution ({broken}); pin another version") from None
+        raise UserError(f"{name}: invalid source distribution ({broken}); pin another version") from None
     if not isinstance(requires, list) or not all(isinstance(text, str) for text in requires):
-        raise UserError(f"{name}: build-system.requires is no list of text; pin another version")
+        raise UserError(f"{name}: build-system.requires: expected a list of text; pin another version")
     return requires
 
 
@@ -79,7 +79,7 @@ def _pyproject(data: bytes, name: str) -> bytes | None:
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         for member in tar:
             if tar.offset > _LARGEST_UNPACKED:
-                raise ValueError(f"it unpacks to more than {_LARGEST_UNPACKED >> 30} GiB")
+                raise ValueError(f"expected at most {_LARGEST_UNPACKED >> 30} GiB unpacked, found more")
             if member.isfile() and member.name.count("/") == 1 and member.name.endswith("/pyproject.toml"):
                 content = tar.extractfile(member)
                 return _capped(content.read(_LARGEST_PYPROJECT + 1)) if content else None
@@ -88,7 +88,7 @@ def _pyproject(data: bytes, name: str) -> bytes | None:
 
 def _capped(text: bytes) -> bytes:
     if len(text) > _LARGEST_PYPROJECT:
-        raise ValueError(f"its pyproject.toml is larger than {_LARGEST_PYPROJECT >> 20} MiB")
+        raise ValueError(f"pyproject.toml: expected at most {_LARGEST_PYPROJECT >> 20} MiB, found more")
     return text
 
 
