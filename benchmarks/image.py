@@ -22,6 +22,7 @@ from typing import Any
 
 from smokehouse.checkout import Checkout
 from smokehouse.images import base as bases
+from smokehouse.images import build as building
 from smokehouse.installs import virtualenv
 from smokehouse.locks import check
 from tests.integration import real
@@ -91,7 +92,7 @@ class Contest:
         # A cache of its own, so that what the lock downloaded does not speed up the build.
         self.checkout.environ["UV_CACHE_DIR"] = str(folder / "uv")
         os.environ["PATH"] = environ["PATH"]
-        self.base = bases.make(Checkout(self.checkout.root)).context
+        self.base = building.base_context(bases.make(Checkout(self.checkout.root)))
 
     @property
     def requirements(self) -> Path:

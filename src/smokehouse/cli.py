@@ -165,21 +165,13 @@ def _build(
     from smokehouse.locks import check as locks
 
     checkout = Checkout.find(Path.cwd())
-    prepared = building.prepare(
-        checkout,
-        locks.load(checkout, name),
-        flavour=flavour,
-        base=base,
-        bundled=bundle,
-        channel=channel,
-        source=source,
-        ops=ops,
-        added=[extra_wheels.parse(text) for text in added or ()],
-    )
+    wheels = tuple(extra_wheels.parse(text) for text in added or ())
+    request = building.ImageRequest(flavour, ops, base, wheels, bundle, channel, source)
+    prepared = building.prepare_image(checkout, locks.load(checkout, name), request)
     if only_prepare:
         print(f"docker buildx bake -f docker/docker-bake.hcl -f {checkout.relative(prepared.bake)} {name}")
         return 0
-    built = building.build(checkout, prepared, output, compression=compression, builder=builder, no_cache=no_cache)
+    built = building.build_image(checkout, prepared, output, compression=compression, builder=builder, no_cache=no_cache)
     print(json.dumps(asdict(built)) if as_json else f"{built.place} {built.digest}")
     return 0
 

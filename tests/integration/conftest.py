@@ -23,21 +23,20 @@ from .registries import Proxy
 # A user with no name, where nothing but /tmp can be written to and there is no network.
 STRANGER = ["--user", "54321:54321", "--read-only", "--network", "none", "--tmpfs", "/tmp:rw,exec,mode=1777"]
 
-# Becomes the user `builder` of the UID $2, who has IDs for a user namespace, with a room of his own, $1. $3 are folders
-# on the way to what he needs, which are closed to him outside of the mount namespace that this lasts for; of these, $4
-# are in no other.
+# Becomes the user `builder` with UID $2, IDs for a user namespace, and a folder, $1. $3 are parents of files that the user
+# needs to read, which other users cannot search outside of this mount namespace; $4 are the topmost of these.
 _AS_BUILDER = """
 set -e
-room=$1 uid=$2 closed=$3 tops=$4; shift 4
-mount -t tmpfs tmpfs "$room/mounts"
+folder=$1 uid=$2 closed=$3 tops=$4; shift 4
+mount -t tmpfs tmpfs "$folder/mounts"
 over() {
-    count=$((${count:-0} + 1)); mkdir "$room/mounts/$count" "$room/mounts/$count.work"
-    mount -t overlay -o "lowerdir=$1,upperdir=$room/mounts/$count,workdir=$room/mounts/$count.work" overlay "$1"
+    count=$((${count:-0} + 1)); mkdir "$folder/mounts/$count" "$folder/mounts/$count.work"
+    mount -t overlay -o "lowerdir=$1,upperdir=$folder/mounts/$count,workdir=$folder/mounts/$count.work" overlay "$1"
 }
 for top in $tops; do over "$top"; done
 [ -z "$closed" ] || chmod a+rx $closed
 over /etc
-echo "builder:x:$uid:$uid::$room:/bin/sh" >> /etc/passwd
+echo "builder:x:$uid:$uid::$folder:/bin/sh" >> /etc/passwd
 echo "${ids:+builder:$ids}" > /etc/subuid
 cp /etc/subuid /etc/subgid
 exec setpriv --reuid "$uid" --regid "$uid" --clear-groups "$@"
@@ -50,7 +49,7 @@ packages, uv_cache, full_disk = builder.packages, builder.uv_cache, builder.full
 
 @pytest.fixture(scope="session")
 def programs(root: Path) -> Path:
-    """The folder of the programs that are unpacked for the tests, kept for the next run."""
+    """The folder that programs are unpacked to, which is kept for the next run."""
     return root / "build" / "programs"
 
 
@@ -66,13 +65,13 @@ def engine(programs: Path) -> Iterator[Engine]:
 
 @pytest.fixture(scope="session")
 def cosign(programs: Path) -> Path:
-    """The folder that cosign is in, of Debian 13: 12 has none."""
+    """The folder of cosign, from Debian 13: 12 has no cosign."""
     return unpack(("cosign/trixie",), programs / "cosign") / "bin"
 
 
 @pytest.fixture
 def keys(cosign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with two pairs of keys, ours and other, whose password is in the environment, as cosign is on the path."""
+    """A folder with two key pairs, ours and other; their password is in the environment and cosign on PATH."""
     monkeypatch.setenv("PATH", f"{cosign}:{os.environ['PATH']}")
     monkeypatch.setenv("COSIGN_PASSWORD", "a password")
     folder = tmp_path / "keys"
@@ -83,14 +82,14 @@ def keys(cosign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def key_pair(folder: Path, environ: dict[str, str], name: str) -> None:
-    """Make name.key and name.pub in `folder`; `environ` has cosign on its path, and the password."""
+    """Make name.key and name.pub in `folder`; `environ` has the password, and cosign on PATH."""
     command = [shutil.which("cosign", path=environ["PATH"]) or "cosign", "generate-key-pair", "--output-key-prefix", name]
     subprocess.run(command, cwd=folder, env=environ, check=True, capture_output=True, timeout=60)
 
 
 @dataclass(frozen=True)
 class Made:
-    """An image of tiny that a real engine built, the checkout that it is of, and the SHA-256 of its lock.json."""
+    """An image of tiny that a real engine built, its checkout, and the SHA-256 of its lock.json."""
 
     checkout: TestCheckout
     layout: Path
@@ -102,7 +101,7 @@ _made: list[Made] = []
 
 @pytest.fixture
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """One image for all tests, whose checkout knows no index any more: the bundle that it was built from is there."""
+    """One image for all tests; its checkout has no index any more, but the bundle that the image was built from."""
     if not _made:
         tiny: TestCheckout = request.getfixturevalue("tiny")
         folder = tmp_path_factory.mktemp("made")
@@ -119,7 +118,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="session")
 def registry_port(programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """A registry for all tests, each of which uses repositories of its own."""
+    """A registry for all tests, each with its own repositories."""
     store = tmp_path_factory.mktemp("store")
     with registries.started(programs / "registry", store, tmp_path_factory.mktemp("registry")) as port:
         yield port
@@ -128,36 +127,36 @@ def registry_port(programs: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 
 @pytest.fixture
 def registry(registry_port: int) -> Iterator[Proxy]:
-    """That registry, behind a proxy whose connections can be made to break."""
+    """The registry, behind a proxy that can break connections."""
     with registries.in_front(registry_port) as proxy:
         yield proxy
 
 
 @pytest.fixture(scope="session")
 def mmdebstrap(programs: Path) -> str:
-    """The folder that mmdebstrap is in."""
+    """The folder of mmdebstrap."""
     return str(unpack(("mmdebstrap/bookworm",), programs / "mmdebstrap") / "bin")
 
 
 @pytest.fixture(scope="session")
 def uidmap(programs: Path) -> str:
-    """The folder that newuidmap is in."""
+    """The folder of newuidmap."""
     return str(unpack(("uidmap/bookworm",), programs / "uidmap") / "bin")
 
 
-def as_builder(room: Path, command: Sequence[str], reach: Sequence[Path], ids: str = "100000:65536") -> list[str]:
-    """The command line that runs `command` as a user who is not root and owns nothing but `room`.
+def as_builder(folder: Path, command: Sequence[str], reach: Sequence[Path], ids: str = "100000:65536") -> list[str]:
+    """The command line that runs `command` as a user who is not root and owns nothing but `folder`.
 
-    `reach` are places that he reads; `ids` are those that he may use in a user namespace.
+    The user can read the folders in `reach`, and use `ids` in a user namespace.
     """
-    (room / "mounts").mkdir(exist_ok=True)
-    for path in (room, *room.rglob("*")):
+    (folder / "mounts").mkdir(exist_ok=True)
+    for path in (folder, *folder.rglob("*")):
         os.chown(path, UID, UID, follow_symlinks=False)
     ways = {parent for path in (*reach, Path(sys.executable).resolve()) for parent in (path, *path.parents)}
     closed = [way for way in sorted(ways) if way.is_dir() and not way.stat().st_mode & 0o001]
     tops = [way for way in closed if not {*way.parents} & {*closed}]
     shown = (" ".join(map(str, ways)) for ways in (closed, tops))
-    return ["env", f"ids={ids}", "unshare", "--mount", "sh", "-c", _AS_BUILDER, "sh", str(room), str(UID), *shown, *command]
+    return ["env", f"ids={ids}", "unshare", "--mount", "sh", "-c", _AS_BUILDER, "sh", str(folder), str(UID), *shown, *command]
 
 
 @pytest.fixture
@@ -167,7 +166,7 @@ def tiny(checkout: TestCheckout, root: Path, engine: Engine, mmdebstrap: str) ->
 
 
 def locked_tiny(checkout: TestCheckout, root: Path, engine: Engine, mmdebstrap: str) -> TestCheckout:
-    """Make `checkout` one that can build on `engine`; bases are shared with the checkout, for all tests and the next run."""
+    """Let `checkout` build on `engine`; bases are shared with the checkout at `root`, for all tests and the next run."""
     shutil.copytree(root / "docker", checkout.root / "docker", ignore=shutil.ignore_patterns("__pycache__"))
     (root / "build" / "base").mkdir(parents=True, exist_ok=True)
     (checkout.root / "build").mkdir()
@@ -180,7 +179,7 @@ def locked_tiny(checkout: TestCheckout, root: Path, engine: Engine, mmdebstrap: 
 
 @pytest.fixture
 def image(tiny: TestCheckout, engine: Engine) -> Iterator[str]:
-    """The name of an image of tiny, which goes with the test."""
+    """The name of an image of tiny, which is removed with the test."""
     names = built(tiny)
     yield str(names["place"])
     listed = engine.docker("images", "--format", "{{.Repository}}:{{.Tag}}", "tiny").stdout.split()
@@ -188,7 +187,7 @@ def image(tiny: TestCheckout, engine: Engine) -> Iterator[str]:
 
 
 def built(checkout: TestCheckout, *options: str) -> dict[str, Any]:
-    """Build tiny, which must succeed; what was built."""
+    """Build tiny, which must succeed, and return what was built."""
     ended = checkout.run("build", "tiny", "--json", *options)
     assert ended.returncode == 0, ended.stderr
     found: dict[str, Any] = json.loads(ended.stdout)

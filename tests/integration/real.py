@@ -1,4 +1,4 @@
-"""Environments with their real pip half, on a conda half of the tests' own channel."""
+"""Environments with their real PyPI packages, and conda packages from the tests' own channel."""
 
 import json
 import re
@@ -22,9 +22,9 @@ def furnish(
     names: Sequence[str] = (NAME,),
     shared: Sequence[str] = ("base", "bundles"),
 ) -> TestCheckout:
-    """Make `place` a checkout whose environments `names` are locked against `channel` and the machine's own package index.
+    """Make `place` a checkout whose environments `names` are locked from `channel` and the machine's package index.
 
-    What is `shared` of build/ is that of the checkout at `root`, so that a second run downloads nothing.
+    Folders of build/ that are `shared` are those of the checkout at `root`, so a second run downloads nothing.
     """
     unwanted = ("__pycache__", ".*")
     for folder in ("docker", "smoke_tests", "environments"):
@@ -47,12 +47,12 @@ def furnish(
         stack.write_text(devel.sub('devel = ["cuda-nvcc"]', stack.read_text()))
         run(checkout, "lock", name)
         pins = Path("lockfiles", name, "requirements.txt")
-        assert (place / pins).read_bytes() == (root / pins).read_bytes()  # the pip half is the real one
+        assert (place / pins).read_bytes() == (root / pins).read_bytes()  # the PyPI packages are the real ones
     return checkout
 
 
 def locked_bytes(checkout: TestCheckout) -> int:
-    """The sizes of all that the image is made of, as it is fetched."""
+    """The sizes of all downloads that the image is made of."""
     lock = json.loads((checkout.root / "lockfiles" / NAME / "lock.json").read_text())
     inside = [entry for entry in lock["conda"] if entry["category"] == "main"] + lock["pip"]
     base = [line.split() for line in (checkout.root / "docker" / "base.lock").read_text().splitlines() if line[0] != "#"]
@@ -60,7 +60,7 @@ def locked_bytes(checkout: TestCheckout) -> int:
 
 
 def run(checkout: TestCheckout, *arguments: str, timeout: float = 1500, code: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run the command line, which must end with `code`; images take longer than what else the tests run."""
+    """Run the command line, which must end with `code`, with more time than other tests need."""
     command = [sys.executable, "-m", "smokehouse", *arguments]
     ended = subprocess.run(command, cwd=checkout.root, env=checkout.environ, capture_output=True, text=True, timeout=timeout)
     assert ended.returncode == code, ended.stdout + ended.stderr

@@ -1,6 +1,5 @@
-"""The CUDA toolkit 12.4 and gcc 12 out of Debian packages, laid out as conda-forge lays them out."""
+"""The CUDA toolkit 12.4 and gcc 12 from Debian packages, in the layout of conda-forge."""
 
-import os
 import re
 from pathlib import Path
 
@@ -16,7 +15,7 @@ _GCC = (
 _TARGET = "targets/x86_64-linux"
 _SYSROOT = "x86_64-conda-linux-gnu/sysroot"
 
-# As conda-forge changes NVIDIA's own: https://github.com/conda-forge/cuda-nvcc-impl-feedstock
+# NVIDIA's file with the changes of conda-forge. See: https://github.com/conda-forge/cuda-nvcc-impl-feedstock
 _PROFILE = f"""\
 TOP              = $(_HERE_)/..
 NVVMIR_LIBRARY_DIR = $(TOP)/nvvm/libdevice
@@ -26,14 +25,14 @@ INCLUDES        +=  "-I$(TOP)/{_TARGET}/include" $(_SPACE_)
 LIBRARIES        =+ $(_SPACE_) "-L$(TOP)/{_TARGET}/lib"
 """
 
-# Debian's gcc finds its parts from where it lies, but not the libraries that they need.
+# Debian's gcc finds its parts relative to itself, but not the libraries that they need.
 _DRIVER = """\
 #!/bin/sh
 root="$(dirname "$(dirname "$(readlink -f "$0")")")/{sysroot}"
 export LD_LIBRARY_PATH="$root/usr/lib/x86_64-linux-gnu"
 exec "$root/usr/bin/x86_64-linux-gnu-{name}-12" --sysroot="$root" -B"$root/usr/bin/x86_64-linux-gnu-" "$@"
 """
-# What compiles no C++, or runs on other systems only.
+# Not needed to compile C++, or for other systems only.
 _UNWANTED = re.compile(
     r"^usr/share/|/(lto1|lto-dump|cc1$|gp-|gprof|gconv|audit|plugin|lib[a-z]*san|libc\.a|libm-2)|/libgprofng"
 )
@@ -42,7 +41,7 @@ Files = dict[str, str | bytes | Link | Path]
 
 
 def fill(channel: Channel, programs: Path) -> None:
-    """Put cuda-nvcc 12.4 with all that compiles DeepSpeed's ops into `channel`; `programs` keeps what was unpacked."""
+    """Add cuda-nvcc 12.4 and all that compiles DeepSpeed's ops to `channel`; packages are unpacked to `programs`."""
     cuda = _cuda(unpacked(programs))
     gcc = _gcc(unpack([f"{name}/bookworm" for name in _GCC.split()], programs / "gcc").parent)
     channel.archive("cuda-nvcc").unlink()
@@ -54,7 +53,7 @@ def fill(channel: Channel, programs: Path) -> None:
 
 
 def unpacked(programs: Path) -> Path:
-    """The toolkit as Debian lays it out."""
+    """The toolkit in the layout of Debian."""
     return unpack(_CUDA, programs / "cuda", without=("*.a", "*/share/*"))
 
 
@@ -82,10 +81,10 @@ def _gcc(root: Path) -> Files:
     for top in ("usr", "lib", "lib64"):
         for path in (root / top).rglob("*"):
             place = str(path.relative_to(root))
-            if (path.is_symlink() and os.readlink(path).startswith("/")) or _UNWANTED.search(place):
+            if (path.is_symlink() and path.readlink().is_absolute()) or _UNWANTED.search(place):
                 continue
             if path.is_symlink() or path.is_file():
                 found[f"{_SYSROOT}/{place}"] = path
-    # What libc.so names, by a link that is Debian's and absolute.
+    # libc.so refers to it by an absolute link of Debian.
     found[f"{_SYSROOT}/lib64/ld-linux-x86-64.so.2"] = Link("../lib/x86_64-linux-gnu/ld-linux-x86-64.so.2")
     return found

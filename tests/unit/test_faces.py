@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-PACKAGES = ("oci", "programs", "storage")
+PACKAGES = ("images", "oci", "programs", "storage")
 
 
 @pytest.mark.parametrize("package", PACKAGES)

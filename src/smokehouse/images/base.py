@@ -1,4 +1,4 @@
-"""The base of images: Debian, from a list of packages with their hashes, as an image of one layer."""
+"""The base image: Debian, built from a list of packages with their hashes, as an image of one layer."""
 
 import io
 import json
@@ -21,12 +21,12 @@ from smokehouse.programs.process import Ended, run
 from smokehouse.storage import files
 from smokehouse.storage.folder_lock import exclusive
 
-EPOCH = 315532800  # seconds: 1980, the first time that a zip file can tell, so that every step can say it
-TAG = "base"
-_FORMAT = 2  # raised whenever the same lock makes another base
-_MAKING = 1200.0
+EPOCH = 315532800  # seconds: 1980, the earliest time that zip files have, so every step can set it
+_TAG = "base"
+_FORMAT = 2  # raised whenever the same lock builds another base
+_TIMEOUT = 1200.0  # seconds
 
-# Made by mmdebstrap or the packages' scripts and of no use in an image, or different every time.
+# Written by mmdebstrap or the packages' scripts, and useless in an image or different in every build.
 _UNWANTED = (
     "etc/resolv.conf etc/hostname var/cache/apt var/cache/debconf var/cache/ldconfig/aux-cache var/log/apt var/log/dpkg.log "
     "var/log/alternatives.log var/log/bootstrap.log var/lib/apt/lists var/lib/dpkg/status-old var/lib/dpkg/available-old"
@@ -35,63 +35,62 @@ _UNWANTED = (
 
 @dataclass(frozen=True)
 class Base:
-    """What an image is built on: a context for buildx, with the name and digest that the labels give it.
+    """What an image is built on, by the `name` and `digest` in the image's labels.
 
-    `packages` are those of Debian that it is known to have; none for an image that was made elsewhere.
+    A base that was built here is in the OCI layout `layout` under `tag`, and consists of the Debian `packages`. Any other is
+    in a registry, and its packages are unknown.
     """
 
-    context: str
     name: str
     digest: str
-    packages: tuple[DebianPackage, ...]
+    packages: tuple[DebianPackage, ...] = ()
+    layout: Path | None = None
+    tag: str = ""
 
 
 def parse(reference: str) -> Base:
-    """Return the base that a user names as REF@sha256:…; raises UserError for any other form."""
+    """Parse REF@sha256:…, as --base takes it; raises UserError."""
     found = re.fullmatch(rf"([a-z0-9][a-z0-9.-]*(?::\d+)?(?:/[a-z0-9][\w.-]*)*(?::\w[\w.-]*)?)@({DIGEST})", reference)
     if not found:
-        raise UserError(f"--base {reference}: a base is named by its digest, REF@sha256:…, since a tag can move; give that")
-    return Base(f"docker-image://{reference}", found[1], found[2], ())
+        raise UserError(f"--base: expected REF@sha256:…, found {reference}; specify the digest, because a tag can move")
+    return Base(found[1], found[2])
 
 
 def make(checkout: Checkout) -> Base:
-    """Return the base that docker/base.lock says, made when it has not been made yet; raises UserError.
+    """Return the base of docker/base.lock, building it if necessary; raises UserError.
 
-    The same lock makes the same image, to the bit, wherever and whenever.
+    The same lock builds the same image, bit for bit, on any machine and at any time.
     """
     packages = read(checkout)
-    asked = read_definition(checkout)
+    definition = read_definition(checkout)
     folder = checkout.root / "build" / "base" / files.sha256(f"{_FORMAT} {files.hashed(checkout.root / LOCK)}")[:16]
     layout = folder / "layout"
     folder.mkdir(parents=True, exist_ok=True)
-    with exclusive(folder / ".lock", "making the base"):
+    with exclusive(folder / ".lock", "building the base image"):
         if not (layout / "index.json").is_file():
-            if not shutil.which("mmdebstrap"):
-                raise UserError("mmdebstrap is not here, which makes the base; install it, or give --base REF@sha256:…")
-            if os.geteuid():
-                _refuse_no_namespace(folder)
-            status(f"making the base ({len(packages)} packages of Debian {asked.suite})")
-            fetch_packages(packages, asked.suite, folder / "packages")
+            _require_mmdebstrap(folder)
+            status(f"building the base image ({len(packages)} packages of Debian {definition.suite})")
+            fetch_packages(packages, definition.suite, folder / "packages")
             tree = folder / "layer.tar"
-            _debootstrap(packages, asked, folder, tree)
-            _settle_devices(tree)
+            _debootstrap(packages, definition, folder, tree)
+            _normalize_devices(tree)
             # No time of its own: BuildKit would give it to every image above.
-            write_layout(tree, folder / "partial", name=TAG, created="1980-01-01T00:00:00Z", created_by="mmdebstrap")
+            write_layout(tree, folder / "partial", name=_TAG, created="1980-01-01T00:00:00Z", created_by="mmdebstrap")
             tree.unlink()
             shutil.rmtree(layout, ignore_errors=True)
             (folder / "partial").rename(layout)
     digest = json.loads((layout / "index.json").read_text())["manifests"][0]["digest"]
-    return Base(f"oci-layout://{layout}:{TAG}@{digest}", f"debian-{asked.suite}", digest, packages)
+    return Base(f"debian-{definition.suite}", digest, packages, layout, _TAG)
 
 
-def _debootstrap(packages: Sequence[DebianPackage], asked: Definition, folder: Path, tree: Path) -> None:
-    """Write the file system of the base to `tree` with an archive that has nothing but `packages`.
+def _debootstrap(packages: Sequence[DebianPackage], definition: Definition, folder: Path, tree: Path) -> None:
+    """Write the file system of the base to `tree`, from an archive that has nothing but `packages`.
 
-    Root makes it as root, anyone else in a user namespace; the file is the same.
+    It runs as root, or in a user namespace for any other user; the file is the same.
     """
     with tempfile.TemporaryDirectory() as name:
         archive = Path(name)
-        archive.chmod(0o755)  # the namespace's root is somebody else, who may read what anyone may
+        archive.chmod(0o755)  # root of the namespace is another user, who can read only what is readable for all
         index = []
         for package in packages:
             file = Path(package.path).name
@@ -100,74 +99,83 @@ def _debootstrap(packages: Sequence[DebianPackage], asked: Definition, folder: P
             index.append(f"{control.rstrip()}\nFilename: ./{file}\nSize: {package.size}\nSHA256: {package.sha256}\n")
         listed = "\n".join(index).encode()
         files.write(archive / "Packages", listed)
-        # mmdebstrap looks for essential packages in a release of this name only.
-        release = f"Codename: {asked.suite}\nSuite: {asked.suite}\nSHA256:\n {files.sha256(listed)} {len(listed)} Packages\n"
+        # mmdebstrap looks for essential packages only in a release with the codename of the suite.
+        release = (
+            f"Codename: {definition.suite}\nSuite: {definition.suite}\n"
+            f"SHA256:\n {files.sha256(listed)} {len(listed)} Packages\n"
+        )
         files.write(archive / "Release", release)
-        ended = _mmdebstrap(packages, asked, archive, tree)
+        ended = _mmdebstrap(packages, definition, archive, tree)
     if ended.code:
-        raise UserError(f"{LOCK}: mmdebstrap cannot make the base: {' '.join(ended.stderr.split()[-60:])}")
+        raise UserError(f"{LOCK}: mmdebstrap cannot build the base image: {' '.join(ended.stderr.split()[-60:])}")
 
 
-def _mmdebstrap(packages: Sequence[DebianPackage], asked: Definition, archive: Path, tree: Path) -> Ended:
+def _mmdebstrap(packages: Sequence[DebianPackage], definition: Definition, archive: Path, tree: Path) -> Ended:
     unwanted = " ".join(f'"$1"/{path}' for path in _UNWANTED.split())
     command = [
         "mmdebstrap",
         f"--mode={'root' if os.geteuid() == 0 else 'unshare'}",
         "--variant=essential",
-        f"--architectures={asked.architecture}",
+        f"--architectures={definition.architecture}",
     ]
     command += [f"--include={','.join(sorted(package.name for package in packages))}", "--format=tar"]
     command += [f"--customize-hook=rm -rf {unwanted}"]
-    # No mirror's name gets into the image: a child that wants more of Debian says from where.
+    # The image has no mirror: a child image that installs more of Debian specifies its own.
     command += ['--customize-hook=mkdir -p "$1"/var/lib/apt/lists/partial "$1"/var/cache/apt/archives/partial "$1"/var/log/apt']
-    command += ['--customize-hook=echo "# Name a mirror here." > "$1"/etc/apt/sources.list', asked.suite, str(tree)]
+    command += ['--customize-hook=echo "# Name a mirror here." > "$1"/etc/apt/sources.list', definition.suite, str(tree)]
     command += [f"deb [trusted=yes] copy://{archive} ./"]
-    # perl, dpkg and apt read the umask, the language and the time zone.
+    # perl, dpkg and apt depend on the umask, the language and the time zone.
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("APT_", "LC_", "DEB"))}
     environ |= {"LC_ALL": "C", "TZ": "UTC", "SOURCE_DATE_EPOCH": str(EPOCH)}
-    return run(["sh", "-c", 'umask 022; exec "$@"', "sh", *command], deadline=_MAKING, environ=environ, cwd=archive)
+    return run(["sh", "-c", 'umask 022; exec "$@"', "sh", *command], deadline=_TIMEOUT, environ=environ, cwd=archive)
 
 
-def _refuse_no_namespace(folder: Path) -> None:
+def _require_mmdebstrap(folder: Path) -> None:
+    """Raise UserError where mmdebstrap is not installed or, without root, cannot create a user namespace."""
+    if not shutil.which("mmdebstrap"):
+        raise UserError("mmdebstrap not found; it builds the base image: install it, or pass --base REF@sha256:…")
+    if os.geteuid() == 0:
+        return
     environ = {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C"}
     ended = run(["mmdebstrap", "--unshare-helper", "true"], deadline=60, environ=environ, cwd=folder)
     if ended.code:
-        said = re.findall(r"^[EW]: (?:E: )?(.+)", ended.stderr, re.MULTILINE) or ["it gives no reason"]
+        reasons = re.findall(r"^[EW]: (?:E: )?(.+)", ended.stderr, re.MULTILINE) or ["no reason given"]
         raise UserError(
-            f"mmdebstrap, which makes the base, cannot be root in a user namespace ({'; '.join(said)[:200]}); install uidmap, "
-            f"and have IDs: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 $USER; or build as root, "
-            "or give --base REF@sha256:…"
+            "mmdebstrap: requires a user namespace to build the base image without root, cannot create one "
+            f"({'; '.join(reasons)[:200]}); install uidmap and allocate IDs: "
+            "usermod --add-subuids 100000-165535 --add-subgids 100000-165535 $USER; "
+            "or build as root, or pass --base REF@sha256:…"
         )
 
 
-def _settle_devices(tree: Path) -> None:
-    """Write the headers of /dev in the tar file `tree` as POSIX has them.
+def _normalize_devices(tree: Path) -> None:
+    """Rewrite the headers of /dev in the tar file `tree` in the format of POSIX.
 
-    They come first, without content, from mmdebstrap itself: up to 1.3 with GNU's magic, later with that of POSIX.
+    mmdebstrap itself writes them, first and without content: with GNU's magic up to its release 1.3, with that of POSIX later.
     """
     with tree.open("r+b") as file:
         while (header := bytearray(file.read(512))).startswith(b"./dev/"):
             header[257:265] = b"ustar\x0000"
-            header[148:156] = b" " * 8  # as the checksum counts itself
+            header[148:156] = b" " * 8  # the checksum is computed as if it were spaces
             header[148:156] = b"%06o\0 " % sum(header)
             file.seek(-512, os.SEEK_CUR)
             file.write(header)
 
 
 def tini(checkout: Checkout, folder: Path) -> bytes:
-    """Return the program tini, statically linked, from the package in docker/base.lock; `folder` is for the package.
+    """Return the statically linked program tini from its package in docker/base.lock, downloaded to `folder`.
 
-    A base that was made elsewhere has none. Raises UserError.
+    A base from a registry has none. Raises UserError.
     """
     package = next((package for package in read(checkout) if package.name == "tini"), None)
     if package is None:
-        raise UserError("docker/base.toml: has no tini, which is PID 1 of every image; include it")
+        raise UserError("docker/base.toml: tini not found; it is PID 1 of every image: add it to [include]")
     fetch_packages([package], read_definition(checkout).suite, folder)
     return _member((folder / Path(package.path).name).read_bytes(), "./usr/bin/tini-static", package.name)
 
 
 def _member(package: bytes, path: str, name: str) -> bytes:
-    """Return the file `path` of a Debian package: an ar archive, of a tar archive among others."""
+    """Return the file `path` of a Debian package, an ar archive that contains a tar archive of its files."""
     at = 8
     while at + 60 <= len(package):
         member, size = package[at : at + 16].decode().rstrip(" /"), int(package[at + 48 : at + 58])
@@ -176,4 +184,4 @@ def _member(package: bytes, path: str, name: str) -> bytes:
                 if (file := archive.extractfile(path)) is not None:
                     return file.read()
         at += 60 + size + size % 2
-    raise UserError(f"{name}: the package has no {path}; {REMEDY}")
+    raise UserError(f"{name}: {path} not found in the package; {REMEDY}")

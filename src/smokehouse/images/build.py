@@ -1,11 +1,11 @@
-"""Building images: everything that enters is fetched and checked here, then handed to BuildKit as named contexts."""
+"""Build images: every input is downloaded and verified here, then passed to BuildKit as named build contexts."""
 
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,14 +14,15 @@ from smokehouse.checkout import Checkout
 from smokehouse.console import status
 from smokehouse.errors import UserError
 from smokehouse.images import base as bases
-from smokehouse.images import dockerfile, extra_wheels
-from smokehouse.images import labels as labels_module
-from smokehouse.images import plan as image
-from smokehouse.images.contexts import conda_context, sdist_context, smokehouse_files, wheel_context
-from smokehouse.images.extra_wheels import ExtraWheel
-from smokehouse.images.labels import Flavour, Ops
+from smokehouse.images import dockerfile
+from smokehouse.images.base import Base
+from smokehouse.images.contexts import make_contexts
+from smokehouse.images.extra_wheels import ExtraWheel, fetch_wheels, require_torch_abi
+from smokehouse.images.labels import Flavour, ImageLabels, Ops
+from smokehouse.images.plan import Plan, plan_layers
+from smokehouse.images.spec import ImageSpec, created, oldest_driver
 from smokehouse.installs import bundle as bundles
-from smokehouse.installs import bundler as bundling
+from smokehouse.installs import bundler
 from smokehouse.installs.bundle import Bundle
 from smokehouse.locks.check import LockedEnvironment
 from smokehouse.locks.model import Lock
@@ -30,14 +31,33 @@ from smokehouse.programs.process import run
 from smokehouse.storage import files
 from smokehouse.storage.folder_lock import exclusive
 
-_TOOLKIT = {"cuda-nvcc", "cuda-cuobjdump"}  # in conda-forge, the first does not bring the second
+_TOOLKIT = {"cuda-nvcc", "cuda-cuobjdump"}  # in conda-forge, the first does not depend on the second
 
 Compression = Literal["zstd", "gzip"]
+_Bake = Callable[[str], str]  # builds an image to an output of buildx and returns its digest
+
+
+@dataclass(frozen=True)
+class ImageRequest:
+    """Which image of an environment to build, and from what.
+
+    `base` is REF@sha256:…, or None for Debian from docker/base.lock. Without `ops`, DeepSpeed's are compiled ahead of time
+    where lock and bundle have a toolkit. Everything comes from `bundle`, or from the index and `channel`, a copy or mirror
+    of conda-forge. `source` is the URL of the checkout, for the labels.
+    """
+
+    flavour: Flavour = "runtime"
+    ops: Ops | None = None
+    base: str | None = None
+    extra_wheels: tuple[ExtraWheel, ...] = ()
+    bundle: Path | None = None
+    channel: str | None = None
+    source: str | None = None
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """An image that is ready to be built: `bake` is the file that goes with docker/docker-bake.hcl."""
+    """An image that is ready to be built: `bake` is the file that complements docker/docker-bake.hcl."""
 
     bake: Path
     target: str
@@ -47,85 +67,31 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Built:
-    """An image that was built: the `digest` of its manifest, and where it is."""
+    """An image that was built: the `digest` of its manifest, and its destination."""
 
     digest: str
     place: str
     labels: Mapping[str, str]
 
 
-def prepare(
-    checkout: Checkout,
-    locked_environment: LockedEnvironment,
-    *,
-    flavour: Flavour = "runtime",
-    base: str | None = None,
-    bundled: Path | None = None,
-    channel: str | None = None,
-    source: str | None = None,
-    ops: Ops | None = None,
-    added: Sequence[ExtraWheel] = (),
-) -> Prepared:
-    """Fetch and check everything that the image of an environment is made of; raises UserError.
-
-    `base` is REF@sha256:…, Debian from docker/base.lock if None; `bundled` is the bundle to take all from, `channel` the
-    copy or mirror of conda-forge otherwise; `source` is the URL of the checkout for the labels. If `ops` is None, those of
-    DeepSpeed are compiled ahead of time where lock and bundle have a toolkit. Wheels that no lock names are `added`.
-    """
-    name, locked, digest = locked_environment.name, locked_environment.lock, locked_environment.digest
-    promise = locked_environment.environment
-    labels_module.driver(locked_environment.cuda)
-    wheels = extra_wheels.fetch_wheels(checkout, added, promise, locked)
-    under = bases.parse(base) if base else bases.make(checkout)
-    bundle = bundle_for(checkout, locked_environment, flavour, bundled, channel)
-    extra_wheels.require_torch_abi(added, locked, bundle.wheels)
-    able = bundle.has_devel and _wants_ops(locked)
-    if ops == "aot" and not able:
-        tools = " and ".join(sorted(_TOOLKIT))
-        raise UserError(f"--ops aot: it takes deepspeed as source and {tools} in [conda] devel, in lock and bundle; add them")
-    ops = ops or ("aot" if able else "none")
+def prepare_image(checkout: Checkout, locked: LockedEnvironment, request: ImageRequest) -> Prepared:
+    """Download and verify every input of an image, and write the bake file that builds it; raises UserError."""
+    spec, bundle = _fetch(checkout, locked, request)
     dockerfile.update(checkout)
-    folder = checkout.root / "build" / "images" / f"{name}-{flavour}"
+    plan = plan_layers(locked.lock, [wheel.file for wheel in spec.extra_wheels])
+    labels = _labels(checkout, spec, request)
+    folder = checkout.root / "build" / "images" / f"{locked.name}-{spec.flavour}"
     folder.mkdir(parents=True, exist_ok=True)
-    libraries, above = image.layers(locked, [one.file for one in wheels])
-    numbered = [*libraries, *above[:-1]]
-    elsewhere = {one.file: one.path.parent for one in wheels}
-    with exclusive(folder / ".lock", f"preparing the image of {name}"):
-        contexts = {"base": under.context}
-        wanted = locked.conda if flavour == "devel" else locked.main
-        contexts["conda"] = conda_context(folder / "conda", wanted, locked, bundle)
-        if ops == "aot":
-            contexts["toolkit"] = conda_context(folder / "toolkit", locked.conda, locked, bundle)
-        for number, layer in enumerate(numbered, 1):
-            contexts[f"layer-{number:02}"] = wheel_context(
-                folder / f"layer-{number:02}", layer, locked, elsewhere.get(layer.files[0], bundle.wheels)
-            )
-        contexts["model"] = wheel_context(folder / "model", above[-1], locked, bundle.wheels)
-        contexts["sources"] = sdist_context(folder / "sources", above[-1], locked, bundle, ops)
-        origin = _origin(checkout, name, source)
-        labels = labels_module.labels(locked, locked_environment.cuda, digest, flavour, under, ops, origin, added)
-        contexts["ours"] = smokehouse_files(checkout, locked_environment, folder, bundle, flavour, ops, under.packages, wheels)
-        target = {
-            "contexts": contexts,
-            "args": {
-                "LAYERS": f"{len(numbered):02}",
-                "LIBRARIES": f"{len(libraries):02}",
-                "OPS": ops,
-                "SOURCE_DATE_EPOCH": str(int(labels_module.created(locked).timestamp())),
-            },
-            "labels": labels,
-            # Relative to the checkout, which is where bake is run.
-            "context": "docker",
-            "dockerfile": "Dockerfile",
-            "target": "image",
-        }
+    with exclusive(folder / ".lock", f"preparing the image of {locked.name}"):
+        status(f"preparing {spec.tags[0]} ({len(plan.numbered) + 1} layers of wheels)")
+        contexts = {name: str(path) for name, path in make_contexts(checkout, spec, plan, bundle, folder).items()}
+        target = _bake_target(spec, plan, {"base": base_context(spec.base)} | contexts, labels)
         bake = folder / "bake.json"
-        files.write(bake, json.dumps({"target": {engine.bake_target(name): target}}, indent=1) + "\n")
-    tags = labels_module.tags(locked, locked_environment.cuda, digest, flavour, added)
-    return Prepared(bake, engine.bake_target(name), tags, labels)
+        files.write(bake, json.dumps({"target": {engine.bake_target(locked.name): target}}, indent=1) + "\n")
+    return Prepared(bake, engine.bake_target(locked.name), spec.tags, labels.as_dict())
 
 
-def build(
+def build_image(
     checkout: Checkout,
     prepared: Prepared,
     output: str,
@@ -134,38 +100,134 @@ def build(
     builder: str | None = None,
     no_cache: bool = False,
 ) -> Built:
-    """Build a prepared image to `output`: oci:DIR, docker or push:REF. Raises UserError.
+    """Build a prepared image to `output`: oci:DIR, docker or push:REF; a failed build leaves the output as it was.
 
-    What cannot be built leaves nothing at the output.
+    `builder` is a Buildx builder or a Docker context. Raises UserError.
     """
-    kind, _, where = output.partition(":")
-    if kind not in ("oci", "docker", "push") or bool(where) == (kind == "docker"):
-        raise UserError(f"--output {output}: it is oci:DIR, docker or push:REF")
-    how = f"compression={compression},force-compression=true,oci-mediatypes=true"
-    how += ",compression-level=3" if compression == "zstd" else ""
-    given = [Path("docker/docker-bake.hcl"), prepared.bake]
+    kind, _, place = output.partition(":")
+    if kind not in ("oci", "docker", "push") or bool(place) == (kind == "docker"):
+        raise UserError(f"--output: expected oci:DIR, docker or push:REF, found {output}")
+    options = f"compression={compression},force-compression=true,oci-mediatypes=true"
+    options += ",compression-level=3" if compression == "zstd" else ""
+    bake_files = [Path("docker/docker-bake.hcl"), prepared.bake]
 
-    def bake(to: str) -> str:
+    def bake(output: str) -> str:
         status(f"building {prepared.tags[0]}")
-        return engine.bake(checkout.root, given, prepared.target, f"{to},{how}", builder=builder, no_cache=no_cache)
+        output = f"{output},{options}"
+        return engine.bake(checkout.root, bake_files, prepared.target, output, builder=builder, no_cache=no_cache)
 
     if kind == "push":
-        digest = bake(f"type=image,name={where},push=true")
-        return Built(digest, f"{where}@{digest}", prepared.labels)
+        digest = bake(f"type=image,name={place},push=true")
+        return Built(digest, f"{place}@{digest}", prepared.labels)
     if kind == "docker":
-        if builder:
-            # One that is another engine would keep the image.
-            with tempfile.TemporaryDirectory(dir=prepared.bake.parent) as room:
-                archive = Path(room, "image.tar")
-                digest = bake(f"type=docker,dest={archive},name={prepared.tags[0]}")
-                engine.load(archive, checkout.root)
-        else:
-            digest = bake(f"type=image,name={prepared.tags[0]}")
-        engine.tag(prepared.tags[0], prepared.tags[1:], checkout.root)
+        digest = _build_to_engine(checkout, prepared, bake, other_engine=builder is not None)
         return Built(digest, prepared.tags[0], prepared.labels)
-    folder = Path(where).absolute()
+    folder = Path(place).absolute()
+    return Built(_build_to_layout(prepared, bake, folder), str(folder), prepared.labels)
+
+
+def bundle_for(
+    checkout: Checkout, locked: LockedEnvironment, flavour: Flavour, folder: Path | None, channel: str | None
+) -> Bundle:
+    """Return the bundle in `folder`, or one made from `channel` where None, every file verified; raises UserError."""
+    if folder:
+        bundle = bundles.read(folder, locked)
+        bundle.require_conda(devel=flavour == "devel")
+        bundle.verify()
+        return bundle
+    folder = checkout.root / "build" / "bundles" / locked.name
+    return bundler.make(locked, folder, channel=channel, devel=True, reuse_siblings=True)
+
+
+def base_context(base: Base) -> str:
+    """Return the base as a build context of buildx."""
+    # buildx 0.33 rejects a layout without a tag: https://github.com/docker/buildx/issues/3793
+    place = f"oci-layout://{base.layout}:{base.tag}" if base.layout else f"docker-image://{base.name}"
+    return f"{place}@{base.digest}"
+
+
+def _fetch(checkout: Checkout, locked: LockedEnvironment, request: ImageRequest) -> tuple[ImageSpec, Bundle]:
+    """Download what the image is built from; return its specification and the bundle that has its packages."""
+    oldest_driver(locked.cuda)  # an unknown CUDA release is refused before anything is downloaded
+    wheels = fetch_wheels(checkout, request.extra_wheels, locked.environment, locked.lock)
+    base = bases.parse(request.base) if request.base else bases.make(checkout)
+    bundle = bundle_for(checkout, locked, request.flavour, request.bundle, request.channel)
+    require_torch_abi(request.extra_wheels, locked.lock, bundle.wheels)
+    ops = _choose_ops(request.ops, available=bundle.has_devel and _has_toolkit(locked.lock))
+    return ImageSpec(locked, request.flavour, ops, base, wheels), bundle
+
+
+def _choose_ops(requested: Ops | None, *, available: bool) -> Ops:
+    if requested == "aot" and not available:
+        tools = " and ".join(sorted(_TOOLKIT))
+        raise UserError(
+            f"--ops aot: requires deepspeed as source distribution, and {tools} in [conda] devel, in lock and bundle; add them"
+        )
+    return requested or ("aot" if available else "none")
+
+
+def _has_toolkit(lock: Lock) -> bool:
+    """Return whether DeepSpeed is built from source, and the lock has what its ops are compiled with."""
+    devel = {package.name for package in lock.conda if package.category == "devel"}
+    return devel >= _TOOLKIT and any(file.name == "deepspeed" and not file.file.endswith(".whl") for file in lock.pip)
+
+
+def _labels(checkout: Checkout, spec: ImageSpec, request: ImageRequest) -> ImageLabels:
+    return spec.labels(source=request.source or "", revision=_revision(checkout, spec.locked.name))
+
+
+def _revision(checkout: Checkout, name: str) -> str:
+    """Return the commit that the image's files are from; empty where one of them differs from it."""
+    if not shutil.which("git"):
+        return ""
+    paths = ["docker", "smoke_tests", "src/smokehouse_loader", f"environments/{name}", f"lockfiles/{name}"]
+    present = [path for path in paths if (checkout.root / path).exists()]
+
+    def git(*arguments: str) -> str | None:
+        ended = run(["git", *arguments, "--", *present], deadline=60, environ=os.environ, cwd=checkout.root)
+        return None if ended.code else ended.stdout.strip()
+
+    revision = git("log", "-1", "--format=%H")
+    clean = revision and re.fullmatch(r"[0-9a-f]{40}", revision) and git("status", "--porcelain") == ""
+    return revision if revision and clean else ""
+
+
+def _bake_target(spec: ImageSpec, plan: Plan, contexts: Mapping[str, str], labels: ImageLabels) -> dict[str, object]:
+    """Return the target of the bake file."""
+    return {
+        "contexts": contexts,
+        "args": {
+            "LAYERS": f"{len(plan.numbered):02}",
+            "LIBRARIES": f"{len(plan.libraries):02}",
+            "OPS": spec.ops,
+            "SOURCE_DATE_EPOCH": str(int(created(spec.locked.lock).timestamp())),
+        },
+        "labels": labels.as_dict(),
+        # Relative to the checkout, where bake runs.
+        "context": "docker",
+        "dockerfile": "Dockerfile",
+        "target": "image",
+    }
+
+
+def _build_to_engine(checkout: Checkout, prepared: Prepared, bake: _Bake, *, other_engine: bool) -> str:
+    """Build the image to the engine under all its tags, and return its digest."""
+    if other_engine:
+        # That engine would keep the image.
+        with tempfile.TemporaryDirectory(dir=prepared.bake.parent) as folder:
+            archive = Path(folder, "image.tar")
+            digest = bake(f"type=docker,dest={archive},name={prepared.tags[0]}")
+            engine.load(archive, checkout.root)
+    else:
+        digest = bake(f"type=image,name={prepared.tags[0]}")
+    engine.tag(prepared.tags[0], prepared.tags[1:], checkout.root)
+    return digest
+
+
+def _build_to_layout(prepared: Prepared, bake: _Bake, folder: Path) -> str:
+    """Build the image to an OCI layout that replaces `folder`, and return its digest."""
     if folder.exists() and not (folder / "oci-layout").is_file() and any(folder.iterdir()):
-        raise UserError(f"{folder}: holds other things than an image; name an empty or a new folder")
+        raise UserError(f"{folder}: expected an OCI layout or an empty folder, found other files; specify another folder")
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -177,40 +239,4 @@ def build(
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return Built(digest, str(folder), prepared.labels)
-
-
-def bundle_for(
-    checkout: Checkout, locked: LockedEnvironment, flavour: Flavour, given: Path | None, channel: str | None
-) -> Bundle:
-    """Return the bundle to build from, every file in it seen to have its hash."""
-    if given:
-        bundle = bundles.read(given, locked)
-        bundle.require_conda(devel=flavour == "devel")
-        bundle.verify()
-        return bundle
-    folder = checkout.root / "build" / "bundles" / locked.name
-    return bundling.make(locked, folder, channel=channel, devel=True, reuse_siblings=True)
-
-
-def _wants_ops(locked: Lock) -> bool:
-    """Whether DeepSpeed is built here, and the lock has what its ops are compiled with."""
-    there = {package.name for package in locked.conda if package.category == "devel"}
-    return there >= _TOOLKIT and any(file.name == "deepspeed" and not file.file.endswith(".whl") for file in locked.pip)
-
-
-def _origin(checkout: Checkout, name: str, source: str | None) -> dict[str, str]:
-    """Return where the image's definition is from: a commit only where nothing that enters differs from it."""
-    found = {"source": source} if source else {}
-    if shutil.which("git"):
-        paths = ["docker", "smoke_tests", "src/smokehouse_loader", f"environments/{name}", f"lockfiles/{name}"]
-        there = [path for path in paths if (checkout.root / path).exists()]
-
-        def git(*arguments: str) -> str | None:
-            ended = run(["git", *arguments, "--", *there], deadline=60, environ=os.environ, cwd=checkout.root)
-            return None if ended.code else ended.stdout.strip()
-
-        revision = git("log", "-1", "--format=%H")
-        if revision and re.fullmatch(r"[0-9a-f]{40}", revision) and git("status", "--porcelain") == "":
-            found["revision"] = revision
-    return found
+    return digest

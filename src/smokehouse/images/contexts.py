@@ -1,4 +1,4 @@
-"""Named build contexts: everything that enters a build, verified by its hash."""
+"""Named build contexts: folders with every input of a build, verified by hash."""
 
 import json
 import os
@@ -11,27 +11,27 @@ from typing import Any
 from packaging.utils import canonicalize_name
 
 from smokehouse.checkout import Checkout
-from smokehouse.images import base as bases
-from smokehouse.images import extra_wheels, sbom
-from smokehouse.images import labels as image
-from smokehouse.images.base import EPOCH
-from smokehouse.images.debian_lock import DebianPackage
-from smokehouse.images.extra_wheels import FetchedWheel
-from smokehouse.images.labels import Flavour, Ops
+from smokehouse.console import status
+from smokehouse.images import sbom
+from smokehouse.images.base import EPOCH, tini
+from smokehouse.images.extra_wheels import extend_lock
+from smokehouse.images.labels import Ops
 from smokehouse.images.paths import PREFIX, PROGRAMS
-from smokehouse.images.plan import Layer
-from smokehouse.installs import conda_packages as prefix
+from smokehouse.images.plan import Layer, Plan
+from smokehouse.images.spec import ImageSpec, oldest_driver, stack
+from smokehouse.installs import conda_packages
 from smokehouse.installs.bundle import Bundle
-from smokehouse.locks.check import LockedEnvironment
 from smokehouse.locks.model import LOCK_JSON, CondaPackage, Lock, LockedFile
 from smokehouse.storage import files
 from smokehouse.storage.disk import require_free_space
 
-# The conda half unpacked and compiled, by the size of its archives, and what more it may take.
+# The size of the conda packages unpacked and compiled: at most this many times that of their archives, and so many bytes.
 _CONDA_GROWTH = 8
-_CONDA_REST = 256 << 20  # bytes
-_OURS = 64 << 20
+_CONDA_REST = 256 << 20
+_SMOKEHOUSE_BUDGET = 64 << 20  # bytes
 
+# Context and folder of the files of Smokehouse, as docker/ reads them.
+_SMOKEHOUSE_FILES = "ours"
 
 _OPS = {
     "none": "DeepSpeed's compile when they are first used (no toolkit was there when the image was built)",
@@ -39,136 +39,170 @@ _OPS = {
 }
 
 
-def smokehouse_files(
-    checkout: Checkout,
-    locked_environment: LockedEnvironment,
-    folder: Path,
-    bundle: Bundle,
-    flavour: Flavour,
-    ops: Ops,
-    debian: Sequence[DebianPackage],
-    added: Sequence[FetchedWheel] = (),
-) -> str:
-    """Make folder/ours the context of what is in /opt/smokehouse, and return it; raises UserError."""
-    name, cuda, locked = locked_environment.name, locked_environment.cuda, locked_environment.lock
-    licences = sbom.licences(bundle.wheels, locked.pip)
-    for one in added:
-        licences |= sbom.licences(one.path.parent, [one.file])
-    locked = extra_wheels.extend_lock(locked, added)
-    wanted = locked.conda if flavour == "devel" else locked.main
-    about = {
-        "environment": name,
-        "flavour": flavour,
-        "lock": locked_environment.digest,
-        "ops": _OPS[ops],
-        "stack": image.stack(locked, cuda) | {one.file.name: one.file.version for one in added},
-    }
-    texts = {
-        "constraints.txt": "".join(f"{file.name}=={file.version}\n" for file in locked.pip),
-        "driver": f"{image.driver(cuda)}\n",
-        "environment": f"{name}\n",
-        "sbom.spdx.json": sbom.text(locked, wanted, debian, licences),
-    }
-    if added:
-        about["with"] = {one.file.file: one.file.sha256 for one in added}
-        pins = (f"{one.file.name}=={one.file.version} --hash=sha256:{one.file.sha256}\n" for one in added)
-        texts["lock/added.txt"] = "".join(pins)  # the image's smoke test reads it, and its report names its hash
-    texts["about.json"] = json.dumps(about, indent=1) + "\n"
-    return _ours(checkout, folder / "ours", name, texts, locked, bases.tini(checkout, folder.parent / "packages"))
+def make_contexts(checkout: Checkout, spec: ImageSpec, plan: Plan, bundle: Bundle, folder: Path) -> dict[str, Path]:
+    """Make all contexts but that of the base in `folder`, and return the folder of each by its name; raises UserError."""
+    lock = spec.locked.lock
+    contexts = {"conda": conda_context(folder / "conda", spec.conda, lock, bundle)}
+    if spec.ops == "aot":
+        contexts["toolkit"] = conda_context(folder / "toolkit", lock.conda, lock, bundle)
+    folders = {wheel.file: wheel.path.parent for wheel in spec.extra_wheels}
+    for number, layer in enumerate(plan.numbered, 1):
+        name = f"layer-{number:02}"
+        contexts[name] = wheel_context(folder / name, layer, lock, folders.get(layer.files[0], bundle.wheels))
+    contexts["model"] = wheel_context(folder / "model", plan.model, lock, bundle.wheels)
+    contexts["sources"] = sdist_context(folder / "sources", plan.model, lock, bundle, spec.ops)
+    contexts[_SMOKEHOUSE_FILES] = smokehouse_files(checkout, spec, bundle, folder).parent
+    return contexts
 
 
-def conda_context(folder: Path, packages: Sequence[CondaPackage], locked: Lock, bundle: Bundle) -> str:
-    """Make `folder` the context of a conda prefix: one tar file, the same for the same packages."""
+def conda_context(folder: Path, packages: Sequence[CondaPackage], lock: Lock, bundle: Bundle) -> Path:
+    """Make `folder` the context of a conda prefix, one tar file that depends on `packages` alone, and return it.
+
+    A folder that is complete already is kept. Raises UserError.
+    """
+    size = sum(package.size for package in packages)
     plan = json.dumps(
         {
-            "python": locked.python,
+            "python": lock.python,
             "epoch": EPOCH,
-            "budget": sum(package.size for package in packages) * _CONDA_GROWTH + _CONDA_REST,
+            "budget": size * _CONDA_GROWTH + _CONDA_REST,
             "packages": {package.path: package.sha256 for package in packages},
         },
         indent=1,
     )
     done = folder / "plan.json"
     if done.is_file() and done.read_text() == plan:
-        return str(folder)
+        return folder
     shutil.rmtree(folder, ignore_errors=True)
     work = folder / "work"
     work.mkdir(parents=True)
-    require_free_space(folder, 2 * _CONDA_GROWTH * sum(package.size for package in packages), "prepare the conda half")
-    origins = {f"{locked.channel_url}/{package.path}": bundle.conda / package.path for package in packages}
-    prefix.link(origins, work / "prefix", PREFIX, work / "cache")
-    # What keeps a folder out of backups would keep the environment out of copies of the image's files.
+    require_free_space(folder, 2 * _CONDA_GROWTH * size, "prepare the conda packages")
+    status(f"preparing {len(packages)} conda packages of {lock.environment}")
+    archives = {f"{lock.channel_url}/{package.path}": bundle.conda / package.path for package in packages}
+    conda_packages.link(archives, work / "prefix", PREFIX, work / "cache")
+    # It keeps a folder out of backups, and would keep the environment out of copies of the image's files.
     (work / "prefix" / "CACHEDIR.TAG").unlink(missing_ok=True)
-    with tarfile.open(folder / "prefix.tar", "w", format=tarfile.PAX_FORMAT) as archive:
-        for path in [work / "prefix", *sorted((work / "prefix").rglob("*"))]:
-            member = tarfile.TarInfo(str(Path(*PREFIX.parts[1:]) / path.relative_to(work / "prefix")))
-            member.mtime = EPOCH
-            if path.is_symlink():
-                member.type, member.linkname = tarfile.SYMTYPE, os.readlink(path)
-                archive.addfile(member)
-            elif path.is_dir():
-                member.type, member.mode = tarfile.DIRTYPE, 0o755
-                archive.addfile(member)
-            else:
-                status = path.stat()
-                member.mode, member.size = 0o755 if status.st_mode & 0o100 else 0o644, status.st_size
-                with path.open("rb") as file:
-                    archive.addfile(member, file)
+    _pack_prefix(work / "prefix", folder / "prefix.tar")
     shutil.rmtree(work)
     files.write(done, plan)
-    return str(folder)
+    return folder
 
 
-def wheel_context(folder: Path, layer: Layer, locked: Lock, place: Path) -> str:
-    """Make `folder` the context of a layer of wheels, which lie in the folder `place`."""
-    wheels = [file for file in layer.files if file.file.endswith(".whl")]
-    return _context(folder, wheels, place, python=locked.python, budget=layer.budget, files=_named(wheels))
+def wheel_context(folder: Path, layer: Layer, lock: Lock, wheels: Path) -> Path:
+    """Make `folder` the context of the wheels of `layer`, from the folder `wheels`, and return it."""
+    chosen = [file for file in layer.files if file.file.endswith(".whl")]
+    return _context(folder, chosen, wheels, python=lock.python, budget=layer.budget, files=_entries(chosen))
 
 
-def sdist_context(folder: Path, layer: Layer, locked: Lock, bundle: Bundle, ops: Ops) -> str:
-    """Make `folder` the context of what is built from source."""
+def sdist_context(folder: Path, layer: Layer, lock: Lock, bundle: Bundle, ops: Ops) -> Path:
+    """Make `folder` the context of the source distributions of `layer` and what builds them, and return it."""
     sdists = [file for file in layer.files if not file.file.endswith(".whl")]
-    taken = [*sdists, *(file for file in locked.build if sdists)]
-    return _context(folder, taken, bundle.wheels, ops=ops, files=_named(sdists), build=_named(locked.build if sdists else ()))
+    build = lock.build if sdists else ()
+    return _context(folder, [*sdists, *build], bundle.wheels, ops=ops, files=_entries(sdists), build=_entries(build))
 
 
-def _named(locked: Sequence[LockedFile]) -> list[dict[str, str]]:
-    return [{"file": file.file, "sha256": file.sha256} for file in sorted(locked, key=lambda file: file.file)]
+def smokehouse_files(checkout: Checkout, spec: ImageSpec, bundle: Bundle, folder: Path) -> Path:
+    """Make the context of the files in /opt/smokehouse in `folder`, and return the folder of these files in it.
+
+    Raises:
+        UserError: tini cannot be fetched.
+    """
+    lock = extend_lock(spec.locked.lock, spec.extra_wheels)
+    context = folder / _SMOKEHOUSE_FILES
+    shutil.rmtree(context, ignore_errors=True)
+    inside = context / _SMOKEHOUSE_FILES
+    inside.mkdir(parents=True)
+    _copy_checkout(checkout, spec, inside)
+    for name, text in _texts(spec, lock, _licences(spec, bundle)).items():
+        (inside / name).write_text(text)
+    (inside / "tini").write_bytes(tini(checkout, folder.parent / "packages"))
+    plan = {
+        "python": lock.python,
+        "epoch": EPOCH,
+        "budget": _SMOKEHOUSE_BUDGET,
+        "programs": PROGRAMS,
+        "pip": [{"name": canonicalize_name(file.name), "version": file.version, "file": file.file} for file in lock.pip],
+    }
+    (context / "plan.json").write_text(json.dumps(plan, indent=1) + "\n")
+    return inside
 
 
-def _context(folder: Path, locked: Sequence[LockedFile], place: Path, **plan: Any) -> str:
+def _pack_prefix(prefix: Path, archive: Path) -> None:
+    """Write the conda prefix to the tar file `archive`, with names as in an image and nothing of this machine."""
+    with tarfile.open(archive, "w", format=tarfile.PAX_FORMAT) as tar:
+        for path in [prefix, *sorted(prefix.rglob("*"))]:
+            member = tarfile.TarInfo(str(Path(*PREFIX.parts[1:]) / path.relative_to(prefix)))
+            member.mtime = EPOCH
+            if path.is_symlink():
+                # Path.readlink would normalize the target.
+                member.type, member.linkname = tarfile.SYMTYPE, os.readlink(path)  # noqa: PTH115 - see above
+                tar.addfile(member)
+            elif path.is_dir():
+                member.type, member.mode = tarfile.DIRTYPE, 0o755
+                tar.addfile(member)
+            else:
+                stat = path.stat()
+                member.mode, member.size = 0o755 if stat.st_mode & 0o100 else 0o644, stat.st_size
+                with path.open("rb") as file:
+                    tar.addfile(member, file)
+
+
+def _context(folder: Path, locked: Sequence[LockedFile], source: Path, **plan: Any) -> Path:
+    """Make `folder` a context of files in the folder `source`, with `plan` for the build step that reads it."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     for file in locked:
-        files.link_or_copy(place / file.file, folder / file.file)
+        files.link_or_copy(source / file.file, folder / file.file)
     (folder / "plan.json").write_text(json.dumps({"epoch": EPOCH, **plan}, indent=1) + "\n")
-    return str(folder)
+    return folder
 
 
-def _ours(checkout: Checkout, folder: Path, name: str, texts: Mapping[str, str], locked: Lock, tini: bytes) -> str:
-    """Make `folder` the context of what is in /opt/smokehouse."""
-    shutil.rmtree(folder, ignore_errors=True)
-    ours = folder / "ours"
-    ours.mkdir(parents=True)
+def _entries(locked: Sequence[LockedFile]) -> list[dict[str, str]]:
+    return [{"file": file.file, "sha256": file.sha256} for file in sorted(locked, key=lambda file: file.file)]
+
+
+def _copy_checkout(checkout: Checkout, spec: ImageSpec, inside: Path) -> None:
+    """Copy to `inside` what an image has of the checkout: its programs, the smoke tests, the loader and the lock."""
     for path in sorted((checkout.root / "docker" / "inside").iterdir()):
-        shutil.copyfile(path, ours / path.name)
+        shutil.copyfile(path, inside / path.name)
     unwanted = shutil.ignore_patterns("__pycache__", ".*")
-    shutil.copytree(checkout.root / "smoke_tests", ours / "smoke_tests", ignore=unwanted)
-    loader = Path(__file__).parents[1].with_name("smokehouse_loader")  # the smoke tests load with it
-    shutil.copytree(loader, ours / loader.name, ignore=unwanted)
-    (ours / "lock").mkdir()
-    for other in (LOCK_JSON, *locked.files):
-        shutil.copyfile(checkout.lock(name) / other, ours / "lock" / other)
-    shutil.copyfile(checkout.environment(name) / "stack.toml", ours / "stack.toml")
-    for path_name, text in texts.items():
-        (ours / path_name).write_text(text)
-    (ours / "tini").write_bytes(tini)
-    plan = {
-        "python": locked.python,
-        "epoch": EPOCH,
-        "budget": _OURS,
-        "programs": PROGRAMS,
-        "pip": [{"name": canonicalize_name(file.name), "version": file.version, "file": file.file} for file in locked.pip],
+    shutil.copytree(checkout.root / "smoke_tests", inside / "smoke_tests", ignore=unwanted)
+    loader = Path(__file__).parents[1].with_name("smokehouse_loader")  # the smoke tests import it
+    shutil.copytree(loader, inside / loader.name, ignore=unwanted)
+    (inside / "lock").mkdir()
+    for name in (LOCK_JSON, *spec.locked.lock.files):
+        shutil.copyfile(spec.locked.files.folder / name, inside / "lock" / name)
+    shutil.copyfile(checkout.environment(spec.locked.name) / "stack.toml", inside / "stack.toml")
+
+
+def _licences(spec: ImageSpec, bundle: Bundle) -> dict[str, str]:
+    """Return the licences that the image's wheels state, by file name."""
+    licences = sbom.licences(bundle.wheels, spec.locked.lock.pip)
+    for wheel in spec.extra_wheels:
+        licences |= sbom.licences(wheel.path.parent, [wheel.file])
+    return licences
+
+
+def _texts(spec: ImageSpec, lock: Lock, licences: Mapping[str, str]) -> dict[str, str]:
+    """Return the generated files in /opt/smokehouse by name; `lock` is the environment's, extended with extra wheels."""
+    name, cuda = spec.locked.name, spec.locked.cuda
+    extra = [wheel.file for wheel in spec.extra_wheels]
+    about: dict[str, object] = {
+        "environment": name,
+        "flavour": spec.flavour,
+        "lock": spec.locked.digest,
+        "ops": _OPS[spec.ops],
+        "stack": stack(lock, cuda) | {file.name: file.version for file in extra},
     }
-    (folder / "plan.json").write_text(json.dumps(plan, indent=1) + "\n")
-    return str(folder)
+    texts = {
+        "constraints.txt": "".join(f"{file.name}=={file.version}\n" for file in lock.pip),
+        "driver": f"{oldest_driver(cuda)}\n",
+        "environment": f"{name}\n",
+        "sbom.spdx.json": sbom.text(lock, spec.conda, spec.base.packages, licences),
+    }
+    if extra:
+        about["with"] = {file.file: file.sha256 for file in extra}
+        # The smoke test in the image reads it, and its report has its hash.
+        texts["lock/added.txt"] = "".join(f"{file.name}=={file.version} --hash=sha256:{file.sha256}\n" for file in extra)
+    texts["about.json"] = json.dumps(about, indent=1) + "\n"
+    return texts

@@ -1,4 +1,4 @@
-"""Fetch an image to look at: from a layout, an engine or a registry."""
+"""Open an image to verify it: from a layout, an engine or a registry."""
 
 import shutil
 import tempfile
@@ -18,9 +18,9 @@ from smokehouse.storage import files
 
 @contextmanager
 def open_image(checkout: Checkout, text: str) -> Iterator[tuple[Image, Registry | None]]:
-    """Yield the image that `text` names, fetched where it is not here, and the registry that it is from.
+    """Yield the image `text`, oci:DIR, docker:NAME or a reference, and its registry, from which it is downloaded.
 
-    It is oci:DIR, docker:NAME, or in a registry. Raises UserError.
+    Raises UserError.
     """
     kind, _, rest = text.partition(":")
     if kind == "oci":
@@ -36,18 +36,18 @@ def open_image(checkout: Checkout, text: str) -> Iterator[tuple[Image, Registry 
         return
     reference = Reference.parse(text)
     registry = Registry(reference)
-    # Kept until it was looked at, so that an interrupted fetch goes on.
-    folder_here = work_folder(checkout) / files.sha256(text)[:16]
-    layout = Layout(folder_here)
+    # Kept until it is verified, so that an interrupted download can resume.
+    downloaded = work_folder(checkout) / files.sha256(text)[:16]
+    layout = Layout(downloaded)
     manifest = registry.pull(layout)
     if not reference.digest:
-        status(f"{text} is {reference.name}@{manifest.digest} now")
+        status(f"resolved {text} to {reference.name}@{manifest.digest}")
     yield layout.image(), registry
-    shutil.rmtree(folder_here, ignore_errors=True)
+    shutil.rmtree(downloaded, ignore_errors=True)
 
 
 def work_folder(checkout: Checkout) -> Path:
-    """Return the folder for what is looked at."""
-    room = checkout.root / "build" / "verify"
-    room.mkdir(parents=True, exist_ok=True)
-    return room
+    """Return the folder for images that are being verified."""
+    folder = checkout.root / "build" / "verify"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -1,82 +1,111 @@
-"""Labels and tags of an image."""
+"""The labels of an image: written when it is built; parsed when it is verified, published or run.
 
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, time
-from typing import Literal
+See: https://github.com/opencontainers/image-spec/blob/main/annotations.md
+"""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from smokehouse.checkout import is_environment_name
 from smokehouse.errors import UserError
-from smokehouse.images.base import Base
-from smokehouse.images.extra_wheels import LABEL, ExtraWheel
-from smokehouse.locks.model import Lock
-from smokehouse.storage.files import sha256
 
 Flavour = Literal["runtime", "devel"]
 Ops = Literal["none", "aot"]
 
-# NVIDIA's table of minor version compatibility: https://docs.nvidia.com/deploy/cuda-compatibility/
-_DRIVERS = {"11": "450.80.02", "12": "525.60.13", "13": "580.65.06"}
+STACK = ("python", "cuda", "torch", "transformers", "deepspeed")
+EXTRA_WHEELS = "io.smokehouse.with"
+
+_ENVIRONMENT = "io.smokehouse.environment"
+_FLAVOUR = "io.smokehouse.flavour"
+_LOCK = "io.smokehouse.lock"
+_OPS = "io.smokehouse.ops"
+_STACK = {name: f"io.smokehouse.{name}" for name in STACK}
+
+_TITLE = "org.opencontainers.image.title"
+_DESCRIPTION = "org.opencontainers.image.description"
+_VERSION = "org.opencontainers.image.version"
+_CREATED = "org.opencontainers.image.created"
+_BASE_NAME = "org.opencontainers.image.base.name"
+_BASE_DIGEST = "org.opencontainers.image.base.digest"
+_SOURCE = "org.opencontainers.image.source"
+_REVISION = "org.opencontainers.image.revision"
+
+_FLAVOURS: dict[str, Flavour] = {name: name for name in get_args(Flavour)}
+_ALL_OPS: dict[str, Ops] = {name: name for name in get_args(Ops)}
 
 
-def created(manifest: Lock) -> datetime:
-    """Return the time that an image says it was made at: the end of what its lock knows of."""
-    return datetime.combine(manifest.cutoff, time(), UTC)
+@dataclass(frozen=True)
+class ImageLabels:
+    """What an image says of itself.
 
-
-def driver(cuda: str) -> str:
-    """Return the oldest NVIDIA driver that runs programs of CUDA `cuda`; raises UserError where none is known."""
-    major = cuda.partition(".")[0]
-    if major not in _DRIVERS:
-        raise UserError(f"CUDA {cuda}: no oldest driver is known for it; add it to src/smokehouse/images/labels.py")
-    return _DRIVERS[major]
-
-
-def stack(manifest: Lock, cuda: str) -> dict[str, str]:
-    """Return the versions of what an image is known by, as far as it has them."""
-    versions = {file.name: file.version for file in manifest.pip}
-    found: dict[str, str] = {name: versions[name] for name in ("torch", "transformers", "deepspeed") if name in versions}
-    return {"python": manifest.python, "cuda": cuda, **found}
-
-
-def tags(manifest: Lock, cuda: str, lock: str, flavour: Flavour, added: Sequence[ExtraWheel] = ()) -> list[str]:
-    """Return the names of an image: by its stack and lock (`lock` is the SHA-256 of lock.json), and by the cut-off date.
-
-    Both tell apart what was `added`.
+    `lock` is the SHA-256 of lock.json in hex, `stack` has the versions of the packages in STACK that the image has.
+    `version` is the image's tag by stack and lock, `created` an RFC 3339 time. `extra_wheels` lists wheels that are not in
+    the lock as `--with` takes them. `source` is the URL of the checkout and `revision` its commit, empty if unknown.
     """
-    suffix = "" if flavour == "runtime" else f"-{flavour}"
-    suffix += f"-with-{sha256(' '.join(sorted(one.sha256 for one in added)))[:8]}" if added else ""
-    torch = stack(manifest, cuda).get("torch", "none").partition("+")[0]
-    by_stack = f"cu{cuda.replace('.', '')}-torch{torch}-{lock[:12]}{suffix}"
-    return [f"{manifest.environment}:{by_stack}", f"{manifest.environment}:{manifest.cutoff:%Y%m%d}-{lock[:12]}{suffix}"]
 
+    environment: str
+    flavour: Flavour
+    lock: str
+    ops: Ops
+    stack: Mapping[str, str]
+    version: str
+    created: str
+    base_name: str
+    base_digest: str
+    extra_wheels: tuple[str, ...] = ()
+    source: str = ""
+    revision: str = ""
 
-def labels(
-    manifest: Lock,
-    cuda: str,
-    lock: str,
-    flavour: Flavour,
-    base: Base,
-    ops: Ops,
-    origin: Mapping[str, str],
-    added: Sequence[ExtraWheel] = (),
-) -> dict[str, str]:
-    """Return an image's labels; `lock` is the SHA-256 of lock.json and `origin` has source and revision where known."""
-    about = {f"io.smokehouse.{name}": version for name, version in stack(manifest, cuda).items()}
-    opencontainers = {
-        "title": manifest.environment,
-        "description": f"{manifest.environment}, {flavour}: locked and proven by Smokehouse",
-        "version": tags(manifest, cuda, lock, flavour, added)[0].partition(":")[2],
-        "created": created(manifest).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "base.name": base.name,
-        "base.digest": base.digest,
-        **origin,
-    }
-    about |= {f"org.opencontainers.image.{name}": text for name, text in opencontainers.items()}
-    about |= {
-        "io.smokehouse.environment": manifest.environment,
-        "io.smokehouse.flavour": flavour,
-        "io.smokehouse.lock": lock,
-        "io.smokehouse.ops": ops,
-    }
-    if added:
-        about[LABEL] = " ".join(one.text for one in sorted(added, key=lambda one: one.name))
-    return dict(sorted(about.items()))
+    @classmethod
+    def parse(cls, labels: Mapping[str, str], image: str) -> "ImageLabels":
+        """Parse the labels of `image`, a name for messages. What else than these is missing is empty.
+
+        Raises:
+            UserError: the environment, the flavour or the ops are missing or invalid.
+        """
+        environment, flavour, ops = (labels.get(name, "") for name in (_ENVIRONMENT, _FLAVOUR, _OPS))
+        for name, valid, expected in (
+            (_ENVIRONMENT, is_environment_name(environment), "the name of an environment"),
+            (_FLAVOUR, flavour in _FLAVOURS, " or ".join(_FLAVOURS)),
+            (_OPS, ops in _ALL_OPS, " or ".join(_ALL_OPS)),
+        ):
+            if not valid:
+                found = repr(labels[name]) if name in labels else "none"
+                raise UserError(
+                    f"{image}: not an image of Smokehouse: label {name}: expected {expected}, found {found}; "
+                    "use an image that nox -s build made"
+                )
+        return cls(
+            environment=environment,
+            flavour=_FLAVOURS[flavour],
+            lock=labels.get(_LOCK, ""),
+            ops=_ALL_OPS[ops],
+            stack={name: labels[label] for name, label in _STACK.items() if label in labels},
+            version=labels.get(_VERSION, ""),
+            created=labels.get(_CREATED, ""),
+            base_name=labels.get(_BASE_NAME, ""),
+            base_digest=labels.get(_BASE_DIGEST, ""),
+            extra_wheels=tuple(labels.get(EXTRA_WHEELS, "").split()),
+            source=labels.get(_SOURCE, ""),
+            revision=labels.get(_REVISION, ""),
+        )
+
+    def as_dict(self) -> dict[str, str]:
+        """Return the labels by name, sorted."""
+        labels = {
+            _ENVIRONMENT: self.environment,
+            _FLAVOUR: self.flavour,
+            _LOCK: self.lock,
+            _OPS: self.ops,
+            _TITLE: self.environment,
+            _DESCRIPTION: f"{self.environment}, {self.flavour}: locked and proven by Smokehouse",
+            _VERSION: self.version,
+            _CREATED: self.created,
+            _BASE_NAME: self.base_name,
+            _BASE_DIGEST: self.base_digest,
+        }
+        labels |= {_STACK[name]: version for name, version in self.stack.items()}
+        optional = {EXTRA_WHEELS: " ".join(self.extra_wheels), _SOURCE: self.source, _REVISION: self.revision}
+        labels |= {name: text for name, text in optional.items() if text}
+        return dict(sorted(labels.items()))

@@ -1,4 +1,4 @@
-"""Images: which layers a lock makes, and what an image is called."""
+"""The layers of an image: which wheels share one, and in which order they lie."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,48 +11,68 @@ from smokehouse.locks.model import Lock, LockedFile
 
 _LARGE = 100_000_000  # bytes
 
-# What a user changes while the rest stays, and what of that is changed most, and alone.
+# What users change while the rest stays, and the one of these that they change most often, and alone.
 _MODEL = frozenset(
     ["accelerate", "datasets", "deepspeed", "huggingface-hub", "liger-kernel", "math-verify", "peft", "qwen-vl-utils"]
     + ["safetensors", "tokenizers", "trl"]
 )
-_ALONE = "transformers"
+_CHANGED_ALONE = "transformers"
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer of wheels and source distributions; it may have `budget` bytes unpacked and compiled."""
+    """A layer of wheels and source distributions."""
 
     files: tuple[LockedFile, ...]
 
     @property
     def budget(self) -> int:
-        """Measured on qwen2.5-vl: 1.3 to 5 times the files, and 9.5 times the 10 MB of transformers; the rest is for those."""
+        """The most bytes that the layer may have, unpacked and compiled.
+
+        Measured: 1.3 to 5 times the size of its files, but 9.5 times for transformers, which has 10 MB.
+        """
         return sum(file.size for file in self.files) * 6 + (64 << 20)
 
 
-def layers(manifest: Lock, added: Sequence[LockedFile] = ()) -> tuple[list[Layer], list[Layer]]:
-    """Return the layers of libraries and those above them, bottom first; raises UserError.
+@dataclass(frozen=True)
+class Plan:
+    """The layers of an image's wheels, bottom first: `libraries`, then `single` packages, then `model`.
 
-    Above are what is changed alone, each wheel that was `added` and no lock names, and last what changes with the model,
-    which has all that is built from source: on the libraries, so that nothing above has to do with it.
-
-    A wheel's layer depends on the wheel and those beside it only, so equal ones are equal in every environment.
+    Each layer of `single` has one package that is changed alone. `model` has what changes with the model, and all source
+    distributions, which are built on the libraries and so depend on no layer above these.
     """
-    ordered = sorted(manifest.pip, key=lambda file: file.name)
+
+    libraries: tuple[Layer, ...]
+    single: tuple[Layer, ...]
+    model: Layer
+
+    @property
+    def numbered(self) -> tuple[Layer, ...]:
+        """The layers that take a slot of docker/Dockerfile: all but `model`."""
+        return (*self.libraries, *self.single)
+
+
+def plan_layers(lock: Lock, extra_wheels: Sequence[LockedFile] = ()) -> Plan:
+    """Return the layers of an image of `lock` with `extra_wheels`, each of which has a layer of its own.
+
+    A layer depends on its own wheels only, so environments share the layers that are equal.
+
+    Raises:
+        UserError: docker/Dockerfile has too few slots.
+    """
+    ordered = sorted(lock.pip, key=lambda file: file.name)
     model = [file for file in ordered if canonicalize_name(file.name) in _MODEL or not file.file.endswith(".whl")]
     rest = [file for file in ordered if file not in model]
-    alone = [file for file in rest if file.name == _ALONE]
+    alone = [file for file in rest if file.name == _CHANGED_ALONE]
     large = [file for file in rest if file.size >= _LARGE and file not in alone]
     small = [file for file in rest if file not in large and file not in alone]
     nvidia = [file for file in small if file.name.startswith("nvidia-")]
     common = [file for file in small if file not in nvidia]
-    libraries = [Layer(tuple(files)) for files in (*([file] for file in large), nvidia, common) if files]
-    above = [Layer((file,)) for file in (*alone, *added)]
-    if len(libraries) + len(above) > SLOTS:
-        count = len(libraries) + len(above)
+    libraries = tuple(Layer(tuple(files)) for files in (*([file] for file in large), nvidia, common) if files)
+    plan = Plan(libraries, tuple(Layer((file,)) for file in (*alone, *extra_wheels)), Layer(tuple(model)))
+    if len(plan.numbered) > SLOTS:
         raise UserError(
-            f"{manifest.environment}: expected at most {SLOTS} layers of wheels, found {count}; "
+            f"{lock.environment}: expected at most {SLOTS} layers of wheels, found {len(plan.numbered)}; "
             f"raise SLOTS in src/smokehouse/images/dockerfile.py"
         )
-    return libraries, [*above, Layer(tuple(model))]
+    return plan

@@ -10,9 +10,10 @@ from smokehouse.checkout import Checkout
 from smokehouse.console import status
 from smokehouse.errors import UserError
 from smokehouse.images import build as building
-from smokehouse.images import labels as image
+from smokehouse.images.build import ImageRequest
 from smokehouse.images.extra_wheels import ExtraWheel
-from smokehouse.images.labels import Flavour, Ops
+from smokehouse.images.labels import Flavour, ImageLabels, Ops
+from smokehouse.images.spec import tags as image_tags
 from smokehouse.locks import check
 from smokehouse.locks.check import LockedEnvironment
 from smokehouse.oci import layout as oci
@@ -62,16 +63,16 @@ def publish_image(checkout: Checkout, name: str, text: str, options: PublishOpti
     if where.tag or where.digest:
         raise UserError(f"{text}: publish gives the tags, by stack and lock; name the repository alone, {where.name}")
     locked = check.load(checkout, name)
-    names = image.tags(locked.lock, locked.cuda, locked.digest, options.flavour, options.added)
+    names = image_tags(locked, options.flavour, options.added)
     tags = [tag.partition(":")[2] for tag in names]
     registry = Registry(where, push=True)
     folder = checkout.root / "build" / "publish" / f"{name}-{options.flavour}"
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder / ".lock", f"publishing {name}"):
         found = _built(checkout, locked, names[0], folder, options)
-        environment, flavour, _ = verifying.built_as(found, names[0])
-        if (environment, flavour) != (name, options.flavour):
-            raise UserError(f"{options.built}: an image of {environment}, not of {name} ({options.flavour})")
+        labels = ImageLabels.parse(found.labels, names[0])
+        if (labels.environment, labels.flavour) != (name, options.flavour):
+            raise UserError(f"{options.built}: an image of {labels.environment}, not of {name} ({options.flavour})")
         # Asked first, because the rest takes long.
         _refuse_taken(registry, tags, found.digest, options.move)
         report = _report(checkout, names[0], found, folder, locked.digest, options)
@@ -86,8 +87,8 @@ def publish_image(checkout: Checkout, name: str, text: str, options: PublishOpti
         if not verdict.passed:
             return verifying.show(verdict, as_json=False)
         # An image with wheels that no lock names would take the tags of the one without.
-        if (version := found.labels["org.opencontainers.image.version"]) != tags[0]:
-            raise UserError(f"{options.built}: is {version} by its labels, not {tags[0]}; give --with as for its build")
+        if labels.version != tags[0]:
+            raise UserError(f"{options.built}: is {labels.version} by its labels, not {tags[0]}; give --with as for its build")
         payload = attestation.statement(report, where.name, found.digest)
         signed = _signed(payload, folder, options.key)
         _send(registry, found, Path(verdict.sbom).read_bytes(), signed)
@@ -106,17 +107,16 @@ def _built(checkout: Checkout, locked: LockedEnvironment, local: str, folder: Pa
     """Return the image in a layout, built where it was not given."""
     if options.built:
         return Layout(options.built).image()
-    prepared = building.prepare(
-        checkout,
-        locked,
+    request = ImageRequest(
         flavour=options.flavour,
-        bundled=options.bundle,
+        ops=options.ops,
+        extra_wheels=options.added,
+        bundle=options.bundle,
         channel=options.channel,
         source=options.source,
-        ops=options.ops,
-        added=options.added,
     )
-    digest = building.build(checkout, prepared, "docker").digest
+    prepared = building.prepare_image(checkout, locked, request)
+    digest = building.build_image(checkout, prepared, "docker").digest
     layout = _layout(folder)
     if (layout.folder / "index.json").is_file() and layout.image().digest == digest:
         return layout.image()

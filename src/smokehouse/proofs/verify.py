@@ -3,10 +3,8 @@
 import json
 import re
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import get_args
 
 from smokehouse.checkout import Checkout
 from smokehouse.console import status
@@ -14,12 +12,13 @@ from smokehouse.errors import UserError
 from smokehouse.images import base as bases
 from smokehouse.images import build as building
 from smokehouse.images import contexts, debian_lock, extra_wheels
-from smokehouse.images import labels as image
 from smokehouse.images.base import Base
-from smokehouse.images.extra_wheels import LABEL, ExtraWheel
+from smokehouse.images.build import Compression, ImageRequest
+from smokehouse.images.extra_wheels import ExtraWheel
 from smokehouse.images.fetch import open_image, work_folder
-from smokehouse.images.labels import Flavour, Ops
+from smokehouse.images.labels import ImageLabels
 from smokehouse.images.paths import ENV, FILES_JSON
+from smokehouse.images.spec import ImageSpec
 from smokehouse.locks import check
 from smokehouse.locks.check import LockedEnvironment
 from smokehouse.locks.model import LOCK_JSON
@@ -56,16 +55,8 @@ class VerifyOptions:
 def verify_reference(checkout: Checkout, text: str, options: VerifyOptions) -> Verification:
     """Say of the image that `text` names whether it is what the lock in this checkout builds; raises UserError."""
     with open_image(checkout, text) as (found, registry):
-        name, *_ = built_as(found, text)
+        name = ImageLabels.parse(found.labels, text).environment
         return verify_image(checkout, check.load(checkout, name), text, found, registry, options)
-
-
-def built_as(found: Image, text: str) -> tuple[str, str, str]:
-    """Return the environment, flavour and ops that an image was built for, by its labels; raises UserError."""
-    name, flavour, ops = (found.labels.get(f"io.smokehouse.{label}", "") for label in ("environment", "flavour", "ops"))
-    if not name or flavour not in get_args(Flavour) or ops not in get_args(Ops):
-        raise UserError(f"{text}: no image of Smokehouse, by its labels; verify one that nox -s build made")
-    return name, flavour, ops
 
 
 def verify_image(
@@ -77,38 +68,37 @@ def verify_image(
     options: VerifyOptions,
 ) -> Verification:
     """Return the verdict over the image `found`, called `text`; raises UserError."""
-    labels = found.labels
-    name, flavour, ops = built_as(found, text)
+    labels = ImageLabels.parse(found.labels, text)
+    name, flavour = labels.environment, labels.flavour
     promise, locked, digest = locked_environment.environment, locked_environment.lock, locked_environment.digest
-    if labels.get("io.smokehouse.lock") != digest:
-        revision = labels.get("org.opencontainers.image.revision", "")
+    if labels.lock != digest:
+        revision = labels.revision
         where = f"git checkout {revision}" if re.fullmatch("[0-9a-f]{40}", revision) else "check out the commit that has it"
         raise UserError(f"{text}: of another lock of {name} than the one here ({digest[:12]}); {where}")
     verdict = Verification(text, found.digest, name, digest)
     status(f"verifying {found.digest} against {locked_environment.files.name}/{LOCK_JSON}")
-    asked = extra_wheels.from_label(labels.get(LABEL, ""), options.added, text)
+    asked = extra_wheels.from_labels(labels, options.added, text)
     added = extra_wheels.fetch_wheels(checkout, asked, promise, locked)
     verdict.added = [one.text for one in asked]
-    bundle = building.bundle_for(checkout, locked_environment, flavour, options.bundle, options.channel)  # type: ignore[arg-type]
-    base, below, runtime = _base(checkout, found, options, verdict)
+    bundle = building.bundle_for(checkout, locked_environment, flavour, options.bundle, options.channel)
+    base, below, runtime = _base(checkout, labels, found, options, verdict)
     extra_wheels.require_torch_abi(asked, locked, bundle.wheels)
-    expected_labels = image.labels(locked, locked_environment.cuda, digest, flavour, base, ops, {}, asked)  # type: ignore[arg-type]
-    compare_config(checkout, found, expected_labels, runtime, verdict)
+    spec = ImageSpec(locked_environment, flavour, labels.ops, base, added)
+    compare_config(checkout, found, spec.labels().as_dict(), runtime, verdict)
     folder = checkout.root / "build" / "verify" / f"{name}-{flavour}"
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder / ".lock", f"verifying {name}"):
         contents = ExpectedFiles(checkout, locked)
-        wanted = locked.conda if flavour == "devel" else locked.main
-        prefix = Path(contexts.conda_context(folder / "conda", wanted, locked, bundle), "prefix.tar")
+        prefix = contexts.conda_context(folder / "conda", spec.conda, locked, bundle) / "prefix.tar"
         contents.add_conda(prefix)
         for file in locked.pip:
             if file.file.endswith(".whl"):
                 contents.add_wheel(bundle.wheels / file.file)
         for one in added:
             contents.add_wheel(one.path)
-        ours = contexts.smokehouse_files(checkout, locked_environment, folder, bundle, flavour, ops, base.packages, added)  # type: ignore[arg-type]
-        contents.add_ours(Path(ours, "ours"))
-        verdict.sbom = str(Path(ours, "ours", "sbom.spdx.json"))
+        smokehouse_files = contexts.smokehouse_files(checkout, spec, bundle, folder)
+        contents.add_ours(smokehouse_files)
+        verdict.sbom = str(smokehouse_files / "sbom.spdx.json")
 
         def keep(path: str) -> bool:
             unknown = path.startswith(f"{ENV}/") and path not in contents.files
@@ -125,7 +115,7 @@ def verify_image(
     check_list(contents, tree, verdict)
     verdict.differences.sort(key=lambda difference: (difference.layer, difference.path))
     if options.rebuild:
-        _rebuild(checkout, locked_environment, found, base, asked, options, verdict)
+        _rebuild(checkout, spec, labels, found, options, verdict)
     if registry:
         _check_proof(checkout, registry, options, verdict)
     return verdict
@@ -159,18 +149,18 @@ def show(verdict: Verification, as_json: bool) -> int:
     return int(not verdict.passed)
 
 
-def _base(checkout: Checkout, found: Image, options: VerifyOptions, verdict: Verification) -> tuple[Base, int, model.Runtime]:
+def _base(
+    checkout: Checkout, labels: ImageLabels, found: Image, options: VerifyOptions, verdict: Verification
+) -> tuple[Base, int, model.Runtime]:
     """Return the base that the image names, how many layers it has, and what it says of starting it."""
-    named = found.labels.get("org.opencontainers.image.base.name", "")
-    digest = found.labels.get("org.opencontainers.image.base.digest", "")
+    named, digest = labels.base_name, labels.base_digest
     if named.startswith("debian-"):
         if options.trust_base:
             verdict.base = f"{named}@{digest}, not looked at"
-            return Base("", named, digest, debian_lock.read(checkout)), 1, model.Runtime()
+            return Base(named, digest, debian_lock.read(checkout)), 1, model.Runtime()
         base = bases.make(checkout)
-        context = re.fullmatch(rf"oci-layout://(.*):[^:]+@{model.DIGEST}", base.context)
-        assert context
-        made = Layout(Path(context[1])).image()
+        assert base.layout
+        made = Layout(base.layout).image()
         verdict.base = f"{base.name}, {len(base.packages)} packages of {debian_lock.LOCK}, made again here"
     else:
         base = bases.parse(f"{named}@{digest}")
@@ -204,30 +194,23 @@ def _fetched_config(reference: Reference, layout: Layout) -> Image:
 
 
 def _rebuild(
-    checkout: Checkout,
-    locked: LockedEnvironment,
-    found: Image,
-    base: Base,
-    added: Sequence[ExtraWheel],
-    options: VerifyOptions,
-    verdict: Verification,
+    checkout: Checkout, spec: ImageSpec, labels: ImageLabels, found: Image, options: VerifyOptions, verdict: Verification
 ) -> None:
     """Build the image again and note the first file that differs, where the digest does."""
-    labels = found.labels
+    base = spec.base
     with tempfile.TemporaryDirectory(dir=work_folder(checkout)) as folder:
-        prepared = building.prepare(
-            checkout,
-            locked,
-            flavour=labels["io.smokehouse.flavour"],  # type: ignore[arg-type]
+        request = ImageRequest(
+            flavour=spec.flavour,
+            ops=spec.ops,
             base=f"{base.name}@{base.digest}" if not base.name.startswith("debian-") else None,
-            bundled=options.bundle,
+            extra_wheels=tuple(wheel.request for wheel in spec.extra_wheels),
+            bundle=options.bundle,
             channel=options.channel,
-            source=labels.get("org.opencontainers.image.source"),
-            ops=labels["io.smokehouse.ops"],  # type: ignore[arg-type]
-            added=added,
+            source=labels.source,
         )
-        compression = "zstd" if found.manifest.layers[-1].media_type.endswith("zstd") else "gzip"
-        built = building.build(checkout, prepared, f"oci:{folder}/layout", compression=compression)  # type: ignore[arg-type]
+        prepared = building.prepare_image(checkout, spec.locked, request)
+        compression: Compression = "zstd" if found.manifest.layers[-1].media_type.endswith("zstd") else "gzip"
+        built = building.build_image(checkout, prepared, f"oci:{folder}/layout", compression=compression)
         again = Layout(Path(folder, "layout")).image()
         if built.digest == found.digest:
             verdict.rebuilt = "the same digest"

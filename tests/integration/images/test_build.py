@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from smokehouse.images.plan import layers as image_layers
-from smokehouse.locks import model as manifests
+from smokehouse.images.plan import plan_layers
+from smokehouse.locks import model
 
 from ...unit.conftest import TestCheckout
 from ..conftest import STRANGER, UID, as_builder, built, locked_tiny
@@ -36,44 +36,44 @@ def manifest(layout: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("name", ["qwen2.5-vl", "qwen2-vl", "qwen2.5-vl-latest"])
 def test_what_is_changed_alone_is_a_layer_alone(root: Path, name: str) -> None:
     """Each large wheel and transformers, which is above what DeepSpeed's ops are compiled on; every file is in one layer."""
-    locked = manifests.read(root / "lockfiles" / name / "lock.json", "lock.json", "")
-    libraries, above = image_layers(locked)
-    files = [file for layer in (*libraries, *above) for file in layer.files]
-    assert sorted(file.name for file in files) == sorted(file.name for file in locked.pip)
-    assert all(len(layer.files) == 1 for layer in libraries if any(file.size > 100_000_000 for file in layer.files))
-    assert [[file.name for file in layer.files] for layer in above[:-1]] == [["transformers"]]
-    assert "deepspeed" in [file.name for file in above[-1].files]
+    lock = model.read(root / "lockfiles" / name / "lock.json", "lock.json", "")
+    plan = plan_layers(lock)
+    files = [file for layer in (*plan.numbered, plan.model) for file in layer.files]
+    assert sorted(file.name for file in files) == sorted(file.name for file in lock.pip)
+    assert all(len(layer.files) == 1 for layer in plan.libraries if any(file.size > 100_000_000 for file in layer.files))
+    assert [[file.name for file in layer.files] for layer in plan.single] == [["transformers"]]
+    assert "deepspeed" in [file.name for file in plan.model.files]
 
 
 def test_two_clean_builds_are_the_same_image(
     checkout: TestCheckout, root: Path, engine: Engine, programs: Path, mmdebstrap: str, uidmap: str, tmp_path: Path
 ) -> None:
-    """Fresh stores, and nothing kept between them; the second by another user, with another clock, zone, umask and folder."""
+    """With empty stores and caches; the second by another user, with another clock, time zone, umask and folder."""
     first = locked_tiny(checkout, root, engine, mmdebstrap)
     one = tmp_path / "one"
     digest = built(first, "--no-cache", "--output", f"oci:{one}")["digest"]
     faketime = next(unpack(("libfaketime/bookworm",), programs / "faketime").glob("lib/*/faketime/libfaketimeMT.so.1"))
     with started(programs / "engine") as other, tempfile.TemporaryDirectory() as name:
-        room = Path(name)
-        second = TestCheckout(room / "elsewhere" / "deeper", dict(first.environ))
+        folder = Path(name)
+        second = TestCheckout(folder / "elsewhere" / "deeper", dict(first.environ))
         environ = second.environ
         shutil.copytree(first.root, second.root, symlinks=True, ignore=shutil.ignore_patterns("build"))
         assert other.store
         other.store.chmod(0o711)
         os.chown(other.store / "docker.sock", UID, UID)
-        shutil.copytree(other.environ["DOCKER_CONFIG"], room / "docker", symlinks=True)
-        environ |= {"DOCKER_HOST": other.environ["DOCKER_HOST"], "DOCKER_CONFIG": str(room / "docker")}
-        # The memory that libfaketime shares is its user's, and programs end where they cannot read it, as in a namespace.
-        (room / "mmdebstrap").write_text(f'#!/bin/sh\nexec env -u LD_PRELOAD {mmdebstrap}/mmdebstrap "$@"\n')
-        (room / "mmdebstrap").chmod(0o755)
-        environ |= {"PATH": f"{room}:{uidmap}:{other.environ['PATH']}", "TZ": "Pacific/Kiritimati"}
-        environ |= {"UV_CACHE_DIR": str(room / "uv"), "XDG_CACHE_HOME": str(room / "cache")}
+        shutil.copytree(other.environ["DOCKER_CONFIG"], folder / "docker", symlinks=True)
+        environ |= {"DOCKER_HOST": other.environ["DOCKER_HOST"], "DOCKER_CONFIG": str(folder / "docker")}
+        # libfaketime shares memory that only its user can read; in a user namespace, programs would end for lack of it.
+        (folder / "mmdebstrap").write_text(f'#!/bin/sh\nexec env -u LD_PRELOAD {mmdebstrap}/mmdebstrap "$@"\n')
+        (folder / "mmdebstrap").chmod(0o755)
+        environ |= {"PATH": f"{folder}:{uidmap}:{other.environ['PATH']}", "TZ": "Pacific/Kiritimati"}
+        environ |= {"UV_CACHE_DIR": str(folder / "uv"), "XDG_CACHE_HOME": str(folder / "cache")}
         environ |= {"HOME": name, "USER": "x", "LOGNAME": "x", "FAKETIME": "+400d"}
-        two = room / "two"
+        two = folder / "two"
         command = second.command("build", "tiny", "--json", "--output", f"oci:{two}")
         command = ["sh", "-c", f'umask 077; LD_PRELOAD={faketime} exec "$@"', "sh", *command]
         ended = subprocess.run(
-            as_builder(room, command, [root, programs, Path(environ["SMOKEHOUSE_CHANNEL"])]),
+            as_builder(folder, command, [root, programs, Path(environ["SMOKEHOUSE_CHANNEL"])]),
             cwd=second.root,
             env=environ,
             capture_output=True,
@@ -81,7 +81,7 @@ def test_two_clean_builds_are_the_same_image(
             timeout=600,
         )
         assert ended.returncode == 0, ended.stderr
-        # The base was made again, too, and not taken from what other tests share.
+        # The base was built again, too, and not shared with other tests.
         assert not (second.root / "build" / "base").is_symlink()
         assert {path.stat().st_uid for path in second.root.glob("build/base/*/layout")} == {UID}
         assert manifest(two) == manifest(one)
@@ -100,10 +100,10 @@ def test_another_environment_shares_layers_and_downloads(tiny: TestCheckout, tmp
     assert ended.returncode == 0, ended.stderr
     layers = [[layer["digest"] for layer in manifest(layout)["layers"]] for layout in (one, two)]
     assert layers[0][:-1] == layers[1][:-1]
-    assert layers[0][-1] != layers[1][-1]  # ours, which names the environment
+    assert layers[0][-1] != layers[1][-1]  # the files of Smokehouse, which name the environment
 
 
-def test_who_is_not_root_is_told_what_makes_a_base(root: Path, mmdebstrap: str, uidmap: str, programs: Path) -> None:
+def test_who_is_not_root_is_told_what_builds_a_base(root: Path, mmdebstrap: str, uidmap: str, programs: Path) -> None:
     with tempfile.TemporaryDirectory() as name:
         checkout = TestCheckout(Path(name, "checkout"), {"PYTHONPATH": str(root / "src"), "HOME": name})
         shutil.copytree(root / "docker", checkout.root / "docker", ignore=shutil.ignore_patterns("__pycache__"))
@@ -124,11 +124,10 @@ def test_who_is_not_root_is_told_what_makes_a_base(root: Path, mmdebstrap: str, 
                 timeout=120,
             )
             line = ended.stderr.splitlines()[-1]
-            assert line.startswith("smokehouse.errors.UserError: mmdebstrap, which makes the base, cannot be root in a user"), (
-                line
-            )
+            start = "smokehouse.errors.UserError: mmdebstrap: requires a user namespace to build the base image without root"
+            assert line.startswith(f"{start}, cannot create one ("), line
             assert said in line
-            assert "install uidmap, and have IDs: usermod --add-subuids 100000-165535" in line
+            assert "install uidmap and allocate IDs: usermod --add-subuids 100000-165535" in line
 
 
 def test_a_layer_has_one_time_and_one_owner(tiny: TestCheckout, tmp_path: Path) -> None:
@@ -239,7 +238,7 @@ def test_a_home_that_is_there_is_kept(image: str, engine: Engine) -> None:
     assert engine.docker("run", "--rm", *options, image, "python", "-c", code).stdout == "/home/me None\n"
 
 
-def test_a_folder_with_other_things_is_not_given_to_a_container(image: str, tiny: TestCheckout, tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_not_given_to_a_container(image: str, tiny: TestCheckout, tmp_path: Path) -> None:
     (tmp_path / "thesis").touch()
     refused = tiny.refused("smoke", "--image", image, "--report", str(tmp_path))
     assert f"{tmp_path}: not empty, and no folder of reports; give --report a new one" in refused
@@ -264,7 +263,7 @@ def test_doctor_names_what_is_too_small_and_too_old(image: str, engine: Engine, 
     assert engine.docker("run", "--rm", *STRANGER, *old, image, "true").stderr == ""
 
 
-def test_every_file_is_of_the_lock_or_named_as_ours(image: str, engine: Engine) -> None:
+def test_every_file_is_locked_or_listed_in_files_json(image: str, engine: Engine) -> None:
     code = """
 import csv, hashlib, json, pathlib
 prefix = pathlib.Path("/opt/env")
@@ -310,12 +309,14 @@ def test_a_wheel_that_is_not_the_locked_one_is_refused(tiny: TestCheckout) -> No
 
 @pytest.mark.parametrize("base", ["debian:bookworm", "debian", "debian@sha256:123", "oci-layout:///x@sha256:" + "0" * 64])
 def test_a_base_by_tag_is_refused(tiny: TestCheckout, base: str) -> None:
-    assert "a base is named by its digest, REF@sha256:…" in tiny.refused("build", "tiny", "--base", base)
+    assert tiny.refused("build", "tiny", "--base", base) == (
+        f"smokehouse: --base: expected REF@sha256:…, found {base}; specify the digest, because a tag can move"
+    )
 
 
-def test_a_change_of_the_base_wants_a_new_lock(tiny: TestCheckout) -> None:
+def test_a_change_of_the_base_requires_a_new_lock(tiny: TestCheckout) -> None:
     tiny.edit(tiny.root / "docker" / "base.toml", "[include]", '[include]\nnano = "an editor"')
-    assert "docker/base.lock: not made from docker/base.toml as it is; run nox -s lock -- --base" in tiny.refused(
+    assert "docker/base.lock: lock out of date: docker/base.toml has changed; run nox -s lock -- --base" in tiny.refused(
         "build", "tiny"
     )
 
@@ -370,13 +371,14 @@ def test_a_file_outside_the_lock_is_refused(tiny: TestCheckout) -> None:
     assert "site-packages/extra.py: unexpected file, of no locked package" in tiny.refused("build", "tiny")
 
 
-def test_a_place_that_holds_other_things_is_kept(tiny: TestCheckout, tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_kept(tiny: TestCheckout, tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     kept.mkdir()
     (kept / "thesis").touch()
-    assert "holds other things than an image" in tiny.refused("build", "tiny", "--output", f"oci:{kept}")
+    said = f"{kept}: expected an OCI layout or an empty folder, found other files; specify another folder"
+    assert tiny.refused("build", "tiny", "--output", f"oci:{kept}") == f"smokehouse: {said}"
     assert [path.name for path in kept.iterdir()] == ["thesis"]
-    assert "it is oci:DIR, docker or push:REF" in tiny.refused("build", "tiny", "--output", "tar")
+    assert "--output: expected oci:DIR, docker or push:REF, found tar" in tiny.refused("build", "tiny", "--output", "tar")
 
 
 def test_no_engine_is_one_line(tiny: TestCheckout, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The examples of docker/examples/, each built as its first lines say."""
+"""The examples of docker/examples/, built with the command in their first lines."""
 
 import shutil
 import subprocess
@@ -14,7 +14,7 @@ from ..engine import Engine
 
 @pytest.fixture
 def child(root: Path, tmp_path: Path) -> Path:
-    """A copy of the example, and beside it uv as its own image has it."""
+    """A copy of the example, and beside it uv as in the image of uv."""
     folder = shutil.copytree(root / "docker" / "examples" / "child", tmp_path / "child")
     (tmp_path / "uv").mkdir()
     shutil.copy(Path(sys.executable).with_name("uv"), tmp_path / "uv" / "uv")

@@ -1,4 +1,4 @@
-"""An image with a wheel that no lock names, such as flash-attn, says so, and is verified like any other."""
+"""An image with an extra wheel, such as flash-attn, says so, and is verified like any other."""
 
 import hashlib
 import json
@@ -22,8 +22,8 @@ DELTA = "delta-1.0-py3-none-any.whl"
 
 
 @dataclass(frozen=True)
-class Given:
-    """Wheels to give to tiny, which has torch: one served at a URL, one in a file; as the image's label has the two."""
+class Extra:
+    """Wheels to add to tiny, which has torch: one served at a URL, one in a file."""
 
     tiny: TestCheckout
     flash: str
@@ -31,7 +31,7 @@ class Given:
 
     @property
     def labelled(self) -> list[str]:
-        """What the label of an image with both has."""
+        """The label of an image with both."""
         return [f"{DELTA}#{self.delta.partition('#')[2]}", self.flash]
 
     @property
@@ -45,20 +45,20 @@ class Given:
 
 
 @pytest.fixture
-def given(
+def extra(
     checkout: TestCheckout, index: Index, channel: Channel, root: Path, engine: Engine, mmdebstrap: str, tmp_path: Path
-) -> Given:
+) -> Extra:
     with_torch(checkout, index)
     data, other = flash("torch\nLicense-Expression: BSD-3-Clause"), wheel("delta", "1.0", requires=("flash-attn",))
     (channel.folder / "noarch" / FLASH).write_bytes(data)
     (tmp_path / DELTA).write_bytes(other)
     tiny = locked_tiny(checkout, root, engine, mmdebstrap)
     url = f"{channel.url}/noarch/{FLASH}#sha256={hashed(data)}"
-    return Given(tiny, url, f"{tmp_path / DELTA}#sha256={hashed(other)}")
+    return Extra(tiny, url, f"{tmp_path / DELTA}#sha256={hashed(other)}")
 
 
-def test_an_image_with_a_wheel_of_no_lock_says_so_everywhere(given: Given, engine: Engine) -> None:
-    found = built(given.tiny, "--with", given.flash)
+def test_an_image_with_an_extra_wheel_says_so_everywhere(extra: Extra, engine: Engine) -> None:
+    found = built(extra.tiny, "--with", extra.flash)
     name = found["place"]
     try:
         code = "import flash_attn; print(flash_attn.answer, flash_attn.__cached__ is not None)"
@@ -69,41 +69,41 @@ def test_an_image_with_a_wheel_of_no_lock_says_so_everywhere(given: Given, engin
             return engine.docker("run", "--rm", *STRANGER, name, "cat", f"/opt/smokehouse/{file}").stdout
 
         assert "flash-attn==2.7.4.post1" in read("constraints.txt").splitlines()
-        digest = given.flash.rpartition("=")[2]
+        digest = extra.flash.rpartition("=")[2]
         assert json.loads(read("about.json"))["with"] == {FLASH: digest}
         assert read("lock/added.txt") == f"flash-attn==2.7.4.post1 --hash=sha256:{digest}\n"
         [entry] = [entry for entry in json.loads(read("sbom.spdx.json"))["packages"] if entry["name"] == "flash-attn"]
         assert (entry["packageFileName"], entry["checksums"][0]["checksumValue"]) == (FLASH, digest)
         assert "BSD-3-Clause" in entry.values()
         labels = json.loads(engine.docker("image", "inspect", "--format", "{{json .Config.Labels}}", name).stdout)
-        assert labels["io.smokehouse.with"] == given.flash
+        assert labels["io.smokehouse.with"] == extra.flash
         tags = engine.docker("images", "--format", "{{.Tag}}", "tiny").stdout.split()
         suffix = f"-with-{hashlib.sha256(digest.encode()).hexdigest()[:8]}"
-        assert set(tags) >= {f"cu124-torch2.6.0-{given.lock[:12]}{suffix}", f"20250315-{given.lock[:12]}{suffix}"}
+        assert set(tags) >= {f"cu124-torch2.6.0-{extra.lock[:12]}{suffix}", f"20250315-{extra.lock[:12]}{suffix}"}
         assert labels["org.opencontainers.image.version"].endswith(suffix)
     finally:
         listed = engine.docker("images", "--format", "{{.Repository}}:{{.Tag}}", "tiny").stdout.split()
         engine.docker("rmi", "--force", *listed)
 
 
-def test_a_wheel_for_another_abi_than_that_of_torch_is_refused(given: Given, tmp_path: Path) -> None:
+def test_a_wheel_for_another_abi_than_that_of_torch_is_refused(extra: Extra, tmp_path: Path) -> None:
     other = tmp_path / FLASH.replace("FALSE", "TRUE")
     other.write_bytes(flash())
-    said = given.tiny.refused("build", "tiny", "--with", f"{other}#sha256={hashed(flash())}")
-    assert f"--with {other.name}: compiled with cxx11abi TRUE, and that of torch-2.6.0-py3-none-any.whl is FALSE" in said
+    said = extra.tiny.refused("build", "tiny", "--with", f"{other}#sha256={hashed(flash())}")
+    assert f"--with {other.name}: requires cxx11abi TRUE, that of torch-2.6.0-py3-none-any.whl is FALSE; specify" in said
 
 
-def test_a_wheel_of_no_lock_is_one_layer_below_the_model(given: Given, tmp_path: Path) -> None:
+def test_an_extra_wheel_is_one_layer_below_the_model(extra: Extra, tmp_path: Path) -> None:
     for place, options in {
         "plain": [],
-        "one": ["--with", given.flash],
-        "two": ["--with", given.flash, "--with", given.delta],
-        "turned": ["--with", given.delta, "--with", given.flash],
+        "one": ["--with", extra.flash],
+        "two": ["--with", extra.flash, "--with", extra.delta],
+        "turned": ["--with", extra.delta, "--with", extra.flash],
     }.items():
-        built(given.tiny, "--output", f"oci:{tmp_path / place}", *options)
+        built(extra.tiny, "--output", f"oci:{tmp_path / place}", *options)
     plain, one, two = (Layout(tmp_path / place).image() for place in ("plain", "one", "two"))
     assert "io.smokehouse.with" not in plain.labels
-    assert two.labels["io.smokehouse.with"].split() == given.labelled
+    assert two.labels["io.smokehouse.with"].split() == extra.labelled
     layers = [found.config.rootfs.diff_ids for found in (plain, one, two)]
     *libraries, model, _ = layers[0]
     assert [*layers[1][:-1]] == [*libraries, layers[1][-3], model]
@@ -111,47 +111,47 @@ def test_a_wheel_of_no_lock_is_one_layer_below_the_model(given: Given, tmp_path:
     assert Layout(tmp_path / "turned").image().digest == two.digest
 
 
-def test_an_image_with_wheels_of_no_lock_is_verified(given: Given, tmp_path: Path) -> None:
+def test_an_image_with_extra_wheels_is_verified(extra: Extra, tmp_path: Path) -> None:
     layout = tmp_path / "layout"
-    digest = built(given.tiny, "--with", given.flash, "--with", given.delta, "--output", f"oci:{layout}")["digest"]
+    digest = built(extra.tiny, "--with", extra.flash, "--with", extra.delta, "--output", f"oci:{layout}")["digest"]
     reference = f"oci:{layout}"
-    assert f"{reference}: has {DELTA} from a file; give it: --with FILE#{given.delta.partition('#')[2]}" in (
-        run(given.tiny, "verify", reference, code=2).stderr
+    assert f"{reference}: requires {DELTA}, which has no URL; pass --with FILE#{extra.delta.partition('#')[2]}" in (
+        run(extra.tiny, "verify", reference, code=2).stderr
     )
-    verdict = verified(given.tiny, reference, "--with", given.delta, "--rebuild")
+    verdict = verified(extra.tiny, reference, "--with", extra.delta, "--rebuild")
     assert (verdict["passed"], verdict["digest"], verdict["rebuilt"]) == (True, digest, "the same digest")
-    assert verdict["added"] == given.labelled
-    said = run(given.tiny, "verify", reference, "--with", given.delta).stdout
-    assert f"with     {given.flash}, which the lock does not name\n" in said
+    assert verdict["added"] == extra.labelled
+    said = run(extra.tiny, "verify", reference, "--with", extra.delta).stdout
+    assert f"with     {extra.flash}, which the lock does not name\n" in said
     assert said.endswith("VERIFIED  this is what the lock builds with the wheels above\n")
-    changed = altered(given.made(layout), tmp_path / "changed", {f"{SITE}/flash_attn.py": b"print('evil')\n"})
-    [difference] = verified(given.tiny, changed, "--with", given.delta, code=1)["differences"]
+    changed = altered(extra.made(layout), tmp_path / "changed", {f"{SITE}/flash_attn.py": b"print('evil')\n"})
+    [difference] = verified(extra.tiny, changed, "--with", extra.delta, code=1)["differences"]
     assert (difference["path"], difference["problem"]) == (f"{SITE}/flash_attn.py", f"differs from that of {FLASH}")
-    # What the label does not own up to is of nobody.
+    # Files of a wheel that the label does not list are unexpected.
     hidden = altered(
-        given.made(layout), tmp_path / "hidden", edit=lambda config: config["config"]["Labels"].pop("io.smokehouse.with")
+        extra.made(layout), tmp_path / "hidden", edit=lambda config: config["config"]["Labels"].pop("io.smokehouse.with")
     )
-    paths = {entry["path"]: entry["problem"] for entry in verified(given.tiny, hidden, code=1)["differences"]}
+    paths = {entry["path"]: entry["problem"] for entry in verified(extra.tiny, hidden, code=1)["differences"]}
     assert paths[f"{SITE}/flash_attn.py"] == "of no artefact of the lock, and not ours"
 
 
-def test_an_image_with_a_wheel_of_no_lock_never_takes_the_tags_of_one_without(
-    given: Given, keys: Path, registry_port: int, cosign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_image_with_an_extra_wheel_never_takes_the_tags_of_one_without(
+    extra: Extra, keys: Path, registry_port: int, cosign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(given.tiny.environ, "PATH", f"{cosign}:{given.tiny.environ['PATH']}")
-    monkeypatch.setitem(given.tiny.environ, "COSIGN_PASSWORD", "a password")
+    monkeypatch.setitem(extra.tiny.environ, "PATH", f"{cosign}:{extra.tiny.environ['PATH']}")
+    monkeypatch.setitem(extra.tiny.environ, "COSIGN_PASSWORD", "a password")
     schema = Path("smoke_tests", "report.schema.json")
-    (given.tiny.root / schema).write_bytes((Path(__file__).parents[3] / schema).read_bytes())
+    (extra.tiny.root / schema).write_bytes((Path(__file__).parents[3] / schema).read_bytes())
     layout = tmp_path / "layout"
-    digest = built(given.tiny, "--with", given.flash, "--output", f"oci:{layout}")["digest"]
+    digest = built(extra.tiny, "--with", extra.flash, "--output", f"oci:{layout}")["digest"]
     report = tmp_path / "report.json"
-    report.write_text(json.dumps(reports.report(digest, given.lock)))
+    report.write_text(json.dumps(reports.report(digest, extra.lock)))
     where = f"127.0.0.1:{registry_port}/checkout/added"
     options = ["--image", str(layout), "--report", str(report), "--key", str(keys / "ours.key")]
     version = Layout(layout).image().labels["org.opencontainers.image.version"]
-    said = run(given.tiny, "publish", "tiny", where, *options, code=2).stderr
-    plain = f"cu124-torch2.6.0-{given.lock[:12]}"
+    said = run(extra.tiny, "publish", "tiny", where, *options, code=2).stderr
+    plain = f"cu124-torch2.6.0-{extra.lock[:12]}"
     assert f"{layout}: is {version} by its labels, not {plain}; give --with as for its build" in said
-    said = run(given.tiny, "publish", "tiny", where, *options, "--with", given.flash).stdout
+    said = run(extra.tiny, "publish", "tiny", where, *options, "--with", extra.flash).stdout
     assert said.splitlines()[0] == f"{where}:{version}"
-    assert verified(given.tiny, f"{where}:{version}", "--key", str(keys / "ours.pub"))["passed"]
+    assert verified(extra.tiny, f"{where}:{version}", "--key", str(keys / "ours.pub"))["passed"]

@@ -1,4 +1,4 @@
-"""What else a build can be told: the flavour, the base, the builder and where the image goes."""
+"""The other options of a build: flavour, base, builder and output."""
 
 import gzip
 import json
@@ -35,8 +35,9 @@ def pushed(folder: Path, name: str) -> str:
 
 def on_debian(checkout: TestCheckout, folder: Path, layer: Contents) -> Path:
     """A layout of Debian with one more layer."""
-    place = bases.make(Checkout(checkout.root)).context.removeprefix("oci-layout://").partition(":")[0]
-    layout = Layout(Path(place))
+    base = bases.make(Checkout(checkout.root))
+    assert base.layout
+    layout = Layout(base.layout)
     below = layout.image()
     image(folder, [*(gzip.decompress(layout.blob(blob.digest).read_bytes()) for blob in below.manifest.layers), layer])
     return folder
@@ -123,7 +124,7 @@ def test_any_builder_makes_the_same_image(tiny: TestCheckout, engine: Engine, pr
 
 def test_ops_that_nothing_compiles_are_refused(tiny: TestCheckout) -> None:
     refused = tiny.refused("build", "tiny", "--ops", "aot")
-    assert "--ops aot: it takes deepspeed as source and cuda-cuobjdump and cuda-nvcc in [conda] devel" in refused
+    assert "--ops aot: requires deepspeed as source distribution, and cuda-cuobjdump and cuda-nvcc in [conda] devel" in refused
 
 
 @pytest.mark.parametrize("compression", ["zstd", "gzip"])

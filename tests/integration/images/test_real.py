@@ -1,4 +1,4 @@
-"""The image of qwen2.5-vl with the real pip half: published, verified, pulled into another engine and proven there."""
+"""The image of qwen2.5-vl with its real PyPI packages: published, verified, pulled into another engine, proven there."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ from .test_ops import CPU, FUSED
 MOST = 0.90  # of the sizes of what is locked
 SITE = "/opt/env/lib/python3.11/site-packages"
 
-# Where no GPU is, deepspeed takes its ops for CUDA only where it is told to, and triton has no driver to look at.
+# Without a GPU, deepspeed uses its CUDA ops only if DS_ACCELERATOR says so, and triton finds no driver.
 LOADED = f"""
 import os, sys, torch
 sys.modules["triton"] = None
@@ -54,7 +54,7 @@ assert not torch.allclose(ours, start, atol=1e-3)
 
 @dataclass(frozen=True)
 class Real:
-    """The image, published by one command and built nowhere else, and the key that its statement is checked with."""
+    """The image, published by one command and built nowhere else, and the public key of its statement."""
 
     checkout: TestCheckout
     engine: Engine
@@ -70,13 +70,13 @@ class Real:
 
 
 def environment_of(engine: Engine, *programs: str) -> dict[str, str]:
-    """The environment of a user of `engine` who has `programs` too, and whose keys have a password."""
+    """The environment variables for `engine`, with `programs` on PATH and the password of keys."""
     path = ":".join([*programs, engine.environ["PATH"]])
     return {**engine.environ, "PATH": path, "COSIGN_PASSWORD": "a password"}
 
 
 def forget(engine: Engine) -> None:
-    """Take the image out of the engine, with all that was built for it."""
+    """Remove the image from the engine, with all that was built for it."""
     label = f"label=io.smokehouse.environment={NAME}"
     listed = engine.docker("images", "--format", "{{.ID}}", "--filter", label).stdout.split()
     if listed:  # not where the build itself failed
@@ -116,7 +116,7 @@ def real(
 
 
 def test_it_is_what_the_lock_builds_and_says_what_was_proven(real: Real) -> None:
-    """As whoever has the checkout and the public key sees it, from the registry alone."""
+    """For anyone with the checkout and the public key, from the registry alone."""
     verdict = json.loads(run(real.checkout, "verify", real.reference, "--key", str(real.key), "--json").stdout)
     assert verdict["passed"]
     assert verdict["differences"] == []
@@ -126,7 +126,7 @@ def test_it_is_what_the_lock_builds_and_says_what_was_proven(real: Real) -> None
     assert report["versions"]["deepspeed_ops_ahead_of_time"] == "cpu_adam, fused_adam"
     assert report["lock"]["lock.json"] == hashlib.sha256(lock).hexdigest()
     assert {"load", "weights", "train", "resume"} <= {check["name"] for check in report["checks"]}
-    # DeepSpeed alone is built from source; what is not compiled is compared.
+    # DeepSpeed alone is built from source, and only what is compiled is not compared.
     assert {f"{SITE[1:]}/{library}" for library in (FUSED, CPU)} <= {*verdict["uncompared"]}
     assert not [path for path in verdict["uncompared"] if path.endswith("/builder.py")]
 
@@ -149,7 +149,7 @@ def pulled(real: Real, programs: Path) -> Iterator[Engine]:
 
 
 def test_pulled_elsewhere_it_passes_its_whole_smoke_test(real: Real, pulled: Engine) -> None:
-    """With no network, no name for the user and nothing to write to but /tmp, as `smoke --image` starts it."""
+    """Without a network, a name for the user and a writable folder but /tmp, as `smoke --image` runs it."""
     checkout = TestCheckout(real.checkout.root, real.checkout.environ | {"DOCKER_HOST": pulled.environ["DOCKER_HOST"]})
     assert "PASSED" in run(checkout, "smoke", "--image", real.reference).stdout
     report = json.loads((checkout.root / "build" / "smoke" / f"{NAME}-image" / "report.json").read_text())
@@ -168,9 +168,9 @@ def test_the_stack_is_there_without_the_entrypoint_and_the_driver_is_not(real: R
 
 
 def test_ops_are_there_for_whoever_has_no_compiler(real: Real, pulled: Engine) -> None:
-    """And compute what torch computes."""
+    """And they compute what torch computes."""
     pulled.docker("run", "--rm", *STRANGER, real.reference, "python", "-c", LOADED)
-    # Debian's gcc is there for triton, which is C: no op can be made of that.
+    # Debian's gcc is there for triton, which compiles C; ops are C++.
     compilers = "for name in nvcc g++ c++ cuobjdump x86_64-conda-linux-gnu-gcc; do command -v $name; done"
     assert pulled.docker("run", "--rm", *STRANGER, real.reference, "sh", "-c", compilers, check=False).stdout == ""
     said = pulled.docker("run", "--rm", *STRANGER, real.reference).stdout
@@ -184,5 +184,5 @@ def test_the_op_for_gpus_is_for_those_that_the_image_names(real: Real, pulled: E
     command = [toolkit.unpacked(programs) / "bin" / "cuobjdump", "--list-elf", tmp_path / "fused.so"]
     listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
     assert set(re.findall(r"\.(sm_\d+)\.cubin", listed)) == {"sm_80", "sm_90"}
-    # No trace of the process that compiled it, by which two builds would differ.
+    # The ID of the process that compiled it would make two builds differ.
     assert b"tmpxft_" not in (tmp_path / "fused.so").read_bytes()

@@ -1,0 +1,87 @@
+"""The specification of an image: what it is built from, and the tags and labels that follow from it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, time
+
+from smokehouse.errors import UserError
+from smokehouse.images.base import Base
+from smokehouse.images.extra_wheels import ExtraWheel, FetchedWheel
+from smokehouse.images.labels import STACK, Flavour, ImageLabels, Ops
+from smokehouse.locks.check import LockedEnvironment
+from smokehouse.locks.model import CondaPackage, Lock
+from smokehouse.storage.files import sha256
+
+# By major release of CUDA. See: https://docs.nvidia.com/deploy/cuda-compatibility/, minor version compatibility.
+_OLDEST_DRIVERS = {"11": "450.80.02", "12": "525.60.13", "13": "580.65.06"}
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """What an image is built from. Its `extra_wheels` are in no lock."""
+
+    locked: LockedEnvironment
+    flavour: Flavour
+    ops: Ops
+    base: Base
+    extra_wheels: tuple[FetchedWheel, ...] = ()
+
+    @property
+    def conda(self) -> tuple[CondaPackage, ...]:
+        """The conda packages in the image."""
+        return self.locked.lock.conda if self.flavour == "devel" else self.locked.lock.main
+
+    @property
+    def tags(self) -> list[str]:
+        """The image's names, as `tags` gives them."""
+        return tags(self.locked, self.flavour, [wheel.request for wheel in self.extra_wheels])
+
+    def labels(self, *, source: str = "", revision: str = "") -> ImageLabels:
+        """Return the image's labels; `source` is the URL of the checkout and `revision` its commit, empty if unknown."""
+        lock = self.locked.lock
+        return ImageLabels(
+            environment=self.locked.name,
+            flavour=self.flavour,
+            lock=self.locked.digest,
+            ops=self.ops,
+            stack=stack(lock, self.locked.cuda),
+            version=self.tags[0].partition(":")[2],
+            created=created(lock).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            base_name=self.base.name,
+            base_digest=self.base.digest,
+            extra_wheels=tuple(wheel.request.text for wheel in sorted(self.extra_wheels, key=lambda wheel: wheel.request.name)),
+            source=source,
+            revision=revision,
+        )
+
+
+def tags(locked: LockedEnvironment, flavour: Flavour, extra_wheels: Sequence[ExtraWheel] = ()) -> list[str]:
+    """Return an image's names: NAME:TAG by its stack and lock, then by its cut-off and lock; both depend on `extra_wheels`."""
+    lock = locked.lock
+    suffix = "" if flavour == "runtime" else f"-{flavour}"
+    suffix += f"-with-{sha256(' '.join(sorted(wheel.sha256 for wheel in extra_wheels)))[:8]}" if extra_wheels else ""
+    torch = stack(lock, locked.cuda).get("torch", "none").partition("+")[0]
+    by_stack = f"cu{locked.cuda.replace('.', '')}-torch{torch}-{locked.digest[:12]}{suffix}"
+    return [f"{locked.name}:{by_stack}", f"{locked.name}:{lock.cutoff:%Y%m%d}-{locked.digest[:12]}{suffix}"]
+
+
+def stack(lock: Lock, cuda: str) -> dict[str, str]:
+    """Return the versions of Python, CUDA and those packages of STACK that are locked, by name."""
+    versions = {file.name: file.version for file in lock.pip} | {"python": lock.python, "cuda": cuda}
+    return {name: versions[name] for name in STACK if name in versions}
+
+
+def created(lock: Lock) -> datetime:
+    """Return the time that an image of `lock` is labelled with: that of the cut-off, so that it depends on nothing else."""
+    return datetime.combine(lock.cutoff, time(), UTC)
+
+
+def oldest_driver(cuda: str) -> str:
+    """Return the oldest NVIDIA driver that supports CUDA `cuda`, such as 12.4; raises UserError where none is known."""
+    major = cuda.partition(".")[0]
+    if major not in _OLDEST_DRIVERS:
+        raise UserError(
+            f"CUDA {cuda}: expected a release whose oldest driver is known ({', '.join(_OLDEST_DRIVERS)}); "
+            f"add it to src/smokehouse/images/spec.py"
+        )
+    return _OLDEST_DRIVERS[major]
