@@ -6,13 +6,16 @@ import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from smokehouse.checkout import Checkout
 from smokehouse.console import status
 from smokehouse.errors import UserError
+
+if TYPE_CHECKING:
+    from smokehouse.proofs import Verification
 
 ChannelOption = Annotated[
     str | None,
@@ -33,6 +36,8 @@ OpsOption = Annotated[
         "--ops", help="Compile DeepSpeed's ops ahead of time or at first use.  [default: aot where the lock has a toolkit]"
     ),
 ]
+
+_SHOWN = 20  # differences of an image that are printed
 
 # OIDC issuer of GitHub workflows.
 GITHUB = "https://token.actions.githubusercontent.com"
@@ -191,14 +196,42 @@ def _verify(
 ) -> int:
     """Verify that an image is what this checkout's lock builds, and show what was proven of it."""
     from smokehouse.images import extra_wheels
-    from smokehouse.proofs import verify as verifying
-    from smokehouse.proofs.attestation import Signer
+    from smokehouse.proofs import Signer, VerifyOptions, verify_reference
 
     signer = Signer(key, identity, issuer) if key or identity else None
-    options = verifying.VerifyOptions(
+    options = VerifyOptions(
         bundle, channel, signer, rebuild, trust_base, tuple(extra_wheels.parse(text) for text in added or ())
     )
-    return verifying.show(verifying.verify_reference(Checkout.find(Path.cwd()), reference, options), as_json)
+    verification = verify_reference(Checkout.find(Path.cwd()), reference, options)
+    if as_json:
+        print(json.dumps(verification.as_json(), indent=1))
+    else:
+        _print_verification(verification)
+    return int(not verification.passed)
+
+
+def _print_verification(verification: "Verification") -> None:
+    """Print the result of verifying an image: the first differences, then what it is and what was proven of it."""
+    for difference in verification.differences[:_SHOWN]:
+        where = f"layer {difference.layer}: " if difference.layer else ""
+        print(f"{where}{difference.path}: {difference.problem}")
+    if (more := len(verification.differences) - _SHOWN) > 0:
+        print(f"and {more} more; --json lists them all")
+    print(f"image    {verification.digest}")
+    print(f"lock     {verification.environment}, sha256:{verification.lock}")
+    for text in verification.added:
+        print(f"with     {text}, which is not in the lock")
+    print(f"base     {verification.base}")
+    print(f"files    {', '.join(f'{count} of {owner}' for owner, count in verification.files.items())}")
+    if verification.uncompared:
+        some = ", ".join(path.rpartition("/")[2] for path in verification.uncompared[:4])
+        how = "compared by the rebuild" if verification.rebuilt else "not compared; use --rebuild"
+        print(f"built    {len(verification.uncompared)} files were built from source ({some} ...), {how}")
+    if verification.rebuilt:
+        print(f"rebuilt  {verification.rebuilt}")
+    print(f"proven   {verification.proof or 'nothing: OCI layouts and engines have no statements'}")
+    builds = f"what the lock builds{' with the wheels above' if verification.added else ''}"
+    print(f"VERIFIED  this is {builds}" if verification.passed else f"DIFFERENT  this is not {builds}")
 
 
 @app.command("publish")
@@ -223,12 +256,19 @@ def _publish(
     added: WithOption = None,
 ) -> int:
     """Build, prove, verify, sign and push an image; tags are pushed last."""
-    from smokehouse.images import extra_wheels
-    from smokehouse.proofs import publish as publishing
+    from smokehouse.images import ImageRequest, extra_wheels
+    from smokehouse.proofs import PublishOptions, publish_image
 
-    asked = tuple(extra_wheels.parse(text) for text in added or ())
-    options = publishing.PublishOptions(flavour, ops, key, built, report, bundle, channel, source, move, asked)
-    return publishing.publish_image(Checkout.find(Path.cwd()), name, repository, options)
+    wheels = tuple(extra_wheels.parse(text) for text in added or ())
+    request = ImageRequest(flavour, ops, None, wheels, bundle, channel, source)
+    options = PublishOptions(request, key, built, report, move)
+    publication = publish_image(Checkout.find(Path.cwd()), name, repository, options)
+    if not publication.verification.passed:
+        _print_verification(publication.verification)
+        return 1
+    for tagged in publication.references:
+        print(tagged)
+    return 0
 
 
 @app.command(
@@ -240,9 +280,7 @@ def _smoke(
     arguments: Annotated[list[str] | None, typer.Argument(metavar="[NAME] [OPTIONS]...")] = None,
 ) -> None:
     """Install an environment and prove it; takes the options of smoke_tests, --bundle DIR and --image REF."""
-    from smokehouse.runs.container import smoke_image
-    from smokehouse.runs.local import DEFAULT, smoke
-    from smokehouse.runs.options import pop_option
+    from smokehouse.runs import DEFAULT, pop_option, smoke, smoke_image
 
     given, image = pop_option(arguments or [], "--image", "an image that the engine has")
     if image:

@@ -28,11 +28,7 @@ def open_image(checkout: Checkout, text: str) -> Iterator[tuple[Image, Registry 
         return
     if kind == "docker":
         with tempfile.TemporaryDirectory(dir=work_folder(checkout)) as folder:
-            archive = Path(folder, "image.tar")
-            engine.save(rest, archive, checkout.root)
-            layout = oci.unpack_layout(archive, Path(folder, "layout"))
-            archive.unlink()
-            yield layout.image(), None
+            yield copy_from_engine(checkout, rest, Path(folder, "layout")), None
         return
     reference = Reference.parse(text)
     registry = Registry(reference)
@@ -44,6 +40,16 @@ def open_image(checkout: Checkout, text: str) -> Iterator[tuple[Image, Registry 
         status(f"resolved {text} to {reference.name}@{manifest.digest}")
     yield layout.image(), registry
     shutil.rmtree(downloaded, ignore_errors=True)
+
+
+def copy_from_engine(checkout: Checkout, reference: str, folder: Path) -> Image:
+    """Copy the image that the engine has as `reference` to an OCI layout in `folder`, and return it; raises UserError."""
+    archive = folder.with_name(f"{folder.name}.tar")
+    try:
+        engine.save(reference, archive, checkout.root)
+        return oci.unpack_layout(archive, folder).image()
+    finally:
+        archive.unlink(missing_ok=True)
 
 
 def work_folder(checkout: Checkout) -> Path:

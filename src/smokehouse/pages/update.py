@@ -12,7 +12,7 @@ from smokehouse.locks.check import read_lock
 from smokehouse.locks.pins import LockFiles
 from smokehouse.pages import environment as page
 from smokehouse.pages.markdown import between, code
-from smokehouse.runs import report as evidence
+from smokehouse.runs import report as reports
 from smokehouse.runs.report import Report
 from smokehouse.storage import files
 
@@ -30,16 +30,18 @@ def make(checkout: Checkout, names: Sequence[str], report: Path | None) -> int:
         if len(names) != 1:
             raise UserError("--report: expected the name of one environment; add it")
         checkout.environment(names[0])
-        adopted[names[0]] = evidence.read(checkout, names[0], report.absolute())
+        adopted[names[0]] = _read_report(checkout, names[0], report.absolute())
     shown = _documented(checkout, adopted)
-    for name, found in adopted.items():
+    for name in adopted:
         if shown[name].evidence is None:
             raise UserError(
                 f"{report}: expected a report of the lock in lockfiles/{name}, found one of another lock; "
                 f"run nox -s smoke -- {name}"
             )
+    texts = _texts(checkout, shown, names)  # first, because a report that cannot be printed is not adopted
+    for name, found in adopted.items():
         files.write(_report(checkout, name), found.text)
-    for path, text in _texts(checkout, shown, names).items():
+    for path, text in texts.items():
         if _differs(path, text):
             files.write(path, text)
             print(f"{checkout.relative(path)}: written")
@@ -64,6 +66,10 @@ def _report(checkout: Checkout, name: str) -> Path:
     return checkout.root / _PLACE / f"{name}.json"
 
 
+def _read_report(checkout: Checkout, name: str, path: Path) -> Report:
+    return reports.read(checkout, path, name, f"run nox -s smoke -- {name} and pass its report.json with --report")
+
+
 def _documented(checkout: Checkout, adopted: dict[str, Report]) -> dict[str, page.Documented]:
     """Return what the pages are made of, by name."""
     shown = {}
@@ -71,9 +77,9 @@ def _documented(checkout: Checkout, adopted: dict[str, Report]) -> dict[str, pag
         lock_files = LockFiles.of(checkout, name)
         lock = read_lock(lock_files)
         report = _report(checkout, name)
-        found = adopted.get(name) or (evidence.read(checkout, name, report) if report.exists() else None)
-        holds = found and evidence.holds_for(found, lock, lock_files.folder)
-        shown[name] = page.Documented(definition.read(checkout, name), lock, found if holds else None)
+        found = adopted.get(name) or (_read_report(checkout, name, report) if report.exists() else None)
+        proves = found and found.proves(lock, files.hashed(lock_files.lock_json))
+        shown[name] = page.Documented(definition.read(checkout, name), lock, found if proves else None)
     return shown
 
 

@@ -101,7 +101,12 @@ def exec_container(image: EngineImage, command: Sequence[str], options: Sequence
     program = _program()
     sys.stdout.flush()
     os.chdir(root)
-    os.execv(program, [program, "run", "--rm", *options, image.id, *command])
+    os.execv(program, [program, *_run_arguments(image, command, options)])
+
+
+def run_container(image: EngineImage, command: Sequence[str], options: Sequence[str], root: Path, *, deadline: float) -> Ended:
+    """Run `command` in a container of `image` to its end, and remove the container; raises UserError."""
+    return _docker(_run_arguments(image, command, options), deadline, root)
 
 
 def _explain(stderr: str) -> str:
@@ -124,6 +129,10 @@ def _explain(stderr: str) -> str:
             return f"a build step failed: {next(line for line in reversed(lines) if line)}"
     errors = re.findall(r"^(?:ERROR|error): (.*)", stderr, re.MULTILINE) or stderr.strip().splitlines()[-1:]
     return " ".join(errors[-1].split()) if errors else "docker gave no reason; run it again"
+
+
+def _run_arguments(image: EngineImage, command: Sequence[str], options: Sequence[str]) -> list[str]:
+    return ["run", "--rm", *options, image.id, *command]
 
 
 def _is_context(name: str, root: Path) -> bool:

@@ -1,7 +1,9 @@
-"""Attestations: what was seen of an image, as a signed statement that travels with it; cosign signs and checks.
+"""Make, sign and verify statements of what was proven of an image.
 
-A statement is an in-toto Statement v1 with a test-result predicate, in a DSSE envelope
-(https://github.com/in-toto/attestation/tree/main/spec/v1, https://github.com/secure-systems-lab/dsse).
+A statement is an in-toto Statement v1 with a test-result predicate that contains the report, in a DSSE envelope. cosign
+signs and verifies it.
+
+See: https://github.com/in-toto/attestation/tree/main/spec/v1, https://github.com/secure-systems-lab/dsse
 """
 
 import json
@@ -18,31 +20,36 @@ from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError, first_of
 from smokehouse.programs import cosign
 from smokehouse.programs.cosign import CosignError
-from smokehouse.runs.report import refuse_report
+from smokehouse.runs import report as reports
+from smokehouse.runs.report import Report
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 TEST_RESULT = "https://in-toto.io/attestation/test-result/v0.1"
 PAYLOAD = "application/vnd.in-toto+json"
 ENVELOPE = "application/vnd.dsse.envelope.v1+json"
-BUNDLE = "application/vnd.dev.cosign.bundle.v1+json"
-_KEYLESS = "; without --key FILE, Sigstore has to be reached and to know this workflow, whose permissions need id-token: write"
+SIGSTORE_BUNDLE = "application/vnd.dev.cosign.bundle.v1+json"
+_KEYLESS = "; keyless signing requires Sigstore and a workflow with the permission id-token: write; or use --key FILE"
 
 
 @dataclass(frozen=True)
 class Signer:
-    """Who signs or is to have signed: the holder of a `key` (a file), or an `identity` that an `issuer` vouches for."""
+    """A signer: the holder of a key, by the file `key`, or an `identity` that the OIDC `issuer` confirms."""
 
     key: Path | None = None
     identity: str = ""
     issuer: str = ""
 
+    def __str__(self) -> str:
+        """Return the signer as messages name it."""
+        return f"the key {self.key}" if self.key else f"{self.identity} ({self.issuer})"
+
 
 @dataclass(frozen=True)
-class Signed:
-    """A signed statement: its DSSE envelope and, where it was signed without a key, cosign's bundle for it."""
+class SignedStatement:
+    """A signed statement: its DSSE envelope and, where it was signed without a key, the Sigstore bundle of the signature."""
 
     envelope: bytes
-    bundle: bytes | None = None
+    sigstore_bundle: bytes | None = None
 
 
 class _Model(BaseModel):
@@ -79,7 +86,7 @@ class _Envelope(_Model):
 
 
 def statement(report: Mapping[str, Any], name: str, digest: str) -> bytes:
-    """Return the statement that `report` was seen of the image `digest` in the repository `name`, as it is signed."""
+    """Return the statement, as it is signed, that the image `digest` in the repository `name` has the `report`."""
     verdicts: dict[str, list[str]] = {"passed": [], "known-issue": [], "failed": []}
     for check in report["checks"]:
         stage = f" (ZeRO-{check['zero_stage']})" if check["zero_stage"] else ""
@@ -89,7 +96,7 @@ def statement(report: Mapping[str, Any], name: str, digest: str) -> bytes:
         "subject": [{"name": name, "digest": {"sha256": digest.removeprefix("sha256:")}}],
         "predicateType": TEST_RESULT,
         "predicate": {
-            # WARNED is in-toto's word for a test that passed with something to know.
+            # in-toto's WARNED is for a test that passed with a warning: a known issue of the stack.
             "result": "FAILED" if report["verdict"] != "passed" else "WARNED" if verdicts["known-issue"] else "PASSED",
             "configuration": [{"name": file, "digest": {"sha256": sha256}} for file, sha256 in sorted(report["lock"].items())],
             "passedTests": verdicts["passed"],
@@ -101,86 +108,94 @@ def statement(report: Mapping[str, Any], name: str, digest: str) -> bytes:
     return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
 
 
-def sign(payload: bytes, signer: Signer) -> Signed:
-    """Sign a statement with the signer's key, or without one with the identity that cosign finds; raises UserError.
+def sign(payload: bytes, signer: Signer) -> SignedStatement:
+    """Sign a statement with the signer's key, or without one as the identity that cosign finds; raises UserError.
 
     The password of a key is COSIGN_PASSWORD.
     """
     if signer.key:
-        _refuse_no_key(signer.key)
+        _require_key(signer.key)
     try:
         made = cosign.sign_blob(_pre_authentication(payload), signer.key)
     except CosignError as failed:
-        raise UserError(f"the statement cannot be signed: {failed}{'' if signer.key else _KEYLESS}") from None
+        raise UserError(f"cannot sign the statement: {failed}{'' if signer.key else _KEYLESS}") from None
     envelope = {
         "payloadType": PAYLOAD,
         "payload": b64encode(payload).decode(),
         "signatures": [{"keyid": "", "sig": b64encode(made.signature).decode()}],
     }
-    return Signed(json.dumps(envelope, sort_keys=True).encode(), made.bundle)
+    return SignedStatement(json.dumps(envelope, sort_keys=True).encode(), made.bundle)
 
 
-def check(checkout: Checkout, signed: Signed, signer: Signer, digest: str, lock: str) -> dict[str, Any]:
-    """Return the report in a signed statement, seen to be signed by `signer`, and to be of the image and the lock.
+def check(checkout: Checkout, signed: SignedStatement, signer: Signer, digest: str, lock: str) -> Report:
+    """Return the report in a statement, verified to be signed by `signer` and to be of the image `digest`.
 
-    Raises UserError.
+    `lock` is the SHA-256 of the image's lock.json. Raises UserError.
     """
-    try:
-        envelope = _Envelope.model_validate_json(signed.envelope)
-        payload = b64decode(envelope.payload, validate=True)
-        raw = b64decode(envelope.signatures[0].sig, validate=True)
-    except ValidationError as invalid:
-        raise UserError(f"{digest}: its statement is no DSSE envelope ({first_of(invalid)}); do not trust it") from None
-    except ValueError as broken:
-        raise UserError(f"{digest}: its statement is no DSSE envelope ({broken}); do not trust it") from None
-    blob = _pre_authentication(payload)
-    try:
-        if signer.key:
-            _refuse_no_key(signer.key)
-            cosign.verify_blob(blob, raw, signer.key)
-        elif signed.bundle is None:
-            raise UserError(f"{digest}: its statement was signed with a key; name the public one: --key FILE")
-        else:
-            _refuse_other_signature(signed.bundle, raw, digest)
-            cosign.verify_blob_bundle(blob, signed.bundle, signer.identity, signer.issuer)
-    except CosignError as failed:
-        if not signer.key and re.search(r"dial tcp|i/o timeout|TLS handshake", str(failed)):
-            raise UserError(
-                f"{digest}: cosign cannot ask Sigstore who signed its statement ({failed}); mend the network"
-            ) from None
-        raise UserError(f"{digest}: its statement is not signed by {_named(signer)}: {failed}; do not trust it") from None
+    payload, signature = _open_envelope(signed.envelope, digest)
+    _verify_signature(signed, payload, signature, signer, digest)
     try:
         content = _Statement.model_validate_json(payload)
     except ValidationError as invalid:
-        raise UserError(f"{digest}: what is signed is no statement of a test ({first_of(invalid)}); do not trust it") from None
-    of = content.subject[0].digest.get("sha256", "")
-    if f"sha256:{of}" != digest:
-        raise UserError(f"{digest}: its statement is of another image, sha256:{of}; do not trust it")
-    report = content.predicate.report
-    refuse_report(checkout, report, digest, lock, f"the report in the statement of {digest}")
+        problem = first_of(invalid)
+        raise UserError(f"{digest}: its signed payload is not a test-result statement ({problem}); do not trust it") from None
+    subject = content.subject[0].digest.get("sha256", "")
+    if f"sha256:{subject}" != digest:
+        raise UserError(f"{digest}: expected a statement of this image, found one of sha256:{subject}; do not trust it")
+    data = json.dumps(content.predicate.report).encode()
+    report = reports.parse(checkout, data, f"report in the statement of {digest}", "do not trust it")
+    report.refuse_other_image(digest, lock)
     if content.predicate.result == "FAILED":
-        raise UserError(f"{digest}: its statement says that the test failed; do not use it")
+        raise UserError(f"{digest}: expected a statement of a passed test, found result FAILED; do not use this image")
     return report
 
 
+def _open_envelope(envelope: bytes, digest: str) -> tuple[bytes, bytes]:
+    """Return the payload and the signature in a DSSE envelope; raises UserError."""
+    try:
+        found = _Envelope.model_validate_json(envelope)
+        return b64decode(found.payload, validate=True), b64decode(found.signatures[0].sig, validate=True)
+    except ValidationError as invalid:
+        problem = first_of(invalid)
+    except ValueError as error:
+        problem = str(error)
+    raise UserError(f"{digest}: its statement is not a DSSE envelope ({problem}); do not trust it")
+
+
+def _verify_signature(signed: SignedStatement, payload: bytes, signature: bytes, signer: Signer, digest: str) -> None:
+    """Verify that `signature` is of `payload` and by `signer`; raises UserError."""
+    blob = _pre_authentication(payload)
+    try:
+        if signer.key:
+            _require_key(signer.key)
+            cosign.verify_blob(blob, signature, signer.key)
+        elif signed.sigstore_bundle is None:
+            raise UserError(f"{digest}: its statement was signed with a key; specify the public key with --key FILE")
+        else:
+            _refuse_other_signature(signed.sigstore_bundle, signature, digest)
+            cosign.verify_blob_bundle(blob, signed.sigstore_bundle, signer.identity, signer.issuer)
+    except CosignError as failed:
+        if not signer.key and re.search(r"dial tcp|i/o timeout|TLS handshake", str(failed)):
+            problem = f"cosign cannot reach Sigstore to verify its statement ({failed}); fix the network connection"
+        else:
+            problem = f"its statement is not signed by {signer}: {failed}; do not trust it"
+        raise UserError(f"{digest}: {problem}") from None
+
+
 def _pre_authentication(payload: bytes) -> bytes:
-    """Return what DSSE signs: the payload with its type, so that neither stands for another."""
+    """Return what DSSE signs: the payload with its type, so that neither can be replaced."""
     return b"DSSEv1 %d %s %d %s" % (len(PAYLOAD), PAYLOAD.encode(), len(payload), payload)
 
 
-def _refuse_other_signature(bundle: bytes, signature: bytes, digest: str) -> None:
+def _refuse_other_signature(sigstore_bundle: bytes, signature: bytes, digest: str) -> None:
     try:
-        same = b64decode(json.loads(bundle)["base64Signature"]) == signature
+        same = b64decode(json.loads(sigstore_bundle)["base64Signature"]) == signature
     except (ValueError, KeyError, TypeError):
         same = False
     if not same:
-        raise UserError(f"{digest}: the bundle beside its statement is of another signature; do not trust it")
+        raise UserError(f"{digest}: its statement and the Sigstore bundle have different signatures; do not trust it")
 
 
-def _refuse_no_key(key: Path) -> None:
+def _require_key(key: Path) -> None:
     if not key.is_file():
-        raise UserError(f"{key}: no such key; make a pair with cosign generate-key-pair, or name the right one with --key")
-
-
-def _named(signer: Signer) -> str:
-    return f"the key {signer.key}" if signer.key else f"{signer.identity} ({signer.issuer})"
+        raise UserError(f"{key}: key not found; create a pair with cosign generate-key-pair, or specify another with --key")

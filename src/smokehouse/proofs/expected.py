@@ -1,4 +1,8 @@
-"""What a lock, and this checkout, put into an image: every file, with its hash and where it comes from."""
+"""The files that a lock and this checkout put into an image, each with its hash and its owner.
+
+The image is trusted only for what cannot be made again: files that its build made from source distributions, and of these
+only what such a build can make.
+"""
 
 import base64
 import csv
@@ -24,7 +28,10 @@ from smokehouse.locks.model import Lock, LockedFile
 from smokehouse.oci.filesystem import Entry, Tree
 from smokehouse.programs.process import run
 
-_COMPILING = 3600.0  # seconds
+CONDA = "the conda packages"
+COMPILED = "the compiled source"
+_CHECKOUT = "this checkout"
+_COMPILE_DEADLINE = 3600.0  # seconds
 _COMPILE = """\
 import sys
 from pathlib import Path
@@ -36,10 +43,10 @@ tree.compile_python(Path(sys.argv[2]), [Path(folder) for folder in sys.argv[3:]]
 
 @dataclass(frozen=True)
 class ExpectedFile:
-    """A file that is to be there: its hash or, of a link, its target; whether it `runs`, and whose it is.
+    """An expected file: the SHA-256 of its content or the target of a link, whether it `runs`, and its owner, for messages.
 
-    `made` files are not in any artefact as they are; the image's files.json has to name them. `member` is where the
-    content of a wheel's file can be read again.
+    A `made` file is in no artefact in this form, so the image's files.json has to list it. `member` is the wheel, and the
+    member of it, that the file is a copy of.
     """
 
     owner: str
@@ -50,21 +57,21 @@ class ExpectedFile:
     member: tuple[Path, str] | None = None
 
     def fits(self, entry: Entry) -> bool:
-        """Return whether an image's file has this content."""
+        """Return whether a file in an image has this content."""
         if self.target or entry.kind != "file":
             return entry.kind == "link" and entry.target == self.target
         if entry.sha256 == self.sha256:
             return True
         if self.member is None:
             return False
-        # The wheel's RECORD can be wrong about its own files, and the files are what is locked.
+        # A wheel's RECORD may have wrong hashes; the wheel itself is what is locked.
         with zipfile.ZipFile(self.member[0]) as archive, archive.open(self.member[1]) as file:
             return hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256  # type: ignore[arg-type]
 
 
 @dataclass
 class ExpectedFiles:
-    """All that is to be in an image above its base, by path. `sources` has the Python that is compiled there."""
+    """The files expected in an image above its base, by path. `sources` has the Python files that its build compiles."""
 
     checkout: Checkout
     locked: Lock
@@ -73,92 +80,96 @@ class ExpectedFiles:
 
     @cached_property
     def library(self) -> str:
-        """The folder of the interpreter's library."""
+        """The directory of the interpreter's library."""
         return f"{ENV}/lib/python{self.locked.python}"
 
     @cached_property
     def site(self) -> str:
-        """The folder of the Python packages."""
+        """The directory of the Python packages."""
         return f"{self.library}/site-packages"
 
     @cached_property
-    def _steps(self) -> Any:
+    def _unpack_step(self) -> Any:
         """The build's own step that unpacks wheels, for the text of console scripts."""
-        place = self.checkout.root / "docker" / "steps" / "unpack.py"
-        found = importlib.util.spec_from_file_location("smokehouse_unpack", place)
-        assert found
-        assert found.loader
-        module = importlib.util.module_from_spec(found)
+        path = self.checkout.root / "docker" / "steps" / "unpack.py"
+        spec = importlib.util.spec_from_file_location("smokehouse_unpack", path)
+        assert spec
+        assert spec.loader
+        module = importlib.util.module_from_spec(spec)
         before = [*sys.path]
         try:
-            found.loader.exec_module(module)
+            spec.loader.exec_module(module)
         finally:
             sys.path[:] = before
         return module
 
     def add_conda(self, prefix: Path) -> None:
-        """Add the conda half, linked into the tar file `prefix`; raises UserError."""
+        """Add the conda packages, linked into the tar file `prefix`; raises UserError."""
         tree = Tree()
         tree.apply(prefix, "tar", str(prefix), 0)
         for path, entry in tree.entries.items():
             if entry.kind == "folder" or (path.startswith(f"{self.library}/") and "/__pycache__/" in path):
                 continue
             record = path.startswith(f"{ENV}/conda-meta/")
-            runs = bool(entry.mode & 0o100)
-            self.files[path] = ExpectedFile("the conda half", entry.sha256, entry.target, runs, record)
+            self.files[path] = ExpectedFile(CONDA, entry.sha256, entry.target, bool(entry.mode & 0o100), record)
 
     def add_wheel(self, wheel: Path) -> None:
-        """Add the files of a wheel, and what its installation makes; raises UserError."""
+        """Add the files of a wheel, and those that its installation makes; raises UserError."""
         with zipfile.ZipFile(wheel) as archive:
             names = archive.namelist()
             [info] = {name.split("/")[0] for name in names if name.split("/")[0].endswith(".dist-info")}
-            known = {row[0]: row[1] for row in _rows(archive.read(f"{info}/RECORD")) if len(row) > 1}
-            rows: list[tuple[str, str, str]] = []
-            for member in archive.infolist():
-                if member.is_dir() or member.filename == f"{info}/RECORD":
-                    continue
-                path, kind = self._place(member.filename, info)
-                digest = known.get(member.filename, "")
-                size, runs, made = member.file_size, bool(member.external_attr >> 16 & 0o111) or kind == "scripts", False
-                if kind == "scripts":
-                    content = archive.read(member)
-                    if content.startswith(b"#!python"):
-                        content = f"#!{PREFIX}/bin/python{self.locked.python}".encode() + content[content.index(b"\n") :]
-                    digest, size, made = _digest(content), len(content), True
-                elif not digest.startswith("sha256="):
-                    digest = _digest(archive.read(member))
-                rows.append((self._shown(path), digest, str(size)))
-                source = None if made else (wheel, member.filename)
-                self._put(path, ExpectedFile(wheel.name, _hex(digest), runs=runs, made=made, member=source))
-                if path.endswith(".py"):
-                    self.sources[path] = (wheel, member.filename)
-            made_here = [(f"{self.site}/{info}/INSTALLER", INSTALLER, False)]
+            rows = self._add_members(wheel, archive, info)
+            made = [(f"{self.site}/{info}/INSTALLER", INSTALLER, False)]
             if f"{info}/entry_points.txt" in names:
                 text = archive.read(f"{info}/entry_points.txt").decode()
-                scripts = self._steps.console_scripts(text, self.locked.python, wheel)
-                made_here += [(f"{ENV}/bin/{name}", script.encode(), True) for name, script in scripts]
-        for path, content, runs in made_here:
-            rows.append((self._shown(path), _digest(content), str(len(content))))
+                scripts = self._unpack_step.console_scripts(text, self.locked.python, wheel)
+                made += [(f"{ENV}/bin/{name}", script.encode(), True) for name, script in scripts]
+        for path, content, runs in made:
+            rows.append((self._record_path(path), _digest(content), str(len(content))))
             self._put(path, ExpectedFile(wheel.name, _hex(_digest(content)), runs=runs, made=True))
         record = io.StringIO()
         csv.writer(record, lineterminator="\n").writerows([*sorted(rows), (f"{info}/RECORD", "", "")])
         digest = _hex(_digest(record.getvalue().encode()))
         self._put(f"{self.site}/{info}/RECORD", ExpectedFile(wheel.name, digest, made=True))
 
-    def add_ours(self, folder: Path) -> None:
-        """Add what this checkout puts into /opt/smokehouse, from the context that the build takes it from."""
+    def _add_members(self, wheel: Path, archive: zipfile.ZipFile, info: str) -> list[tuple[str, str, str]]:
+        """Add the members of a wheel but RECORD, and return their rows of the RECORD that the installation writes."""
+        known = {row[0]: row[1] for row in _rows(archive.read(f"{info}/RECORD")) if len(row) > 1}
+        rows: list[tuple[str, str, str]] = []
+        for member in archive.infolist():
+            if member.is_dir() or member.filename == f"{info}/RECORD":
+                continue
+            path, kind = self._place(member.filename, info)
+            digest = known.get(member.filename, "")
+            size, runs, made = member.file_size, bool(member.external_attr >> 16 & 0o111) or kind == "scripts", False
+            if kind == "scripts":
+                content = archive.read(member)
+                if content.startswith(b"#!python"):
+                    content = f"#!{PREFIX}/bin/python{self.locked.python}".encode() + content[content.index(b"\n") :]
+                digest, size, made = _digest(content), len(content), True
+            elif not digest.startswith("sha256="):
+                digest = _digest(archive.read(member))
+            rows.append((self._record_path(path), digest, str(size)))
+            source = None if made else (wheel, member.filename)
+            self._put(path, ExpectedFile(wheel.name, _hex(digest), runs=runs, made=made, member=source))
+            if path.endswith(".py"):
+                self.sources[path] = (wheel, member.filename)
+        return rows
+
+    def add_smokehouse(self, folder: Path) -> None:
+        """Add the files of this checkout in /opt/smokehouse, from the folder that the build copies them from."""
         for path in sorted(folder.rglob("*")):
             if path.is_file():
-                inside = str(path.relative_to(folder))
-                place = f"{self.site}/_smokehouse_home.py" if inside == "home.py" else f"{SMOKEHOUSE}/{inside}"
-                self._ours(place, path.read_bytes(), inside in PROGRAMS)
-        self._ours(f"{self.site}/_smokehouse_home.pth", b"import _smokehouse_home\n", False)
+                name = str(path.relative_to(folder))
+                place = f"{self.site}/_smokehouse_home.py" if name == "home.py" else f"{SMOKEHOUSE}/{name}"
+                self._put_checkout(place, path.read_bytes(), runs=name in PROGRAMS)
+        self._put_checkout(f"{self.site}/_smokehouse_home.pth", b"import _smokehouse_home\n", runs=False)
 
     def add_built(self, sdist: LockedFile, archive: Path, tree: Tree) -> list[str]:
-        """Add the files that a source distribution was built to, by the record in the image.
+        """Add the files that were built from a source distribution, according to the RECORD in the image.
 
-        Those that are in the source as they are, are compared with it; the others, whose paths are returned, can be
-        what the build makes only: libraries, metadata, scripts and a version. Raises UserError.
+        Files that are in the source distribution are compared with it. The others, whose paths are returned, are limited to
+        what only a build makes: libraries, metadata, scripts and a version. Raises UserError.
         """
         info = f"{re.sub(r'[-.]', '_', sdist.name)}-{sdist.version}.dist-info"
         record = f"{self.site}/{info}/RECORD"
@@ -195,7 +206,7 @@ class ExpectedFiles:
         return top in packages and name.endswith((".so", "/git_version_info_installed.py"))
 
     def add_compiled(self, prefix: Path, work: Path) -> None:
-        """Add the bytecode of all Python, compiled in the folder `work` by the locked interpreter; raises UserError."""
+        """Add the bytecode of all `sources`, compiled in the folder `work` by the locked interpreter; raises UserError."""
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         try:
@@ -206,14 +217,17 @@ class ExpectedFiles:
             folders = [str(work / self.library), str(work / SMOKEHOUSE)]
             command = [python, "-I", "-S", "-B", "-c", _COMPILE, self.checkout.root / "docker" / "steps", work, *folders]
             environ = {name: text for name, text in os.environ.items() if not name.startswith(("PYTHON", "LD_"))}
-            ended = run([str(part) for part in command], deadline=_COMPILING, environ=environ, cwd=work)
+            ended = run([str(part) for part in command], deadline=_COMPILE_DEADLINE, environ=environ, cwd=work)
             if ended.code:
-                raise UserError(f"the Python of the lock cannot compile its packages here: {ended.stderr[-300:]}")
+                raise UserError(
+                    f"the locked Python cannot compile its packages on this machine: {ended.stderr[-300:]}; "
+                    "verify on linux/amd64 with glibc, as the lock requires"
+                )
             for folder in folders:
                 for path in Path(folder).rglob("__pycache__/*.pyc"):
                     with path.open("rb") as file:
                         digest = hashlib.file_digest(file, "sha256").hexdigest()
-                    self.files[str(path.relative_to(work))] = ExpectedFile("its source, compiled", digest, made=True)
+                    self.files[str(path.relative_to(work))] = ExpectedFile(COMPILED, digest, made=True)
         finally:
             shutil.rmtree(work, ignore_errors=True)
 
@@ -233,8 +247,8 @@ class ExpectedFiles:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.write_bytes(archive.read(member))
 
-    def _ours(self, path: str, content: bytes, runs: bool) -> None:
-        self._put(path, ExpectedFile("this checkout", _hex(_digest(content)), runs=runs, made=True))
+    def _put_checkout(self, path: str, content: bytes, *, runs: bool) -> None:
+        self._put(path, ExpectedFile(_CHECKOUT, _hex(_digest(content)), runs=runs, made=True))
         if path.endswith(".py"):
             self.sources[path] = content
 
@@ -243,9 +257,9 @@ class ExpectedFiles:
             self.files[path] = expected
 
     def _place(self, name: str, info: str) -> tuple[str, str]:
-        """Return where a member of a wheel goes, and the kind of its place."""
+        """Return where a member of a wheel is installed, and the kind of that directory; raises UserError."""
         if ".." in PurePosixPath(name).parts or name.startswith("/"):
-            raise UserError(f"{info}: has {name!r}, which lies outside it; do not trust this wheel")
+            raise UserError(f"{info}: expected files inside the wheel, found {name!r}; do not trust this wheel")
         data = f"{info.removesuffix('.dist-info')}.data/"
         if not name.startswith(data):
             return f"{self.site}/{name}", "purelib"
@@ -259,15 +273,15 @@ class ExpectedFiles:
         }
         return f"{places[kind]}/{rest}", kind
 
-    def _shown(self, path: str) -> str:
-        """Return a path as RECORD has it."""
+    def _record_path(self, path: str) -> str:
+        """Return a path as RECORD writes it."""
         if path.startswith(f"{self.site}/"):
             return path.removeprefix(f"{self.site}/")
         return f"../../../{path.removeprefix(f'{ENV}/')}"
 
 
 def _members(archive: Path) -> tuple[Mapping[str, set[str]], set[str]]:
-    """Return the names of the files of a source distribution by their hash, and the names of its folders."""
+    """Return the file names of a source distribution by SHA-256, and the names of its directories."""
     digests: dict[str, set[str]] = {}
     tops: set[str] = set()
     with tarfile.open(archive) as tar:
@@ -285,7 +299,7 @@ def _rows(record: bytes) -> Iterable[list[str]]:
 
 
 def _digest(content: bytes) -> str:
-    """Return the hash of `content` as RECORD has it."""
+    """Return the SHA-256 of `content` as RECORD writes it."""
     return "sha256=" + base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
 
 

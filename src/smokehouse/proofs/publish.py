@@ -1,8 +1,10 @@
-"""Publishing images: built, proven, verified, and only then given to a registry, the tags last."""
+"""Publish an image in a registry.
 
-import os
+It is built, proven by its smoke test, verified and signed; then all of it is sent, and the tags last. What an interrupted
+call made or sent is used by the next.
+"""
+
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,199 +13,211 @@ from smokehouse.console import status
 from smokehouse.errors import UserError
 from smokehouse.images import build as building
 from smokehouse.images.build import ImageRequest
-from smokehouse.images.extra_wheels import ExtraWheel
-from smokehouse.images.labels import Flavour, ImageLabels, Ops
+from smokehouse.images.fetch import copy_from_engine
+from smokehouse.images.labels import ImageLabels
 from smokehouse.images.spec import tags as image_tags
 from smokehouse.locks import check
 from smokehouse.locks.check import LockedEnvironment
-from smokehouse.oci import layout as oci
 from smokehouse.oci.layout import Image, Layout
-from smokehouse.oci.model import EMPTY, MANIFEST, Descriptor, Manifest, encode
 from smokehouse.oci.reference import Reference
 from smokehouse.oci.registry import Registry
-from smokehouse.programs import docker as engine
-from smokehouse.programs.process import run
 from smokehouse.proofs import attestation
-from smokehouse.proofs import verify as verifying
-from smokehouse.proofs.attestation import BUNDLE, ENVELOPE, Signed, Signer
-from smokehouse.runs import report as report_module
+from smokehouse.proofs.attestation import SignedStatement, Signer
+from smokehouse.proofs.compare import Verification
+from smokehouse.proofs.referrers import attach_sbom, attach_statement
+from smokehouse.proofs.verify import VerifyOptions, verify_image
+from smokehouse.runs import report as reports
+from smokehouse.runs.container import prove
+from smokehouse.runs.report import Report
 from smokehouse.storage import files
 from smokehouse.storage.folder_lock import exclusive
 
-SBOM = "application/spdx+json"
-_SMOKING = 7200.0  # seconds
+_REMEDY = "run nox -s smoke -- --image REF and pass its report.json with --report"
 
 
 @dataclass(frozen=True)
 class PublishOptions:
-    """How to publish. `built` is a layout with the image and `report` its report, where they were made before.
+    """How to publish: the image that `request` describes, signed with the private `key`, None for keyless.
 
-    Wheels that no lock names are `added`.
+    `built` is an OCI layout that has the image, and `report` its report, where they were made before. `move` overwrites
+    existing tags.
     """
 
-    flavour: Flavour = "runtime"
-    ops: Ops | None = None
+    request: ImageRequest
     key: Path | None = None
     built: Path | None = None
     report: Path | None = None
-    bundle: Path | None = None
-    channel: str | None = None
-    source: str | None = None
     move: bool = False
-    added: tuple[ExtraWheel, ...] = ()
 
 
-def publish_image(checkout: Checkout, name: str, text: str, options: PublishOptions) -> int:
-    """Publish the image of the environment `name` in the repository `text`, and return 0, or 1 where it is no good.
+@dataclass(frozen=True)
+class Publication:
+    """The result of publishing: the references with tags, none where the image did not pass the `verification`."""
 
-    Nothing is sent before the image was proven and verified, and no tag names it before all that belongs to it is
-    there. What an interrupted call sent is used by the next. Raises UserError.
+    references: tuple[str, ...]
+    verification: Verification
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is published where: `names` are the image's, each NAME:TAG, and `folder` keeps what was made of it."""
+
+    checkout: Checkout
+    locked: LockedEnvironment
+    repository: Reference
+    names: list[str]
+    folder: Path
+    options: PublishOptions
+
+    @property
+    def tags(self) -> list[str]:
+        """The image's tags: by stack and lock, then by date and lock."""
+        return [name.partition(":")[2] for name in self.names]
+
+    @property
+    def layout(self) -> Layout:
+        """The layout of an image that was built here, until it is published."""
+        return Layout(self.folder / "layout")
+
+
+def publish_image(checkout: Checkout, name: str, repository: str, options: PublishOptions) -> Publication:
+    """Build, prove, verify, sign and send the image of the environment `name` to `repository`.
+
+    Nothing is sent before the image is proven and verified, and no tag refers to it before all that belongs to it is there.
+    Raises UserError.
     """
-    where = Reference.parse(text)
-    if where.tag or where.digest:
-        raise UserError(f"{text}: publish gives the tags, by stack and lock; name the repository alone, {where.name}")
+    reference = _parse_repository(repository)
     locked = check.load(checkout, name)
-    names = image_tags(locked, options.flavour, options.added)
-    tags = [tag.partition(":")[2] for tag in names]
-    registry = Registry(where, push=True)
-    folder = checkout.root / "build" / "publish" / f"{name}-{options.flavour}"
+    request = options.request
+    names = image_tags(locked, request.flavour, request.extra_wheels)
+    folder = checkout.root / "build" / "publish" / f"{name}-{request.flavour}"
     folder.mkdir(parents=True, exist_ok=True)
+    job = _Job(checkout, locked, reference, names, folder, options)
+    registry = Registry(reference, push=True)
     with exclusive(folder / ".lock", f"publishing {name}"):
-        found = _built(checkout, locked, names[0], folder, options)
-        labels = ImageLabels.parse(found.labels, names[0])
-        if (labels.environment, labels.flavour) != (name, options.flavour):
-            raise UserError(f"{options.built}: an image of {labels.environment}, not of {name} ({options.flavour})")
-        # Asked first, because the rest takes long.
-        _refuse_taken(registry, tags, found.digest, options.move)
-        report = _report(checkout, names[0], found, folder, locked.digest, options)
-        verdict = verifying.verify_image(
-            checkout,
-            locked,
-            names[0],
-            found,
-            None,
-            verifying.VerifyOptions(bundle=options.bundle, channel=options.channel, added=options.added),
+        image = _build(job)
+        _refuse_existing_tags(job, registry, image.digest)  # first, because the rest takes long
+        report = _prove(job, image)
+        verify_options = VerifyOptions(bundle=request.bundle, channel=request.channel, added=request.extra_wheels)
+        verification = verify_image(checkout, locked, image, names[0], verify_options)
+        if not verification.passed:
+            return Publication((), verification)
+        _refuse_other_version(job, image)
+        signed = _sign(job, image, report)
+        _send(job, registry, image, Path(verification.sbom).read_bytes(), signed)
+        _clean(job)
+    return Publication(tuple(f"{reference.name}:{tag}" for tag in job.tags), verification)
+
+
+def _parse_repository(text: str) -> Reference:
+    reference = Reference.parse(text)
+    if reference.tag or reference.digest:
+        raise UserError(
+            f"{text}: expected a repository, found a tag or digest; specify {reference.name}: publish chooses the tags, by "
+            "stack and lock"
         )
-        if not verdict.passed:
-            return verifying.show(verdict, as_json=False)
-        # An image with wheels that no lock names would take the tags of the one without.
-        if labels.version != tags[0]:
-            raise UserError(f"{options.built}: is {labels.version} by its labels, not {tags[0]}; give --with as for its build")
-        payload = attestation.statement(report, where.name, found.digest)
-        signed = _signed(payload, folder, options.key)
-        _send(registry, found, Path(verdict.sbom).read_bytes(), signed)
-        for tag in reversed(tags):  # the one by stack and lock, which says that all is there, last
-            registry.put(found.layout.read(found.descriptor), found.descriptor.media_type, tag)
-        status(f"published {where.name}@{found.digest}")
-        for file in (folder / "report.json", *folder.glob("*.signed")):
-            file.unlink(missing_ok=True)
-        shutil.rmtree(_layout(folder).folder, ignore_errors=True)
-    for tag in tags:
-        print(f"{where.name}:{tag}")
-    return 0
+    return reference
 
 
-def _built(checkout: Checkout, locked: LockedEnvironment, local: str, folder: Path, options: PublishOptions) -> Image:
-    """Return the image in a layout, built where it was not given."""
-    if options.built:
-        return Layout(options.built).image()
-    request = ImageRequest(
-        flavour=options.flavour,
-        ops=options.ops,
-        extra_wheels=options.added,
-        bundle=options.bundle,
-        channel=options.channel,
-        source=options.source,
-    )
-    prepared = building.prepare_image(checkout, locked, request)
-    digest = building.build_image(checkout, prepared, "docker").digest
-    layout = _layout(folder)
-    if (layout.folder / "index.json").is_file() and layout.image().digest == digest:
-        return layout.image()
-    archive = folder / "image.tar"
-    try:
-        engine.save(local, archive, checkout.root)
-        found = oci.unpack_layout(archive, layout.folder).image()
-    finally:
-        archive.unlink(missing_ok=True)
-    if found.digest != digest:
-        raise UserError(f"{local}: this engine saves another image, {found.digest}, than {digest}; use its containerd store")
-    return found
+def _build(job: _Job) -> Image:
+    """Return the image in a layout, which is built where the options specify none."""
+    built = job.options.built
+    image = Layout(built).image() if built else _build_to_layout(job)
+    labels = ImageLabels.parse(image.labels, job.names[0])
+    expected = f"{job.locked.name} ({job.options.request.flavour})"
+    if (found := f"{labels.environment} ({labels.flavour})") != expected:
+        raise UserError(f"{built}: expected an image of {expected}, found one of {found}; specify another with --image")
+    return image
 
 
-def _layout(folder: Path) -> Layout:
-    """Return where the image lies that was built, until it is published."""
-    return Layout(folder / "layout")
+def _build_to_layout(job: _Job) -> Image:
+    """Build the image in the engine, which proves it, and return its copy in a layout."""
+    prepared = building.prepare_image(job.checkout, job.locked, job.options.request)
+    digest = building.build_image(job.checkout, prepared, "docker").digest
+    if (job.layout.folder / "index.json").is_file() and job.layout.image().digest == digest:
+        return job.layout.image()
+    image = copy_from_engine(job.checkout, job.names[0], job.layout.folder)
+    if image.digest != digest:
+        raise UserError(
+            f"{job.names[0]}: expected the engine to save image {digest}, found {image.digest}; use its containerd store"
+        )
+    return image
 
 
-def _report(
-    checkout: Checkout, local: str, found: Image, folder: Path, digest: str, options: PublishOptions
-) -> dict[str, object]:
-    """Return the report of the image: the one given, that of an interrupted call, or that of a smoke test run now."""
-    if options.report:
-        return report_module.read_report(checkout, options.report, found.digest, digest)
-    kept = folder / "report.json"
-    if kept.is_file():
-        try:
-            return report_module.read_report(checkout, kept, found.digest, digest)
-        except UserError:
-            kept.unlink()
-    if options.built:
-        raise UserError(f"{options.built}: there is no report of this image; name it: --report FILE")
-    status(f"proving {local}")
-    reports = folder / "smoke"
-    command = [sys.executable, "-m", "smokehouse", "smoke", "--image", local, "--report", str(reports)]
-    ended = run(command, deadline=_SMOKING, environ=os.environ, cwd=checkout.root)
-    if ended.code:
-        said = (ended.stderr.strip() or ended.stdout.strip()).splitlines()[-1:]
-        raise UserError(f"{local}: the smoke test failed ({' '.join(said)}); see {reports}; nothing was sent")
-    report = report_module.read_report(checkout, reports / "report.json", found.digest, digest)
-    files.write(kept, (reports / "report.json").read_bytes())
-    return report
-
-
-def _signed(payload: bytes, folder: Path, key: Path | None) -> Signed:
-    """Return the signed statement, that of an interrupted call where it is the same."""
-    kept = folder / f"{files.sha256(payload + str(key).encode())}.signed"
-    bundle = kept.with_name(f"bundle.{kept.name}")
-    if not kept.is_file():
-        signed = attestation.sign(payload, Signer(key))
-        if signed.bundle:
-            files.write(bundle, signed.bundle)
-        files.write(kept, signed.envelope)
-    return Signed(kept.read_bytes(), bundle.read_bytes() if bundle.is_file() else None)
-
-
-def _refuse_taken(registry: Registry, tags: list[str], digest: str, move: bool) -> None:
-    for tag in tags:
-        there = registry.manifest(tag)
-        if there and there[1].digest != digest and not move:
+def _refuse_existing_tags(job: _Job, registry: Registry, digest: str) -> None:
+    for tag in job.tags:
+        found = registry.manifest(tag)
+        if found and found[1].digest != digest and not job.options.move:
             raise UserError(
-                f"{registry.reference.name}:{tag}: is {there[1].digest} already, and who uses a tag trusts that it stays; "
-                f"to make it {digest}, say --move"
+                f"{job.repository.name}:{tag}: already exists as {found[1].digest}, and users of a tag rely on it; "
+                f"to make it {digest}, use --move"
             )
 
 
-def _send(registry: Registry, found: Image, sbom: bytes, signed: Signed) -> None:
-    """Give the registry the image and what belongs to it, under no tag of the image's yet; raises UserError."""
-    layout = found.layout
-    for blob in found.blobs:
+def _prove(job: _Job, image: Image) -> Report:
+    """Return the report of the image: that of the options, of an interrupted call, or of a smoke test that is run now."""
+    options, kept = job.options, job.folder / "report.json"
+    if options.report:
+        return _read_report(job, image, options.report)
+    if kept.is_file():
+        try:
+            return _read_report(job, image, kept)
+        except UserError:
+            kept.unlink()
+    if options.built:
+        raise UserError(f"{options.built}: report of this image not found; {_REMEDY}")
+    status(f"proving {job.names[0]}")
+    report = prove(job.checkout, job.names[0], job.folder / "smoke")
+    report.refuse_other_image(image.digest, job.locked.digest)
+    files.write(kept, report.text)
+    return report
+
+
+def _read_report(job: _Job, image: Image, path: Path) -> Report:
+    report = reports.read(job.checkout, path, job.locked.name, _REMEDY)
+    report.refuse_other_image(image.digest, job.locked.digest)
+    return report
+
+
+def _refuse_other_version(job: _Job, image: Image) -> None:
+    """Refuse an image with extra wheels that the options lack: it would take the tags of one without."""
+    if (version := ImageLabels.parse(image.labels, job.names[0]).version) != job.tags[0]:
+        raise UserError(
+            f"{job.options.built}: expected version {job.tags[0]} in its labels, found {version}; "
+            "specify the same --with options as for its build"
+        )
+
+
+def _sign(job: _Job, image: Image, report: Report) -> SignedStatement:
+    """Return the signed statement; that of an interrupted call where it is the same."""
+    payload = attestation.statement(report.fields, job.repository.name, image.digest)
+    kept = job.folder / f"{files.sha256(payload + str(job.options.key).encode())}.signed"
+    bundle = kept.with_name(f"bundle.{kept.name}")
+    if not kept.is_file():
+        signed = attestation.sign(payload, Signer(job.options.key))
+        if signed.sigstore_bundle:
+            files.write(bundle, signed.sigstore_bundle)
+        files.write(kept, signed.envelope)
+    return SignedStatement(kept.read_bytes(), bundle.read_bytes() if bundle.is_file() else None)
+
+
+def _send(job: _Job, registry: Registry, image: Image, sbom: bytes, signed: SignedStatement) -> None:
+    """Send the image, its SBOM and its statement, and then the tags; raises UserError."""
+    layout, manifest = image.layout, image.descriptor
+    status(f"sending {job.repository.name}@{image.digest}")
+    for blob in image.blobs:
         layout.verify_blob(blob)
         registry.upload(layout.blob(blob.digest), blob)
-    registry.put(layout.read(found.descriptor), found.descriptor.media_type)
-    statement = [layout.put(signed.envelope, ENVELOPE)]
-    statement += [layout.put(signed.bundle, BUNDLE)] if signed.bundle else []
-    for kind, blobs in ((SBOM, [layout.put(sbom, SBOM)]), (ENVELOPE, statement)):
-        _attach(registry, layout, found.descriptor, kind, blobs)
+    registry.put(layout.read(manifest), manifest.media_type)
+    attach_sbom(registry, layout, manifest, sbom)
+    attach_statement(registry, layout, manifest, signed)
+    for tag in reversed(job.tags):  # the one by stack and lock, which says that all is there, last
+        registry.put(layout.read(manifest), manifest.media_type, tag)
+    status(f"published {job.repository.name}@{image.digest}")
 
 
-def _attach(registry: Registry, layout: Layout, subject: Descriptor, kind: str, blobs: list[Descriptor]) -> None:
-    empty = layout.put(b"{}", EMPTY)
-    for blob in (empty, *blobs):
-        registry.upload(layout.blob(blob.digest), blob)
-    plain = subject.model_copy(update={"annotations": None, "platform": None})
-    manifest = Manifest(schema_version=2, artifact_type=kind, config=empty, layers=tuple(blobs), subject=plain)
-    data = encode(manifest)
-    artefact = Descriptor(media_type=MANIFEST, digest=f"sha256:{files.sha256(data)}", size=len(data), artifact_type=kind)
-    if not registry.put(data, MANIFEST):
-        registry.add_referrer(artefact, subject.digest)
+def _clean(job: _Job) -> None:
+    """Remove what was kept for the next call."""
+    for file in (job.folder / "report.json", *job.folder.glob("*.signed")):
+        file.unlink(missing_ok=True)
+    shutil.rmtree(job.layout.folder, ignore_errors=True)

@@ -1,1 +1,37 @@
-"""Runs: where a smoke test is started, and how its report is read."""
+"""Runs: start smoke tests, in an environment or in a container of an image, and read their reports.
+
+    >>> from smokehouse import runs
+    >>> report = runs.prove(checkout, "qwen2.5-vl:cu124-torch2.6.0-0123456789ab", folder)
+    >>> report.refuse_other_image(digest, lock_digest)
+    >>> report.summary
+
+`smoke` and `smoke_image` replace this process with the smoke test, for the command line; `prove` waits for its report.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from smokehouse.runs.container import prove, smoke_image
+    from smokehouse.runs.local import DEFAULT, smoke
+    from smokehouse.runs.options import pop_option
+    from smokehouse.runs.report import Report
+
+__all__ = ["DEFAULT", "Report", "pop_option", "prove", "smoke", "smoke_image"]
+
+# The module of each name, imported when it is first used: pages read reports, and need neither installers nor an engine.
+_MODULES = {
+    "DEFAULT": "local",
+    "Report": "report",
+    "pop_option": "options",
+    "prove": "container",
+    "smoke": "local",
+    "smoke_image": "container",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import the module of a name of `__all__`."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,49 +1,94 @@
-"""Run the smoke test in an image."""
+"""Run the smoke test of an image in a container: as this process, or to its end for its report.
+
+The container is as restricted as on any cluster: a read-only root, a user without a name, no network.
+"""
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from smokehouse.checkout import Checkout, is_environment_name
 from smokehouse.errors import UserError
-from smokehouse.programs import docker as engine
+from smokehouse.programs import docker
+from smokehouse.programs.docker import EngineImage
+from smokehouse.runs import report
 from smokehouse.runs.options import pop_option
+from smokehouse.runs.report import Report
 
 _NOBODY = 54321  # a user and a group that no image has a name for
+_DEADLINE = 7200.0  # seconds
+
+
+@dataclass(frozen=True)
+class _Container:
+    """A smoke test to start: the image, what to run in it, the options of docker run, and the folder of the report."""
+
+    image: EngineImage
+    environment: str
+    command: Sequence[str]
+    options: Sequence[str]
+    folder: Path
 
 
 def smoke_image(checkout: Checkout, reference: str, options: Sequence[str]) -> NoReturn:
-    """Become the smoke test of the image `reference`, run with `options` in a container as hard on it as any cluster.
+    """Replace this process with the smoke test of the image `reference`, run with `options` in a container.
 
-    The root is read-only, the user has no name and there is no network; the report, in build/smoke of the checkout unless
-    `--report` says where, names the image's digest. Raises UserError.
+    The report is written to build/smoke of the checkout, or the folder that `--report` specifies. Raises UserError.
     """
-    image = engine.inspect(reference, checkout.root)
+    container = _prepare(checkout, reference, options)
+    docker.exec_container(container.image, container.command, container.options, checkout.root)
+
+
+def prove(checkout: Checkout, reference: str, folder: Path) -> Report:
+    """Run the smoke test of the image `reference` and return its report, which is written to `folder`.
+
+    Raises UserError where the engine has no such image, or the smoke test fails.
+    """
+    container = _prepare(checkout, reference, ["--report", str(folder)])
+    ended = docker.run_container(container.image, container.command, container.options, checkout.root, deadline=_DEADLINE)
+    if ended.code:
+        said = (ended.stderr.strip() or ended.stdout.strip()).splitlines()[-1:]
+        raise UserError(f"{reference}: smoke test failed ({' '.join(said)}); see {container.folder}")
+    remedy = f"run nox -s smoke -- --image {reference} again"
+    return report.read(checkout, container.folder / "report.json", container.environment, remedy)
+
+
+def _prepare(checkout: Checkout, reference: str, options: Sequence[str]) -> _Container:
+    """Return the container of the smoke test of the image `reference`; makes the folder of its report."""
+    image = docker.inspect(reference, checkout.root)
     name = image.labels.get("io.smokehouse.environment", "")
     if not is_environment_name(name):
-        raise UserError(f"{reference}: no image of Smokehouse, by its labels; build one: nox -s build -- NAME")
-    options, given = pop_option(options, "--report", "a folder")
-    report = Path(given or checkout.root / "build" / "smoke" / f"{name}-image").absolute()
-    report.mkdir(parents=True, exist_ok=True)
-    # The smoke test asks so, too, but from now on all in it is that of the user in the container.
-    if not (report / ".lock").exists() and any(report.iterdir()):
-        raise UserError(f"{report}: not empty, and no folder of reports; give --report a new one")
+        raise UserError(f"{reference}: not an image of Smokehouse, by its labels; build one: nox -s build -- NAME")
+    options, value = pop_option(options, "--report", "a folder")
+    folder = Path(value or checkout.root / "build" / "smoke" / f"{name}-image").absolute()
     user, group = os.getuid() or _NOBODY, os.getgid() or _NOBODY
-    if os.getuid() == 0:
-        os.chown(report, user, group)
-        for path in report.rglob("*"):
-            os.chown(path, user, group, follow_symlinks=False)
-    container = ["--user", f"{user}:{group}", "--read-only", "--network", "none", "--shm-size", "2g", "--init=false"]
-    container += ["--tmpfs", "/tmp:rw,exec,mode=1777", "--mount", f"type=bind,source={report},target=/report"]
-    for checkpoint in _folders(options):
-        container += ["--mount", f"type=bind,source={checkpoint},target={checkpoint},readonly"]
+    _make_report_folder(folder, user, group)
+    limits = ["--user", f"{user}:{group}", "--read-only", "--network", "none", "--shm-size", "2g", "--init=false"]
+    limits += ["--tmpfs", "/tmp:rw,exec,mode=1777"]
+    limits += ["--mount", f"type=bind,source={folder},target=/report"]
+    for checkpoint in _checkpoint_folders(options):
+        limits += ["--mount", f"type=bind,source={checkpoint},target={checkpoint},readonly"]
     if Path("/proc/driver/nvidia/version").exists():
-        container += ["--gpus", "all"]
-    engine.exec_container(image, ["smoke", "--report", "/report", "--image", image.digest, *options], container, checkout.root)
+        limits += ["--gpus", "all"]
+    command = ["smoke", "--report", "/report", "--image", image.digest, *options]
+    return _Container(image, name, command, limits, folder)
 
 
-def _folders(options: Sequence[str]) -> list[Path]:
-    """Return the checkpoint that lies in a folder here, which the container has to see at the same place."""
-    _, given = pop_option(options, "--checkpoint", "a folder or an id")
-    return [Path(given).absolute()] if given and Path(given).is_dir() else []
+def _make_report_folder(folder: Path, user: int, group: int) -> None:
+    """Make the folder of the report, which the container's user owns where root starts it; raises UserError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # The smoke test checks this as well, but by then the container's user owns what is in the folder.
+    if not (folder / ".lock").exists() and any(folder.iterdir()):
+        raise UserError(f"{folder}: expected an empty folder or one of reports, found other files; give --report a new one")
+    if os.getuid() == 0:
+        os.chown(folder, user, group)
+        for path in folder.rglob("*"):
+            os.chown(path, user, group, follow_symlinks=False)
+
+
+def _checkpoint_folders(options: Sequence[str]) -> list[Path]:
+    """Return the checkpoint folder in `options`, which the container has to find at the same path."""
+    _, value = pop_option(options, "--checkpoint", "a folder or an id")
+    return [Path(value).absolute()] if value and Path(value).is_dir() else []

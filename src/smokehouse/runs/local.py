@@ -1,4 +1,4 @@
-"""Starting the smoke test of an environment inside that environment."""
+"""Run the smoke test of an environment in that environment, installed on this machine."""
 
 import os
 import sys
@@ -15,16 +15,15 @@ from smokehouse.programs.process import run
 from smokehouse.runs.options import pop_option
 
 DEFAULT = "qwen2.5-vl"
-_VALIDATING = 60.0  # seconds
+_VALIDATE_DEADLINE = 60.0  # seconds
 
 
 def smoke(checkout: Checkout, name: str, options: Sequence[str]) -> None:
-    """Become the smoke test of the environment `name`, run with `options`; installs the environment first.
+    """Replace this process with the smoke test of the environment `name`, run with `options`; installs it first.
 
-    `--bundle DIR` among the options is ours: everything is then installed from that bundle, and no index is known.
-
-    The smoke test owns its options and is asked about them before anything is downloaded; where they only ask for help,
-    prints it and returns. Raises UserError.
+    `--bundle DIR` among the options belongs to the builder: everything is then installed from that bundle, without an
+    index. The smoke test validates the others before anything is downloaded; where they request help, it is printed and
+    the function returns. Raises UserError.
     """
     options, folder = pop_option(options, "--bundle", "a folder, made by nox -s bundle -- NAME DIR")
     locked = check.load(checkout, name)
@@ -35,12 +34,12 @@ def smoke(checkout: Checkout, name: str, options: Sequence[str]) -> None:
         command += ["--report", str(checkout.root / "build" / "smoke" / name)]
     command += options
     environ = _environ()
-    asked = run([sys.executable, *command, "--validate"], deadline=_VALIDATING, environ=environ, cwd=checkout.root)
-    if asked.code:
-        raise UserError(asked.stderr or f"{name}: the smoke test refused its options; see nox -s smoke -- --help")
+    validated = run([sys.executable, *command, "--validate"], deadline=_VALIDATE_DEADLINE, environ=environ, cwd=checkout.root)
+    if validated.code:
+        raise UserError(validated.stderr or f"{name}: the smoke test refused its options; see nox -s smoke -- --help")
     if {"-h", "--help"} & {*options}:
-        print(f"{asked.stdout}\n  --bundle DIR          install the environment from this bundle alone, asking no index")
-        print("  --image REF           prove this image instead of an environment installed here")
+        print(f"{validated.stdout}\n  --bundle DIR          install the environment from this bundle, without an index")
+        print("  --image REF           run the smoke test in this image instead")
         return
     if bundled and bundled.has_conda:
         python = halves.install(locked, checkout.bundled(name), bundled=bundled)
@@ -53,7 +52,7 @@ def smoke(checkout: Checkout, name: str, options: Sequence[str]) -> None:
 
 
 def _environ() -> dict[str, str]:
-    """Return the environment without what would let packages from outside in, or keep `-m` from finding the tests."""
+    """Return this process's environment variables without those that add foreign packages or hide the smoke test."""
     foreign = {"PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH", "PYTHONSTARTUP", "VIRTUAL_ENV"}
     kept = {name: value for name, value in os.environ.items() if name not in foreign}
     return {**kept, "PYTHONNOUSERSITE": "1"}

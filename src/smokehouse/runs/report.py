@@ -1,9 +1,16 @@
-"""Evidence: a smoke test's report, taken only where it holds for the lock as it lies there."""
+"""Read reports of smoke tests.
+
+A report says what one run verified, where it ran and with which versions. It proves something only of the lock and the
+image whose digests it contains.
+
+See: smoke_tests/report.schema.json
+"""
 
 import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,34 +21,39 @@ from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
 from smokehouse.locks.model import LOCK_JSON, Lock
 from smokehouse.programs.process import run
-from smokehouse.storage.files import sha256
 
-_LARGEST = 8 << 20  # bytes; a run of eight ranks reports 0.1 MB
-_RENDERING = 60.0  # seconds
+SCHEMA = "smoke_tests/report.schema.json"
+_MAX_SIZE = 8 << 20  # bytes; a run of eight ranks reports 0.1 MB
+_RENDER_DEADLINE = 60.0  # seconds
 
 
 @dataclass(frozen=True)
 class Report:
-    """A report of a passed run: as it was read, its fields, and its table as the smoke test prints it."""
+    """A valid report of a passed run: its text as read, and its fields.
 
+    Messages call it `source` and end in `remedy`.
+    """
+
+    checkout: Checkout
+    source: str
+    remedy: str
     text: str
-    fields: dict[str, Any]
-    table: str
+    fields: Mapping[str, Any]
 
     @property
     def where(self) -> str:
-        """What the run was on: device, backend, precision and ranks."""
+        """The device, backend, precision and number of ranks of the run."""
         fields = self.fields
         return f"{fields['device']}, {fields['backend']}, {fields['precision']}, {fields['world_size']} ranks"
 
     @property
     def on_gpu(self) -> bool:
-        """Whether GPUs and NCCL took part."""
+        """Whether the run used GPUs and NCCL."""
         return (self.fields["device"], self.fields["backend"]) == ("cuda", "nccl")
 
     @property
     def known(self) -> list[tuple[str, str, list[str]]]:
-        """The known failures of this stack that the run met: check, detail, and the ZeRO stages where it has any."""
+        """The known failures of this stack that occurred: check, detail, and the ZeRO stages where it has any."""
         found: dict[tuple[str, str], list[str]] = {}
         for check in self.fields["checks"]:
             if check["verdict"] == "known-issue":
@@ -49,99 +61,90 @@ class Report:
                 stages += [f"ZeRO-{check['zero_stage']}"] if check["zero_stage"] else []
         return [(name, detail, sorted(stages)) for (name, detail), stages in found.items()]
 
+    @property
+    def summary(self) -> str:
+        """What the run verified, where and when, in one line."""
+        fields = self.fields
+        kinds = {kind: sum(check["kind"] == kind for check in fields["checks"]) for kind in ("check", "control")}
+        versions = ", ".join(
+            f"{name} {fields['versions'][name]}"
+            for name in ("torch", "transformers", "deepspeed")
+            if fields["versions"].get(name)
+        )
+        stages = ", ".join(f"ZeRO-{stage}" for stage in sorted({c["zero_stage"] for c in fields["checks"] if c["zero_stage"]}))
+        machine = fields["machine"]
+        return (
+            f"{kinds['check']} checks and {kinds['control']} controls passed{f' under {stages}' if stages else ''}"
+            f"{f' with {versions}' if versions else ''} on {fields['world_size']} ranks, {fields['device']}, "
+            f"{fields['backend']}, {fields['precision']}; {machine['cpu']} ({machine['cpus']} CPUs, "
+            f"{machine['memory_bytes'] / 1e9:.0f} GB), {fields['started']}"
+        )
 
-def read(checkout: Checkout, name: str, path: Path) -> Report:
-    """Read the report `path` of the environment `name`.
+    @cached_property
+    def table(self) -> str:
+        """The report as the smoke test prints it; raises UserError where that fails."""
+        # The builder never imports the smoke test, which has the only renderer; its report module needs nothing but Python.
+        command = [sys.executable, "-m", "smoke_tests.report", "/dev/stdin"]
+        environ = {"PYTHONUTF8": "1"}
+        ended = run(command, deadline=_RENDER_DEADLINE, environ=environ, cwd=self.checkout.root, stdin=self.text)
+        if ended.code:
+            raise UserError(f"{self.source}: cannot print the report: {ended.stderr.splitlines()[-1:]}; {self.remedy}")
+        return ended.stdout
 
-    Raises UserError where it is no valid report, of another environment, or of a run that did not pass.
+    def proves(self, lock: Lock, lock_digest: str) -> bool:
+        """Return whether the run used `lock`, whose lock.json has the SHA-256 `lock_digest`, with every file of it."""
+        files = self.fields["lock"]
+        return all(files.get(file) == digest for file, digest in {**lock.files, LOCK_JSON: lock_digest}.items())
+
+    def refuse_other_image(self, digest: str, lock_digest: str) -> None:
+        """Raise UserError where the run was not in the image `digest`, or that has another lock.json."""
+        image, lock = self.fields.get("image"), self.fields["lock"].get(LOCK_JSON)
+        if image != digest:
+            found = f"one of image {image}" if image else "one of an environment outside an image"
+            raise UserError(f"{self.source}: expected a report of image {digest}, found {found}; {self.remedy}")
+        if lock != lock_digest:
+            raise UserError(
+                f"{self.source}: expected a report of {LOCK_JSON} {lock_digest}, found one of {lock}; {self.remedy}"
+            )
+
+
+def read(checkout: Checkout, path: Path, environment: str, remedy: str) -> Report:
+    """Read the report of `environment` in the file `path`; `remedy` says how to get one.
+
+    Raises UserError where it is not a valid report, of another environment, or of a run that failed.
     """
-    where = checkout.relative(path)
-    cure = f"run nox -s smoke -- {name} and give its report.json with --report"
+    source = checkout.relative(path)
     try:
         with path.open("rb") as file:
-            data = file.read(_LARGEST + 1)
-    except OSError as broken:
-        raise UserError(f"{where}: cannot be read ({broken.strerror}); {cure}") from None
-    if len(data) > _LARGEST:
-        raise UserError(f"{where}: larger than {_LARGEST >> 20} MiB and no report; {cure}")
+            data = file.read(_MAX_SIZE + 1)
+    except FileNotFoundError:
+        raise UserError(f"{source}: report not found; {remedy}") from None
+    except OSError as error:
+        raise UserError(f"{source}: cannot read the report ({error.strerror}); {remedy}") from None
+    report = parse(checkout, data, source, remedy)
+    if (found := report.fields["environment"]) != environment:
+        raise UserError(f"{source}: expected a report of environment {environment!r}, found one of {found!r}; {remedy}")
+    return report
+
+
+def parse(checkout: Checkout, data: bytes, source: str, remedy: str) -> Report:
+    """Return the report that is `data`; messages call it `source` and end in `remedy`.
+
+    Raises UserError where it is not a valid report, or of a run that failed.
+    """
+    if len(data) > _MAX_SIZE:
+        raise UserError(f"{source}: expected a report of at most {_MAX_SIZE >> 20} MiB, found a larger file; {remedy}")
     try:
         text = data.decode()
         fields = json.loads(text)
-    except (ValueError, RecursionError) as broken:
-        raise UserError(f"{where}: not JSON ({broken}); {cure}") from None
-    schema = json.loads((checkout.root / "smoke_tests" / "report.schema.json").read_text())
-    if wrong := best_match(Draft202012Validator(schema).iter_errors(fields)):
-        raise UserError(f"{where}: no report by its schema: {wrong.json_path}: {wrong.message[:200]}; {cure}")
-    if fields["environment"] != name:
-        raise UserError(f"{where}: of the environment {fields['environment']!r}, not {name!r}; {cure}")
-    if fields["verdict"] != "passed":
-        raise UserError(f"{where}: its run failed, so it proves nothing; mend what failed, then {cure}")
-    # The one renderer is the smoke test's. It needs nothing that is not here, but is no library of ours to import.
-    command = [sys.executable, "-m", "smoke_tests.report", str(path.absolute())]
-    rendered = run(command, deadline=_RENDERING, environ={"PYTHONUTF8": "1"}, cwd=checkout.root)
-    if rendered.code:
-        raise UserError(f"{where}: cannot be shown: {rendered.stderr.splitlines()[-1:]}; {cure}")
-    return Report(text, fields, rendered.stdout)
-
-
-def holds_for(evidence: Report, manifest: Lock, folder: Path) -> bool:
-    """Return whether the run was one of the lock in `folder`, every file of it as it lies there now.
-
-    `manifest` has been read from that folder, so that its digests are those of the files beside it.
-    """
-    wanted = {**manifest.files, LOCK_JSON: sha256((folder / LOCK_JSON).read_bytes())}
-    proven = evidence.fields["lock"]
-    return all(proven.get(file) == digest for file, digest in wanted.items())
-
-
-SCHEMA = "smoke_tests/report.schema.json"
-_AGAIN = "nox -s smoke -- --image makes one"
-
-
-def read_report(checkout: Checkout, place: Path, digest: str, lock: str) -> dict[str, Any]:
-    """Return the report in the file `place`, seen to be of the image `digest` and the lock.json `lock`, and to have passed.
-
-    Raises UserError.
-    """
-    try:
-        report = json.loads(place.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{place}: there is no report of this image; {_AGAIN}") from None
-    except (OSError, ValueError, RecursionError) as broken:
-        raise UserError(f"{place}: no report ({broken}); {_AGAIN}") from None
-    refuse_report(checkout, report, digest, lock, str(place))
-    return dict(report)
-
-
-def refuse_report(checkout: Checkout, report: Any, digest: str, lock: str, name: str) -> None:
-    """Raise UserError where `report`, called `name`, is no report, did not pass, or is of another image or lock."""
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{source}: invalid report: not JSON ({error}); {remedy}") from None
     schema = json.loads((checkout.root / SCHEMA).read_text("utf-8"))
-    if wrong := next(iter(Draft202012Validator(schema).iter_errors(report)), None):
-        where = ".".join(str(part) for part in wrong.absolute_path) or "the report"
-        raise UserError(f"{name}: {where}: {wrong.message[:200]}; it is not by {SCHEMA}; {_AGAIN}")
-    of = report.get("image")
-    if of is None:
-        raise UserError(f"{name}: names no image: the smoke test was not run in one; {_AGAIN}")
-    if of != digest:
-        raise UserError(f"{name}: of the image {of}, not of {digest}; {_AGAIN}")
-    if report["lock"].get(LOCK_JSON) != lock:
-        raise UserError(f"{name}: of another lock.json than the image's; {_AGAIN}")
-    if report["verdict"] != "passed":
-        failed = report["failure"] or ", ".join(check["name"] for check in report["checks"] if check["verdict"] == "failed")
-        raise UserError(f"{name}: the smoke test of {digest} failed ({failed}); mend that first")
-
-
-def summary(report: Mapping[str, Any]) -> str:
-    """Return what a report proves, where it was seen and when, in one line."""
-    kinds = {kind: sum(check["kind"] == kind for check in report["checks"]) for kind in ("check", "control")}
-    versions = ", ".join(
-        f"{name} {report['versions'][name]}" for name in ("torch", "transformers", "deepspeed") if report["versions"].get(name)
-    )
-    stages = ", ".join(f"ZeRO-{stage}" for stage in sorted({c["zero_stage"] for c in report["checks"] if c["zero_stage"]}))
-    machine = report["machine"]
-    return (
-        f"{kinds['check']} checks and {kinds['control']} controls passed{f' under {stages}' if stages else ''}"
-        f"{f' with {versions}' if versions else ''} on {report['world_size']} ranks, {report['device']}, {report['backend']}, "
-        f"{report['precision']}; {machine['cpu']} ({machine['cpus']} CPUs, {machine['memory_bytes'] / 1e9:.0f} GB), "
-        f"{report['started']}"
-    )
+    if wrong := best_match(Draft202012Validator(schema).iter_errors(fields)):
+        field = ".".join(map(str, wrong.absolute_path)) or "the report"
+        raise UserError(f"{source}: invalid report: {field}: {wrong.message[:200]} (see {SCHEMA}); {remedy}")
+    if fields["verdict"] != "passed":
+        reason = fields["failure"] or ", ".join(check["name"] for check in fields["checks"] if check["verdict"] == "failed")
+        where = fields.get("image") or fields["environment"]
+        raise UserError(f"{source}: smoke test of {where} failed ({reason}), so it proves nothing; fix it, then {remedy}")
+    return Report(checkout, source, remedy, text, fields)

@@ -11,8 +11,8 @@ import pytest
 
 from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
-from smokehouse.proofs.attestation import PAYLOAD, STATEMENT, TEST_RESULT, Signed, Signer, check, sign, statement
-from smokehouse.runs.report import read_report, summary
+from smokehouse.proofs.attestation import PAYLOAD, STATEMENT, TEST_RESULT, SignedStatement, Signer, check, sign, statement
+from smokehouse.runs.report import parse, read
 
 from .. import reports
 
@@ -33,8 +33,8 @@ def test_a_statement_is_read_by_whom_it_is_for(root: Path, keys: Path) -> None:
     assert content["predicate"]["warnedTests"] == ["mixed modality (ZeRO-2)"]
     assert {"name": "lock.json", "digest": {"sha256": LOCK}} in content["predicate"]["configuration"]
     signed = sign(payload, Signer(keys / "ours.key"))
-    assert check(Checkout(root), signed, Signer(keys / "ours.pub"), DIGEST, LOCK) == report
-    assert summary(report) == (
+    assert check(Checkout(root), signed, Signer(keys / "ours.pub"), DIGEST, LOCK).fields == report
+    assert parse(Checkout(root), json.dumps(report).encode(), "a report", "run it").summary == (
         "2 checks and 1 controls passed under ZeRO-2, ZeRO-3 with torch 2.6.0+cu124 on 2 ranks, cpu, gloo, fp32; "
         "A CPU (2 CPUs, 8 GB), 2026-11-22T05:00:00+00:00"
     )
@@ -55,9 +55,9 @@ def _payload(edit: Edit) -> Callable[[dict[str, Any]], None]:
         (_payload(lambda content: content["subject"][0]["digest"].update(sha256="e" * 64)), "is not signed by the key"),
         (_payload(lambda content: content["predicate"].update(passedTests=[])), "is not signed by the key"),
         (lambda envelope: envelope["signatures"][0].update(sig="AAAA"), "is not signed by the key"),
-        (lambda envelope: envelope.update(payloadType="text/plain"), "is no DSSE envelope"),
-        (lambda envelope: envelope.update(payload="%%"), "is no DSSE envelope"),
-        (lambda envelope: envelope.update(signatures=[]), "is no DSSE envelope"),
+        (lambda envelope: envelope.update(payloadType="text/plain"), "is not a DSSE envelope"),
+        (lambda envelope: envelope.update(payload="%%"), "is not a DSSE envelope"),
+        (lambda envelope: envelope.update(signatures=[]), "is not a DSSE envelope"),
     ],
     ids=["another subject", "edited result", "another signature", "another type", "no payload", "no signature"],
 )
@@ -66,7 +66,7 @@ def test_an_edited_statement_is_refused(root: Path, keys: Path, edit: Edit, said
     envelope = json.loads(signed.envelope)
     edit(envelope)
     with pytest.raises(UserError, match=said) as raised:
-        check(Checkout(root), Signed(json.dumps(envelope).encode()), Signer(keys / "ours.pub"), DIGEST, LOCK)
+        check(Checkout(root), SignedStatement(json.dumps(envelope).encode()), Signer(keys / "ours.pub"), DIGEST, LOCK)
     assert str(raised.value).startswith(f"{DIGEST}: its statement ")
 
 
@@ -75,19 +75,19 @@ def test_a_signature_by_another_key_or_of_another_image_is_refused(root: Path, k
     signed = sign(statement(reports.report(DIGEST, LOCK), "tiny", DIGEST), Signer(keys / "ours.key"))
     with pytest.raises(UserError, match=r"is not signed by the key .*/other\.pub"):
         check(checkout, signed, Signer(keys / "other.pub"), DIGEST, LOCK)
-    with pytest.raises(UserError, match=f"{OTHER}: its statement is of another image, {DIGEST}; do not trust it"):
+    with pytest.raises(UserError, match=f"{OTHER}: expected a statement of this image, found one of {DIGEST}; do not trust it"):
         check(checkout, signed, Signer(keys / "ours.pub"), OTHER, LOCK)
-    with pytest.raises(UserError, match="of another lock"):
+    with pytest.raises(UserError, match=f"expected a report of lock.json {'b' * 64}, found one of {LOCK}; do not trust it"):
         check(checkout, signed, Signer(keys / "ours.pub"), DIGEST, "b" * 64)
-    with pytest.raises(UserError, match="was signed with a key; name the public one"):
+    with pytest.raises(UserError, match="was signed with a key; specify the public key with --key FILE"):
         check(checkout, signed, Signer(identity="https://github.com/x", issuer="https://issuer.example"), DIGEST, LOCK)
     # Signed as they should be, and yet no good: whoever holds the key is not believed beyond the report.
     report = reports.report(OTHER, LOCK)
     signed = sign(statement(report, "tiny", DIGEST), Signer(keys / "ours.key"))
-    with pytest.raises(UserError, match=f"of the image {OTHER}, not of {DIGEST}"):
+    with pytest.raises(UserError, match=f"expected a report of image {DIGEST}, found one of image {OTHER}; do not trust it"):
         check(checkout, signed, Signer(keys / "ours.pub"), DIGEST, LOCK)
     signed = sign(b'{"_type": "something else"}', Signer(keys / "ours.key"))
-    with pytest.raises(UserError, match="is no statement of a test"):
+    with pytest.raises(UserError, match="its signed payload is not a test-result statement"):
         check(checkout, signed, Signer(keys / "ours.pub"), DIGEST, LOCK)
 
 
@@ -101,20 +101,22 @@ def test_what_takes_a_network_says_so(root: Path, cosign: Path, tmp_path: Path, 
     monkeypatch.setenv("HOME", str(tmp_path))
     payload = statement(reports.report(DIGEST, LOCK), "tiny", DIGEST)
     with pytest.raises(
-        UserError, match=r"^the statement cannot be signed: .*sigstore\.dev.*; without --key FILE, Sigstore has to"
+        UserError,
+        match=r"^cannot sign the statement: .*sigstore\.dev.*; keyless signing requires Sigstore .*; or use --key FILE$",
     ):
         sign(payload, Signer())
     signature = b64encode(b"signature").decode()
     envelope = {"payloadType": PAYLOAD, "payload": b64encode(payload).decode(), "signatures": [{"sig": signature}]}
     bundle = json.dumps({"base64Signature": signature, "cert": "", "rekorBundle": {}}).encode()
     who = Signer(identity="https://github.com/x", issuer="https://issuer.example")
-    with pytest.raises(UserError, match=rf"^{DIGEST}: cosign cannot ask Sigstore who .*sigstore\.dev.*; mend the network$"):
-        check(Checkout(root), Signed(json.dumps(envelope).encode(), bundle), who, DIGEST, LOCK)
+    said = rf"^{DIGEST}: cosign cannot reach Sigstore to verify .*sigstore\.dev.*; fix the network connection$"
+    with pytest.raises(UserError, match=said):
+        check(Checkout(root), SignedStatement(json.dumps(envelope).encode(), bundle), who, DIGEST, LOCK)
 
 
 def test_a_key_that_is_not_there_or_not_open_is_named(root: Path, keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     payload = statement(reports.report(DIGEST, LOCK), "tiny", DIGEST)
-    with pytest.raises(UserError, match=r"nowhere\.key: no such key"):
+    with pytest.raises(UserError, match=r"nowhere\.key: key not found; create a pair"):
         sign(payload, Signer(keys / "nowhere.key"))
     monkeypatch.setenv("COSIGN_PASSWORD", "wrong")
     with pytest.raises(UserError, match="the key's password is not COSIGN_PASSWORD"):
@@ -127,14 +129,26 @@ def test_a_key_that_is_not_there_or_not_open_is_named(root: Path, keys: Path, mo
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"image": OTHER}, f"of the image {OTHER}, not of {DIGEST}"),
-        ({"image": None}, "names no image"),
-        ({"lock": {"requirements.txt": "0" * 64, "lock.json": "b" * 64}}, "of another lock"),
-        ({"verdict": "failed", "failure": "rank 1 died"}, f"the smoke test of {DIGEST} failed (rank 1 died)"),
-        ({"verdict": "failed", "checks": [reports.check("load", "check", 3, "failed")]}, "failed (load)"),
-        ({"world_size": 0}, "world_size: 0 is less than the minimum of 1"),
-        ({"nonsense": 1}, "Additional properties are not allowed ('nonsense' was unexpected)"),
-        ({"checks": [reports.check("load", "check", 3, "failed")]}, "it is not by smoke_tests/report.schema.json"),
+        ({"image": OTHER}, f"expected a report of image {DIGEST}, found one of image {OTHER}; run it"),
+        ({"image": None}, f"expected a report of image {DIGEST}, found one of an environment outside an image; run it"),
+        (
+            {"lock": {"requirements.txt": "0" * 64, "lock.json": "b" * 64}},
+            f"expected a report of lock.json {LOCK}, found one of {'b' * 64}; run it",
+        ),
+        (
+            {"verdict": "failed", "failure": "rank 1 died"},
+            f"smoke test of {DIGEST} failed (rank 1 died), so it proves nothing; fix it, then run it",
+        ),
+        (
+            {"verdict": "failed", "checks": [reports.check("load", "check", 3, "failed")]},
+            f"smoke test of {DIGEST} failed (load), so",
+        ),
+        (
+            {"world_size": 0},
+            "invalid report: world_size: 0 is less than the minimum of 1 (see smoke_tests/report.schema.json); run it",
+        ),
+        ({"nonsense": 1}, "invalid report: the report: Additional properties are not allowed ('nonsense' was unexpected)"),
+        ({"checks": [reports.check("load", "check", 3, "failed")]}, "invalid report: checks.0.verdict: "),
     ],
     ids=[
         "another image",
@@ -151,16 +165,26 @@ def test_a_report_that_proves_nothing_is_refused(root: Path, tmp_path: Path, cha
     place = tmp_path / "report.json"
     place.write_text(json.dumps(reports.report(DIGEST, LOCK, **changes)))
     with pytest.raises(UserError) as raised:
-        read_report(Checkout(root), place, DIGEST, LOCK)
+        read(Checkout(root), place, "tiny", "run it").refuse_other_image(DIGEST, LOCK)
     assert str(raised.value).startswith(f"{place}: ")
     assert said in str(raised.value)
 
 
-@pytest.mark.parametrize(("text", "said"), [(None, "there is no report"), ("{", "no report ("), ("[]", "not of type 'object'")])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "report not found; run it"),
+        ("{", "invalid report: not JSON ("),
+        ("[]", "invalid report: the report: [] is not of type 'object'"),
+        (json.dumps(reports.report(DIGEST, LOCK, environment="other")), "environment 'tiny', found one of 'other'; run it"),
+        (" " * (8 << 20) + "{}", "expected a report of at most 8 MiB, found a larger file; run it"),
+    ],
+    ids=["missing", "no JSON", "no object", "another environment", "too large"],
+)
 def test_what_is_no_report_is_refused(root: Path, tmp_path: Path, text: str | None, said: str) -> None:
     place = tmp_path / "report.json"
     if text is not None:
         place.write_text(text)
     with pytest.raises(UserError) as raised:
-        read_report(Checkout(root), place, DIGEST, LOCK)
+        read(Checkout(root), place, "tiny", "run it")
     assert said in str(raised.value)

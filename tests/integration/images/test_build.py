@@ -241,7 +241,7 @@ def test_a_home_that_is_there_is_kept(image: str, engine: Engine) -> None:
 def test_a_folder_with_other_files_is_not_given_to_a_container(image: str, tiny: TestCheckout, tmp_path: Path) -> None:
     (tmp_path / "thesis").touch()
     refused = tiny.refused("smoke", "--image", image, "--report", str(tmp_path))
-    assert f"{tmp_path}: not empty, and no folder of reports; give --report a new one" in refused
+    assert f"{tmp_path}: expected an empty folder or one of reports, found other files; give --report a new one" in refused
     assert (tmp_path / "thesis").stat().st_uid == tmp_path.stat().st_uid == os.getuid()
 
 

@@ -13,7 +13,7 @@ from smokehouse.oci.layout import Layout
 from smokehouse.oci.reference import Reference
 from smokehouse.oci.registry import Registry
 from smokehouse.proofs.attestation import ENVELOPE
-from smokehouse.proofs.publish import SBOM
+from smokehouse.proofs.referrers import SBOM
 
 from .. import registries, reports
 from ..conftest import Made
@@ -39,7 +39,7 @@ class Publisher:
         given = ["--image", str(self.made.layout), "--report", str(self.report), "--key", str(self.keys / "ours.key")]
         ended = run(self.made.checkout, "publish", "tiny", self.where, *given, *options, code=code)
         if code == 2:
-            lines = [line for line in ended.stderr.splitlines() if not re.match(r"smokehouse: (verifying|bundl)", line)]
+            lines = [line for line in ended.stderr.splitlines() if not re.match(r"smokehouse: (verifying|sending|bundl)", line)]
             assert len(lines) == 1, ended.stderr
             return lines[0]
         return ended.stdout
@@ -81,7 +81,7 @@ def test_what_is_published_is_verified_by_whoever_has_the_key(publisher: Publish
     assert verdict["report"] == json.loads(publisher.report.read_text())
     assert verdict["proof"].startswith("2 checks and 1 controls passed under ZeRO-2, ZeRO-3 ")
     said = run(publisher.made.checkout, "verify", f"{publisher.where}@{publisher.digest}").stdout
-    assert "proven   not checked: 1 signed statements are attached; say whose to believe, with --key FILE" in said
+    assert "proven   not verified: 1 signed statements are attached; specify a trusted key with --key FILE" in said
     other = str(publisher.keys / "other.pub")
     refused = run(publisher.made.checkout, "verify", f"{publisher.where}:{publisher.tag}", "--key", other, code=2).stderr
     assert f"{publisher.digest}: its statement is not signed by the key {other}" in refused
@@ -132,11 +132,11 @@ def test_a_broken_push_leaves_no_tag_and_a_second_call_completes(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"image": f"sha256:{'0' * 64}"}, "of the image sha256:0"),
-        ({"verdict": "failed", "failure": "rank 1 died"}, "failed (rank 1 died)"),
-        ({"image": None}, "names no image"),
-        ({"world_size": 0}, "world_size: 0 is less than the minimum of 1"),
-        (None, "there is no report of this image"),
+        ({"image": f"sha256:{'0' * 64}"}, "found one of image sha256:0"),
+        ({"verdict": "failed", "failure": "rank 1 died"}, "failed (rank 1 died), so it proves nothing"),
+        ({"image": None}, "found one of an environment outside an image"),
+        ({"world_size": 0}, "invalid report: world_size: 0 is less than the minimum of 1"),
+        (None, "report.json: report not found"),
     ],
     ids=["another image", "failed", "no image", "schema", "missing"],
 )
@@ -156,15 +156,14 @@ def test_a_tag_does_not_move_unless_it_is_told_to(publisher: Publisher) -> None:
     other = b'{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}'
     there.put(other, "application/vnd.oci.image.index.v1+json", publisher.tag)
     publisher.proxy.received.clear()
-    assert f"{publisher.where}:{publisher.tag}: is sha256:" in publisher(code=2)
+    assert f"{publisher.where}:{publisher.tag}: already exists as sha256:" in publisher(code=2)
     assert publisher.sent() == []
     publisher("--move")
     found = there.manifest(publisher.tag)
     assert found
     assert found[1].digest == publisher.digest
-    assert (
-        "publish gives the tags" in run(publisher.made.checkout, "publish", "tiny", f"{publisher.where}:latest", code=2).stderr
-    )
+    refused = run(publisher.made.checkout, "publish", "tiny", f"{publisher.where}:latest", code=2).stderr
+    assert f"expected a repository, found a tag or digest; specify {publisher.where}: publish chooses the tags" in refused
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ SITE = "opt/env/lib/python3.11/site-packages"
 
 
 def verified(checkout: TestCheckout, reference: str, *options: str, code: int = 0) -> dict[str, Any]:
-    """The verdict over an image, with the exit code `code`."""
+    """The verification of an image, with the exit code `code`."""
     found: dict[str, Any] = json.loads(run(checkout, "verify", reference, "--json", *options, code=code).stdout)
     return found
 
@@ -58,7 +58,7 @@ def test_what_a_real_engine_builds_is_what_the_lock_says(made: Made) -> None:
     assert {"the conda half", "wheels", "this checkout", "its source, compiled"} < verdict["files"].keys()
     said = run(made.checkout, "verify", f"oci:{made.layout}").stdout
     assert said.splitlines()[-1] == "VERIFIED  this is what the lock builds"
-    assert "packages of docker/base.lock, made again here" in said
+    assert "packages of docker/base.lock, built again here" in said
 
 
 def test_each_file_that_is_another_is_named(made: Made, tmp_path: Path) -> None:
@@ -66,23 +66,26 @@ def test_each_file_that_is_another_is_named(made: Made, tmp_path: Path) -> None:
     pyc = f"{SITE}/__pycache__/alpha.cpython-311.pyc"
     changed: dict[str, tuple[Member | bytes, str]] = {
         f"{SITE}/alpha.py": (b"print('evil')\n", "differs from that of alpha-1.0-py3-none-any.whl"),
-        f"{SITE}/evil.pth": (b"import evil\n", "of no artefact of the lock, and not ours"),
-        pyc: (b"\xa7\r\r\n\1\0\0\0evilcode", "differs from that of its source, compiled"),
-        "opt/env/etc/libtiny.conf": (b"prefix=/evil\n", "differs from that of the conda half"),
+        f"{SITE}/evil.pth": (b"import evil\n", "unexpected file"),
+        pyc: (b"\xa7\r\r\n\1\0\0\0evilcode", "differs from that of the compiled source"),
+        "opt/env/etc/libtiny.conf": (b"prefix=/evil\n", "differs from that of the conda packages"),
         "opt/env/bin/alpha": (Member(b"#!/bin/sh\n", 0o755), "differs from that of alpha-1.0-py3-none-any.whl"),
-        "opt/env/bin/python3": (link("/bin/sh"), "differs from that of the conda half"),
+        "opt/env/bin/python3": (link("/bin/sh"), "differs from that of the conda packages"),
         f"{SITE}/gamma-1.5.dist-info/RECORD": (b"", "differs from that of gamma-1.5-py3-none-any.whl"),
         "opt/smokehouse/doctor": (Member(b"#!/bin/sh\n", 0o755), "differs from that of this checkout"),
-        "opt/smokehouse/lock/lock.json": (Member(lock, 0o4755), "of mode 4755, this checkout has 644"),
-        "etc/passwd": (b"evil::0:0::/:/bin/sh\n", "of the base, and replaced by a layer above it"),
-        "etc/ld.so.preload": (b"/evil.so\n", "of no artefact of the lock, and not ours"),
-        "srv/empty": (FOLDER, "a folder of no artefact of the lock"),
-        "opt/env/bin": (Member(type=tarfile.DIRTYPE, mode=0o777), "a folder of mode 777, not 755"),
-        "etc": (Member(type=tarfile.DIRTYPE, mode=0o777), "a folder of the base, with other rights than there"),
+        "opt/smokehouse/lock/lock.json": (Member(lock, 0o4755), "expected mode 644 from this checkout, found 4755"),
+        "etc/passwd": (b"evil::0:0::/:/bin/sh\n", "base file replaced by a later layer"),
+        "etc/ld.so.preload": (b"/evil.so\n", "unexpected file"),
+        "srv/empty": (FOLDER, "unexpected directory"),
+        "opt/env/bin": (Member(type=tarfile.DIRTYPE, mode=0o777), "directory: expected mode 755, found 777"),
+        "etc": (
+            Member(type=tarfile.DIRTYPE, mode=0o777),
+            "base directory changed: expected mode 755, owner 0:0, found mode 777, owner 0:0",
+        ),
     }
     gone = {
-        f"{SITE}/.wh.beta.py": (f"{SITE}/beta.py", "of beta-2.0-py3-none-any.whl, and not in the image"),
-        "etc/.wh.shadow": ("etc/shadow", "of the base, and taken away by a layer above it"),
+        f"{SITE}/.wh.beta.py": (f"{SITE}/beta.py", "file of beta-2.0-py3-none-any.whl not found in the image"),
+        "etc/.wh.shadow": ("etc/shadow", "base file deleted by a later layer"),
     }
     layer: dict[str, Member | bytes] = {path: member for path, (member, _) in sorted(changed.items())}
     reference = altered(made, tmp_path / "layout", layer | dict.fromkeys(gone, b""))
@@ -99,7 +102,7 @@ def test_the_first_difference_is_printed_and_ends_with_1(made: Made, tmp_path: P
     reference = altered(made, tmp_path / "layout", {"opt/smokehouse/files.json": b"{}"})
     lines = run(made.checkout, "verify", reference, code=1).stdout.splitlines()
     layers = len(Layout(tmp_path / "layout").image().manifest.layers)
-    assert lines[0] == f"layer {layers}: opt/smokehouse/files.json: no list of what was made in the build"
+    assert lines[0] == f"layer {layers}: opt/smokehouse/files.json: missing or invalid list of the files that the build made"
     assert lines[-1] == "DIFFERENT  this is not what the lock builds"
 
 
@@ -110,11 +113,12 @@ def test_a_config_that_is_another_is_named(made: Made, tmp_path: Path) -> None:
         config["config"]["Labels"]["io.smokehouse.cuda"] = "13.0"
 
     verdict = verified(made.checkout, altered(made, tmp_path / "layout", edit=edit), code=1)
-    assert [entry["path"] for entry in verdict["differences"]] == [
-        "(config) ENTRYPOINT",
-        "(config) ENV LD_PRELOAD",
-        "(config) USER",
-        "(config) label io.smokehouse.cuda",
+    entrypoint = ["/opt/smokehouse/tini", "--", "/opt/smokehouse/entrypoint"]
+    assert [(entry["path"], entry["problem"]) for entry in verdict["differences"]] == [
+        ("(config) ENTRYPOINT", f"expected {entrypoint} from docker/Dockerfile, found ['/bin/sh']"),
+        ("(config) ENV LD_PRELOAD", "expected none from docker/Dockerfile and the base, found '/evil.so'"),
+        ("(config) USER", "expected none from the base, found 'nobody'"),
+        ("(config) label io.smokehouse.cuda", "expected '12.4' from the lock, found '13.0'"),
     ]
 
 
@@ -123,9 +127,10 @@ def test_an_image_of_another_lock_or_of_none_is_refused(made: Made, tmp_path: Pa
         config["config"]["Labels"].update({"io.smokehouse.lock": "0" * 64, "org.opencontainers.image.revision": "a" * 40})
 
     said = run(made.checkout, "verify", altered(made, tmp_path / "one", edit=other), code=2).stderr
-    assert f"of another lock of tiny than the one here ({made.lock[:12]}); git checkout {'a' * 40}" in said
+    assert f"expected an image of the lock of tiny in this checkout ({made.lock[:12]}), " in said
+    assert f"found one of another lock ({'0' * 12}); git checkout {'a' * 40}" in said
     reference = altered(made, tmp_path / "two", edit=lambda config: config["config"].update(Labels={}))
-    assert "no image of Smokehouse, by its labels" in run(made.checkout, "verify", reference, code=2).stderr
+    assert ": not an image of Smokehouse" in run(made.checkout, "verify", reference, code=2).stderr
     assert "not an OCI layout" in run(made.checkout, "verify", f"oci:{tmp_path}", code=2).stderr
     assert "cannot be reached" in run(made.checkout, "verify", "127.0.0.1:1/no/body:here", code=2).stderr
 
@@ -136,7 +141,7 @@ def test_a_rebuild_compares_digests_and_names_the_first_difference(made: Made, t
     reference = altered(made, tmp_path / "layout", {f"{SITE}/alpha.py": b"print('evil')\n"})
     differences = verified(made.checkout, reference, "--rebuild", code=1)["differences"]
     layers = len(Layout(tmp_path / "layout").image().manifest.layers)
-    assert (differences[0]["layer"], differences[0]["problem"]) == (layers, "is in one of the images only")
+    assert (differences[0]["layer"], differences[0]["problem"]) == (layers, "found in only one of the images")
 
 
 def test_an_image_in_an_engine_is_verified_as_it_is_there(made: Made) -> None:
@@ -171,7 +176,7 @@ def test_a_base_of_somebody_elses_is_trusted_by_its_digest(made: Made, registry:
     # Whose base it is not ours to know has none of its packages in the bill of materials.
     assert [entry["path"] for entry in verdict["differences"]] == ["opt/smokehouse/sbom.spdx.json"]
     verdict = verified(made.checkout, altered(made, tmp_path / "two", edit=claim(other.digest)), code=1)
-    problem = f"not that of the base {registry.host}/some/base"
+    problem = f"differs from that of the base {registry.host}/some/base"
     assert {"layer": 1, "path": "(the whole layer)", "problem": problem} in verdict["differences"]
     said = run(made.checkout, "verify", altered(made, tmp_path / "three", edit=claim(f"sha256:{'0' * 64}")), code=2).stderr
-    assert "the base is not there any more" in said
+    assert "base not found in its registry" in said

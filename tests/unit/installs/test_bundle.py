@@ -316,7 +316,7 @@ def test_disk_too_small_for_a_bundle(checkout: TestCheckout, command: list[str],
 
 
 def test_bundle_option_without_a_folder(checkout: TestCheckout, command: list[str]) -> None:
-    assert "--bundle wants a folder, made by nox -s bundle -- NAME DIR" in checkout.refused("smoke", "tiny", "--bundle")
+    assert "--bundle requires a folder, made by nox -s bundle -- NAME DIR" in checkout.refused("smoke", "tiny", "--bundle")
     assert command
 
 

@@ -251,16 +251,22 @@ def _no_json(tiny: Docs) -> Path:
     return tiny.run
 
 
+def _unprintable(tiny: Docs) -> Path:
+    (tiny.checkout.root / "smoke_tests" / "report.py").write_text("raise SystemExit('out of ink')")
+    return tiny.ran()
+
+
 @pytest.mark.parametrize(
     ("made", "said"),
     [
         (_other_lock, "expected a report of the lock in lockfiles/tiny, found one of another lock"),
         (_bound_to_the_pypi_packages_only, "expected a report of the lock in lockfiles/tiny, found one of another lock"),
-        (_failed, "its run failed, so it proves nothing"),
-        (_liar, "no report by its schema"),
-        (_no_json, "not JSON"),
-        (lambda tiny: tiny.ran(environment="other"), "of the environment 'other', not 'tiny'"),
-        (lambda tiny: tiny.run, "cannot be read (No such file or directory)"),
+        (_failed, "smoke test of tiny failed (the lights went out), so it proves nothing"),
+        (_liar, "invalid report: checks.0.verdict: "),
+        (_no_json, "invalid report: not JSON"),
+        (lambda tiny: tiny.ran(environment="other"), "expected a report of environment 'tiny', found one of 'other'"),
+        (lambda tiny: tiny.run, "report not found"),
+        (_unprintable, "cannot print the report: ['out of ink']"),
     ],
 )
 def test_what_is_no_evidence_is_refused(tiny: Docs, made: Callable[[Docs], Path], said: str) -> None:
@@ -276,7 +282,7 @@ def test_what_is_no_evidence_is_refused(tiny: Docs, made: Callable[[Docs], Path]
 def test_committed_evidence_is_held_to_the_same(tiny: Docs) -> None:
     tiny.adopt()
     tiny.evidence.write_text(tiny.evidence.read_text().replace('"passed"', '"gloriously passed"'))
-    with pytest.raises(UserError, match=r"docs/environments/tiny\.json: no report by its schema"):
+    with pytest.raises(UserError, match=r"docs/environments/tiny\.json: invalid report: .*report\.schema\.json"):
         docs.check(tiny.checkout, [])
 
 
