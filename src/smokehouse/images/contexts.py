@@ -135,7 +135,7 @@ def _pack_prefix(prefix: Path, archive: Path) -> None:
             member.mtime = EPOCH
             if path.is_symlink():
                 # Path.readlink would normalize the target.
-                member.type, member.linkname = tarfile.SYMTYPE, os.readlink(path)
+                member.type, member.linkname = tarfile.SYMTYPE, os.readlink(path)  # noqa: PTH115 - see above
                 tar.addfile(member)
             elif path.is_dir():
                 member.type, member.mode = tarfile.DIRTYPE, 0o755
