@@ -1,4 +1,4 @@
-"""What a lock puts into an image: what is built from source is compared with it as far as can be; licences are SPDX's."""
+"""The files that a lock puts into an image; of those built from source, only what a build makes. Licences are SPDX's."""
 
 import hashlib
 import json
