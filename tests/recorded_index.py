@@ -28,8 +28,8 @@ from packaging.utils import InvalidSdistFilename, InvalidWheelFilename, parse_sd
 from packaging.version import Version
 
 from benchmarks import mirror
+from smokehouse import environments
 from smokehouse.checkout import Checkout
-from smokehouse.environments import definition
 from smokehouse.environments.inputs import Inputs
 from smokehouse.locks.solvers import pip
 from smokehouse.programs.uv import run_uv
@@ -75,7 +75,7 @@ def resolved(name: str) -> tuple[list[pip.Resolved], list[pip.Resolved]]:
 
 
 def _inputs(name: str) -> Inputs:
-    return definition.read(Checkout(Path(__file__).parents[1]), name).inputs
+    return environments.read(Checkout(Path(__file__).parents[1]), name).inputs
 
 
 def _place(inputs: Inputs) -> Path:

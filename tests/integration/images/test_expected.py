@@ -13,7 +13,7 @@ import pytest
 from smokehouse.checkout import Checkout
 from smokehouse.images import sbom
 from smokehouse.images.debian_lock import DebianPackage
-from smokehouse.locks.model import CondaPackage, Lock, LockedFile
+from smokehouse.locks import CondaPackage, Lock, LockedFile
 from smokehouse.oci.filesystem import Entry, Tree
 from smokehouse.proofs.expected import ExpectedFiles
 
