@@ -30,7 +30,8 @@ from smokehouse_loader import Failure, assert_ready, compare, explain, inspect_c
 from smokehouse_loader.errors import shortened
 from smokehouse_loader.keys import Plan
 
-from . import families, samples, stack
+from . import families, stack
+from .fixtures import samples
 from .outcome import Outcome, failed, judged, known_issue, passed
 
 RESUME_STEPS = 2

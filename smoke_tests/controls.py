@@ -17,29 +17,13 @@ from safetensors.torch import load_file
 
 from smokehouse_loader import inspect_checkpoint, zero
 
-from . import checkpoint, samples
 from .checks import Bench, key_problems, read_model, ready_model, wrong_tensors
-from .families import Family
+from .fixtures import damage
 from .outcome import Outcome, failed, one_line, passed
+from .workspace import Workspace
 
-SLIM = "slim"
-SLIM_WIDTH = 32
-DAMAGES = {
-    "wrong-shape": checkpoint.wrong_shape,
-    "missing-key": checkpoint.missing_key,
-    "later-key-layout": checkpoint.later_layout,
-    "flipped-bit": checkpoint.flipped_bit,
-    "truncated-shard": checkpoint.truncated_shard,
-}
 # Measured: seen at the first try in most runs and at the third at the latest, over some thirty runs.
 RACE_TRIES = 30
-
-
-def damage_all(source: Path, work: Path, family: Family) -> None:
-    """Write the damaged checkpoints, and the slim one that most of them come from, into `work`."""
-    checkpoint.make(work / SLIM, family, samples.corpus(), vision_width=SLIM_WIDTH)
-    for name, damage in DAMAGES.items():
-        checkpoint.damaged_copy(source if name == "wrong-shape" else work / SLIM, work / name, family, damage)
 
 
 class _Heard(logging.Handler):
@@ -74,8 +58,8 @@ def _telling(bench: Bench, text: str) -> list[str]:
 def missing_key(bench: Bench) -> Outcome:
     """A tensor that is not in the file: nothing raises, so loading info, bits and the log have to show it."""
     with _listening() as heard:
-        bench.model, info = read_model(bench, bench.work / "missing-key")
-    wrong = set(wrong_tensors(bench, bench.work / SLIM))
+        bench.model, info = read_model(bench, Workspace(bench.work).damaged(damage.MISSING_KEY))
+    wrong = set(wrong_tensors(bench, Workspace(bench.work).slim))
     missing = {bench.family.published(name) for name in info["missing_keys"]}
     told = _telling(bench, heard.text)
     if told and missing == wrong == {bench.family.missing_key}:
@@ -86,8 +70,8 @@ def missing_key(bench: Bench) -> Outcome:
 def later_key_layout(bench: Bench) -> Outcome:
     """A checkpoint in the key layout of transformers 4.52, which earlier ones load without an error and leave random."""
     with _listening() as heard:
-        bench.model, info = read_model(bench, bench.work / "later-key-layout")
-    wrong = wrong_tensors(bench, bench.work / SLIM)
+        bench.model, info = read_model(bench, Workspace(bench.work).damaged(damage.LATER_KEY_LAYOUT))
+    wrong = wrong_tensors(bench, Workspace(bench.work).slim)
     told = _telling(bench, heard.text)
     if told and info["missing_keys"] and info["unexpected_keys"] and bench.family.patch_embedding in wrong:
         return passed(f"seen: {len(wrong)} tensors wrong, {'; '.join(key_problems(info))}")
@@ -97,10 +81,10 @@ def later_key_layout(bench: Bench) -> Outcome:
 
 def flipped_bit(bench: Bench) -> Outcome:
     """One bit of the last element of one tensor: seen by the rank that holds it, and by no other under ZeRO-3."""
-    bench.model, _ = read_model(bench, bench.work / "flipped-bit")
-    wrong = wrong_tensors(bench, bench.work / SLIM)
+    bench.model, _ = read_model(bench, Workspace(bench.work).damaged(damage.FLIPPED_BIT))
+    wrong = wrong_tensors(bench, Workspace(bench.work).slim)
     name = bench.family.flipped_tensor
-    size = inspect_checkpoint(bench.work / SLIM).tensors[name].elements
+    size = inspect_checkpoint(Workspace(bench.work).slim).tensors[name].elements
     owner = (size - 1) // zero.share(size, bench.world_size)
     if bench.stage == 3 and bench.rank != owner:
         return failed(f"rank {owner} holds the bit, and here differ {wrong}") if wrong else passed(f"held by rank {owner}")
@@ -136,7 +120,7 @@ def _mismatch(name: str, in_file: Sequence[int], in_model: Sequence[int]) -> str
 
 def truncated_shard(bench: Bench) -> Outcome:
     """A shard that ends early, on every rank."""
-    return _must_raise(bench, bench.work / "truncated-shard")
+    return _must_raise(bench, Workspace(bench.work).damaged(damage.TRUNCATED_SHARD))
 
 
 def wrong_shape(bench: Bench) -> Outcome:
@@ -145,8 +129,8 @@ def wrong_shape(bench: Bench) -> Outcome:
     Under ZeRO-3 only rank 0 copies from the file and raises. The others go on as if nothing were wrong, or lose their peer:
     there the comparison with the file has to see it.
     """
-    path = bench.work / "wrong-shape"
-    name, shape = bench.family.patch_embedding, checkpoint.wrong_patch_shape(bench.family)
+    path = Workspace(bench.work).damaged(damage.WRONG_SHAPE)
+    name, shape = bench.family.patch_embedding, damage.wrong_patch_shape(bench.family)
     if bench.stage != 3 or bench.rank == 0:
         return _must_raise(bench, path, _mismatch(name, shape, bench.family.patch_shape))
     try:

@@ -5,9 +5,11 @@
 
 import contextlib
 
-from . import controls, stack
+from . import stack
 from .checks import Bench, key_problems, read_model, wrong_tensors
+from .fixtures import damage
 from .outcome import Outcome, judged
+from .workspace import Workspace
 
 
 def late_gathers(bench: Bench) -> Outcome:
@@ -29,9 +31,10 @@ def late_gathers(bench: Bench) -> Outcome:
 def both_key_layouts(bench: Bench) -> Outcome:
     """The keys of published checkpoints and those of transformers 4.52 and later load as the same tensors, bit for bit."""
     problems = []
-    for layout, folder in (("published keys", controls.SLIM), ("later keys", "later-key-layout")):
+    work = Workspace(bench.work)
+    for layout, folder in (("published keys", work.slim), ("later keys", work.damaged(damage.LATER_KEY_LAYOUT))):
         bench.drop()
-        bench.model, info = read_model(bench, bench.work / folder)
-        wrong = wrong_tensors(bench, bench.work / controls.SLIM)
+        bench.model, info = read_model(bench, folder)
+        wrong = wrong_tensors(bench, work.slim)
         problems += [f"{layout}: {what}" for what in key_problems(info) + [f"{name} {what}" for name, what in wrong.items()]]
     return judged(problems, "published and later keys load bit-equal, none missing, unexpected or mismatched")

@@ -10,9 +10,11 @@ import torch
 from smokehouse_loader import Failure, inspect_checkpoint, zero
 from smokehouse_loader.failures import BY_NAME
 
-from . import checkpoint, checks, controls, fixes, samples, stack
+from . import checks, controls, fixes, stack
 from .checks import Bench
+from .fixtures import damage, samples, tiny_checkpoint
 from .outcome import Outcome, passed
+from .workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,11 @@ class Job:
 
 def make_checkpoints(bench: Bench) -> Outcome:
     """Make the made checkpoint, and the damaged ones; the family's description fits the model."""
-    checkpoint.make(bench.made, bench.family, samples.corpus())
-    if problems := bench.family.problems(checkpoint.model_shapes(bench.made, bench.family)):
+    tiny_checkpoint.write(bench.made, bench.family, samples.corpus())
+    if problems := bench.family.problems(tiny_checkpoint.model_shapes(bench.made, bench.family)):
         raise ValueError("; ".join(problems))  # ends the run: nothing that comes after could be believed
-    controls.damage_all(bench.made, bench.work, bench.family)
-    return passed(f"{inspect_checkpoint(bench.made).elements:,} parameters, {len(controls.DAMAGES)} damaged ones")
+    damage.write_damaged(Workspace(bench.work), bench.family)
+    return passed(f"{inspect_checkpoint(bench.made).elements:,} parameters, {len(damage.DAMAGES)} damaged ones")
 
 
 def _control(name: str, run: Callable[[Bench], Outcome], failure: str, **options: bool) -> Step:

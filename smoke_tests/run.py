@@ -26,6 +26,7 @@ from . import report
 from .options import BadInput, Options
 from .outcome import Outcome, failed
 from .report import RankVerdict, Result
+from .workspace import Workspace
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
@@ -118,7 +119,7 @@ class _Run:
         from .supervisor import Supervisor
 
         options = self.options
-        made = self.work / "made"
+        made = Workspace(self.work).synthetic
         self.precision = stack.PRECISION[self.device]
         self.jobs = jobs.plan(options.stages, self.processes, self.device, options.stack["expectations"])
         brief = Brief(

@@ -41,7 +41,8 @@ import json, sys
 from pathlib import Path
 from safetensors import safe_open
 from transformers import AutoProcessor
-from smoke_tests import families, samples
+from smoke_tests import families
+from smoke_tests.fixtures import samples
 
 def inspect(folder):
     found = {}
@@ -62,10 +63,11 @@ print(json.dumps({folder.name: inspect(folder) for folder in map(Path, sys.argv[
 """
 MAKING = """
 import pathlib, sys
-from smoke_tests import checkpoint, families, samples
+from smoke_tests import families
+from smoke_tests.fixtures import samples, tiny_checkpoint
 
 for folder in map(pathlib.Path, sys.argv[1:]):
-    checkpoint.make(folder, families.get(folder.name), samples.corpus())
+    tiny_checkpoint.write(folder, families.get(folder.name), samples.corpus())
 """
 
 

@@ -23,8 +23,9 @@ from unittest.mock import patch
 
 import torch
 
-from smoke_tests import checkpoint, checks, controls, families, fixes, samples, stack, supervisor
+from smoke_tests import checks, controls, families, fixes, stack, supervisor
 from smoke_tests.checks import Bench
+from smoke_tests.fixtures import damage, samples, tiny_checkpoint
 from smokehouse_loader import zero
 
 Fault = Callable[[Bench], AbstractContextManager[Any]]
@@ -138,9 +139,7 @@ def lost_key() -> None:
 
     @contextlib.contextmanager
     def fault(bench: Bench) -> Iterator[None]:
-        damaged = checkpoint.damaged_copy(
-            bench.source, bench.work / f"lost-key-{bench.rank}", bench.family, checkpoint.missing_key
-        )
+        damaged = damage.damaged_copy(bench.source, bench.work / f"lost-key-{bench.rank}", bench.family, damage.missing_key)
         bench.source, source = damaged, bench.source
         try:
             yield
@@ -383,7 +382,7 @@ def unwritable_checkpoint() -> None:
     def full(*args: Any, **kwargs: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "model-00001-of-00003.safetensors")
 
-    checkpoint.save_file = full
+    tiny_checkpoint.save_file = full
 
 
 # what upstream fixed, broken again
@@ -443,7 +442,7 @@ def swapped_layers() -> None:
 @sabotage
 def no_damage() -> None:
     """Every damaged checkpoint is sound."""
-    controls.DAMAGES.update(dict.fromkeys(controls.DAMAGES, lambda *_: None))
+    damage.DAMAGES.update(dict.fromkeys(damage.DAMAGES, lambda *_: None))
 
 
 @sabotage
