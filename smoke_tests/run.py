@@ -115,11 +115,11 @@ class _Run:
 
     def _supervise(self, source: Path | None) -> int:
         from . import families, jobs, stack
-        from .rank import Brief
-        from .supervisor import Supervisor
+        from .ranks.brief import Brief
+        from .ranks.supervisor import Supervisor
 
         options = self.options
-        made = Workspace(self.work).synthetic
+        workspace = Workspace(self.work)
         self.precision = stack.PRECISION[self.device]
         self.jobs = jobs.plan(options.stages, self.processes, self.device, options.stack["expectations"])
         brief = Brief(
@@ -130,9 +130,8 @@ class _Run:
             processes=self.processes,
             timeout=options.timeout,
             port=options.port,
-            source=source or made,
-            made=made,
-            work=self.work,
+            source=source or workspace.synthetic,
+            workspace=workspace,
             logs=options.report / "logs",
             lock=options.lock,
             stack=options.stack,

@@ -23,9 +23,10 @@ from unittest.mock import patch
 
 import torch
 
-from smoke_tests import checks, controls, families, fixes, stack, supervisor
+from smoke_tests import checks, controls, families, fixes, stack
 from smoke_tests.checks import Bench
 from smoke_tests.fixtures import damage, samples, tiny_checkpoint
+from smoke_tests.ranks import supervisor
 from smokehouse_loader import zero
 
 Fault = Callable[[Bench], AbstractContextManager[Any]]

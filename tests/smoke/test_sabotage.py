@@ -275,9 +275,9 @@ def test_mixed_modality_that_hangs(smoke: Starter) -> None:
     entry = ended.found("mixed modality", 2)
     assert entry["verdict"] == "known-issue"
     waiting, frozen = entry["ranks"]
-    assert re.match(r"hangs: rank 1 is stopped \(SIGSTOP\) in zero-2 / mixed modality since 3 s, at ", frozen["detail"])
+    assert re.match(r"hangs: rank 1 is stopped \(SIGSTOP\) in zero-2 / mixed modality for 3 s, at ", frozen["detail"])
     assert "sabotage.py" in frozen["detail"]
-    assert re.match(r"hangs: rank 0 hangs in zero-2 / mixed modality since 3 s, at ", waiting["detail"])
+    assert re.match(r"hangs: rank 0 hangs in zero-2 / mixed modality for 3 s, at ", waiting["detail"])
     stack = (ended.folder / "logs" / "zero2-fresh" / "rank0.stack").read_text()
     assert re.search(r"checks\.py\W.* in mixed_modality$", stack, re.MULTILINE)
 

@@ -1,7 +1,6 @@
-"""What runs in each rank: connects to the supervisor, brings the process up, runs the job's steps and reports each."""
+"""What runs in each rank: connect to the supervisor, initialise the process, run the job's steps and report each."""
 
 import contextlib
-import dataclasses
 import faulthandler
 import gc
 import os
@@ -9,52 +8,31 @@ import signal
 import sys
 import time
 import traceback
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import checks, jobs, stack
-from .outcome import Channel, one_line
-from .processes import die_with_parent, log_to
+from smoke_tests import checks, jobs, stack
+from smoke_tests.outcome import one_line
+from smoke_tests.ranks.brief import Brief
+from smoke_tests.ranks.channel import Begin, Bye, Channel, End, Fatal
+from smoke_tests.ranks.processes import die_with_parent, log_to
 
-# A collective gives up this many seconds after the supervisor has: it sees the whole job, and asks for stacks.
+# Collectives time out this many seconds after the supervisor does: the supervisor sees the whole job, and requests stacks.
 COLLECTIVE_MARGIN = 60.0
 
 
-@dataclass(frozen=True)
-class Brief:
-    """All that a rank has to be told, as it crosses a process border."""
-
-    job: jobs.Job
-    address: str
-    device: str
-    precision: str  # fp32 | bf16
-    processes: int
-    timeout: float  # seconds
-    port: int  # of the rendezvous, 0 for any
-    source: Path
-    made: Path
-    work: Path
-    logs: Path
-    lock: Path
-    stack: dict[str, Any]
-
-
 def run(brief: Brief) -> None:
-    """Entry of every rank. Returns normally even when a check failed: the supervisor has been told, and judges."""
+    """Run the brief's job in this process, then exit with code 0: the supervisor judges by what it was sent."""
     die_with_parent()
     gc.enable()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the supervisor's to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor answers Ctrl-C
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     rank = int(os.environ.get("RANK", "0")) if brief.job.distributed else 0
     log_to(brief.logs / brief.job.name / f"rank{rank}.log")
-    names = {"job": brief.job.name, "rank": rank}
-    # With their names the event log, which counts steps, can be read by itself.
-    channel = Channel(brief.address, names | {"steps": [step.name for step in brief.job.steps]})
-    stacks = Channel(brief.address, names | {"stacks": True})
-    # Works in a rank that hangs in C: the handler is C too, and writes to the supervisor's own socket.
+    channel = Channel(brief.address, brief.job.name, rank, steps=tuple(step.name for step in brief.job.steps))
+    stacks = Channel(brief.address, brief.job.name, rank, stacks=True)
+    # Works in a rank that hangs in C: the handler is C too, and writes to the connection itself.
     faulthandler.register(signal.SIGUSR1, file=stacks.fileno(), all_threads=True)
     current = "start"
     try:
@@ -64,18 +42,17 @@ def run(brief: Brief) -> None:
         bench = _bench(brief, rank)
         for number, step in enumerate(brief.job.steps):
             current = step.name
-            channel.send("begin", step=number)
+            channel.send(Begin(number))
             started, busy = time.monotonic(), time.process_time()
             outcome = _perform(step, bench)
-            spent = {"seconds": time.monotonic() - started, "cpu_seconds": time.process_time() - busy}
-            channel.send("end", step=number, **spent, **dataclasses.asdict(outcome))
-        channel.send("bye")
-    except Exception as error:  # noqa: BLE001 - everything a check did not expect ends here, once
+            channel.send(End(number, time.monotonic() - started, time.process_time() - busy, outcome))
+        channel.send(Bye())
+    except Exception as error:  # noqa: BLE001 - the one place where what no check expects ends
         traceback.print_exc()
         sys.stderr.flush()
-        channel.send("fatal", check=current, error=one_line(error))
+        channel.send(Fatal(one_line(error), current))
     finally:
-        # Leave at once: a rank that waited for the others here would keep its connections open, and they would hang on it.
+        # Exit at once: interpreter shutdown would wait for the other ranks, which hang on this one's open connections.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
@@ -98,8 +75,8 @@ def _bench(brief: Brief, rank: int) -> checks.Bench:
         dtype=checks.dtype_of(brief.precision),
         stage=brief.job.stage,
         source=brief.source,
-        made=brief.made,
-        work=brief.work,
+        made=brief.workspace.synthetic,
+        work=brief.workspace.root,
         lock=brief.lock,
         stack=brief.stack,
     )
