@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smoke_tests.jobs import Job
+from smoke_tests.plan import Job
 from smoke_tests.workspace import Workspace
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from smoke_tests.jobs import Job, Step
+from smoke_tests.plan import Job, Step
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """What runs in each rank: connect to the supervisor, initialise the process, run the job's steps and report each."""
 
 import contextlib
+import dataclasses
 import faulthandler
 import gc
 import os
@@ -8,15 +9,17 @@ import signal
 import sys
 import time
 import traceback
-from typing import Any
 
 import torch
 
-from smoke_tests import checks, jobs, stack
-from smoke_tests.outcome import one_line
+from smoke_tests import runtime
+from smoke_tests.checks import RankContext, TrainingState, dtype_of, loading
+from smoke_tests.outcome import Outcome, one_line
+from smoke_tests.plan import Step
 from smoke_tests.ranks.brief import Brief
 from smoke_tests.ranks.channel import Begin, Bye, Channel, End, Fatal
 from smoke_tests.ranks.processes import die_with_parent, log_to
+from smokehouse_loader import zero
 
 # Collectives time out this many seconds after the supervisor does: the supervisor sees the whole job, and requests stacks.
 COLLECTIVE_MARGIN = 60.0
@@ -39,12 +42,12 @@ def run(brief: Brief) -> None:
         with contextlib.suppress(RuntimeError):
             torch.set_num_interop_threads(1)
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-        bench = _bench(brief, rank)
+        context, state = _context(brief, rank), TrainingState()
         for number, step in enumerate(brief.job.steps):
             current = step.name
             channel.send(Begin(number))
             started, busy = time.monotonic(), time.process_time()
-            outcome = _perform(step, bench)
+            outcome = _perform(step, context, state)
             channel.send(End(number, time.monotonic() - started, time.process_time() - busy, outcome))
         channel.send(Bye())
     except Exception as error:  # noqa: BLE001 - the one place where what no check expects ends
@@ -58,37 +61,38 @@ def run(brief: Brief) -> None:
         os._exit(0)
 
 
-def _bench(brief: Brief, rank: int) -> checks.Bench:
-    stack.choose_accelerator(brief.device)
+def _context(brief: Brief, rank: int) -> RankContext:
+    """Initialise what the job needs of DeepSpeed and its process group, and return what the rank was given."""
+    runtime.choose_accelerator(brief.device)
     if brief.job.stage is not None:
-        stack.import_deepspeed(brief.device)
+        runtime.import_deepspeed(brief.device)
     if brief.job.distributed:
-        stack.init_distributed(brief.device, int(os.environ["LOCAL_RANK"]), brief.timeout + COLLECTIVE_MARGIN)
+        runtime.init_distributed(brief.device, int(os.environ["LOCAL_RANK"]), brief.timeout + COLLECTIVE_MARGIN)
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    return checks.Bench(
+    return RankContext(
         rank=rank,
         world_size=brief.job.processes,
         processes=brief.processes,
         device=brief.device,
-        dtype=checks.dtype_of(brief.precision),
-        stage=brief.job.stage,
+        dtype=dtype_of(brief.precision),
+        stage=brief.job.stage or 0,
         source=brief.source,
-        made=brief.workspace.synthetic,
-        work=brief.workspace.root,
+        workspace=brief.workspace,
         lock=brief.lock,
         stack=brief.stack,
     )
 
 
-def _perform(step: jobs.Step, bench: checks.Bench) -> Any:
-    if step.fresh:
-        bench.drop()
-    main = bench.dtype
-    bench.dtype, bench.failure = step.dtype or main, step.failure
-    try:
-        with jobs.surroundings(step, bench):
-            return step.run(bench)
-    finally:
-        bench.dtype = main
+def _perform(step: Step, given: RankContext, state: TrainingState) -> Outcome:
+    """Run one step, with the gloo race's workaround and a live `HfDeepSpeedConfig` where it has them."""
+    if not step.continues:
+        state.clear()
+    context = dataclasses.replace(given, dtype=step.dtype or given.dtype, failure=step.failure)
+    with contextlib.ExitStack() as stack:
+        if context.stage and step.workaround:
+            stack.enter_context(zero.safe_gathers())
+        if context.stage and step.hf_config:
+            stack.enter_context(loading.transformers_zero(context.engine_config()))
+        return step.run(context, state)

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
-from smoke_tests.jobs import Job
 from smoke_tests.outcome import Outcome, failed, known_issue, passed
+from smoke_tests.plan import Job
 from smoke_tests.ranks import channel, processes
 from smoke_tests.ranks.brief import Brief
 from smoke_tests.ranks.channel import Begin, Bye, End, Exit, Fatal, Hello, ProtocolError, Received, Receiver, StackLine

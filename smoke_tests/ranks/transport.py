@@ -14,6 +14,7 @@ from typing import Protocol
 
 # A Unix socket's path may have 107 bytes, and TMPDIR is long on some clusters.
 _LONGEST_FOLDER = 80
+_SHORT_FOLDER = str(Path("/", "tmp"))  # in which TemporaryDirectory makes one that only this user can enter
 _BACKLOG = 64
 
 
@@ -40,7 +41,7 @@ class UnixListener:
     def __init__(self) -> None:
         """Create the folder and listen in it. Raises OSError."""
         usual = tempfile.gettempdir()
-        short = usual if len(os.fsencode(usual)) < _LONGEST_FOLDER else "/tmp"
+        short = usual if len(os.fsencode(usual)) < _LONGEST_FOLDER else _SHORT_FOLDER
         self._folder = tempfile.TemporaryDirectory(prefix="smokehouse-", dir=short)
         self._path = Path(self._folder.name) / "events"
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
