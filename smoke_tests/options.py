@@ -145,7 +145,7 @@ def read(arguments: list[str]) -> Options:
 
 
 def _checked(parsed: argparse.Namespace) -> Options:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", parsed.environment):
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", parsed.environment):
         raise InputError(f"smoke: {parsed.environment!r} is an invalid environment name; give a name in environments/")
     stack = _read_stack(parsed.stack)
     if not (parsed.lock / "requirements.txt").is_file():
