@@ -4,7 +4,9 @@ import importlib.util
 import sys
 from pathlib import Path
 
-_LOADER = Path(__file__).parents[1] / "src" / "smokehouse_loader"
+_ABOVE = Path(__file__).parents[1]
+# In an installed package, smokehouse/_data is above, and the loader beside smokehouse.
+_LOADER = (_ABOVE.parents[1] if _ABOVE.name == "_data" else _ABOVE / "src") / "smokehouse_loader"
 
 # In a checkout the loader is in src/, which stays off the path because the builder is there too. In an image both packages are
 # side by side.

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import re
 import tomllib
 from dataclasses import dataclass
@@ -91,11 +92,15 @@ def _digest(text: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="smoke", description="Prove that this environment loads, trains, saves and resumes its model.")
+    # Builder and image fill in --environment, --stack, --lock, --image and --validate; help is for the user's own options.
+    parser = _Parser(
+        prog=os.environ.get("SMOKEHOUSE_PROG", "smoke"),
+        description="Prove that this environment loads, trains, saves and resumes its model.",
+    )
     add = parser.add_argument
-    add("--environment", required=True, help="Report results for the environment of this name.")
-    add("--stack", type=Path, required=True, help="Read the model and its expectations from this stack.toml.")
-    add("--lock", type=Path, required=True, help="Compare what is installed with the lock files in this folder.")
+    add("--environment", required=True, help=argparse.SUPPRESS)
+    add("--stack", type=Path, required=True, help=argparse.SUPPRESS)
+    add("--lock", type=Path, required=True, help=argparse.SUPPRESS)
     add("--zero", type=_stages, default=STAGES, metavar="2,3", help="Test these ZeRO stages (default: 2,3).")
     add(
         "--nproc",
@@ -130,8 +135,8 @@ def _parser() -> argparse.ArgumentParser:
         default="fork",
         help="Start ranks by fork, which shares imports, or by spawn, which repeats them (default: fork).",
     )
-    add("--image", type=_digest, metavar="DIGEST", help="Record the digest of the image that this runs in.")
-    add("--validate", action="store_true", help="Check the options and exit.")
+    add("--image", type=_digest, metavar="DIGEST", help=argparse.SUPPRESS)
+    add("--validate", action="store_true", help=argparse.SUPPRESS)
     return parser
 
 

@@ -3,6 +3,7 @@
 Results go to standard output and belong to `cli`; everything here goes to standard error.
 """
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,10 +11,20 @@ from typing import Literal
 
 Advance = Callable[[int], None]
 
+# The noxfile sets it to nox.
+STARTED_BY = "SMOKEHOUSE_STARTED_BY"
+
 
 def status(message: str) -> None:
     """Print `message` as a status line."""
     print(f"smokehouse: {message}", file=sys.stderr, flush=True)
+
+
+def as_typed(verb: str, *arguments: str) -> str:
+    """Return the command line of `verb` as this user types it: through nox where the noxfile started this process."""
+    if os.environ.get(STARTED_BY) == "nox":
+        return " ".join(["nox -s", verb, *(["--", *arguments] if arguments else [])])
+    return " ".join(["smokehouse", verb, *arguments])
 
 
 def size(count: float) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from smokehouse.checkout import Checkout
 from smokehouse.console import status
 from smokehouse.errors import UserError
-from smokehouse.images.debian_lock import LOCK, REMEDY, DebianPackage, Definition, fetch_packages, read, read_definition
+from smokehouse.images.debian_lock import LOCK, DebianPackage, Definition, fetch_packages, read, read_definition, remedy
 from smokehouse.oci.layout import write_layout
 from smokehouse.oci.model import DIGEST
 from smokehouse.programs.process import Ended, run
@@ -63,7 +63,7 @@ def make(checkout: Checkout) -> Base:
     """
     packages = read(checkout)
     definition = read_definition(checkout)
-    folder = checkout.root / "build" / "base" / files.sha256(f"{_FORMAT} {files.hashed(checkout.root / LOCK)}")[:16]
+    folder = checkout.build / "base" / files.sha256(f"{_FORMAT} {files.hashed(checkout.file(LOCK))}")[:16]
     layout = folder / "layout"
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder / ".lock", "building the base image"):
@@ -184,4 +184,4 @@ def _member(package: bytes, path: str, name: str) -> bytes:
                 if (file := archive.extractfile(path)) is not None:
                     return file.read()
         at += 60 + size + size % 2
-    raise UserError(f"{name}: {path} not found in the package; {REMEDY}")
+    raise UserError(f"{name}: {path} not found in the package; {remedy()}")

@@ -55,12 +55,13 @@ class ImageRequest:
 
 @dataclass(frozen=True)
 class Prepared:
-    """An image that is ready to be built: `bake` is the file that complements docker/docker-bake.hcl."""
+    """An image that is ready to be built: `bake` is the file that complements docker/docker-bake.hcl in `folder`."""
 
     bake: Path
     target: str
     tags: Sequence[str]
     labels: Mapping[str, str]
+    folder: Path
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,10 @@ class Built:
 def prepare_image(checkout: Checkout, locked: LockedEnvironment, request: ImageRequest) -> Prepared:
     """Download and verify every input of an image, and write the bake file that builds it; raises UserError."""
     spec, bundle = _fetch(checkout, locked, request)
-    dockerfile.update(checkout)
+    bake_folder = dockerfile.prepare_folder(checkout)
     plan = plan_layers(locked.lock, [wheel.file for wheel in spec.extra_wheels])
     labels = _labels(checkout, spec, request)
-    folder = checkout.root / "build" / "images" / f"{locked.name}-{spec.flavour}"
+    folder = checkout.build / "images" / f"{locked.name}-{spec.flavour}"
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder / ".lock", f"preparing the image of {locked.name}"):
         status(f"preparing {spec.tags[0]} ({len(plan.numbered) + 1} layers of wheels)")
@@ -86,7 +87,7 @@ def prepare_image(checkout: Checkout, locked: LockedEnvironment, request: ImageR
         target = _bake_target(spec, plan, {"base": base_context(spec.base)} | contexts, labels)
         bake = folder / "bake.json"
         files.write(bake, json.dumps({"target": {engine.bake_target(locked.name): target}}, indent=1) + "\n")
-    return Prepared(bake, engine.bake_target(locked.name), spec.tags, labels.as_dict())
+    return Prepared(bake, engine.bake_target(locked.name), spec.tags, labels.as_dict(), bake_folder)
 
 
 def build_image(
@@ -112,7 +113,7 @@ def build_image(
     def bake(output: str) -> str:
         status(f"building {prepared.tags[0]}")
         output = f"{output},{options}"
-        return engine.bake(checkout.root, bake_files, prepared.target, output, builder=builder, no_cache=no_cache)
+        return engine.bake(prepared.folder, bake_files, prepared.target, output, builder=builder, no_cache=no_cache)
 
     if kind == "push":
         digest = bake(f"type=image,name={place},push=true")
@@ -133,7 +134,7 @@ def bundle_for(
         bundle.require_conda(devel=flavour == "devel")
         bundle.verify()
         return bundle
-    folder = checkout.root / "build" / "bundles" / locked.name
+    folder = checkout.build / "bundles" / locked.name
     return bundler.make(locked, folder, channel=channel, devel=True, reuse_siblings=True)
 
 
@@ -176,7 +177,7 @@ def _labels(checkout: Checkout, spec: ImageSpec, request: ImageRequest) -> Image
 
 def _revision(checkout: Checkout, name: str) -> str:
     """Return the commit that the image's files are from; empty where one of them differs from it."""
-    if not shutil.which("git"):
+    if checkout.packaged or not shutil.which("git"):  # the package is not in the user's repository, and has no history
         return ""
     paths = ["docker", "smoke_tests", "src/smokehouse_loader", f"environments/{name}", f"lockfiles/{name}"]
     present = [path for path in paths if (checkout.root / path).exists()]
@@ -201,7 +202,7 @@ def _bake_target(spec: ImageSpec, plan: Plan, contexts: Mapping[str, str], label
             "SOURCE_DATE_EPOCH": str(int(created(spec.locked.lock).timestamp())),
         },
         "labels": labels.as_dict(),
-        # Relative to the checkout, where bake runs.
+        # Relative to the folder that bake runs in.
         "context": "docker",
         "dockerfile": "Dockerfile",
         "target": "image",

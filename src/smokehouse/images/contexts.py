@@ -162,10 +162,10 @@ def _entries(locked: Sequence[LockedFile]) -> list[dict[str, str]]:
 
 def _copy_checkout(checkout: Checkout, spec: ImageSpec, inside: Path) -> None:
     """Copy to `inside` what an image has of the checkout: its programs, the smoke tests, the loader and the lock."""
-    for path in sorted((checkout.root / "docker" / "inside").iterdir()):
+    for path in sorted(checkout.file("docker/inside").iterdir()):
         shutil.copyfile(path, inside / path.name)
     unwanted = shutil.ignore_patterns("__pycache__", ".*")
-    shutil.copytree(checkout.root / "smoke_tests", inside / "smoke_tests", ignore=unwanted)
+    shutil.copytree(checkout.file("smoke_tests"), inside / "smoke_tests", ignore=unwanted)
     loader = Path(__file__).parents[1].with_name("smokehouse_loader")  # the smoke tests import it
     shutil.copytree(loader, inside / loader.name, ignore=unwanted)
     (inside / "lock").mkdir()

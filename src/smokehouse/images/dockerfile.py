@@ -1,6 +1,8 @@
 """Generate docker/Dockerfile, which has two stages for each layer slot, from docker/Dockerfile.in."""
 
+import filecmp
 import re
+from pathlib import Path
 
 from smokehouse.checkout import Checkout
 from smokehouse.console import status
@@ -15,13 +17,35 @@ _HEADER = f"# Generated from {_TEMPLATE} by nox -s build; edit that file instead
 _SLOT = re.compile(r"^# BEGIN SLOT\b.*\n((?:.*\n)*?)# END SLOT\n", re.MULTILINE)
 
 
+def prepare_folder(checkout: Checkout) -> Path:
+    """Return the folder that bake runs in: it has docker/, up to date, and everything that a build reads.
+
+    An installed package is elsewhere, and bake reads nothing outside its folder, so the package's docker/ is copied.
+
+    Raises:
+        UserError: as `update`.
+    """
+    update(checkout)
+    source = checkout.file("docker")
+    if source.parent == checkout.root and checkout.is_own:
+        return checkout.root
+    for path in source.rglob("*"):
+        copy = checkout.build / "docker" / path.relative_to(source)
+        if not path.is_file() or "__pycache__" in path.parts:
+            continue
+        if not copy.is_file() or not filecmp.cmp(path, copy, shallow=False):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            files.write(copy, path.read_bytes())
+    return checkout.build
+
+
 def update(checkout: Checkout) -> None:
     """Rewrite docker/Dockerfile if it is not what docker/Dockerfile.in gives.
 
     Raises:
         UserError: the template is not found or invalid, or the Dockerfile cannot be written.
     """
-    template, dockerfile = checkout.root / _TEMPLATE, checkout.root / _DOCKERFILE
+    template, dockerfile = checkout.file(_TEMPLATE), checkout.file(_DOCKERFILE)
     try:
         text = render(template.read_text("utf-8"))
     except FileNotFoundError:

@@ -15,6 +15,7 @@ from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel
 from packaging.version import InvalidVersion, Version
 
 from smokehouse.checkout import Checkout
+from smokehouse.console import as_typed
 from smokehouse.environments import Environment
 from smokehouse.errors import UserError
 from smokehouse.images.labels import EXTRA_WHEELS, ImageLabels
@@ -169,7 +170,7 @@ def fetch_wheels(
 
 def _download(checkout: Checkout, requested: Sequence[ExtraWheel]) -> dict[ExtraWheel, Path]:
     """Download what is missing in build/with, and return the path of each wheel."""
-    folder = checkout.root / "build" / "with"
+    folder = checkout.build / "with"
     paths = {wheel: folder / wheel.sha256 / wheel.name for wheel in requested}
     if paths:
         folder.mkdir(parents=True, exist_ok=True)
@@ -216,7 +217,7 @@ def _check_name(wheel: ExtraWheel, environment: Environment, lock: Lock) -> None
         if canonicalize_name(file.name) == wheel.project:
             raise UserError(
                 f"--with {wheel.name}: {file.name} {file.version} is locked already; drop the option, or lock that version: "
-                f"edit environments/{environment.name}/environment.yml and run nox -s lock -- {environment.name}"
+                f"edit environments/{environment.name}/environment.yml and run {as_typed('lock', environment.name)}"
             )
     compiled_for = _compiled_for(wheel)
     cuda = environment.stack.cuda.version

@@ -54,6 +54,6 @@ def copy_from_engine(checkout: Checkout, reference: str, folder: Path) -> Image:
 
 def work_folder(checkout: Checkout) -> Path:
     """Return the folder for images that are being verified."""
-    folder = checkout.root / "build" / "verify"
+    folder = checkout.build / "verify"
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from smokehouse.checkout import is_environment_name
+from smokehouse.console import as_typed
 from smokehouse.errors import UserError
 
 Flavour = Literal["runtime", "devel"]
@@ -74,7 +75,7 @@ class ImageLabels:
                 found = repr(labels[name]) if name in labels else "none"
                 raise UserError(
                     f"{image}: not an image of Smokehouse: label {name}: expected {expected}, found {found}; "
-                    "use an image that nox -s build made"
+                    f"use an image that {as_typed('build')} made"
                 )
         return cls(
             environment=environment,

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from smokehouse.console import as_typed
 from smokehouse.environments.documents import read_json
 from smokehouse.errors import UserError
 from smokehouse.locks import LOCK_JSON, Lock, LockedEnvironment
@@ -65,7 +66,7 @@ class Bundle:
 
     def require_conda(self, *, devel: bool) -> None:
         """Raise UserError where it has no conda packages, or with `devel` no compilers."""
-        remedy = f"run nox -s bundle -- {self.manifest.environment} {self.folder}"
+        remedy = f"run {as_typed('bundle', self.manifest.environment, str(self.folder))}"
         if not self.has_conda:
             raise UserError(f"{self.folder}: expected conda packages, found PyPI packages only; {remedy}")
         if devel and not self.has_devel:
@@ -86,7 +87,7 @@ class Bundle:
 def read(folder: Path, locked: LockedEnvironment) -> Bundle:
     """Return the bundle in `folder`, which must be of this lock; raises UserError."""
     folder, name = folder.absolute(), locked.name
-    path, remedy = folder / MANIFEST, f"run nox -s bundle -- {name} {folder}"
+    path, remedy = folder / MANIFEST, f"run {as_typed('bundle', name, str(folder))}"
     if not path.exists():
         raise UserError(f"{folder}: expected a complete bundle, {MANIFEST} not found; {remedy}")
     manifest, digest = read_json(path, str(path), BundleManifest, remedy)

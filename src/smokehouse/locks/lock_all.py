@@ -37,6 +37,13 @@ def lock_all(
 
     A cut-off later than `SETTLED` before today is refused unless `unsettled`, which the lock then records.
     """
+    if not dry:
+        checkout.require_own("lock")
+        if packaged := sorted({*names} & {*checkout.environments()} - {*checkout.own_environments()}):
+            raise UserError(
+                f"{packaged[0]}: expected an environment of {checkout.root}, found one of the installed package, which is not "
+                f"changed; copy {checkout.environment(packaged[0])} to {checkout.root / 'environments'} first"
+            )
     environments = list(_environments(checkout, names))  # so that all are valid before the first is resolved
     young = {environment.name for environment, _ in environments if not is_settled(environment.inputs.cutoff)}
     if not unsettled:
@@ -111,6 +118,7 @@ def lock_tools(checkout: Checkout, *, unsettled: bool = False) -> int:
     """Lock the builder's own tools; returns 0 or raises UserError."""
     from smokehouse.locks.draft import draft_tools
 
+    checkout.require_own("lock --tools")
     file, inputs = tools.pin_file(checkout), tools.read(checkout)
     if not unsettled:
         _require_settled(inputs.cutoff, "pyproject.toml: tools-cutoff")
@@ -129,7 +137,7 @@ def check_all(checkout: Checkout, names: Sequence[str], *, only_tools: bool = Fa
             check.check_environment(environment, files)
         except UserError as problem:
             problems.append(str(problem))
-    if not names:
+    if not names and checkout.has_tools:
         file = tools.pin_file(checkout)
         try:
             check.check_pins(tools.read(checkout), file, pins.read(file))
@@ -147,7 +155,7 @@ def check_all(checkout: Checkout, names: Sequence[str], *, only_tools: bool = Fa
 
 
 def _environments(checkout: Checkout, names: Sequence[str]) -> Iterable[tuple[Environment, LockFiles]]:
-    for name in names or checkout.environments():
+    for name in names or checkout.own_environments():
         yield definition.read(checkout, name), LockFiles.of(checkout, name)
 
 

@@ -61,4 +61,4 @@ def read(checkout: Checkout) -> Inputs:
 def pin_file(checkout: Checkout) -> PinFile:
     """Return the lock of the tools, which need not exist."""
     path = checkout.tools_lock()
-    return PinFile(path, checkout.relative(path), "nox -s lock -- --tools")
+    return PinFile(path, checkout.relative(path), "--tools")

@@ -4,5 +4,6 @@
     >>> update.make(checkout, [], None)  # write the page of each environment, and the README's generated parts
     >>> update.check(checkout, [])  # 1 where one of them is out of date
 
-`environment` renders one page, `markdown` shows any text literally.
+`environment` renders one page, `markdown` shows any text literally; `catalog` says what is known of an environment, for the
+pages and for `list` and `show`.
 """

@@ -27,10 +27,15 @@ class Documented:
         return self.environment.name
 
     @property
-    def core(self) -> str:
-        """The versions of the core packages in the lock."""
+    def stack(self) -> dict[str, str]:
+        """The versions of the core packages in the lock, by name."""
         versions = {package.name: package.version for package in self.lock.pip}
-        return ", ".join(f"{name} {plain(versions[name])}" for name in _CORE if name in versions)
+        return {name: versions[name] for name in _CORE if name in versions}
+
+    @property
+    def core(self) -> str:
+        """The versions of the core packages in one line."""
+        return ", ".join(f"{name} {version}" for name, version in self.stack.items())
 
     @property
     def proven_on(self) -> str:
@@ -39,7 +44,7 @@ class Documented:
             return "not proven"
         limits = [] if self.evidence.on_gpu else ["not on GPUs with NCCL"]
         limits += ["PyPI packages only"] if self.other_python else []
-        return "; ".join([plain(self.evidence.where), *limits])
+        return "; ".join([self.evidence.where, *limits])
 
     @property
     def other_python(self) -> str | None:
@@ -68,10 +73,10 @@ def overview(all_shown: Iterable[Documented]) -> str:
     rows = [
         [
             f"[`{shown.name}`](docs/environments/{quote(shown.name)}.md)",
-            shown.core,
+            plain(shown.core),
             shown.environment.stack.cuda.version,
             str(shown.environment.stack.packages.cutoff),
-            shown.proven_on,
+            plain(shown.proven_on),
         ]
         for shown in all_shown
     ]
@@ -85,14 +90,14 @@ def _stack(shown: Documented) -> list[str]:
     virtual = ", ".join(f"{plain(name)} {plain(text)}" for name, text in sorted(lock.virtual_packages.items()))
     facts = [
         ["model", f"`{stack.model.class_}` (family `{stack.model.family}`)"],
-        ["stack", shown.core],
+        ["stack", plain(shown.core)],
         ["Python", plain(lock.python)],
         ["CUDA", stack.cuda.version],
         ["platform", lock.platform],
         ["packages until", f"{lock.cutoff}{', not settled: the index may add more' if lock.unsettled else ''}"],
         ["conda packages from", f"{plain(lock.channel.name)}, solved for {virtual}"],
         ["download", f"{_size(lock.download)}, with compilers and CUDA toolkit {_size(lock.download + devel)}"],
-        ["proven on", shown.proven_on],
+        ["proven on", plain(shown.proven_on)],
     ]
     return [
         f"# {plain(shown.name)}\n",
@@ -108,8 +113,15 @@ def _install(shown: Documented) -> list[str]:
     devel = any(package.category == "devel" for package in shown.lock.conda)
     return [
         "## Install\n",
-        "In a clone of this repository, to prove it on this machine, or to install it without root:\n",
+        "In a clone of this repository, to prove it on this machine, or to install it without root; `smokehouse smoke`,\n"
+        "`smokehouse install` and so on do the same where the package `smokehouse` is installed:\n",
         code(f"nox -s smoke -- {name}\nnox -s install -- {name} PREFIX" + (" [--devel]" if devel else "")),
+        "To use it, start programs in it, or activate it; for `smokehouse smoke`, `smokehouse show` prints the folder:\n",
+        code(
+            f"nox -s run -- {name} -- python train.py\n"
+            f"source build/environments/{name}/bin/activate    # after smoke\n"
+            f"source PREFIX/bin/activate    # after install"
+        ),
         "Without Smokehouse, with conda-lock (or any tool that reads its files) and uv:\n",
         code(
             f"conda-lock install {'[-E devel] ' if devel else ''}--prefix PREFIX lockfiles/{name}/conda-lock.yml\n"

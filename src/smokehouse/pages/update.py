@@ -1,18 +1,15 @@
 """Write the pages of all environments, or report which are out of date."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from smokehouse import environments
 from smokehouse.checkout import Checkout
-from smokehouse.console import status
+from smokehouse.console import as_typed, status
 from smokehouse.errors import UserError
-from smokehouse.locks import LockFiles
-from smokehouse.locks.check import read_lock
+from smokehouse.pages import catalog
 from smokehouse.pages import environment as page
 from smokehouse.pages.markdown import between, code
-from smokehouse.runs import report as reports
 from smokehouse.runs.report import Report
 from smokehouse.storage import files
 
@@ -25,22 +22,23 @@ def make(checkout: Checkout, names: Sequence[str], report: Path | None) -> int:
 
     A `report` becomes the evidence of the one environment named. Pages without an environment are removed.
     """
+    checkout.require_own("docs")
     adopted: dict[str, Report] = {}
     if report:
         if len(names) != 1:
             raise UserError("--report: expected the name of one environment; add it")
         checkout.environment(names[0])
-        adopted[names[0]] = _read_report(checkout, names[0], report.absolute())
+        adopted[names[0]] = catalog.read_report(checkout, names[0], report.absolute())
     shown = _documented(checkout, adopted)
     for name in adopted:
         if shown[name].evidence is None:
             raise UserError(
                 f"{report}: expected a report of the lock in lockfiles/{name}, found one of another lock; "
-                f"run nox -s smoke -- {name}"
+                f"run {as_typed('smoke', name)}"
             )
     texts = _texts(checkout, shown, names)  # first, because a report that cannot be printed is not adopted
     for name, found in adopted.items():
-        files.write(_report(checkout, name), found.text)
+        files.write(checkout.report(name), found.text)
     for path, text in texts.items():
         if _differs(path, text):
             files.write(path, text)
@@ -54,42 +52,27 @@ def make(checkout: Checkout, names: Sequence[str], report: Path | None) -> int:
 def check(checkout: Checkout, names: Sequence[str]) -> int:
     """Print which pages of `names`, or of all, are out of date; returns 1 if one is, else 0."""
     texts = _texts(checkout, _documented(checkout, {}), names)
-    problems = [f"{checkout.relative(path)}: out of date; run nox -s docs" for path, text in texts.items()
+    problems = [f"{checkout.relative(path)}: out of date; run {as_typed('docs')}" for path, text in texts.items()
                 if _differs(path, text)]  # fmt: skip
-    problems += [f"{checkout.relative(path)}: environment not found; run nox -s docs" for path in _stale(checkout)]
+    problems += [f"{checkout.relative(path)}: environment not found; run {as_typed('docs')}" for path in _stale(checkout)]
     for problem in problems:
         status(problem)
     return 1 if problems else 0
 
 
-def _report(checkout: Checkout, name: str) -> Path:
-    return checkout.root / _PLACE / f"{name}.json"
-
-
-def _read_report(checkout: Checkout, name: str, path: Path) -> Report:
-    return reports.read(checkout, path, name, f"run nox -s smoke -- {name} and pass its report.json with --report")
-
-
 def _documented(checkout: Checkout, adopted: dict[str, Report]) -> dict[str, page.Documented]:
     """Return what the pages are made of, by name."""
-    shown = {}
-    for name in checkout.environments():
-        lock_files = LockFiles.of(checkout, name)
-        lock = read_lock(lock_files)
-        report = _report(checkout, name)
-        found = adopted.get(name) or (_read_report(checkout, name, report) if report.exists() else None)
-        proves = found and found.proves(lock, files.hashed(lock_files.lock_json))
-        shown[name] = page.Documented(environments.read(checkout, name), lock, found if proves else None)
-    return shown
+    return {name: catalog.read(checkout, name, adopted.get(name)) for name in checkout.own_environments()}
 
 
 def _texts(checkout: Checkout, shown: dict[str, page.Documented], names: Sequence[str]) -> dict[Path, str]:
     """Return the expected text of each file: the pages of `names`, or all, and the README."""
     for name in names:
-        checkout.environment(name)
-    texts = {checkout.root / _PLACE / f"{name}.md": page.render(shown[name]) for name in names or shown}
+        _require_shown(checkout, shown, name)
+    texts = {checkout.page(name): page.render(shown[name]) for name in names or shown}
     readme = checkout.root / _README
-    texts[readme] = _readme(checkout, readme.read_text("utf-8"), shown)
+    if readme.exists() or not checkout.packaged:  # a folder with nothing but environments needs none
+        texts[readme] = _readme(checkout, readme.read_text("utf-8"), shown)
     return texts
 
 
@@ -97,7 +80,7 @@ def _readme(checkout: Checkout, text: str, shown: dict[str, page.Documented]) ->
     """Return the README with its table of environments and each run that it shows, up to date."""
     parts = {"environments": page.overview(shown.values())}
     for name in re.findall(r"^<!-- run (\S+) -->$", text, re.MULTILINE):
-        checkout.environment(name)
+        _require_shown(checkout, shown, name)
         found = shown[name].evidence
         parts[f"run {name}"] = code(found.table) if found else "(Not proven: no report of this lock.)\n"
     for marker, inner in parts.items():
@@ -108,12 +91,19 @@ def _readme(checkout: Checkout, text: str, shown: dict[str, page.Documented]) ->
     return text
 
 
+def _require_shown(checkout: Checkout, shown: Mapping[str, page.Documented], name: str) -> None:
+    """Raise UserError where `name` is not an environment, or one whose page belongs to the installed package."""
+    checkout.environment(name)
+    if name not in shown:
+        checkout.require_own(f"docs {name}", f"environments/{name}")
+
+
 def _differs(path: Path, text: str) -> bool:
     return not path.is_file() or path.read_bytes() != text.encode()
 
 
 def _stale(checkout: Checkout) -> list[Path]:
     """Return the pages and reports that have no environment."""
-    known = checkout.environments()
+    known = checkout.own_environments()
     found = [*(checkout.root / _PLACE).glob("*.md"), *(checkout.root / _PLACE).glob("*.json")]
     return sorted(path for path in found if path.stem not in known)

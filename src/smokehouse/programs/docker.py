@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from smokehouse.console import as_typed
 from smokehouse.errors import UserError
 from smokehouse.programs.process import Ended, run
 
@@ -142,7 +143,8 @@ def _is_context(name: str, root: Path) -> bool:
 def _program() -> str:
     found = shutil.which("docker")
     if not found:
-        raise UserError("docker not found; install Docker Engine 24 or later, or use nox -s install, which needs no engine")
+        without = as_typed("install")
+        raise UserError(f"docker not found; install Docker Engine 24 or later, or use {without}, which needs no engine")
     return found
 
 

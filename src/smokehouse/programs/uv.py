@@ -65,6 +65,14 @@ def index_urls() -> list[str]:
     return urls
 
 
+def find_python(version: str) -> Path | None:
+    """Return the interpreter that an environment of Python `version` (such as 3.11) would use, None where uv finds none."""
+    try:
+        return Path(run_uv(["python", "find", "--no-project", version], "", RESOLVE_DEADLINE, cwd=Path("/")).strip())
+    except UserError:
+        return None
+
+
 def create_environment(folder: Path, python: str) -> None:
     """Create an empty virtual environment of `python` (such as 3.11) in `folder`; raises UserError."""
     command = ["venv", "--quiet", "--no-project", "--python", python, str(folder)]

@@ -94,7 +94,7 @@ def _variables(config: Runtime) -> dict[str, str]:
 
 def _read_dockerfile(checkout: Checkout) -> dict[str, Any]:
     """Return ENV, ENTRYPOINT and CMD of the last stage of docker/Dockerfile."""
-    text = (checkout.root / "docker" / "Dockerfile").read_text("utf-8")
+    text = checkout.file("docker/Dockerfile").read_text("utf-8")
     lines = text.rpartition("\nFROM ")[2].replace("\\\n", " ").splitlines()
     found: dict[str, Any] = {"ENV": {}, "ENTRYPOINT": [], "CMD": []}
     for line in lines:

@@ -91,7 +91,7 @@ class ExpectedFiles:
     @cached_property
     def _unpack_step(self) -> Any:
         """The build's own step that unpacks wheels, for the text of console scripts."""
-        path = self.checkout.root / "docker" / "steps" / "unpack.py"
+        path = self.checkout.file("docker/steps") / "unpack.py"
         spec = importlib.util.spec_from_file_location("smokehouse_unpack", path)
         assert spec
         assert spec.loader
@@ -215,7 +215,7 @@ class ExpectedFiles:
             self._unpack_sources(work)
             python = work / ENV / "bin" / "python"
             folders = [str(work / self.library), str(work / SMOKEHOUSE)]
-            command = [python, "-I", "-S", "-B", "-c", _COMPILE, self.checkout.root / "docker" / "steps", work, *folders]
+            command = [python, "-I", "-S", "-B", "-c", _COMPILE, self.checkout.file("docker/steps"), work, *folders]
             environ = {name: text for name, text in os.environ.items() if not name.startswith(("PYTHON", "LD_"))}
             ended = run([str(part) for part in command], deadline=_COMPILE_DEADLINE, environ=environ, cwd=work)
             if ended.code:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from smokehouse import locks
 from smokehouse.checkout import Checkout
-from smokehouse.console import status
+from smokehouse.console import as_typed, status
 from smokehouse.errors import UserError
 from smokehouse.images import build as building
 from smokehouse.images.build import ImageRequest
@@ -31,8 +31,6 @@ from smokehouse.runs.container import prove
 from smokehouse.runs.report import Report
 from smokehouse.storage import files
 from smokehouse.storage.folder_lock import exclusive
-
-_REMEDY = "run nox -s smoke -- --image REF and pass its report.json with --report"
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ def publish_image(checkout: Checkout, name: str, repository: str, options: Publi
     locked = locks.load(checkout, name)
     request = options.request
     names = image_tags(locked, request.flavour, request.extra_wheels)
-    folder = checkout.root / "build" / "publish" / f"{name}-{request.flavour}"
+    folder = checkout.build / "publish" / f"{name}-{request.flavour}"
     folder.mkdir(parents=True, exist_ok=True)
     job = _Job(checkout, locked, reference, names, folder, options)
     registry = Registry(reference, push=True)
@@ -165,7 +163,7 @@ def _prove(job: _Job, image: Image) -> Report:
         except UserError:
             kept.unlink()
     if options.built:
-        raise UserError(f"{options.built}: report of this image not found; {_REMEDY}")
+        raise UserError(f"{options.built}: report of this image not found; {_remedy()}")
     status(f"proving {job.names[0]}")
     report = prove(job.checkout, job.names[0], job.folder / "smoke")
     report.refuse_other_image(image.digest, job.locked.digest)
@@ -174,7 +172,7 @@ def _prove(job: _Job, image: Image) -> Report:
 
 
 def _read_report(job: _Job, image: Image, path: Path) -> Report:
-    report = reports.read(job.checkout, path, job.locked.name, _REMEDY)
+    report = reports.read(job.checkout, path, job.locked.name, _remedy())
     report.refuse_other_image(image.digest, job.locked.digest)
     return report
 
@@ -221,3 +219,7 @@ def _clean(job: _Job) -> None:
     for file in (job.folder / "report.json", *job.folder.glob("*.signed")):
         file.unlink(missing_ok=True)
     shutil.rmtree(job.layout.folder, ignore_errors=True)
+
+
+def _remedy() -> str:
+    return f"run {as_typed('smoke', '--image', 'REF')} and pass its report.json with --report"

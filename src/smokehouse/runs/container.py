@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from smokehouse.checkout import Checkout, is_environment_name
+from smokehouse.console import as_typed
 from smokehouse.errors import UserError
 from smokehouse.programs import docker
 from smokehouse.programs.docker import EngineImage
@@ -51,7 +52,7 @@ def prove(checkout: Checkout, reference: str, folder: Path) -> Report:
     if ended.code:
         said = (ended.stderr.strip() or ended.stdout.strip()).splitlines()[-1:]
         raise UserError(f"{reference}: smoke test failed ({' '.join(said)}); see {container.folder}")
-    remedy = f"run nox -s smoke -- --image {reference} again"
+    remedy = f"run {as_typed('smoke', '--image', reference)} again"
     return report.read(checkout, container.folder / "report.json", container.environment, remedy)
 
 
@@ -60,9 +61,10 @@ def _prepare(checkout: Checkout, reference: str, options: Sequence[str]) -> _Con
     image = docker.inspect(reference, checkout.root)
     name = image.labels.get("io.smokehouse.environment", "")
     if not is_environment_name(name):
-        raise UserError(f"{reference}: not an image of Smokehouse, by its labels; build one: nox -s build -- NAME")
+        build = as_typed("build", "NAME")
+        raise UserError(f"{reference}: not an image of Smokehouse, by its labels; build one: {build}")
     options, value = pop_option(options, "--report", "a folder")
-    folder = Path(value or checkout.root / "build" / "smoke" / f"{name}-image").absolute()
+    folder = Path(value or checkout.build / "smoke" / f"{name}-image").absolute()
     user, group = os.getuid() or _NOBODY, os.getgid() or _NOBODY
     _make_report_folder(folder, user, group)
     limits = ["--user", f"{user}:{group}", "--read-only", "--network", "none", "--shm-size", "2g", "--init=false"]

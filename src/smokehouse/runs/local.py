@@ -7,50 +7,83 @@ from pathlib import Path
 
 from smokehouse import locks
 from smokehouse.checkout import Checkout
+from smokehouse.console import as_typed
 from smokehouse.errors import UserError
-from smokehouse.installs import bundle, prefix, virtualenv
+from smokehouse.installs import activation, bundle, prefix, virtualenv
 from smokehouse.programs.process import run
 from smokehouse.runs.options import pop_option
 
 DEFAULT = "qwen2.5-vl"
 _VALIDATE_DEADLINE = 60.0  # seconds
 
+# What smoke_tests reads: the beginning of its usage line, and what to print when it has ended.
+_PROG = "SMOKEHOUSE_PROG"
+_HINT = "SMOKEHOUSE_HINT"
+
 
 def smoke(checkout: Checkout, name: str, options: Sequence[str]) -> None:
     """Replace this process with the smoke test of the environment `name`, run with `options`; installs it first.
 
     `--bundle DIR` among the options belongs to the builder: everything is then installed from that bundle, without an
-    index. The smoke test validates the others before anything is downloaded; where they request help, it is printed and
-    the function returns. Raises UserError.
+    index. The smoke test validates the others before anything is downloaded. Raises UserError.
     """
-    options, folder = pop_option(options, "--bundle", "a folder, made by nox -s bundle -- NAME DIR")
+    options, folder = pop_option(options, "--bundle", f"a folder, made by {as_typed('bundle', 'NAME', 'DIR')}")
     locked = locks.load(checkout, name)
     bundled = bundle.read(Path(folder), locked) if folder else None
+    place = _place(checkout)
     command = ["-m", "smoke_tests", "--environment", name]
     command += ["--stack", str(checkout.environment(name) / "stack.toml"), "--lock", str(locked.files.folder)]
     if not any(option.split("=")[0] == "--report" for option in options):
-        command += ["--report", str(checkout.root / "build" / "smoke" / name)]
-    command += options
+        command += ["--report", str(checkout.build / "smoke" / name)]
+    command += options if Path.cwd() == place else _absolute(options)
     environ = _environ()
-    validated = run([sys.executable, *command, "--validate"], deadline=_VALIDATE_DEADLINE, environ=environ, cwd=checkout.root)
+    validated = run([sys.executable, *command, "--validate"], deadline=_VALIDATE_DEADLINE, environ=environ, cwd=place)
     if validated.code:
-        raise UserError(validated.stderr or f"{name}: the smoke test refused its options; see nox -s smoke -- --help")
-    if {"-h", "--help"} & {*options}:
-        print(f"{validated.stdout}\n  --bundle DIR          install the environment from this bundle, without an index")
-        print("  --image REF           run the smoke test in this image instead")
-        return
+        raise UserError(validated.stderr or f"{name}: the smoke test refused its options; see {as_typed('smoke', '--help')}")
     if bundled and bundled.has_conda:
         python = prefix.install(locked, checkout.bundled(name), bundled=bundled)
     else:
         python = virtualenv.ensure(checkout, locked, bundled)
     sys.stdout.flush()
-    os.chdir(checkout.root)
+    os.chdir(place)
     # An exec leaves one process, so that Ctrl-C and a supervisor's signals reach the smoke test itself.
-    os.execve(python, [str(python), *command], environ)
+    os.execve(python, [str(python), *command], {**environ, _HINT: activation.hint(python.parents[1], name)})
+
+
+def help_text(checkout: Checkout) -> str:
+    """Return the help of the smoke test, with the options that belong to the builder; raises UserError."""
+    environ = {**_environ(), _PROG: as_typed("smoke", "[NAME]")}
+    command = [sys.executable, "-m", "smoke_tests", "--help", "--validate"]
+    ended = run(command, deadline=_VALIDATE_DEADLINE, environ=environ, cwd=_place(checkout))
+    if ended.code:
+        raise UserError(ended.stderr or "the smoke test printed no help; run it again")
+    return (
+        f"{ended.stdout.rstrip()}\n"
+        f"  --bundle DIR          Install the environment from this bundle, without an index.\n"
+        f"  --image REF           Run the smoke test in this image instead.\n\n"
+        f"NAME is an environment of `{as_typed('list')}` (default: {DEFAULT}); options stand on either side of it.\n"
+        f"Reports go to {checkout.build / 'smoke'}, environments to {checkout.build / 'environments'}.\n\n"
+        f"Example: {as_typed('smoke', DEFAULT, '--zero', '3', '--nproc', '2')}"
+    )
+
+
+def _place(checkout: Checkout) -> Path:
+    """Return the folder that the smoke test runs in: Python finds the package there."""
+    return checkout.file("smoke_tests").parent
+
+
+def _absolute(options: Sequence[str]) -> list[str]:
+    """Return `options` with absolute paths, because the smoke test runs in another folder than the user."""
+    for name in ("--report", "--checkpoint"):
+        options, value = pop_option(options, name, "a folder")
+        if value is not None:
+            is_path = name == "--report" or Path(value).exists()  # a checkpoint may be an id of a hub
+            options = [*options, name, str(Path(value).absolute()) if is_path else value]
+    return [*options]
 
 
 def _environ() -> dict[str, str]:
     """Return this process's environment variables without those that add foreign packages or hide the smoke test."""
-    foreign = {"PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH", "PYTHONSTARTUP", "VIRTUAL_ENV"}
+    foreign = {"PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH", "PYTHONSTARTUP", "VIRTUAL_ENV", _PROG, _HINT}
     kept = {name: value for name, value in os.environ.items() if name not in foreign}
     return {**kept, "PYTHONNOUSERSITE": "1"}

@@ -1,8 +1,31 @@
-"""Take the builder's own options out of those of a smoke test."""
+"""Tell apart what belongs to the builder and what to the smoke test in a command line."""
 
 from collections.abc import Sequence
 
 from smokehouse.errors import UserError
+
+# Every other option of a smoke test has one value.
+FLAGS = ("-h", "--help", "--validate")
+
+
+def split_name(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Return the environment's name in the arguments of a smoke test, None without one, and the options on both sides of it.
+
+    Raises UserError where there are several names.
+    """
+    names: list[str] = []
+    options: list[str] = []
+    remaining = iter(arguments)
+    for argument in remaining:
+        if not argument.startswith("-"):
+            names.append(argument)
+            continue
+        options.append(argument)
+        if argument not in FLAGS and "=" not in argument and (value := next(remaining, None)) is not None:
+            options.append(value)
+    if len(names) > 1:
+        raise UserError(f"smoke: expected the name of one environment, found {', '.join(names)}; run it once for each")
+    return names[0] if names else None, options
 
 
 def pop_option(options: Sequence[str], name: str, value: str) -> tuple[list[str], str | None]:

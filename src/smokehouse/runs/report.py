@@ -85,8 +85,8 @@ class Report:
         """The report as the smoke test prints it; raises UserError where that fails."""
         # The builder never imports the smoke test, which has the only renderer; its report module needs nothing but Python.
         command = [sys.executable, "-m", "smoke_tests.report", "/dev/stdin"]
-        environ = {"PYTHONUTF8": "1"}
-        ended = run(command, deadline=_RENDER_DEADLINE, environ=environ, cwd=self.checkout.root, stdin=self.text)
+        environ, place = {"PYTHONUTF8": "1"}, self.checkout.file("smoke_tests").parent
+        ended = run(command, deadline=_RENDER_DEADLINE, environ=environ, cwd=place, stdin=self.text)
         if ended.code:
             raise UserError(f"{self.source}: cannot print the report: {ended.stderr.splitlines()[-1:]}; {self.remedy}")
         return ended.stdout
@@ -139,7 +139,7 @@ def parse(checkout: Checkout, data: bytes, source: str, remedy: str) -> Report:
         fields = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{source}: invalid report: not JSON ({error}); {remedy}") from None
-    schema = json.loads((checkout.root / SCHEMA).read_text("utf-8"))
+    schema = json.loads(checkout.file(SCHEMA).read_text("utf-8"))
     if wrong := best_match(Draft202012Validator(schema).iter_errors(fields)):
         field = ".".join(map(str, wrong.absolute_path)) or "the report"
         raise UserError(f"{source}: invalid report: {field}: {wrong.message[:200]} (see {SCHEMA}); {remedy}")

@@ -321,7 +321,7 @@ def test_a_base_by_tag_is_refused(tiny: TestCheckout, base: str) -> None:
 
 def test_a_change_of_the_base_requires_a_new_lock(tiny: TestCheckout) -> None:
     tiny.edit(tiny.root / "docker" / "base.toml", "[include]", '[include]\nnano = "an editor"')
-    assert "docker/base.lock: lock out of date: docker/base.toml has changed; run nox -s lock -- --base" in tiny.refused(
+    assert "docker/base.lock: lock out of date: docker/base.toml has changed; run smokehouse lock --base" in tiny.refused(
         "build", "tiny"
     )
 

@@ -58,7 +58,7 @@ def test_what_is_missing_is_empty_but_for_what_an_image_is_of() -> None:
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("environment", None, "expected the name of an environment, found none; use an image that nox -s build made"),
+        ("environment", None, "expected the name of an environment, found none; use an image that smokehouse build made"),
         ("environment", "../tiny", "expected the name of an environment, found '../tiny'"),
         ("flavour", None, "expected runtime or devel, found none"),
         ("flavour", "other", "expected runtime or devel, found 'other'"),

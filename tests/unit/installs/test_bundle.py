@@ -83,7 +83,7 @@ def test_bundle_with_the_toolkit(checkout: TestCheckout, folder: Path, command: 
     target = tmp_path / "target"
     said = checkout.refused("install", "tiny", str(target), "--bundle", str(folder), "--devel")
     assert said.startswith(
-        f"smokehouse: {folder}: expected compilers and CUDA toolkit, found none; run nox -s bundle -- tiny {folder} --devel"
+        f"smokehouse: {folder}: expected compilers and CUDA toolkit, found none; run smokehouse bundle tiny {folder} --devel"
     )
     bundle(checkout, [*command, "--devel"])
     assert list((folder / "conda").rglob("cuda-nvcc-*"))
@@ -161,7 +161,7 @@ def test_bundle_of_pypi_packages_only(
     assert not channel.requests
     said = checkout.refused("install", "tiny", str(tmp_path / "target"), "--bundle", str(folder))
     assert said.startswith(
-        f"smokehouse: {folder}: expected conda packages, found PyPI packages only; run nox -s bundle -- tiny {folder}"
+        f"smokehouse: {folder}: expected conda packages, found PyPI packages only; run smokehouse bundle tiny {folder}"
     )
 
 
@@ -172,7 +172,7 @@ def test_interrupted_bundle_is_resumed(checkout: TestCheckout, folder: Path, com
     assert f"{archive}: " in checkout.refused(*command)
     assert not (folder / "manifest.json").exists()
     said = checkout.refused("install", "tiny", str(folder.parent / "target"), "--bundle", str(folder))
-    assert said.startswith(f"smokehouse: {folder}: expected a complete bundle, manifest.json not found; run nox -s bundle")
+    assert said.startswith(f"smokehouse: {folder}: expected a complete bundle, manifest.json not found; run smokehouse bundle")
     channel.faults.gone.clear()
     channel.requests.clear()
     # The PyPI packages are complete, so the index is not used again.
@@ -245,7 +245,7 @@ def test_invalid_manifest(checkout: TestCheckout, folder: Path, command: list[st
     bundle(checkout, command)
     (folder / "manifest.json").write_text(text)
     said = checkout.refused("smoke", "tiny", "--bundle", str(folder))
-    assert re.match(rf"smokehouse: {folder}\S*: {message}.*; run nox -s bundle -- tiny {folder}$", said)
+    assert re.match(rf"smokehouse: {folder}\S*: {message}.*; run smokehouse bundle tiny {folder}$", said)
 
 
 def test_folder_with_other_files(checkout: TestCheckout, folder: Path, command: list[str]) -> None:
@@ -316,7 +316,7 @@ def test_disk_too_small_for_a_bundle(checkout: TestCheckout, command: list[str],
 
 
 def test_bundle_option_without_a_folder(checkout: TestCheckout, command: list[str]) -> None:
-    assert "--bundle requires a folder, made by nox -s bundle -- NAME DIR" in checkout.refused("smoke", "tiny", "--bundle")
+    assert "--bundle requires a folder, made by smokehouse bundle NAME DIR" in checkout.refused("smoke", "tiny", "--bundle")
     assert command
 
 

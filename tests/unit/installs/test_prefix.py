@@ -166,7 +166,8 @@ def test_complete_installation_is_unchanged(
     requests = index.requests
     inode = target.stat().st_ino
     again = checkout.run(*command)
-    assert (again.returncode, again.stderr) == (0, "")
+    hint = f"source '{target}/bin/activate', or smokehouse run --prefix '{target}' tiny -- COMMAND"
+    assert (again.returncode, again.stderr) == (0, f"smokehouse: To use it: {hint}\n")
     assert (channel.requests, index.requests, target.stat().st_ino) == ([], requests, inode)
 
 
@@ -454,7 +455,7 @@ def test_edited_lock(checkout: TestCheckout, channel: Channel, index: Index, tar
     edited = checkout.pins.with_name("conda-lock.yml")
     edited.write_text(edited.read_text() + "#\n")
     said = checkout.refused(*command)
-    assert "lockfiles/tiny/lock.json: conda-lock.yml was edited since the lock was made; run nox -s lock" in said
+    assert "lockfiles/tiny/lock.json: conda-lock.yml was edited since the lock was made; run smokehouse lock" in said
     assert not target.exists()
 
 

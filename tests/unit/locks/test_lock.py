@@ -292,7 +292,7 @@ def test_check_reports_what_differs(checkout: TestCheckout, file: str, old: str,
     checkout.edit((checkout.folder if (checkout.folder / file).exists() else checkout.pins.parent) / file, old, new)
     ended = checkout.run("lock", "--check", "tiny")
     assert ended.returncode == 1
-    line = rf"smokehouse: (lockfiles/)?tiny(/\S+)?: {message}; run nox -s lock -- tiny\n"
+    line = rf"smokehouse: (lockfiles/)?tiny(/\S+)?: {message}; run smokehouse lock tiny\n"
     assert re.fullmatch(line, ended.stderr), ended.stderr
     assert re.fullmatch(line, checkout.refused("smoke", "tiny") + "\n")
 
@@ -304,10 +304,10 @@ def test_check_reports_missing_files(checkout: TestCheckout) -> None:
         return ended.stderr.removeprefix("smokehouse: ")
 
     where = "lockfiles/tiny/lock.json"
-    assert check() == f"{where}: not found; run nox -s lock -- tiny\n"
+    assert check() == f"{where}: not found; run smokehouse lock tiny\n"
     checkout.lock()
     checkout.build_pins.unlink()
-    assert check() == f"{where}: build-requirements.txt not found; run nox -s lock -- tiny\n"
+    assert check() == f"{where}: build-requirements.txt not found; run smokehouse lock tiny\n"
     checkout.lock()
     (checkout.root / "lockfiles" / "old").mkdir()
     assert check() == "lockfiles/old: environment not found; remove the folder\n"
@@ -317,7 +317,7 @@ def test_check_covers_the_tools(checkout: TestCheckout) -> None:
     checkout.lock()
     checkout.edit(checkout.root / "pyproject.toml", '"hypothesis",', '"hypothesis", "no-such-tool",')
     ended = checkout.run("lock", "--check")
-    message = "lock out of date: pyproject.toml requires no-such-tool, lock has no such package; run nox -s lock -- --tools"
+    message = "lock out of date: pyproject.toml requires no-such-tool, lock has no such package; run smokehouse lock --tools"
     assert (ended.returncode, ended.stderr) == (1, f"smokehouse: lockfiles/tools.txt: {message}\n")
 
 

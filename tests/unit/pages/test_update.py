@@ -220,7 +220,7 @@ def test_a_report_of_an_older_lock_proves_nothing(tiny: Docs, capsys: pytest.Cap
     tiny.adopt()
     tiny.write_lock(MANIFEST.model_copy(update={"tools": {"uv": "1"}}))
     assert docs.check(tiny.checkout, []) == 1
-    assert "docs/environments/tiny.md: out of date; run nox -s docs" in capsys.readouterr().err
+    assert "docs/environments/tiny.md: out of date; run smokehouse docs" in capsys.readouterr().err
     assert "## Not proven" in tiny.make()
     assert "not proven" in tiny.readme.read_text()
 
@@ -326,7 +326,7 @@ def test_check_sees_each_source_change(
     assert docs.check(tiny.checkout, []) == 0
     change(tiny)
     assert docs.check(tiny.checkout, []) == 1
-    assert "smokehouse: docs/environments/tiny.md: out of date; run nox -s docs" in capsys.readouterr().err
+    assert "smokehouse: docs/environments/tiny.md: out of date; run smokehouse docs" in capsys.readouterr().err
     if shown == "| download | 767.9 MB":
         assert "### Conda packages" not in tiny.make()
     else:
@@ -338,7 +338,7 @@ def test_check_sees_an_edited_readme(tiny: Docs, capsys: pytest.CaptureFixture[s
     tiny.adopt()
     _edit("README.md", "PASSED  tiny", "PASSED  with glory")(tiny)
     assert docs.check(tiny.checkout, []) == 1
-    assert capsys.readouterr().err == "smokehouse: README.md: out of date; run nox -s docs\n"
+    assert capsys.readouterr().err == "smokehouse: README.md: out of date; run smokehouse docs\n"
     tiny.make()
     assert "PASSED  tiny" in tiny.readme.read_text()
 

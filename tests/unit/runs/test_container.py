@@ -91,14 +91,14 @@ def test_a_failed_smoke_test_is_named(root: Path, engine: Engine, tmp_path: Path
 
 def test_a_report_that_proves_nothing_is_refused(root: Path, engine: Engine, tmp_path: Path) -> None:
     engine.report(environment="other")
-    with pytest.raises(UserError, match=r"expected a report of environment 'tiny', found one of 'other'; run nox -s smoke"):
+    with pytest.raises(UserError, match=r"expected a report of environment 'tiny', found one of 'other'; run smokehouse smoke"):
         runs.prove(Checkout(root), "tiny:tag", tmp_path / "smoke")
 
 
 @pytest.mark.parametrize("name", ["", "../evil", "Tiny"])
 def test_an_image_of_somebody_else_is_not_started(root: Path, engine: Engine, tmp_path: Path, name: str) -> None:
     engine.label(name)
-    with pytest.raises(UserError, match="tiny:tag: not an image of Smokehouse, by its labels; build one: nox -s build"):
+    with pytest.raises(UserError, match="tiny:tag: not an image of Smokehouse, by its labels; build one: smokehouse build"):
         runs.prove(Checkout(root), "tiny:tag", tmp_path / "smoke")
     assert engine.runs() == []
 

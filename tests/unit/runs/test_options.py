@@ -2,8 +2,10 @@
 
 import pytest
 
+from smoke_tests.options import _parser
 from smokehouse.errors import UserError
-from smokehouse.runs import pop_option
+from smokehouse.runs import pop_option, split_name
+from smokehouse.runs.options import FLAGS
 
 
 @pytest.mark.parametrize(
@@ -24,3 +26,31 @@ def test_an_option_is_taken_out_with_its_value(options: list[str], rest: list[st
 def test_an_option_without_a_value_is_refused(options: list[str]) -> None:
     with pytest.raises(UserError, match=r"^--image requires an image$"):
         pop_option(options, "--image", "an image")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "options"),
+    [
+        ("", None, ""),
+        ("tiny", "tiny", ""),
+        ("tiny --zero 3", "tiny", "--zero 3"),
+        ("--zero 3 tiny", "tiny", "--zero 3"),
+        ("--zero=3 tiny --nproc 2", "tiny", "--zero=3 --nproc 2"),
+        ("--help tiny", "tiny", "--help"),
+        ("--checkpoint tiny", None, "--checkpoint tiny"),
+        ("tiny --zero", "tiny", "--zero"),
+    ],
+)
+def test_options_stand_on_either_side_of_the_name(arguments: str, name: str | None, options: str) -> None:
+    assert split_name(arguments.split()) == (name, options.split())
+
+
+def test_two_names_are_refused() -> None:
+    with pytest.raises(UserError, match=r"^smoke: expected the name of one environment, found tiny, 3; run it once for each$"):
+        split_name(["tiny", "--zero", "2", "3"])
+
+
+def test_each_option_of_the_smoke_test_but_flags_has_one_value() -> None:
+    flags = {option for action in _parser()._actions if action.nargs == 0 for option in action.option_strings}
+    assert flags == {*FLAGS}
+    assert all(action.nargs in (None, 0) for action in _parser()._actions)

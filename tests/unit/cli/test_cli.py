@@ -10,7 +10,7 @@ import yaml
 
 from smokehouse.cli import app
 
-from .conftest import TestCheckout
+from ..conftest import TestCheckout
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,28 @@
+"""The verb that checks a machine."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from smokehouse.checkout import Checkout
+from smokehouse.cli.options import JsonOption, NameArgument
+
+
+def doctor(
+    name: NameArgument = "qwen2.5-vl",
+    as_json: JsonOption = False,
+) -> int:
+    """Check this machine: driver, shared memory, limits, disk, Python, compilers; exit with 1 where training cannot work."""
+    from smokehouse import locks
+    from smokehouse.images.spec import oldest_driver
+    from smokehouse.installs import machine
+
+    checkout = Checkout.find(Path.cwd())
+    locked = locks.load(checkout, name)
+    found = machine.findings(checkout, locked, oldest_driver(locked.cuda))
+    if as_json:
+        print(json.dumps({"environment": locked.name, "findings": [asdict(finding) for finding in found]}, indent=1))
+    else:
+        for finding in found:
+            print(f"  {finding.verdict:<5} {finding.text}")
+    return int(any(finding.verdict == "FAIL" for finding in found))

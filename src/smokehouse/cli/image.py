@@ -1,0 +1,157 @@
+"""The verbs for images."""
+
+import json
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from smokehouse.checkout import Checkout
+from smokehouse.cli.options import (
+    BundleOption,
+    ChannelOption,
+    FlavourOption,
+    JsonOption,
+    NameArgument,
+    OpsOption,
+    SourceOption,
+    WithOption,
+)
+
+if TYPE_CHECKING:
+    from smokehouse.proofs import Verification
+
+_SHOWN = 20  # differences of an image that are printed
+
+# OIDC issuer of GitHub workflows.
+GITHUB = "https://token.actions.githubusercontent.com"
+
+
+def build(
+    name: NameArgument,
+    flavour: FlavourOption = "runtime",
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="REF@sha256:…", help="Base image, with a shell, tar and glibc.  [default: Debian]"),
+    ] = None,
+    output: Annotated[str, typer.Option(metavar="oci:DIR|docker|push:REF", help="Destination of the image.")] = "docker",
+    compression: Annotated[
+        Literal["zstd", "gzip"], typer.Option(help="Compression of layers; gzip for Docker Engine older than 23.")
+    ] = "zstd",
+    builder: Annotated[str | None, typer.Option(metavar="NAME", help="Buildx builder or Docker context to use.")] = None,
+    bundle: BundleOption = None,
+    channel: ChannelOption = None,
+    source: SourceOption = None,
+    ops: OpsOption = None,
+    added: WithOption = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Ignore the build cache.")] = False,
+    only_prepare: Annotated[
+        bool, typer.Option("--prepare", help="Prepare the inputs of docker buildx bake; print its command.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Build the image of an environment from its lock, reproducibly: same lock, same digest."""
+    from smokehouse import locks
+    from smokehouse.images import build as building
+    from smokehouse.images import extra_wheels
+
+    checkout = Checkout.find(Path.cwd())
+    wheels = tuple(extra_wheels.parse(text) for text in added or ())
+    request = building.ImageRequest(flavour, ops, base, wheels, bundle, channel, source)
+    prepared = building.prepare_image(checkout, locks.load(checkout, name), request)
+    if only_prepare:
+        elsewhere = "" if prepared.folder == Path.cwd() else f"cd {shlex.quote(str(prepared.folder))} && "
+        bake = shlex.quote(str(prepared.bake.relative_to(prepared.folder)))
+        print(f"{elsewhere}docker buildx bake -f docker/docker-bake.hcl -f {bake} {name}")
+        return 0
+    built = building.build_image(checkout, prepared, output, compression=compression, builder=builder, no_cache=no_cache)
+    print(json.dumps(asdict(built)) if as_json else f"{built.place} {built.digest}")
+    return 0
+
+
+def verify(
+    reference: Annotated[str, typer.Argument(metavar="REF", help="oci:DIR, docker:NAME or HOST/NAME@sha256:…")],
+    bundle: Annotated[Path | None, typer.Option(metavar="DIR", help="Compare with this bundle.")] = None,
+    channel: ChannelOption = None,
+    key: Annotated[Path | None, typer.Option(metavar="FILE", help="Trusted public key.")] = None,
+    identity: Annotated[str, typer.Option(metavar="URL", help="Trusted identity for keyless signatures: a workflow.")] = "",
+    issuer: Annotated[str, typer.Option(metavar="URL", help="OIDC issuer of the identity.")] = GITHUB,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Rebuild the image and compare digests.")] = False,
+    trust_base: Annotated[bool, typer.Option("--trust-base", help="Skip the comparison of the Debian base.")] = False,
+    added: WithOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Verify that an image is what this checkout's lock builds, and show what was proven of it."""
+    from smokehouse.images import extra_wheels
+    from smokehouse.proofs import Signer, VerifyOptions, verify_reference
+
+    signer = Signer(key, identity, issuer) if key or identity else None
+    options = VerifyOptions(
+        bundle, channel, signer, rebuild, trust_base, tuple(extra_wheels.parse(text) for text in added or ())
+    )
+    verification = verify_reference(Checkout.find(Path.cwd()), reference, options)
+    if as_json:
+        print(json.dumps(verification.as_json(), indent=1))
+    else:
+        _print_verification(verification)
+    return int(not verification.passed)
+
+
+def _print_verification(verification: "Verification") -> None:
+    """Print the result of verifying an image: the first differences, then what it is and what was proven of it."""
+    for difference in verification.differences[:_SHOWN]:
+        where = f"layer {difference.layer}: " if difference.layer else ""
+        print(f"{where}{difference.path}: {difference.problem}")
+    if (more := len(verification.differences) - _SHOWN) > 0:
+        print(f"and {more} more; --json lists them all")
+    print(f"image    {verification.digest}")
+    print(f"lock     {verification.environment}, sha256:{verification.lock}")
+    for text in verification.added:
+        print(f"with     {text}, which is not in the lock")
+    print(f"base     {verification.base}")
+    print(f"files    {', '.join(f'{count} of {owner}' for owner, count in verification.files.items())}")
+    if verification.uncompared:
+        some = ", ".join(path.rpartition("/")[2] for path in verification.uncompared[:4])
+        how = "compared by the rebuild" if verification.rebuilt else "not compared; use --rebuild"
+        print(f"built    {len(verification.uncompared)} files were built from source ({some} ...), {how}")
+    if verification.rebuilt:
+        print(f"rebuilt  {verification.rebuilt}")
+    print(f"proven   {verification.proof or 'nothing: OCI layouts and engines have no statements'}")
+    builds = f"what the lock builds{' with the wheels above' if verification.added else ''}"
+    print(f"VERIFIED  this is {builds}" if verification.passed else f"DIFFERENT  this is not {builds}")
+
+
+def publish(
+    name: NameArgument,
+    repository: Annotated[str, typer.Argument(metavar="REF", help="Destination: HOST/NAME, without a tag.")],
+    flavour: FlavourOption = "runtime",
+    ops: OpsOption = None,
+    key: Annotated[Path | None, typer.Option(metavar="FILE", help="Private key to sign with.  [default: keyless]")] = None,
+    built: Annotated[
+        Path | None, typer.Option("--image", metavar="DIR", help="OCI layout to publish.  [default: build one]")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Report of the image.  [default: run its smoke test]")
+    ] = None,
+    bundle: BundleOption = None,
+    channel: ChannelOption = None,
+    source: SourceOption = None,
+    move: Annotated[bool, typer.Option("--move", help="Overwrite existing tags.")] = False,
+    added: WithOption = None,
+) -> int:
+    """Build, prove, verify, sign and push an image; tags are pushed last."""
+    from smokehouse.images import ImageRequest, extra_wheels
+    from smokehouse.proofs import PublishOptions, publish_image
+
+    wheels = tuple(extra_wheels.parse(text) for text in added or ())
+    request = ImageRequest(flavour, ops, None, wheels, bundle, channel, source)
+    options = PublishOptions(request, key, built, report, move)
+    publication = publish_image(Checkout.find(Path.cwd()), name, repository, options)
+    if not publication.verification.passed:
+        _print_verification(publication.verification)
+        return 1
+    for tagged in publication.references:
+        print(tagged)
+    return 0

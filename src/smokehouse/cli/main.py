@@ -1,0 +1,118 @@
+"""The table of verbs, and the one place where errors become a line and an exit code."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from smokehouse.cli import catalog, docs, doctor, image, install, lock, smoke
+from smokehouse.console import STARTED_BY, as_typed, status
+from smokehouse.errors import UserError
+
+# Each verb, in the order of `--help`, and the arguments of its example.
+VERBS: tuple[tuple[str, Callable[..., Any], tuple[str, ...]], ...] = (
+    ("list", catalog.list_environments, ("--json",)),
+    ("show", catalog.show, ("qwen2.5-vl",)),
+    ("smoke", smoke.smoke, ("qwen2.5-vl", "--zero", "3")),
+    ("install", install.install, ("qwen2.5-vl", "~/envs/vl", "--devel")),
+    ("run", install.run, ("qwen2.5-vl", "--", "python", "train.py")),
+    ("bundle", install.bundle, ("qwen2.5-vl", "/media/disk/bundle")),
+    ("doctor", doctor.doctor, ("qwen2.5-vl-latest",)),
+    ("lock", lock.lock, ("qwen2.5-vl", "--upgrade", "transformers", "--diff")),
+    ("build", image.build, ("qwen2.5-vl", "--flavour", "devel", "--output", "oci:build/image")),
+    ("verify", image.verify, ("ghcr.io/OWNER/qwen2.5-vl@sha256:…", "--key", "cosign.pub")),
+    ("publish", image.publish, ("qwen2.5-vl", "ghcr.io/OWNER/qwen2.5-vl", "--key", "cosign.key")),
+    ("docs", docs.docs, ("qwen2.5-vl", "--report", "build/smoke/qwen2.5-vl/report.json")),
+)
+# Typer breaks no line of a paragraph that begins so.
+_AS_IT_IS = "\b\n"
+_BY_NOX = os.environ.get(STARTED_BY) == "nox"
+
+
+class Verb(TyperCommand):
+    """A verb whose usage line and example are what the user types: with nox, arguments follow a `--`."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Return the usage line after the name of the verb, in pieces."""
+        # Typer writes {NAME} for what is required.
+        pieces = [piece.replace("{", "").replace("}", "") for piece in super().collect_usage_pieces(ctx)]
+        return ["--", *pieces] if _BY_NOX else pieces
+
+
+app = typer.Typer(
+    help="""Locked, built and proven environments for training vision-language models.
+
+    Environments come from environments/ in this folder or a parent, then from the installed package. Installations and
+    reports go to build/ beside that folder; where there is none, to $SMOKEHOUSE_HOME, by default ~/.local/share/smokehouse.
+    """,
+    epilog=f"Example: {as_typed('smoke', 'qwen2.5-vl')}",
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _print_version(requested: bool) -> None:
+    if requested:
+        from importlib.metadata import PackageNotFoundError, version  # slow to import
+
+        try:
+            print(f"smokehouse {version('smokehouse')}")
+        except PackageNotFoundError:  # nox runs it from the sources of a checkout
+            print("smokehouse of this checkout, not installed")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Run before each verb; typer calls it for the options that come before one."""
+
+
+for _name, _function, _example in VERBS:
+    _settings = smoke.SETTINGS if _name == "smoke" else install.RUN_SETTINGS if _name == "run" else None
+    _epilog = f"{_AS_IT_IS}Example: {as_typed(_name, *_example)}"
+    app.command(_name, cls=Verb, epilog=_epilog, context_settings=_settings)(_function)
+
+
+def main() -> int:
+    """Run the command line and return its exit code: 0, 1 for a failed check, 2 for invalid input."""
+    try:
+        code = _main()
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 1
+    if "rattler" in sys.modules:
+        # Its threads outlive the last call and crash an interpreter that exits under them.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _main() -> int:
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda received, _: sys.exit(128 + received))
+    try:
+        return int(app(prog_name="nox -s" if _BY_NOX else "smokehouse", standalone_mode=False) or 0)
+    except KeyboardInterrupt:
+        return _complain("interrupted; no partial result is in use", 130)
+    except typer.Abort:
+        return _complain("interrupted", 130)
+    except typer.TyperException as wrong:
+        return _complain(f"{wrong.format_message().rstrip('.')}; see --help", 2)
+    except UserError as mistake:
+        return _complain(str(mistake), 2)
+    except OSError as broken:
+        where = f"{broken.filename}: " if broken.filename else ""
+        return _complain(f"{where}{broken.strerror or broken}; free disk space or fix permissions", 2)
+
+
+def _complain(message: str, code: int) -> int:
+    status(message)
+    return code

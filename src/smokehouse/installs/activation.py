@@ -1,0 +1,112 @@
+"""Find installed environments, and start programs in them."""
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from smokehouse.checkout import Checkout
+from smokehouse.console import STARTED_BY, as_typed
+from smokehouse.errors import UserError
+from smokehouse.installs.target import MARKER, read_marker
+from smokehouse.locks import LockedEnvironment
+from smokehouse.storage.files import hashed
+
+# Variables that would bring packages of another Python into the environment.
+_FOREIGN = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV_PROMPT", "CONDA_PREFIX", "CONDA_DEFAULT_ENV", STARTED_BY)
+
+# For prefixes, because only virtual environments have such a script; valid in sh, bash and zsh.
+_SCRIPT = """\
+# Activate this environment: source {prefix}/bin/activate
+if command -v deactivate > /dev/null 2>&1; then
+    deactivate
+fi
+_SMOKEHOUSE_OLD_PATH="$PATH"
+VIRTUAL_ENV={prefix}
+CONDA_PREFIX={prefix}
+PATH={prefix}/bin:"$PATH"
+export VIRTUAL_ENV CONDA_PREFIX PATH
+unset PYTHONHOME
+hash -r 2> /dev/null
+deactivate() {{
+    PATH="$_SMOKEHOUSE_OLD_PATH"
+    export PATH
+    unset VIRTUAL_ENV CONDA_PREFIX _SMOKEHOUSE_OLD_PATH
+    unset -f deactivate
+    hash -r 2> /dev/null
+}}
+"""
+
+
+@dataclass(frozen=True)
+class Installation:
+    """An installed environment; `current` is whether it was installed from the lock as it is now."""
+
+    folder: Path
+    current: bool
+
+
+def find(checkout: Checkout, locked: LockedEnvironment) -> Installation | None:
+    """Return the installation that `smoke` made of an environment, None where there is no complete one."""
+    for folder in (checkout.installation(locked.name), checkout.bundled(locked.name)):
+        if found := _read(folder, locked):
+            return found
+    return None
+
+
+def read_prefix(folder: Path, locked: LockedEnvironment) -> Installation:
+    """Return the installation in `folder`; raises UserError where it is not one of this environment."""
+    marker = read_marker(folder)
+    if not isinstance(marker, dict) or marker.get("environment") != locked.name or not (found := _read(folder, locked)):
+        remedy = as_typed("install", locked.name, str(folder))
+        raise UserError(f"{folder}: expected an installation of {locked.name}, {MARKER} not found or of another; run {remedy}")
+    return found
+
+
+def hint(folder: Path, name: str, *, prefix: bool = False) -> str:
+    """Return how to use the environment `name` that is installed in `folder`, a `prefix` that the user chose or not."""
+    chosen = ("--prefix", shlex.quote(str(folder))) if prefix else ()
+    return (
+        f"To use it: source {shlex.quote(str(folder / 'bin' / 'activate'))}, or {as_typed('run', *chosen, name, '-- COMMAND')}"
+    )
+
+
+def script(used_as: Path) -> str:
+    """Return the activation script of a prefix that is used as `used_as`."""
+    return _SCRIPT.format(prefix=shlex.quote(str(used_as)))
+
+
+def execute(folder: Path, command: Sequence[str]) -> NoReturn:
+    """Replace this process with `command`, run in the environment in `folder`; raises UserError where it is not found."""
+    environ = variables(folder, os.environ)
+    sys.stdout.flush()
+    try:
+        os.execvpe(command[0], [*command], environ)
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{command[0]}: command not found in {folder / 'bin'} or PATH; check its name") from None
+    except PermissionError:
+        raise UserError(f"{command[0]}: cannot be executed; fix its permissions, or start it with python") from None
+
+
+def variables(folder: Path, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment variables `environ` as the activation of the environment in `folder` changes them.
+
+    What another activated environment added, or the one that Smokehouse itself runs in, is left out.
+    """
+    others = {str(Path(sys.prefix, "bin"))} if sys.prefix != sys.base_prefix else set()
+    others |= {str(Path(environ[name], "bin")) for name in ("VIRTUAL_ENV", "CONDA_PREFIX") if environ.get(name)}
+    path = [entry for entry in environ.get("PATH", os.defpath).split(os.pathsep) if entry not in others]
+    kept = {name: value for name, value in environ.items() if name not in _FOREIGN}
+    kept |= {"PATH": os.pathsep.join([str(folder / "bin"), *path]), "VIRTUAL_ENV": str(folder), "PYTHONNOUSERSITE": "1"}
+    return kept | ({"CONDA_PREFIX": str(folder)} if (folder / "conda-meta").is_dir() else {})
+
+
+def _read(folder: Path, locked: LockedEnvironment) -> Installation | None:
+    marker = read_marker(folder)
+    if not isinstance(marker, dict) or not os.access(folder / "bin" / "python", os.X_OK):
+        return None
+    digests = {name: digest for name, digest in marker.items() if name.endswith((".txt", ".json"))}
+    return Installation(folder, all(hashed(locked.files.folder / name) == digest for name, digest in digests.items()))

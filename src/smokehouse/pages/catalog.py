@@ -1,0 +1,88 @@
+"""What is known of each environment: its definition, its lock and the evidence for the lock."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from smokehouse.checkout import Checkout
+from smokehouse.console import as_typed
+from smokehouse.environments import definition
+from smokehouse.installs import activation
+from smokehouse.installs.activation import Installation
+from smokehouse.locks import LockedEnvironment
+from smokehouse.locks.check import read_lock
+from smokehouse.locks.pins import LockFiles
+from smokehouse.pages.environment import Documented
+from smokehouse.runs import report as reports
+from smokehouse.runs.report import Report
+from smokehouse.storage import files
+
+
+def read(checkout: Checkout, name: str, adopted: Report | None = None) -> Documented:
+    """Return what is known of an environment, with the report `adopted` as evidence or the committed one.
+
+    Raises UserError where definition, lock or report is missing or invalid. A report of another lock is no evidence.
+    """
+    lock_files = LockFiles.of(checkout, name)
+    lock = read_lock(lock_files)
+    report = checkout.report(name)
+    found = adopted or (read_report(checkout, name, report) if report.exists() else None)
+    proves = found and found.proves(lock, files.hashed(lock_files.lock_json))
+    return Documented(definition.read(checkout, name), lock, found if proves else None)
+
+
+def read_report(checkout: Checkout, name: str, path: Path) -> Report:
+    """Return the report of an environment in the file `path`; raises UserError."""
+    return reports.read(checkout, path, name, f"run {as_typed('smoke', name)} and pass its report.json with --report")
+
+
+def installation(checkout: Checkout, shown: Documented) -> Installation | None:
+    """Return the installation of an environment that `smoke` made, None without one."""
+    lock_files = LockFiles.of(checkout, shown.name)
+    locked = LockedEnvironment(shown.environment, shown.lock, lock_files, files.hashed(lock_files.lock_json))
+    return activation.find(checkout, locked)
+
+
+def row(shown: Documented) -> dict[str, Any]:
+    """Return an environment as `list --json` prints it."""
+    return {
+        "name": shown.name,
+        "stack": shown.stack,
+        "cuda": shown.environment.stack.cuda.version,
+        "cutoff": str(shown.lock.cutoff),
+        "proven_on": shown.proven_on if shown.evidence else None,
+    }
+
+
+def details(checkout: Checkout, shown: Documented) -> dict[str, Any]:
+    """Return an environment as `show --json` prints it: what is in it, and where its files are; None for what is not there."""
+    stack, lock = shown.environment.stack, shown.lock
+    last = checkout.build / "smoke" / shown.name / "report.json"
+    installed = installation(checkout, shown)
+    return row(shown) | {
+        "model": {"class": stack.model.class_, "family": stack.model.family},
+        "python": lock.python,
+        "platform": lock.platform,
+        "download_bytes": lock.download,
+        "left_out": {left_out.package: left_out.reason for left_out in stack.left_out},
+        "pypi": _versions(lock.pip),
+        "conda": _versions(lock.main),
+        "devel": _versions(tuple(package for package in lock.conda if package.category == "devel")),
+        "files": {
+            "definition": str(checkout.environment(shown.name)),
+            "lock": str(checkout.lock(shown.name)),
+            "page": _existing(checkout.page(shown.name)),
+            "evidence": str(checkout.report(shown.name)) if shown.evidence else None,
+            "report": _existing(last),
+            "installation": str(installed.folder) if installed else None,
+        },
+        "installation_current": installed.current if installed else None,
+    }
+
+
+def _versions(packages: "tuple[Any, ...]") -> Mapping[str, str]:
+    return {package.name: package.version for package in packages}
+
+
+def _existing(path: Path) -> str | None:
+    return str(path) if path.exists() else None

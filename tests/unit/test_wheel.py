@@ -1,0 +1,157 @@
+"""The wheel: everything that those without a checkout need, installed without a network."""
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+NAMES = ["qwen2-vl", "qwen2.5-vl", "qwen2.5-vl-latest"]
+DATA = ("docker", "docs", "environments", "lockfiles", "smoke_tests")
+
+
+@dataclass(frozen=True)
+class Installed:
+    """The command of an installed wheel, and the environment variables of a user with an empty home."""
+
+    program: Path
+    home: Path
+    cwd: Path
+
+    @property
+    def data(self) -> Path:
+        return next(self.program.parents[1].glob("lib/python3.*/site-packages/smokehouse/_data"))
+
+    def run(
+        self, *arguments: str, cwd: Path | None = None, environ: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(self.program), *arguments],
+            cwd=cwd or self.cwd,
+            env={"HOME": str(self.home), "PATH": os.environ["PATH"], "UV_OFFLINE": "1", **(environ or {})},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+
+@pytest.fixture(scope="module")
+def wheel(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
+    subprocess.run(command, cwd=root, check=True, capture_output=True, timeout=120)
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def program(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The command in a new virtual environment, which takes dependencies from the tools and Smokehouse from the wheel."""
+    from uv import find_uv_bin
+
+    folder = tmp_path_factory.mktemp("venv") / "venv"
+    environ = {"PATH": os.environ["PATH"], "HOME": str(folder.parent), "UV_CACHE_DIR": str(folder.parent / "cache")}
+    python = folder / "bin" / "python"
+    for command in (
+        ["venv", "--quiet", "--python", sys.executable, str(folder)],
+        ["pip", "install", "--quiet", "--python", str(python), "--offline", "--no-index", "--no-deps", str(wheel)],
+    ):
+        subprocess.run([find_uv_bin(), *command], env=environ, check=True, timeout=120)
+    packages = next(folder.glob("lib/python3.*/site-packages"))
+    (packages / "tools.pth").write_text(sysconfig.get_path("purelib"))
+    return folder / "bin" / "smokehouse"
+
+
+@pytest.fixture
+def installed(program: Path, tmp_path: Path) -> Installed:
+    for name in ("home", "work"):
+        (tmp_path / name).mkdir()
+    return Installed(program, tmp_path / "home", tmp_path / "work")
+
+
+def test_the_wheel_has_each_tracked_file_that_programs_read(root: Path, wheel: Path) -> None:
+    tracked = subprocess.run(["git", "ls-files", *DATA], cwd=root, check=True, capture_output=True, text=True, timeout=60)
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name.removeprefix("smokehouse/_data/") for name in archive.namelist() if "/_data/" in name}
+    assert packed == {name for name in tracked.stdout.splitlines() if (root / name).is_file()}
+
+
+def test_environments_and_locks_of_the_wheel_are_used(installed: Installed) -> None:
+    ended = installed.run("list", "--json")
+    assert [row["name"] for row in json.loads(ended.stdout)] == NAMES, ended.stderr
+    assert installed.run("lock", "--check").returncode == 0
+    found = json.loads(installed.run("show", "qwen2.5-vl", "--json").stdout)
+    assert found["proven_on"]
+    assert Path(found["files"]["lock"]) == installed.data / "lockfiles" / "qwen2.5-vl"
+    assert installed.run("--version").stdout == "smokehouse 0.1.0\n"
+
+
+def test_the_smoke_test_of_the_wheel_finds_itself_and_the_loader(installed: Installed) -> None:
+    ended = installed.run("smoke", "--help")
+    assert ended.returncode == 0, ended.stderr
+    home = installed.home / ".local" / "share" / "smokehouse"
+    assert f"Reports go to {home}/smoke, environments to {home}/environments." in ended.stdout
+    refused = installed.run("smoke", "--zero", "9", "qwen2-vl")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.startswith("smokehouse: smoke: argument --zero: '9' is an invalid list of ZeRO stages")
+    assert not [*installed.home.rglob("*")]
+    assert not [*installed.cwd.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("environ", "place"),
+    [({"SMOKEHOUSE_HOME": "{home}/mine"}, "mine"), ({"XDG_DATA_HOME": "{home}/data"}, "data/smokehouse")],
+)
+def test_the_user_chooses_where_environments_go(installed: Installed, environ: dict[str, str], place: str) -> None:
+    chosen = {name: text.format(home=installed.home) for name, text in environ.items()}
+    assert (
+        f"environments to {installed.home / place}/environments.\n" in installed.run("smoke", "--help", environ=chosen).stdout
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what", "missing"),
+    [
+        (["lock"], "lock", "environments"),
+        (["lock", "qwen2-vl"], "lock", "environments"),
+        (["lock", "--tools"], "lock --tools", "environments"),
+        (["lock", "--base"], "lock --base", "docker/base.toml"),
+        (["docs"], "docs", "environments"),
+    ],
+)
+def test_the_installed_package_is_never_changed(installed: Installed, arguments: list[str], what: str, missing: str) -> None:
+    ended = installed.run(*arguments)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(f"smokehouse: {what}: expected {missing} in this folder or a parent, found it only in the ")
+
+
+def test_environments_of_the_user_come_first(installed: Installed, root: Path) -> None:
+    own, below = installed.cwd / "environments" / "qwen2-vl", installed.cwd / "below"
+    own.mkdir(parents=True)
+    below.mkdir()
+    for name in ("environment.yml", "stack.toml"):
+        text = (root / "environments" / "qwen2-vl" / name).read_text()
+        (own / name).write_text(text.replace("2025-03-15", "2025-03-14"))
+    (installed.cwd / "docker").mkdir()  # a folder that has nothing to do with Smokehouse
+    rows = {row["name"]: row for row in json.loads(installed.run("list", "--json", cwd=below).stdout)}
+    assert [*rows] == NAMES
+    assert rows["qwen2-vl"]["problem"] == "lockfiles/qwen2-vl/lock.json: not found; run smokehouse lock qwen2-vl"
+    assert rows["qwen2.5-vl"]["proven_on"]
+    text = installed.run("smoke", "--help", cwd=below).stdout
+    assert f"environments to {installed.cwd}/build/environments" in text
+    refused = installed.run("lock", "qwen2.5-vl", cwd=below)
+    assert refused.returncode == 2
+    assert f"qwen2.5-vl: expected an environment of {installed.cwd}, found one of the installed package" in refused.stderr
+    checked = installed.run("lock", "--check")
+    assert (checked.returncode, "tools.txt" in checked.stderr) == (1, False)
+
+
+def test_the_doctor_runs_from_the_wheel(installed: Installed) -> None:
+    ended = installed.run("doctor", "qwen2-vl", "--json")
+    texts = [finding["text"] for finding in json.loads(ended.stdout)["findings"]]
+    assert any(text.startswith("/dev/shm has ") for text in texts)
+    assert any(text.startswith(f"{installed.home}/.local/share/smokehouse: ") for text in texts)
