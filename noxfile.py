@@ -1,21 +1,27 @@
 """The front door: `nox -s smoke` proves an environment, `nox -s lock` makes its lock; `nox -l` lists the rest."""
 
+import fcntl
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import nox
 from nox.command import CommandFailed
 
-nox.options.default_venv_backend = "uv"
-nox.options.reuse_venv = "yes"
+# All sessions share one environment, which `install_tools` makes: nox would make one for each.
+nox.options.default_venv_backend = "none"
 nox.options.sessions = ["tests", "lint"]
 
 TOOLS = Path("lockfiles/tools.txt")
 FAILURES = Path("docs/known-failures.md")
 IMAGE_TESTS = "tests/integration"
-FROM_SOURCE = {"PYTHONPATH": "src"}
+TOOLS_ENVIRONMENT = Path(".nox", "tools")
+BIN = TOOLS_ENVIRONMENT.absolute() / "bin"
+# With the second one, messages of the builder show commands as nox takes them.
+FROM_SOURCE = {"PYTHONPATH": "src", "SMOKEHOUSE_STARTED_BY": "nox"}
 # Seconds that a session has to end its processes in after Ctrl-C, and again after SIGTERM.
 INTERRUPT_TIMEOUT = 10.0
 TERMINATE_TIMEOUT = 10.0
@@ -31,6 +37,34 @@ LINTERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "zizmor": (("zizmor", "--offline", "--no-progress", "--persona", "pedantic", ".github"),),
     "pre-commit": (("pre-commit", "validate-config", ".pre-commit-config.yaml"),),
 }
+
+
+@nox.session(name="list")
+def list_environments(session: nox.Session) -> None:
+    """List the environments: list [-- --json]."""
+    install_tools(session)
+    run_smokehouse(session, "list")
+
+
+@nox.session
+def show(session: nox.Session) -> None:
+    """Show what is in an environment and where its files are: show -- NAME [--json]."""
+    install_tools(session)
+    run_smokehouse(session, "show")
+
+
+@nox.session
+def doctor(session: nox.Session) -> None:
+    """Check this machine: doctor -- [NAME] [--json]."""
+    install_tools(session)
+    run_smokehouse(session, "doctor")
+
+
+@nox.session
+def run(session: nox.Session) -> None:
+    """Run a command in an installed environment: run -- [--prefix PREFIX] NAME -- COMMAND..."""
+    install_tools(session)
+    run_smokehouse(session, "run", started_in=True)
 
 
 @nox.session
@@ -75,9 +109,9 @@ def docs(session: nox.Session) -> None:
     run_smokehouse(session, "docs")
     command = ("python", "-m", "smokehouse_loader", "failures")
     if "--check" in session.posargs:
-        session.run(*command, "--check", str(FAILURES), env=FROM_SOURCE)
+        run_tool(session, *command, "--check", str(FAILURES), env=FROM_SOURCE)
     else:
-        FAILURES.write_text(session.run(*command, env=FROM_SOURCE, silent=True) or "", "utf-8")
+        FAILURES.write_text(run_tool(session, *command, env=FROM_SOURCE, silent=True) or "", "utf-8")
 
 
 @nox.session
@@ -127,7 +161,7 @@ def lint(session: nox.Session) -> None:
     for name in names:
         for command in LINTERS[name]:
             try:
-                session.run(*command, *(shell_scripts() if name == "shellcheck" else ()))
+                run_tool(session, *command, *(shell_scripts() if name == "shellcheck" else ()))
             except CommandFailed:
                 failed.append(command[0])
     if failed:
@@ -140,54 +174,64 @@ def benchmark(session: nox.Session) -> None:
     install_tools(session)
     chosen = [name for name in session.posargs[:1] if not name.startswith("-")]
     for name in chosen or ["smoke", "lock", "loader"]:
-        session.run(
-            "python",
-            f"benchmarks/{name}.py",
-            *session.posargs[len(chosen) :],
-            env={"PYTHONPATH": "src:."},
-            interrupt_timeout=INTERRUPT_TIMEOUT,
-            terminate_timeout=TERMINATE_TIMEOUT,
-        )
+        run_tool(session, "python", f"benchmarks/{name}.py", *session.posargs[len(chosen) :], env={"PYTHONPATH": "src:."})
 
 
 def install_tools(session: nox.Session) -> None:
-    """Install lockfiles/tools.txt, and nothing else, in the session's environment; up to date, it needs no network."""
-    installed = Path(session.virtualenv.location, TOOLS.name)
-    if not installed.exists() or installed.read_bytes() != TOOLS.read_bytes():
-        session.run_install("uv", "pip", "sync", "--require-hashes", "--compile-bytecode", str(TOOLS), external=True)
+    """Install lockfiles/tools.txt, and nothing else, in .nox/tools; up to date, it needs no network and prints nothing."""
+    installed, python = TOOLS_ENVIRONMENT / TOOLS.name, BIN / "python"
+    TOOLS_ENVIRONMENT.parent.mkdir(exist_ok=True)
+    with TOOLS_ENVIRONMENT.with_name(".tools.lock").open("w") as lock_file:
+        fcntl.flock(lock_file, fcntl.LOCK_EX)  # two sessions may start at a time
+        if python.exists() and installed.exists() and installed.read_bytes() == TOOLS.read_bytes():
+            return
+        uv = find_uv()
+        if not python.exists():
+            session.run_install(uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(TOOLS_ENVIRONMENT))
+        sync = ("pip", "sync", "--python", str(python), "--require-hashes", "--compile-bytecode", str(TOOLS))
+        session.run_install(uv, *sync)
         shutil.copyfile(TOOLS, installed)
 
 
-def run_smokehouse(session: nox.Session, verb: str, *options: str) -> None:
-    """Run a verb of the builder; end with its exit code 2 where the user's input was wrong."""
+def find_uv() -> str:
+    """Return the uv that nox[uv] brings, or the one on PATH."""
     try:
-        session.run(
-            "python",
-            "-m",
-            "smokehouse",
-            verb,
-            *options,
-            *session.posargs,
-            env=FROM_SOURCE,
-            interrupt_timeout=INTERRUPT_TIMEOUT,
-            terminate_timeout=TERMINATE_TIMEOUT,
-        )
+        from uv import find_uv_bin
+
+        return str(find_uv_bin())
+    except (ImportError, FileNotFoundError):
+        return "uv"
+
+
+def run_tool(
+    session: nox.Session, program: str, *arguments: str, env: dict[str, str] | None = None, silent: bool = False
+) -> str | None:
+    """Run a program of the tools, and return its output if `silent`."""
+    path = os.pathsep.join([str(BIN), os.environ.get("PATH", os.defpath)])
+    output = session.run(
+        str(BIN / program),
+        *arguments,
+        env={"PATH": path, "VIRTUAL_ENV": str(BIN.parent), **(env or {})},
+        silent=silent,
+        interrupt_timeout=INTERRUPT_TIMEOUT,
+        terminate_timeout=TERMINATE_TIMEOUT,
+    )
+    return str(output) if silent else None
+
+
+def run_smokehouse(session: nox.Session, verb: str, *options: str, started_in: bool = False) -> None:
+    """Run a verb of the builder; end with its exit code 2 where the user's input was wrong, and with any if `started_in`."""
+    try:
+        run_tool(session, "python", "-m", "smokehouse", verb, *options, *session.posargs, env=FROM_SOURCE)
     except CommandFailed as failed:
-        if failed.return_code == 2:
-            sys.exit(2)
+        if failed.return_code == 2 or (started_in and failed.return_code):
+            sys.exit(failed.return_code)
         raise
 
 
 def run_pytest(session: nox.Session, *arguments: str) -> None:
     """Run pytest; with --cov, also measure the processes that tests start."""
-    session.run(
-        "python",
-        "-m",
-        "pytest",
-        *arguments,
-        interrupt_timeout=INTERRUPT_TIMEOUT,
-        terminate_timeout=TERMINATE_TIMEOUT,
-    )
+    run_tool(session, "python", "-m", "pytest", *arguments)
 
 
 def shell_scripts() -> list[str]:
@@ -200,3 +244,23 @@ def _first_line(file: Path) -> str:
     with file.open("rb") as content:
         line = content.readline(80).decode("utf-8", "replace").strip()
     return line if line.startswith("#!") else ""
+
+
+def misplaced(arguments: Sequence[str], sessions: Iterable[str]) -> str | None:
+    """Return what is wrong with the command line of nox, where the arguments of a session follow its name without a `--`."""
+    dashes = arguments.index("--") if "--" in arguments else len(arguments)
+    words, rest = list(arguments[:dashes]), arguments[dashes + 1 :]
+    known = set(sessions)
+    for option in {"-s", "--session", "--sessions"} & {*words}:
+        named = words[words.index(option) + 1 :]
+        end = next((index for index, word in enumerate(named) if word.startswith("-")), len(named))
+        wrong = [word for word in named[:end] if word not in known]
+        if wrong and named[0] in known:
+            right = " ".join(["nox -s", *(word for word in named[:end] if word in known), "--", *wrong, *rest])
+            return f"{wrong[0]}: not a session; -- is missing before the arguments of {named[0]}; run {right}"
+    return None
+
+
+if Path(sys.argv[0]).stem in ("nox", "__main__") and (problem := misplaced(sys.argv[1:], nox.registry.get())):
+    print(f"nox: {problem}", file=sys.stderr)
+    sys.exit(2)
