@@ -20,11 +20,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from smokehouse import locks
 from smokehouse.checkout import Checkout
 from smokehouse.images import base as bases
 from smokehouse.images import build as building
 from smokehouse.installs import virtualenv
-from smokehouse.locks import check
 from tests.integration import real
 from tests.integration.debian import unpack
 from tests.integration.engine import Engine, present, started
@@ -202,7 +202,7 @@ def row(what: str, ours: str, plain: str, ratio: str) -> str:
 
 def measure_starts(contest: Contest, image: Image, rounds: int) -> Starts:
     """Start programs in `image` and beside it, in turn."""
-    python = virtualenv.ensure(Checkout(contest.root), check.load(Checkout(contest.root), real.NAME))
+    python = virtualenv.ensure(Checkout(contest.root), locks.load(Checkout(contest.root), real.NAME))
     environ = {**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     environ.pop("PYTHONPATH", None)
     host, inside = [], []

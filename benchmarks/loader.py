@@ -279,12 +279,12 @@ def partitions(rounds: int) -> None:
 
 def environment_python(name: str) -> Path:
     """Return the Python of an environment; install the environment if needed."""
+    from smokehouse import locks
     from smokehouse.checkout import Checkout
     from smokehouse.installs import virtualenv
-    from smokehouse.locks import check
 
     checkout = Checkout.find(Path.cwd())
-    return virtualenv.ensure(checkout, check.load(checkout, name))
+    return virtualenv.ensure(checkout, locks.load(checkout, name))
 
 
 def main() -> int:

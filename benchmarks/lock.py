@@ -26,8 +26,8 @@ import yaml
 
 from benchmarks.mirror import Mirror, running, upstream
 from smokehouse.checkout import Checkout
+from smokehouse.environments import Environment
 from smokehouse.environments import definition as environment
-from smokehouse.environments.definition import Environment
 from smokehouse.locks import model
 from smokehouse.storage import files
 
@@ -41,9 +41,9 @@ SOLVING = """
 import sys, time
 from pathlib import Path
 from smokehouse.checkout import Checkout
-from smokehouse.environments import definition
+from smokehouse import environments
 from smokehouse.locks.solvers import conda
-environment = definition.read(Checkout(Path.cwd()), sys.argv[1])
+environment = environments.read(Checkout(Path.cwd()), sys.argv[1])
 began = time.perf_counter()
 conda.solve(environment.conda, sys.argv[2])
 print(time.perf_counter() - began, flush=True)

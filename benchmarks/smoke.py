@@ -14,9 +14,9 @@ import sys
 import time
 from pathlib import Path
 
+from smokehouse import locks
 from smokehouse.checkout import Checkout
 from smokehouse.installs import virtualenv
-from smokehouse.locks import check
 
 ENVIRONMENT = "qwen2.5-vl"
 # Without a GPU driver DeepSpeed 0.15.4 cannot be imported beside triton; the smoke test hides it too.
@@ -37,7 +37,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5, help="Run each this many times.")
     rounds = parser.parse_args().rounds
     checkout = Checkout.find(Path.cwd())
-    python = virtualenv.ensure(checkout, check.load(checkout, ENVIRONMENT))
+    python = virtualenv.ensure(checkout, locks.load(checkout, ENVIRONMENT))
     report = checkout.root / "build" / "benchmark"
     # The floor does not use GPUs, as the smoke test is measured on the CPU.
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

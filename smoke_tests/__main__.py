@@ -1,30 +1,30 @@
-"""`python -m smoke_tests`: exit code 0 when everything passed, 1 when something failed, 2 when the input was wrong."""
+"""`python -m smoke_tests`: exit code 0 when everything passed, 1 when something failed, 2 when the input is invalid."""
 
 import sys
 import time
 
-from .options import BadInput, read
+from smoke_tests.options import InputError, read
 
 
 def main(arguments: list[str]) -> int:
-    """Run the smoke tests with the command line `arguments`; the exit code."""
+    """Run the smoke tests with the command line `arguments`, and return the exit code."""
     began = time.monotonic()
     try:
         options = read(arguments)
         if options.validate:
             return 0
-        from .run import smoke
+        from smoke_tests.run import smoke
 
         return smoke(options, began)
-    except BadInput as error:
+    except InputError as error:
         print(" ".join(str(error).splitlines()), file=sys.stderr)
         return 2
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print(f"smoke: {where}{error.strerror or error}; mend the permissions or make room", file=sys.stderr)
+        print(f"smoke: {where}{error.strerror or error}; free disk space or fix permissions", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("smoke: interrupted before the first rank had started", file=sys.stderr)
+        print("smoke: interrupted before the first rank started", file=sys.stderr)
         return 1
 
 

@@ -1,4 +1,4 @@
-"""The options of a smoke run, read and checked before anything expensive happens. Imports no torch."""
+"""The options of a smoke run, read and checked before anything expensive. Imports no torch."""
 
 import argparse
 import json
@@ -8,30 +8,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from smoke_tests import families
+from smoke_tests.families import Family
 from smokehouse_loader import inspect_checkpoint
 
-from . import families
-
 STAGES = (2, 3)
-# Of one rank's interpreter with torch, transformers and deepspeed; measured 0.6 GiB, mostly shared when ranks are forked.
+# Memory of one rank's interpreter with torch, transformers and deepspeed; measured 0.6 GiB, mostly shared by forked ranks.
 BASE_BYTES = 700 * 2**20
-# Bytes a parameter costs one rank in fp32 training: weight, gradient, the two Adam moments, and the reduction buffer.
+# Bytes per parameter of one rank in fp32 training: weight, gradient, the two Adam moments, and the reduction buffer.
 BYTES_PER_PARAMETER = 20
-# What a run writes for each stage and parameter: engine checkpoint (weights, master weights, moments), two consolidations.
+# Bytes written per stage and parameter: engine checkpoint (weights, master weights, moments), two consolidations.
 DISK_BYTES_PER_PARAMETER = 28
-MADE_PARAMETERS = 13_200_000  # of the largest family
-MADE_DISK_BYTES = 200 * 2**20
-# What stack.toml promises of faults that some versions have: a control has to see the fault, or a check proves that it is gone.
+SYNTHETIC_DISK_BYTES = 200 * 2**20
+# What stack.toml says of failures that some versions have: a control has to detect it, or a check proves that it is fixed.
 PROMISES = {"gloo_race": ("present", "fixed"), "later_key_layout": ("random", "whole")}
 
 
-class BadInput(Exception):
-    """Something the user gave is wrong: one line that says what, where and what to do."""
+class InputError(Exception):
+    """Invalid input from the user: one line that says where, what was expected and found, and what to do."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a smoke run was asked to do."""
+    """The options of a smoke run."""
 
     environment: str
     stack: dict[str, Any]
@@ -50,7 +49,7 @@ class Options:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise BadInput(f"smoke: {message}; see --help")
+        raise InputError(f"smoke: {message}; see --help")
 
 
 def _stages(text: str) -> tuple[int, ...]:
@@ -59,13 +58,13 @@ def _stages(text: str) -> tuple[int, ...]:
     except ValueError:
         stages = ()
     if not stages or not set(stages) <= set(STAGES):
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of ZeRO stages; give 2, 3 or 2,3")
+        raise argparse.ArgumentTypeError(f"{text!r} is an invalid list of ZeRO stages; give 2, 3 or 2,3")
     return stages
 
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of 1 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is invalid; give a number of 1 or more")
     return int(text)
 
 
@@ -75,88 +74,98 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = 0.0
     if not 1 <= seconds <= 86400:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds between 1 and 86400")
+        raise argparse.ArgumentTypeError(f"{text!r} is invalid; give seconds between 1 and 86400")
     return seconds
 
 
 def _port(text: str) -> int:
     if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is no port; give 0 for any free one")
+        raise argparse.ArgumentTypeError(f"{text!r} is an invalid port; give 1 to 65535, or 0 for any free port")
     return int(text)
 
 
 def _digest(text: str) -> str:
     if not re.fullmatch(r"sha256:[0-9a-f]{64}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no digest of an image, sha256:...")
+        raise argparse.ArgumentTypeError(f"{text!r} is an invalid image digest; give sha256: and 64 hexadecimal digits")
     return text
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="smoke", description="Prove that this environment loads, trains, saves and resumes its model.")
     add = parser.add_argument
-    add("--environment", required=True, help="name of the environment")
-    add("--stack", type=Path, required=True, help="the environment's stack.toml")
-    add("--lock", type=Path, required=True, help="the environment's folder of lock files")
-    add("--zero", type=_stages, default=STAGES, metavar="2,3", help="ZeRO stages to prove (default: 2,3)")
-    add("--nproc", type=_positive, metavar="N", help="ranks (default: 2 on a CPU, all GPUs up to 8 otherwise)")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="cuda runs NCCL and bf16, cpu gloo and fp32")
-    add("--checkpoint", metavar="PATH_OR_HUB_ID", help="prove with this checkpoint (default: make a tiny one)")
+    add("--environment", required=True, help="Report results for the environment of this name.")
+    add("--stack", type=Path, required=True, help="Read the model and its expectations from this stack.toml.")
+    add("--lock", type=Path, required=True, help="Compare what is installed with the lock files in this folder.")
+    add("--zero", type=_stages, default=STAGES, metavar="2,3", help="Test these ZeRO stages (default: 2,3).")
+    add(
+        "--nproc",
+        type=_positive,
+        metavar="N",
+        help="Run this many ranks (default: 2 on a CPU, otherwise one per GPU, at most 8).",
+    )
+    add(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="Run on cuda (NCCL, bf16) or cpu (gloo, fp32) (default: auto).",
+    )
+    add("--checkpoint", metavar="PATH_OR_HUB_ID", help="Test with this checkpoint (default: a tiny synthetic one).")
     add(
         "--timeout",
         type=_seconds,
         default=120.0,
         metavar="S",
-        help="seconds a rank may spend in one check (default: 120)",
+        help="Stop a check after this many seconds (default: 120).",
     )
     add(
         "--report",
         type=Path,
         metavar="DIR",
-        help="where report.json and junit.xml go (default: build/smoke/ENVIRONMENT)",
+        help="Write report.json and junit.xml to DIR (default: build/smoke/ENVIRONMENT).",
     )
-    add("--port", type=_port, default=0, help="port of the rendezvous on 127.0.0.1 (default: 0, any free one)")
+    add("--port", type=_port, default=0, help="Use this rendezvous port on 127.0.0.1 (default: 0, any free port).")
     add(
         "--start",
         choices=("fork", "spawn"),
         default="fork",
-        help="how ranks start: fork shares one import, spawn repeats it",
+        help="Start ranks by fork, which shares imports, or by spawn, which repeats them (default: fork).",
     )
-    add("--image", type=_digest, metavar="DIGEST", help="the image that this runs in, for the report to say")
-    add("--validate", action="store_true", help="check these options and stop")
+    add("--image", type=_digest, metavar="DIGEST", help="Record the digest of the image that this runs in.")
+    add("--validate", action="store_true", help="Check the options and exit.")
     return parser
 
 
 def read(arguments: list[str]) -> Options:
-    """The options in `arguments`. Raises BadInput."""
-    given = _parser().parse_args(arguments)
+    """Return the options in `arguments`. Raises InputError."""
+    parsed = _parser().parse_args(arguments)
     try:
-        return _checked(given)
-    except OSError as error:  # such as a name that is too long, which Python 3.11 does not take for a file that is not there
-        raise BadInput(f"smoke: {error.filename}: {error.strerror}; give a path that can be read") from error
+        return _checked(parsed)
+    except OSError as error:  # such as a name that is too long, for which Path.exists of Python 3.11 raises
+        raise InputError(f"smoke: {error.filename}: {error.strerror}; give a readable path") from error
 
 
-def _checked(given: argparse.Namespace) -> Options:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", given.environment):
-        raise BadInput(f"smoke: {given.environment!r} is no name of an environment")
-    stack = _read_stack(given.stack)
-    if not (given.lock / "requirements.txt").is_file():
-        raise BadInput(f"{given.lock}: no requirements.txt here; run: nox -s lock -- {given.environment}")
-    if given.checkpoint is not None:
-        _check_checkpoint(given.checkpoint, stack["model"]["family"])
+def _checked(parsed: argparse.Namespace) -> Options:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", parsed.environment):
+        raise InputError(f"smoke: {parsed.environment!r} is an invalid environment name; give a name in environments/")
+    stack = _read_stack(parsed.stack)
+    if not (parsed.lock / "requirements.txt").is_file():
+        raise InputError(f"{parsed.lock}: requirements.txt not found; run: nox -s lock -- {parsed.environment}")
+    if parsed.checkpoint is not None:
+        _check_checkpoint(parsed.checkpoint, families.get(stack["model"]["family"]))
     return Options(
-        environment=given.environment,
+        environment=parsed.environment,
         stack=stack,
-        lock=given.lock,
-        stages=given.zero,
-        processes=given.nproc,
-        device=given.device,
-        checkpoint=given.checkpoint,
-        timeout=given.timeout,
-        report=(given.report or Path("build/smoke") / given.environment).absolute(),
-        port=given.port,
-        start=given.start,
-        image=given.image,
-        validate=given.validate,
+        lock=parsed.lock,
+        stages=parsed.zero,
+        processes=parsed.nproc,
+        device=parsed.device,
+        checkpoint=parsed.checkpoint,
+        timeout=parsed.timeout,
+        report=(parsed.report or Path("build/smoke") / parsed.environment).absolute(),
+        port=parsed.port,
+        start=parsed.start,
+        image=parsed.image,
+        validate=parsed.validate,
     )
 
 
@@ -169,56 +178,62 @@ def _read_stack(file: Path) -> dict[str, Any]:
         expectations["auto_classes"].items()
         for name, known in PROMISES.items():
             if expectations[name] not in known:
-                raise BadInput(f"{file}: expectations.{name} is {expectations[name]!r}; give one of {', '.join(known)}")
+                raise InputError(
+                    f"{file}: expectations.{name}: expected {' or '.join(known)}, found {expectations[name]!r}; fix it"
+                )
     except OSError as error:
-        raise BadInput(f"{file}: {error.strerror}; give --stack the environment's stack.toml") from error
+        raise InputError(f"{file}: {error.strerror}; give --stack the environment's stack.toml") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadInput(f"{file}: no TOML ({error}); mend it") from error
+        raise InputError(f"{file}: invalid TOML ({error}); fix it") from error
     except (KeyError, AttributeError, TypeError) as error:
-        raise BadInput(
-            f"{file}: model.family, model.class or one of expectations.auto_classes, {', '.join(PROMISES)} is missing; "
+        raise InputError(
+            f"{file}: expected model.family, model.class and expectations.auto_classes, {', '.join(PROMISES)}, found not all; "
             "see CONTRIBUTING.md"
         ) from error
     if family not in families.names():
-        there = ", ".join(families.names())
-        raise BadInput(f"{file}: model.family is {family!r}; give one of {there}, or add a module to smoke_tests/families")
+        present = ", ".join(families.names())
+        raise InputError(
+            f"{file}: model.family: expected one of {present}, found {family!r}; or add a module to smoke_tests/families"
+        )
     return stack
 
 
-def _check_checkpoint(checkpoint: str, family: str) -> None:
-    """A hub id cannot be judged yet; a folder must hold a whole checkpoint of the right family."""
+def _check_checkpoint(checkpoint: str, family: Family) -> None:
+    """Refuse a folder without a whole checkpoint of the family. A hub id can be checked only after its download."""
     folder = Path(checkpoint)
     if not folder.exists():
         if re.fullmatch(r"[\w.-]+/[\w.-]+", checkpoint) and not checkpoint.startswith("."):
             return
-        raise BadInput(f"--checkpoint {checkpoint}: no such folder, and no id of the form owner/name")
+        raise InputError(f"--checkpoint {checkpoint}: folder not found; give a folder, or a hub id of the form owner/name")
     check_folder(folder, family)
 
 
-def check_folder(folder: Path, family: str) -> None:
-    """Refuse a folder that is no whole safetensors checkpoint of `family`, from its small files alone. Raises BadInput."""
+def check_folder(folder: Path, family: Family) -> None:
+    """Refuse a folder without a whole safetensors checkpoint of `family`, by its headers and small files. Raises InputError."""
     config = folder / "config.json"
     found = _read_json(config, "give --checkpoint a folder in Hugging Face format")
-    if found.get("model_type") != family:
-        raise BadInput(
-            f"{config}: model_type is {found.get('model_type')!r}, this environment is for {family!r}; give another checkpoint"
+    if found.get("model_type") != family.name:
+        raise InputError(
+            f"{config}: model_type: expected {family.name!r}, found {found.get('model_type')!r}; give another checkpoint"
         )
     names = ("model.safetensors", "model.safetensors.index.json")
     if not any((folder / name).exists() for name in names):
-        raise BadInput(f"{folder}: neither {' nor '.join(names)}; give --checkpoint a folder with safetensors files")
+        raise InputError(
+            f"{folder}: expected {' or '.join(names)}, found neither; give --checkpoint a folder with safetensors files"
+        )
     for problem in inspect_checkpoint(folder).problems:
-        raise BadInput(str(problem))
-    for name in ("tokenizer_config.json", "preprocessor_config.json"):
-        _read_json(folder / name, "the smoke test puts images through the checkpoint's own processor, fetch it too")
+        raise InputError(str(problem))
+    for name in family.processor_files:
+        _read_json(folder / name, "add it: the smoke tests use the checkpoint's own processor")
 
 
-def _read_json(file: Path, cure: str) -> dict[str, Any]:
+def _read_json(file: Path, fix: str) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text())
     except OSError as error:
-        raise BadInput(f"{file}: {error.strerror}; {cure}") from error
+        raise InputError(f"{file}: {error.strerror}; {fix}") from error
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise BadInput(f"{file}: no JSON; {cure}") from error
+        raise InputError(f"{file}: invalid JSON; {fix}") from error
     if not isinstance(content, dict):
-        raise BadInput(f"{file}: no JSON object; {cure}")
+        raise InputError(f"{file}: expected a JSON object, found {type(content).__name__}; {fix}")
     return content

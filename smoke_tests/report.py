@@ -1,14 +1,14 @@
-"""From the ranks' outcomes to the evidence: report.json, junit.xml and the table."""
+"""The evidence that a run leaves: report.json, junit.xml and the table."""
 
 import hashlib
 import json
 import os
 import sys
 import tempfile
-import xml.etree.ElementTree as xml
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 SYMBOLS = {"passed": "ok", "failed": "FAIL", "known-issue": "known"}
 COLOURS = {"passed": "\033[32m", "failed": "\033[1;31m", "known-issue": "\033[33m"}
@@ -27,7 +27,7 @@ class RankVerdict:
 class Result:
     """One check or control, over all ranks.
 
-    `seconds` is the slowest rank's. `diagnosis` is what the loader's table says of a failed one or a known issue.
+    `seconds` is the slowest rank's. `diagnosis` is what the loader's table says about a failed check or a known issue.
     """
 
     name: str
@@ -41,27 +41,27 @@ class Result:
 
 
 def overall(ranks: list[RankVerdict]) -> tuple[str, str]:
-    """The verdict and detail of a check from those of its ranks: the worst counts, and is the one to read."""
+    """Return the verdict and detail of a check: those of its worst rank."""
     for verdict in ("failed", "known-issue"):
         of_kind = [rank for rank in ranks if rank.verdict == verdict]
         if of_kind:
-            # Of ranks that lost each other the one that a signal killed is the cause, the others are its victims.
+            # Where ranks lost each other, the one that a signal killed is the cause and the others are victims.
             telling = next(
                 (rank for rank in of_kind if "killed by signal" in rank.detail and not rank.detail.startswith("ended ")),
                 of_kind[0],
             )
             return verdict, f"rank {telling.rank}: {telling.detail}" if len(ranks) > 1 else telling.detail
-    seen = next((rank.detail for rank in ranks if rank.detail.startswith("seen")), ranks[0].detail)
-    return "passed", seen
+    detected = next((rank.detail for rank in ranks if rank.detail.startswith("detected")), ranks[0].detail)
+    return "passed", detected
 
 
 def lock_digests(lock: Path) -> dict[str, str]:
-    """File name -> SHA-256 of every file of a lock."""
+    """Return file name -> SHA-256 of every file of a lock."""
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(lock.iterdir()) if file.is_file()}
 
 
 def write(folder: Path, report: dict[str, Any], results: list[Result]) -> None:
-    """Write report.json and junit.xml to `folder`, each whole or not at all. Raises OSError."""
+    """Write report.json and junit.xml to `folder`, each atomically. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     _write_whole(
         folder / "report.json", json.dumps(report | {"checks": [asdict(result) for result in results]}, indent=2) + "\n"
@@ -70,22 +70,23 @@ def write(folder: Path, report: dict[str, Any], results: list[Result]) -> None:
 
 
 def _write_whole(file: Path, text: str) -> None:
-    descriptor, partial = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    partial = Path(name)
     try:
         with os.fdopen(descriptor, "w") as stream:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(partial, 0o644)
-        os.replace(partial, file)
+        partial.chmod(0o644)
+        partial.replace(file)
     except BaseException:
-        os.unlink(partial)
+        partial.unlink()
         raise
 
 
 def _junit(report: dict[str, Any], results: list[Result]) -> str:
     bad = [result for result in results if result.verdict == "failed"]
-    suite = xml.Element(
+    suite = ElementTree.Element(
         "testsuite",
         name=f"smoke {report['environment']} {report['device']} {report['backend']}",
         tests=str(len(results)),
@@ -95,32 +96,32 @@ def _junit(report: dict[str, Any], results: list[Result]) -> str:
     )
     for result in results:
         stage = f"zero-{result.zero_stage}" if result.zero_stage else "all"
-        case = xml.SubElement(
+        case = ElementTree.SubElement(
             suite, "testcase", classname=f"{result.kind}.{stage}", name=result.name, time=f"{result.seconds:.3f}"
         )
         said = [f"rank {rank.rank}: {rank.verdict}: {rank.detail}" for rank in result.ranks]
         text = _printable("\n".join([*said, *filter(None, [result.diagnosis])]))
         if result.verdict == "failed":
-            xml.SubElement(case, "failure", message=_printable(result.detail)).text = text
+            ElementTree.SubElement(case, "failure", message=_printable(result.detail)).text = text
         else:
-            xml.SubElement(case, "system-out").text = text
+            ElementTree.SubElement(case, "system-out").text = text
     if report.get("failure"):
-        case = xml.SubElement(suite, "testcase", classname="run", name="run", time="0")
-        xml.SubElement(case, "failure", message=_printable(report["failure"]))
+        case = ElementTree.SubElement(suite, "testcase", classname="run", name="run", time="0")
+        ElementTree.SubElement(case, "failure", message=_printable(report["failure"]))
         suite.set("tests", str(len(results) + 1))
         suite.set("failures", str(len(bad) + 1))
-    return xml.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+    return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 
 
 def _printable(text: str) -> str:
-    """XML 1.0 has no room for control characters."""
+    """Replace control characters, which XML 1.0 does not allow."""
     return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
 
 
-def line(result: Result, colour: bool) -> str:
-    """One check as a line of progress, and below it what is known of its failure."""
+def line(result: Result, *, colour: bool) -> str:
+    """Return one check as a line of progress, and below it what is known about its failure."""
     stage = f"zero-{result.zero_stage}" if result.zero_stage else "-"
-    mark = _paint(f"{SYMBOLS[result.verdict]:<5}", result.verdict, colour)
+    mark = _paint(f"{SYMBOLS[result.verdict]:<5}", result.verdict, colour=colour)
     kind = "control: " if result.kind == "control" else ""
     detail = result.detail if result.verdict == "failed" or len(result.detail) <= 100 else f"{result.detail[:99]}…"
     known = f"\n{'':15}{result.diagnosis}" if result.diagnosis else ""
@@ -131,26 +132,26 @@ def _unreached(result: Result) -> bool:
     return all(rank.detail.startswith("not reached") for rank in result.ranks)
 
 
-def _mark(result: Result | None, width: int, colour: bool) -> str:
+def _mark(result: Result | None, width: int, *, colour: bool) -> str:
     if result is None:
         return f"{'-':<{width}}"
     text = "not run" if _unreached(result) else SYMBOLS[result.verdict]
-    return _paint(f"{text:<{width}}", result.verdict, colour)
+    return _paint(f"{text:<{width}}", result.verdict, colour=colour)
 
 
-def _paint(text: str, verdict: str, colour: bool) -> str:
+def _paint(text: str, verdict: str, *, colour: bool) -> str:
     return f"{COLOURS[verdict]}{text}\033[0m" if colour else text
 
 
-def table(report: dict[str, Any], results: list[Result], colour: bool) -> str:
-    """All verdicts on one screen: a row a check, a column a stage."""
+def table(report: dict[str, Any], results: list[Result], *, colour: bool) -> str:
+    """Return all verdicts on one screen: a row per check, a column per stage."""
     stages = sorted({result.zero_stage for result in results if result.zero_stage})
     names = list(dict.fromkeys((result.kind, result.name) for result in results))
     cells = {(result.kind, result.name, result.zero_stage): result for result in results}
     width = max((len(name) for _, name in names), default=10) + 2
     rule = "-" * (width + 10 * len(stages) + 10)
     rows = []
-    for kind, title in (("check", "check"), ("control", "control (a failure made on purpose: ok = it was seen)")):
+    for kind, title in (("check", "check"), ("control", "control (an injected failure: ok = detected)")):
         of_kind = [name for found, name in names if found == kind]
         if not of_kind:
             continue
@@ -160,7 +161,7 @@ def table(report: dict[str, Any], results: list[Result], colour: bool) -> str:
             row = [cells.get((kind, name, stage)) for stage in stages]
             plain = cells.get((kind, name, None))
             marks = [plain] if plain else row
-            texts = [_mark(cell, 10, colour) for cell in marks]
+            texts = [_mark(cell, 10, colour=colour) for cell in marks]
             known = next((cell.detail for cell in marks if cell and cell.verdict != "passed" and not _unreached(cell)), "")
             rows.append(f"{name:<{width}}{''.join(texts)}{known[:110]}".rstrip())
         rows.append("")
@@ -169,14 +170,14 @@ def table(report: dict[str, Any], results: list[Result], colour: bool) -> str:
     stack = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers", "deepspeed") if name in versions)
     where = f"{report['device']}, {report['backend']}, {report['precision']}, {report['world_size']} ranks"
     counts = {kind: sum(result.kind == kind for result in results) for kind in ("check", "control")}
-    verdict = _paint(report["verdict"].upper(), report["verdict"], colour)
+    verdict = _paint(report["verdict"].upper(), report["verdict"], colour=colour)
     rows.append(f"{verdict}  {report['environment']}: {stack} on {where}")
     rows.append(f"{counts['check']} checks and {counts['control']} controls in {report['seconds']:.1f} s")
     return "\n".join(rows)
 
 
 def main() -> None:
-    """Print the table of the report.json that the command line names."""
+    """Print the table of the report.json that the command line specifies."""
     written = json.loads(Path(sys.argv[1]).read_text())
     results = [Result(**check | {"ranks": [RankVerdict(**rank) for rank in check["ranks"]]}) for check in written["checks"]]
     print(table(written, results, colour=False))

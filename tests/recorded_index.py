@@ -28,8 +28,8 @@ from packaging.utils import InvalidSdistFilename, InvalidWheelFilename, parse_sd
 from packaging.version import Version
 
 from benchmarks import mirror
+from smokehouse import environments
 from smokehouse.checkout import Checkout
-from smokehouse.environments import definition
 from smokehouse.environments.inputs import Inputs
 from smokehouse.locks.solvers import pip
 from smokehouse.programs.uv import run_uv
@@ -45,13 +45,14 @@ def serving(name: str) -> Iterator[dict[str, str]]:
     record = json.loads(_place(_inputs(name)).read_text())
     with tempfile.TemporaryDirectory() as folder, mirror.running("", datetime.max.replace(tzinfo=UTC)) as server:
         for package, files in record["pages"].items():
-            server.pages[package] = {"meta": {"api-version": "1.1"}, "name": package, "versions": [], "files": []}
+            listed: list[dict[str, Any]] = []
+            server.pages[package] = {"meta": {"api-version": "1.1"}, "name": package, "versions": [], "files": listed}
             for file in files:
                 path = f"/files/{file['hashes']['sha256']}/{file['filename']}"
                 metadata = record["metadata"].get(f"{package}=={_version(file['filename'])}", "")
                 server.kept[f"{path}.metadata"] = metadata.encode()
-                listed = file | {"url": f"http://127.0.0.1:{server.server_port}{path}", "core-metadata": bool(metadata)}
-                server.pages[package]["files"].append(listed)
+                url = f"http://127.0.0.1:{server.server_port}{path}"
+                listed.append(file | {"url": url, "core-metadata": bool(metadata)})
         sdists = [record["metadata"][version] for version in record["sdists"]]
         Path(folder, "uv.toml").write_text("".join(_dependency_metadata(text) for text in sdists))
         known = Path(folder, "cache", "smokehouse", "build-requires")
@@ -74,7 +75,7 @@ def resolved(name: str) -> tuple[list[pip.Resolved], list[pip.Resolved]]:
 
 
 def _inputs(name: str) -> Inputs:
-    return definition.read(Checkout(Path(__file__).parents[1]), name).inputs
+    return environments.read(Checkout(Path(__file__).parents[1]), name).inputs
 
 
 def _place(inputs: Inputs) -> Path:
@@ -121,8 +122,8 @@ def record(name: str, upstream: str) -> dict[str, Any]:
             filename = path.removesuffix(".metadata").rpartition("/")[2]
             if filename.endswith(".whl"):
                 seen[filename] = _trimmed((data if path.endswith(".metadata") else _metadata(data)).decode())
-        for package in (*packages, *builds):
-            looked_at[package.name].add(Version(package.version))
+        for found in (*packages, *builds):
+            looked_at[found.name].add(Version(found.version))
         for package, page in server.pages.items():
             for file in page["files"] if page else ():
                 if file["filename"] in seen and (version := _version(file["filename"])):

@@ -1,6 +1,8 @@
-"""Model families: all that the smoke tests know of a model by name, as data, one module for each.
+"""Model families: all that the smoke tests know about a model by name, as data, one module each.
 
-Imports nothing but the standard library, as do the families: an unknown one is refused before torch is imported.
+    family = families.get("NAME")  # one of families.names()
+
+Imports the standard library only, as every family does: an unknown family is refused before torch is imported.
 """
 
 import importlib
@@ -15,31 +17,33 @@ Token = Callable[[str], int]
 
 @dataclass(frozen=True)
 class Family:
-    """What differs from one family to the next. Tensors have the names that they have in published checkpoints."""
+    """What differs between families. Tensors have their names in published checkpoints."""
 
     name: str  # model_type in config.json
-    modules: tuple[str, ...]  # of transformers, imported once before ranks are forked
-    # Prefix in published checkpoints -> prefix in transformers 4.52 and later. The order counts: the first that fits.
+    modules: tuple[str, ...]  # of transformers, to import once before ranks are forked
+    # Prefix in published checkpoints -> prefix in transformers 4.52 and later. The first that matches counts.
     layouts: tuple[tuple[str, str], ...]
     vision_tower: str  # prefix of its tensors
-    language_probe: str  # how a weight is called in every layer of the language model, and nowhere else in it
+    language_probe: str  # end of the name of one weight in each layer of the language model, and of no other in it
     patch_embedding: str
     patch_shape: tuple[int, ...]  # as in the family's real checkpoints
-    missing_key: str  # a bias that the controls take away
-    flipped_tensor: str  # a matrix in which they turn a bit over
-    vocabulary_size: int  # of the made checkpoint, special tokens included
+    missing_key: str  # a bias that the controls remove
+    flipped_tensor: str  # a matrix in which they flip a bit
+    processor_files: tuple[str, ...]  # of a checkpoint, which its processor is loaded from
+    synthetic_parameters: int  # of the synthetic checkpoint, about
+    vocabulary_size: int  # of the synthetic checkpoint, special tokens included
     special_tokens: tuple[str, ...]
     turn_end: str
     image_markup: str
-    # The made checkpoint's small files, name -> content, for a vision tower of so many channels.
+    # The synthetic checkpoint's small files, name -> content, for a vision tower with that many channels.
     files: Callable[[Token, int], dict[str, dict[str, Any]]]
 
     def published(self, name: str) -> str:
-        """What a tensor of a model or checkpoint in any layout is called in published checkpoints."""
+        """Return the name in published checkpoints of a tensor in any layout."""
         return self._renamed(name, [(later, published) for published, later in self.layouts])
 
     def later(self, name: str) -> str:
-        """What a tensor of a published checkpoint is called in transformers 4.52 and later."""
+        """Return the name in transformers 4.52 and later of a tensor in a published checkpoint."""
         return self._renamed(name, self.layouts)
 
     @staticmethod
@@ -50,34 +54,35 @@ class Family:
         return name
 
     def is_vision(self, name: str) -> bool:
-        """Whether a tensor, in whatever layout, is the vision tower's."""
+        """Whether a tensor, in any layout, belongs to the vision tower."""
         return self.published(name).startswith(self.vision_tower)
 
     def problems(self, shapes: dict[str, tuple[int, ...]]) -> list[str]:
-        """Where this description does not fit a model of the family: published name -> shape of all its tensors."""
+        """Return where this description does not fit a model, given published name -> shape of all its tensors."""
         where = f"{__name__.replace('.', '/')}/{self.name}.py"
         problems = [
-            f"{where}: no tensor is called {getattr(self, field)!r}; mend {field}"
+            f"{where}: tensor {getattr(self, field)!r} not found in the model; fix {field}"
             for field in ("patch_embedding", "missing_key", "flipped_tensor")
             if getattr(self, field) not in shapes
         ]
         if not self.is_vision(self.patch_embedding):
-            problems.append(f"{where}: {self.patch_embedding!r} is outside {self.vision_tower!r}; mend vision_tower")
+            problems.append(f"{where}: {self.patch_embedding!r} is outside {self.vision_tower!r}; fix vision_tower")
         if shapes.get(self.patch_embedding, self.patch_shape) != self.patch_shape:
             found = list(shapes[self.patch_embedding])
-            problems.append(f"{where}: {self.patch_embedding} is {found}, not {list(self.patch_shape)}; mend files")
+            problems.append(
+                f"{where}: {self.patch_embedding}: expected shape {list(self.patch_shape)}, found {found}; fix files"
+            )
         if not any(name.endswith(self.language_probe) and not self.is_vision(name) for name in shapes):
-            problems.append(f"{where}: no tensor of the language model ends with {self.language_probe!r}; mend language_probe")
+            problems.append(f"{where}: no tensor of the language model ends with {self.language_probe!r}; fix language_probe")
         return problems
 
 
 def names() -> list[str]:
-    """The families that there are."""
+    """Return the names of all families."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
 def get(name: str) -> Family:
-    """The family `name`, one of `names()`."""
-    family = importlib.import_module(f"{__name__}.{name}").FAMILY
-    assert isinstance(family, Family)
+    """Return the family `name`, one of `names()`."""
+    family: Family = importlib.import_module(f"{__name__}.{name}").FAMILY
     return family

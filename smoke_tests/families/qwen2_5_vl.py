@@ -7,7 +7,7 @@ from . import Token, qwen2_vl
 
 
 def files(token: Token, vision_width: int) -> dict[str, dict[str, Any]]:
-    """The small files of the made checkpoint."""
+    """Return the small files of the synthetic checkpoint."""
     vision = {
         "depth": 1,
         "hidden_size": vision_width,
@@ -28,5 +28,6 @@ FAMILY = replace(
     qwen2_vl.FAMILY,
     name="qwen2_5_vl",
     modules=("transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",),
+    synthetic_parameters=10_200_000,
     files=files,
 )

@@ -5,7 +5,7 @@ from typing import Any
 from . import Family, Token
 
 VOCABULARY_SIZE = 320
-# Of the made checkpoint's language model.
+# Of the synthetic checkpoint's language model.
 WIDTH = 64
 
 CHAT_TEMPLATE = (
@@ -19,7 +19,7 @@ CHAT_TEMPLATE = (
 
 
 def files(token: Token, vision_width: int) -> dict[str, dict[str, Any]]:
-    """The small files of the made checkpoint."""
+    """Return the small files of the synthetic checkpoint."""
     vision = {
         "depth": 1,
         "embed_dim": vision_width,
@@ -35,7 +35,7 @@ def files(token: Token, vision_width: int) -> dict[str, dict[str, Any]]:
 
 
 def small_files(model_type: str, processor: str, token: Token, vision: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The small files as the Qwen team publishes them, which every version of transformers has to read."""
+    """Return the small files in the format of the Qwen team, which every version of transformers has to read."""
     return {
         "config.json": {
             "model_type": model_type,
@@ -103,6 +103,8 @@ FAMILY = Family(
     patch_shape=(1280, 3, 2, 14, 14),
     missing_key="model.layers.1.self_attn.q_proj.bias",
     flipped_tensor="model.layers.0.mlp.down_proj.weight",
+    processor_files=("tokenizer_config.json", "preprocessor_config.json"),
+    synthetic_parameters=13_200_000,
     vocabulary_size=VOCABULARY_SIZE,
     special_tokens=(
         *("<|endoftext|>", "<|im_start|>", "<|im_end|>"),

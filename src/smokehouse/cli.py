@@ -108,8 +108,8 @@ def _bundle(
     devel: DevelOption = False,
 ) -> int:
     """Fetch everything that is needed to install an environment without a network; continues an interrupted call."""
+    from smokehouse import locks
     from smokehouse.installs import bundler
-    from smokehouse.locks import check as locks
 
     locked = locks.load(Checkout.find(Path.cwd()), name)
     bundler.make(locked, folder, channel=channel, only_pip=only == "pip", devel=devel)
@@ -128,9 +128,9 @@ def _install(
     ] = None,
 ) -> int:
     """Install an environment without root and without a container engine; continues an interrupted call."""
+    from smokehouse import locks
     from smokehouse.installs import bundle as bundles
     from smokehouse.installs import prefix
-    from smokehouse.locks import check as locks
 
     locked = locks.load(Checkout.find(Path.cwd()), name)
     bundled = bundles.read(bundle, locked) if bundle else None
@@ -165,9 +165,9 @@ def _build(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
     """Build the image of an environment from its lock, reproducibly: same lock, same digest."""
+    from smokehouse import locks
     from smokehouse.images import build as building
     from smokehouse.images import extra_wheels
-    from smokehouse.locks import check as locks
 
     checkout = Checkout.find(Path.cwd())
     wheels = tuple(extra_wheels.parse(text) for text in added or ())

@@ -27,13 +27,13 @@ def furnish(
     Folders of build/ that are `shared` are those of the checkout at `root`, so a second run downloads nothing.
     """
     unwanted = ("__pycache__", ".*")
-    for folder in ("docker", "smoke_tests", "environments"):
-        shutil.copytree(root / folder, place / folder, ignore=shutil.ignore_patterns(*unwanted))
+    for part in ("docker", "smoke_tests", "environments"):
+        shutil.copytree(root / part, place / part, ignore=shutil.ignore_patterns(*unwanted))
     shutil.copy(root / "pyproject.toml", place)
-    for folder in shared:
-        (root / "build" / folder).mkdir(parents=True, exist_ok=True)
+    for part in shared:
+        (root / "build" / part).mkdir(parents=True, exist_ok=True)
         (place / "build").mkdir(exist_ok=True)
-        (place / "build" / folder).symlink_to(root / "build" / folder)
+        (place / "build" / part).symlink_to(root / "build" / part)
     environ = {name: text for name, text in environ.items() if not name.startswith("PYTHON")}
     environ |= {"PYTHONPATH": str(root / "src"), "SMOKEHOUSE_CHANNEL": str(channel)}
     checkout = TestCheckout(place, environ)
@@ -56,7 +56,7 @@ def locked_bytes(checkout: TestCheckout) -> int:
     lock = json.loads((checkout.root / "lockfiles" / NAME / "lock.json").read_text())
     inside = [entry for entry in lock["conda"] if entry["category"] == "main"] + lock["pip"]
     base = [line.split() for line in (checkout.root / "docker" / "base.lock").read_text().splitlines() if line[0] != "#"]
-    return sum(entry["size"] for entry in inside) + sum(int(size) for _, _, _, size, _ in base)
+    return sum(int(entry["size"]) for entry in inside) + sum(int(size) for _, _, _, size, _ in base)
 
 
 def run(checkout: TestCheckout, *arguments: str, timeout: float = 1500, code: int = 0) -> subprocess.CompletedProcess[str]:

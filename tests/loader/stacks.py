@@ -6,9 +6,9 @@ this directory, which is a checkout of its own.
 
 from pathlib import Path
 
+from smokehouse import locks
 from smokehouse.checkout import Checkout
 from smokehouse.installs import virtualenv
-from smokehouse.locks import check
 
 ROOT = Checkout(Path(__file__).parents[2])
 HERE = Checkout(Path(__file__).parent)
@@ -19,4 +19,4 @@ STACKS = {"4.49.0": (ROOT, "qwen2.5-vl"), "4.57.6": (HERE, "transformers-4.57"),
 def python(stack: str) -> Path:
     """Return the Python of a stack; install the stack if needed."""
     checkout, name = STACKS[stack]
-    return virtualenv.ensure(checkout, check.load(checkout, name))
+    return virtualenv.ensure(checkout, locks.load(checkout, name))

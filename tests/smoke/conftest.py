@@ -1,4 +1,4 @@
-"""Smoke runs as a user starts them: processes of the environment's own Python, watched from outside."""
+"""Smoke runs as a user starts them: processes of the environment's own Python, observed from outside."""
 
 import contextlib
 import functools
@@ -24,14 +24,14 @@ from smokehouse.checkout import Checkout
 from smokehouse.installs import virtualenv
 from smokehouse.locks import check
 
-# A machine that runs smoke tests is busy: how long an example takes says nothing.
+# A machine that runs smoke tests is busy: the duration of an example means nothing.
 hypothesis.settings.register_profile("busy", deadline=None)
 hypothesis.settings.load_profile("busy")
 
 NAME = "qwen2.5-vl"
 ROOT = Path(__file__).parents[2]
 NAMES = Checkout(ROOT).environments()
-# Seconds; a run takes 25, and a test has to end on a machine that is busy with something else.
+# Seconds; a run takes 25, and a test must end on a busy machine too.
 DEADLINE = 240.0
 T = TypeVar("T")
 MARK = "SMOKE_TEST_MARK"
@@ -42,7 +42,8 @@ import json, sys
 from pathlib import Path
 from safetensors import safe_open
 from transformers import AutoProcessor
-from smoke_tests import families, samples
+from smoke_tests import families
+from smoke_tests.fixtures import samples
 
 def inspect(folder):
     found = {}
@@ -61,18 +62,19 @@ def inspect(folder):
 
 print(json.dumps({folder.name: inspect(folder) for folder in map(Path, sys.argv[1:])}))
 """
-MAKING = """
+WRITING = """
 import pathlib, sys
-from smoke_tests import checkpoint, families, samples
+from smoke_tests import families
+from smoke_tests.fixtures import samples, tiny_checkpoint
 
 for folder in map(pathlib.Path, sys.argv[1:]):
-    checkpoint.make(folder, families.get(folder.name), samples.corpus())
+    tiny_checkpoint.write(folder, families.get(folder.name), samples.corpus())
 """
 
 
 @dataclass(frozen=True)
 class Ended:
-    """A run that is over."""
+    """A finished run."""
 
     name: str
     code: int
@@ -83,21 +85,23 @@ class Ended:
 
     @property
     def stack(self) -> dict[str, Any]:
-        """The environment's stack.toml."""
+        """The environment's stack.toml, parsed."""
         return tomllib.loads((ROOT / "environments" / self.name / "stack.toml").read_text())
 
     @property
     def report(self) -> dict[str, Any]:
-        """report.json."""
-        return json.loads((self.folder / "report.json").read_text())
+        """report.json, parsed."""
+        report: dict[str, Any] = json.loads((self.folder / "report.json").read_text())
+        return report
 
     def found(self, name: str, stage: int | None = None, kind: str = "check") -> dict[str, Any]:
-        """The one entry of the report on a check or control."""
+        """Return the report's only entry for a check or control."""
+        entry: dict[str, Any]
         [entry] = [c for c in self.report["checks"] if (c["name"], c["zero_stage"], c["kind"]) == (name, stage, kind)]
         return entry
 
     def failures(self) -> set[tuple[str, str, int | None]]:
-        """Kind, name and stage of all that failed."""
+        """Return kind, name and stage of all that failed."""
         return {(c["kind"], c["name"], c["zero_stage"]) for c in self.report["checks"] if c["verdict"] == "failed"}
 
 
@@ -116,30 +120,30 @@ class Smoke:
             )
 
     def events(self) -> list[dict[str, Any]]:
-        """What the ranks have said so far."""
+        """Return the ranks' messages so far."""
         try:
             text = (self.folder / "logs" / "events.jsonl").read_text()
         except OSError:
             return []
         return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
-    def wait_until(self, seen: Callable[[], T | None]) -> T:
-        """Look until something is `seen`, and return it; fails when the run ends without it."""
+    def wait_until(self, condition: Callable[[], T | None]) -> T:
+        """Poll until `condition` returns something true, and return it; fail when the run ends before."""
         while True:
             over = self.process.poll() is not None
-            if found := seen():
+            if found := condition():
                 return found
-            assert not over, f"the run ended before it came: {self.said()}"
+            assert not over, f"the run ended first: {self.said()}"
             assert time.monotonic() - self.began < DEADLINE, self.said()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(0.01)  # between two looks, unless the run ends first
+                self.process.wait(0.01)  # between two polls, unless the run ends first
 
-    def wait_for(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        """Wait for the first event that is `wanted`, and return it."""
-        return self.wait_until(lambda: next(filter(wanted, self.events()), None))
+    def wait_for(self, matches: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """Wait for the first event that `matches`, and return it."""
+        return self.wait_until(lambda: next(filter(matches, self.events()), None))
 
     def steps(self, job: str) -> list[str]:
-        """The steps of a job, in order, as its ranks say when they come up."""
+        """Return the steps of a job, in order, from its ranks' hello."""
         return list(self.wait_for(lambda e: e["event"] == "hello" and e["job"] == job and "steps" in e)["steps"])
 
     def wait_for_step(self, job: str, rank: int, step: str) -> None:
@@ -148,37 +152,37 @@ class Smoke:
         self.wait_for(lambda e: (e["event"], e["job"], e["rank"], e.get("step")) == ("begin", job, rank, number))
 
     def reached(self, job: str, rank: int) -> str:
-        """The step that `rank` of `job` came to: the first that it has not ended."""
+        """Return the step that `rank` of `job` reached: the first that it has not ended."""
         ends = sum((e["event"], e["job"], e["rank"]) == ("end", job, rank) for e in self.events())
         return self.steps(job)[ends]
 
     def pid(self, job: str, rank: int | None) -> int:
-        """The process of a rank, or of a job's launcher for None."""
+        """Return the process id of a rank, or of a job's launcher for None."""
         return int(self.wait_for(lambda e: (e["event"], e["job"], e["rank"]) == ("hello", job, rank))["pid"])
 
     def pids(self) -> set[int]:
-        """All processes that ever said hello."""
+        """Return the ids of all processes that ever sent hello."""
         return {int(event["pid"]) for event in self.events() if event["event"] == "hello"}
 
     def said(self) -> str:
-        """Standard output and standard error so far."""
+        """Return standard output and standard error so far."""
         return "\n".join(file.read_text(errors="replace") for file in self._said)
 
     def finish(self, deadline: float = DEADLINE) -> Ended:
-        """Wait for the end, and insist that nothing of the run is left, zombies included."""
+        """Wait for the end, and check that no process of the run is left, zombies included."""
         try:
             code = self.process.wait(deadline)
         except subprocess.TimeoutExpired:
             pytest.fail(f"the run did not end within {deadline:.0f} s: {self.said()}")
         seconds = time.monotonic() - self.began
         assert self.living() == []
-        # A zombie has no environment to be known by, so those that said hello are looked up by number.
+        # A zombie has no environment to recognise it by, so look up those that sent hello by their ids.
         assert [pid for pid in self.pids() if Path(f"/proc/{pid}").exists()] == []
         out, err = (file.read_text() for file in self._said)
         return Ended(self.name, code, out, err, self.folder, seconds)
 
     def living(self) -> list[int]:
-        """Every process on the machine that was started by this run, at whatever remove."""
+        """Return every process on the machine that this run started, directly or not."""
         mark = f"{MARK}={self.mark}".encode()
         found = []
         for entry in Path("/proc").iterdir():
@@ -188,7 +192,7 @@ class Smoke:
         return found
 
     def kill(self) -> None:
-        """Kill whatever is left."""
+        """Kill what is left of the run."""
         while living := self.living():
             for pid in living:
                 with contextlib.suppress(ProcessLookupError):
@@ -197,7 +201,7 @@ class Smoke:
 
 
 def wait_until_dead(pids: list[int], deadline: float) -> None:
-    """Wait until all processes have ended, children or not (pidfd_open(2)); fails when one has not by the deadline."""
+    """Wait until all processes have ended, children or not; fail when one has not by the deadline. See: pidfd_open(2)."""
     until = time.monotonic() + deadline
     for pid in pids:
         try:
@@ -205,13 +209,13 @@ def wait_until_dead(pids: list[int], deadline: float) -> None:
         except ProcessLookupError:
             continue
         try:
-            assert select.select([descriptor], [], [], max(0.0, until - time.monotonic()))[0], f"process {pid} lives on"
+            assert select.select([descriptor], [], [], max(0.0, until - time.monotonic()))[0], f"process {pid} still runs"
         finally:
             os.close(descriptor)
 
 
 class Starter:
-    """Starts smoke runs with the options that every run has, and kills what a test leaves."""
+    """Starts smoke runs with the options that every run requires, and kills what a test leaves."""
 
     def __init__(self, root: Path, folder: Path, name: str = NAME) -> None:
         self.root, self.folder, self.name = root, folder, name
@@ -221,7 +225,7 @@ class Starter:
         self.environ = {name: value for name, value in os.environ.items() if name not in foreign} | {"PYTHONNOUSERSITE": "1"}
 
     def start(self, *options: str, sabotage: tuple[str, ...] = (), report: Path | None = None, **environ: str) -> Smoke:
-        """Start a run, with `sabotage` done to it."""
+        """Start a run under the named sabotages."""
         report = report or self.folder / f"report{len(self.started)}"
         script = ["-m", "smoke_tests"]
         if sabotage:
@@ -232,7 +236,7 @@ class Starter:
         return self.started[-1]
 
     def arguments(self, report: Path) -> list[str]:
-        """What every run is given; an option that comes again later counts instead."""
+        """Return the arguments of every run; a repeated option replaces the earlier one."""
         stack, lock = self.root / "environments" / self.name / "stack.toml", self.root / "lockfiles" / self.name
         return ["--environment", self.name, "--stack", str(stack), "--lock", str(lock), "--report", str(report)]
 
@@ -241,23 +245,23 @@ class Starter:
         return self.start(*options, sabotage=sabotage, report=report, **environ).finish()
 
     def inside(self, *arguments: str) -> str:
-        """Standard output of the environment's Python, which must end well."""
+        """Run the environment's Python, which must succeed, and return its standard output."""
         ended = subprocess.run(
             [str(self.python), *arguments], cwd=self.root, env=self.environ, capture_output=True, text=True, timeout=DEADLINE
         )
         assert ended.returncode == 0, ended.stderr
         return ended.stdout
 
-    def refused(self, *options: str, **environ: str) -> str:
+    def refused(self, *options: str, report: Path | None = None, **environ: str) -> str:
         """Start a run, which must refuse with one line, exit code 2 and no report; return the line."""
-        ended = self.run(*options, **environ)
+        ended = self.run(*options, sabotage=(), report=report, **environ)
         assert ended.code == 2, ended.stderr
         assert ended.stderr.count("\n") == 1, ended.stderr
         assert not (ended.folder / "report.json").exists()
         return ended.stderr.rstrip("\n")
 
     def close(self) -> None:
-        """End everything and give the room back."""
+        """End all runs and delete their reports."""
         for smoke in self.started:
             smoke.kill()
             shutil.rmtree(smoke.folder, ignore_errors=True)
@@ -265,14 +269,14 @@ class Starter:
 
 @functools.cache
 def python(root: Path, name: str) -> Path:
-    """The Python of an installed environment; installs it where it is not."""
+    """Return the Python of an environment, which is installed first if necessary."""
     checkout = Checkout(root)
     return virtualenv.ensure(checkout, check.load(checkout, name))
 
 
 @pytest.fixture
 def smoke(root: Path, tmp_path: Path) -> Iterator[Starter]:
-    """Smoke runs for one test."""
+    """Yield a starter of smoke runs for one test."""
     starter = Starter(root, tmp_path)
     yield starter
     starter.close()
@@ -280,7 +284,7 @@ def smoke(root: Path, tmp_path: Path) -> Iterator[Starter]:
 
 @pytest.fixture(scope="session")
 def lasting(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Starter]:
-    """Smoke runs that several tests look at."""
+    """Yield a starter of smoke runs that several tests share."""
     starter = Starter(root, tmp_path_factory.mktemp("smoke"))
     yield starter
     starter.close()
@@ -288,7 +292,7 @@ def lasting(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
 
 @pytest.fixture(scope="session")
 def latest(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Starter]:
-    """The same, of the environment whose stack has what upstream fixed."""
+    """Yield the same for the environment whose stack has what upstream fixed."""
     starter = Starter(root, tmp_path_factory.mktemp("smoke"), "qwen2.5-vl-latest")
     yield starter
     starter.close()
@@ -296,27 +300,28 @@ def latest(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sta
 
 @pytest.fixture(scope="session", params=NAMES)
 def proven(root: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ended]:
-    """A whole run of each environment with nothing wrong: both stages, two ranks, the made checkpoint."""
+    """Yield a whole good run of each environment: both stages, two ranks, the synthetic checkpoint."""
     starter = Starter(root, tmp_path_factory.mktemp("smoke"), request.param)
     yield starter.run()
     starter.close()
 
 
 @pytest.fixture(scope="session")
-def made(lasting: Starter) -> dict[str, Path]:
-    """Family -> a checkpoint of it as a smoke run makes one, kept."""
-    folders = {family: lasting.folder / "made" / family for family in families.names()}
-    lasting.inside("-c", MAKING, *(str(folder) for folder in folders.values()))
+def synthetic(lasting: Starter) -> dict[str, Path]:
+    """Return family -> its synthetic checkpoint, as a smoke run writes it."""
+    folders = {family: lasting.folder / "synthetic" / family for family in families.names()}
+    lasting.inside("-c", WRITING, *(str(folder) for folder in folders.values()))
     return folders
 
 
 @pytest.fixture(scope="session")
-def inspection(lasting: Starter, made: dict[str, Path]) -> dict[str, Any]:
-    """Family -> what an environment's own libraries find in the made checkpoint."""
-    return json.loads(lasting.inside("-c", INSPECTION, *map(str, made.values())))
+def inspection(lasting: Starter, synthetic: dict[str, Path]) -> dict[str, Any]:
+    """Return family -> what an environment's own libraries find in its synthetic checkpoint."""
+    found: dict[str, Any] = json.loads(lasting.inside("-c", INSPECTION, *map(str, synthetic.values())))
+    return found
 
 
 @pytest.fixture(params=families.names())
 def family(request: pytest.FixtureRequest) -> str:
-    """Each family."""
-    return request.param
+    """Return each family."""
+    return str(request.param)

@@ -1,9 +1,9 @@
-"""Runs the smoke tests with something real broken under them: `python tests/smoke/sabotage.py NAME... -- ARGUMENTS`.
+"""Run the smoke tests with something real broken under them: `python tests/smoke/sabotage.py NAME... -- ARGUMENTS`.
 
-Each sabotage breaks what a check looks at: a collective, a weight in memory, a file, a function of transformers or DeepSpeed.
-None makes a check say anything. It is done while the check runs and undone after it, so that checks that look at other things
-still pass; ranks are forked, and so inherit what is patched here. For that the parent must have one thread only: give it
-OMP_NUM_THREADS=1, as torch is imported here before the smoke tests can see to it.
+Each sabotage breaks what a check tests: a collective, a weight in memory, a file, a function of transformers or DeepSpeed.
+None changes a check itself. It is applied while the check runs and undone after it, so that other checks still pass. Ranks are
+forked and so inherit what is patched here; for that the parent must have one thread only: set OMP_NUM_THREADS=1, since torch is
+imported here before the smoke tests can set it.
 """
 
 import contextlib
@@ -23,29 +23,45 @@ from unittest.mock import patch
 
 import torch
 
-from smoke_tests import checkpoint, checks, controls, families, fixes, samples, stack, supervisor
-from smoke_tests.checks import Bench
+from smoke_tests import families, runtime
+from smoke_tests.checks import (
+    RankContext,
+    TrainingState,
+    baseline,
+    generation,
+    installed,
+    loading,
+    mixed_modality,
+    precision,
+    saving,
+    training,
+)
+from smoke_tests.checks import collectives as collectives_checks
+from smoke_tests.controls import fixed_upstream, injected
+from smoke_tests.fixtures import damage, samples, tiny_checkpoint
+from smoke_tests.ranks import supervisor
 from smokehouse_loader import zero
 
-Fault = Callable[[Bench], AbstractContextManager[Any]]
+# May yield a context for the step to run with in place of its own.
+Fault = Callable[[RankContext, TrainingState], AbstractContextManager[Any]]
 SABOTAGES: dict[str, Callable[[], None]] = {}
 
 
 def sabotage(install: Callable[[], None]) -> Callable[[], None]:
-    """Enter a sabotage in the table under its function's name."""
+    """Add a sabotage to the table under its function's name."""
     SABOTAGES[install.__name__] = install
     return install
 
 
-def during(step: str, fault: Fault, *, stage: int | None = None, rank: int | None = None, of: ModuleType = checks) -> None:
-    """Have `fault` in force while `step` runs, on one rank or all and in one stage or all."""
+def during(of: ModuleType, step: str, fault: Fault, *, stage: int | None = None, rank: int | None = None) -> None:
+    """Apply `fault` while the function `step` of a module runs, on one rank or all and in one stage or all."""
     run = getattr(of, step)
 
     @functools.wraps(run)
-    def broken(bench: Bench) -> Any:
-        hit = stage in (None, bench.stage) and rank in (None, bench.rank)
-        with fault(bench) if hit else contextlib.nullcontext():
-            return run(bench)
+    def broken(context: RankContext, state: TrainingState) -> Any:
+        hit = stage in (None, context.stage) and rank in (None, context.rank)
+        with fault(context, state) if hit else contextlib.nullcontext() as other:
+            return run(other if isinstance(other, RankContext) else context, state)
 
     setattr(of, step, broken)
 
@@ -63,7 +79,7 @@ def wrapped(owner: Any, name: str, after: Callable[..., None]) -> AbstractContex
 
 
 def held(parameter: Any) -> torch.Tensor:
-    """The elements that this rank holds of a parameter."""
+    """Return the elements that this rank holds of a parameter."""
     return zero.local_partition(parameter)[0]
 
 
@@ -72,22 +88,22 @@ def held(parameter: Any) -> torch.Tensor:
 
 @sabotage
 def edited_file() -> None:
-    """A Python file of transformers is not the one that was installed, on rank 1: RECORD has another digest for it."""
+    """Give a Python file of transformers another digest in RECORD on rank 1, as if it had been edited."""
     read_text = Path.read_text
 
     def edited(self: Path, *args: Any, **kwargs: Any) -> str:
         text = read_text(self, *args, **kwargs)
         return text.replace("modeling_qwen2_5_vl.py,sha256=", "modeling_qwen2_5_vl.py,sha256=_")
 
-    during("versions", lambda _: patch.object(Path, "read_text", edited), rank=1)
+    during(installed, "versions", lambda *_: patch.object(Path, "read_text", edited), rank=1)
 
 
 @sabotage
 def collectives() -> None:
-    """Each collective gets one number wrong on rank 1."""
+    """Make each collective get one number wrong on rank 1."""
 
     @contextlib.contextmanager
-    def fault(_: Bench) -> Iterator[None]:
+    def fault(*_: Any) -> Iterator[None]:
         import deepspeed.comm as comm
 
         def spoil(_: Any, output: torch.Tensor, *args: Any, **kwargs: Any) -> None:
@@ -98,30 +114,30 @@ def collectives() -> None:
                 stack.enter_context(wrapped(comm, name, spoil))
             yield
 
-    during("collectives", fault, rank=1)
+    during(collectives_checks, "collectives", fault, rank=1)
 
 
 @sabotage
 def dropped_config() -> None:
-    """The `HfDeepSpeedConfig` is gone before ZeRO-3 loads: the classic mistake of not keeping a reference to it."""
+    """Drop the `HfDeepSpeedConfig` before ZeRO-3 loads: the classic mistake of keeping no reference to it."""
 
     @contextlib.contextmanager
-    def fault(_: Bench) -> Iterator[None]:
+    def fault(*_: Any) -> Iterator[None]:
         from transformers.integrations import unset_hf_deepspeed_config
 
         unset_hf_deepspeed_config()
         yield
 
-    during("load", fault, stage=3)
+    during(loading, "load", fault, stage=3)
 
 
 @sabotage
 def changed_element() -> None:
-    """One element of one parameter differs from the file on rank 1 under ZeRO-3."""
+    """Change one element of one parameter on rank 1 under ZeRO-3."""
 
     @contextlib.contextmanager
-    def fault(bench: Bench) -> Iterator[None]:
-        elements = held(bench.model.model.norm.weight)
+    def fault(context: RankContext, state: TrainingState) -> Iterator[None]:
+        elements = held(state.model.model.norm.weight)
         before = elements[3].item()
         elements[3] = before + 2**-12
         try:
@@ -129,113 +145,108 @@ def changed_element() -> None:
         finally:
             elements[3] = before
 
-    during("weights", fault, stage=3, rank=1)
+    during(loading, "weights", fault, stage=3, rank=1)
 
 
 @sabotage
 def lost_key() -> None:
-    """What loads under ZeRO-2 is a checkpoint that lacks a key."""
+    """Load a checkpoint that lacks a key under ZeRO-2."""
 
     @contextlib.contextmanager
-    def fault(bench: Bench) -> Iterator[None]:
-        damaged = checkpoint.damaged_copy(
-            bench.source, bench.work / f"lost-key-{bench.rank}", bench.family, checkpoint.missing_key
-        )
-        bench.source, source = damaged, bench.source
-        try:
-            yield
-        finally:
-            bench.source = source
+    def fault(context: RankContext, state: TrainingState) -> Iterator[RankContext]:
+        copy = context.workspace.root / f"lost-key-{context.rank}"
+        damage.damaged_copy(context.source, copy, context.family, damage.missing_key)
+        yield dataclasses.replace(context, source=copy)
 
-    during("load", fault, stage=2)
+    during(loading, "load", fault, stage=2)
 
 
 @sabotage
 def negated_norm() -> None:
-    """ZeRO-3's engine generates with half of a norm negated, which is the part that rank 1 holds."""
+    """Negate half of a norm, rank 1's part, while ZeRO-3's engine generates."""
 
     @contextlib.contextmanager
-    def fault(bench: Bench) -> Iterator[None]:
+    def fault(context: RankContext, state: TrainingState) -> Iterator[None]:
         import deepspeed
 
         def negate(_: Any, *args: Any, **kwargs: Any) -> None:
-            held(bench.model.model.norm.weight).neg_()
+            held(state.model.model.norm.weight).neg_()
 
         with wrapped(deepspeed, "initialize", negate):
             yield
-        held(bench.model.model.norm.weight).neg_()
+        held(state.model.model.norm.weight).neg_()
 
-    during("generate", fault, stage=3, rank=1)
+    during(generation, "generate", fault, stage=3, rank=1)
 
 
 @sabotage
 def detached_vision() -> None:
-    """Under ZeRO-3 the vision tower's output is cut from the graph: the loss still falls."""
+    """Detach the vision tower's output under ZeRO-3: the loss still falls."""
 
     @contextlib.contextmanager
-    def fault(bench: Bench) -> Iterator[None]:
-        hook = bench.engine.module.visual.register_forward_hook(lambda _module, _inputs, output: output.detach())
+    def fault(context: RankContext, state: TrainingState) -> Iterator[None]:
+        hook = state.engine.module.visual.register_forward_hook(lambda _module, _inputs, output: output.detach())
         try:
             yield
         finally:
             hook.remove()
 
-    during("train", fault, stage=3)
+    during(training, "train", fault, stage=3)
 
 
 @sabotage
 def no_learning() -> None:
-    """Under ZeRO-2 the learning rate is 0."""
+    """Set the learning rate to 0 under ZeRO-2."""
 
     @contextlib.contextmanager
-    def fault(bench: Bench) -> Iterator[None]:
-        for group in bench.engine.optimizer.param_groups:
+    def fault(context: RankContext, state: TrainingState) -> Iterator[None]:
+        for group in state.engine.optimizer.param_groups:
             group["lr"] = 0.0
         yield
 
-    during("train", fault, stage=2)
+    during(training, "train", fault, stage=2)
 
 
 @sabotage
 def no_learning_in_plain_run() -> None:
-    """The single process that everything is compared with does not learn."""
+    """Keep the plain run from learning."""
 
-    def fault(_: Bench) -> AbstractContextManager[Any]:
+    def fault(*_: Any) -> AbstractContextManager[Any]:
         return patch.object(torch.optim, "AdamW", lambda parameters, **_: torch.optim.SGD(parameters, lr=0.0))
 
-    during("plain", fault)
+    during(baseline, "plain_run", fault)
 
 
 @sabotage
 def stuttering() -> None:
-    """The single process generates one token again and again, as a model would whose words are all alike."""
+    """Have the plain run generate one token again and again, as a degenerate model does."""
 
-    def fault(bench: Bench) -> AbstractContextManager[Any]:
+    def fault(context: RankContext, state: TrainingState) -> AbstractContextManager[Any]:
         def repeat(tokens: torch.Tensor, *args: Any, **kwargs: Any) -> None:
-            tokens[0, -checks.NEW_TOKENS :] = 5
+            tokens[0, -generation.NEW_TOKENS :] = 5
 
-        return wrapped(bench.model_class(), "generate", repeat)
+        return wrapped(context.model_class, "generate", repeat)
 
-    during("plain", fault)
+    during(baseline, "plain_run", fault)
 
 
 @sabotage
 def clipped_gradients() -> None:
-    """DeepSpeed clips gradients, as it does by default from 0.19.4, and the single process does not."""
-    original = stack.config
+    """Have DeepSpeed clip gradients, as it does by default from 0.19.4; the plain run does not."""
+    original = runtime.config
 
     def config(*args: Any) -> dict[str, Any]:
         return original(*args) | {"gradient_clipping": 0.1}
 
-    stack.config = config
+    setattr(runtime, "config", config)  # noqa: B010 - a function of another signature
 
 
 @sabotage
 def lost_optimizer_states() -> None:
-    """The engine checkpoint loads without its optimizer states."""
+    """Load the engine checkpoint without its optimizer states."""
 
     @contextlib.contextmanager
-    def fault(_: Bench) -> Iterator[None]:
+    def fault(*_: Any) -> Iterator[None]:
         from deepspeed.runtime.engine import DeepSpeedEngine
 
         load = DeepSpeedEngine.load_checkpoint
@@ -246,7 +257,7 @@ def lost_optimizer_states() -> None:
         with patch.object(DeepSpeedEngine, "load_checkpoint", without):
             yield
 
-    during("resume", fault)
+    during(saving, "resume", fault)
 
 
 def _spoil_weights(folder: Path) -> None:
@@ -258,10 +269,10 @@ def _spoil_weights(folder: Path) -> None:
 
 @sabotage
 def spoiled_consolidation() -> None:
-    """One element is wrong in what ZeRO-2 writes as 16-bit weights and ZeRO-3 as 32-bit weights."""
+    """Change one element of ZeRO-2's 16-bit weights and of ZeRO-3's 32-bit weights."""
 
     @contextlib.contextmanager
-    def half(bench: Bench) -> Iterator[None]:
+    def half(context: RankContext, state: TrainingState) -> Iterator[None]:
         from deepspeed.runtime.engine import DeepSpeedEngine
 
         def spoil(_saved: Any, _self: Any, folder: str) -> None:
@@ -271,7 +282,7 @@ def spoiled_consolidation() -> None:
             yield
 
     @contextlib.contextmanager
-    def full(bench: Bench) -> Iterator[None]:
+    def full(context: RankContext, state: TrainingState) -> Iterator[None]:
         import deepspeed.utils.zero_to_fp32 as converter
 
         def spoil(_written: Any, _source: str, target: str, **_: Any) -> None:
@@ -280,82 +291,82 @@ def spoiled_consolidation() -> None:
         with wrapped(converter, "convert_zero_checkpoint_to_fp32_state_dict", spoil):
             yield
 
-    during("half_precision", half, stage=2, rank=0)
-    during("consolidated", full, stage=3)
+    during(precision, "bf16", half, stage=2, rank=0)
+    during(saving, "consolidated", full, stage=3)
 
 
 @sabotage
 def bf16_off() -> None:
-    """In the bf16 run one element of one tensor loads wrong on rank 1."""
+    """Load one element of one tensor wrong in the bf16 run on rank 1."""
 
-    def fault(bench: Bench) -> AbstractContextManager[Any]:
+    def fault(context: RankContext, state: TrainingState) -> AbstractContextManager[Any]:
         def spoil(loaded: Any, *args: Any, **kwargs: Any) -> None:
             held(loaded[0].model.norm.weight)[0] += 1
 
-        return wrapped(bench.model_class(), "from_pretrained", spoil)
+        return wrapped(context.model_class, "from_pretrained", spoil)
 
-    during("half_precision", fault, rank=1)
+    during(precision, "bf16", fault, rank=1)
 
 
 @sabotage
 def gathered_elements() -> None:
-    """ZeRO-3 keeps small parameters whole once they were gathered, as it does by default."""
-    original = stack.config
+    """Have ZeRO-3 keep small parameters whole once they are gathered, as it does by default."""
+    original = runtime.config
 
     def config(*args: Any) -> dict[str, Any]:
         found = original(*args)
         found["zero_optimization"]["stage3_param_persistence_threshold"] = 100_000
         return found
 
-    during("generate", lambda _: patch.object(stack, "config", config), stage=3)
+    during(generation, "generate", lambda *_: patch.object(runtime, "config", config), stage=3)
 
 
 @sabotage
 def labelled_dummy() -> None:
-    """The dummy image of the cure for mixed modality counts in the loss."""
+    """Let the dummy image of the workaround for mixed modality count in the loss."""
     original = samples.with_dummy_image
 
     def labelled(*args: Any) -> dict[str, torch.Tensor]:
         found = original(*args)
         return found | {"labels": found["input_ids"]}
 
-    during("mixed_modality_cure", lambda _: patch.object(samples, "with_dummy_image", labelled))
+    during(mixed_modality, "dummy_image", lambda *_: patch.object(samples, "with_dummy_image", labelled))
 
 
 @sabotage
 def frozen_text_rank() -> None:
-    """Mixed modality hangs, as it is reported to do on NCCL: the rank with text only stops for good."""
+    """Stop the rank with text only for good: mixed modality hangs, as reported on NCCL."""
 
     @contextlib.contextmanager
-    def fault(_: Bench) -> Iterator[None]:
+    def fault(*_: Any) -> Iterator[None]:
         os.kill(os.getpid(), signal.SIGSTOP)
         yield
 
     supervisor.MAY_END_DEADLINE = 3.0
-    during("mixed_modality", fault, rank=1)
+    during(mixed_modality, "text_only_ranks", fault, rank=1)
 
 
 @sabotage
 def obliging_data() -> None:
-    """Data loaders that give text-only ranks a dummy image: with labels under ZeRO-2, rightly without under ZeRO-3."""
+    """Give text-only ranks a dummy image: with labels under ZeRO-2, rightly without under ZeRO-3."""
 
     @contextlib.contextmanager
-    def fault(bench: Bench) -> Iterator[None]:
-        original = checks.mixed_sample
+    def fault(context: RankContext, state: TrainingState) -> Iterator[None]:
+        original = mixed_modality.mixed_sample
 
-        def sample(bench: Bench, rank: int) -> dict[str, torch.Tensor]:
-            found = samples.with_dummy_image(bench.family, bench.processor, original(bench, rank))
-            return found if bench.stage == 3 else found | {"labels": found["input_ids"]}
+        def sample(context: RankContext, rank: int) -> dict[str, torch.Tensor]:
+            found = samples.with_dummy_image(context.family, context.processor, original(context, rank))
+            return found if context.stage == 3 else found | {"labels": found["input_ids"]}
 
-        with patch.object(checks, "mixed_sample", sample):
+        with patch.object(mixed_modality, "mixed_sample", sample):
             yield
 
-    during("mixed_modality", fault, rank=1)
+    during(mixed_modality, "text_only_ranks", fault, rank=1)
 
 
 @sabotage
 def wrong_tower() -> None:
-    """The family's module names a vision tower that the model does not have."""
+    """Give the family a vision tower that the model does not have."""
     right = families.get
 
     def wrong(name: str) -> families.Family:
@@ -366,24 +377,24 @@ def wrong_tower() -> None:
 
 @sabotage
 def raising_rank() -> None:
-    """One rank raises in the middle of a check, and leaves the other alone with its collectives."""
+    """Raise on one rank in a check, while the other waits in a collective."""
 
     @contextlib.contextmanager
-    def fault(_: Bench) -> Iterator[None]:
+    def fault(*_: Any) -> Iterator[None]:
         raise RuntimeError("rank 1 has had enough")
         yield
 
-    during("train", fault, rank=1)
+    during(training, "train", fault, rank=1)
 
 
 @sabotage
 def unwritable_checkpoint() -> None:
-    """The disk has no room for the made checkpoint."""
+    """Let the disk be full when the synthetic checkpoint is written."""
 
     def full(*args: Any, **kwargs: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "model-00001-of-00003.safetensors")
 
-    checkpoint.save_file = full
+    setattr(tiny_checkpoint, "save_file", full)  # noqa: B010 - a name that the module imports
 
 
 # what upstream fixed, broken again
@@ -391,10 +402,10 @@ def unwritable_checkpoint() -> None:
 
 @sabotage
 def unwaited_gathers() -> None:
-    """DeepSpeed waits for the last gather only, as it did before 0.19.8."""
+    """Have DeepSpeed wait for the last gather only, as before 0.19.8."""
 
     @contextlib.contextmanager
-    def fault(_: Bench) -> Iterator[None]:
+    def fault(*_: Any) -> Iterator[None]:
         from deepspeed.runtime.zero.partition_parameters import Init
 
         gather_all = Init._allgather_params_coalesced
@@ -402,7 +413,7 @@ def unwaited_gathers() -> None:
         def unwaited(self: Any, *args: Any, **kwargs: Any) -> Any:
             launched: list[Any] = []
 
-            def gather(original: stack.Collective) -> stack.Collective:
+            def gather(original: runtime.Collective) -> runtime.Collective:
                 def launch(*args: Any, **kwargs: Any) -> Any:
                     launched.append(original(*args, **kwargs))
                     return SimpleNamespace(wait=lambda own=launched[-1]: own.wait() if own is launched[-1] else None)
@@ -415,14 +426,14 @@ def unwaited_gathers() -> None:
         with patch.object(Init, "_allgather_params_coalesced", unwaited):
             yield
 
-    during("late_gathers", fault, of=fixes)
+    during(fixed_upstream, "late_gathers", fault)
 
 
 @sabotage
 def swapped_layers() -> None:
-    """transformers takes the two layers of the language model for each other: no key is missing, and no shape is wrong."""
+    """Have transformers swap the two layers of the language model: no key is missing and no shape is wrong."""
 
-    def fault(_: Bench) -> AbstractContextManager[Any]:
+    def fault(*_: Any) -> AbstractContextManager[Any]:
         from transformers import core_model_loading
 
         rename = core_model_loading.rename_source_key
@@ -434,51 +445,50 @@ def swapped_layers() -> None:
 
         return patch.object(core_model_loading, "rename_source_key", swapped)
 
-    during("both_key_layouts", fault, of=fixes)
+    during(fixed_upstream, "both_key_layouts", fault)
 
 
-# the controls: what they would need in order to see is taken from them
+# the controls: what they inject does not happen, or is hidden from them
 
 
 @sabotage
 def no_damage() -> None:
-    """Every damaged checkpoint is sound."""
-    controls.DAMAGES.update(dict.fromkeys(controls.DAMAGES, lambda *_: None))
+    """Leave every damaged checkpoint sound."""
+    damage.DAMAGES.update(dict.fromkeys(damage.DAMAGES, lambda *_: None))
 
 
 @sabotage
 def no_seed_failure() -> None:
-    """The two ways to the seed failure do not lead there any more."""
+    """Prevent both ways to the seed failure."""
 
     @contextlib.contextmanager
-    def no_init(_: Bench) -> Iterator[None]:
+    def no_init(*_: Any) -> Iterator[None]:
         import deepspeed
 
         with patch.object(deepspeed.zero, "Init", lambda **_: contextlib.nullcontext()):
             yield
 
-    during("seed_failure_zero_init", no_init, of=controls)
+    during(injected, "seed_failure_zero_init", no_init)
     tolerant = patch.object(torch.nn.Module, "load_state_dict", lambda self, state: None)
-    during("seed_failure_load_state_dict", lambda _: tolerant, of=controls)
+    during(injected, "seed_failure_load_state_dict", lambda *_: tolerant)
 
 
 @sabotage
 def no_race() -> None:
-    """Gathers are waited for where the control wants them not to be."""
-    controls.RACE_TRIES = 3
-    during("gloo_race", lambda _: zero.waited_gathers(), of=controls)
+    """Wait for gathers where the control relies on their being late."""
+    injected.RACE_TRIES = 3
+    during(injected, "gloo_race", lambda *_: zero.waited_gathers())
 
 
 @sabotage
 def blind_comparison() -> None:
-    """The comparison with the file finds every tensor equal."""
-    controls.RACE_TRIES = 3
-    for module in (checks, controls, fixes):
-        module.wrong_tensors = lambda *_: {}
+    """Have the comparison with the file find every tensor equal."""
+    injected.RACE_TRIES = 3
+    loading.wrong_tensors = lambda *_: {}
 
 
 def main(arguments: list[str]) -> int:
-    """Do the sabotages that are named before `--`, then run the smoke tests with the arguments behind it."""
+    """Install the sabotages before `--`, then run the smoke tests with the arguments after it."""
     from smoke_tests.__main__ import main as smoke
 
     where = arguments.index("--")

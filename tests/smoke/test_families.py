@@ -1,8 +1,10 @@
-"""Families: each describes a real model, a wrong description is found out, and nobody else knows a model by name."""
+"""Families: each describes a real model, a wrong description is detected, and no other module knows a model by name."""
 
 import dataclasses
 import json
+import math
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,23 +20,31 @@ FAMILIES = {name: families.get(name) for name in families.names()}
 
 @pytest.fixture
 def shapes(inspection: dict[str, Any], family: str) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor in a family's made checkpoint."""
+    """Name -> shape of every tensor in a family's synthetic checkpoint."""
     return {name: tuple(tensor["shape"]) for name, tensor in inspection[family]["tensors"].items()}
 
 
 def test_every_environment_has_its_family() -> None:
     stacks = [file.read_text() for file in ROOT.glob("environments/*/stack.toml")]
-    assert {re.search(r'^family = "(.+?)"', text, re.MULTILINE)[1] for text in stacks} == FAMILIES.keys()
+    assert {tomllib.loads(text)["model"]["family"] for text in stacks} == FAMILIES.keys()
 
 
-def test_family_is_what_its_checkpoint_says(made: dict[str, Path], family: str) -> None:
+def test_family_is_what_its_checkpoint_says(synthetic: dict[str, Path], family: str) -> None:
     assert FAMILIES[family].name == family
-    assert json.loads((made[family] / "config.json").read_text())["model_type"] == family
+    assert json.loads((synthetic[family] / "config.json").read_text())["model_type"] == family
 
 
 def test_family_describes_its_model(shapes: dict[str, tuple[int, ...]], family: str) -> None:
     assert FAMILIES[family].problems(shapes) == []
     assert FAMILIES[family].patch_shape == (1280, 3, 2, 14, 14)
+
+
+def test_family_estimates_its_synthetic_checkpoint(
+    shapes: dict[str, tuple[int, ...]], synthetic: dict[str, Path], family: str
+) -> None:
+    parameters = sum(math.prod(shape) for shape in shapes.values())
+    assert parameters == pytest.approx(FAMILIES[family].synthetic_parameters, rel=0.02)
+    assert all((synthetic[family] / name).is_file() for name in FAMILIES[family].processor_files)
 
 
 @pytest.mark.parametrize(
@@ -49,12 +59,12 @@ def test_family_describes_its_model(shapes: dict[str, tuple[int, ...]], family: 
         ("flipped_tensor", "model.layers.2.mlp.down_proj.weight"),
     ],
 )
-def test_wrong_description_is_found_out(shapes: dict[str, tuple[int, ...]], family: str, field: str, value: object) -> None:
+def test_wrong_description_is_detected(shapes: dict[str, tuple[int, ...]], family: str, field: str, value: Any) -> None:
     wrong = dataclasses.replace(FAMILIES[family], **{field: value})
     problems = wrong.problems(shapes)
     assert problems
     for problem in problems:
-        assert re.fullmatch(rf"smoke_tests/families/{family}\.py: .+; mend (\w+)", problem), problem
+        assert re.fullmatch(rf"smoke_tests/families/{family}\.py: .+; fix (\w+)", problem), problem
     assert field in " ".join(problems) or field == "patch_shape"
 
 
@@ -77,7 +87,7 @@ def test_layouts_lead_there_and_back(shapes: dict[str, tuple[int, ...]], family:
 
 
 def texts(found: object) -> Iterator[str]:
-    """All texts in a piece of data."""
+    """Yield all texts in a piece of data."""
     if isinstance(found, str):
         yield found
     elif isinstance(found, dict):
@@ -89,7 +99,7 @@ def texts(found: object) -> Iterator[str]:
 
 
 def test_nobody_else_knows_a_model_by_name() -> None:
-    """No word of a family's own stands in another module: names of models, classes, tensors and tokens, or a shape."""
+    """No other module has a family's names of models, classes, tensors, tokens or files, or its shapes."""
     own = {r"qwen", r"\bvisual\b", r"\bpatch_embed\b", r"\bq_proj\b", r"1280"}
     for family in FAMILIES.values():
         fields = {field.name: getattr(family, field.name) for field in dataclasses.fields(family) if field.name != "layouts"}

@@ -1,4 +1,4 @@
-"""Faults, for real: ranks that are killed and stopped at a given moment, a full disk, and what users get wrong."""
+"""Real faults: ranks that are killed and stopped at a given moment, a full disk, and invalid input."""
 
 import contextlib
 import json
@@ -21,13 +21,13 @@ PATIENCE = 15.0
 
 
 def strike(smoke: Smoke, pid: int, number: signal.Signals) -> Ended:
-    """Send the signal, and see the run end in time."""
+    """Send the signal, and wait for the run to end in time."""
     os.kill(pid, number)
     return smoke.finish(PATIENCE)
 
 
 def assert_fatal(ended: Ended, message: str) -> None:
-    """Exit code 1, one line that is `message` (a regular expression), and a report of a failed run that says it too."""
+    """Check for exit code 1, one line that matches `message`, and a report of a failed run with the same line."""
     assert ended.code == 1
     assert re.fullmatch(rf"smoke: {message}\n", ended.stderr), ended.stderr
     report = ended.report
@@ -53,14 +53,14 @@ def test_rank_that_dies(smoke: Starter, stage: int, job: str, rank: int, step: s
     running = smoke.start("--zero", str(stage))
     running.wait_for_step(job, rank, step)
     ended = strike(running, running.pid(job, rank), number)
-    # The rank has gone on while the signal was on its way; what it said last tells how far.
+    # The rank ran on before the signal arrived; its last message shows how far.
     reached = running.reached(job, rank)
     steps = running.steps(job)
     assert steps.index(reached) >= steps.index(step)
     place = f"zero-{stage} / {reached}" if job.startswith("zero") else reached
     sentence = rf"rank {rank} was killed by signal {number.value} \({number.name}\) in {place}"
     log = ended.folder / "logs" / job / f"rank{rank}.log"
-    assert_fatal(ended, rf"{sentence}; its log: {re.escape(str(log))}")
+    assert_fatal(ended, rf"{sentence}; log: {re.escape(str(log))}")
     assert log.is_file()
     entry = ended.found(reached, stage if job.startswith("zero") else None)
     assert entry["verdict"] == "failed"
@@ -68,13 +68,13 @@ def test_rank_that_dies(smoke: Starter, stage: int, job: str, rank: int, step: s
     assert re.search(sentence, entry["detail"])
 
 
-def test_rank_that_dies_before_it_has_said_a_word(smoke: Starter) -> None:
-    """The first rank, killed as soon as it exists; its connection, which would tell of its death, may not be there yet."""
+def test_rank_that_dies_before_its_first_message(smoke: Starter) -> None:
+    """Kill the first rank as soon as it exists, when it may not have connected yet."""
     running = smoke.start("--zero", "2")
     children = Path(f"/proc/{running.process.pid}/task/{running.process.pid}/children")
     first = running.wait_until(lambda: children.read_text().split()[:1])
     ended = strike(running, int(first[0]), signal.SIGKILL)
-    assert_fatal(ended, r"rank 0 was killed by signal 9 \(SIGKILL\) in (start|checkpoint); its log: \S+")
+    assert_fatal(ended, r"rank 0 was killed by signal 9 \(SIGKILL\) in (start|checkpoint); log: \S+")
 
 
 def test_launcher_that_dies(smoke: Starter) -> None:
@@ -82,14 +82,14 @@ def test_launcher_that_dies(smoke: Starter) -> None:
     running.wait_for_step("zero2", 1, "load")
     ended = strike(running, running.pid("zero2", None), signal.SIGKILL)
     log = re.escape(str(ended.folder / "logs" / "zero2" / "launcher.log"))
-    assert_fatal(ended, rf"torchrun's agent for zero2 was lost: killed by signal 9 \(SIGKILL\); its log: {log}")
+    assert_fatal(ended, rf"torchrun's agent for zero2 was lost: killed by signal 9 \(SIGKILL\); log: {log}")
 
 
 # ranks that hang
 
 
 def test_rank_that_is_stopped(smoke: Starter) -> None:
-    """Nothing but the deadline can notice; then the stopped rank and the one that waits for it are named with their stacks."""
+    """Only the deadline can notice; then the stopped rank and the one that waits for it are reported with their stacks."""
     timeout = 5
     running = smoke.start("--zero", "3", "--timeout", str(timeout))
     running.wait_for_step("zero3", 1, "train")
@@ -97,12 +97,12 @@ def test_rank_that_is_stopped(smoke: Starter) -> None:
     ended = running.finish(timeout + PATIENCE)
     frame = r"(\S+\.py|<[^>]+>):\d+ in \S+"  # code need not come from a file: the chat template is compiled as <template>
     stack = rf"at {frame}( < {frame})*"
-    waits, stops = (f"zero-3 / {running.reached('zero3', rank)} since [56] s, {stack}" for rank in (0, 1))
+    waits, stops = (f"zero-3 / {running.reached('zero3', rank)} for [56] s, {stack}" for rank in (0, 1))
     logs = re.escape(str(ended.folder / "logs" / "zero3"))
     assert_fatal(ended, rf"rank 0 hangs in {waits}; rank 1 is stopped \(SIGSTOP\) in {stops}; logs: {logs}")
     for rank in (0, 1):
         whole = (ended.folder / "logs" / "zero3" / f"rank{rank}.stack").read_text()
-        assert re.search(r"smoke_tests/checks\.py\W.* in \w+$", whole, re.MULTILINE)
+        assert re.search(r"smoke_tests/checks/\w+\.py\W.* in \w+$", whole, re.MULTILINE)
 
 
 # the run itself
@@ -117,11 +117,11 @@ def test_interrupted_run(smoke: Starter, number: signal.Signals) -> None:
 
 
 def test_second_run_on_the_same_report(smoke: Starter) -> None:
-    """It is refused, and does the first no harm."""
+    """It is refused, and does not disturb the first."""
     first = smoke.start("--zero", "2")
     first.wait_until((first.folder / "logs").is_dir)
     said = refused_by_tools(smoke, report=first.folder)
-    assert said == f"{first.folder}: another smoke run writes its report here; wait for it or give another --report"
+    assert said == f"{first.folder}: in use by another smoke run; wait for it or give another --report"
     assert (first.folder / "logs").is_dir()
     assert list(first.folder.glob("work-*"))
 
@@ -131,12 +131,12 @@ def test_interrupted_before_the_first_rank(smoke: Starter) -> None:
     running.wait_until(lambda: "importing torch" in running.said())
     ended = strike(running, running.process.pid, signal.SIGINT)
     assert ended.code == 1
-    assert ended.stderr == "smoke: interrupted before the first rank had started\n"
+    assert ended.stderr == "smoke: interrupted before the first rank started\n"
     assert not list(ended.folder.glob("work-*"))
 
 
-def test_killed_run_takes_its_ranks_along(smoke: Starter) -> None:
-    """Nothing can be said any more, and still nothing is left; the next run clears up behind it."""
+def test_killed_run_ends_its_ranks(smoke: Starter) -> None:
+    """No process is left, though nothing can be reported; the next run deletes the work folder."""
     running = smoke.start("--zero", "2")
     running.wait_for_step("zero2", 0, "load")
     running.wait_for_step("zero2", 1, "load")
@@ -158,7 +158,7 @@ def test_killed_run_takes_its_ranks_along(smoke: Starter) -> None:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """Makes a file system of so many MiB."""
+    """Return a function that mounts a file system of that many MiB."""
     place = tmp_path / "disk"
     place.mkdir()
 
@@ -166,7 +166,7 @@ def disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
         command = ["mount", "-t", "tmpfs", "-o", f"size={size}m", "none", str(place)]
         mounted = subprocess.run(command, capture_output=True, text=True, timeout=10)
         if mounted.returncode:
-            pytest.skip(f"no small file system to fill without the right to mount one: {mounted.stderr.strip()}")
+            pytest.skip(f"requires the right to mount a file system: {mounted.stderr.strip()}")
         return place
 
     yield mount
@@ -178,12 +178,12 @@ def test_disk_that_is_too_small(smoke: Starter, disk: Callable[[int], Path]) -> 
     report = disk(16) / "report"
     said = smoke.refused(report=report)
     assert re.fullmatch(
-        rf"{report}: the run needs about [\d.]+ GiB of disk here, 0\.0 GiB free; give --report another place", said
+        rf"{report}: expected about [\d.]+ GiB of disk, found 0\.0 GiB free; give --report another folder", said
     )
 
 
 def fill(file: Path) -> None:
-    """Write to the file until its disk has no byte left."""
+    """Write to the file until its disk is full."""
     with file.open("wb", buffering=0) as ballast:
         for size in (1 << 20, 1):
             with contextlib.suppress(OSError):
@@ -199,16 +199,16 @@ def test_disk_that_fills_up(smoke: Starter, disk: Callable[[int], Path]) -> None
     fill(place / "ballast")
     ended = running.finish()
     assert ended.code == 1
-    cure = "free some room or give --report another place"
-    assert re.fullmatch(rf"smoke: the disk of {place}/report is full; {cure}( \(.*\))?\n", ended.stderr), ended.stderr
+    fix = "free disk space or give --report another folder"
+    assert re.fullmatch(rf"smoke: {place}/report: disk is full; {fix}( \(.*\))?\n", ended.stderr), ended.stderr
     assert "Traceback" not in ended.stdout
 
 
-# what a user gets wrong: refused before torch is imported, which the tools' Python does not have
+# invalid input: refused before torch is imported, which the tools' Python does not have
 
 
 def refused_by_tools(smoke: Starter, *options: str, report: Path | None = None) -> str:
-    """The line with which the smoke tests refuse, run by a Python without torch."""
+    """Return the line with which the smoke tests refuse, run by a Python without torch."""
     command = [sys.executable, "-m", "smoke_tests", *smoke.arguments(report or smoke.folder / "none"), *options]
     ended = subprocess.run(command, cwd=smoke.root, capture_output=True, text=True, timeout=30)
     assert ended.returncode == 2, ended.stderr
@@ -217,7 +217,7 @@ def refused_by_tools(smoke: Starter, *options: str, report: Path | None = None) 
 
 
 def shard(tensors: dict[str, int]) -> bytes:
-    """A safetensors file of byte tensors with so many elements each."""
+    """Return a safetensors file of byte tensors with that many elements each."""
     header, end = {}, 0
     for name, size in tensors.items():
         header[name] = {"dtype": "U8", "shape": [size], "data_offsets": [end, end + size]}
@@ -228,7 +228,7 @@ def shard(tensors: dict[str, int]) -> bytes:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """A folder with all that a checkpoint is judged by, and nothing else."""
+    """Return a folder with all that a checkpoint is checked for, and nothing else."""
     folder = tmp_path / "checkpoint"
     folder.mkdir()
     files = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
@@ -250,7 +250,7 @@ POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\ns
 
 
 def replaced(name: str, content: str | bytes) -> Callable[[Path], None]:
-    """Damage: the file `name` has another content."""
+    """Return a damage that replaces the content of the file `name`."""
 
     def damage(folder: Path) -> None:
         (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
@@ -259,18 +259,18 @@ def replaced(name: str, content: str | bytes) -> Callable[[Path], None]:
 
 
 def cut(folder: Path) -> None:
-    """The last shard is one byte short."""
+    """Remove the last byte of the last shard."""
     (folder / SHARD).write_bytes((folder / SHARD).read_bytes()[:-1])
 
 
 def directory(folder: Path) -> None:
-    """Where the last shard should be there is a directory: cannot be read, not even by root."""
+    """Replace the last shard by a directory, which not even root can read."""
     (folder / SHARD).unlink()
     (folder / SHARD).mkdir()
 
 
 def outside(folder: Path) -> None:
-    """The index names a file of somebody else's, which is there."""
+    """Have the index list an existing file outside the checkpoint."""
     (folder.parent / "other.safetensors").write_bytes(shard({"b": 100}))
     (folder / INDEX).write_text(json.dumps({"weight_map": {"b": "../other.safetensors"}}))
 
@@ -291,11 +291,11 @@ DAMAGES: dict[str, tuple[str, str, Callable[[Path], None]]] = {
     "a header without end": (SHARD, "header is not JSON", replaced(SHARD, (10**5).to_bytes(8, "little") + b"[" * 10**5)),
     "another model": (
         "config.json",
-        "model_type is 'llama', this .* 'qwen2_5_vl'",
+        "model_type: expected 'qwen2_5_vl', found 'llama'",
         replaced("config.json", '{"model_type": "llama"}'),
     ),
-    "a config that is no JSON": ("config.json", "no JSON", replaced("config.json", "{")),
-    "a config that is a list": ("config.json", "no JSON object", replaced("config.json", "[]")),
+    "a config that is no JSON": ("config.json", "invalid JSON", replaced("config.json", "{")),
+    "a config that is a list": ("config.json", "expected a JSON object, found list", replaced("config.json", "[]")),
     "no config": ("config.json", "No such file or directory", lambda folder: (folder / "config.json").unlink()),
     "an index without weights": (INDEX, "weight_map is empty", replaced(INDEX, '{"weight_map": {}}')),
     "an index cut short": (INDEX, "invalid index: JSONDecodeError", replaced(INDEX, '{"weight_map": {"a"')),
@@ -322,7 +322,7 @@ def test_checkpoint_that_is_damaged(smoke: Starter, checkpoint: Path, damage: st
 
 
 def test_checkpoint_that_is_sound_is_let_through(smoke: Starter, checkpoint: Path) -> None:
-    """So it is the damage, and nothing else, that is refused above."""
+    """So only the damage is refused above."""
     command = [sys.executable, "-m", "smoke_tests", *smoke.arguments(smoke.folder), "--checkpoint", str(checkpoint)]
     ended = subprocess.run([*command, "--validate"], cwd=smoke.root, capture_output=True, text=True, timeout=30)
     assert (ended.returncode, ended.stderr) == (0, "")
@@ -331,19 +331,25 @@ def test_checkpoint_that_is_sound_is_let_through(smoke: Starter, checkpoint: Pat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--zero", "1"], r"smoke: argument --zero: '1' is no list of ZeRO stages; give 2, 3 or 2,3; see --help"),
-        (["--nproc", "0"], r"smoke: argument --nproc: '0' is no number of 1 or more; see --help"),
-        (["--timeout", "nan"], r"smoke: argument --timeout: 'nan' is no number of seconds between 1 and 86400; see --help"),
-        (["--port", "65536"], r"smoke: argument --port: '65536' is no port; give 0 for any free one; see --help"),
+        (["--zero", "1"], r"smoke: argument --zero: '1' is an invalid list of ZeRO stages; give 2, 3 or 2,3; see --help"),
+        (["--nproc", "0"], r"smoke: argument --nproc: '0' is invalid; give a number of 1 or more; see --help"),
+        (["--timeout", "nan"], r"smoke: argument --timeout: 'nan' is invalid; give seconds between 1 and 86400; see --help"),
+        (
+            ["--port", "65536"],
+            r"smoke: argument --port: '65536' is an invalid port; give 1 to 65535, or 0 for any free port; see --help",
+        ),
         (["--zreo", "2"], r"smoke: unrecognized arguments: --zreo 2; see --help"),
-        (["--environment", "a/b"], r"smoke: 'a/b' is no name of an environment"),
+        (["--environment", "a/b"], r"smoke: 'a/b' is an invalid environment name; give a name in environments/"),
         (["--stack", "/nowhere/stack.toml"], r"/nowhere/stack\.toml: No such file or directory; give --stack .*"),
         (
             ["--stack", "/dev/null"],
-            r"/dev/null: model\.family, model\.class or one of expectations\.auto_classes, .* is missing; .*",
+            r"/dev/null: expected model\.family, model\.class and expectations\.auto_classes, .*, found not all; .*",
         ),
-        (["--lock", "/nowhere"], r"/nowhere: no requirements\.txt here; run: nox -s lock -- qwen2\.5-vl"),
-        (["--checkpoint", "/nowhere"], r"--checkpoint /nowhere: no such folder, and no id of the form owner/name"),
+        (["--lock", "/nowhere"], r"/nowhere: requirements\.txt not found; run: nox -s lock -- qwen2\.5-vl"),
+        (
+            ["--checkpoint", "/nowhere"],
+            r"--checkpoint /nowhere: folder not found; give a folder, or a hub id of the form owner/name",
+        ),
         (["--checkpoint", "a" * 300], r"smoke: a{300}: File name too long; \w.*"),
         (
             ["--report", "/proc/nowhere"],
@@ -357,8 +363,8 @@ def test_option_that_is_wrong(smoke: Starter, options: list[str], message: str) 
     assert re.fullmatch(message, said), said
 
 
-def test_folder_of_somebody_else_is_left_alone(smoke: Starter) -> None:
-    """A run clears away what an earlier run left in its report folder; what is no report folder it does not touch."""
+def test_other_folder_is_left_alone(smoke: Starter) -> None:
+    """A run deletes what an earlier run left in its report folder, and does not touch other folders."""
     folder = smoke.folder / "results"
     (folder / "logs").mkdir(parents=True)
     (folder / "logs" / "mine.txt").write_text("a year of work")
@@ -375,13 +381,13 @@ def test_busy_port(smoke: Starter) -> None:
         port = server.getsockname()[1]
         said = smoke.refused("--port", str(port))
     where = rf"--port {port}: port {port} of 127\.0\.0\.1"
-    assert re.fullmatch(rf"{where} is in use by another process; give --port 0 for any free one", said)
+    assert re.fullmatch(rf"{where} is in use by another process; give --port 0 for any free port", said)
 
 
 def test_more_ranks_than_the_memory_holds(smoke: Starter) -> None:
     said = smoke.refused("--nproc", "5000")
     found = re.fullmatch(
-        r"--nproc 5000: 5000 ranks need about ([\d.]+) GiB of memory \(([\d.]+) GiB each\), ([\d.]+) GiB are free; "
+        r"--nproc 5000: 5000 ranks require about ([\d.]+) GiB of memory \(([\d.]+) GiB each\), found ([\d.]+) GiB free; "
         r"give --nproc (\d+) or less",
         said,
     )
@@ -396,7 +402,7 @@ def test_hub_id_that_cannot_be_fetched(smoke: Starter) -> None:
     began = time.monotonic()
     said = smoke.refused("--checkpoint", "nobody/nothing", HF_ENDPOINT="http://127.0.0.1:1", HF_HOME=str(smoke.folder))
     assert re.fullmatch(
-        r"--checkpoint nobody/nothing: it could not be fetched \(.+\); fetch it on a machine with a network .*",
+        r"--checkpoint nobody/nothing: download failed \(.+\); fetch it on a machine with network access .*",
         said,
     )
     assert time.monotonic() - began < 60

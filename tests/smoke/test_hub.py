@@ -1,4 +1,4 @@
-"""A hub id is fetched with the hub's own client, and what comes is checked like any folder."""
+"""A hub id is fetched with the hub's own client, and the download is checked like any folder."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @contextmanager
 def hub(folder: Path, name: str, cut: str = "") -> Iterator[str]:
-    """A hub on this machine that has the one repository `name`; the file `cut` ends after half of what was promised."""
+    """Run a hub on this machine that has one repository `name`; the file `cut` is sent to its middle only."""
 
     class Handler(BaseHTTPRequestHandler):
         def answer(self, body: bool) -> None:
@@ -54,8 +54,8 @@ def hub(folder: Path, name: str, cut: str = "") -> Iterator[str]:
         server.server_close()
 
 
-def test_hub_id_is_fetched_and_proven(smoke: Starter, made: dict[str, Path], tmp_path: Path) -> None:
-    with hub(made["qwen2_5_vl"], "smokehouse/tiny") as endpoint:
+def test_hub_id_is_fetched_and_proven(smoke: Starter, synthetic: dict[str, Path], tmp_path: Path) -> None:
+    with hub(synthetic["qwen2_5_vl"], "smokehouse/tiny") as endpoint:
         ended = smoke.run(
             *("--zero", "2", "--checkpoint", "smokehouse/tiny"), HF_ENDPOINT=endpoint, HF_HOME=str(tmp_path / "hub")
         )
@@ -64,17 +64,19 @@ def test_hub_id_is_fetched_and_proven(smoke: Starter, made: dict[str, Path], tmp
     assert ended.found("weights", 2)["verdict"] == "passed"
 
 
-def test_cut_download_is_one_line(smoke: Starter, made: dict[str, Path], tmp_path: Path) -> None:
-    with hub(made["qwen2_5_vl"], "smokehouse/tiny", cut="model-00002-of-00003.safetensors") as endpoint:
+def test_cut_download_is_one_line(smoke: Starter, synthetic: dict[str, Path], tmp_path: Path) -> None:
+    with hub(synthetic["qwen2_5_vl"], "smokehouse/tiny", cut="model-00002-of-00003.safetensors") as endpoint:
         said = smoke.refused("--checkpoint", "smokehouse/tiny", HF_ENDPOINT=endpoint, HF_HOME=str(tmp_path / "hub"))
-    assert said.startswith("--checkpoint smokehouse/tiny: it could not be fetched (")
-    assert said.endswith("fetch it on a machine with a network and give its folder")
+    assert said.startswith("--checkpoint smokehouse/tiny: download failed (")
+    assert said.endswith("fetch it on a machine with network access and give its folder")
 
 
-def test_checkpoint_of_another_model_is_refused_once_it_is_here(smoke: Starter, made: dict[str, Path], tmp_path: Path) -> None:
+def test_checkpoint_of_another_model_is_refused_after_its_download(
+    smoke: Starter, synthetic: dict[str, Path], tmp_path: Path
+) -> None:
     other = tmp_path / "other"
     other.mkdir()
     (other / "config.json").write_text('{"model_type": "llama"}')
     with hub(other, "smokehouse/other") as endpoint:
         said = smoke.refused("--checkpoint", "smokehouse/other", HF_ENDPOINT=endpoint, HF_HOME=str(tmp_path / "hub"))
-    assert "config.json: model_type is 'llama', this environment is for 'qwen2_5_vl'" in said
+    assert "config.json: model_type: expected 'qwen2_5_vl', found 'llama'" in said

@@ -1,4 +1,4 @@
-"""What the smoke tests take from the loader: its code, and its table of known failures."""
+"""What the smoke tests use of the loader: its code, and its table of known failures."""
 
 import ast
 import json
@@ -11,16 +11,16 @@ from smokehouse_loader.failures import FAILURES
 
 from .conftest import ROOT, Starter
 
-# Every plan that there is, in a process that has torch.
+# Every possible plan, in a process that has torch.
 PLANS = """
 import itertools, json
-from smoke_tests import jobs
+from smoke_tests import plan
 from smoke_tests.options import PROMISES
 
 found = set()
 for device, processes in (("cpu", 1), ("cpu", 2), ("cuda", 2)):
     for values in itertools.product(*PROMISES.values()):
-        for job in jobs.plan((2, 3), processes, device, dict(zip(PROMISES, values))):
+        for job in plan.jobs((2, 3), processes, device, dict(zip(PROMISES, values))):
             found |= {(step.kind, step.name, step.failure.name if step.failure else "") for step in job.steps}
 print(json.dumps(sorted(found)))
 """
@@ -47,7 +47,7 @@ def test_loader_is_that_of_the_checkout_and_the_builder_out_of_reach(lasting: St
 
 
 def test_both_packages_side_by_side(lasting: Starter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As they lie in an image."""
+    """As they are in an image."""
     for package in (ROOT / "smoke_tests", ROOT / "src" / "smokehouse_loader"):
         shutil.copytree(package, tmp_path / package.name)
     monkeypatch.setattr(lasting, "root", tmp_path)
@@ -55,8 +55,8 @@ def test_both_packages_side_by_side(lasting: Starter, tmp_path: Path, monkeypatc
     assert json.loads(lasting.inside("-c", WHERE)) == [*files, True]
 
 
-def test_every_control_does_a_known_failure(lasting: Starter) -> None:
-    """So that what a control should see, its cause and its cure come from the table alone."""
+def test_every_control_injects_a_known_failure(lasting: Starter) -> None:
+    """So that what a control should detect, its cause and its fix come from the table alone."""
     steps = [tuple(step) for step in json.loads(lasting.inside("-c", PLANS))]
     controls = {name: failure for kind, name, failure in steps if kind == "control"}
     assert len(controls) == 8

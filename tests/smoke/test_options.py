@@ -1,5 +1,6 @@
-"""Options: whatever is given, the answer is options or one line that says what is wrong."""
+"""Options: any arguments give options or one line that says what is wrong."""
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Callable
@@ -10,29 +11,31 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from smoke_tests.options import BadInput, Options, check_folder, read
+from smoke_tests import families
+from smoke_tests.options import InputError, Options, check_folder, read
 
 from .conftest import NAME
 
 T = TypeVar("T")
+TINY = dataclasses.replace(families.get("qwen2_5_vl"), name="tiny")
 FLAGS = ("--zero", "--nproc", "--device", "--checkpoint", "--timeout", "--report", "--port", "--start", "--validate")
-# What people type; a message repeats it as it is.
+# What people type, which a message repeats unchanged.
 WORDS = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), max_size=300)
 USUAL = st.sampled_from(["2", "3", "2,3", "0", "-1", "cpu", "cuda", "fork", "a/b", ".", "..", "/", "1e9", "nan", "²", "٣", ""])
 ARGUMENTS = st.one_of(st.sampled_from(FLAGS), USUAL, WORDS).filter(lambda word: not word.startswith(("-h", "--h")))
 
 
 def given_options(root: Path) -> list[str]:
-    """The options that every run needs."""
+    """Return the options that every run requires."""
     stack, lock = root / "environments" / NAME / "stack.toml", root / "lockfiles" / NAME
     return ["--environment", NAME, "--stack", str(stack), "--lock", str(lock)]
 
 
 def outcome(call: Callable[[], T]) -> T | str:
-    """What the call returns, or the message of its BadInput; any other exception is an error."""
+    """Return the result of a call, or the message of its InputError; any other exception is an error."""
     try:
         return call()
-    except BadInput as error:
+    except InputError as error:
         return str(error)
 
 
@@ -63,11 +66,11 @@ def test_any_stack_gives_options_or_one_line(root: Path, tmp_path_factory: pytes
 def test_stack_nested_without_end(root: Path, tmp_path: Path) -> None:
     stack = tmp_path / "stack.toml"
     stack.write_text("a = " + "[" * 100_000)
-    with pytest.raises(BadInput, match="no TOML"):
+    with pytest.raises(InputError, match="invalid TOML"):
         read([*given_options(root), "--stack", str(stack)])
 
 
-# Headers with the right names and any values, which random bytes would never reach.
+# Headers with the right names and any values, which random bytes never give.
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -85,7 +88,7 @@ FILES = st.one_of(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of which all is sound but its weights, which are not there yet."""
+    """Return a sound checkpoint that still lacks its weights."""
     folder = tmp_path_factory.mktemp("checkpoint")
     for name in ("config.json", "tokenizer_config.json", "preprocessor_config.json"):
         (folder / name).write_text('{"model_type": "tiny"}')
@@ -98,7 +101,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_any_shard_is_taken_or_refused_in_one_line(folder: Path, content: bytes) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(content)
-    said = outcome(lambda: check_folder(folder, "tiny"))
+    said = outcome(lambda: check_folder(folder, TINY))
     assert said is None or (said.startswith((f"{file}: ", f"{folder}: ")) and len(said.splitlines()) == 1)
 
 
@@ -111,8 +114,8 @@ def test_shard_is_taken_whole_and_refused_at_any_other_length(folder: Path, size
     whole = len(text).to_bytes(8, "little") + text + bytes(sum(sizes))
     file = folder / "model.safetensors"
     file.write_bytes(whole)
-    check_folder(folder, "tiny")
+    check_folder(folder, TINY)
     length = data.draw(st.integers(0, len(whole) + 50).filter(lambda length: length != len(whole)))
     file.write_bytes((whole + bytes(50))[:length])
-    with pytest.raises(BadInput):
-        check_folder(folder, "tiny")
+    with pytest.raises(InputError):
+        check_folder(folder, TINY)

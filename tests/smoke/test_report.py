@@ -6,9 +6,9 @@ import json
 import re
 import socket
 import string
-import xml.etree.ElementTree as xml
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import jsonschema
 import pytest
@@ -36,13 +36,13 @@ PATCH_EMBED = "visual.patch_embed.proj.weight"
 
 @pytest.fixture(scope="session")
 def schema(root: Path) -> jsonschema.Draft202012Validator:
-    """The schema of reports, with dates checked too."""
+    """Return the schema of reports, with dates checked too."""
     text = (root / "smoke_tests" / "report.schema.json").read_text()
     schema = json.loads(text)
     jsonschema.Draft202012Validator.check_schema(schema)
     checker = jsonschema.FormatChecker()
 
-    # jsonschema itself takes any text for a date-time unless another package is there.
+    # jsonschema itself accepts any text as a date-time unless another package is installed.
     @checker.checks("date-time", raises=ValueError)
     def is_date_time(value: object) -> bool:
         return not isinstance(value, str) or datetime.datetime.fromisoformat(value).tzinfo is not None
@@ -51,7 +51,7 @@ def schema(root: Path) -> jsonschema.Draft202012Validator:
 
 
 def example() -> dict[str, Any]:
-    """A report that is right, as small as one can be."""
+    """Return a minimal valid report."""
     return {
         "environment": "tiny",
         "lock": {"requirements.txt": "0" * 64},
@@ -169,7 +169,7 @@ def test_worst_rank_decides(ranks: list[RankVerdict]) -> None:
     assert detail in [name.format(rank.rank) + rank.detail for rank in telling]
 
 
-def test_cause_is_told_before_its_victims() -> None:
+def test_cause_is_reported_before_its_victims() -> None:
     ranks = [RankVerdict(0, "failed", "Connection reset by peer"), RankVerdict(1, "failed", "killed by signal 9 (SIGKILL)")]
     assert report.overall(ranks) == ("failed", "rank 1: killed by signal 9 (SIGKILL)")
 
@@ -177,20 +177,20 @@ def test_cause_is_told_before_its_victims() -> None:
 @given(RESULTS, st.booleans())
 def test_table_has_a_row_for_everything(results: list[Result], colour: bool) -> None:
     content = example() | {"verdict": "failed"}
-    text = report.table(content, results, colour)
+    text = report.table(content, results, colour=colour)
     assert all(result.name in text for result in results)
-    assert all(report.line(result, colour) for result in results)
+    assert all(report.line(result, colour=colour) for result in results)
 
 
 @given(RESULTS, st.text(max_size=20))
 def test_junit_is_xml_whatever_was_said(results: list[Result], failure: str) -> None:
-    suite = xml.fromstring(report._junit(example() | {"failure": failure}, results))
+    suite = ElementTree.fromstring(report._junit(example() | {"failure": failure}, results))
     wrong = sum(result.verdict == "failed" for result in results) + bool(failure)
     assert int(suite.get("failures", "")) == wrong == len(suite.findall("testcase/failure"))
     assert int(suite.get("tests", "")) == len(results) + bool(failure) == len(suite.findall("testcase"))
 
 
-def test_report_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_report_is_atomic(tmp_path: Path) -> None:
     (tmp_path / "report.json").mkdir()  # cannot be replaced by a file
     with pytest.raises(OSError, match="directory"):
         report.write(tmp_path, example(), [])
@@ -209,17 +209,17 @@ def test_good_run_passes(proven: Ended) -> None:
     assert {entry["name"] for entry in proven.report["not_run"]} == promised
 
 
-def test_report_is_as_the_schema_says(proven: Ended, schema: jsonschema.Draft202012Validator) -> None:
+def test_report_matches_the_schema(proven: Ended, schema: jsonschema.Draft202012Validator) -> None:
     schema.validate(proven.report)
 
 
 def test_every_check_and_control_was_run(proven: Ended) -> None:
     found = {(c["kind"], c["name"], c["zero_stage"]) for c in proven.report["checks"]}
-    wanted = {("check", name, stage) for name in STAGED for stage in (2, 3)}
+    wanted: set[tuple[str, str, int | None]] = {("check", name, stage) for name in STAGED for stage in (2, 3)}
     wanted |= {("check", name, None) for name in UNSTAGED}
     wanted |= {("control", name, stage) for name in CONTROLS for stage in (2, 3)}
     wanted |= {("control", name, 3) for name in CONTROLS_OF_3}
-    # What upstream has fixed is proven by a check in place of its control.
+    # A check proves what upstream fixed, in place of its control.
     expectations = proven.stack["expectations"]
     race = ("check", "late gathers") if expectations["gloo_race"] == "fixed" else ("control", "gloo race")
     layout = ("check", "both key layouts") if expectations["later_key_layout"] == "whole" else ("control", "later key layout")
@@ -236,28 +236,29 @@ def test_every_rank_gave_its_verdict(proven: Ended) -> None:
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_known_issue_says_who_died_of_what(proven: Ended, stage: int) -> None:
-    # The rank with text only aborts in gloo's C++, and takes the other along.
+def test_known_issue_says_which_rank_died_of_what(proven: Ended, stage: int) -> None:
+    # The rank with text only aborts in gloo's C++, which ends the other rank too.
     assert proven.found("mixed modality", stage)["detail"] == "rank 1: dies: killed by signal 6 (SIGABRT)"
 
 
-def test_known_issue_is_told_with_cause_and_cure(proven: Ended) -> None:
+def test_known_issue_is_reported_with_cause_and_fix(proven: Ended) -> None:
     known = BY_NAME["mixed-modality"]
     for check in proven.report["checks"]:
-        wanted = f"mixed-modality: {known.cause} Cure: {known.cure}." if check["name"] == "mixed modality" else ""
+        wanted = f"mixed-modality: {known.cause} Fix: {known.cure}." if check["name"] == "mixed modality" else ""
         assert check["diagnosis"] == wanted
     assert proven.stdout.count(known.cure) == 2
     assert (proven.folder / "junit.xml").read_text().count(known.cause) == 2
 
 
-def test_race_is_seen_or_shown_to_be_gone(proven: Ended) -> None:
+def test_race_is_detected_or_proven_fixed(proven: Ended) -> None:
     if proven.stack["expectations"]["gloo_race"] == "fixed":
         gone = proven.found("late gathers", 3)
         assert gone["detail"] == "bit-equal without the workaround, however late a gather arrives"
         return
     race = proven.found("gloo race", 3, "control")
-    tries = {re.match(r"seen at try (\d+): \d+ tensors silently wrong", rank["detail"])[1] for rank in race["ranks"]}
-    assert len(tries) == 1
+    found = [re.match(r"detected at try (\d+): \d+ tensors silently wrong", rank["detail"]) for rank in race["ranks"]]
+    assert len({match[1] for match in found if match}) == 1
+    assert all(found)
 
 
 def test_seed_failure_is_the_one_of_the_seed(proven: Ended) -> None:
@@ -293,7 +294,7 @@ def test_evidence_is_bound_to_lock_and_machine(proven: Ended, root: Path) -> Non
 
 
 def test_junit_counts_what_the_report_counts(proven: Ended) -> None:
-    suite = xml.parse(proven.folder / "junit.xml").getroot()
+    suite = ElementTree.parse(proven.folder / "junit.xml").getroot()
     cases = [(case.get("name"), case.get("classname")) for case in suite.findall("testcase")]
     stages = {2: "zero-2", 3: "zero-3", None: "all"}
     assert cases == [(c["name"], f"{c['kind']}.{stages[c['zero_stage']]}") for c in proven.report["checks"]]
@@ -338,20 +339,21 @@ def test_memory_of_each_rank(proven: Ended, inspection: dict[str, Any]) -> None:
 
 
 def size(shape: list[int]) -> int:
-    """How many elements there are."""
+    """Return the number of elements."""
     total = 1
     for extent in shape:
         total *= extent
     return total
 
 
-# the made checkpoint
+# the synthetic checkpoint
 
 
 @pytest.fixture
 def tensors(inspection: dict[str, Any], family: str) -> dict[str, Any]:
-    """Name -> shape, shard and a count of its values."""
-    return inspection[family]["tensors"]
+    """Return name -> shape, shard and counts of its values."""
+    found: dict[str, Any] = inspection[family]["tensors"]
+    return found
 
 
 def test_patch_embedding_is_the_real_one(tensors: dict[str, Any]) -> None:
@@ -367,10 +369,10 @@ def test_no_tensor_is_as_a_fresh_model_has_it(tensors: dict[str, Any]) -> None:
         assert tensor["zeros"] + tensor["ones"] < size(tensor["shape"]) * 0.01, name
 
 
-def test_shards_part_no_module(tensors: dict[str, Any], made: dict[str, Path], family: str) -> None:
-    """The gloo race hides where a module's weight and bias lie in different shards."""
+def test_shards_part_no_module(tensors: dict[str, Any], synthetic: dict[str, Path], family: str) -> None:
+    """The gloo race hides where a module's weight and bias are in different shards."""
     assert len({tensor["shard"] for tensor in tensors.values()}) >= 2
-    index = json.loads((made[family] / "model.safetensors.index.json").read_text())
+    index = json.loads((synthetic[family] / "model.safetensors.index.json").read_text())
     assert index["weight_map"] == {name: tensor["shard"] for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         if name.endswith(".bias"):
@@ -394,9 +396,9 @@ def test_processor_is_a_working_one(inspection: dict[str, Any], family: str) -> 
 # other good runs
 
 
-def test_given_checkpoint_on_three_ranks(smoke: Starter, made: dict[str, Path], inspection: dict[str, Any]) -> None:
+def test_given_checkpoint_on_three_ranks(smoke: Starter, synthetic: dict[str, Path], inspection: dict[str, Any]) -> None:
     """A checkpoint from a folder, and a world size that divides nothing evenly."""
-    folder, tensors = made["qwen2_5_vl"], inspection["qwen2_5_vl"]["tensors"]
+    folder, tensors = synthetic["qwen2_5_vl"], inspection["qwen2_5_vl"]["tensors"]
     before = {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in folder.iterdir()}
     ended = smoke.run("--zero", "3", "--nproc", "3", "--checkpoint", str(folder))
     assert ended.code == 0, ended.stdout

@@ -1,7 +1,6 @@
-"""Each check fails when what it looks at is broken, and each control fails the run when it can no longer see.
+"""Each check fails when what it tests is broken, and each control fails the run when it detects nothing.
 
-Sabotages that do not touch each other share a run, so each run also shows that a failure does not spread to checks of other
-things.
+Independent sabotages share a run, so each run also shows that a failure does not spread to other checks.
 """
 
 import hashlib
@@ -21,7 +20,7 @@ LATE = rf"with late gathers \d+ tensors are wrong: \S+ {SOME}$"
 
 
 def assert_failed(ended: Ended, name: str, stage: int | None, ranks: tuple[int, ...], detail: str, kind: str = "check") -> None:
-    """The check failed on exactly `ranks`, each of which says `detail` (a regular expression)."""
+    """Check that it failed on exactly `ranks`, each with a detail that matches `detail`."""
     entry = ended.found(name, stage, kind)
     assert entry["verdict"] == "failed", entry
     said = {rank["rank"]: rank["detail"] for rank in entry["ranks"] if rank["verdict"] == "failed"}
@@ -31,7 +30,7 @@ def assert_failed(ended: Ended, name: str, stage: int | None, ranks: tuple[int, 
 
 
 def assert_failures(ended: Ended, *, checks: set[tuple[str, int | None]], controls: set[tuple[str, int | None]]) -> None:
-    """Exit code 1, and exactly these checks and controls failed."""
+    """Check for exit code 1, and that exactly these checks and controls failed."""
     assert ended.code == 1, ended.stderr
     assert ended.report["verdict"] == "failed"
     assert ended.report["failure"] == ""
@@ -41,7 +40,7 @@ def assert_failures(ended: Ended, *, checks: set[tuple[str, int | None]], contro
 
 
 def edited_lock(root: Path, folder: Path) -> Path:
-    """A lock with another babel, one package more and one less than is installed."""
+    """Write a lock with another babel, one package more and one less than is installed."""
     lock = folder / "lock"
     lock.mkdir()
     text = (root / "lockfiles" / NAME / "requirements.txt").read_text()
@@ -53,7 +52,7 @@ def edited_lock(root: Path, folder: Path) -> Path:
 
 
 def edited_stack(root: Path, folder: Path) -> Path:
-    """A stack.toml that expects another answer of one auto class, and that what later versions fixed is fixed already."""
+    """Write a stack.toml that expects another result of one auto class, and that what later versions fixed is fixed."""
     text = (root / "environments" / NAME / "stack.toml").read_text()
     for promise, other in {
         'AutoModelForCausalLM = "refused"': 'AutoModelForCausalLM = "whole"',
@@ -69,7 +68,7 @@ def edited_stack(root: Path, folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def broken(lasting: Starter, root: Path) -> Ended:
-    """A run in which most checks find something broken, and in which nothing else is."""
+    """Return a run in which what most checks test is broken, and nothing else."""
     folder = lasting.folder / "edited"
     folder.mkdir()
     return lasting.run(
@@ -84,7 +83,7 @@ def broken(lasting: Starter, root: Path) -> Ended:
 
 @pytest.fixture(scope="module")
 def misled(lasting: Starter) -> Ended:
-    """A run in which weights and training are broken, which other checks have to notice too."""
+    """Return a run in which weights and training are broken, which other checks have to notice too."""
     return lasting.run(
         report=lasting.folder / "misled",
         sabotage=(
@@ -109,8 +108,8 @@ class TestBroken:
     """One check each, in both stages."""
 
     def test_versions(self, broken: Ended, stage: int) -> None:
-        lock = r"never-installed 1\.0 is in the lock and not installed; openai \S+ is installed and not in the lock; "
-        assert_failed(broken, "versions", stage, BOTH, lock + r"babel is \S+, the lock says 99\.1")
+        lock = r"never-installed: expected 1\.0, not installed; openai: not in the lock, found \S+; "
+        assert_failed(broken, "versions", stage, BOTH, lock + r"babel: expected 99\.1, found \S+")
         edited = r"/transformers/models/qwen2_5_vl/modeling_qwen2_5_vl\.py was edited after it was installed"
         details = [bool(re.search(edited, rank["detail"])) for rank in broken.found("versions", stage)["ranks"]]
         assert details == [False, True]
@@ -121,14 +120,16 @@ class TestBroken:
         assert_failed(broken, "collectives", stage, (1,), wrong)
 
     def test_parity(self, broken: Ended, stage: int) -> None:
-        assert_failed(broken, "parity", stage, BOTH, r"losses \S+ \S+ \S+, a single process has \S+ \S+ \S+: off by ")
-        assert broken.found("train", stage)["verdict"] == "passed"  # a falling loss alone says nothing
+        assert_failed(
+            broken, "parity", stage, BOTH, r"losses: expected \S+ \S+ \S+ \(single process\), found \S+ \S+ \S+; off by "
+        )
+        assert broken.found("train", stage)["verdict"] == "passed"  # a falling loss alone proves nothing
 
     def test_resume(self, broken: Ended, stage: int) -> None:
-        # The first loss is equal even so: it comes before the optimizer is asked for anything.
-        assert_failed(broken, "resume", stage, BOTH, r"^(rank 0: )?loss 2 after the resume is \S+, without it \S+$")
+        # The first loss is equal even so: it comes before the optimizer's first step.
+        assert_failed(broken, "resume", stage, BOTH, r"^(rank 0: )?loss 2 after the resume: expected \S+, found \S+$")
 
-    def test_cure_for_mixed_modality(self, broken: Ended, stage: int) -> None:
+    def test_workaround_for_mixed_modality(self, broken: Ended, stage: int) -> None:
         wrong = r"the gradient of \S+ is off by \S+ of its largest element"
         assert_failed(broken, "mixed modality: dummy image", stage, BOTH, wrong)
 
@@ -143,7 +144,7 @@ class TestBroken:
 
 
 def test_generation_without_variety(broken: Ended) -> None:
-    alike = r"^the greedy tokens \[5(, 5){7}\] are too much alike to tell two models apart$"
+    alike = r"^the greedy tokens \[5(, 5){7}\] are too similar to tell two models apart$"
     assert_failed(broken, "plain run", None, (0,), alike)
 
 
@@ -156,13 +157,13 @@ def test_key_layout_that_this_stack_cannot_read(broken: Ended, stage: int) -> No
 
 
 def test_race_that_this_stack_has(broken: Ended) -> None:
-    """The real one, of DeepSpeed 0.15.4."""
+    """Detect the real race, of DeepSpeed 0.15.4."""
     assert_failed(broken, "late gathers", 3, BOTH, LATE)
 
 
 @pytest.fixture(scope="module")
 def unfixed(latest: Starter) -> Ended:
-    """A run on the latest stack in which what upstream fixed is broken again."""
+    """Return a run on the latest stack in which what upstream fixed is broken again."""
     return latest.run("--zero", "3", sabotage=("unwaited_gathers", "swapped_layers"))
 
 
@@ -179,7 +180,7 @@ def test_fixes_that_are_lost(unfixed: Ended) -> None:
 def test_family_that_does_not_fit_its_model(smoke: Starter) -> None:
     ended = smoke.run("--zero", "2", sabotage=("wrong_tower",))
     assert ended.code == 1
-    wrong = r"^ValueError: smoke_tests/families/qwen2_5_vl\.py: 'visual\.\S+' is outside 'vision\.'; mend vision_tower \(log: "
+    wrong = r"^ValueError: smoke_tests/families/qwen2_5_vl\.py: 'visual\.\S+' is outside 'vision\.'; fix vision_tower \(log: "
     assert_failed(ended, "checkpoint", None, (0,), wrong)
     assert {c["verdict"] for c in ended.report["checks"]} == {"failed"}
 
@@ -196,7 +197,7 @@ def test_memory(broken: Ended) -> None:
 
 
 def test_auto_classes(broken: Ended) -> None:
-    wrong = r"^AutoModelForCausalLM: refused, stack\.toml expects whole$"
+    wrong = r"^AutoModelForCausalLM: expected whole \(stack\.toml\), found refused$"
     assert_failed(broken, "auto classes", None, (0,), wrong)
 
 
@@ -214,7 +215,7 @@ def test_weights(misled: Ended) -> None:
 
 
 def test_generate(misled: Ended) -> None:
-    assert_failed(misled, "generate", 3, BOTH, r"tokens \[.*\], the unpartitioned model gives \[.*\]")
+    assert_failed(misled, "generate", 3, BOTH, r"tokens: expected \[.*\] \(unpartitioned model\), found \[.*\]")
 
 
 def test_train(misled: Ended) -> None:
@@ -228,11 +229,11 @@ def test_plain_run(misled: Ended) -> None:
 
 
 def test_mixed_modality_that_completes(misled: Ended) -> None:
-    """It may also go through, rightly or wrongly, and only the gradients tell which."""
+    """It may also complete, and only the gradients show whether rightly."""
     wrong, right = misled.found("mixed modality", 2), misled.found("mixed modality", 3)
     assert [rank["verdict"] for rank in wrong["ranks"]] == ["known-issue"] * 2
     assert re.match(r"rank 0: completes with wrong gradients: the gradient of \S+ is off by ", wrong["detail"])
-    assert wrong["diagnosis"].endswith(f"Cure: {BY_NAME['mixed-modality'].cure}.")
+    assert wrong["diagnosis"].endswith(f"Fix: {BY_NAME['mixed-modality'].cure}.")
     assert [rank["verdict"] for rank in right["ranks"]] == ["passed"] * 2
     assert right["detail"] == "completes with the gradients of a plain run"
 
@@ -254,7 +255,7 @@ def test_checkpoint_that_cannot_be_made(smoke: Starter) -> None:
 
 
 def test_rank_that_raises(smoke: Starter) -> None:
-    """The rank that raised and the one that waited for it each have a verdict, and what comes without them goes on."""
+    """The rank that raised and the one that waited for it each have a verdict, and independent jobs run on."""
     ended = smoke.run("--zero", "2", sabotage=("raising_rank",))
     assert ended.code == 1
     waiting, raised = ended.found("train", 2)["ranks"]
@@ -270,69 +271,74 @@ def test_rank_that_raises(smoke: Starter) -> None:
 
 
 def test_mixed_modality_that_hangs(smoke: Starter) -> None:
-    """A hang is found out, told with the stack of each hung rank, and does not end the run."""
+    """A hang is detected, reported with the stack of each hung rank, and does not end the run."""
     ended = smoke.run("--zero", "2", sabotage=("frozen_text_rank",))
     assert ended.code == 0, ended.stdout
     entry = ended.found("mixed modality", 2)
     assert entry["verdict"] == "known-issue"
     waiting, frozen = entry["ranks"]
-    assert re.match(r"hangs: rank 1 is stopped \(SIGSTOP\) in zero-2 / mixed modality since 3 s, at ", frozen["detail"])
+    assert re.match(r"hangs: rank 1 is stopped \(SIGSTOP\) in zero-2 / mixed modality for 3 s, at ", frozen["detail"])
     assert "sabotage.py" in frozen["detail"]
-    assert re.match(r"hangs: rank 0 hangs in zero-2 / mixed modality since 3 s, at ", waiting["detail"])
+    assert re.match(r"hangs: rank 0 hangs in zero-2 / mixed modality for 3 s, at ", waiting["detail"])
     stack = (ended.folder / "logs" / "zero2-fresh" / "rank0.stack").read_text()
-    assert re.search(r"checks\.py\W.* in mixed_modality$", stack, re.MULTILINE)
+    assert re.search(r"checks/mixed_modality\.py\W.* in text_only_ranks$", stack, re.MULTILINE)
 
 
 def test_controls_without_their_failures(smoke: Starter) -> None:
-    """What a control makes fail does not fail: each says that it saw nothing, and the run fails for it."""
+    """What a control injects does not fail: each reports that it detected nothing, which fails the run."""
     ended = smoke.run(sabotage=("no_damage", "no_seed_failure", "no_race"))
     both = {"missing key", "later key layout", "flipped bit", "truncated shard", "wrong shape"}
     controls: set[tuple[str, int | None]] = {(name, stage) for name in both for stage in (2, 3)}
     three = {("gloo race", 3), ("seed failure: load_state_dict", 3), ("seed failure: zero.Init", 3)}
     assert_failures(ended, checks=set(), controls=controls | three)
 
-    loaded = "not seen: the checkpoint loaded without an error"
+    loaded = "not detected: the checkpoint loaded without an error"
     for stage in (2, 3):
-        assert_failed(ended, "missing key", stage, BOTH, r"not seen as such: \[\], wrong tensors \[\], logged \[\]", "control")
+        assert_failed(ended, "missing key", stage, BOTH, r"not detected: \[\], wrong tensors \[\], logged \[\]", "control")
         assert_failed(
-            ended, "later key layout", stage, BOTH, r"not seen: 0 tensors wrong, no key complained of, logged \[\]", "control"
+            ended, "later key layout", stage, BOTH, r"not detected: 0 tensors wrong, no key reported, logged \[\]", "control"
         )
         assert_failed(ended, "truncated shard", stage, BOTH, loaded, "control")
-        # Under ZeRO-3 the other rank does not hold the bit and has nothing to see.
+        # Under ZeRO-3 the other rank does not hold the bit and has nothing to detect.
         [owner] = [rank for rank in ended.found("flipped bit", 3, "control")["ranks"] if rank["verdict"] == "failed"]
         ranks = BOTH if stage == 2 else (owner["rank"],)
-        assert_failed(ended, "flipped bit", stage, ranks, r"not seen as such: wrong tensors \{\}", "control")
-        assert_failed(ended, "wrong shape", stage, BOTH, r"not seen: (the checkpoint loaded|loads) without an error", "control")
-    assert_failed(ended, "gloo race", 3, BOTH, "not seen in 3 tries", "control")
+        assert_failed(ended, "flipped bit", stage, ranks, r"not detected: wrong tensors \{\}", "control")
+        assert_failed(
+            ended, "wrong shape", stage, BOTH, r"not detected: (the checkpoint loaded|loads) without an error", "control"
+        )
+    assert_failed(ended, "gloo race", 3, BOTH, "not detected in 3 tries", "control")
     race = BY_NAME["gloo-race"]
-    assert ended.found("gloo race", 3, "control")["diagnosis"] == f"gloo-race: {race.cause} Cure: {race.cure}."
-    assert_failed(ended, "seed failure: load_state_dict", 3, BOTH, "not seen: load_state_dict took the checkpoint", "control")
+    assert ended.found("gloo race", 3, "control")["diagnosis"] == f"gloo-race: {race.cause} Fix: {race.cure}."
+    assert_failed(
+        ended, "seed failure: load_state_dict", 3, BOTH, "not detected: load_state_dict accepted the checkpoint", "control"
+    )
     assert_failed(ended, "seed failure: zero.Init", 3, BOTH, loaded, "control")
 
 
-def test_blind_comparison_is_found_out_by_the_controls(smoke: Starter) -> None:
-    """A comparison that finds everything equal passes every check, and is caught by the controls alone."""
+def test_blind_comparison_is_detected_by_the_controls(smoke: Starter) -> None:
+    """A comparison that finds everything equal passes every check, and is detected by the controls alone."""
     ended = smoke.run(sabotage=("blind_comparison",))
     both = {"missing key", "later key layout", "flipped bit"}
     controls: set[tuple[str, int | None]] = {(name, stage) for name in both for stage in (2, 3)}
     assert_failures(ended, checks=set(), controls=controls | {("gloo race", 3), ("wrong shape", 3)})
-    assert_failed(ended, "gloo race", 3, BOTH, "not seen in 3 tries", "control")
-    # Rank 0 meets the shape in the file; only the comparison could tell the others.
-    assert_failed(ended, "wrong shape", 3, (1,), r"not seen: loads without an error, wrong tensors \{\}", "control")
+    assert_failed(ended, "gloo race", 3, BOTH, "not detected in 3 tries", "control")
+    # Rank 0 reads the shape from the file; on the others only the comparison could detect it.
+    assert_failed(ended, "wrong shape", 3, (1,), r"not detected: loads without an error, wrong tensors \{\}", "control")
 
 
 INSTALLED = """
 import json, pathlib, sys, sysconfig, types
 from packaging.version import Version
-from smoke_tests import checks, stack
+from smoke_tests import runtime
+from smoke_tests.checks import installed
 
-imported, checks._imported = checks._imported, lambda locked: []
-stack.versions = lambda device: {}
+imported, installed._imported = installed._imported, lambda locked: []
+runtime.versions = lambda device: {}
 found = {}
 for folder in map(pathlib.Path, sys.argv[1:]):
     sysconfig.get_path = lambda kind: str(folder)
-    bench = types.SimpleNamespace(lock=folder / "lock", device="cpu")
-    found[folder.name] = checks.versions(bench).detail
+    context = types.SimpleNamespace(lock=folder / "lock", device="cpu")
+    found[folder.name] = installed.versions(context, None).detail
 for name in ("torch", "transformers", "deepspeed"):
     sys.modules[name] = types.SimpleNamespace(__version__="1.0", __file__=f"/elsewhere/{name}/__init__.py")
 found["imported"] = imported({name: Version("1.0") for name in ("torch", "transformers", "deepspeed")})
@@ -340,8 +346,8 @@ print(json.dumps(found))
 """
 
 
-def test_versions_refuses_what_no_lock_can_name(lasting: Starter) -> None:
-    """A development version, a package that is there twice, one from a path, and modules from outside the environment."""
+def test_versions_refuses_what_no_lock_can_specify(lasting: Starter) -> None:
+    """A development version, a package installed twice, one from a path, and modules from outside the environment."""
     folders = {
         "sound": (),
         "added": ("b-2.0",),
@@ -364,5 +370,5 @@ def test_versions_refuses_what_no_lock_can_name(lasting: Starter) -> None:
     assert said["added"] == "2 packages as locked"
     assert "b 2.0.dev0 is a development version" in said["development"]
     assert "b is installed twice (1.5 and 2.0)" in said["twice"]
-    assert said["path"] == "b was not installed from the lock but from a path or an address"
+    assert said["path"] == "b was installed from a path or a URL, not from the lock"
     assert [re.search(r"outside the environment", problem) is not None for problem in said["imported"]] == [True] * 3

@@ -1,6 +1,6 @@
 """Locks whose conda packages are edited."""
 
-from smokehouse.locks.model import Lock
+from smokehouse.locks import Lock
 
 from .conftest import TestCheckout
 

@@ -21,11 +21,9 @@ from smokehouse.images.extra_wheels import ExtraWheel, fetch_wheels, require_tor
 from smokehouse.images.labels import Flavour, ImageLabels, Ops
 from smokehouse.images.plan import Plan, plan_layers
 from smokehouse.images.spec import ImageSpec, created, oldest_driver
+from smokehouse.installs import Bundle, bundler
 from smokehouse.installs import bundle as bundles
-from smokehouse.installs import bundler
-from smokehouse.installs.bundle import Bundle
-from smokehouse.locks.check import LockedEnvironment
-from smokehouse.locks.model import Lock
+from smokehouse.locks import Lock, LockedEnvironment
 from smokehouse.programs import docker as engine
 from smokehouse.programs.process import run
 from smokehouse.storage import files

@@ -19,9 +19,8 @@ from smokehouse.images.labels import Ops
 from smokehouse.images.paths import PREFIX, PROGRAMS
 from smokehouse.images.plan import Layer, Plan
 from smokehouse.images.spec import ImageSpec, oldest_driver, stack
-from smokehouse.installs import conda_packages
-from smokehouse.installs.bundle import Bundle
-from smokehouse.locks.model import LOCK_JSON, CondaPackage, Lock, LockedFile
+from smokehouse.installs import Bundle, conda_packages
+from smokehouse.locks import LOCK_JSON, CondaPackage, Lock, LockedFile
 from smokehouse.storage import files
 from smokehouse.storage.disk import require_free_space
 
@@ -135,7 +134,7 @@ def _pack_prefix(prefix: Path, archive: Path) -> None:
             member.mtime = EPOCH
             if path.is_symlink():
                 # Path.readlink would normalize the target.
-                member.type, member.linkname = tarfile.SYMTYPE, os.readlink(path)
+                member.type, member.linkname = tarfile.SYMTYPE, os.readlink(path)  # noqa: PTH115 - see above
                 tar.addfile(member)
             elif path.is_dir():
                 member.type, member.mode = tarfile.DIRTYPE, 0o755

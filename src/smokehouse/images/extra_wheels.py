@@ -15,10 +15,10 @@ from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel
 from packaging.version import InvalidVersion, Version
 
 from smokehouse.checkout import Checkout
-from smokehouse.environments.definition import Environment
+from smokehouse.environments import Environment
 from smokehouse.errors import UserError
 from smokehouse.images.labels import EXTRA_WHEELS, ImageLabels
-from smokehouse.locks.model import Lock, LockedFile
+from smokehouse.locks import Lock, LockedFile
 from smokehouse.locks.wheel_tags import Artefact, ranking, why_incompatible
 from smokehouse.storage.download import Download, fetch, is_whole
 from smokehouse.storage.files import SHA256

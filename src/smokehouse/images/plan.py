@@ -7,7 +7,7 @@ from packaging.utils import canonicalize_name
 
 from smokehouse.errors import UserError
 from smokehouse.images.dockerfile import SLOTS
-from smokehouse.locks.model import Lock, LockedFile
+from smokehouse.locks import Lock, LockedFile
 
 _LARGE = 100_000_000  # bytes
 

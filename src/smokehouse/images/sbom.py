@@ -15,7 +15,7 @@ from packaging.licenses import InvalidLicenseExpression, canonicalize_license_ex
 
 from smokehouse.images.debian_lock import DebianPackage
 from smokehouse.images.spec import created
-from smokehouse.locks.model import CondaPackage, Lock, LockedFile
+from smokehouse.locks import CondaPackage, Lock, LockedFile
 from smokehouse.storage import files
 
 _MAX_COMMENT = 200  # characters

@@ -8,8 +8,7 @@ from smokehouse.errors import UserError
 from smokehouse.images.base import Base
 from smokehouse.images.extra_wheels import ExtraWheel, FetchedWheel
 from smokehouse.images.labels import STACK, Flavour, ImageLabels, Ops
-from smokehouse.locks.check import LockedEnvironment
-from smokehouse.locks.model import CondaPackage, Lock
+from smokehouse.locks import CondaPackage, Lock, LockedEnvironment
 from smokehouse.storage.files import sha256
 
 # By major release of CUDA. See: https://docs.nvidia.com/deploy/cuda-compatibility/, minor version compatibility.

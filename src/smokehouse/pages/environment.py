@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from smokehouse import console
-from smokehouse.environments.definition import Environment
-from smokehouse.locks.model import CondaPackage, Lock, LockedFile
+from smokehouse.environments import Environment
+from smokehouse.locks import CondaPackage, Lock, LockedFile
 from smokehouse.pages.markdown import code, plain, table
 from smokehouse.runs.report import Report
 

@@ -4,12 +4,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from smokehouse import environments
 from smokehouse.checkout import Checkout
 from smokehouse.console import status
-from smokehouse.environments import definition
 from smokehouse.errors import UserError
+from smokehouse.locks import LockFiles
 from smokehouse.locks.check import read_lock
-from smokehouse.locks.pins import LockFiles
 from smokehouse.pages import environment as page
 from smokehouse.pages.markdown import between, code
 from smokehouse.runs import report as reports
@@ -79,7 +79,7 @@ def _documented(checkout: Checkout, adopted: dict[str, Report]) -> dict[str, pag
         report = _report(checkout, name)
         found = adopted.get(name) or (_read_report(checkout, name, report) if report.exists() else None)
         proves = found and found.proves(lock, files.hashed(lock_files.lock_json))
-        shown[name] = page.Documented(definition.read(checkout, name), lock, found if proves else None)
+        shown[name] = page.Documented(environments.read(checkout, name), lock, found if proves else None)
     return shown
 
 

@@ -24,7 +24,7 @@ from typing import Any
 from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
 from smokehouse.images.paths import ENV, INSTALLER, PREFIX, PROGRAMS, SMOKEHOUSE
-from smokehouse.locks.model import Lock, LockedFile
+from smokehouse.locks import Lock, LockedFile
 from smokehouse.oci.filesystem import Entry, Tree
 from smokehouse.programs.process import run
 

@@ -8,6 +8,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from smokehouse import locks
 from smokehouse.checkout import Checkout
 from smokehouse.console import status
 from smokehouse.errors import UserError
@@ -16,8 +17,7 @@ from smokehouse.images.build import ImageRequest
 from smokehouse.images.fetch import copy_from_engine
 from smokehouse.images.labels import ImageLabels
 from smokehouse.images.spec import tags as image_tags
-from smokehouse.locks import check
-from smokehouse.locks.check import LockedEnvironment
+from smokehouse.locks import LockedEnvironment
 from smokehouse.oci.layout import Image, Layout
 from smokehouse.oci.reference import Reference
 from smokehouse.oci.registry import Registry
@@ -87,7 +87,7 @@ def publish_image(checkout: Checkout, name: str, repository: str, options: Publi
     Raises UserError.
     """
     reference = _parse_repository(repository)
-    locked = check.load(checkout, name)
+    locked = locks.load(checkout, name)
     request = options.request
     names = image_tags(locked, request.flavour, request.extra_wheels)
     folder = checkout.root / "build" / "publish" / f"{name}-{request.flavour}"

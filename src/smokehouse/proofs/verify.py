@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from smokehouse import locks
 from smokehouse.checkout import Checkout
 from smokehouse.console import size, status
 from smokehouse.errors import UserError
@@ -20,10 +21,8 @@ from smokehouse.images.fetch import open_image, work_folder
 from smokehouse.images.labels import ImageLabels
 from smokehouse.images.paths import ENV, FILES_JSON
 from smokehouse.images.spec import ImageSpec
-from smokehouse.installs.bundle import Bundle
-from smokehouse.locks import check
-from smokehouse.locks.check import LockedEnvironment
-from smokehouse.locks.model import LOCK_JSON
+from smokehouse.installs import Bundle
+from smokehouse.locks import LOCK_JSON, LockedEnvironment
 from smokehouse.oci.filesystem import Entry, Tree
 from smokehouse.oci.layout import Image, Layout
 from smokehouse.oci.registry import Registry
@@ -101,7 +100,7 @@ def verify_reference(checkout: Checkout, reference: str, options: VerifyOptions)
     """Verify the image `reference`, and in a registry its statements, against the lock in this checkout; raises UserError."""
     with open_image(checkout, reference) as (image, registry):
         environment = ImageLabels.parse(image.labels, reference).environment
-        verification = verify_image(checkout, check.load(checkout, environment), image, reference, options)
+        verification = verify_image(checkout, locks.load(checkout, environment), image, reference, options)
         return _verify_statements(checkout, registry, verification, options.signer) if registry else verification
 
 

@@ -5,12 +5,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from smokehouse import locks
 from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
-from smokehouse.installs import bundle
-from smokehouse.installs import prefix as halves
-from smokehouse.installs import virtualenv as installation
-from smokehouse.locks import check
+from smokehouse.installs import bundle, prefix, virtualenv
 from smokehouse.programs.process import run
 from smokehouse.runs.options import pop_option
 
@@ -26,7 +24,7 @@ def smoke(checkout: Checkout, name: str, options: Sequence[str]) -> None:
     the function returns. Raises UserError.
     """
     options, folder = pop_option(options, "--bundle", "a folder, made by nox -s bundle -- NAME DIR")
-    locked = check.load(checkout, name)
+    locked = locks.load(checkout, name)
     bundled = bundle.read(Path(folder), locked) if folder else None
     command = ["-m", "smoke_tests", "--environment", name]
     command += ["--stack", str(checkout.environment(name) / "stack.toml"), "--lock", str(locked.files.folder)]
@@ -42,9 +40,9 @@ def smoke(checkout: Checkout, name: str, options: Sequence[str]) -> None:
         print("  --image REF           run the smoke test in this image instead")
         return
     if bundled and bundled.has_conda:
-        python = halves.install(locked, checkout.bundled(name), bundled=bundled)
+        python = prefix.install(locked, checkout.bundled(name), bundled=bundled)
     else:
-        python = installation.ensure(checkout, locked, bundled)
+        python = virtualenv.ensure(checkout, locked, bundled)
     sys.stdout.flush()
     os.chdir(checkout.root)
     # An exec leaves one process, so that Ctrl-C and a supervisor's signals reach the smoke test itself.

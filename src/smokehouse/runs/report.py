@@ -19,7 +19,7 @@ from jsonschema.exceptions import best_match
 
 from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
-from smokehouse.locks.model import LOCK_JSON, Lock
+from smokehouse.locks import LOCK_JSON, Lock
 from smokehouse.programs.process import run
 
 SCHEMA = "smoke_tests/report.schema.json"

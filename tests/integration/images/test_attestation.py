@@ -1,4 +1,4 @@
-"""A statement holds for one image, was signed by whom one trusts, and says that the test passed; all else is refused."""
+"""A statement is accepted for one image, with a trusted signature and the report of a passed test; anything else is refused."""
 
 import json
 import os
@@ -81,7 +81,7 @@ def test_a_signature_by_another_key_or_of_another_image_is_refused(root: Path, k
         check(checkout, signed, Signer(keys / "ours.pub"), DIGEST, "b" * 64)
     with pytest.raises(UserError, match="was signed with a key; specify the public key with --key FILE"):
         check(checkout, signed, Signer(identity="https://github.com/x", issuer="https://issuer.example"), DIGEST, LOCK)
-    # Signed as they should be, and yet no good: whoever holds the key is not believed beyond the report.
+    # Valid signatures of invalid statements: the key alone proves nothing.
     report = reports.report(OTHER, LOCK)
     signed = sign(statement(report, "tiny", DIGEST), Signer(keys / "ours.key"))
     with pytest.raises(UserError, match=f"expected a report of image {DIGEST}, found one of image {OTHER}; do not trust it"):
@@ -92,7 +92,7 @@ def test_a_signature_by_another_key_or_of_another_image_is_refused(root: Path, k
 
 
 def test_what_takes_a_network_says_so(root: Path, cosign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keyless signing and checking, by the real cosign, as far as it gets."""
+    """Keyless signing and verifying by the real cosign, which has no network."""
     alone = tmp_path / "bin" / "cosign"
     alone.parent.mkdir()
     alone.write_text(f'#!/bin/sh\nexec unshare --net {cosign}/cosign "$@"\n')

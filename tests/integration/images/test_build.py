@@ -1,5 +1,6 @@
 """Building images: from a small lock, on a real base, by a real engine."""
 
+import hashlib
 import json
 import os
 import re
@@ -303,8 +304,12 @@ def test_the_sbom_has_every_package_with_its_hash(image: str, tiny: TestCheckout
 def test_a_wheel_that_is_not_the_locked_one_is_refused(tiny: TestCheckout) -> None:
     tiny.run("bundle", "tiny", str(tiny.root / "bundle"))
     [wheel] = (tiny.root / "bundle" / "wheels").glob("alpha-*.whl")
-    wheel.write_bytes(wheel.read_bytes() + b"more")
-    assert "not as it was bundled" in tiny.refused("build", "tiny", "--bundle", str(tiny.root / "bundle"))
+    locked = wheel.read_bytes()
+    wheel.write_bytes(locked + b"more")
+    digests = [hashlib.sha256(data).hexdigest() for data in (locked, locked + b"more")]
+    assert tiny.refused("build", "tiny", "--bundle", str(tiny.root / "bundle")) == (
+        f"smokehouse: {wheel}: expected SHA-256 {digests[0]}, found {digests[1]}; copy or make the bundle again"
+    )
 
 
 @pytest.mark.parametrize("base", ["debian:bookworm", "debian", "debian@sha256:123", "oci-layout:///x@sha256:" + "0" * 64])

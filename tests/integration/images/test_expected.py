@@ -1,4 +1,4 @@
-"""What a lock puts into an image: what is built from source is compared with it as far as can be; licences are SPDX's."""
+"""The files that a lock puts into an image; of those built from source, only what a build makes. Licences are SPDX's."""
 
 import hashlib
 import json
@@ -6,19 +6,25 @@ import re
 import zipfile
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from smokehouse.checkout import Checkout
 from smokehouse.images import sbom
 from smokehouse.images.debian_lock import DebianPackage
-from smokehouse.locks.model import CondaPackage, Lock, LockedFile
+from smokehouse.locks import CondaPackage, Lock, LockedFile
 from smokehouse.oci.filesystem import Entry, Tree
 from smokehouse.proofs.expected import ExpectedFiles
 
 from ...unit.conftest import sdist
 
 SITE = "opt/env/lib/python3.11/site-packages"
+
+
+def part_of_lock(**fields: Any) -> Lock:
+    """A lock with nothing but the `fields` that a test is about."""
+    return Lock.model_construct(**fields)
 
 
 def test_only_what_a_build_can_make_counts_as_built(root: Path, tmp_path: Path) -> None:
@@ -44,7 +50,7 @@ def test_only_what_a_build_can_make_counts_as_built(root: Path, tmp_path: Path) 
         entries={path: Entry("file", 3, 0o644, (0, 0), sha256=digest) for path, digest in digests.items()},
         kept={path: text.encode() for path, text in files.items()},
     )
-    contents = ExpectedFiles(Checkout(root), Lock.model_construct(python="3.11"))
+    contents = ExpectedFiles(Checkout(root), part_of_lock(python="3.11"))
     locked = LockedFile(name="deep", version="1.0", file=archive.name, size=0, sha256="0" * 64)
     built = contents.add_built(locked, archive, tree)
     assert set(built) == {
@@ -64,7 +70,7 @@ def test_a_wheel_that_is_wrong_about_itself_is_read_as_it_is(root: Path, tmp_pat
         archive.writestr("odd-1.0.data/scripts/run", "#!python\nimport odd\n")
         archive.writestr("odd-1.0.data/data/share/odd.txt", "odd\n")
         archive.writestr("odd-1.0.dist-info/RECORD", "odd.py,sha256=AAAA,6\n")
-    contents = ExpectedFiles(Checkout(root), Lock.model_construct(python="3.11"))
+    contents = ExpectedFiles(Checkout(root), part_of_lock(python="3.11"))
     contents.add_wheel(place)
 
     def fits(path: str, content: bytes) -> bool:
@@ -101,7 +107,7 @@ def test_a_licence_is_told_as_spdx_has_it_or_in_a_comment(
     with zipfile.ZipFile(place, "w") as archive:
         archive.writestr("odd-1.0.dist-info/METADATA", f"Metadata-Version: 2.4\n{stated}\n")
     locked = LockedFile(name="odd", version="1.0", file=place.name, size=0, sha256="0" * 64)
-    manifest = Lock.model_construct(environment="tiny", cutoff=date(2025, 3, 15), pip=(locked,))
+    manifest = part_of_lock(environment="tiny", cutoff=date(2025, 3, 15), pip=(locked,))
     document = json.loads(sbom.text(manifest, (), (), sbom.licences(tmp_path, [locked])))
     package = document["packages"][1]
     assert (package["licenseDeclared"], package.get("licenseComments")) == (declared, comment)
@@ -112,7 +118,7 @@ def test_an_sbom_names_each_package_once_and_by_what_spdx_allows() -> None:
         told = {"version": "1", "file": f"{name}.conda", "size": 1, "sha256": "0" * 64, "build": "0", "subdir": "noarch"}
         return CondaPackage.model_validate({"name": name, "category": "main", "license": "LGPL-2.1-or-later", **told})
 
-    manifest = Lock.model_construct(environment="tiny", cutoff=date(2025, 3, 15), pip=())
+    manifest = part_of_lock(environment="tiny", cutoff=date(2025, 3, 15), pip=())
     debian = [DebianPackage(name, "1:2+3", "0" * 64, 1, f"pool/{name}.deb") for name in ("libstdc++6", "libstdc--6")]
     packages = [conda(name) for name in ("typing-extensions", "typing_extensions", "_libgcc_mutex")]
     text = sbom.text(manifest, packages, debian, {})

@@ -36,7 +36,7 @@ def wheel(folder: Path, programs: Path, *architectures: str, ops: tuple[str, ...
         kernel = f".version 8.4\n.target {architecture}\n.address_size 64\n.visible .entry kernel() {{ ret; }}\n"
         (folder / "kernel.ptx").write_text(kernel)
         cubin = folder / f"{architecture}.cubin"
-        command = [tools / "ptxas", f"-arch={architecture}", folder / "kernel.ptx", "-o", cubin]
+        command: list[str | Path] = [tools / "ptxas", f"-arch={architecture}", folder / "kernel.ptx", "-o", cubin]
         subprocess.run(command, check=True, timeout=60)
         images.append(f"--image3=kind=elf,sm={architecture.removeprefix('sm_')},file={cubin}")
     subprocess.run([tools / "fatbinary", "-64", f"--create={folder / 'op.so'}", *images], check=True, timeout=60)

@@ -1,4 +1,4 @@
-"""An image is published whole, with what was seen of it, or no tag names it; a second call completes a broken one."""
+"""An image is published with its SBOM and its statement, or gets no tag; a second call completes an interrupted one."""
 
 import json
 import re

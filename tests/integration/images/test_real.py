@@ -181,7 +181,7 @@ def test_the_op_for_gpus_is_for_those_that_the_image_names(real: Real, pulled: E
     made = pulled.docker("create", real.reference).stdout.strip()
     pulled.docker("cp", f"{made}:{SITE}/{FUSED}", str(tmp_path / "fused.so"))
     pulled.docker("rm", made)
-    command = [toolkit.unpacked(programs) / "bin" / "cuobjdump", "--list-elf", tmp_path / "fused.so"]
+    command: list[str | Path] = [toolkit.unpacked(programs) / "bin" / "cuobjdump", "--list-elf", tmp_path / "fused.so"]
     listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
     assert set(re.findall(r"\.(sm_\d+)\.cubin", listed)) == {"sm_80", "sm_90"}
     # The ID of the process that compiled it would make two builds differ.

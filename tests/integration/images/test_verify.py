@@ -1,4 +1,4 @@
-"""Whether an image is what its lock builds is told file by file, and each way that it can be another is named."""
+"""An image is compared with what its lock builds, file by file, and every difference is reported."""
 
 import json
 import shutil
@@ -61,7 +61,7 @@ def test_what_a_real_engine_builds_is_what_the_lock_says(made: Made) -> None:
     assert "packages of docker/base.lock, built again here" in said
 
 
-def test_each_file_that_is_another_is_named(made: Made, tmp_path: Path) -> None:
+def test_each_file_that_differs_is_reported(made: Made, tmp_path: Path) -> None:
     lock = (made.checkout.root / "lockfiles" / "tiny" / "lock.json").read_bytes()
     pyc = f"{SITE}/__pycache__/alpha.cpython-311.pyc"
     changed: dict[str, tuple[Member | bytes, str]] = {
@@ -106,7 +106,7 @@ def test_the_first_difference_is_printed_and_ends_with_1(made: Made, tmp_path: P
     assert lines[-1] == "DIFFERENT  this is not what the lock builds"
 
 
-def test_a_config_that_is_another_is_named(made: Made, tmp_path: Path) -> None:
+def test_a_config_that_differs_is_reported(made: Made, tmp_path: Path) -> None:
     def edit(config: dict[str, Any]) -> None:
         config["config"]["Env"].append("LD_PRELOAD=/evil.so")
         config["config"].update(Entrypoint=["/bin/sh"], User="nobody")
@@ -122,7 +122,7 @@ def test_a_config_that_is_another_is_named(made: Made, tmp_path: Path) -> None:
     ]
 
 
-def test_an_image_of_another_lock_or_of_none_is_refused(made: Made, tmp_path: Path) -> None:
+def test_an_image_of_another_lock_or_without_one_is_refused(made: Made, tmp_path: Path) -> None:
     def other(config: dict[str, Any]) -> None:
         config["config"]["Labels"].update({"io.smokehouse.lock": "0" * 64, "org.opencontainers.image.revision": "a" * 40})
 
@@ -152,7 +152,7 @@ def test_an_image_in_an_engine_is_verified_as_it_is_there(made: Made) -> None:
     assert "image not found in the engine" in run(made.checkout, "verify", "docker:no-such-image", code=2).stderr
 
 
-def test_a_base_of_somebody_elses_is_trusted_by_its_digest(made: Made, registry: Proxy, tmp_path: Path) -> None:
+def test_a_base_from_a_registry_is_trusted_by_its_digest(made: Made, registry: Proxy, tmp_path: Path) -> None:
     [place] = (made.checkout.root / "build" / "base").glob("*/layout")
     layout = Layout(place)
     base = layout.image()
@@ -173,7 +173,7 @@ def test_a_base_of_somebody_elses_is_trusted_by_its_digest(made: Made, registry:
 
     verdict = verified(made.checkout, altered(made, tmp_path / "one", edit=claim(base.digest)), code=1)
     assert verdict["base"] == f"{registry.host}/some/base@{base.digest}, trusted by its digest"
-    # Whose base it is not ours to know has none of its packages in the bill of materials.
+    # The packages of a base from a registry are unknown, so the SBOM lists none of them.
     assert [entry["path"] for entry in verdict["differences"]] == ["opt/smokehouse/sbom.spdx.json"]
     verdict = verified(made.checkout, altered(made, tmp_path / "two", edit=claim(other.digest)), code=1)
     problem = f"differs from that of the base {registry.host}/some/base"

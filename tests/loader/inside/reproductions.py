@@ -1,7 +1,7 @@
 """Reproduce every known failure: the table lists these functions, and no entry exists without one.
 
 Each first does what a user did and checks the result, then does the same with the loader. It returns the messages of libraries
-and of the loader, each of which must be explained as the failure. It raises Unaffected on a stack that does not have the
+and of the loader, each of which must be explained as the failure. It raises UnaffectedError on a stack that does not have the
 failure, after it has checked that.
 """
 
@@ -30,7 +30,7 @@ from smokehouse_loader import LoadError, compare, loading, zero
 DEADLINE = 120.0  # seconds
 
 
-class Unaffected(Exception):
+class UnaffectedError(Exception):
     """The stack does not have the failure."""
 
 
@@ -258,7 +258,7 @@ def gloo_race(context: Context) -> list[str]:
     assert lab.values(lab.ranks(work, True)) == [0, 0]
     if not affected:
         assert lab.version("deepspeed") >= zero.RACE_FIXED_IN, f"not reproduced in {tries} tries"
-        raise Unaffected("DeepSpeed waits for every gather")
+        raise UnaffectedError("DeepSpeed waits for every gather")
     return []
 
 
@@ -344,7 +344,7 @@ def later_key_layout(context: Context) -> list[str]:
     path = context.damaged(lab.later_layout)
     if lab.version("transformers") >= (4, 52):
         smokehouse_loader.load_model(path, verify="bits", torch_dtype=torch.float32)
-        raise Unaffected("transformers 4.52 and later load both layouts")
+        raise UnaffectedError("transformers 4.52 and later load both layouts")
     text = refused(path)
     assert "4.52 and later" in text
     return [text, *warned(path)]
@@ -518,7 +518,7 @@ def resume_engine_checkpoint(context: Context) -> list[str]:
 
     texts = [text for text in lab.values(lab.ranks(work)) if text]
     if not texts:
-        raise Unaffected("this DeepSpeed loads its own checkpoints under torch 2.6")
+        raise UnaffectedError("this DeepSpeed loads its own checkpoints under torch 2.6")
     return texts
 
 
@@ -549,7 +549,7 @@ def triton_without_driver(context: Context) -> list[str]:
         [sys.executable, "-c", "import deepspeed"], env=environ, capture_output=True, text=True, timeout=DEADLINE
     )
     if ended.returncode == 0:
-        raise Unaffected("this DeepSpeed does not query triton when it is imported")
+        raise UnaffectedError("this DeepSpeed does not query triton when it is imported")
     return [ended.stderr]
 
 

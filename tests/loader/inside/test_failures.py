@@ -15,7 +15,7 @@ def test_failure(failure: Failure, slim: Path, real: Path, tmp_path: Path) -> No
     reproduce = getattr(reproductions, failure.reproduction)
     try:
         texts = reproduce(reproductions.Context(slim, real, tmp_path))
-    except reproductions.Unaffected as reason:
+    except reproductions.UnaffectedError as reason:
         note(failure.name, f"unaffected: {reason}")
         return
     for text in texts:
@@ -27,5 +27,5 @@ def test_failure(failure: Failure, slim: Path, real: Path, tmp_path: Path) -> No
 
 def note(name: str, outcome: str) -> None:
     """Record the outcome for test_stacks.py, which checks that each is reproduced on some stack."""
-    with open(os.environ["FAILURE_OUTCOMES"], "a") as file:
+    with Path(os.environ["FAILURE_OUTCOMES"]).open("a") as file:
         file.write(json.dumps([name, outcome]) + "\n")

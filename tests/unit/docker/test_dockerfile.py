@@ -11,8 +11,7 @@ from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
 from smokehouse.images import dockerfile
 from smokehouse.images.plan import plan_layers
-from smokehouse.locks import model
-from smokehouse.locks.model import LockedFile
+from smokehouse.locks import LockedFile, model
 
 
 @pytest.fixture

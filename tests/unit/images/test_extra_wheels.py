@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from smokehouse import locks
 from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
 from smokehouse.images import extra_wheels
@@ -15,8 +16,7 @@ from smokehouse.images.extra_wheels import ExtraWheel, FetchedWheel
 from smokehouse.images.labels import ImageLabels
 from smokehouse.images.plan import Layer, plan_layers
 from smokehouse.images.spec import tags
-from smokehouse.locks import check
-from smokehouse.locks.check import LockedEnvironment
+from smokehouse.locks import LockedEnvironment
 
 from ..channel import Channel
 from ..conftest import Index, TestCheckout, wheel
@@ -61,7 +61,7 @@ def stacked(checkout: TestCheckout, index: Index) -> TestCheckout:
 
 def loaded(checkout: TestCheckout) -> LockedEnvironment:
     """Tiny and its lock."""
-    return check.load(Checkout(checkout.root), "tiny")
+    return locks.load(Checkout(checkout.root), "tiny")
 
 
 def fetched(checkout: TestCheckout, *requested: ExtraWheel) -> tuple[FetchedWheel, ...]:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ MANIFEST = Lock(
     environment="tiny",
     python="3.11",
     platform="x86_64-manylinux_2_28",
-    cutoff="2025-03-15",  # type: ignore[arg-type]
+    cutoff=date(2025, 3, 15),
     inputs="1" * 64,
     virtual_packages={"__cuda": "12.4", "__glibc": "2.28"},
     channel=Channel(name="conda-forge", snapshot="2" * 64),
@@ -382,11 +383,12 @@ def test_one_page_by_name(tiny: Docs) -> None:
 
 
 def test_an_unknown_name_is_refused(tiny: Docs) -> None:
-    for verb in (
+    verbs: tuple[Callable[[], int], ...] = (
         lambda: docs.make(tiny.checkout, ["tinny"], None),
         lambda: docs.make(tiny.checkout, ["tinny"], tiny.run),
         lambda: docs.check(tiny.checkout, ["tinny"]),
-    ):
+    )
+    for verb in verbs:
         with pytest.raises(UserError, match=r"did you mean tiny\?"):
             verb()
 

@@ -1,6 +1,6 @@
-"""Brings torch and DeepSpeed up on this machine: the traps of each version, each met in one place.
+"""How torch and DeepSpeed are initialised on this machine: the workarounds for each version, each in one place.
 
-Every figure and failure named here was measured; see the known issues of the environment.
+Every figure and failure here was measured; see the known issues of the environment.
 """
 
 import contextlib
@@ -17,41 +17,40 @@ from typing import Any
 import torch
 from packaging.version import Version
 
+from smoke_tests.families import Family
 from smokehouse_loader import zero
 
-from .families import Family
-
-# A function of deepspeed.comm; asynchronous ones return a handle to wait for.
+# A function of deepspeed.comm; asynchronous calls return a handle to wait for.
 Collective = Callable[..., Any]
-# The precision that people train in on each device.
+# The usual precision for training on each device.
 PRECISION = {"cpu": "fp32", "cuda": "bf16"}
-# transformers renamed the argument of `from_pretrained`; 5.x still takes the old one, and warns.
+# transformers renamed the argument of `from_pretrained`; 5.x still accepts the old name, with a warning.
 DTYPE_ARGUMENT_SINCE = Version("4.56")
 
 
 def installed(package: str) -> Version:
-    """The version of an installed package."""
+    """Return the version of an installed package."""
     return Version(importlib.metadata.version(package))
 
 
 def choose_device(requested: str) -> str:
-    """`cuda` or `cpu` for `auto`, `cuda` or `cpu`. Asks NVML, so that CUDA is not initialised and the process can fork."""
+    """Return `cuda` or `cpu` for `auto`, `cuda` or `cpu`. Does not initialise CUDA, so that the process can fork."""
     if requested == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return requested
 
 
 def backend(device: str) -> str:
-    """The process group's backend on `device`."""
+    """Return the process group's backend on `device`."""
     return "nccl" if device == "cuda" else "gloo"
 
 
 def choose_accelerator(device: str) -> None:
-    """Settle what DeepSpeed will take for its accelerator. Comes before any import of transformers or DeepSpeed."""
+    """Set the accelerator that DeepSpeed will use. Call it before any import of transformers or DeepSpeed."""
     os.environ["DS_ACCELERATOR"] = device
     if device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        # Both import triton if they can; with no GPU driver DeepSpeed's kernels then end in "0 active drivers ([])".
+        # Both import triton if they can; without a GPU driver DeepSpeed's kernels then raise "0 active drivers ([])".
         sys.modules["triton"] = None  # type: ignore[assignment]
 
 
@@ -60,18 +59,18 @@ def import_deepspeed(device: str) -> None:
     if device == "cpu":
         # `device_count()` runs `numactl --hardware` where LOCAL_SIZE is not set.
         os.environ["LOCAL_SIZE"] = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    logging.disable(logging.INFO)  # it announces itself on standard output
+    logging.disable(logging.INFO)  # it logs to standard output
     importlib.import_module("deepspeed")
     logging.disable(logging.NOTSET)
     if device == "cpu":
-        # Its JIT build takes half a minute, and a killed build leaves a lock file on which later runs hang. Where DeepSpeed has
-        # not asked what it could build (from 0.19 on), it must not begin to: it asks compilers, in processes.
+        # Its JIT build takes half a minute, and a killed build leaves a lock file on which later runs hang. From 0.19 on,
+        # DeepSpeed does not find out on import what it can build; it must not later either, as it starts compilers for that.
         importlib.import_module("deepspeed.ops").__dict__.setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
     trust_own_checkpoints()
 
 
 def import_model_code(family: Family) -> None:
-    """Import what every rank will need of transformers, once, before ranks are forked."""
+    """Import what every rank uses of transformers, once, before ranks are forked."""
     for name in ("AutoModelForImageTextToText", "AutoProcessor"):
         getattr(importlib.import_module("transformers"), name)
     for module in (*family.modules, "transformers.generation", "safetensors.torch"):
@@ -79,7 +78,7 @@ def import_model_code(family: Family) -> None:
 
 
 def import_engine_code() -> None:
-    """The same for DeepSpeed's engines and torchrun's agent."""
+    """Import what every rank uses of DeepSpeed's engines and torchrun's agent."""
     for module in (
         "torch.distributed.launcher.api",
         "deepspeed.runtime.zero.stage3",
@@ -91,7 +90,7 @@ def import_engine_code() -> None:
 
 
 def trust_own_checkpoints() -> None:
-    """Lets torch 2.6's `weights_only` loading read the classes that DeepSpeed's engine checkpoints are made of."""
+    """Let torch 2.6's `weights_only` loading read the classes in DeepSpeed's engine checkpoints."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
@@ -100,7 +99,7 @@ def trust_own_checkpoints() -> None:
 
 
 def init_distributed(device: str, local_rank: int, timeout: float) -> None:
-    """Joins the process group that torchrun's agent described in the environment; collectives fail after `timeout` seconds."""
+    """Join the process group that torchrun's agent describes in the environment; collectives fail after `timeout` seconds."""
     import deepspeed
 
     limit = datetime.timedelta(seconds=timeout)
@@ -112,14 +111,15 @@ def init_distributed(device: str, local_rank: int, timeout: float) -> None:
     deepspeed.init_distributed(dist_backend=backend(device), auto_mpi_discovery=False, timeout=limit, verbose=False)
 
 
-class LateGather:
+class _LateGather:
     """The handle of a gather that begins only when it is waited for."""
 
     def __init__(self, begin: Callable[[], Any]) -> None:
+        """Take the function that begins the gather."""
         self._begin: Callable[[], Any] | None = begin
 
     def wait(self, *_: Any, **__: Any) -> None:
-        """Gather now, if that was not done before."""
+        """Gather now, unless that was done before."""
         if self._begin is not None:
             begin, self._begin = self._begin, None
             begin().wait()
@@ -127,19 +127,19 @@ class LateGather:
 
 @contextlib.contextmanager
 def late_gathers() -> Iterator[None]:
-    """The gloo race, lost each time: what nobody waits for arrives once rank 0 has read the file and is about to send it on."""
-    pending: list[LateGather] = []
+    """Lose the gloo race every time: gathers that nobody waits for arrive when rank 0 has read the file and broadcasts it."""
+    pending: list[_LateGather] = []
 
     def late(original: Collective) -> Collective:
         def gather(*args: Any, **kwargs: Any) -> Any:
             if not kwargs.get("async_op"):
                 return original(*args, **kwargs)
-            pending.append(LateGather(functools.partial(original, *args, **kwargs)))
+            pending.append(_LateGather(functools.partial(original, *args, **kwargs)))
             return pending[-1]
 
         return gather
 
-    def behind_gathers(original: Collective) -> Collective:
+    def after_gathers(original: Collective) -> Collective:
         def broadcast(*args: Any, **kwargs: Any) -> Any:
             while pending:
                 pending.pop(0).wait()
@@ -147,17 +147,17 @@ def late_gathers() -> Iterator[None]:
 
         return broadcast
 
-    with zero.changed_collectives(late, *zero.GATHERS), zero.changed_collectives(behind_gathers, "broadcast"):
+    with zero.changed_collectives(late, *zero.GATHERS), zero.changed_collectives(after_gathers, "broadcast"):
         yield
 
 
 def in_precision(dtype: torch.dtype) -> dict[str, torch.dtype]:
-    """The argument that has `from_pretrained` give a model in `dtype`."""
+    """Return the argument with which `from_pretrained` loads a model in `dtype`."""
     return {"dtype" if installed("transformers") >= DTYPE_ARGUMENT_SINCE else "torch_dtype": dtype}
 
 
 def config(stage: int, world_size: int, dtype: torch.dtype, device: str) -> dict[str, Any]:
-    """The DeepSpeed configuration of every engine here; nothing in it is `auto` and nothing is left to a version's default."""
+    """Return the DeepSpeed configuration of every engine; nothing in it is `auto` or left to a version's default."""
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -171,7 +171,7 @@ def config(stage: int, world_size: int, dtype: torch.dtype, device: str) -> dict
         "zero_optimization": {
             "stage": stage,
             "contiguous_gradients": True,
-            "overlap_comm": device == "cuda",  # streams: a CPU has none, and would only hold a second buffer
+            "overlap_comm": device == "cuda",  # with streams, which a CPU lacks: it would only hold a second buffer
             "reduce_bucket_size": 5_000_000,
             "stage3_prefetch_bucket_size": 5_000_000,
             "stage3_gather_16bit_weights_on_model_save": True,
@@ -182,20 +182,20 @@ def config(stage: int, world_size: int, dtype: torch.dtype, device: str) -> dict
 
 
 def versions(device: str) -> dict[str, str | None]:
-    """What was really imported and what hardware it runs on."""
+    """Return the versions of what was imported, and the GPU that it runs on."""
     import platform
 
     import deepspeed
     import transformers
     from deepspeed.git_version_info import installed_ops
 
-    ahead = sorted(name for name, there in installed_ops.items() if there)
+    ahead = sorted(name for name, installed in installed_ops.items() if installed)
     found: dict[str, str | None] = {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "deepspeed": deepspeed.__version__,
-        # Every rank compiles the others itself, when it first uses them.
+        # Each rank compiles the others itself, when it first uses them.
         "deepspeed_ops_ahead_of_time": ", ".join(ahead) or "none",
         "cuda": torch.version.cuda,
         "kernel": platform.release(),

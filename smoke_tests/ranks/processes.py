@@ -1,4 +1,4 @@
-"""Starts process groups and ends them: fork, torchrun's agent, exit codes, and no process left behind."""
+"""Start process groups and end them: fork, torchrun's agent, exit codes, and no process left behind."""
 
 import contextlib
 import ctypes
@@ -12,7 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .outcome import Channel, one_line
+from smoke_tests.outcome import one_line
+from smoke_tests.ranks.brief import Brief
+from smoke_tests.ranks.channel import Channel, Exit, Fatal
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -20,16 +22,16 @@ PR_SET_CHILD_SUBREAPER = 36
 
 def _prctl(option: int, value: int) -> None:
     if ctypes.CDLL(None, use_errno=True).prctl(option, value) != 0:
-        raise OSError(ctypes.get_errno(), f"prctl({option}) was refused")
+        raise OSError(ctypes.get_errno(), f"prctl({option}) failed")
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill this process when its parent is gone, however the parent went (prctl(2))."""
+    """Have the kernel kill this process when its parent is gone, however the parent ended. See: prctl(2)."""
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def start(entry: Callable[[Any], None], brief: Any, start_method: str) -> int:
-    """Fork a launcher in a session of its own that runs `entry(brief)` in every rank of the brief's job; its process id.
+def start(entry: Callable[[Brief], None], brief: Brief, start_method: str) -> int:
+    """Fork a launcher in its own session that runs `entry(brief)` in every rank of the brief's job, and return its process id.
 
     The caller must have one thread only.
     """
@@ -55,7 +57,7 @@ def start(entry: Callable[[Any], None], brief: Any, start_method: str) -> int:
 
 
 def log_to(file: Path) -> None:
-    """Send everything that this process and its libraries print to `file`, or nowhere when the disk has no room for it."""
+    """Redirect what this process and its libraries print to `file`, or to nowhere when the file cannot be created."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -66,21 +68,21 @@ def log_to(file: Path) -> None:
     os.close(descriptor)
 
 
-def _launch(entry: Callable[[Any], None], brief: Any, start_method: str) -> None:
-    """torchrun's agent with `entry` in each rank. Tells the supervisor every rank's exit code, in the order of deaths."""
+def _launch(entry: Callable[[Brief], None], brief: Brief, start_method: str) -> None:
+    """Run torchrun's agent with `entry` in each rank, and report every rank's exit code in the order of deaths."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    channel = Channel(brief.address, {"job": brief.job.name, "rank": None})
+    channel = Channel(brief.address, brief.job.name, None)
     reap = multiprocessing.popen_fork.Popen.poll
 
     def poll(self: Any, flag: int = os.WNOHANG) -> int | None:
-        # The agent names one failure, sometimes the victim's: whoever reaps a rank is the only one to learn its signal.
+        # The agent reports one failure, sometimes the victim's, and only the process that reaps a rank learns its signal.
         before = self.returncode
         code = reap(self, flag)
         if before is None and code is not None:
-            channel.send("exit", pid=self.pid, code=code)
+            channel.send(Exit(self.pid, code))
         return code
 
     multiprocessing.popen_fork.Popen.poll = poll  # type: ignore[method-assign]
@@ -89,12 +91,12 @@ def _launch(entry: Callable[[Any], None], brief: Any, start_method: str) -> None
         max_nodes=1,
         nproc_per_node=brief.job.processes,
         run_id=brief.job.name,
-        # One machine needs no election of a host, in which the c10d backend waits for up to 0.3 s by design.
+        # One machine needs no election of a host, for which the c10d backend waits up to 0.3 s by design.
         rdzv_backend="static",
         rdzv_endpoint=f"127.0.0.1:{brief.port or _free_port()}",
         rdzv_configs={"rank": 0, "timeout": int(brief.timeout)},
-        logs_specs=DefaultLogsSpecs(log_dir=str(brief.work / "agent")),  # without it, a folder in /tmp that stays
-        local_addr="127.0.0.1",  # without it the agent asks DNS for this machine's name
+        logs_specs=DefaultLogsSpecs(log_dir=str(brief.workspace.agent_logs)),  # the default is a folder in /tmp that stays
+        local_addr="127.0.0.1",  # by default the agent asks DNS for this machine's name
         start_method=start_method,
         max_restarts=0,
         monitor_interval=0.05,
@@ -102,9 +104,9 @@ def _launch(entry: Callable[[Any], None], brief: Any, start_method: str) -> None
     try:
         elastic_launch(config, entry)(brief)
     except ChildFailedError:
-        pass  # every rank's end was told already
+        pass  # every rank's end was reported by `poll`
     except Exception as error:
-        channel.send("fatal", error=one_line(error))
+        channel.send(Fatal(one_line(error)))
         raise
 
 
@@ -115,25 +117,25 @@ def _free_port() -> int:
 
 
 def adopt_orphans() -> None:
-    """Become the parent of ranks whose launcher is gone, so that `stop` can wait for them too (prctl(2), a child subreaper)."""
+    """Become the parent of ranks whose launcher is gone, so that `stop` can reap them too. See: prctl(2), child subreaper."""
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
 def stop(process: int) -> None:
-    """Kill a launcher and its ranks, and wait until the kernel has cleared them away. Harmless where they are gone already."""
+    """Kill a launcher and its ranks, and reap them. Does nothing where they are gone."""
     for kill in (os.killpg, os.kill):  # between fork and setsid there is no such group yet
         with contextlib.suppress(ProcessLookupError):
             kill(process, signal.SIGKILL)
-    for whom in (process, -process):
+    for target in (process, -process):
         with contextlib.suppress(ChildProcessError):
             while True:
-                os.waitpid(whom, 0)
+                os.waitpid(target, 0)
 
 
-def ask_for_stack(process: int) -> None:
-    """Have a rank's main thread run its SIGUSR1 handler, and wake the rank if it is stopped. Harmless where it is gone already.
+def request_stack(process: int) -> None:
+    """Have a rank's main thread run its SIGUSR1 handler, and wake the rank if it is stopped. Does nothing where it is gone.
 
-    A signal to the process goes to any of its threads, which may look at a main thread that runs on: every other dump was cut.
+    A signal to the process is handled by any of its threads, which may dump a main thread that runs on and cut the dump.
     """
     libc = ctypes.CDLL(None)
     with contextlib.suppress(ProcessLookupError):
@@ -145,7 +147,7 @@ def ask_for_stack(process: int) -> None:
 
 
 def exit_code(process: int) -> int | None:
-    """The exit code of a launcher, negative for a signal; None while it runs. It can still be waited for."""
+    """Return the exit code of a launcher, negative for a signal, or None while it runs. It stays waitable."""
     ended = os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     if ended is None:
         return None
@@ -153,16 +155,15 @@ def exit_code(process: int) -> int | None:
 
 
 def state(process: int) -> str:
-    """The kernel's letter for what a process is doing (`T`: stopped, `D`: waits for a device, …), empty when it is gone."""
+    """Return the kernel's letter for a process state (`T`: stopped, `D`: waits for a device, …), empty when it is gone."""
     try:
-        with open(f"/proc/{process}/stat") as stat:
-            return stat.read().rpartition(")")[2].split()[0]
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
         return ""
 
 
 def signal_name(code: int) -> str:
-    """An exit code as people say it."""
+    """Return an exit code in words."""
     if code < 0:
         try:
             return f"killed by signal {-code} ({signal.Signals(-code).name})"

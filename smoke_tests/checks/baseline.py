@@ -1,0 +1,66 @@
+"""The plain run: one process without DeepSpeed, with which the ranks are compared."""
+
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from smoke_tests.checks import generation, loading, mixed_modality, training
+from smoke_tests.checks.context import RankContext, TrainingState
+from smoke_tests.outcome import Outcome, failed, judged, passed
+
+# Above this size only the two probe gradients are compared, since each comparison gathers a whole tensor on every rank.
+SMALL_MODEL = 100_000_000
+
+
+def plain_run(context: RankContext, _: TrainingState) -> Outcome:
+    """Run the ranks' batches in one process: greedy tokens, losses, and the gradients of the mixed-modality batch."""
+    model = loading.ready_model(context, context.source)
+    model.to(context.torch_device).train()
+    tokens = generation.greedy(context, model)
+    _save_mixed_gradients(context, model)
+    losses = _train(context, model)
+    problems = training.loss_problems(losses)
+    if len(set(tokens)) < 3:
+        problems.append(f"the greedy tokens {tokens} are too similar to tell two models apart")
+    return judged(problems, f"loss {training.numbers(losses)}", losses=losses, tokens=tokens)
+
+
+def _save_mixed_gradients(context: RankContext, model: Any) -> None:
+    ranks = range(context.processes)
+    for rank in ranks:
+        (model(**context.on_device(mixed_modality.mixed_sample(context, rank))).loss / len(ranks)).backward()
+    gradients = {name: p.grad.float().cpu().contiguous() for name, p in model.named_parameters() if p.grad is not None}
+    if sum(p.numel() for p in model.parameters()) >= SMALL_MODEL:
+        gradients = {name: gradients[name] for name in training.probes(context.family, gradients)}
+    save_file(gradients, context.workspace.mixed_gradients)
+    model.zero_grad()
+
+
+def _train(context: RankContext, model: Any) -> list[float]:
+    """Do the ranks' optimizer steps and return their losses. As in DeepSpeed, the optimizer has fp32 masters in any dtype."""
+    masters = [parameter.detach().clone().float() for parameter in model.parameters()]
+    optimizer = context.optimizer(masters)
+    batch = [training.own_sample(context, rank) for rank in range(context.processes)]
+    losses = []
+    for _ in range(training.TRAIN_STEPS):
+        parts = [model(**sample).loss for sample in batch]
+        losses.append(sum(part.item() for part in parts) / len(parts))
+        (torch.stack(parts).sum() / len(parts)).backward()
+        for master, parameter in zip(masters, model.parameters(), strict=True):
+            master.grad = None if parameter.grad is None else parameter.grad.to(master.dtype)
+        optimizer.step()
+        for master, parameter in zip(masters, model.parameters(), strict=True):
+            parameter.data.copy_(master)
+        model.zero_grad()
+    return losses
+
+
+def compare_losses(reference: Outcome, trained: Outcome, dtype: torch.dtype) -> Outcome:
+    """Compare a ZeRO run's global losses with those of a single process on the same global batch, `reference`."""
+    expected, found = reference.data["losses"], trained.data["losses"]
+    worst = max(abs(a - b) for a, b in zip(expected, found, strict=True))
+    if not worst <= training.PARITY[dtype]:
+        sentence = f"losses: expected {training.numbers(expected)} (single process), found {training.numbers(found)}"
+        return failed(f"{sentence}; off by {worst:.2g}, at most {training.PARITY[dtype]:.0e} allowed")
+    return passed(f"within {worst:.1g} of a single process")

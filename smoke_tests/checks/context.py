@@ -1,0 +1,100 @@
+"""What a check runs with: what its rank was given, and what the rank has built so far."""
+
+import functools
+import gc
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from smoke_tests import families, runtime
+from smoke_tests.workspace import Workspace
+from smokehouse_loader import Failure
+
+
+@dataclass(frozen=True)
+class RankContext:
+    """What a rank was given for a step."""
+
+    rank: int
+    world_size: int
+    processes: int  # the world size of the ZeRO runs, which a plain run of one process stands in for
+    device: str  # cpu | cuda
+    dtype: torch.dtype
+    stage: int  # of ZeRO; 0 without DeepSpeed
+    source: Path  # the checkpoint under test
+    workspace: Workspace
+    lock: Path
+    stack: dict[str, Any]  # stack.toml
+    failure: Failure | None = None  # the known failure that the step is about
+
+    @property
+    def torch_device(self) -> torch.device:
+        """This rank's device."""
+        return torch.device(self.device, torch.cuda.current_device()) if self.device == "cuda" else torch.device("cpu")
+
+    @property
+    def model_class(self) -> Any:
+        """The class that stack.toml specifies for this checkpoint."""
+        import transformers
+
+        return getattr(transformers, self.stack["model"]["class"])
+
+    @property
+    def family(self) -> families.Family:
+        """The family of the model."""
+        return families.get(self.stack["model"]["family"])
+
+    @property
+    def processor(self) -> Any:
+        """The processor of the checkpoint under test."""
+        return _processor(self.source)
+
+    def on_device(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Copy model inputs to this rank's device."""
+        return {name: tensor.to(self.torch_device) for name, tensor in inputs.items()}
+
+    def optimizer(self, parameters: Iterable[torch.Tensor]) -> torch.optim.Optimizer:
+        """Return AdamW with a learning rate for fine-tuning, or a larger one for the synthetic checkpoint's random weights.
+
+        Adam moves a weight by about the learning rate a step, even where the gradient is nearly 0 and its sign depends on the
+        order of a sum. The large eps is for those: with 1e-8, at 3e-4, three ranks were 1.5e-5 off after three steps.
+        """
+        rate = 5e-5 if self.source == self.workspace.synthetic else 2e-5
+        return torch.optim.AdamW(parameters, lr=rate, eps=1e-5, fused=True)
+
+    def engine_config(self) -> dict[str, Any]:
+        """Return the DeepSpeed configuration of this rank's engine."""
+        return runtime.config(self.stage, self.world_size, self.dtype, self.device)
+
+
+@functools.cache
+def _processor(source: Path) -> Any:
+    from transformers import AutoProcessor
+
+    return AutoProcessor.from_pretrained(source)
+
+
+@dataclass
+class TrainingState:
+    """What a rank has built so far, which a step that continues another finds as that one left it."""
+
+    model: Any = None
+    loading_info: dict[str, Any] = field(default_factory=dict)  # transformers', of `model`
+    engine: Any = None  # DeepSpeed's, of `model`
+    gradients: dict[str, torch.Tensor] = field(default_factory=dict)  # of the probes, in the first optimizer step
+    losses: list[float] = field(default_factory=list)  # global ones, of the optimizer steps so far
+
+    def clear(self) -> None:
+        """Drop everything and free its memory, so that the next load starts clean."""
+        self.model = self.engine = None
+        self.loading_info, self.gradients, self.losses = {}, {}, []
+        gc.collect()
+        torch.cuda.empty_cache()  # does nothing where CUDA was not initialised
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    """Return the torch type that `fp32` or `bf16` stands for."""
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]

@@ -1,0 +1,131 @@
+"""A checkpoint loads whole, under ZeRO and without it, bit for bit."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from smoke_tests import runtime
+from smoke_tests.checks.context import RankContext, TrainingState
+from smoke_tests.outcome import Outcome, judged
+from smokehouse_loader import assert_ready, compare, explain, inspect_checkpoint, load_model, ready, zero
+from smokehouse_loader.errors import shortened
+from smokehouse_loader.keys import Plan
+
+
+@contextlib.contextmanager
+def transformers_zero(config: dict[str, Any]) -> Iterator[None]:
+    """Keep a `HfDeepSpeedConfig` alive: transformers partitions under ZeRO-3 only while one is referenced."""
+    from transformers.integrations import HfDeepSpeedConfig, unset_hf_deepspeed_config
+
+    live = HfDeepSpeedConfig(config)
+    try:
+        yield
+    finally:
+        del live
+        unset_hf_deepspeed_config()
+
+
+def read_model(context: RankContext, path: Path) -> tuple[Any, dict[str, Any]]:
+    """Load the checkpoint in `path` as the stack alone does; return the model and transformers' loading info."""
+    return load_with(context.model_class, path, context.dtype)
+
+
+def ready_model(context: RankContext, path: Path) -> Any:
+    """Load the checkpoint in `path` with the loader, verified bit for bit, where loading is not what is tested."""
+    model = load_model(path, model_class=context.model_class, verify="bits", **runtime.in_precision(context.dtype))
+    assert_ready(model)
+    return model
+
+
+def load_with(loader: Any, path: Path, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+    """Load the checkpoint in `path` with the class `loader`; return the model and transformers' loading info."""
+    model, info = loader.from_pretrained(path, **runtime.in_precision(dtype), output_loading_info=True)
+    return model, info
+
+
+def key_problems(info: dict[str, Any]) -> list[str]:
+    """Return the keys that transformers' loading info reports as missing, unexpected or mismatched, in words."""
+    problems = []
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        keys = [key if isinstance(key, str) else f"{key[0]} {list(key[1])} != {list(key[2])}" for key in sorted(info[kind])]
+        if keys:
+            problems.append(f"{len(keys)} {kind.replace('_', ' ')} ({shortened(keys, 2)})")
+    return problems
+
+
+def partition_problems(context: RankContext, model: Any) -> list[str]:
+    """Return how parameters differ from a partitioned model's (ZeRO-3) or a whole one's (otherwise), or are both."""
+    both = [p for p in model.named_parameters() if zero.is_partitioned(p[1]) and p[1].numel()]
+    return [
+        *map(str, ready.partitioning(model, requested=context.stage == 3)),
+        *(f"{name} holds {p.numel()} + {p.ds_tensor.numel()} of {p.ds_numel} elements" for name, p in both),
+    ]
+
+
+def load(context: RankContext, state: TrainingState) -> Outcome:
+    """Check that `from_pretrained` partitions every parameter under ZeRO-3, and none under ZeRO-2."""
+    state.model, state.loading_info = read_model(context, context.source)
+    parameters = list(state.model.parameters())
+    how = "partitioned" if context.stage == 3 else "whole"
+    workaround = ", waiting for gloo gathers" if context.stage == 3 and zero.has_gloo_race() else ""
+    dtype = str(context.dtype).removeprefix("torch.")
+    return judged(partition_problems(context, state.model), f"{len(parameters)} parameters {how}, {dtype}{workaround}")
+
+
+def wrong_tensors(context: RankContext, model: Any, truth: Path) -> dict[str, str]:
+    """Return published name -> what is wrong, for every tensor of `model` that differs from the checkpoint `truth` in any bit.
+
+    Model and file may have different key layouts. The family says which tensor is which, not transformers, which the loader
+    asks: a tensor that transformers loads in place of another must not go unnoticed.
+    """
+    stored = inspect_checkpoint(truth)
+    tensors = compare.state_of(model)
+    published = context.family.published
+    names = {published(name): name for name in tensors}
+    plan = Plan()
+    for key in stored.tensors:
+        name = published(key)
+        plan.take(names.get(name, name), key)
+    wrong = compare.wrong_tensors(model, stored, plan)
+    wrong |= {key: f"is also in the file as {other}" for key, other in plan.doubled}
+    wrong |= dict.fromkeys(tensors.keys() - compare.filled(model, plan), "was not found in the file")
+    return {published(name): what for name, what in wrong.items()}
+
+
+def weights(context: RankContext, state: TrainingState) -> Outcome:
+    """Check that every tensor equals the file's bit for bit, and that no key is missing, unexpected or mismatched."""
+    wrong = wrong_tensors(context, state.model, context.source)
+    problems = key_problems(state.loading_info) + [f"{name} {what}" for name, what in wrong.items()]
+    count = len(inspect_checkpoint(context.source).tensors)
+    return judged(problems, f"{count} tensors bit-equal, 0 keys missing, unexpected or mismatched", wrong=sorted(wrong))
+
+
+def auto_classes(context: RankContext, _: TrainingState) -> Outcome:
+    """Check which auto classes load the checkpoint whole, load it in part or refuse it, against stack.toml."""
+    import transformers
+
+    expected = context.stack["expectations"]["auto_classes"]
+    found = {}
+    for name in expected:
+        auto = getattr(transformers, name, None)
+        if auto is None:
+            found[name] = "absent"
+            continue
+        try:
+            model, info = load_with(auto, context.source, context.dtype)
+        except ValueError as error:
+            if "wrong-auto-class" not in [known.failure.name for known in explain(error)]:
+                raise
+            found[name] = "refused"
+            continue
+        found[name] = "part" if key_problems(info) else "whole"
+        del model
+    problems = [
+        f"{name}: expected {expected[name]} (stack.toml), found {found[name]}"
+        for name in expected
+        if found[name] != expected[name]
+    ]
+    return judged(problems, ", ".join(f"{name} {how}" for name, how in found.items()), found=found)

@@ -1,0 +1,54 @@
+"""Batches in which one rank has an image and others have text only: the known issue, and its workaround."""
+
+import torch
+from safetensors.torch import load_file
+
+from smoke_tests.checks import loading, training
+from smoke_tests.checks.context import RankContext, TrainingState
+from smoke_tests.fixtures import samples
+from smoke_tests.outcome import Outcome, judged, known_issue, passed
+
+# Of a tensor's largest gradient: the same sums in another order. Measured below 1e-3 in fp32 and at most 0.073 in bf16; a rank
+# whose gradient is lost gives 0.5 and more.
+GRADIENT_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15}
+
+
+def mixed_sample(context: RankContext, rank: int) -> dict[str, torch.Tensor]:
+    """Return `rank`'s sample of the batch: with an image on rank 0, text only on others."""
+    return samples.sample(context.family, context.processor, samples.scenes(rank + 1)[rank], with_image=rank == 0)
+
+
+def _gradient_problems(context: RankContext, state: TrainingState, sample: dict[str, torch.Tensor]) -> list[str]:
+    """Return how the gradients of one backward pass differ from those of a single process on the same global batch."""
+    state.model = loading.ready_model(context, context.source)
+    training.start_engine(context, state)
+    state.engine.backward(state.engine(**context.on_device(sample)).loss)
+    reference = load_file(context.workspace.mixed_gradients)
+    found = training.full_gradients(state.engine, list(reference))
+    problems = []
+    for name, expected in reference.items():
+        gradient = found.get(name)
+        if gradient is None:
+            problems.append(f"{name} got no gradient")
+            continue
+        error = (gradient - expected).abs().max().item() / max(expected.abs().max().item(), 1e-12)
+        if not error <= GRADIENT_TOLERANCE[context.dtype]:
+            problems.append(f"the gradient of {name} is off by {error:.2g} of its largest element")
+    return problems
+
+
+def text_only_ranks(context: RankContext, state: TrainingState) -> Outcome:
+    """Train with an image on one rank and text only on the others, as a data loader that does not know the issue does."""
+    problems = _gradient_problems(context, state, mixed_sample(context, context.rank))
+    if problems:
+        return known_issue(f"completes with wrong gradients: {problems[0]}")
+    return passed("completes with the gradients of a plain run")
+
+
+def dummy_image(context: RankContext, state: TrainingState) -> Outcome:
+    """Check that a dummy image with labels of -100 on each text-only rank gives the right gradients for the same batch."""
+    sample = mixed_sample(context, context.rank)
+    if context.rank != 0:
+        sample = samples.with_dummy_image(context.family, context.processor, sample)
+    problems = _gradient_problems(context, state, sample)
+    return judged(problems, "a dummy image with labels -100 gives the gradients of a plain run")

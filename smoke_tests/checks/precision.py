@@ -1,0 +1,19 @@
+"""bf16, exercised even on a CPU."""
+
+from smoke_tests.checks import loading, saving, training
+from smoke_tests.checks.context import RankContext, TrainingState
+from smoke_tests.outcome import Outcome, judged
+
+
+def bf16(context: RankContext, state: TrainingState) -> Outcome:
+    """Check that bf16 loads bit-equal to the file's numbers rounded to bf16, and trains; save its 16-bit weights."""
+    state.model, state.loading_info = loading.read_model(context, context.source)
+    problems = loading.key_problems(state.loading_info) + loading.partition_problems(context, state.model)
+    problems += [f"{name} {what}" for name, what in loading.wrong_tensors(context, state.model, context.source).items()]
+    training.start_engine(context, state)
+    sample = training.own_sample(context)
+    state.losses = training.engine_steps(context, state, sample, training.TRAIN_STEPS, keep_gradients=True)
+    problems += training.loss_problems(state.losses)
+    problems += training.gradient_problems(state.gradients, training.engine_probes(context, state.engine))
+    problems += saving.save_16bit(context, state)
+    return judged(problems, f"loss {training.numbers(state.losses)}, 16-bit weights saved", losses=state.losses)

@@ -1,0 +1,206 @@
+"""What is checked and prepared before the first rank starts. Imports torch only when it is called."""
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import platform
+import re
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smoke_tests import families
+from smoke_tests import options as options_module
+from smoke_tests.options import InputError, Options
+from smoke_tests.outcome import one_line
+from smokehouse_loader import inspect_checkpoint
+
+# Parameters of mallopt(3).
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a run has."""
+
+    device: str  # cpu | cuda
+    processes: int  # the world size of the ZeRO runs
+    source: Path | None  # the folder of the requested checkpoint; None for the synthetic one
+
+
+@contextlib.contextmanager
+def report_folder(folder: Path) -> Iterator[Path]:
+    """Lock the report folder for this run, and yield a work folder in it that is deleted at the end. Raises InputError."""
+    unwritable = "give --report a folder that can be written"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / ".lock").exists() and any(folder.iterdir()):
+            raise InputError(f"{folder}: expected an empty or a report folder, found other files; give --report a new folder")
+        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise InputError(f"{folder}: {error.strerror}; {unwritable}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise InputError(f"{folder}: in use by another smoke run; wait for it or give another --report") from error
+    try:
+        # This run holds the lock, so what is left is a killed run's.
+        for stale in folder.glob("work-*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        for name in ("report.json", "junit.xml"):
+            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / "logs", ignore_errors=True)
+        (folder / "logs").mkdir()
+        work = Path(tempfile.mkdtemp(prefix="work-", dir=folder))
+    except OSError as error:
+        raise InputError(f"{folder}: {error.strerror}; {unwritable}") from error
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        os.close(lock)
+
+
+def prepare_process(*, offline: bool) -> None:
+    """Set the environment variables that torch and other libraries read when they are imported."""
+    defaults = {
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # looks for GPUs without initialising CUDA, which does not survive a fork
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic cuBLAS, so that a resumed run can be compared
+        "GLOO_SOCKET_IFNAME": "lo",  # one machine; by default gloo looks up its name
+        "THP_MEM_ALLOC_ENABLE": "1",  # torch requests huge pages: fewer page faults
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    # torchrun's own default. More would make the forked ranks hang: OpenMP's threads do not survive a fork.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    with contextlib.suppress(AttributeError, OSError):
+        # Return freed tensors to the allocator, not to the kernel: page faults are a third of a small run's time.
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def check(options: Options, work: Path) -> Resources:
+    """Import torch and transformers, fetch the requested checkpoint, and refuse what this machine cannot run.
+
+    Raises:
+        InputError: There are too few GPUs or too little memory or disk, the port is in use, or the checkpoint is unusable.
+    """
+    print(f"smoke: {options.environment}, importing torch, transformers and deepspeed …", flush=True)
+    import torch
+
+    from smoke_tests import runtime
+
+    torch.set_num_threads(1)
+    device = runtime.choose_device(options.device)
+    gpus = torch.cuda.device_count() if device == "cuda" else 0
+    if device == "cuda" and gpus == 0:
+        raise InputError("--device cuda: no GPU found by torch; check the driver with nvidia-smi, or give --device cpu")
+    runtime.choose_accelerator(device)
+    import transformers  # noqa: F401 - imported before the fork, so that no rank has to
+
+    family = families.get(options.stack["model"]["family"])
+    source = _source(options.checkpoint, family)
+    processes = options.processes or (2 if device == "cpu" else min(gpus, 8))
+    parameters = inspect_checkpoint(source).elements if source else family.synthetic_parameters
+    _check_ranks(processes, parameters, gpus if device == "cuda" else None)
+    _check_disk(work, parameters, len(options.stages))
+    _check_port(options.port)
+    try:
+        runtime.import_model_code(family)
+    except ImportError as error:
+        raise InputError(f"model family {family.name}: {error}; pin a transformers that has it, or fix its module") from error
+    return Resources(device, processes, source)
+
+
+def _source(requested: str | None, family: families.Family) -> Path | None:
+    """Return the folder of the requested checkpoint, None for the synthetic one. Fetches a hub id. Raises InputError."""
+    if requested is None:
+        return None
+    if Path(requested).exists():
+        return Path(requested).absolute()
+    import huggingface_hub
+    import tqdm
+
+    tqdm.tqdm.monitor_interval = 0  # its thread would outlive the download, and ranks are forked from one thread only
+    if not sys.stderr.isatty():
+        huggingface_hub.utils.disable_progress_bars()
+    print(f"smoke: fetching {requested} …", flush=True)
+    try:
+        patterns = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
+        folder = Path(huggingface_hub.snapshot_download(requested, allow_patterns=patterns))
+    except Exception as error:
+        fix = "fetch it on a machine with network access and give its folder"
+        raise InputError(f"--checkpoint {requested}: download failed ({one_line(error, 160)}); {fix}") from error
+    options_module.check_folder(folder, family)
+    return folder
+
+
+def _check_ranks(processes: int, parameters: int, gpus: int | None) -> None:
+    """Refuse more ranks than the machine has GPUs or memory for."""
+    if gpus is not None and processes > gpus:
+        raise InputError(f"--nproc {processes}: NCCL requires one GPU a rank, found {gpus}; give --nproc {gpus} or less")
+    each = options_module.BASE_BYTES + options_module.BYTES_PER_PARAMETER * parameters
+    available = _available_memory()
+    if gpus is None and processes * each > available:
+        most = available // each
+        fix = f"give --nproc {most} or less" if most else "use a larger machine or a smaller checkpoint"
+        raise InputError(
+            f"--nproc {processes}: {processes} ranks require about {_gib(processes * each)} of memory ({_gib(each)} each), "
+            f"found {_gib(available)} free; {fix}"
+        )
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB"
+
+
+def _available_memory() -> int:
+    """Return the bytes that new processes can have: the kernel's estimate or the control group's rest, whichever is less."""
+    text = Path("/proc/meminfo").read_text()
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", text, re.MULTILINE)
+    available = int(found[1]) * 1024 if found else sys.maxsize
+    with contextlib.suppress(OSError, ValueError):
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        available = min(available, limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+    return max(available, 0)
+
+
+def _check_disk(work: Path, parameters: int, stages: int) -> None:
+    needed = options_module.SYNTHETIC_DISK_BYTES + stages * parameters * options_module.DISK_BYTES_PER_PARAMETER
+    free = shutil.disk_usage(work).free
+    if free < needed:
+        raise InputError(
+            f"{work.parent}: expected about {_gib(needed)} of disk, found {_gib(free)} free; give --report another folder"
+        )
+
+
+def _check_port(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            why = "is in use by another process" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
+            raise InputError(f"--port {port}: port {port} of 127.0.0.1 {why}; give --port 0 for any free port") from error
+
+
+def machine() -> dict[str, Any]:
+    """Return the hardware that the verdicts are from, as the report has it."""
+    model = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return {
+        "architecture": platform.machine(),
+        "cpu": model[1] if model else platform.processor(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+    }

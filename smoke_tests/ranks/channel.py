@@ -1,0 +1,188 @@
+"""The protocol between ranks and supervisor.
+
+Each rank and each launcher opens a connection to the supervisor (`transport` carries it) and sends messages; nothing is sent
+back. A message is one line: a JSON object in UTF-8 that ends with a newline, `MAX_LINE` bytes at most. Every object has
+`event`, the message's name, and `time`, the sender's monotonic clock in seconds; the clocks of one machine agree.
+
+    event  fields                                       sent
+    -----  -------------------------------------------  ------------------------------------------------------------
+    hello  job, rank, pid, [steps], [stacks]            once, first; `rank` is null for a launcher
+    begin  step                                         by a rank, before it runs step `step` of its job
+    end    step, seconds, cpu_seconds, verdict,         by a rank, after the step, with its outcome
+           detail, data
+    fatal  error, [check]                               instead of what would follow: the sender cannot go on
+    bye    -                                            by a rank, last, when it ran all its steps
+    exit   pid, code                                    by a launcher, for each rank that it reaped; negative: a signal
+
+A rank's order is hello, (begin, end)*, then bye or fatal. A connection that closes before either means that the rank died. A
+launcher's order is hello, exit*, [fatal]. Fields in brackets are left out where they have nothing to say.
+
+A rank opens a second connection, whose hello has `stacks`: true. What follows on it is no JSON but plain text, which
+`faulthandler` writes when the rank gets SIGUSR1, so that the stack of a rank that hangs in C code can be read.
+
+Both sides run the same version of this module. A line that breaks these rules is a `ProtocolError`.
+"""
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from smoke_tests.outcome import Outcome
+from smoke_tests.ranks import transport
+
+MAX_LINE = 64 * 2**20
+
+
+class ProtocolError(Exception):
+    """A line that is not a message of this protocol."""
+
+
+@dataclass(frozen=True)
+class Hello:
+    """Who sends on this connection. With the steps' names the event log, which counts steps, can be read by itself."""
+
+    job: str
+    rank: int | None
+    pid: int
+    steps: tuple[str, ...] = ()
+    stacks: bool = False
+
+
+@dataclass(frozen=True)
+class Begin:
+    """A rank begins a step, given by its place in the job."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class End:
+    """A rank's outcome of a step; `cpu_seconds` counts all its threads."""
+
+    step: int
+    seconds: float
+    cpu_seconds: float
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class Fatal:
+    """A rank raised in the step `check`, or a launcher could not start its ranks."""
+
+    error: str
+    check: str = ""
+
+
+@dataclass(frozen=True)
+class Bye:
+    """A rank ran all its steps."""
+
+
+@dataclass(frozen=True)
+class Exit:
+    """A launcher reaped the process `pid`; `code` is negative for a signal."""
+
+    pid: int
+    code: int
+
+
+@dataclass(frozen=True)
+class StackLine:
+    """One line of text on a connection for stacks."""
+
+    text: str
+
+
+Message = Hello | Begin | End | Fatal | Bye | Exit
+_TYPES: dict[str, type[Message]] = {"hello": Hello, "begin": Begin, "end": End, "fatal": Fatal, "bye": Bye, "exit": Exit}
+_EVENTS = {kind: event for event, kind in _TYPES.items()}
+
+
+@dataclass(frozen=True)
+class Received:
+    """A message, and when it was sent by the sender's monotonic clock."""
+
+    message: Message | StackLine
+    time: float = 0.0
+
+
+def fields(message: Message, when: float) -> dict[str, Any]:
+    """Return a message as the JSON object that is sent and logged."""
+    content = {field.name: getattr(message, field.name) for field in dataclasses.fields(message)}
+    if isinstance(message, End):
+        content |= dataclasses.asdict(content.pop("outcome"))
+    if isinstance(message, Hello):
+        content = {name: value for name, value in content.items() if value or name not in ("steps", "stacks")}
+    if isinstance(message, Fatal) and not message.check:
+        del content["check"]
+    return {"event": _EVENTS[type(message)], "time": when, **content}
+
+
+def encode(message: Message, when: float) -> bytes:
+    """Return a message as a line. Raises ProtocolError where it is too long."""
+    line = json.dumps(fields(message, when)).encode() + b"\n"
+    if len(line) > MAX_LINE:
+        raise ProtocolError(f"rank channel: expected at most {MAX_LINE} bytes a message, found {len(line)}")
+    return line
+
+
+def decode(line: bytes) -> Received:
+    """Return the message in a line. Raises ProtocolError."""
+    try:
+        content = json.loads(line)
+        kind, when = _TYPES[content.pop("event")], float(content.pop("time"))
+        if kind is End:
+            content["outcome"] = Outcome(content.pop("verdict"), content.pop("detail"), content.pop("data"))
+        if "steps" in content:
+            content["steps"] = tuple(content["steps"])
+        return Received(kind(**content), when)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ProtocolError(f"rank channel: expected a message, found {line[:100]!r} ({error})") from error
+
+
+class Channel:
+    """A rank's or launcher's end of a connection."""
+
+    def __init__(self, address: str, job: str, rank: int | None, *, steps: tuple[str, ...] = (), stacks: bool = False) -> None:
+        """Connect to the supervisor and introduce this process. Raises OSError."""
+        self._socket = transport.connect(address)
+        self.send(Hello(job, rank, os.getpid(), steps, stacks))
+
+    def send(self, message: Message) -> None:
+        """Send a message. Raises OSError when the supervisor is gone."""
+        self._socket.sendall(encode(message, time.monotonic()))
+
+    def fileno(self) -> int:
+        """Return the connection's descriptor, for `faulthandler`."""
+        return self._socket.fileno()
+
+
+class Receiver:
+    """The supervisor's end of a connection: takes bytes as they come, gives messages."""
+
+    def __init__(self) -> None:
+        """Begin before the sender's hello."""
+        self.hello: Hello | None = None
+        self._rest = b""
+
+    def feed(self, chunk: bytes) -> Iterator[Received]:
+        """Yield what `chunk` completes. Raises ProtocolError, after which the connection is of no use."""
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        if len(self._rest) > MAX_LINE:
+            raise ProtocolError(f"rank channel: expected at most {MAX_LINE} bytes a message, found more")
+        for line in lines:
+            yield self._received(line)
+
+    def _received(self, line: bytes) -> Received:
+        if self.hello is not None and self.hello.stacks:
+            return Received(StackLine(line.decode(errors="replace")))
+        received = decode(line)
+        if isinstance(received.message, Hello) != (self.hello is None):
+            raise ProtocolError(f"rank channel: expected hello once and first, found {line[:100]!r}")
+        if isinstance(received.message, Hello):
+            self.hello = received.message
+        return received

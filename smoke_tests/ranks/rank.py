@@ -1,0 +1,98 @@
+"""What runs in each rank: connect to the supervisor, initialise the process, run the job's steps and report each."""
+
+import contextlib
+import dataclasses
+import faulthandler
+import gc
+import os
+import signal
+import sys
+import time
+import traceback
+
+import torch
+
+from smoke_tests import runtime
+from smoke_tests.checks import RankContext, TrainingState, dtype_of, loading
+from smoke_tests.outcome import Outcome, one_line
+from smoke_tests.plan import Step
+from smoke_tests.ranks.brief import Brief
+from smoke_tests.ranks.channel import Begin, Bye, Channel, End, Fatal
+from smoke_tests.ranks.processes import die_with_parent, log_to
+from smokehouse_loader import zero
+
+# Collectives time out this many seconds after the supervisor does: the supervisor sees the whole job, and requests stacks.
+COLLECTIVE_MARGIN = 60.0
+
+
+def run(brief: Brief) -> None:
+    """Run the brief's job in this process, then exit with code 0: the supervisor judges by what it was sent."""
+    die_with_parent()
+    gc.enable()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor answers Ctrl-C
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    rank = int(os.environ.get("RANK", "0")) if brief.job.distributed else 0
+    log_to(brief.logs / brief.job.name / f"rank{rank}.log")
+    channel = Channel(brief.address, brief.job.name, rank, steps=tuple(step.name for step in brief.job.steps))
+    stacks = Channel(brief.address, brief.job.name, rank, stacks=True)
+    # Works in a rank that hangs in C: the handler is C too, and writes to the connection itself.
+    faulthandler.register(signal.SIGUSR1, file=stacks.fileno(), all_threads=True)
+    current = "start"
+    try:
+        with contextlib.suppress(RuntimeError):
+            torch.set_num_interop_threads(1)
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+        context, state = _context(brief, rank), TrainingState()
+        for number, step in enumerate(brief.job.steps):
+            current = step.name
+            channel.send(Begin(number))
+            started, busy = time.monotonic(), time.process_time()
+            outcome = _perform(step, context, state)
+            channel.send(End(number, time.monotonic() - started, time.process_time() - busy, outcome))
+        channel.send(Bye())
+    except Exception as error:  # noqa: BLE001 - the one place where what no check expects ends
+        traceback.print_exc()
+        sys.stderr.flush()
+        channel.send(Fatal(one_line(error), current))
+    finally:
+        # Exit at once: interpreter shutdown would wait for the other ranks, which hang on this one's open connections.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def _context(brief: Brief, rank: int) -> RankContext:
+    """Initialise what the job needs of DeepSpeed and its process group, and return what the rank was given."""
+    runtime.choose_accelerator(brief.device)
+    if brief.job.stage is not None:
+        runtime.import_deepspeed(brief.device)
+    if brief.job.distributed:
+        runtime.init_distributed(brief.device, int(os.environ["LOCAL_RANK"]), brief.timeout + COLLECTIVE_MARGIN)
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    return RankContext(
+        rank=rank,
+        world_size=brief.job.processes,
+        processes=brief.processes,
+        device=brief.device,
+        dtype=dtype_of(brief.precision),
+        stage=brief.job.stage or 0,
+        source=brief.source,
+        workspace=brief.workspace,
+        lock=brief.lock,
+        stack=brief.stack,
+    )
+
+
+def _perform(step: Step, given: RankContext, state: TrainingState) -> Outcome:
+    """Run one step, with the gloo race's workaround and a live `HfDeepSpeedConfig` where it has them."""
+    if not step.continues:
+        state.clear()
+    context = dataclasses.replace(given, dtype=step.dtype or given.dtype, failure=step.failure)
+    with contextlib.ExitStack() as stack:
+        if context.stage and step.workaround:
+            stack.enter_context(zero.safe_gathers())
+        if context.stage and step.hf_config:
+            stack.enter_context(loading.transformers_zero(context.engine_config()))
+        return step.run(context, state)

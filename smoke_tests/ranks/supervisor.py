@@ -1,0 +1,339 @@
+"""Run the jobs, listen to every rank, and end what dies, hangs or is interrupted, saying which rank and where."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+from smoke_tests.outcome import Outcome, failed, known_issue, passed
+from smoke_tests.plan import Job
+from smoke_tests.ranks import channel, processes
+from smoke_tests.ranks.brief import Brief
+from smoke_tests.ranks.channel import Begin, Bye, End, Exit, Fatal, Hello, ProtocolError, Received, Receiver, StackLine
+from smoke_tests.ranks.progress import RankProgress, RunningJob, innermost_frames
+from smoke_tests.ranks.rank import run
+from smoke_tests.ranks.transport import Listener, UnixListener
+
+# A rank whose peer failed has this many seconds to report its own outcome.
+GRACE = 5.0
+# A step that may hang is given up after this many seconds.
+MAY_END_DEADLINE = 15.0
+# Seconds to wait for a dead rank's exit code, and for the stack of a rank that hangs.
+EXIT_CODE_WAIT = 2.0
+STACK_WAIT = 1.0
+
+
+class Supervisor:
+    """Owner of all processes of a run. Use as a context manager: on exit, no process is left.
+
+    `on_outcome(job, step, rank, outcome, seconds)` is called for each outcome, as it arrives. Ranks connect to `listener`,
+    which the supervisor closes.
+    """
+
+    def __init__(
+        self,
+        brief: Brief,
+        start_method: str,
+        on_outcome: Callable[[Job, int, int, Outcome, float], None],
+        listener: Listener | None = None,
+    ) -> None:
+        """Listen for ranks, and take over SIGINT and SIGTERM. `brief` is every rank's, but for its job and address."""
+        processes.adopt_orphans()
+        self._brief = brief
+        self._start_method = start_method
+        self._on_outcome = on_outcome
+        self._running: dict[str, RunningJob] = {}
+        self._events = os.open(brief.logs / "events.jsonl", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        self._listener = listener or UnixListener()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        self._connections: dict[socket.socket, Receiver] = {}
+        self._wake, self._woken = socket.socketpair()
+        self._woken.setblocking(False)
+        self._wake.setblocking(False)
+        self._selector.register(self._wake, selectors.EVENT_READ, self._drain_wakeups)
+        self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._wakeup = signal.set_wakeup_fd(self._woken.fileno(), warn_on_full_buffer=False)
+        self.finished: set[str] = set()
+        self.broken: set[str] = set()
+        self.fatal = ""
+        self._interrupted = 0
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Kill what still runs, and restore the signal handlers."""
+        for running in list(self._running.values()):
+            processes.stop(running.launcher)
+        signal.set_wakeup_fd(self._wakeup)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._selector.close()
+        for connection in (*self._connections, self._wake, self._woken):
+            connection.close()
+        self._listener.close()
+        os.close(self._events)
+
+    def _note(self, number: int, _frame: object) -> None:
+        self._interrupted = number
+
+    def _drain_wakeups(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._wake.recv(4096)
+
+    # jobs
+
+    def start(self, job: Job) -> None:
+        """Start a job's process group."""
+        brief = dataclasses.replace(self._brief, job=job, address=self._listener.address)
+        ranks = [RankProgress(number, time.monotonic()) for number in range(job.processes)]
+        self._running[job.name] = RunningJob(job, processes.start(run, brief, self._start_method), ranks)
+
+    def run(self, jobs: list[Job], slots: int) -> None:
+        """Run `jobs`, at most `slots` process groups at a time, each once those it comes after have finished.
+
+        A job comes after other jobs, or after a `job/step`. Returns when all have ended, or at once when `fatal` is set: a rank
+        died or hung where it must not, or a signal arrived.
+        """
+        waiting = [job for job in jobs if job.name not in self._running and job.name not in self.finished]
+        while (waiting or self._running) and not self.fatal:
+            for job in list(waiting):
+                if any(name.partition("/")[0] in self.broken for name in set(job.after) - self.finished):
+                    waiting.remove(job)
+                    self.broken.add(job.name)
+                elif set(job.after) <= self.finished and len(self._running) < slots:
+                    waiting.remove(job)
+                    self.start(job)
+            # Nothing runs and something waits only until the jobs that depend on a broken one are dropped.
+            if self._running:
+                self.wait()
+
+    def wait(self) -> None:
+        """Handle what the ranks send until something happens, then check every job once."""
+        now = time.monotonic()
+        deadline = min((self._deadline(r, rank) for r in self._running.values() for rank in r.ranks), default=now + 1)
+        self._handle(max(0.0, min(deadline - now, 1.0)))
+        if self.fatal:
+            return
+        if self._interrupted:
+            places = ", ".join(
+                f"rank {rank.number} in {r.where(rank)}" for r in self._running.values() for rank in r.ranks if not rank.done
+            )
+            name = signal.Signals(self._interrupted).name
+            self.fatal = f"interrupted by {name}" + (f" with {places}" if places else "")
+            return
+        for running in list(self._running.values()):
+            self._check(running)
+
+    def _deadline(self, running: RunningJob, rank: RankProgress) -> float:
+        if rank.done:
+            return float("inf")
+        if rank.closed:
+            return rank.since + EXIT_CODE_WAIT
+        if running.ending is not None:
+            return running.ending
+        step = running.step(rank)
+        limit = min(self._brief.timeout, MAY_END_DEADLINE) if step and step.may_end else self._brief.timeout
+        return rank.since + limit
+
+    def _check(self, running: RunningJob) -> None:
+        """End a job whose launcher or ranks are gone, hang, or are done."""
+        now = time.monotonic()
+        code = processes.exit_code(running.launcher)
+        if not running.job.distributed:
+            alone = running.ranks[0]  # is its own launcher
+            alone.exit_code = code
+            alone.closed = alone.closed or bool(code and alone.pid is None)
+        elif code:
+            why = running.failure or processes.signal_name(code)
+            log = self._brief.logs / running.job.name / "launcher.log"
+            self.fatal = f"torchrun's agent for {running.job.name} was lost: {why}; log: {log}"
+            return
+        dead = [rank for rank in running.ranks if rank.closed and not rank.done]
+        if any(rank.exit_code is not None or now >= self._deadline(running, rank) for rank in dead):
+            self._conclude_dead(running, dead)
+        if any(not rank.done and not rank.closed and now >= self._deadline(running, rank) for rank in running.ranks):
+            self._conclude_hung(running)
+        if all(rank.done for rank in running.ranks):
+            self._end(running)
+
+    def _end(self, running: RunningJob) -> None:
+        processes.stop(running.launcher)
+        del self._running[running.job.name]
+        (self.broken if any(rank.error for rank in running.ranks) else self.finished).add(running.job.name)
+
+    def _conclude_dead(self, running: RunningJob, dead: list[RankProgress]) -> None:
+        """Conclude ranks that died. The first of them is the cause: the agent ends the others."""
+        # The agent reaps the one that died by itself before it ends the others.
+        first = min(dead, key=lambda rank: (rank.reaped, rank.since))
+        how = processes.signal_name(first.exit_code) if first.exit_code is not None else "gone, exit code unknown"
+        sentence = f"rank {first.number} was {how} in {running.where(first)}"
+        if running.may_end():
+            # Ranks that die after the first were ended by the agent, or by the loss of their peer.
+            earlier, running.cause = running.cause, running.cause or f"rank {first.number} was {how}"
+            for rank in dead:
+                cause = rank is first and not earlier
+                self._conclude(running, rank, f"dies: {how}" if cause else f"ended after {running.cause}")
+            running.ending = running.ending or time.monotonic() + GRACE
+            return
+        self.fatal = f"{sentence}; log: {self._log(running, first)}"
+        for rank in running.ranks:
+            if not rank.done:
+                self._conclude(running, rank, sentence if rank is first else f"ended because {sentence}")
+
+    def _conclude_hung(self, running: RunningJob) -> None:
+        """Request the stack of each silent rank once one has passed its deadline, then end the job."""
+        now = time.monotonic()
+        left = [rank for rank in running.ranks if not rank.done and not rank.closed]
+        # Ranks that wait for each other began to wait at about the same time: report them all.
+        hung = [rank for rank in left if now - rank.since > (self._deadline(running, rank) - rank.since) / 2]
+        expected = running.may_end() or running.ending is not None
+        stopped = {rank.number for rank in hung if rank.pid and processes.state(rank.pid) == "T"}
+        for rank in hung:
+            rank.done = True  # what it sends once it is woken for its stack is no outcome
+        self._request_stacks(hung)
+        sentences = []
+        for rank in hung:
+            what = "is stopped (SIGSTOP)" if rank.number in stopped else "hangs"
+            place = f"{running.where(rank)} for {now - rank.since:.0f} s{innermost_frames(rank.stack)}"
+            sentences.append(f"rank {rank.number} {what} in {place}")
+            self._save_stack(running, rank)
+        for rank, sentence in zip(hung, sentences, strict=True):
+            self._conclude(running, rank, f"hangs: {sentence}" if expected else sentence)
+        if not expected:
+            self.fatal = "; ".join(sentences) + f"; logs: {self._brief.logs / running.job.name}"
+            for rank in running.ranks:
+                if not rank.done:
+                    self._conclude(running, rank, f"ended because {sentences[0]}")
+        elif running.ending is None:
+            running.ending = time.monotonic() + GRACE
+
+    def _conclude(self, running: RunningJob, rank: RankProgress, sentence: str) -> None:
+        """Record the outcome of a rank that can no longer report one itself."""
+        step = running.step(rank)
+        rank.done = True
+        if step is not None and step.may_end:
+            # A control causes the failure on purpose; in a check it is the known issue that the check is about.
+            outcome = passed(f"seen: {sentence}") if step.kind == "control" else known_issue(sentence)
+        else:
+            rank.error = sentence
+            outcome = failed(sentence)
+        number = min(rank.step, len(running.job.steps) - 1)
+        self._on_outcome(running.job, number, rank.number, outcome, time.monotonic() - (rank.began or rank.since))
+
+    def _request_stacks(self, ranks: list[RankProgress]) -> None:
+        for rank in ranks:
+            if rank.pid is not None:
+                processes.request_stack(rank.pid)
+        deadline = time.monotonic() + STACK_WAIT
+        while time.monotonic() < deadline:
+            if not self._handle(0.2) and all(rank.stack for rank in ranks):
+                return
+
+    def _save_stack(self, running: RunningJob, rank: RankProgress) -> None:
+        with contextlib.suppress(OSError):  # its first frames are in the message
+            self._log(running, rank).with_suffix(".stack").write_text("\n".join(rank.stack) + "\n")
+
+    def _log(self, running: RunningJob, rank: RankProgress) -> Path:
+        return self._brief.logs / running.job.name / f"rank{rank.number}.log"
+
+    # messages
+
+    def _handle(self, timeout: float) -> bool:
+        """Handle what arrives within `timeout` seconds; whether anything did."""
+        ready = self._selector.select(timeout)
+        for key, _ in ready:
+            key.data()
+        return bool(ready)
+
+    def _accept(self) -> None:
+        connection = self._listener.accept()
+        self._connections[connection] = Receiver()
+        self._selector.register(connection, selectors.EVENT_READ, lambda: self._read(connection))
+
+    def _read(self, connection: socket.socket) -> None:
+        receiver = self._connections[connection]
+        try:
+            chunk = connection.recv(1 << 16)
+        except ConnectionResetError:
+            chunk = b""
+        try:
+            for received in receiver.feed(chunk):
+                self._received(receiver, received)
+        except ProtocolError as error:
+            chunk = b""
+            if receiver.hello is not None:
+                self.fatal = f"{error}; logs: {self._brief.logs / receiver.hello.job}"
+        if not chunk:
+            self._selector.unregister(connection)
+            connection.close()
+            del self._connections[connection]
+            self._disconnected(receiver.hello)
+
+    def _disconnected(self, hello: Hello | None) -> None:
+        running, rank = self._sender(hello)
+        if running and rank and not rank.done and not (hello and hello.stacks):
+            rank.closed, rank.since = True, time.monotonic()
+
+    def _sender(self, hello: Hello | None) -> tuple[RunningJob | None, RankProgress | None]:
+        """Return the job and the rank that said `hello`; None for a job that has ended, and for the rank of a launcher."""
+        running = self._running.get(hello.job) if hello else None
+        return running, running.ranks[hello.rank] if running and hello and hello.rank is not None else None
+
+    def _received(self, receiver: Receiver, received: Received) -> None:
+        hello, message = receiver.hello, received.message
+        running, rank = self._sender(hello)
+        if isinstance(message, StackLine):
+            if rank:
+                rank.stack.append(message.text)
+            return
+        if hello is None:
+            return
+        self._record(hello, message, received.time)
+        if running is None or hello.stacks:
+            return
+        if isinstance(message, Exit):
+            for reaped in running.ranks:
+                if reaped.pid == message.pid:
+                    reaped.exit_code, reaped.reaped = message.code, received.time
+        elif rank is None:
+            if isinstance(message, Fatal):
+                running.failure = message.error
+        elif not rank.done:
+            self._advance(running, rank, message)
+
+    def _record(self, hello: Hello, message: channel.Message, when: float) -> None:
+        """Append a message to the event log."""
+        event = json.dumps({"job": hello.job, "rank": hello.rank} | channel.fields(message, when)) + "\n"
+        with contextlib.suppress(OSError):  # a log, not the evidence: a full disk must not end the run without a message
+            os.write(self._events, event.encode())
+
+    def _advance(self, running: RunningJob, rank: RankProgress, message: channel.Message) -> None:
+        """Take a rank's message."""
+        rank.since = time.monotonic()
+        match message:
+            case Hello():
+                rank.pid = message.pid
+            case Begin():
+                rank.began = rank.since
+            case End():
+                self._on_outcome(running.job, message.step, rank.number, message.outcome, message.seconds)
+                rank.step = message.step + 1
+                if all(other.step > message.step for other in running.ranks):
+                    self.finished.add(f"{running.job.name}/{running.job.steps[message.step].name}")
+            case Bye():
+                rank.done = True
+            case Fatal():
+                step = running.step(rank)
+                sentence = f"dies: {message.error}" if step and step.may_end else message.error
+                self._conclude(running, rank, f"{sentence} (log: {self._log(running, rank)})")
+                running.ending = running.ending or time.monotonic() + GRACE

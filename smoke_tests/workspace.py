@@ -1,0 +1,63 @@
+"""The files in which the steps of a run meet: what one step writes and another reads, named in one place."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The folder that a run deletes when it ends, and the paths below it.
+
+    Per ZeRO stage: `save` writes the engine checkpoint and its digests, `train_on` the losses, `resume` reads both, and
+    `consolidated` reads the checkpoint and the 16-bit weights. Within a process group only rank 0 writes JSON files.
+    """
+
+    root: Path
+
+    @property
+    def synthetic(self) -> Path:
+        """The synthetic checkpoint."""
+        return self.root / "synthetic"
+
+    @property
+    def slim(self) -> Path:
+        """A synthetic checkpoint with a narrow vision tower, of which most damaged copies are made."""
+        return self.root / "slim"
+
+    def damaged(self, damage: str) -> Path:
+        """The copy on which `damage`, a name in `damage.DAMAGES`, was done."""
+        return self.root / f"damaged-{damage}"
+
+    @property
+    def mixed_gradients(self) -> Path:
+        """The gradients of the plain run on the mixed-modality batch, as safetensors."""
+        return self.root / "mixed-gradients.safetensors"
+
+    def engine_checkpoints(self, stage: int) -> Path:
+        """The folder of the stage's engine checkpoints; DeepSpeed writes a folder per tag into it."""
+        return self.root / f"zero{stage}"
+
+    def digests(self, stage: int) -> Path:
+        """Name -> SHA-256 of each weight in the stage's engine checkpoint, as JSON."""
+        return self.engine_checkpoints(stage) / "digests.json"
+
+    def losses(self, stage: int) -> Path:
+        """The losses of the steps that follow the engine checkpoint, as a JSON list."""
+        return self.engine_checkpoints(stage) / "losses.json"
+
+    def weights_32bit(self, stage: int) -> Path:
+        """The folder of the weights consolidated from the stage's engine checkpoint."""
+        return self.root / f"zero{stage}-32bit"
+
+    def weights_16bit(self, stage: int) -> Path:
+        """The folder of the 16-bit weights that the stage's bf16 engine saved."""
+        return self.root / f"zero{stage}-16bit"
+
+    def digests_16bit(self, stage: int) -> Path:
+        """Name -> SHA-256 of each of those weights, as JSON."""
+        return self.weights_16bit(stage) / "digests.json"
+
+    @property
+    def agent_logs(self) -> Path:
+        """The folder of the logs of torchrun's agent."""
+        return self.root / "agent"
