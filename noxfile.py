@@ -17,6 +17,7 @@ nox.options.sessions = ["tests", "lint"]
 
 TOOLS = Path("lockfiles/tools.txt")
 FAILURES = Path("docs/known-failures.md")
+COMMANDS = "docs/site/commands.py"  # writes docs/reference/commands.md
 IMAGE_TESTS = "tests/integration"
 TOOLS_ENVIRONMENT = Path(".nox", "tools")
 BIN = TOOLS_ENVIRONMENT.absolute() / "bin"
@@ -104,14 +105,24 @@ def install(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Write the pages of the environments and of the known failures: docs -- [NAME...] [--check] [--report FILE]."""
+    """Write the pages of environments, known failures and commands: docs -- [NAME...] [--check] [--report FILE]."""
     install_tools(session)
     run_smokehouse(session, "docs")
     command = ("python", "-m", "smokehouse_loader", "failures")
     if "--check" in session.posargs:
         run_tool(session, *command, "--check", str(FAILURES), env=FROM_SOURCE)
+        run_tool(session, "python", COMMANDS, "--check")
     else:
         FAILURES.write_text(run_tool(session, *command, env=FROM_SOURCE, silent=True) or "", "utf-8")
+        run_tool(session, "python", COMMANDS)
+
+
+@nox.session
+def site(session: nox.Session) -> None:
+    """Build the documentation as a site in build/site; a broken link or anchor is an error: site -- [mkdocs options]."""
+    install_tools(session)
+    # Material warns of a next major version of MkDocs; the lock has the one that it supports.
+    run_tool(session, "mkdocs", "build", "--clean", "--strict", *session.posargs, env={"NO_MKDOCS_2_WARNING": "1"})
 
 
 @nox.session

@@ -57,12 +57,13 @@ def help_text(checkout: Checkout) -> str:
     ended = run(command, deadline=_VALIDATE_DEADLINE, environ=environ, cwd=_place(checkout))
     if ended.code:
         raise UserError(ended.stderr or "the smoke test printed no help; run it again")
+    build = Path("build") if checkout.build == Path.cwd() / "build" else checkout.build
     return (
         f"{ended.stdout.rstrip()}\n"
         f"  --bundle DIR          Install the environment from this bundle, without an index.\n"
         f"  --image REF           Run the smoke test in this image instead.\n\n"
         f"NAME is an environment of `{as_typed('list')}` (default: {DEFAULT}); options stand on either side of it.\n"
-        f"Reports go to {checkout.build / 'smoke'}, environments to {checkout.build / 'environments'}.\n\n"
+        f"Reports go to {build / 'smoke'}, environments to {build / 'environments'}.\n\n"
         f"Example: {as_typed('smoke', DEFAULT, '--zero', '3', '--nproc', '2')}"
     )
 
