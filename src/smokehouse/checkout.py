@@ -14,6 +14,9 @@ _ENVIRONMENT_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 # Only an installed package has this folder: the wheel is built with the files of the checkout that its programs need.
 _PACKAGED = Path(__file__).with_name("_data")
 
+# The label of an image with the name of its environment, by which a smoke test and a verification find it in a checkout.
+ENVIRONMENT_LABEL = "io.smokehouse.environment"
+
 # A user's folder may well have a docker/ of its own; these files show whose it is.
 _MARKERS = {"docker": "docker/base.toml", "smoke_tests": "smoke_tests/__main__.py"}
 

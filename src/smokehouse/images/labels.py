@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from smokehouse.checkout import is_environment_name
+from smokehouse.checkout import ENVIRONMENT_LABEL, is_environment_name
 from smokehouse.console import as_typed
 from smokehouse.errors import UserError
 
@@ -17,7 +17,6 @@ Ops = Literal["none", "aot"]
 STACK = ("python", "cuda", "torch", "transformers", "deepspeed")
 EXTRA_WHEELS = "io.smokehouse.with"
 
-_ENVIRONMENT = "io.smokehouse.environment"
 _FLAVOUR = "io.smokehouse.flavour"
 _LOCK = "io.smokehouse.lock"
 _OPS = "io.smokehouse.ops"
@@ -65,9 +64,9 @@ class ImageLabels:
         Raises:
             UserError: the environment, the flavour or the ops are missing or invalid.
         """
-        environment, flavour, ops = (labels.get(name, "") for name in (_ENVIRONMENT, _FLAVOUR, _OPS))
+        environment, flavour, ops = (labels.get(name, "") for name in (ENVIRONMENT_LABEL, _FLAVOUR, _OPS))
         for name, valid, expected in (
-            (_ENVIRONMENT, is_environment_name(environment), "the name of an environment"),
+            (ENVIRONMENT_LABEL, is_environment_name(environment), "the name of an environment"),
             (_FLAVOUR, flavour in _FLAVOURS, " or ".join(_FLAVOURS)),
             (_OPS, ops in _ALL_OPS, " or ".join(_ALL_OPS)),
         ):
@@ -95,7 +94,7 @@ class ImageLabels:
     def as_dict(self) -> dict[str, str]:
         """Return the labels by name, sorted."""
         labels = {
-            _ENVIRONMENT: self.environment,
+            ENVIRONMENT_LABEL: self.environment,
             _FLAVOUR: self.flavour,
             _LOCK: self.lock,
             _OPS: self.ops,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from smokehouse.checkout import Checkout, is_environment_name
+from smokehouse.checkout import ENVIRONMENT_LABEL, Checkout, is_environment_name
 from smokehouse.console import as_typed
 from smokehouse.errors import UserError
 from smokehouse.programs import docker
@@ -59,7 +59,7 @@ def prove(checkout: Checkout, reference: str, folder: Path) -> Report:
 def _prepare(checkout: Checkout, reference: str, options: Sequence[str]) -> _Container:
     """Return the container of the smoke test of the image `reference`; makes the folder of its report."""
     image = docker.inspect(reference, checkout.root)
-    name = image.labels.get("io.smokehouse.environment", "")
+    name = image.labels.get(ENVIRONMENT_LABEL, "")
     if not is_environment_name(name):
         build = as_typed("build", "NAME")
         raise UserError(f"{reference}: not an image of Smokehouse, by its labels; build one: {build}")
