@@ -31,6 +31,7 @@ GITHUB = "https://token.actions.githubusercontent.com"
 
 def build(
     name: NameArgument,
+    *,
     flavour: FlavourOption = "runtime",
     base: Annotated[
         str | None,
@@ -73,6 +74,7 @@ def build(
 
 def verify(
     reference: Annotated[str, typer.Argument(metavar="REF", help="oci:DIR, docker:NAME or HOST/NAME@sha256:…")],
+    *,
     bundle: Annotated[Path | None, typer.Option(metavar="DIR", help="Compare with this bundle.")] = None,
     channel: ChannelOption = None,
     key: Annotated[Path | None, typer.Option(metavar="FILE", help="Trusted public key.")] = None,
@@ -126,6 +128,7 @@ def _print_verification(verification: "Verification") -> None:
 def publish(
     name: NameArgument,
     repository: Annotated[str, typer.Argument(metavar="REF", help="Destination: HOST/NAME, without a tag.")],
+    *,
     flavour: FlavourOption = "runtime",
     ops: OpsOption = None,
     key: Annotated[Path | None, typer.Option(metavar="FILE", help="Private key to sign with.  [default: keyless]")] = None,

@@ -12,6 +12,7 @@ from smokehouse.errors import UserError
 
 def lock(
     names: NamesArgument = None,
+    *,
     check: Annotated[bool, typer.Option("--check", help="Report out-of-date locks; change nothing.")] = False,
     tools: Annotated[bool, typer.Option("--tools", help="Lock Smokehouse's own tools instead.")] = False,
     base: Annotated[bool, typer.Option("--base", help="Lock the Debian packages of the base image instead.")] = False,
