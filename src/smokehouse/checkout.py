@@ -14,6 +14,9 @@ _ENVIRONMENT_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 # Only an installed package has this folder: the wheel is built with the files of the checkout that its programs need.
 _PACKAGED = Path(__file__).with_name("_data")
 
+# The environment that verbs take where none is named: the one that the README proves.
+DEFAULT_ENVIRONMENT = "qwen2.5-vl"
+
 # The label of an image with the name of its environment, by which a smoke test and a verification find it in a checkout.
 ENVIRONMENT_LABEL = "io.smokehouse.environment"
 

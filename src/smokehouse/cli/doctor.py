@@ -4,12 +4,12 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from smokehouse.checkout import Checkout
+from smokehouse.checkout import DEFAULT_ENVIRONMENT, Checkout
 from smokehouse.cli.options import JsonOption, NameArgument
 
 
 def doctor(
-    name: NameArgument = "qwen2.5-vl",
+    name: NameArgument = DEFAULT_ENVIRONMENT,
     as_json: JsonOption = False,
 ) -> int:
     """Check this machine: driver, shared memory, limits, disk, Python, compilers; exit with 1 where training cannot work."""

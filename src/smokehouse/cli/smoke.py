@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from smokehouse.checkout import Checkout
+from smokehouse.checkout import DEFAULT_ENVIRONMENT, Checkout
 from smokehouse.cli.options import complete_environment
 
 # The smoke test owns its options, --help among them.
@@ -28,4 +28,4 @@ def smoke(
     options, image = runs.pop_option(options, "--image", "an image that the engine has")
     if image:
         runs.smoke_image(checkout, image, options)
-    runs.smoke(checkout, runs.DEFAULT if name is None else name, options)
+    runs.smoke(checkout, DEFAULT_ENVIRONMENT if name is None else name, options)

@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from smokehouse.runs.container import prove, smoke_image
-    from smokehouse.runs.local import DEFAULT, help_text, smoke
+    from smokehouse.runs.local import help_text, smoke
     from smokehouse.runs.options import pop_option, split_name
     from smokehouse.runs.report import Report
 
-__all__ = ["DEFAULT", "Report", "help_text", "pop_option", "prove", "smoke", "smoke_image", "split_name"]
+__all__ = ["Report", "help_text", "pop_option", "prove", "smoke", "smoke_image", "split_name"]
 
 # The module of each name, imported when it is first used: pages read reports, and need neither installers nor an engine.
 _MODULES = {
-    "DEFAULT": "local",
     "Report": "report",
     "help_text": "local",
     "pop_option": "options",

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from smokehouse import locks
-from smokehouse.checkout import Checkout
+from smokehouse.checkout import DEFAULT_ENVIRONMENT, Checkout
 from smokehouse.console import as_typed
 from smokehouse.errors import UserError
 from smokehouse.installs import activation, bundle, prefix, virtualenv
 from smokehouse.programs.process import run
 from smokehouse.runs.options import pop_option
 
-DEFAULT = "qwen2.5-vl"
 _VALIDATE_DEADLINE = 60.0  # seconds
 
 # What smoke_tests reads: the beginning of its usage line, and what to print when it has ended.
@@ -62,9 +61,9 @@ def help_text(checkout: Checkout) -> str:
         f"{ended.stdout.rstrip()}\n"
         f"  --bundle DIR          Install the environment from this bundle, without an index.\n"
         f"  --image REF           Run the smoke test in this image instead.\n\n"
-        f"NAME is an environment of `{as_typed('list')}` (default: {DEFAULT}); options stand on either side of it.\n"
+        f"NAME is an environment of `{as_typed('list')}` (default: {DEFAULT_ENVIRONMENT}); options stand on either side of it.\n"
         f"Reports go to {build / 'smoke'}, environments to {build / 'environments'}.\n\n"
-        f"Example: {as_typed('smoke', DEFAULT, '--zero', '3', '--nproc', '2')}"
+        f"Example: {as_typed('smoke', DEFAULT_ENVIRONMENT, '--zero', '3', '--nproc', '2')}"
     )
 
 
