@@ -61,7 +61,8 @@ def help_text(checkout: Checkout) -> str:
         f"{ended.stdout.rstrip()}\n"
         f"  --bundle DIR          Install the environment from this bundle, without an index.\n"
         f"  --image REF           Run the smoke test in this image instead.\n\n"
-        f"NAME is an environment of `{as_typed('list')}` (default: {DEFAULT_ENVIRONMENT}); options stand on either side of it.\n"
+        f"NAME is an environment of `{as_typed('list')}` (default: {DEFAULT_ENVIRONMENT}); "
+        f"options stand on either side of it.\n"
         f"Reports go to {build / 'smoke'}, environments to {build / 'environments'}.\n\n"
         f"Example: {as_typed('smoke', DEFAULT_ENVIRONMENT, '--zero', '3', '--nproc', '2')}"
     )
