@@ -13,6 +13,7 @@ from smokehouse.checkout import Checkout
 from smokehouse.console import as_typed, size
 from smokehouse.errors import UserError
 from smokehouse.installs import activation
+from smokehouse.installs.activation import Installation
 from smokehouse.installs.target import PYPI_GROWTH, require_platform
 from smokehouse.locks import LockedEnvironment
 from smokehouse.programs import uv
@@ -31,13 +32,14 @@ class Finding:
 
 def findings(checkout: Checkout, locked: LockedEnvironment, driver: str) -> list[Finding]:
     """Check this machine for an environment that needs the NVIDIA driver `driver` or a later one; raises UserError."""
+    installation = activation.find(checkout, locked)
     return [
         *_machine(checkout, driver),
         _platform(locked),
         _python(locked),
         *_compilers(),
-        _disk(checkout, locked),
-        _installation(checkout, locked),
+        _disk(checkout, locked, installation),
+        _installation(locked, installation),
     ]
 
 
@@ -77,18 +79,17 @@ def _compilers() -> Iterator[Finding]:
             yield Finding("warn", f"{program} not found, with which {needed_for}; an environment with --devel has it")
 
 
-def _disk(checkout: Checkout, locked: LockedEnvironment) -> Finding:
+def _disk(checkout: Checkout, locked: LockedEnvironment, installation: Installation | None) -> Finding:
     folder = checkout.build
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(existing).free
     needed = sum(file.size for file in (*locked.lock.pip, *locked.lock.build)) * PYPI_GROWTH
-    if free < needed and not activation.find(checkout, locked):
+    if free < needed and not installation:
         return Finding("FAIL", f"{folder}: {size(free)} free, {locked.name} needs {size(needed)}; free disk space")
     return Finding("ok", f"{folder}: {size(free)} free, {locked.name} needs {size(needed)}")
 
 
-def _installation(checkout: Checkout, locked: LockedEnvironment) -> Finding:
-    found = activation.find(checkout, locked)
+def _installation(locked: LockedEnvironment, found: Installation | None) -> Finding:
     smoke = as_typed("smoke", locked.name)
     if found is None:
         return Finding("warn", f"{locked.name} is not installed; run {smoke}")
