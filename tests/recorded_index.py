@@ -42,7 +42,11 @@ _FIELDS = ("Metadata-Version", "Name", "Version", "Requires-Dist", "Requires-Pyt
 @contextmanager
 def serving(name: str) -> Iterator[dict[str, str]]:
     """Serve the record of the environment `name`; yields the variables that make uv ask it, and nobody else."""
-    record = json.loads(_place(_inputs(name)).read_text())
+    place = _place(_inputs(name))
+    if not place.is_file():
+        remedy = f"PYTHONPATH=src python -m tests.recorded_index {name}"
+        raise FileNotFoundError(f"{place}: expected a record of the index for {name}, found none; run {remedy}")
+    record = json.loads(place.read_text())
     with tempfile.TemporaryDirectory() as folder, mirror.running("", datetime.max.replace(tzinfo=UTC)) as server:
         for package, files in record["pages"].items():
             listed: list[dict[str, Any]] = []
