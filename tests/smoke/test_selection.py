@@ -79,7 +79,7 @@ def test_requested_names() -> None:
 
 
 @pytest.mark.parametrize("option", ["--only", "--skip"])
-@pytest.mark.parametrize("unknown", ["lod", "", "load,,weights"])
+@pytest.mark.parametrize("unknown", ["nothing-such", "", "load,,weights"])
 def test_unknown_name_is_refused_with_the_list(root: Path, option: str, unknown: str) -> None:
     stack, lock = root / "environments" / NAME / "stack.toml", root / "lockfiles" / NAME
     required = ["--environment", NAME, "--stack", str(stack), "--lock", str(lock)]
