@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, NoReturn
 
 from smoke_tests import families, report
 from smoke_tests.families import Family
+from smoke_tests.selection import Selection, canonical
 from smokehouse_loader import inspect_checkpoint
 
 STAGES = (2, 3)
@@ -46,11 +48,16 @@ class Options:
     start: str
     image: str | None
     validate: bool
+    selection: Selection
 
     @property
     def partial(self) -> str:
         """The options that leave out a part of the smoke test, as they are typed; empty where all of it runs."""
-        return "" if self.stages == STAGES else f"--zero {','.join(map(str, self.stages))}"
+        chosen = {"--only": self.selection.only, "--skip": self.selection.skip}
+        parts = [] if self.stages == STAGES else ["--zero", ",".join(map(str, self.stages))]
+        for option, names in chosen.items():
+            parts += [option, ",".join(names)] if names else []
+        return shlex.join(parts)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -90,6 +97,13 @@ def _port(text: str) -> int:
     return int(text)
 
 
+def _names(text: str) -> tuple[str, ...]:
+    try:
+        return tuple(dict.fromkeys(canonical(name) for name in text.split(",")))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def _digest(text: str) -> str:
     if not re.fullmatch(r"sha256:[0-9a-f]{64}", text):
         raise argparse.ArgumentTypeError(f"{text!r} is an invalid image digest; give sha256: and 64 hexadecimal digits")
@@ -120,6 +134,14 @@ def _parser() -> argparse.ArgumentParser:
         default="auto",
         help="Run on cuda (NCCL, bf16) or cpu (gloo, fp32) (default: auto).",
     )
+    add(
+        "--only",
+        type=_names,
+        default=(),
+        metavar="NAME,...",
+        help="Run only these checks and controls, and what they continue from; the report is partial (default: all).",
+    )
+    add("--skip", type=_names, default=(), metavar="NAME,...", help="Run all but these, unless one that runs needs them.")
     add("--checkpoint", metavar="PATH_OR_HUB_ID", help="Test with this checkpoint (default: a tiny synthetic one).")
     add(
         "--timeout",
@@ -178,6 +200,7 @@ def _checked(parsed: argparse.Namespace) -> Options:
         start=parsed.start,
         image=parsed.image,
         validate=parsed.validate,
+        selection=Selection(parsed.only, parsed.skip),
     )
     refuse_full_report(options.report, options.partial)
     return options

@@ -71,7 +71,7 @@ def lock_digests(lock: Path) -> dict[str, str]:
 
 def is_full(document: Any) -> bool:
     """Return whether `document`, a parsed report.json, is of a run that left nothing out; an earlier version's, too."""
-    if not isinstance(document, dict) or document.get("partial"):
+    if not isinstance(document, dict) or document.get("partial") or document.get("not_requested"):
         return False
     checks = document.get("checks")
     stages = {check.get("zero_stage") for check in checks if isinstance(check, dict)} if isinstance(checks, list) else set()
@@ -202,13 +202,16 @@ def table(report: dict[str, Any], results: list[Result], *, colour: bool) -> str
         rows.append("")
     rows += [page.printable(f"not run: {entry['name']} ({entry['reason']})") for entry in report["not_run"]]
     if report.get("partial"):
-        rows.append(page.printable(f"partial run: {report['partial']}"))
+        rows.append(page.printable(f"partial run: {report['partial']}; it is no proof of an environment"))
+    if missing := report.get("not_requested"):
+        rows.append(page.printable(f"not requested: {', '.join(missing)}"))
     versions = report["versions"]
     stack = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers", "deepspeed") if name in versions)
     where = f"{report['device']}, {report['backend']}, {report['precision']}, {report['world_size']} ranks"
     counts = {kind: sum(result.kind == kind for result in results) for kind in ("check", "control")}
     verdict = _paint(report["verdict"].upper(), report["verdict"], colour=colour)
-    rows.append(f"{verdict}  " + page.printable(f"{report['environment']}: {stack} on {where}"))
+    partial = " (partial)" if report.get("partial") or missing else ""
+    rows.append(f"{verdict}{partial}  " + page.printable(f"{report['environment']}:{f' {stack}' if stack else ''} on {where}"))
     rows.append(f"{counts['check']} checks and {counts['control']} controls in {report['seconds']:.1f} s")
     return "\n".join(rows)
 

@@ -194,7 +194,7 @@ def test_fields_of_later_versions_are_shown(root: Path) -> None:
     text = visible(example(fabric={"hosts": ["a", "b"]}, partial="--zero 3 --only load"))
     assert "fabric hosts a, b" in text
     assert "Partial run with --zero 3 --only load: what it left out is not proven." in text
-    assert "partial run: --zero 3 --only load\n" in report.table(
+    assert "partial run: --zero 3 --only load; it is no proof of an environment\n" in report.table(
         example(partial="--zero 3 --only load"), results_of(example()), colour=False
     )
 
@@ -245,6 +245,7 @@ def test_a_partial_run_never_replaces_a_full_report(root: Path, tmp_path: Path, 
     "changed",
     [
         {"partial": "--zero 3"},
+        {"not_requested": ["load"]},
         {"checks": example()["checks"]},  # of an earlier version, which did not say so
     ],
 )
@@ -268,6 +269,8 @@ def test_what_is_no_report_is_replaced(root: Path, tmp_path: Path, text: str) ->
         (["--zero", "3"], f"{NAME}-zero3"),
         (["--zero=2"], f"{NAME}-zero2"),
         (["--zero", "3,3"], f"{NAME}-zero3"),
+        (["--only", "weights"], f"{NAME}-only-weights"),
+        (["--skip=Mixed modality,load", "--zero", "2"], f"{NAME}-zero2-skip-mixed-modality-load"),
     ],
 )
 def test_the_builder_gives_a_partial_run_a_folder_of_its_own(

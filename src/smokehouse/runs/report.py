@@ -112,7 +112,7 @@ class Report:
 def read(checkout: Checkout, path: Path, environment: str, remedy: str) -> Report:
     """Read the report of `environment` in the file `path`; `remedy` says how to get one.
 
-    Raises UserError where it is not a valid report, of another environment, or of a run that failed or was partial.
+    Raises UserError where it is not a valid report, of another environment, or of a run that failed or left out checks.
     """
     source = checkout.relative(path)
     report = parse(checkout, _read(path, source, remedy), source, remedy)
@@ -134,7 +134,7 @@ def read_any(checkout: Checkout, path: Path) -> Report:
 def parse(checkout: Checkout, data: bytes, source: str, remedy: str) -> Report:
     """Return the report that is `data`; messages call it `source` and end in `remedy`.
 
-    Raises UserError where it is not a valid report, or of a run that failed or was partial.
+    Raises UserError where it is not a valid report, or of a run that failed or left out checks.
     """
     report = _validate(checkout, data, source, remedy)
     fields = report.fields
@@ -143,14 +143,20 @@ def parse(checkout: Checkout, data: bytes, source: str, remedy: str) -> Report:
         where = fields.get("image") or fields["environment"]
         raise UserError(f"{source}: smoke test of {where} failed ({reason}), so it proves nothing; fix it, then {remedy}")
     if part := _partial(fields):
-        raise UserError(f"{source}: expected a report of a whole smoke test, found one of a part ({part}); {remedy}")
+        fix = f"{remedy}, without --zero, --only and --skip"
+        raise UserError(f"{source}: expected a report of all checks, found a partial one, {part}; {fix}")
     return report
 
 
 def _partial(fields: Mapping[str, Any]) -> str:
-    """Return what the run was restricted to, empty if to nothing. Reports of earlier versions show it by their stages."""
+    """Return what a partial run left out or was restricted to; empty for a run of all checks."""
+    if missing := fields.get("not_requested"):
+        return f"without {', '.join(missing)}"
+    if options := fields.get("partial"):
+        return f"with {options}"
+    # Reports of earlier versions do not say so.
     stages = {check["zero_stage"] for check in fields["checks"] if check["zero_stage"]}
-    return str(fields.get("partial") or (f"ZeRO-{min(stages)} alone" if len(stages) == 1 else ""))
+    return f"of ZeRO-{min(stages)} alone" if len(stages) == 1 else ""
 
 
 def _read(path: Path, source: str, remedy: str) -> bytes:

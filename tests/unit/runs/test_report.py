@@ -50,7 +50,7 @@ def test_a_failed_or_partial_report_is_printed(root: Path, tmp_path: Path, name:
     ended = run(root, str(tmp_path / name))
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "load  FAIL      seen\n" in ended.stdout
-    assert "\npartial run: --zero 3\nFAILED  tiny: " in ended.stdout
+    assert "\npartial run: --zero 3; it is no proof of an environment\nFAILED (partial)  tiny: " in ended.stdout
 
 
 def test_json_is_the_report(root: Path, tmp_path: Path) -> None:
@@ -100,15 +100,16 @@ def test_a_file_that_cannot_be_read_is_refused(root: Path, tmp_path: Path, name:
 @pytest.mark.parametrize(
     ("changes", "part"),
     [
-        ({"partial": "--zero 3"}, "--zero 3"),
-        ({"partial": "--only load"}, "--only load"),
+        ({"partial": "--zero 3"}, "with --zero 3"),
+        ({"partial": "--only load", "not_requested": ["train", "save"]}, "without train, save"),
         # An earlier version did not say so.
-        ({"checks": [check("checkpoint", "check"), check("load", "check", 3)]}, "ZeRO-3 alone"),
+        ({"checks": [check("checkpoint", "check"), check("load", "check", 3)]}, "of ZeRO-3 alone"),
     ],
 )
 def test_a_partial_report_proves_nothing(root: Path, tmp_path: Path, changes: dict[str, Any], part: str) -> None:
     with pytest.raises(UserError) as refused:
         reports.read(Checkout(root), written(tmp_path, **changes), "tiny", "run it again")
     assert str(refused.value) == (
-        f"{tmp_path}/report.json: expected a report of a whole smoke test, found one of a part ({part}); run it again"
+        f"{tmp_path}/report.json: expected a report of all checks, found a partial one, {part}; run it again, "
+        "without --zero, --only and --skip"
     )
