@@ -20,7 +20,7 @@ from smokehouse.images.paths import PREFIX, PROGRAMS, SITE_FILES
 from smokehouse.images.plan import Layer, Plan
 from smokehouse.images.spec import ImageSpec, oldest_driver, stack
 from smokehouse.installs import Bundle, conda_packages, site_files
-from smokehouse.locks import LOCK_JSON, CondaPackage, Lock, LockedFile
+from smokehouse.locks import LOCK_JSON, CondaPackage, Lock, LockedFile, constraints
 from smokehouse.storage import files
 from smokehouse.storage.disk import require_free_space
 
@@ -195,7 +195,7 @@ def _texts(checkout: Checkout, spec: ImageSpec, lock: Lock, licences: Mapping[st
         "stack": stack(lock, cuda) | {file.name: file.version for file in extra},
     }
     texts = {
-        "constraints.txt": "".join(f"{file.name}=={file.version}\n" for file in lock.pip),
+        "constraints.txt": constraints.pins(lock),
         "cuda": f"{cuda}\n",
         "driver": f"{oldest_driver(checkout, cuda)}\n",
         "environment": f"{name}\n",

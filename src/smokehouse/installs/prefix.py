@@ -76,8 +76,7 @@ def install(
         _install_conda(staging, locked, packages, archives, used_as)
         _install_pypi(staging, locked, bundled, descriptor)
         site_files.add(staging / "prefix", locked.lock.python, locked.cuda)
-        if not (activate := staging / "prefix" / "bin" / "activate").exists():
-            files.write(activate, activation.script(used_as))
+        activation.prepare(staging / "prefix", locked, used_as)
         files.write(staging / "prefix" / MARKER, json.dumps(marker, indent=2) + "\n")
         if folder.exists():
             folder.rename(staging / "replaced")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from smokehouse.checkout import Checkout
 from smokehouse.console import status
-from smokehouse.installs import site_files
+from smokehouse.installs import activation, site_files
 from smokehouse.installs.bundle import Bundle
 from smokehouse.installs.target import MARKER, PYPI_GROWTH, read_marker, require_platform, temporary_folder
 from smokehouse.locks import LockedEnvironment
@@ -50,6 +50,7 @@ def ensure(checkout: Checkout, locked: LockedEnvironment, bundle: Bundle | None 
             offline = uv.Offline(bundle.wheels, cache) if bundle else None
             uv.install(folder, pins.path, build_pins, lock.sdists, offline=offline, pass_fds=[descriptor])
         site_files.add(folder, lock.python, locked.cuda)
+        activation.prepare(folder, locked, folder)
         files.write(marker, json.dumps(content, indent=2) + "\n")
         status(f"installed {name} in {time.monotonic() - began:.0f} s")
     return python
