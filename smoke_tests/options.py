@@ -4,12 +4,13 @@ import argparse
 import json
 import os
 import re
+import shlex
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from smoke_tests import families
+from smoke_tests import families, report
 from smoke_tests.families import Family
 from smoke_tests.selection import Selection, canonical
 from smokehouse_loader import inspect_checkpoint
@@ -48,6 +49,15 @@ class Options:
     image: str | None
     validate: bool
     selection: Selection
+
+    @property
+    def partial(self) -> str:
+        """The options that leave out a part of the smoke test, as they are typed; empty where all of it runs."""
+        chosen = {"--only": self.selection.only, "--skip": self.selection.skip}
+        parts = [] if self.stages == STAGES else ["--zero", ",".join(map(str, self.stages))]
+        for option, names in chosen.items():
+            parts += [option, ",".join(names)] if names else []
+        return shlex.join(parts)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -104,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     # Builder and image fill in --environment, --stack, --lock, --image and --validate; help is for the user's own options.
     parser = _Parser(
         prog=os.environ.get("SMOKEHOUSE_PROG", "smoke"),
+        allow_abbrev=False,  # the builder reads some of them, too
         description="Prove that this environment loads, trains, saves and resumes its model.",
     )
     add = parser.add_argument
@@ -143,7 +154,8 @@ def _parser() -> argparse.ArgumentParser:
         "--report",
         type=Path,
         metavar="DIR",
-        help="Write report.json and junit.xml to DIR (default: build/smoke/ENVIRONMENT).",
+        help="Write report.json, report.html and junit.xml to DIR (default: build/smoke/ENVIRONMENT; build/smoke/ENVIRONMENT-"
+        "zero3, for example, for a part of the smoke test, which never replaces the report of a whole one).",
     )
     add("--port", type=_port, default=0, help="Use this rendezvous port on 127.0.0.1 (default: 0, any free port).")
     add(
@@ -174,7 +186,7 @@ def _checked(parsed: argparse.Namespace) -> Options:
         raise InputError(f"{parsed.lock}: requirements.txt not found; run: nox -s lock -- {parsed.environment}")
     if parsed.checkpoint is not None:
         _check_checkpoint(parsed.checkpoint, families.get(stack["model"]["family"]))
-    return Options(
+    options = Options(
         environment=parsed.environment,
         stack=stack,
         lock=parsed.lock,
@@ -190,6 +202,23 @@ def _checked(parsed: argparse.Namespace) -> Options:
         validate=parsed.validate,
         selection=Selection(parsed.only, parsed.skip),
     )
+    refuse_full_report(options.report, options.partial)
+    return options
+
+
+def refuse_full_report(folder: Path, partial: str) -> None:
+    """Raise InputError where a run with the options `partial`, which leave something out, would replace a full report."""
+    if not partial:
+        return
+    try:
+        document = json.loads((folder / "report.json").read_bytes())
+    except (OSError, ValueError, RecursionError):  # there is none, or nothing that anybody could use
+        return
+    if report.is_full(document):
+        raise InputError(
+            f"{folder}: expected no report of a whole smoke test, found one, which that of {partial} must not replace; "
+            "give --report another folder"
+        )
 
 
 def _read_stack(file: Path) -> dict[str, Any]:
