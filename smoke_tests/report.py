@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-SYMBOLS = {"passed": "ok", "failed": "FAIL", "known-issue": "known"}
-COLOURS = {"passed": "\033[32m", "failed": "\033[1;31m", "known-issue": "\033[33m"}
+SYMBOLS = {"passed": "ok", "failed": "FAIL", "known-issue": "known", "observed": "obs"}
+COLOURS = {"passed": "\033[32m", "failed": "\033[1;31m", "known-issue": "\033[33m", "observed": "\033[33m"}
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Result:
 
 def overall(ranks: list[RankVerdict]) -> tuple[str, str]:
     """Return the verdict and detail of a check: those of its worst rank."""
-    for verdict in ("failed", "known-issue"):
+    for verdict in ("failed", "observed", "known-issue"):
         of_kind = [rank for rank in ranks if rank.verdict == verdict]
         if of_kind:
             # Where ranks lost each other, the one that a signal killed is the cause and the others are victims.

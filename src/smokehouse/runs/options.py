@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from smokehouse.errors import UserError
 
 # Every other option of a smoke test has one value.
-FLAGS = ("-h", "--help", "--validate")
+# A family after --here is taken as the name.
+FLAGS = ("-h", "--help", "--validate", "--here")
 
 
 def split_name(arguments: Sequence[str]) -> tuple[str | None, list[str]]:

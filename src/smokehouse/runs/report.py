@@ -143,6 +143,11 @@ def parse(checkout: Checkout, data: bytes, source: str, remedy: str) -> Report:
     if wrong := best_match(Draft202012Validator(schema).iter_errors(fields)):
         field = ".".join(map(str, wrong.absolute_path)) or "the report"
         raise UserError(f"{source}: invalid report: {field}: {wrong.message[:200]} (see {SCHEMA}); {remedy}")
+    if fields["lock"] is None:
+        prefix = fields["installed"]["prefix"]
+        raise UserError(
+            f"{source}: expected a report of a lock, found one of {prefix} without a lock, as --here makes; {remedy}"
+        )
     if fields["verdict"] != "passed":
         reason = fields["failure"] or ", ".join(check["name"] for check in fields["checks"] if check["verdict"] == "failed")
         where = fields.get("image") or fields["environment"]
