@@ -205,8 +205,9 @@ def install_tools(session: nox.Session) -> None:
         uv = find_uv()
         if not python.exists():
             session.run_install(uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(TOOLS_ENVIRONMENT))
+        # An activated environment of ours sets it, and the tools are none of its packages.
         sync = ("pip", "sync", "--python", str(python), "--require-hashes", "--compile-bytecode", str(TOOLS))
-        session.run_install(uv, *sync)
+        session.run_install(uv, *sync, env={"UV_CONSTRAINT": None})
         shutil.copyfile(TOOLS, installed)
 
 

@@ -71,6 +71,8 @@ def find(folders: Sequence[str] | None = None) -> Installed:
     """Return what is installed in `folders`, by default where Python looks for modules, in that order."""
     installed = Installed()
     for folder in dict.fromkeys(Path(entry).resolve() for entry in (sys.path if folders is None else folders) if entry):
+        if folder.name == "_vendor":
+            continue  # setuptools appends its own copies of other packages to the path when it is imported
         here: dict[str, Distribution] = {}
         # The folders' names, not their METADATA: parsing that of a hundred packages takes a second.
         for info in sorted(path for path in _entries(folder) if path.suffix in _SUFFIXES):

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from smoke_tests import families
 from smoke_tests.families import Family
+from smoke_tests.selection import Selection, canonical
 from smokehouse_loader import inspect_checkpoint
 
 STAGES = (2, 3)
@@ -50,6 +51,7 @@ class Options:
     start: str
     image: str | None
     validate: bool
+    selection: Selection
     beyond: tuple[str, ...] = ()  # packages in versions that expectations were never measured with
 
 
@@ -90,6 +92,13 @@ def _port(text: str) -> int:
     return int(text)
 
 
+def _names(text: str) -> tuple[str, ...]:
+    try:
+        return tuple(dict.fromkeys(canonical(name) for name in text.split(",")))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def _digest(text: str) -> str:
     if not re.fullmatch(r"sha256:[0-9a-f]{64}", text):
         raise argparse.ArgumentTypeError(f"{text!r} is an invalid image digest; give sha256: and 64 hexadecimal digits")
@@ -120,6 +129,14 @@ def _parser() -> argparse.ArgumentParser:
         default="auto",
         help="Run on cuda (NCCL, bf16) or cpu (gloo, fp32) (default: auto).",
     )
+    add(
+        "--only",
+        type=_names,
+        default=(),
+        metavar="NAME,...",
+        help="Run only these checks and controls, and what they continue from; the report is partial (default: all).",
+    )
+    add("--skip", type=_names, default=(), metavar="NAME,...", help="Run all but these, unless one that runs needs them.")
     add("--checkpoint", metavar="PATH_OR_HUB_ID", help="Test with this checkpoint (default: a tiny synthetic one).")
     add(
         "--timeout",
@@ -193,6 +210,7 @@ def _options(parsed: argparse.Namespace, environment: str, stack: dict[str, Any]
         start=parsed.start,
         image=parsed.image,
         validate=parsed.validate,
+        selection=Selection(parsed.only, parsed.skip),
     )
 
 

@@ -37,6 +37,7 @@ class Step:
 
     A step begins with an empty `TrainingState`, unless it continues another step of its job: `model_of` and `engine_of` give
     the name of the step that built the model or the engine it needs. `builds` is what it leaves for others to continue with.
+    `needs` are the names whose files or outcomes it reads, in the same stage or without one.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Step:
     model_of: str = ""
     engine_of: str = ""
     builds: str = ""  # model | engine
+    needs: tuple[str, ...] = ()
     staged: bool = True
     dtype: torch.dtype | None = None
     hf_config: bool = True  # under a live HfDeepSpeedConfig
@@ -120,9 +122,9 @@ def _main_steps() -> list[Step]:
         Step("collectives", collectives.collectives),
         Step("load", loading.load, builds="model"),
         Step("weights", loading.weights, model_of="load"),
-        Step("generate", generation.generate, model_of="load", builds="engine"),
-        Step("train", training.train, engine_of="generate"),
-        Step("resume", saving.save, engine_of="generate"),
+        Step("generate", generation.generate, model_of="load", builds="engine", needs=("plain run",)),
+        Step("train", training.train, engine_of="generate", needs=("plain run",)),
+        Step("resume", saving.save, engine_of="generate", needs=("train",)),
         Step("train", training.train_on, engine_of="generate"),
         Step("memory", memory.memory, model_of="load", engine_of="generate"),
     ]
@@ -130,7 +132,7 @@ def _main_steps() -> list[Step]:
 
 def _fresh_steps(device: str) -> list[Step]:
     """Return the steps that run in processes which have not saved what they load."""
-    dummy = Step("mixed modality: dummy image", mixed_modality.dummy_image, builds="engine")
+    dummy = Step("mixed modality: dummy image", mixed_modality.dummy_image, builds="engine", needs=("plain run",))
     steps = [dummy, Step("resume", saving.resume, engine_of=dummy.name)]
     if runtime.PRECISION[device] != "bf16":  # otherwise it is the main precision already
         steps.append(Step("bf16", precision.bf16, dtype=torch.bfloat16))
@@ -172,9 +174,11 @@ def _stage_jobs(stage: int, processes: int, device: str, expectations: dict[str,
     last = f"{name}-fresh/{fresh[-1].name}"
     if processes > 1:
         known = BY_NAME["mixed-modality"]
-        fresh.append(Step("mixed modality", mixed_modality.text_only_ranks, may_end=True, failure=known))
+        fresh.append(Step("mixed modality", mixed_modality.text_only_ranks, may_end=True, failure=known, needs=("plain run",)))
     controls = tuple(_control_steps(stage, processes, device, expectations))
-    consolidated = Step("consolidated weights", saving.consolidated, hf_config=False)
+    # From the engine checkpoint that `resume` saves, and the 16-bit weights of the bf16 run or, in bf16, of `resume`.
+    written_by = ("resume", *(step.name for step in fresh if step.name == "bf16"))
+    consolidated = Step("consolidated weights", saving.consolidated, hf_config=False, needs=written_by)
     return [
         main,
         dataclasses.replace(main, name=f"{name}-fresh", steps=tuple(fresh), after=("plain", name)),

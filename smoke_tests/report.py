@@ -166,12 +166,15 @@ def table(report: dict[str, Any], results: list[Result], *, colour: bool) -> str
             rows.append(f"{name:<{width}}{''.join(texts)}{known[:110]}".rstrip())
         rows.append("")
     rows += [f"not run: {entry['name']} ({entry['reason']})" for entry in report["not_run"]]
+    if missing := report.get("not_requested"):
+        rows.append(f"partial, so no proof of an environment; not requested: {', '.join(missing)}")
     versions = report["versions"]
     stack = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers", "deepspeed") if name in versions)
     where = f"{report['device']}, {report['backend']}, {report['precision']}, {report['world_size']} ranks"
     counts = {kind: sum(result.kind == kind for result in results) for kind in ("check", "control")}
     verdict = _paint(report["verdict"].upper(), report["verdict"], colour=colour)
-    rows.append(f"{verdict}  {report['environment']}: {stack} on {where}")
+    partial = " (partial)" if missing else ""
+    rows.append(f"{verdict}{partial}  {report['environment']}:{f' {stack}' if stack else ''} on {where}")
     rows.append(f"{counts['check']} checks and {counts['control']} controls in {report['seconds']:.1f} s")
     return "\n".join(rows)
 

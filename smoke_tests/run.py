@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smoke_tests import distributions, preflight, report
-from smoke_tests.options import Options
+from smoke_tests import distributions, preflight, report, selection
+from smoke_tests.options import InputError, Options
 from smoke_tests.outcome import Outcome
 from smoke_tests.preflight import Resources
 from smoke_tests.report import Result
@@ -38,10 +38,17 @@ def smoke(options: Options, began: float) -> int:
         from smoke_tests import plan, runtime
         from smoke_tests.verdicts import Verdicts
 
-        jobs = plan.jobs(options.stages, resources.processes, resources.device, options.stack["expectations"])
+        possible = plan.jobs(options.stages, resources.processes, resources.device, options.stack["expectations"])
+        jobs = _chosen(options, resources, possible)
+        missing = selection.not_requested(possible, jobs)
         precision = runtime.PRECISION[resources.device]
-        on_result = lambda result: print(report.line(result, colour=colour), flush=True)  # noqa: E731
-        verdicts = Verdicts(jobs, precision, on_result, observe=bool(options.beyond))
+        verdicts = Verdicts(
+            jobs,
+            possible,
+            precision,
+            lambda result: print(report.line(result, colour=colour), flush=True),
+            observe=bool(options.beyond),
+        )
         fatal = _supervise(options, resources, Workspace(work), jobs, verdicts.add)
         results = verdicts.finish(f"not reached: {fatal or 'an earlier step of its job failed'}")
         if shutil.disk_usage(work).free < 2**20:
@@ -65,6 +72,7 @@ def smoke(options: Options, began: float) -> int:
             "failure": fatal,
             "not_run": verdicts.not_run()
             + [{"name": f"expectations of {name}", "reason": NEVER_MEASURED} for name in options.beyond],
+            **({"not_requested": missing} if missing else {}),
         }
         return _publish(options.report, content, results, colour=colour)
 
@@ -76,6 +84,23 @@ def _proven(options: Options) -> dict[str, Any]:
     found = distributions.find()
     notes = [*found.problems, *found.notes]
     return {"lock": None, "installed": {"prefix": sys.prefix, "packages": found.versions, "notes": notes}}
+
+
+def _chosen(options: Options, resources: Resources, possible: "list[Job]") -> "list[Job]":
+    """Return the part of a plan that the user requests. Raises InputError where nothing of it can run here."""
+    requested = options.selection.requested(selection.names_in(possible))
+    if not requested:
+        only, skip = (", ".join(names) for names in (options.selection.only, options.selection.skip))
+        stages = ", ".join(f"ZeRO-{stage}" for stage in options.stages)
+        found = (f" in {only}" if only else "") + (f" without {skip}" if skip else "")
+        raise InputError(
+            f"smoke: expected a check that runs on {resources.device} with {resources.processes} ranks under {stages}, "
+            f"found none{found}; choose other names"
+        )
+    jobs = selection.select(possible, requested)
+    if needed := [name for name in selection.names_in(jobs) if name in options.selection.skip]:
+        print(f"smoke: not skipped, since others need it: {', '.join(needed)}", flush=True)
+    return jobs
 
 
 def _supervise(

@@ -45,8 +45,16 @@ def _key(job: Job, step: Step) -> Key:
 class Verdicts:
     """The verdicts of a run so far. `on_result(result)` is called for each check that the ranks complete."""
 
-    def __init__(self, jobs: list[Job], precision: str, on_result: Callable[[Result], None], *, observe: bool = False) -> None:
-        """Expect what `jobs` plan, whose main runs have this `precision` (fp32 or bf16).
+    def __init__(
+        self,
+        jobs: list[Job],
+        possible: list[Job],
+        precision: str,
+        on_result: Callable[[Result], None],
+        *,
+        observe: bool = False,
+    ) -> None:
+        """Expect what `jobs`, the chosen part of the plan `possible`, have; main runs have this `precision` (fp32 or bf16).
 
         With `observe`, this stack has versions that nothing was measured with: what depends on them is observed, not judged.
         """
@@ -55,6 +63,7 @@ class Verdicts:
         self._dtype = dtype_of(precision)
         self._on_result = on_result
         self._planned = _planned(jobs)
+        self._possible = _planned(possible)
         self._outcomes: dict[Key, dict[int, list[tuple[Outcome, float]]]] = {}
         self._results: dict[Key, Result] = {}
 
@@ -81,9 +90,9 @@ class Verdicts:
     def not_run(self) -> list[dict[str, str]]:
         """Return what this run could not show, and why."""
         missing = []
-        stages = {stage for _, stage in self._planned}
-        ranks = max(planned.ranks for planned in self._planned.values())
-        names = {name for name, _ in self._planned}
+        stages = {stage for _, stage in self._possible}
+        ranks = max(planned.ranks for planned in self._possible.values())
+        names = {name for name, _ in self._possible}
         if ranks == 1:
             missing.append({"name": "mixed modality", "reason": "one rank only; partitioning over ranks is not proven either"})
         for control, check in (("gloo race", "late gathers"), ("later key layout", "both key layouts")):

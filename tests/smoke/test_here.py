@@ -108,7 +108,7 @@ from smoke_tests.verdicts import Verdicts
 jobs = plan.jobs((3,), 1, "cpu", {"gloo_race": "fixed", "later_key_layout": "whole"})
 found = {}
 for observe in (False, True):
-    verdicts = Verdicts(jobs, "fp32", lambda result: None, observe=observe)
+    verdicts = Verdicts(jobs, jobs, "fp32", lambda result: None, observe=observe)
     for job in jobs:
         for number, step in enumerate(job.steps):
             wrong = step.name in ("flipped bit", "both key layouts", "auto classes", "weights")

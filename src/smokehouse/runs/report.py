@@ -111,7 +111,7 @@ class Report:
 def read(checkout: Checkout, path: Path, environment: str, remedy: str) -> Report:
     """Read the report of `environment` in the file `path`; `remedy` says how to get one.
 
-    Raises UserError where it is not a valid report, of another environment, or of a run that failed.
+    Raises UserError where it is not a valid report, of another environment, or of a run that failed or left out checks.
     """
     source = checkout.relative(path)
     try:
@@ -130,7 +130,7 @@ def read(checkout: Checkout, path: Path, environment: str, remedy: str) -> Repor
 def parse(checkout: Checkout, data: bytes, source: str, remedy: str) -> Report:
     """Return the report that is `data`; messages call it `source` and end in `remedy`.
 
-    Raises UserError where it is not a valid report, or of a run that failed.
+    Raises UserError where it is not a valid report, or of a run that failed or left out checks.
     """
     if len(data) > _MAX_SIZE:
         raise UserError(f"{source}: expected a report of at most {_MAX_SIZE >> 20} MiB, found a larger file; {remedy}")
@@ -152,4 +152,9 @@ def parse(checkout: Checkout, data: bytes, source: str, remedy: str) -> Report:
         reason = fields["failure"] or ", ".join(check["name"] for check in fields["checks"] if check["verdict"] == "failed")
         where = fields.get("image") or fields["environment"]
         raise UserError(f"{source}: smoke test of {where} failed ({reason}), so it proves nothing; fix it, then {remedy}")
+    if missing := fields.get("not_requested"):
+        raise UserError(
+            f"{source}: expected a report of all checks, found a partial one, without {', '.join(missing)}; "
+            f"{remedy}, without --only and --skip"
+        )
     return Report(checkout, source, remedy, text, fields)
