@@ -96,6 +96,13 @@ def smoke(session: nox.Session) -> None:
 
 
 @nox.session
+def report(session: nox.Session) -> None:
+    """Print the table of a smoke test's report again: report -- FILE [--json]."""
+    install_tools(session)
+    run_smokehouse(session, "report")
+
+
+@nox.session
 def bundle(session: nox.Session) -> None:
     """Download all that a machine without a network needs: bundle -- NAME DIR [--devel] [--only pip] [--channel ...]."""
     install_tools(session)

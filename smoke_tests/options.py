@@ -5,12 +5,13 @@ import importlib
 import json
 import os
 import re
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from smoke_tests import families
+from smoke_tests import families, report
 from smoke_tests.families import Family
 from smoke_tests.selection import Selection, canonical
 from smokehouse_loader import inspect_checkpoint
@@ -53,6 +54,15 @@ class Options:
     validate: bool
     selection: Selection
     beyond: tuple[str, ...] = ()  # packages in versions that expectations were never measured with
+
+    @property
+    def partial(self) -> str:
+        """The options that leave out a part of the smoke test, as they are typed; empty where all of it runs."""
+        chosen = {"--only": self.selection.only, "--skip": self.selection.skip}
+        parts = [] if self.stages == STAGES else ["--zero", ",".join(map(str, self.stages))]
+        for option, names in chosen.items():
+            parts += [option, ",".join(names)] if names else []
+        return shlex.join(parts)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -110,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     without_lock = "Prove what is installed, without a lock, with a model of this family"
     parser = _Parser(
         prog=os.environ.get("SMOKEHOUSE_PROG", "smoke"),
+        allow_abbrev=False,  # the builder reads some of them, too
         description="Prove that this environment loads, trains, saves and resumes its model.",
     )
     add = parser.add_argument
@@ -149,7 +160,8 @@ def _parser() -> argparse.ArgumentParser:
         "--report",
         type=Path,
         metavar="DIR",
-        help="Write report.json and junit.xml to DIR (default: build/smoke/ENVIRONMENT).",
+        help="Write report.json, report.html and junit.xml to DIR (default: build/smoke/ENVIRONMENT; build/smoke/ENVIRONMENT-"
+        "zero3, for example, for a part of the smoke test, which never replaces the report of a whole one).",
     )
     add("--port", type=_port, default=0, help="Use this rendezvous port on 127.0.0.1 (default: 0, any free port).")
     add(
@@ -196,7 +208,7 @@ def _family_only(name: str) -> dict[str, Any]:
 def _options(parsed: argparse.Namespace, environment: str, stack: dict[str, Any], lock: Path | None) -> Options:
     if parsed.checkpoint is not None:
         _check_checkpoint(parsed.checkpoint, families.get(stack["model"]["family"]))
-    return Options(
+    options = Options(
         environment=environment,
         stack=stack,
         lock=lock,
@@ -212,6 +224,23 @@ def _options(parsed: argparse.Namespace, environment: str, stack: dict[str, Any]
         validate=parsed.validate,
         selection=Selection(parsed.only, parsed.skip),
     )
+    refuse_full_report(options.report, options.partial)
+    return options
+
+
+def refuse_full_report(folder: Path, partial: str) -> None:
+    """Raise InputError where a run with the options `partial`, which leave something out, would replace a full report."""
+    if not partial:
+        return
+    try:
+        document = json.loads((folder / "report.json").read_bytes())
+    except (OSError, ValueError, RecursionError):  # there is none, or nothing that anybody could use
+        return
+    if report.is_full(document):
+        raise InputError(
+            f"{folder}: expected no report of a whole smoke test, found one, which that of {partial} must not replace; "
+            "give --report another folder"
+        )
 
 
 def _read_stack(file: Path) -> dict[str, Any]:

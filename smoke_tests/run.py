@@ -31,7 +31,7 @@ def smoke(options: Options, began: float) -> int:
     started = datetime.datetime.now(datetime.timezone.utc)
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     gc.disable()  # what imports allocate stays; collecting over it again and again takes a tenth of their time
-    with preflight.report_folder(options.report) as work:
+    with preflight.report_folder(options) as work:
         preflight.prepare_process(offline=options.checkpoint is None or Path(options.checkpoint).exists())
         resources = preflight.check(options, work)
 
@@ -59,6 +59,7 @@ def smoke(options: Options, began: float) -> int:
             "environment": options.environment,
             **_proven(options),
             **({"image": options.image} if options.image else {}),
+            **({"partial": options.partial} if options.partial else {}),
             "device": resources.device,
             "backend": runtime.backend(resources.device),
             "precision": precision,
@@ -74,7 +75,8 @@ def smoke(options: Options, began: float) -> int:
             + [{"name": f"expectations of {name}", "reason": NEVER_MEASURED} for name in options.beyond],
             **({"not_requested": missing} if missing else {}),
         }
-        return _publish(options.report, content, results, colour=colour)
+        logs = report.read_logs(options.report / "logs", verdicts.failed_jobs())
+        return _publish(options.report, content, results, logs, colour=colour)
 
 
 def _proven(options: Options) -> dict[str, Any]:
@@ -143,12 +145,12 @@ def _supervise(
         return supervisor.fatal
 
 
-def _publish(folder: Path, content: dict[str, Any], results: list[Result], *, colour: bool) -> int:
+def _publish(folder: Path, content: dict[str, Any], results: list[Result], logs: dict[str, str], *, colour: bool) -> int:
     """Write the report, print the table, and return the exit code. Without a report nothing is proven."""
-    where = f"report: {folder / 'report.json'}"
+    where = f"report: {folder / 'report.json'}\npage: {folder / 'report.html'}"
     failure = content["failure"]
     try:
-        report.write(folder, content, results)
+        report.write(folder, content, results, logs)
     except OSError as error:
         content["verdict"] = "failed"
         where = f"{folder}: no report written: {error.strerror}; free disk space or give --report another folder"

@@ -129,7 +129,7 @@ class Verdicts:
         verdict, detail = report.overall(ranks)
         seconds = round(max(seconds for _, seconds in judged), 3)
         diagnosis = self._diagnosis(key, ranks) if verdict != "passed" else ""
-        result = Result(key[0], key[1], planned.kind, verdict, seconds, ranks, detail, diagnosis)
+        result = Result(key[0], key[1], planned.kind, verdict, seconds, ranks, detail, diagnosis, self._proves(key))
         self._results[key] = result
         if not missing or any(self._outcomes.get(key, {}).values()):
             self._on_result(result)
@@ -140,6 +140,19 @@ class Verdicts:
         known = [step.failure for step in steps if step.failure]
         known += [found.failure for found in explain("\n".join(rank.detail for rank in ranks))]
         return f"{known[0].name}: {known[0].cause} Fix: {known[0].cure}." if known else ""
+
+    def failed_jobs(self) -> list[str]:
+        """Return the names of the jobs in which a check failed, so that their logs are of interest."""
+        bad = {key for key, result in self._results.items() if result.verdict == "failed"}
+        bad |= {("train", stage) for name, stage in bad if name == "parity"}
+        return [job.name for job in self._jobs if any(_key(job, step) in bad for step in job.steps)]
+
+    def _proves(self, key: Key) -> str:
+        """Return what a check shows: the first line of the docstring of each function that it consists of."""
+        steps: list[Callable[..., Outcome]] = [step.run for job in self._jobs for step in job.steps if _key(job, step) == key]
+        functions = dict.fromkeys(steps or [baseline.compare_losses])  # parity has no step
+        lines = [(function.__doc__ or "").partition("\n")[0] for function in functions]
+        return " ".join(filter(None, lines))
 
     def _judge(self, key: Key, rank: int, missing: str) -> tuple[Outcome, float]:
         """Return a rank's outcome and seconds: the worst of its steps', compared with the plain run where the check does."""

@@ -78,9 +78,8 @@ def test_the_report_says_that_there_is_no_lock(here: Here, theirs: tuple[Ended, 
 
 
 def test_what_shadows_a_package_fails(here: Here, tmp_path: Path) -> None:
-    """A copy of accelerate in front of the installed one, with one byte more: as an edited module, or a second checkout."""
+    """A folder in front of the environment, as on a PYTHONPATH that somebody left, with another numpy."""
     site = next(here.python.parents[1].glob("lib/python*/site-packages"))
-    (tmp_path / "accelerate").symlink_to(site / "accelerate")
     fake = tmp_path / "numpy"
     fake.mkdir()
     (fake / "__init__.py").write_text("__version__ = '9.0'\n")
@@ -91,10 +90,13 @@ def test_what_shadows_a_package_fails(here: Here, tmp_path: Path) -> None:
 
 SHADOWED = """
 import json, sys
-sys.path.insert(0, sys.argv[1])
-import numpy
+import torch
 from smoke_tests import distributions
 from smoke_tests.checks import installed
+
+sys.path.insert(0, sys.argv[1])
+del sys.modules["numpy"]
+import numpy
 
 print(json.dumps({"problems": installed._imported(distributions.find())[0]}))
 """

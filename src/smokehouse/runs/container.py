@@ -15,7 +15,7 @@ from smokehouse.errors import UserError
 from smokehouse.programs import docker
 from smokehouse.programs.docker import EngineImage
 from smokehouse.runs import local, report
-from smokehouse.runs.options import pop_option
+from smokehouse.runs.options import pop_option, report_name
 from smokehouse.runs.report import Report
 
 _NOBODY = 54321  # a user and a group that no image has a name for
@@ -64,7 +64,7 @@ def smoke_image_here(checkout: Checkout, reference: str, family: str | None, opt
         extra += ["--mount", f"type=bind,source={folder},target={_PLACE}/{name},readonly"]
     extra += [f"--env={name}={value}" for name, value in _HOME.items()]
     options, value = pop_option(options, "--report", "a folder")
-    folder = Path(value or checkout.build / "smoke" / "here-image").absolute()
+    folder = Path(value or checkout.build / "smoke" / report_name("here-image", options)).absolute()
     command = ["-m", "smoke_tests", "--here" if family is None else f"--here={family}", "--report", "/report"]
     command += ["--image", image.digest, *options]
     local.validate(command, "here", smoke_tests.parent)
@@ -98,7 +98,7 @@ def _prepare(checkout: Checkout, reference: str, options: Sequence[str]) -> _Con
         build = as_typed("build", "NAME")
         raise UserError(f"{reference}: not an image of Smokehouse, by its labels; build one: {build}")
     options, value = pop_option(options, "--report", "a folder")
-    folder = Path(value or checkout.build / "smoke" / f"{name}-image").absolute()
+    folder = Path(value or checkout.build / "smoke" / report_name(f"{name}-image", options)).absolute()
     command = ["smoke", "--report", "/report", "--image", image.digest, *options]
     return _Container(image, name, command, _limits(folder, options), folder)
 

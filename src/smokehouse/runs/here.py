@@ -12,7 +12,7 @@ from smokehouse.console import as_typed
 from smokehouse.errors import UserError
 from smokehouse.programs.process import run
 from smokehouse.runs.local import absolute_paths, place_of_smoke_test, validate, variables
-from smokehouse.runs.options import pop_option
+from smokehouse.runs.options import pop_option, report_name
 
 OLDEST_PYTHON = (3, 10)  # that smoke_tests and smokehouse_loader run with
 _START_DEADLINE = 60.0  # seconds
@@ -36,7 +36,7 @@ def smoke_here(checkout: Checkout, family: str | None, options: Sequence[str]) -
     here = ["--here"] if family is None else [f"--here={family}"]
     command = ["-m", "smoke_tests", *here]
     if not any(option.split("=")[0] == "--report" for option in options):
-        command += ["--report", str(checkout.build / "smoke" / "here")]
+        command += ["--report", str(checkout.build / "smoke" / report_name("here", options))]
     command += absolute_paths(options, place)
     validate(command, "here", place)
     sys.stdout.flush()

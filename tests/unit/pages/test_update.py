@@ -81,7 +81,7 @@ class Docs:
         (self.environment / "environment.yml").write_text(ENVIRONMENT)
         (self.environment / "stack.toml").write_text(STACK)
         self.readme.write_text(README)
-        for name in ("__init__.py", "report.py", "report.schema.json"):
+        for name in ("__init__.py", "page.html", "page.py", "report.py", "report.schema.json"):
             shutil.copy(root / "smoke_tests" / name, place / "smoke_tests")
         self.write_lock(MANIFEST)
 
