@@ -65,7 +65,7 @@ def test_smoke_help_shows_what_is_for_users(with_smoke_tests: TestCheckout) -> N
     assert "(default: qwen2.5-vl)" in text
     assert {*re.findall(r"^  (--\w+)", text, re.MULTILINE)} == {
         *("--zero", "--nproc", "--device", "--checkpoint", "--timeout", "--report", "--port", "--start", "--bundle", "--image"),
-        *("--here", "--prefix", "--python"),
+        *("--here", "--prefix", "--python", "--only", "--skip"),
     }
     assert not re.search(r"--(environment|stack|lock|validate)\b", text)
     assert "Reports go to build/smoke, environments to build/environments." in text

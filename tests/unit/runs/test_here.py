@@ -44,7 +44,7 @@ def test_the_smoke_test_runs_with_their_python_and_leaves_no_file(checkout: Test
     assert said["python"] == str(python)
     assert Path(said["alpha"]).is_relative_to(foreign)
     assert said["path"] is None
-    report = str(checkout.root / "build" / "smoke" / "here")
+    report = str(checkout.root / "build" / "smoke" / "here-zero3")
     assert said["argv"] == ["--here=tiny", "--report", report, "--zero", "3"]
     assert files(foreign) == before
 
