@@ -168,7 +168,7 @@ def _parser() -> argparse.ArgumentParser:
         "--start",
         choices=("fork", "spawn"),
         default="fork",
-        help="Start ranks by fork, which shares imports, or by spawn, which repeats them (default: fork).",
+        help="Start ranks by fork, which shares imports, or by spawn, as always on GPUs (default: fork on a CPU).",
     )
     add("--here", nargs="?", const=DEFAULT_FAMILY, metavar="FAMILY", help=f"{without_lock} (default: {DEFAULT_FAMILY}).")
     add("--image", type=_digest, metavar="DIGEST", help=argparse.SUPPRESS)

@@ -20,6 +20,8 @@ from smokehouse.runs.report import Report
 
 _NOBODY = 54321  # a user and a group that no image has a name for
 _DEADLINE = 7200.0  # seconds
+# What an NVIDIA driver has: the module of Linux, or what WSL2 brings from Windows.
+_DRIVER = ("/proc/driver/nvidia/version", "/usr/lib/wsl/lib/libcuda.so.1")
 
 # Where the smoke test is in a container of somebody else's image, which has neither it nor a home for the user.
 _PLACE = "/opt/smokehouse-here"
@@ -112,7 +114,7 @@ def _limits(folder: Path, options: Sequence[str]) -> list[str]:
     limits += ["--mount", f"type=bind,source={folder},target=/report"]
     for checkpoint in _checkpoint_folders(options):
         limits += ["--mount", f"type=bind,source={checkpoint},target={checkpoint},readonly"]
-    if Path("/proc/driver/nvidia/version").exists():
+    if any(Path(place).exists() for place in _DRIVER):
         limits += ["--gpus", "all"]
     return limits
 
