@@ -27,13 +27,9 @@ FROM_SOURCE = {"PYTHONPATH": "src", "SMOKEHOUSE_STARTED_BY": "nox"}
 INTERRUPT_TIMEOUT = 10.0
 TERMINATE_TIMEOUT = 10.0
 
-<<<<<<< HEAD
-SCRIPTS_OF_IMAGES = ("docker/inside/describe", "docker/inside/doctor")  # Python without .py
+SCRIPTS_OF_IMAGES = ("docker/inside/describe",)  # Python without .py
 # Run with the Python of any environment, from 3.10 on.
 INSIDE = ("smoke_tests", "src/smokehouse_loader")
-=======
-SCRIPTS_OF_IMAGES = ("docker/inside/describe",)  # Python without .py
->>>>>>> main
 # .pre-commit-config.yaml has a hook for each, which runs `nox -s lint -- NAME`.
 LINTERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "ruff": (("ruff", "check"), ("ruff", "format", "--check")),

@@ -12,18 +12,15 @@ def main(arguments: list[str]) -> int:
     """Run the smoke tests with the command line `arguments`, and return the exit code."""
     began = time.monotonic()
     try:
-<<<<<<< HEAD
         if sys.version_info < here.PYTHON:
             oldest = ".".join(map(str, here.PYTHON))
             raise InputError(
                 f"{sys.executable}: expected Python {oldest} or later, found {sys.version.split()[0]}; give another one"
             )
-=======
         if arguments[:1] == ["preflight"]:
             from smoke_tests.machine import command
 
             return command.main(arguments[1:])
->>>>>>> main
         options = read(arguments)
         if options.validate:
             return 0

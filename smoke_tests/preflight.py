@@ -132,7 +132,6 @@ def check(options: Options, work: Path) -> Resources:
     return Resources(device, processes, source)
 
 
-<<<<<<< HEAD
 @contextlib.contextmanager
 def importing(package: str) -> Iterator[None]:
     """Raise InputError where the import of `package` in the with statement fails: it is not installed, or broken."""
@@ -142,7 +141,8 @@ def importing(package: str) -> Iterator[None]:
         known = explain(error)
         fix = known[0].failure.cure if known else f"reinstall {package} and what it requires, or give another environment"
         raise InputError(f"{sys.prefix}: {package} cannot be imported ({one_line(error)}); {fix}") from error
-=======
+
+
 def _check_machine(options: Options, device: str, visible: Visible) -> None:
     """Print what may go wrong on this machine, and refuse what will."""
     wanted = "cpu" if device == "cpu" and options.device == "auto" and visible.gpus else options.device
@@ -155,7 +155,6 @@ def _check_machine(options: Options, device: str, visible: Visible) -> None:
         more = f" (and {len(failures) - 1} more; run {PREFLIGHT})" if len(failures) > 1 else ""
         on_cpu = ", or give --device cpu" if device == "cuda" else ""
         raise InputError(f"{failures[0]}{on_cpu}{more}")
->>>>>>> main
 
 
 def _source(requested: str | None, family: families.Family) -> Path | None:

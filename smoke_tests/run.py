@@ -136,17 +136,10 @@ def _supervise(
     with Supervisor(brief, start, on_outcome) as supervisor:
         gc.freeze()  # a collection in a rank would touch, and so copy, every page it shares with this process
         supervisor.start(jobs[0])  # requires no DeepSpeed: it runs while this process imports it
-<<<<<<< HEAD
-        if resources.device == "cpu" and options.start == "fork":
-            # On a GPU each rank does this itself: it initialises CUDA, which does not survive a fork.
+        if start == "fork":
             with preflight.importing("deepspeed"):
                 runtime.import_deepspeed(resources.device)
                 runtime.import_engine_code()
-=======
-        if start == "fork":
-            runtime.import_deepspeed(resources.device)
-            runtime.import_engine_code()
->>>>>>> main
         gc.freeze()
         # Two groups at a time fill the gaps in which one waits for a rank; GPU memory and a fixed port are for one.
         supervisor.run(jobs, slots=1 if resources.device == "cuda" or options.port else 2)
