@@ -75,6 +75,13 @@ def run(session: nox.Session) -> None:
 
 
 @nox.session
+def sbom(session: nox.Session) -> None:
+    """Print the software bill of materials of a lock: sbom -- NAME [--format spdx|cyclonedx] [--output FILE] ..."""
+    install_tools(session)
+    run_smokehouse(session, "sbom")
+
+
+@nox.session
 def lock(session: nox.Session) -> None:
     """Lock environments: lock -- [NAME...] [--check]; the tools: lock -- --tools; the base of images: lock -- --base."""
     install_tools(session)
