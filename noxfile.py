@@ -31,10 +31,16 @@ TERMINATE_TIMEOUT = 10.0
 # The sessions that have an option --report.
 REPORT_SESSIONS = {"docs", "publish", "smoke"}
 SCRIPTS_OF_IMAGES = ("docker/inside/describe",)  # Python without .py
+# Run with the Python of any environment, from 3.10 on.
+INSIDE = ("smoke_tests", "src/smokehouse_loader")
 # .pre-commit-config.yaml has a hook for each, which runs `nox -s lint -- NAME`.
 LINTERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "ruff": (("ruff", "check"), ("ruff", "format", "--check")),
-    "mypy": (("mypy",), ("mypy", "--scripts-are-modules", *SCRIPTS_OF_IMAGES)),
+    "mypy": (
+        ("mypy",),
+        ("mypy", "--python-version", "3.10", *INSIDE),
+        ("mypy", "--scripts-are-modules", *SCRIPTS_OF_IMAGES),
+    ),
     "codespell": (("codespell",),),
     "shellcheck": (("shellcheck",),),  # and the scripts, which `lint` finds
     "hadolint": (("hadolint", "docker/Dockerfile", "docker/examples/child/Dockerfile"),),
