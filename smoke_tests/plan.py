@@ -225,10 +225,12 @@ def _extra_staged(stage: int, processes: int, device: str) -> list[Job]:
     if device == "cuda":
         steps.append(Step("throughput", throughput.throughput))
     after = ("plain-extra", *(("ops",) if ops else ()))
-    trained = Step("trainer", trainer.trainer, hf_config=False, needs=("trainer: plain run", *ops))
+    trained = Step("trainer", trainer.train, hf_config=False, needs=("trainer: plain run", *ops))
+    resumed = dataclasses.replace(trained, run=trainer.resume)
     return [
         Job(f"{name}-extra", tuple(steps), stage, processes, distributed=True, after=after),
         Job(f"{name}-trainer", (trained,), stage, processes, distributed=True, after=after),
+        Job(f"{name}-trainer-resume", (resumed,), stage, processes, distributed=True, after=(f"{name}-trainer",)),
     ]
 
 

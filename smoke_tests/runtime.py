@@ -92,6 +92,11 @@ def import_engine_code() -> None:
         importlib.import_module(module)
 
 
+def import_trainer() -> None:
+    """Import Hugging Face's Trainer, which takes seconds."""
+    importlib.import_module("transformers.trainer")
+
+
 def trust_own_checkpoints() -> None:
     """Let torch 2.6's `weights_only` loading read the classes in DeepSpeed's engine checkpoints."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler

@@ -96,8 +96,9 @@ class Verdicts:
             "offload": "requires DeepSpeed's cpu_adam op ahead of time, or on a CPU a C++ compiler, ninja and setuptools",
             "throughput": "requires GPUs",
         }
-        missing += [{"name": name, "reason": reason} for name, reason in absent.items() if name not in names]
         run = {name for name, _ in self._planned}
+        if run & {*EXTRA}:
+            missing += [{"name": name, "reason": reason} for name, reason in absent.items() if name not in names]
         if left := [name for name in EXTRA if name in names and name not in run]:
             missing.append({"name": ", ".join(left), "reason": "only with --all"})
         return missing
