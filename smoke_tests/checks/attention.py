@@ -23,6 +23,9 @@ def implementations(device: str) -> list[str]:
 def _measured(context: RankContext, implementation: str) -> tuple[float, dict[str, torch.Tensor]]:
     """Return the loss of one sample and the gradients of the probes, with that attention."""
     model, _ = loading.load_with(context.model_class, context.source, context.dtype, attn_implementation=implementation)
+    found = model.config._attn_implementation
+    if found != implementation:
+        raise RuntimeError(f"expected {implementation} attention, transformers chose {found}")
     model.to(context.torch_device).train()
     loss = model(**training.own_sample(context)).loss
     loss.backward()
