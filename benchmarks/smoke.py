@@ -1,7 +1,7 @@
 """Measure how long `nox -s smoke` takes against its floor: one process that imports torch, transformers and deepspeed.
 
-The floor, the smoke test and the smoke test with --all run in turn, so that what slows the machine slows all; the table shows medians and ratios. A
-run before the first round compiles what --all compiles once.
+The floor, the smoke test and the smoke test with --all run in turn, so that what slows the machine slows all; the table shows
+medians and ratios. A run before the first round compiles what --all compiles once.
 """
 
 import argparse
