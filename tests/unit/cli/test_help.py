@@ -7,10 +7,9 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections import namedtuple
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import pytest
 import typer
@@ -188,11 +187,18 @@ def test_sessions_share_one_environment_that_is_quiet_when_up_to_date(
     assert noxfile.nox.options.default_venv_backend == "none"
 
 
+class Version(NamedTuple):
+    """A version of Python, as in sys.version_info."""
+
+    major: int
+    minor: int
+
+
 def test_nox_on_an_older_python_uses_another_or_says_so(
     noxfile: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert noxfile.find_python(noxfile.find_uv()) == sys.executable
-    version = namedtuple("version", "major minor")(3, 10)
+    version = Version(3, 10)
     monkeypatch.setattr(
         noxfile, "sys", SimpleNamespace(version_info=version, executable="/opt/python3.10", stderr=sys.stderr, exit=sys.exit)
     )
