@@ -251,8 +251,8 @@ FAILURES = (
     Failure(
         name="tied-weights-differ",
         cause=(
-            "config.json ties two tensors, such as the output embedding to the input embedding, but the checkpoint has different "
-            "values for them: transformers 4 keeps one of the two, without an error."
+            "config.json ties two tensors, such as the output embedding to the input embedding, but the checkpoint has "
+            "different values for them: transformers 4 keeps one of the two, without an error."
         ),
         cure=(
             "set tie_word_embeddings in config.json as the model was trained (false, if both are needed), or remove the tensor "

@@ -47,7 +47,7 @@ def test_remedy_for_an_auto_class_is_not_the_class_that_refused(slim: Path) -> N
         assert auto not in finding.cure
         found = finding.cure.rpartition(" or ")[2]
         assert concrete_class(found, config) is getattr(transformers, found)  # the remedy is accepted
-    with pytest.raises(LoadError, match="register one with smokehouse_loader.register"):
+    with pytest.raises(LoadError, match="register one with smokehouse_loader"):
         concrete_class("AutoModelForCausalLM", transformers.CLIPConfig())
 
 

@@ -258,7 +258,7 @@ def test_all_mistakes_are_reported_in_one_run(checkout: TestCheckout) -> None:
     checkout.edit(checkout.environment, "- beta", "- beta===2\n      - alpha\n      - gamma=1")
     checkout.edit(checkout.environment, "- conda-forge", "- defaults")
     checkout.edit(checkout.stack, 'version = "12.4"', "version = 12.4")
-    checkout.edit(checkout.stack, "family", "famly")
+    checkout.edit(checkout.stack, "family", "familie")
     ended = checkout.run("lock")
     assert ended.returncode == 2
     found = [line.removeprefix("smokehouse: environments/tiny/").partition(": ") for line in ended.stderr.splitlines()]
@@ -275,7 +275,7 @@ def test_all_mistakes_are_reported_in_one_run(checkout: TestCheckout) -> None:
     checkout.edit(checkout.environment, "gamma=1", "vllm")
     checkout.edit(checkout.environment, "name: tiny", "name: small")
     checkout.edit(checkout.environment, "python=3.11", "python=3.10")
-    for old, new in (("version = 12.4", 'version = "12.4"'), ("famly", "family"), ('["cuda-nvcc"]', '["gcc"]')):
+    for old, new in (("version = 12.4", 'version = "12.4"'), ("familie", "family"), ('["cuda-nvcc"]', '["gcc"]')):
         checkout.edit(checkout.stack, old, new)
     with pytest.raises(UserError) as refusal:
         environments.read(Checkout(checkout.root), "tiny")
