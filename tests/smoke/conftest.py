@@ -20,6 +20,7 @@ import hypothesis
 import pytest
 
 from smoke_tests import families
+from smokehouse import environments
 from smokehouse.checkout import Checkout
 from smokehouse.installs import virtualenv
 from smokehouse.locks import check
@@ -306,19 +307,62 @@ def proven(root: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.
     starter.close()
 
 
+def environment_of(root: Path, family: str) -> str:
+    """Return the environment of the checkout `root` that tests of a model family run in.
+
+    It is one that is for the family, or has the same packages as one that is: the first of those, beginning with that of all
+    other tests, so that the fewest are installed.
+    """
+    checkout = Checkout(root)
+    pins = {name: check.load(checkout, name).lock.pip for name in checkout.environments()}
+    for_it = [name for name in pins if environments.read(checkout, name).stack.model.family == family]
+    suitable = [name for name, packages in pins.items() if packages in [pins[other] for other in for_it]]
+    assert suitable, f"smoke_tests/families/{family}.py: no environment is for this family; add one"
+    return NAME if NAME in suitable else suitable[0]
+
+
+class ByFamily(dict[str, T]):
+    """Family -> what a function makes of it, when it is first asked for: not every test needs every family's environment."""
+
+    def __init__(self, make: Callable[[str], T]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, family: str) -> T:
+        self[family] = self._make(family)
+        return self[family]
+
+
 @pytest.fixture(scope="session")
-def synthetic(lasting: Starter) -> dict[str, Path]:
+def at_home(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ByFamily[Starter]]:
+    """Yield family -> a starter of smoke runs in the environment that can hold it."""
+    starters = ByFamily(lambda family: Starter(root, tmp_path_factory.mktemp("family"), environment_of(root, family)))
+    yield starters
+    for starter in starters.values():
+        starter.close()
+
+
+@pytest.fixture(scope="session")
+def synthetic(at_home: ByFamily[Starter]) -> ByFamily[Path]:
     """Return family -> its synthetic checkpoint, as a smoke run writes it."""
-    folders = {family: lasting.folder / "synthetic" / family for family in families.names()}
-    lasting.inside("-c", WRITING, *(str(folder) for folder in folders.values()))
-    return folders
+
+    def write(family: str) -> Path:
+        folder = at_home[family].folder / "synthetic" / family
+        at_home[family].inside("-c", WRITING, str(folder))
+        return folder
+
+    return ByFamily(write)
 
 
 @pytest.fixture(scope="session")
-def inspection(lasting: Starter, synthetic: dict[str, Path]) -> dict[str, Any]:
-    """Return family -> what an environment's own libraries find in its synthetic checkpoint."""
-    found: dict[str, Any] = json.loads(lasting.inside("-c", INSPECTION, *map(str, synthetic.values())))
-    return found
+def inspection(at_home: ByFamily[Starter], synthetic: ByFamily[Path]) -> ByFamily[dict[str, Any]]:
+    """Return family -> what its environment's own libraries find in its synthetic checkpoint."""
+
+    def inspect(family: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(at_home[family].inside("-c", INSPECTION, str(synthetic[family])))[family]
+        return found
+
+    return ByFamily(inspect)
 
 
 @pytest.fixture(params=families.names())

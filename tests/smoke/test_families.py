@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+import shutil
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from smoke_tests import families
 
-from .conftest import ROOT
+from .conftest import NAME, ROOT, ByFamily, environment_of
 
 FAMILIES = {name: families.get(name) for name in families.names()}
 
@@ -36,7 +37,6 @@ def test_family_is_what_its_checkpoint_says(synthetic: dict[str, Path], family: 
 
 def test_family_describes_its_model(shapes: dict[str, tuple[int, ...]], family: str) -> None:
     assert FAMILIES[family].problems(shapes) == []
-    assert FAMILIES[family].patch_shape == (1280, 3, 2, 14, 14)
 
 
 def test_family_estimates_its_synthetic_checkpoint(
@@ -54,7 +54,7 @@ def test_family_estimates_its_synthetic_checkpoint(
         ("vision_tower", "model."),
         ("language_probe", ".attention.wq.weight"),
         ("patch_embedding", "visual.patch_embed.weight"),
-        ("patch_shape", (1280, 3, 2, 16, 16)),
+        ("patch_shape", (1280, 3, 2, 17, 17)),
         ("missing_key", "model.layers.1.self_attn.o_proj.bias"),
         ("flipped_tensor", "model.layers.2.mlp.down_proj.weight"),
     ],
@@ -74,16 +74,54 @@ def test_layouts_lead_there_and_back(shapes: dict[str, tuple[int, ...]], family:
     assert len({*later.values()}) == len(shapes)
     assert {described.published(name) for name in later.values()} == shapes.keys()
     assert all(described.published(name) == name for name in shapes)
-    vision = {name for name in shapes if name.startswith("visual.")}
+    vision = {name for name in shapes if described.is_vision(name)}
     assert 0 < len(vision) < len(shapes)
     for name, new in later.items():
-        assert described.is_vision(name) == described.is_vision(new) == (name in vision)
-    # As transformers 4.52 and later write them.
-    assert {new for new in later.values() if new.startswith("model.visual.")} == {f"model.{name}" for name in vision}
-    text = {
-        f"model.language_model.{name.removeprefix('model.')}" for name in shapes.keys() - vision if name.startswith("model.")
-    }
-    assert {new for new in later.values() if new.startswith("model.language_model.")} == text
+        assert described.is_vision(new) == (name in vision)
+        # As transformers 4.52 and later write them: all but the head is below `model.`, in parts.
+        assert new == name if not name.startswith((described.vision_tower, "model.")) else new.startswith("model.")
+        assert new.startswith("model.language_model.") == (name.startswith("model.") and name not in vision)
+
+
+def copy_of(root: Path, environment: str, to: Path, name: str, family: str) -> None:
+    """Copy an environment and its lock into the checkout `to`, as `name`, for another family."""
+    for part in ("environments", "lockfiles"):
+        shutil.copytree(root / part / environment, to / part / name)
+    for file, old, new in (
+        ("environment.yml", f"name: {environment}\n", f"name: {name}\n"),
+        ("stack.toml", 'family = "qwen2_5_vl"', f'family = "{family}"'),
+    ):
+        path = to / "environments" / name / file
+        assert path.read_text().count(old) == 1
+        path.write_text(path.read_text().replace(old, new))
+
+
+def test_families_are_tested_in_an_environment_that_can_hold_them(root: Path, tmp_path: Path) -> None:
+    """A family that the default stack does not know is tested in one of its own, or one with the same packages."""
+    assert environment_of(root, "qwen2_vl") == NAME  # which has the packages of qwen2-vl
+    shutil.copy(root / "pyproject.toml", tmp_path)
+    copy_of(root, NAME, tmp_path, NAME, "qwen2_5_vl")
+    copy_of(root, "qwen2.5-vl-latest", tmp_path, "new-vl", "new_vl")
+    assert environment_of(tmp_path, "new_vl") == "new-vl"
+    copy_of(root, "qwen2.5-vl-latest", tmp_path, "a-latest", "qwen2_5_vl")
+    assert environment_of(tmp_path, "new_vl") == "a-latest"
+    assert environment_of(tmp_path, "qwen2_5_vl") == NAME
+    with pytest.raises(AssertionError, match="no environment is for this family; add one"):
+        environment_of(tmp_path, "newer_vl")
+
+
+def test_what_a_family_needs_is_made_when_it_is_asked_for() -> None:
+    """So that a test of one family needs no other's environment."""
+    made: list[str] = []
+
+    def make(family: str) -> int:
+        made.append(family)
+        return len(made)
+
+    lazy = ByFamily(make)
+    assert made == []
+    assert (lazy["one"], lazy["one"], lazy["two"]) == (1, 1, 2)
+    assert made == ["one", "two"]
 
 
 def texts(found: object) -> Iterator[str]:

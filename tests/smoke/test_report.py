@@ -4,6 +4,7 @@ import datetime
 import hashlib
 import html
 import json
+import math
 import re
 import socket
 import string
@@ -16,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smoke_tests import report
+from smoke_tests import families, report
 from smoke_tests.report import RankVerdict, Result
 from smoke_tests.selection import EXTRA
 from smokehouse_loader.failures import BY_NAME
@@ -372,8 +373,13 @@ def tensors(inspection: dict[str, Any], family: str) -> dict[str, Any]:
     return found
 
 
-def test_patch_embedding_is_the_real_one(tensors: dict[str, Any]) -> None:
-    assert tensors[PATCH_EMBED]["shape"] == [1280, 3, 2, 14, 14]
+def test_patch_embedding_is_the_real_one(tensors: dict[str, Any], family: str) -> None:
+    described = families.get(family)
+    assert tensors[described.patch_embedding]["shape"] == [*described.patch_shape]
+
+
+def test_patch_embedding_of_the_seed_failure(inspection: dict[str, Any]) -> None:
+    assert inspection["qwen2_5_vl"]["tensors"][PATCH_EMBED]["shape"] == [1280, 3, 2, 14, 14]
 
 
 def test_no_tensor_is_as_a_fresh_model_has_it(tensors: dict[str, Any]) -> None:
@@ -400,7 +406,7 @@ def test_processor_is_a_working_one(inspection: dict[str, Any], family: str) -> 
     assert found["texts"] == found["captions"]
     assert len(set(found["captions"])) > 20
     patches, values = found["patches"]
-    assert values == 3 * 2 * 14 * 14
+    assert values == math.prod(families.get(family).patch_shape[1:])
     assert patches >= 16
     assert found["spread"] > 3  # a drawing, and no plain area
     labels = found["labels"]
