@@ -14,7 +14,6 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -239,12 +238,6 @@ def missing_for_ops() -> list[str]:
     compiler = os.environ.get("CXX", "c++")
     missing = [] if shutil.which(compiler) else [f"a C++ compiler ({compiler})"]
     return missing + [name for name in ("ninja", "setuptools") if importlib.util.find_spec(name) is None]
-
-
-def ahead_of_time(op: str) -> bool:
-    """Whether DeepSpeed was installed with `op` compiled; does not import it."""
-    found = importlib.util.find_spec("deepspeed")
-    return bool(found and found.origin and list(Path(found.origin).parent.glob(f"ops/adam/{op}_op*.so")))
 
 
 def op_builder(name: str) -> Any:
