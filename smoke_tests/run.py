@@ -1,5 +1,6 @@
 """One smoke run from its options to its report: preflight, plan, verdicts."""
 
+import dataclasses
 import datetime
 import gc
 import os
@@ -36,10 +37,10 @@ def smoke(options: Options, began: float) -> int:
         from smoke_tests import plan, runtime
         from smoke_tests.verdicts import Verdicts
 
-        jobs = plan.jobs(options.stages, resources.processes, resources.device, options.stack["expectations"])
+        planned = plan.make(options.stages, resources.legs, resources.device, options.stack["expectations"])
         precision = runtime.PRECISION[resources.device]
-        verdicts = Verdicts(jobs, precision, lambda result: print(report.line(result, colour=colour), flush=True))
-        fatal = _supervise(options, resources, Workspace(work), jobs, verdicts.add)
+        verdicts = Verdicts(planned, precision, lambda result: print(report.line(result, colour=colour), flush=True))
+        fatal = _supervise(options, resources, Workspace(work), planned.jobs, verdicts.add)
         results = verdicts.finish(f"not reached: {fatal or 'an earlier step of its job failed'}")
         if shutil.disk_usage(work).free < 2**20:
             full = f"{options.report}: disk is full; free disk space or give --report another folder"
@@ -50,9 +51,10 @@ def smoke(options: Options, began: float) -> int:
             "lock": report.lock_digests(options.lock),
             **({"image": options.image} if options.image else {}),
             "device": resources.device,
-            "backend": runtime.backend(resources.device),
+            "backend": resources.legs[0].backend,
             "precision": precision,
-            "world_size": resources.processes,
+            "world_size": resources.legs[0].world_size,
+            "legs": [{"name": leg.name, **dataclasses.asdict(leg)} for leg in resources.legs],
             "versions": verdicts.versions(),
             "machine": preflight.machine(),
             "checkpoint": options.checkpoint or "made",
@@ -69,7 +71,7 @@ def _supervise(
     options: Options,
     resources: Resources,
     workspace: Workspace,
-    jobs: "list[Job]",
+    jobs: "tuple[Job, ...]",
     on_outcome: "Callable[[Job, int, int, Outcome, float], None]",
 ) -> str:
     """Run the jobs, and return what ended the run early; empty when nothing did."""
@@ -82,7 +84,6 @@ def _supervise(
         address="",
         device=resources.device,
         precision=runtime.PRECISION[resources.device],
-        processes=resources.processes,
         timeout=options.timeout,
         port=options.port,
         source=resources.source or workspace.synthetic,

@@ -27,7 +27,7 @@ def plain_run(context: RankContext, _: TrainingState) -> Outcome:
 
 
 def _save_mixed_gradients(context: RankContext, model: Any) -> None:
-    ranks = range(context.processes)
+    ranks = range(context.leg.world_size)
     for rank in ranks:
         (model(**context.on_device(mixed_modality.mixed_sample(context, rank))).loss / len(ranks)).backward()
     gradients = {name: p.grad.float().cpu().contiguous() for name, p in model.named_parameters() if p.grad is not None}
@@ -41,7 +41,7 @@ def _train(context: RankContext, model: Any) -> list[float]:
     """Do the ranks' optimizer steps and return their losses. As in DeepSpeed, the optimizer has fp32 masters in any dtype."""
     masters = [parameter.detach().clone().float() for parameter in model.parameters()]
     optimizer = context.optimizer(masters)
-    batch = [training.own_sample(context, rank) for rank in range(context.processes)]
+    batch = [training.own_sample(context, rank) for rank in range(context.leg.world_size)]
     losses = []
     for _ in range(training.TRAIN_STEPS):
         parts = [model(**sample).loss for sample in batch]
