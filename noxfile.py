@@ -90,6 +90,13 @@ def smoke(session: nox.Session) -> None:
 
 
 @nox.session
+def report(session: nox.Session) -> None:
+    """Print the table of a smoke test's report again: report -- FILE [--json]."""
+    install_tools(session)
+    run_smokehouse(session, "report")
+
+
+@nox.session
 def bundle(session: nox.Session) -> None:
     """Download all that a machine without a network needs: bundle -- NAME DIR [--devel] [--only pip] [--channel ...]."""
     install_tools(session)
@@ -199,8 +206,9 @@ def install_tools(session: nox.Session) -> None:
         uv = find_uv()
         if not python.exists():
             session.run_install(uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(TOOLS_ENVIRONMENT))
+        # An activated environment of ours sets it, and the tools are none of its packages.
         sync = ("pip", "sync", "--python", str(python), "--require-hashes", "--compile-bytecode", str(TOOLS))
-        session.run_install(uv, *sync)
+        session.run_install(uv, *sync, env={"UV_CONSTRAINT": None})
         shutil.copyfile(TOOLS, installed)
 
 

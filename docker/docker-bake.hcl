@@ -26,3 +26,7 @@ target "qwen2_5-vl-latest" {
 target "qwen2-vl" {
   inherits = ["image"]
 }
+
+target "vlm-r1" {
+  inherits = ["image"]
+}

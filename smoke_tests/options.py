@@ -4,13 +4,15 @@ import argparse
 import json
 import os
 import re
+import shlex
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from smoke_tests import families
+from smoke_tests import families, report
 from smoke_tests.families import Family
+from smoke_tests.selection import Selection, canonical
 from smokehouse_loader import inspect_checkpoint
 
 STAGES = (2, 3)
@@ -47,6 +49,16 @@ class Options:
     start: str
     image: str | None
     validate: bool
+    selection: Selection
+
+    @property
+    def partial(self) -> str:
+        """The options that leave out a part of the smoke test, as they are typed; empty where all of it runs."""
+        chosen = {"--only": self.selection.only, "--skip": self.selection.skip}
+        parts = [] if self.stages == STAGES else ["--zero", ",".join(map(str, self.stages))]
+        for option, names in chosen.items():
+            parts += [option, ",".join(names)] if names else []
+        return shlex.join(parts)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -86,6 +98,13 @@ def _port(text: str) -> int:
     return int(text)
 
 
+def _names(text: str) -> tuple[str, ...]:
+    try:
+        return tuple(dict.fromkeys(canonical(name) for name in text.split(",")))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def _digest(text: str) -> str:
     if not re.fullmatch(r"sha256:[0-9a-f]{64}", text):
         raise argparse.ArgumentTypeError(f"{text!r} is an invalid image digest; give sha256: and 64 hexadecimal digits")
@@ -96,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     # Builder and image fill in --environment, --stack, --lock, --image and --validate; help is for the user's own options.
     parser = _Parser(
         prog=os.environ.get("SMOKEHOUSE_PROG", "smoke"),
+        allow_abbrev=False,  # the builder reads some of them, too
         description="Prove that this environment loads, trains, saves and resumes its model.",
     )
     add = parser.add_argument
@@ -121,6 +141,14 @@ def _parser() -> argparse.ArgumentParser:
         help="Connect ranks with this backend; with gloo they may share a GPU (default: nccl on cuda, gloo on cpu; on one GPU "
         "both, nccl with one rank and gloo with two).",
     )
+    add(
+        "--only",
+        type=_names,
+        default=(),
+        metavar="NAME,...",
+        help="Run only these checks and controls, and what they continue from; the report is partial (default: all).",
+    )
+    add("--skip", type=_names, default=(), metavar="NAME,...", help="Run all but these, unless one that runs needs them.")
     add("--checkpoint", metavar="PATH_OR_HUB_ID", help="Test with this checkpoint (default: a tiny synthetic one).")
     add(
         "--timeout",
@@ -133,7 +161,8 @@ def _parser() -> argparse.ArgumentParser:
         "--report",
         type=Path,
         metavar="DIR",
-        help="Write report.json and junit.xml to DIR (default: build/smoke/ENVIRONMENT).",
+        help="Write report.json, report.html and junit.xml to DIR (default: build/smoke/ENVIRONMENT; build/smoke/ENVIRONMENT-"
+        "zero3, for example, for a part of the smoke test, which never replaces the report of a whole one).",
     )
     add("--port", type=_port, default=0, help="Use this rendezvous port on 127.0.0.1 (default: 0, any free port).")
     add(
@@ -164,7 +193,7 @@ def _checked(parsed: argparse.Namespace) -> Options:
         raise InputError(f"{parsed.lock}: requirements.txt not found; run: nox -s lock -- {parsed.environment}")
     if parsed.checkpoint is not None:
         _check_checkpoint(parsed.checkpoint, families.get(stack["model"]["family"]))
-    return Options(
+    options = Options(
         environment=parsed.environment,
         stack=stack,
         lock=parsed.lock,
@@ -179,7 +208,25 @@ def _checked(parsed: argparse.Namespace) -> Options:
         start=parsed.start,
         image=parsed.image,
         validate=parsed.validate,
+        selection=Selection(parsed.only, parsed.skip),
     )
+    refuse_full_report(options.report, options.partial)
+    return options
+
+
+def refuse_full_report(folder: Path, partial: str) -> None:
+    """Raise InputError where a run with the options `partial`, which leave something out, would replace a full report."""
+    if not partial:
+        return
+    try:
+        document = json.loads((folder / "report.json").read_bytes())
+    except (OSError, ValueError, RecursionError):  # there is none, or nothing that anybody could use
+        return
+    if report.is_full(document):
+        raise InputError(
+            f"{folder}: expected no report of a whole smoke test, found one, which that of {partial} must not replace; "
+            "give --report another folder"
+        )
 
 
 def _read_stack(file: Path) -> dict[str, Any]:

@@ -43,6 +43,7 @@ class Step:
 
     A step begins with an empty `TrainingState`, unless it continues another step of its job: `model_of` and `engine_of` give
     the name of the step that built the model or the engine it needs. `builds` is what it leaves for others to continue with.
+    `needs` are the names whose files or outcomes it reads, in the same stage or without one.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Step:
     model_of: str = ""
     engine_of: str = ""
     builds: str = ""  # model | engine
+    needs: tuple[str, ...] = ()
     staged: bool = True
     dtype: torch.dtype | None = None
     hf_config: bool = True  # under a live HfDeepSpeedConfig
@@ -134,10 +136,16 @@ def _main_steps() -> list[Step]:
             *("generate", generation.generate),
             model_of="load",
             builds="engine",
+            needs=("plain run",),
             unproven_alone="one rank gathers no parameters from others",
         ),
-        Step("train", training.train, engine_of="generate", unproven_alone="one rank reduces no gradients, also for parity"),
-        Step("resume", saving.save, engine_of="generate"),
+        Step(
+            *("train", training.train),
+            engine_of="generate",
+            needs=("plain run",),
+            unproven_alone="one rank reduces no gradients, also for parity",
+        ),
+        Step("resume", saving.save, engine_of="generate", needs=("train",)),
         Step("train", training.train_on, engine_of="generate"),
         Step(
             *("memory", memory.memory),
@@ -154,6 +162,7 @@ def _fresh_steps(device: str, processes: int) -> list[Step]:
     dummy = Step(
         *("mixed modality: dummy image", mixed_modality.dummy_image),
         builds="engine",
+        needs=("plain run",),
         ranks=2,
         unproven_alone="requires a rank with text only",
     )
@@ -208,13 +217,19 @@ def _stage_jobs(stage: int, leg: Leg, device: str, expectations: dict[str, Any])
             *("mixed modality", mixed_modality.text_only_ranks),
             may_end=True,
             failure=BY_NAME["mixed-modality"],
+            needs=("plain run",),
             ranks=2,
             unproven_alone="requires a rank with text only",
         )
     )
     controls = tuple(_control_steps(stage, leg, device, expectations))
-    joined = "one rank's weights need not be joined"
-    consolidated = Step("consolidated weights", saving.consolidated, hf_config=False, unproven_alone=joined)
+    # From the engine checkpoint that `resume` saves, and the 16-bit weights of the bf16 run or, in bf16, of `resume`.
+    consolidated = Step(
+        *("consolidated weights", saving.consolidated),
+        hf_config=False,
+        needs=("resume", *(step.name for step in fresh if step.name == "bf16")),
+        unproven_alone="one rank's weights need not be joined",
+    )
     return [
         main,
         dataclasses.replace(main, name=f"{name}-fresh", steps=tuple(fresh), after=("plain", name)),

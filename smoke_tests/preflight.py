@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smoke_tests import families, legs
+from smoke_tests import families, legs, report
 from smoke_tests import options as options_module
 from smoke_tests.legs import Leg
 from smoke_tests.options import InputError, Options
@@ -37,8 +37,9 @@ class Resources:
 
 
 @contextlib.contextmanager
-def report_folder(folder: Path) -> Iterator[Path]:
+def report_folder(options: Options) -> Iterator[Path]:
     """Lock the report folder for this run, and yield a work folder in it that is deleted at the end. Raises InputError."""
+    folder = options.report
     unwritable = "give --report a folder that can be written"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -52,10 +53,11 @@ def report_folder(folder: Path) -> Iterator[Path]:
     except BlockingIOError as error:
         raise InputError(f"{folder}: in use by another smoke run; wait for it or give another --report") from error
     try:
+        options_module.refuse_full_report(folder, options.partial)  # again, as another run may have ended since
         # This run holds the lock, so what is left is a killed run's.
         for stale in folder.glob("work-*"):
             shutil.rmtree(stale, ignore_errors=True)
-        for name in ("report.json", "junit.xml"):
+        for name in report.FILES:
             (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / "logs", ignore_errors=True)
         (folder / "logs").mkdir()

@@ -1,17 +1,23 @@
-"""The evidence that a run leaves: report.json, junit.xml and the table."""
+"""The evidence that a run leaves: report.json, report.html, junit.xml and the table."""
 
 import hashlib
 import json
 import os
+import re
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-SYMBOLS = {"passed": "ok", "failed": "FAIL", "known-issue": "known"}
+from smoke_tests import page
+
+# What a run writes beside its logs.
+FILES = ("report.json", "report.html", "junit.xml")
+# report.html shows so many logs, and so many bytes at the end of each.
+MAX_LOGS, LOG_BYTES = 32, 16384
 COLOURS = {"passed": "\033[32m", "failed": "\033[1;31m", "known-issue": "\033[33m"}
 
 
@@ -28,8 +34,8 @@ class RankVerdict:
 class Result:
     """One check or control, over all ranks.
 
-    `seconds` is the slowest rank's. `diagnosis` is what the loader's table says about a failed check or a known issue. `leg` is
-    empty where the run has one leg, and for what runs once.
+    `seconds` is the slowest rank's. `diagnosis` is what the loader's table says about a failed check or a known issue,
+    `proves` what is shown when it passes. `leg` is empty where the run has one leg, and for what runs once.
     """
 
     name: str
@@ -40,6 +46,7 @@ class Result:
     ranks: list[RankVerdict]
     detail: str
     diagnosis: str = ""
+    proves: str = ""
     leg: str = ""
 
     @property
@@ -68,13 +75,43 @@ def lock_digests(lock: Path) -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(lock.iterdir()) if file.is_file()}
 
 
-def write(folder: Path, report: dict[str, Any], results: list[Result]) -> None:
-    """Write report.json and junit.xml to `folder`, each atomically. Raises OSError."""
+def is_full(document: Any) -> bool:
+    """Return whether `document`, a parsed report.json, is of a run that left nothing out; an earlier version's, too."""
+    if not isinstance(document, dict) or document.get("partial") or document.get("not_requested"):
+        return False
+    checks = document.get("checks")
+    stages = {check.get("zero_stage") for check in checks if isinstance(check, dict)} if isinstance(checks, list) else set()
+    return {2, 3} <= stages
+
+
+def write(folder: Path, report: dict[str, Any], results: list[Result], logs: Mapping[str, str] | None = None) -> None:
+    """Write report.json, report.html and junit.xml to `folder`, each atomically. Raises OSError.
+
+    `logs` are the logs of what failed, by name, which report.html shows.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    _write_whole(
-        folder / "report.json", json.dumps(report | {"checks": [result.fields for result in results]}, indent=2) + "\n"
-    )
+    document = report | {"checks": [result.fields for result in results]}
     _write_whole(folder / "junit.xml", _junit(report, results))
+    _write_whole(folder / "report.html", page.render(document, table(report, results, colour=False), logs or {}))
+    _write_whole(folder / "report.json", json.dumps(document, indent=2) + "\n")
+
+
+def read_logs(folder: Path, jobs: list[str]) -> dict[str, str]:
+    """Return the end of each log of `jobs` in the folder of logs, by its path there; empty and unreadable ones are left out."""
+    found: dict[str, str] = {}
+    for file in sorted(file for job in jobs for file in (folder / job).glob("*.log")):
+        try:
+            with file.open("rb") as log:
+                size = log.seek(0, os.SEEK_END)
+                log.seek(max(0, size - LOG_BYTES))
+                text = log.read().decode("utf-8", "replace")
+        except OSError:
+            continue
+        text = re.sub(r"\r\n?", "\n", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)).expandtabs()  # colours and progress bars
+        if text.strip() and len(found) < MAX_LOGS:
+            before = f"… {size - LOG_BYTES} bytes before …\n" if size > LOG_BYTES else ""
+            found[str(file.relative_to(folder))] = before + text
+    return found
 
 
 def _write_whole(file: Path, text: str) -> None:
@@ -112,43 +149,39 @@ def _junit(report: dict[str, Any], results: list[Result]) -> str:
             time=f"{result.seconds:.3f}",
         )
         said = [f"rank {rank.rank}: {rank.verdict}: {rank.detail}" for rank in result.ranks]
-        text = _printable("\n".join([*said, *filter(None, [result.diagnosis])]))
+        text = page.printable("\n".join([*said, *filter(None, [result.diagnosis])]))
         if result.verdict == "failed":
-            ElementTree.SubElement(case, "failure", message=_printable(result.detail)).text = text
+            ElementTree.SubElement(case, "failure", message=page.printable(result.detail)).text = text
         else:
             ElementTree.SubElement(case, "system-out").text = text
     if report.get("failure"):
         case = ElementTree.SubElement(suite, "testcase", classname="run", name="run", time="0")
-        ElementTree.SubElement(case, "failure", message=_printable(report["failure"]))
+        ElementTree.SubElement(case, "failure", message=page.printable(report["failure"]))
         suite.set("tests", str(len(results) + 1))
         suite.set("failures", str(len(bad) + 1))
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 
 
-def _printable(text: str) -> str:
-    """Replace control characters, which XML 1.0 does not allow."""
-    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
-
-
 def line(result: Result, *, colour: bool) -> str:
     """Return one check as a line of progress, and below it what is known about its failure."""
     stage = f"zero-{result.zero_stage}" if result.zero_stage else "-"
-    mark = _paint(f"{SYMBOLS[result.verdict]:<5}", result.verdict, colour=colour)
+    mark = _paint(f"{page.SYMBOLS[result.verdict]:<5}", result.verdict, colour=colour)
     stage += f" {result.leg}" if result.leg else ""
     kind = "control: " if result.kind == "control" else ""
-    detail = result.detail if result.verdict == "failed" or len(result.detail) <= 100 else f"{result.detail[:99]}…"
+    said = page.printable(result.detail)
+    detail = said if result.verdict == "failed" or len(said) <= 100 else f"{said[:99]}…"
     known = f"\n{'':15}{result.diagnosis}" if result.diagnosis else ""
     return f"  {mark} {stage:<6} {kind + result.name:<39} {result.seconds:5.2f} s  {detail}{known}"
 
 
 def _unreached(result: Result) -> bool:
-    return all(rank.detail.startswith("not reached") for rank in result.ranks)
+    return page.unreached(rank.detail for rank in result.ranks)
 
 
 def _mark(result: Result | None, width: int, *, colour: bool) -> str:
     if result is None:
         return f"{'-':<{width}}"
-    text = "not run" if _unreached(result) else SYMBOLS[result.verdict]
+    text = "not run" if _unreached(result) else page.SYMBOLS[result.verdict]
     return _paint(f"{text:<{width}}", result.verdict, colour=colour)
 
 
@@ -158,7 +191,7 @@ def _paint(text: str, verdict: str, *, colour: bool) -> str:
 
 def table(report: dict[str, Any], results: list[Result], *, colour: bool) -> str:
     """Return all verdicts on one screen: a row per check, a column per stage."""
-    columns = sorted({(result.leg, result.zero_stage) for result in results if result.zero_stage}, key=_column_order(report))
+    columns = page.columns([(result.leg, result.zero_stage) for result in results])
     names = list(dict.fromkeys((result.kind, result.name) for result in results))
     cells = {(result.kind, result.name, result.leg, result.zero_stage): result for result in results}
     plain = {(result.kind, result.name): result for result in results if not result.zero_stage and result.verdict == "passed"}
@@ -173,44 +206,29 @@ def table(report: dict[str, Any], results: list[Result], *, colour: bool) -> str
         head = "".join(f"{f'ZeRO-{stage}':<10}" for _, stage in columns)
         if any(leg for leg, _ in columns) and kind == "check":
             rows.append(f"{'':<{width}}{''.join(f'{leg:<10}' for leg, _ in columns)}".rstrip())
-        rows += [f"{title:<{width}}{head}" if kind == "check" else title, rule]
+        rows += [f"{title:<{width}}{head}".rstrip() if kind == "check" else title, rule]
         for name in of_kind:
             row = [cells.get((kind, name, *column)) for column in columns]
             once = plain.get((kind, name))
             marks = [once] if once else row
             texts = [_mark(cell, 10, colour=colour) for cell in marks]
             known = next((cell.detail for cell in marks if cell and cell.verdict != "passed" and not _unreached(cell)), "")
-            rows.append(f"{name:<{width}}{''.join(texts)}{known[:110]}".rstrip())
+            rows.append(f"{page.printable(name):<{width}}{''.join(texts)}{page.printable(known[:110])}".rstrip())
         rows.append("")
-    rows += [f"not run: {entry['name']} ({entry['reason']})" for entry in report["not_run"]]
+    rows += [page.printable(f"not run: {entry['name']} ({entry['reason']})") for entry in report["not_run"]]
+    if report.get("partial"):
+        rows.append(page.printable(f"partial run: {report['partial']}; it is no proof of an environment"))
+    if missing := report.get("not_requested"):
+        rows.append(page.printable(f"not requested: {', '.join(missing)}"))
     versions = report["versions"]
     stack = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers", "deepspeed") if name in versions)
     counts = {kind: sum(result.kind == kind for result in results) for kind in ("check", "control")}
     verdict = _paint(report["verdict"].upper(), report["verdict"], colour=colour)
-    rows.append(f"{verdict}  {report['environment']}: {stack} on {_where(report)}")
+    partial = " (partial)" if report.get("partial") or missing else ""
+    where = f"{f' {stack}' if stack else ''} on {page.where(report)}"
+    rows.append(f"{verdict}{partial}  " + page.printable(f"{report['environment']}:{where}"))
     rows.append(f"{counts['check']} checks and {counts['control']} controls in {report['seconds']:.1f} s")
     return "\n".join(rows)
-
-
-def _column_order(report: dict[str, Any]) -> Callable[[tuple[str, int | None]], tuple[int, int]]:
-    """Return the sort key of columns (leg, stage): legs in the report's order."""
-    order = [leg["name"] for leg in report.get("legs", [])]
-    return lambda column: (order.index(column[0]) if column[0] in order else -1, column[1] or 0)
-
-
-def _where(report: dict[str, Any]) -> str:
-    """Return the device, precision, backends and world sizes of a run."""
-    legs = report.get("legs", [])
-    if len(legs) < 2:
-        return f"{report['device']}, {report['backend']}, {report['precision']}, {report['world_size']} ranks"
-    return f"{report['device']}, {report['precision']}, {' and '.join(map(_leg, legs))}"
-
-
-def _leg(leg: dict[str, Any]) -> str:
-    """Return a leg in words."""
-    ranks, gpus = leg["world_size"], leg["gpus"]
-    shared = f" on {gpus} GPU{'s' if gpus > 1 else ''}" if 0 < gpus < ranks else ""
-    return f"{leg['backend']} with {ranks} rank{'s' if ranks > 1 else ''}{shared}"
 
 
 def main() -> None:

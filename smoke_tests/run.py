@@ -7,12 +7,12 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smoke_tests import preflight, report
-from smoke_tests.options import Options
+from smoke_tests import page, preflight, report, selection
+from smoke_tests.options import InputError, Options
 from smoke_tests.outcome import Outcome
 from smoke_tests.preflight import Resources
 from smoke_tests.report import Result
@@ -30,7 +30,7 @@ def smoke(options: Options, began: float) -> int:
     started = datetime.datetime.now(datetime.UTC)
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     gc.disable()  # what imports allocate stays; collecting over it again and again takes a tenth of their time
-    with preflight.report_folder(options.report) as work:
+    with preflight.report_folder(options) as work:
         preflight.prepare_process(offline=options.checkpoint is None or Path(options.checkpoint).exists())
         resources = preflight.check(options, work)
 
@@ -38,9 +38,11 @@ def smoke(options: Options, began: float) -> int:
         from smoke_tests.verdicts import Verdicts
 
         planned = plan.make(options.stages, resources.legs, resources.device, options.stack["expectations"])
+        jobs = _chosen(options, resources, planned.jobs)
+        missing = selection.not_requested(planned.jobs, jobs)
         precision = runtime.PRECISION[resources.device]
-        verdicts = Verdicts(planned, precision, lambda result: print(report.line(result, colour=colour), flush=True))
-        fatal = _supervise(options, resources, Workspace(work), planned.jobs, verdicts.add)
+        verdicts = Verdicts(jobs, planned, precision, lambda result: print(report.line(result, colour=colour), flush=True))
+        fatal = _supervise(options, resources, Workspace(work), jobs, verdicts.add)
         results = verdicts.finish(f"not reached: {fatal or 'an earlier step of its job failed'}")
         if shutil.disk_usage(work).free < 2**20:
             full = f"{options.report}: disk is full; free disk space or give --report another folder"
@@ -50,6 +52,7 @@ def smoke(options: Options, began: float) -> int:
             "environment": options.environment,
             "lock": report.lock_digests(options.lock),
             **({"image": options.image} if options.image else {}),
+            **({"partial": options.partial} if options.partial else {}),
             "device": resources.device,
             "backend": resources.legs[0].backend,
             "precision": precision,
@@ -63,15 +66,35 @@ def smoke(options: Options, began: float) -> int:
             "verdict": "failed" if fatal or any(result.verdict == "failed" for result in results) else "passed",
             "failure": fatal,
             "not_run": verdicts.not_run(),
+            **({"not_requested": missing} if missing else {}),
         }
-        return _publish(options.report, content, results, colour=colour)
+        logs = report.read_logs(options.report / "logs", verdicts.failed_jobs())
+        return _publish(options.report, content, results, logs, colour=colour)
+
+
+def _chosen(options: Options, resources: Resources, possible: "Sequence[Job]") -> "list[Job]":
+    """Return the part of a plan that the user requests. Raises InputError where nothing of it can run here."""
+    requested = options.selection.requested(selection.names_in(possible))
+    if not requested:
+        only, skip = (", ".join(names) for names in (options.selection.only, options.selection.skip))
+        stages = ", ".join(f"ZeRO-{stage}" for stage in options.stages)
+        legs = " and ".join(page.leg_in_words(dataclasses.asdict(leg)) for leg in resources.legs)
+        found = (f" in {only}" if only else "") + (f" without {skip}" if skip else "")
+        raise InputError(
+            f"smoke: expected a check that runs on {resources.device} with {legs} under {stages}, "
+            f"found none{found}; choose other names"
+        )
+    jobs = selection.select(possible, requested)
+    if needed := [name for name in selection.names_in(jobs) if name in options.selection.skip]:
+        print(f"smoke: not skipped, since others need it: {', '.join(needed)}", flush=True)
+    return jobs
 
 
 def _supervise(
     options: Options,
     resources: Resources,
     workspace: Workspace,
-    jobs: "tuple[Job, ...]",
+    jobs: "list[Job]",
     on_outcome: "Callable[[Job, int, int, Outcome, float], None]",
 ) -> str:
     """Run the jobs, and return what ended the run early; empty when nothing did."""
@@ -105,12 +128,12 @@ def _supervise(
         return supervisor.fatal
 
 
-def _publish(folder: Path, content: dict[str, Any], results: list[Result], *, colour: bool) -> int:
+def _publish(folder: Path, content: dict[str, Any], results: list[Result], logs: dict[str, str], *, colour: bool) -> int:
     """Write the report, print the table, and return the exit code. Without a report nothing is proven."""
-    where = f"report: {folder / 'report.json'}"
+    where = f"report: {folder / 'report.json'}\npage: {folder / 'report.html'}"
     failure = content["failure"]
     try:
-        report.write(folder, content, results)
+        report.write(folder, content, results, logs)
     except OSError as error:
         content["verdict"] = "failed"
         where = f"{folder}: no report written: {error.strerror}; free disk space or give --report another folder"

@@ -41,8 +41,9 @@ class Planned:
 class Verdicts:
     """The verdicts of a run so far. `on_result(result)` is called for each check that the ranks complete."""
 
-    def __init__(self, plan: Plan, precision: str, on_result: Callable[[Result], None]) -> None:
-        """Expect what `plan` has, whose main runs have this `precision` (fp32 or bf16)."""
+    def __init__(self, jobs: list[Job], plan: Plan, precision: str, on_result: Callable[[Result], None]) -> None:
+        """Expect what `jobs`, the chosen part of `plan`, have; the main runs have this `precision` (fp32 or bf16)."""
+        self._jobs = jobs
         self._plan = plan
         self._several_legs = len({job.leg for job in plan.jobs}) > 1
         self._dtype = dtype_of(precision)
@@ -54,7 +55,7 @@ class Verdicts:
     def _expected(self) -> dict[Key, Planned]:
         """Return all that the plan reports, in order. `parity` has no step: it compares `train` with the plain run."""
         planned: dict[Key, Planned] = {}
-        for job in self._plan.jobs:
+        for job in self._jobs:
             for step in job.steps:
                 key = self._key(job, step)
                 before = planned.get(key, Planned(step.kind, job.processes, 0))
@@ -118,17 +119,33 @@ class Verdicts:
         verdict, detail = report.overall(ranks)
         seconds = round(max(seconds for _, seconds in judged), 3)
         diagnosis = self._diagnosis(key, ranks) if verdict != "passed" else ""
-        result = Result(key.name, key.stage, planned.kind, verdict, seconds, ranks, detail, diagnosis, key.leg)
+        proves = self._proves(key)
+        result = Result(key.name, key.stage, planned.kind, verdict, seconds, ranks, detail, diagnosis, proves, key.leg)
         self._results[key] = result
         if not missing or any(self._outcomes.get(key, {}).values()):
             self._on_result(result)
 
     def _diagnosis(self, key: Key, ranks: list[RankVerdict]) -> str:
         """Return the known failure that a check is about, or that its ranks' details show; empty where there is none."""
-        steps = [step for job in self._plan.jobs for step in job.steps if step.name == key.name]
+        steps = [step for job in self._jobs for step in job.steps if step.name == key.name]
         known = [step.failure for step in steps if step.failure]
         known += [found.failure for found in explain("\n".join(rank.detail for rank in ranks))]
         return f"{known[0].name}: {known[0].cause} Fix: {known[0].cure}." if known else ""
+
+    def failed_jobs(self) -> list[str]:
+        """Return the names of the jobs in which a check failed, so that their logs are of interest."""
+        bad = {key for key, result in self._results.items() if result.verdict == "failed"}
+        bad |= {key.of("train") for key in bad if key.name == "parity"}
+        return [job.name for job in self._jobs if any(self._key(job, step) in bad for step in job.steps)]
+
+    def _proves(self, key: Key) -> str:
+        """Return what a check shows: the first line of the docstring of each function that it consists of."""
+        steps: list[Callable[..., Outcome]] = [
+            step.run for job in self._jobs for step in job.steps if self._key(job, step) == key
+        ]
+        functions = dict.fromkeys(steps or [baseline.compare_losses])  # parity has no step
+        lines = [(function.__doc__ or "").partition("\n")[0] for function in functions]
+        return " ".join(filter(None, lines))
 
     def _judge(self, key: Key, rank: int, missing: str) -> tuple[Outcome, float]:
         """Return a rank's outcome and seconds: the worst of its steps', compared with the plain run where the check does."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-NAMES = ["qwen2-vl", "qwen2.5-vl", "qwen2.5-vl-latest"]
+NAMES = sorted(path.name for path in (Path(__file__).parents[2] / "environments").iterdir())
 DATA = ("docker", "docs", "environments", "lockfiles", "smoke_tests")
 
 

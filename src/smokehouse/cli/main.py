@@ -18,6 +18,7 @@ VERBS: tuple[tuple[str, Callable[..., Any], tuple[str, ...]], ...] = (
     ("list", catalog.list_environments, ("--json",)),
     ("show", catalog.show, ("qwen2.5-vl",)),
     ("smoke", smoke.smoke, ("qwen2.5-vl", "--zero", "3")),
+    ("report", smoke.report, ("build/smoke/qwen2.5-vl/report.json",)),
     ("install", install.install, ("qwen2.5-vl", "~/envs/vl", "--devel")),
     ("run", install.run, ("qwen2.5-vl", "--", "python", "train.py")),
     ("bundle", install.bundle, ("qwen2.5-vl", "/media/disk/bundle")),

@@ -20,7 +20,7 @@ from smokehouse.images.paths import PREFIX, PROGRAMS
 from smokehouse.images.plan import Layer, Plan
 from smokehouse.images.spec import ImageSpec, oldest_driver, stack
 from smokehouse.installs import Bundle, conda_packages
-from smokehouse.locks import LOCK_JSON, CondaPackage, Lock, LockedFile
+from smokehouse.locks import LOCK_JSON, CondaPackage, Lock, LockedFile, constraints
 from smokehouse.storage import files
 from smokehouse.storage.disk import require_free_space
 
@@ -194,7 +194,7 @@ def _texts(spec: ImageSpec, lock: Lock, licences: Mapping[str, str]) -> dict[str
         "stack": stack(lock, cuda) | {file.name: file.version for file in extra},
     }
     texts = {
-        "constraints.txt": "".join(f"{file.name}=={file.version}\n" for file in lock.pip),
+        "constraints.txt": constraints.pins(lock),
         "driver": f"{oldest_driver(cuda)}\n",
         "environment": f"{name}\n",
         "sbom.spdx.json": sbom.text(lock, spec.conda, spec.base.packages, licences),

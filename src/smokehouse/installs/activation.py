@@ -12,29 +12,58 @@ from smokehouse.checkout import Checkout
 from smokehouse.console import STARTED_BY, as_typed
 from smokehouse.errors import UserError
 from smokehouse.installs.target import MARKER, read_marker
-from smokehouse.locks import LockedEnvironment
-from smokehouse.storage.files import hashed
+from smokehouse.locks import LockedEnvironment, constraints
+from smokehouse.storage import files
 
 # Variables that would bring packages of another Python into the environment.
 _FOREIGN = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV_PROMPT", "CONDA_PREFIX", "CONDA_DEFAULT_ENV", STARTED_BY)
 
-# For prefixes, because only virtual environments have such a script; valid in sh, bash and zsh.
+# The versions of the lock, in the folder of an installation; pip and uv find it by the variables of _CONSTRAINTS.
+_CONSTRAINTS_FILE = "constraints.txt"
+_CONSTRAINTS = ("UV_CONSTRAINT", "PIP_CONSTRAINT")
+
+# The same for prefixes, which have no such script, and for virtual environments, whose own knows no constraints; valid in
+# sh, bash and zsh. What it changes, `deactivate` puts back.
 _SCRIPT = """\
 # Activate this environment: source {prefix}/bin/activate
-if command -v deactivate > /dev/null 2>&1; then
+# The function of an active environment; other programs are called so, too, and have a path.
+if [ "$(command -v deactivate)" = deactivate ]; then
     deactivate
 fi
 _SMOKEHOUSE_OLD_PATH="$PATH"
-VIRTUAL_ENV={prefix}
-CONDA_PREFIX={prefix}
-PATH={prefix}/bin:"$PATH"
-export VIRTUAL_ENV CONDA_PREFIX PATH
+_SMOKEHOUSE_OLD_PYTHONHOME="${{PYTHONHOME-}}"
+_SMOKEHOUSE_OLD_PS1="${{PS1-}}"
+_SMOKEHOUSE_OLD_UV_CONSTRAINT="${{UV_CONSTRAINT-}}"
+_SMOKEHOUSE_OLD_PIP_CONSTRAINT="${{PIP_CONSTRAINT-}}"
 unset PYTHONHOME
+VIRTUAL_ENV={prefix}
+PATH={prefix}/bin:"$PATH"
+# What pip and uv install beside the lock does not change the versions of the lock. A URL, as both split at spaces.
+UV_CONSTRAINT={constraints}
+PIP_CONSTRAINT={constraints}
+export VIRTUAL_ENV PATH UV_CONSTRAINT PIP_CONSTRAINT
+{conda}if [ -n "${{PS1-}}" ] && [ -z "${{VIRTUAL_ENV_DISABLE_PROMPT-}}" ]; then
+    PS1="({name}) $PS1"
+fi
 hash -r 2> /dev/null
 deactivate() {{
     PATH="$_SMOKEHOUSE_OLD_PATH"
     export PATH
-    unset VIRTUAL_ENV CONDA_PREFIX _SMOKEHOUSE_OLD_PATH
+    unset VIRTUAL_ENV UV_CONSTRAINT PIP_CONSTRAINT{unset_conda}
+    if [ -n "$_SMOKEHOUSE_OLD_PYTHONHOME" ]; then
+        export PYTHONHOME="$_SMOKEHOUSE_OLD_PYTHONHOME"
+    fi
+    if [ -n "$_SMOKEHOUSE_OLD_UV_CONSTRAINT" ]; then
+        export UV_CONSTRAINT="$_SMOKEHOUSE_OLD_UV_CONSTRAINT"
+    fi
+    if [ -n "$_SMOKEHOUSE_OLD_PIP_CONSTRAINT" ]; then
+        export PIP_CONSTRAINT="$_SMOKEHOUSE_OLD_PIP_CONSTRAINT"
+    fi
+    if [ -n "$_SMOKEHOUSE_OLD_PS1" ]; then
+        PS1="$_SMOKEHOUSE_OLD_PS1"
+    fi
+    unset _SMOKEHOUSE_OLD_PATH _SMOKEHOUSE_OLD_PYTHONHOME _SMOKEHOUSE_OLD_PS1
+    unset _SMOKEHOUSE_OLD_UV_CONSTRAINT _SMOKEHOUSE_OLD_PIP_CONSTRAINT
     unset -f deactivate
     hash -r 2> /dev/null
 }}
@@ -74,9 +103,22 @@ def hint(folder: Path, name: str, *, prefix: bool = False) -> str:
     )
 
 
-def script(used_as: Path) -> str:
-    """Return the activation script of a prefix that is used as `used_as`."""
-    return _SCRIPT.format(prefix=shlex.quote(str(used_as)))
+def prepare(folder: Path, locked: LockedEnvironment, used_as: Path) -> None:
+    """Write the activation script of an environment in `folder` that is used as `used_as`, and its constraints.txt.
+
+    Raises OSError.
+    """
+    files.write(folder / _CONSTRAINTS_FILE, constraints.text(locked.files, locked.lock))
+    script, prefix = folder / "bin" / "activate", shlex.quote(str(used_as))
+    has_conda = (folder / "conda-meta").is_dir()
+    text = _SCRIPT.format(
+        prefix=prefix,
+        name=locked.name,
+        constraints=shlex.quote((used_as / _CONSTRAINTS_FILE).as_uri()),
+        conda=f"export CONDA_PREFIX={prefix}\n" if has_conda else "",
+        unset_conda=" CONDA_PREFIX" if has_conda else "",
+    )
+    files.write(script, text)
 
 
 def execute(folder: Path, command: Sequence[str]) -> NoReturn:
@@ -101,6 +143,9 @@ def variables(folder: Path, environ: Mapping[str, str]) -> dict[str, str]:
     path = [entry for entry in environ.get("PATH", os.defpath).split(os.pathsep) if entry not in others]
     kept = {name: value for name, value in environ.items() if name not in _FOREIGN}
     kept |= {"PATH": os.pathsep.join([str(folder / "bin"), *path]), "VIRTUAL_ENV": str(folder), "PYTHONNOUSERSITE": "1"}
+    constraints_file = folder / _CONSTRAINTS_FILE
+    if constraints_file.is_file():
+        kept |= dict.fromkeys(_CONSTRAINTS, constraints_file.absolute().as_uri())
     return kept | ({"CONDA_PREFIX": str(folder)} if (folder / "conda-meta").is_dir() else {})
 
 
@@ -109,4 +154,4 @@ def _read(folder: Path, locked: LockedEnvironment) -> Installation | None:
     if not isinstance(marker, dict) or not os.access(folder / "bin" / "python", os.X_OK):
         return None
     digests = {name: digest for name, digest in marker.items() if name.endswith((".txt", ".json"))}
-    return Installation(folder, all(hashed(locked.files.folder / name) == digest for name, digest in digests.items()))
+    return Installation(folder, all(files.hashed(locked.files.folder / name) == digest for name, digest in digests.items()))

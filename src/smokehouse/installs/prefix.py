@@ -75,8 +75,7 @@ def install(
             fetch_conda(packages, archives, channel or locked.lock.channel_url)
         _install_conda(staging, locked, packages, archives, used_as)
         _install_pypi(staging, locked, bundled, descriptor)
-        if not (activate := staging / "prefix" / "bin" / "activate").exists():
-            files.write(activate, activation.script(used_as))
+        activation.prepare(staging / "prefix", locked, used_as)
         files.write(staging / "prefix" / MARKER, json.dumps(marker, indent=2) + "\n")
         if folder.exists():
             folder.rename(staging / "replaced")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from smokehouse.checkout import Checkout
 from smokehouse.console import status
+from smokehouse.installs import activation
 from smokehouse.installs.bundle import Bundle
 from smokehouse.installs.target import MARKER, PYPI_GROWTH, read_marker, require_platform, temporary_folder
 from smokehouse.locks import LockedEnvironment
@@ -47,6 +48,7 @@ def ensure(checkout: Checkout, locked: LockedEnvironment, bundle: Bundle | None 
         with temporary_folder(folder.with_name(f".{folder.name}.cache")) as cache:
             offline = uv.Offline(bundle.wheels, cache) if bundle else None
             uv.install(folder, pins.path, build_pins, lock.sdists, offline=offline, pass_fds=[descriptor])
+        activation.prepare(folder, locked, folder)
         files.write(marker, json.dumps(content, indent=2) + "\n")
         status(f"installed {name} in {time.monotonic() - began:.0f} s")
     return python

@@ -7,7 +7,7 @@ from smokehouse.environments import definition
 from smokehouse.environments.definition import Environment
 from smokehouse.environments.inputs import CondaInputs, Inputs, package_name
 from smokehouse.errors import UserError
-from smokehouse.locks import model, pins
+from smokehouse.locks import constraints, model, pins
 from smokehouse.locks.model import Lock
 from smokehouse.locks.pins import LockFiles, PinFile, Pins
 from smokehouse.storage.files import hashed
@@ -52,6 +52,7 @@ def check_environment(environment: Environment, files: LockFiles) -> Lock:
         check_pins(environment.inputs, files.pins, pins.read(files.pins, files.build_pins))
         problem = _conda_difference(environment.conda, lock)
         raise UserError(f"{files.folder.name}: lock out of date: {problem}; run {files.command}")
+    constraints.check(files, lock)
     return lock
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from smokehouse.environments.definition import Environment
 from smokehouse.environments.inputs import CondaInputs, Inputs
 from smokehouse.errors import UserError
-from smokehouse.locks import pins
+from smokehouse.locks import constraints, pins
 from smokehouse.locks.check import read_lock, virtual_packages
 from smokehouse.locks.model import Channel, CondaPackage, Lock, LockedFile
 from smokehouse.locks.pins import LockFiles, PinFile
@@ -93,7 +93,8 @@ def draft(
         files.conda_lock: conda_text,
     }
     lock = _make_lock(environment, texts, solution, packages, builds, settled=settled)
-    return Draft(files.pins.path, texts | {files.lock_json: lock.text()}, lock)
+    texts |= {files.constraints: constraints.text(files, lock), files.lock_json: lock.text()}
+    return Draft(files.pins.path, texts, lock)
 
 
 def _make_lock(

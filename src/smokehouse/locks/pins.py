@@ -72,6 +72,11 @@ class LockFiles:
         return self.folder / "conda-lock.yml"
 
     @property
+    def constraints(self) -> Path:
+        """The versions of all Python packages, for those who add more."""
+        return self.folder / "constraints.txt"
+
+    @property
     def lock_json(self) -> Path:
         """Every artefact, and the digests of the other files."""
         return self.folder / LOCK_JSON

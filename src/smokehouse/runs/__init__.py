@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from smokehouse.runs.container import prove, smoke_image
     from smokehouse.runs.local import help_text, smoke
     from smokehouse.runs.options import pop_option, split_name
-    from smokehouse.runs.report import Report
+    from smokehouse.runs.report import Report, read_any
 
-__all__ = ["Report", "help_text", "pop_option", "prove", "smoke", "smoke_image", "split_name"]
+__all__ = ["Report", "help_text", "pop_option", "prove", "read_any", "smoke", "smoke_image", "split_name"]
 
 # The module of each name, imported when it is first used: pages read reports, and need neither installers nor an engine.
 _MODULES = {
@@ -25,6 +25,7 @@ _MODULES = {
     "help_text": "local",
     "pop_option": "options",
     "prove": "container",
+    "read_any": "report",
     "smoke": "local",
     "smoke_image": "container",
     "split_name": "options",

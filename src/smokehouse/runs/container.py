@@ -15,7 +15,7 @@ from smokehouse.errors import UserError
 from smokehouse.programs import docker
 from smokehouse.programs.docker import EngineImage
 from smokehouse.runs import report
-from smokehouse.runs.options import pop_option
+from smokehouse.runs.options import pop_option, report_name
 from smokehouse.runs.report import Report
 
 _NOBODY = 54321  # a user and a group that no image has a name for
@@ -64,7 +64,7 @@ def _prepare(checkout: Checkout, reference: str, options: Sequence[str]) -> _Con
         build = as_typed("build", "NAME")
         raise UserError(f"{reference}: not an image of Smokehouse, by its labels; build one: {build}")
     options, value = pop_option(options, "--report", "a folder")
-    folder = Path(value or checkout.build / "smoke" / f"{name}-image").absolute()
+    folder = Path(value or checkout.build / "smoke" / report_name(f"{name}-image", options)).absolute()
     user, group = os.getuid() or _NOBODY, os.getgid() or _NOBODY
     _make_report_folder(folder, user, group)
     limits = ["--user", f"{user}:{group}", "--read-only", "--network", "none", "--shm-size", "2g", "--init=false"]

@@ -11,7 +11,7 @@ from smokehouse.console import as_typed
 from smokehouse.errors import UserError
 from smokehouse.installs import activation, bundle, prefix, virtualenv
 from smokehouse.programs.process import run
-from smokehouse.runs.options import pop_option
+from smokehouse.runs.options import pop_option, report_name
 
 _VALIDATE_DEADLINE = 60.0  # seconds
 
@@ -33,7 +33,7 @@ def smoke(checkout: Checkout, name: str, options: Sequence[str]) -> None:
     command = ["-m", "smoke_tests", "--environment", name]
     command += ["--stack", str(checkout.environment(name) / "stack.toml"), "--lock", str(locked.files.folder)]
     if not any(option.split("=")[0] == "--report" for option in options):
-        command += ["--report", str(checkout.build / "smoke" / name)]
+        command += ["--report", str(checkout.build / "smoke" / report_name(name, options))]
     command += options if Path.cwd() == place else _absolute(options)
     environ = _environ()
     validated = run([sys.executable, *command, "--validate"], deadline=_VALIDATE_DEADLINE, environ=environ, cwd=place)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from smokehouse.checkout import Checkout
 from smokehouse.images.plan import plan_layers
 from smokehouse.locks import model
 
@@ -34,7 +35,7 @@ def manifest(layout: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("name", ["qwen2.5-vl", "qwen2-vl", "qwen2.5-vl-latest"])
+@pytest.mark.parametrize("name", Checkout(Path(__file__).parents[3]).environments())
 def test_what_is_changed_alone_is_a_layer_alone(root: Path, name: str) -> None:
     """Each large wheel and transformers, which is above what DeepSpeed's ops are compiled on; every file is in one layer."""
     lock = model.read(root / "lockfiles" / name / "lock.json", "lock.json", "")

@@ -3,11 +3,13 @@
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from virtualenv.seed.wheels.embed import get_embed_wheel
 
-from ..conftest import TestCheckout
+from ..conftest import Index, TestCheckout
 
 REPORT = "import alpha, json, os, sys; print(json.dumps([alpha.__file__, sys.prefix, sys.path, dict(os.environ)]))"
 
@@ -31,6 +33,7 @@ def test_a_command_runs_in_the_environment_and_nothing_leaks_into_it(installed: 
     assert not any(entry.endswith("/src") for entry in path)
     assert environ["PATH"].split(":")[0] == str(installed.installed / "bin")
     assert "/elsewhere/bin" not in environ["PATH"].split(":")
+    assert environ["UV_CONSTRAINT"] == environ["PIP_CONSTRAINT"] == (installed.installed / "constraints.txt").as_uri()
 
 
 @pytest.mark.parametrize("dashes", [["--"], []])
@@ -96,6 +99,57 @@ def test_a_prefix_can_be_activated_and_deactivated(checkout: TestCheckout, tmp_p
     ended = subprocess.run([shell, "-c", script], env=environ, capture_output=True, text=True, timeout=30)
     assert ended.stdout.splitlines() == [f"{prefix}/bin/alpha", str(prefix), "/usr/bin:/bin"]
     assert ended.stderr == ""
+
+
+_PRINTED = "env | grep -E '^(PATH|PS1|PYTHONHOME|VIRTUAL_ENV|CONDA_PREFIX|UV_CONSTRAINT|PIP_CONSTRAINT|_SMOKE)' | sort; echo -"
+
+
+@pytest.mark.parametrize("kind", ["prefix", "smoke"])
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+def test_activation_sets_the_constraints_and_deactivation_puts_everything_back(
+    checkout: TestCheckout, tmp_path: Path, kind: str, shell: str
+) -> None:
+    checkout.lock()
+    folder = tmp_path / "my envs" / "tiny" if kind == "prefix" else checkout.installed
+    arguments = ("install", "tiny", str(folder)) if kind == "prefix" else ("smoke", "tiny")
+    assert checkout.run(*arguments).returncode == 0
+    activate = f". '{folder}/bin/activate'"
+    # bash that is not interactive removes PS1 from its environment.
+    script = f'set -eu; [ -z "${{PROMPT-}}" ] || export PS1="$PROMPT"; {_PRINTED}; {activate}; {_PRINTED}; {activate}; deactivate; {_PRINTED}'
+    for others in ({}, {"UV_CONSTRAINT": "/mine.txt", "PIP_CONSTRAINT": "/mine.txt", "PYTHONHOME": "/usr", "PROMPT": "> "}):
+        environ = {"PATH": "/usr/bin:/bin", **others}
+        ended = subprocess.run([shell, "-c", script], env=environ, capture_output=True, text=True, timeout=30)
+        assert ended.returncode == 0, ended.stderr
+        before, active, after, _ = ended.stdout.split("-\n")
+        assert before == after
+        constraints = (folder / "constraints.txt").as_uri()
+        assert f"UV_CONSTRAINT={constraints}\n" in active
+        assert f"PIP_CONSTRAINT={constraints}\n" in active
+        assert "PYTHONHOME" not in active
+        assert ("PS1=(tiny) > \n" in active) == ("PROMPT" in others)
+
+
+def test_pip_and_uv_obey_the_constraints_of_an_environment(
+    checkout: TestCheckout, index: Index, tmp_path: Path, uv_cache: Path
+) -> None:
+    """pip and uv split the variables at spaces, which the path of this prefix has."""
+    checkout.lock()
+    prefix = tmp_path / "my envs" / "tiny"
+    assert checkout.run("install", "tiny", str(prefix)).returncode == 0
+    index.add("gamma", "1.6")
+    environ = {name: text for name, text in checkout.environ.items() if not name.startswith("PYTHON")}
+    environ |= {"PIP_INDEX_URL": checkout.environ["UV_DEFAULT_INDEX"], "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    uv, pip = Path(sys.executable).with_name("uv"), get_embed_wheel("pip", "3.11").path
+    for command in (
+        f"'{uv}' pip install --dry-run --python '{sys.executable}' --target site",
+        f"'{sys.executable}' '{pip}/pip' install --dry-run --target site",
+    ):
+        for requirement, code in (("gamma", 0), ("gamma==1.6", 1)):
+            script = f". '{prefix}/bin/activate' && {command} {requirement}"
+            ended = subprocess.run(
+                ["bash", "-c", script], env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=60
+            )
+            assert ended.returncode == code, ended.stderr
 
 
 def test_the_smoke_test_says_at_its_end_where_the_environment_is(checkout: TestCheckout) -> None:
