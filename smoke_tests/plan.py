@@ -211,7 +211,7 @@ def _stage_jobs(stage: int, leg: Leg, device: str, expectations: dict[str, Any])
     start = "plain" if device == "cuda" else "plain/checkpoint"
     main = Job(name, tuple(_main_steps()), stage, leg, distributed=True, after=(start,))
     fresh = _fresh_steps(device, leg.world_size)
-    last = f"{name}-fresh/{fresh[-1].name}"
+    last = f"{name}-fresh/{[step for step in fresh if step.ranks <= leg.world_size][-1].name}"
     fresh.append(
         Step(
             *("mixed modality", mixed_modality.text_only_ranks),
