@@ -81,7 +81,7 @@ def _chosen(options: Options, resources: Resources, possible: "Sequence[Job]") -
         legs = " and ".join(page.leg_in_words(dataclasses.asdict(leg)) for leg in resources.legs)
         found = (f" in {only}" if only else "") + (f" without {skip}" if skip else "")
         raise InputError(
-            f"smoke: expected a check that runs on {resources.device} with {legs} under {stages}, "
+            f"smoke: expected a check that runs on {resources.device}, {legs} under {stages}, "
             f"found none{found}; choose other names"
         )
     jobs = selection.select(possible, requested)

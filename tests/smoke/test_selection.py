@@ -110,5 +110,5 @@ def test_partial_run(smoke: Starter) -> None:
 def test_nothing_left_to_run(smoke: Starter) -> None:
     said = smoke.refused("--zero", "2", "--only", "gloo race")
     assert said == (
-        "smoke: expected a check that runs on cpu with 2 ranks under ZeRO-2, found none in gloo race; choose other names"
+        "smoke: expected a check that runs on cpu, gloo with 2 ranks under ZeRO-2, found none in gloo race; choose other names"
     )
