@@ -18,7 +18,7 @@ nox.options.sessions = ["tests", "lint"]
 TOOLS = Path("lockfiles/tools.txt")
 FAILURES = Path("docs/known-failures.md")
 COMMANDS = "docs/site/commands.py"  # writes docs/reference/commands.md
-IMAGE_TESTS = "tests/integration"
+UNIT_TESTS, IMAGE_TESTS = "tests/unit", "tests/integration"
 TOOLS_ENVIRONMENT = Path(".nox", "tools")
 BIN = TOOLS_ENVIRONMENT.absolute() / "bin"
 # With the second one, messages of the builder show commands as nox takes them.
@@ -27,11 +27,17 @@ FROM_SOURCE = {"PYTHONPATH": "src", "SMOKEHOUSE_STARTED_BY": "nox"}
 INTERRUPT_TIMEOUT = 10.0
 TERMINATE_TIMEOUT = 10.0
 
-SCRIPTS_OF_IMAGES = ("docker/inside/describe", "docker/inside/doctor")  # Python without .py
+SCRIPTS_OF_IMAGES = ("docker/inside/describe",)  # Python without .py
+# Run with the Python of any environment, from 3.10 on.
+INSIDE = ("smoke_tests", "src/smokehouse_loader")
 # .pre-commit-config.yaml has a hook for each, which runs `nox -s lint -- NAME`.
 LINTERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "ruff": (("ruff", "check"), ("ruff", "format", "--check")),
-    "mypy": (("mypy",), ("mypy", "--scripts-are-modules", *SCRIPTS_OF_IMAGES)),
+    "mypy": (
+        ("mypy",),
+        ("mypy", "--python-version", "3.10", *INSIDE),
+        ("mypy", "--scripts-are-modules", *SCRIPTS_OF_IMAGES),
+    ),
     "codespell": (("codespell",),),
     "shellcheck": (("shellcheck",),),  # and the scripts, which `lint` finds
     "hadolint": (("hadolint", "docker/Dockerfile", "docker/examples/child/Dockerfile"),),
@@ -66,6 +72,13 @@ def run(session: nox.Session) -> None:
     """Run a command in an installed environment: run -- [--prefix PREFIX] NAME -- COMMAND..."""
     install_tools(session)
     run_smokehouse(session, "run", started_in=True)
+
+
+@nox.session
+def sbom(session: nox.Session) -> None:
+    """Print the software bill of materials of a lock: sbom -- NAME [--format spdx|cyclonedx] [--output FILE] ..."""
+    install_tools(session)
+    run_smokehouse(session, "sbom")
 
 
 @nox.session
@@ -157,8 +170,27 @@ def publish(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests, without those of images unless named: tests -- [PATH...] [--cov] [pytest options]."""
     install_tools(session)
-    named = [argument for argument in session.posargs if argument.partition("/")[0] == "tests"]
-    run_pytest(session, *session.posargs, *([] if named else [f"--ignore={IMAGE_TESTS}"]))
+    if any(argument.startswith(("tests", "--cov")) for argument in session.posargs):
+        named = any(argument.partition("/")[0] == "tests" for argument in session.posargs)
+        run_pytest(session, *parallel(session.posargs), *([] if named else [f"--ignore={IMAGE_TESTS}"]))
+        return
+    rest = ("tests", f"--ignore={UNIT_TESTS}", f"--ignore={IMAGE_TESTS}")
+    failed = []
+    for paths in ((UNIT_TESTS,), rest):
+        try:
+            run_pytest(session, *parallel([*paths, *session.posargs]))
+        except CommandFailed:
+            failed.append(paths[0])
+    if failed:
+        session.error(f"failed: {', '.join(failed)}")
+
+
+def parallel(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments of pytest with those that run unit tests on all cores; smoke runs keep the cores busy themselves."""
+    paths = [argument for argument in arguments if argument.partition("/")[0] == "tests"]
+    alone = any(argument.startswith(("-n", "-s", "--pdb", "--cov")) for argument in arguments)
+    several = bool(paths) and all(Path(path).is_relative_to(UNIT_TESTS) for path in paths)
+    return [*arguments, *(("-n", "auto", "--maxprocesses", "8") if several and not alone else ())]
 
 
 @nox.session

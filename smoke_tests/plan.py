@@ -5,6 +5,7 @@ shows of a check, and what it does not, is data of its step: what shows nothing 
 """
 
 import dataclasses
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from smoke_tests import runtime
 from smoke_tests.checks import (
     RankContext,
     TrainingState,
+    adapters,
+    attention,
     baseline,
     collectives,
     generation,
@@ -22,9 +25,13 @@ from smoke_tests.checks import (
     loading,
     memory,
     mixed_modality,
+    offload,
     precision,
     saving,
+    sizes,
     synthetic,
+    throughput,
+    trainer,
     training,
 )
 from smoke_tests.controls import fixed_upstream, injected
@@ -67,6 +74,11 @@ class Step:
     def continues(self) -> bool:
         """Whether it begins with what another step built."""
         return bool(self.model_of or self.engine_of)
+
+    @property
+    def by_version(self) -> bool:
+        """Whether its outcome is expected only of versions that it was measured with."""
+        return self.kind == "control" or self.failure is not None or self.run is loading.auto_classes
 
 
 @dataclass(frozen=True)
@@ -238,6 +250,52 @@ def _stage_jobs(stage: int, leg: Leg, device: str, expectations: dict[str, Any])
     ]
 
 
+def _can_offload(device: str) -> bool:
+    return runtime.ahead_of_time("cpu_adam") or _compiles_ops(device)
+
+
+def _compiles_ops(device: str) -> bool:
+    """Whether the run compiles DeepSpeed's ops for the CPU."""
+    return device == "cpu" and not runtime.ahead_of_time("cpu_adam") and not runtime.missing_for_ops()
+
+
+def _extra_alone(leg: Leg, device: str) -> list[Job]:
+    """Return the jobs of one process that only --all has: references for the ranks, attention, and ops to compile."""
+    steps = (
+        Step("trainer: plain run", trainer.plain_run, staged=False, hf_config=False),
+        Step("real sizes: plain run", sizes.plain_run, staged=False, hf_config=False),
+        Step("attention", attention.attention, staged=False, hf_config=False, of_leg=False),
+    )
+    planned = [Job("plain-extra", steps, leg=leg, after=("plain",))]
+    if _compiles_ops(device):
+        compiled = Step("cpu ops", offload.compile_ops, staged=False, hf_config=False, of_leg=False)
+        planned.append(Job("ops", (compiled,), leg=leg, after=("plain",)))
+    return planned
+
+
+def _extra_staged(stage: int, leg: Leg, device: str) -> list[Job]:
+    """Return a stage's jobs that only --all has: what users train with."""
+    name, ops = f"zero{stage}", ("cpu ops",) if _compiles_ops(device) else ()
+    steps = [
+        Step("real sizes", sizes.real_sizes, needs=("real sizes: plain run",)),
+        Step("frozen vision tower", adapters.frozen_vision),
+    ]
+    if importlib.util.find_spec("peft"):
+        steps.append(Step("LoRA", adapters.lora))
+    if _can_offload(device):
+        steps.append(Step("offload", offload.offload, hf_config=False, needs=("plain run", *ops)))
+    if device == "cuda":
+        steps.append(Step("throughput", throughput.throughput))
+    after = ("plain-extra", *(("ops",) if ops else ()))
+    trained = Step("trainer", trainer.train, hf_config=False, needs=("trainer: plain run", *ops))
+    resumed = dataclasses.replace(trained, run=trainer.resume)
+    return [
+        Job(f"{name}-extra", tuple(steps), stage, leg, distributed=True, after=after),
+        Job(f"{name}-trainer", (trained,), stage, leg, distributed=True, after=after),
+        Job(f"{name}-trainer-resume", (resumed,), stage, leg, distributed=True, after=(f"{name}-trainer",)),
+    ]
+
+
 def _plain_job(leg: Leg) -> Job:
     return Job(
         "plain",
@@ -254,17 +312,27 @@ def _leg_jobs(stages: tuple[int, ...], leg: Leg, device: str, expectations: dict
     """Return all jobs of a leg, whether one rank shows anything or not."""
     # ZeRO-3 first: its chain of jobs is the longest.
     staged = [_stage_jobs(stage, leg, device, expectations) for stage in sorted(stages, reverse=True)]
-    return [_plain_job(leg), *(job for group in zip(*staged, strict=True) for job in group)]
+    planned = [_plain_job(leg), *(job for group in zip(*staged, strict=True) for job in group), *_extra_alone(leg, device)]
+    for stage in sorted(stages, reverse=True):
+        planned += _extra_staged(stage, leg, device)
+    return planned
 
 
-def _later(job: Job) -> Job:
-    """Return a job of a leg that is not the first: under its own name, in its own folder, and without what runs once."""
-    name = f"{job.leg.backend}-{job.name}"
-    steps = tuple(step for step in job.steps if step.of_leg)
-    # What the run does once, it does in the first leg.
-    once = {f"plain/{step.name}" for step in _plain_job(job.leg).steps if not step.of_leg}
-    after = tuple(earlier if earlier in once else f"{job.leg.backend}-{earlier}" for earlier in job.after) or ("plain",)
-    return dataclasses.replace(job, name=name, steps=steps, after=after, folder=job.leg.backend)
+def _later(jobs: list[Job]) -> list[Job]:
+    """Return the jobs of a leg that is not the first: in a folder of their own, and without what a run does once."""
+    done = {job.name for job in jobs if not any(step.of_leg for step in job.steps)}
+    done |= {f"{job.name}/{step.name}" for job in jobs for step in job.steps if not step.of_leg}
+    return [
+        dataclasses.replace(
+            job,
+            name=f"{job.leg.backend}-{job.name}",
+            steps=tuple(step for step in job.steps if step.of_leg),
+            after=tuple(name if name in done else f"{job.leg.backend}-{name}" for name in job.after) or ("plain",),
+            folder=job.leg.backend,
+        )
+        for job in jobs
+        if job.name not in done
+    ]
 
 
 @dataclass(frozen=True)
@@ -301,12 +369,13 @@ def make(stages: tuple[int, ...], legs: tuple[Leg, ...], device: str, expectatio
     jobs: list[Job] = []
     unproven: list[NotRun] = []
     for number, leg in enumerate(legs):
-        for job in _leg_jobs(stages, leg, device, expectations):
-            alone = [step for step in job.steps if leg.world_size == 1 and step.unproven_alone]
-            unproven += [NotRun(step.name, f"{step.unproven_alone} ({leg.name})", leg) for step in alone]
-            steps = tuple(step for step in job.steps if step.ranks <= leg.world_size)
-            kept = dataclasses.replace(job, steps=steps)
-            jobs.append(_later(kept) if number else kept)
+        whole = _leg_jobs(stages, leg, device, expectations)
+        alone = [step for job in whole for step in job.steps if leg.world_size == 1 and step.unproven_alone]
+        unproven += [NotRun(step.name, f"{step.unproven_alone} ({leg.name})", leg) for step in alone]
+        kept = [
+            dataclasses.replace(job, steps=tuple(step for step in job.steps if step.ranks <= leg.world_size)) for job in whole
+        ]
+        jobs += _later(kept) if number else kept
     names = {step.name for job in jobs for step in job.steps}
     return Plan(tuple(jobs), (*dict.fromkeys(unproven), *_left_out(names, stages)))
 

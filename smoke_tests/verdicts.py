@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 from smoke_tests import report
 from smoke_tests.checks import baseline, dtype_of, generation
-from smoke_tests.outcome import Outcome, failed
+from smoke_tests.outcome import Outcome, failed, observed
 from smoke_tests.plan import Job, Plan, Step
 from smoke_tests.report import RankVerdict, Result
+from smoke_tests.selection import EXTRA
 from smokehouse_loader import explain
 
 
@@ -41,8 +42,14 @@ class Planned:
 class Verdicts:
     """The verdicts of a run so far. `on_result(result)` is called for each check that the ranks complete."""
 
-    def __init__(self, jobs: list[Job], plan: Plan, precision: str, on_result: Callable[[Result], None]) -> None:
-        """Expect what `jobs`, the chosen part of `plan`, have; the main runs have this `precision` (fp32 or bf16)."""
+    def __init__(
+        self, jobs: list[Job], plan: Plan, precision: str, on_result: Callable[[Result], None], *, observe: bool = False
+    ) -> None:
+        """Expect what `jobs`, the chosen part of `plan`, have; the main runs have this `precision` (fp32 or bf16).
+
+        With `observe`, this stack has versions that nothing was measured with: what depends on them is observed, not judged.
+        """
+        self._observe = observe
         self._jobs = jobs
         self._plan = plan
         self._several_legs = len({job.leg for job in plan.jobs}) > 1
@@ -89,10 +96,22 @@ class Verdicts:
 
     def not_run(self) -> list[dict[str, str]]:
         """Return what this run does not show, and why; with the leg where there are several."""
-        return [
+        missing = [
             {"name": entry.name, "reason": entry.reason} | ({"leg": entry.leg.name} if entry.leg and self._several_legs else {})
             for entry in self._plan.not_run
         ]
+        names = {step.name for job in self._plan.jobs for step in job.steps}
+        absent = {
+            "LoRA": "requires peft",
+            "offload": "requires DeepSpeed's cpu_adam op ahead of time, or on a CPU a C++ compiler, ninja and setuptools",
+            "throughput": "requires GPUs",
+        }
+        run = {key.name for key in self._planned}
+        if run & {*EXTRA}:
+            missing += [{"name": name, "reason": reason} for name, reason in absent.items() if name not in names]
+        if left := [name for name in EXTRA if name in names and name not in run]:
+            missing.append({"name": ", ".join(left), "reason": "only with --all"})
+        return missing
 
     def _affected(self, key: Key) -> Iterator[Key]:
         """Yield the checks that one more outcome of `key` may complete."""
@@ -115,6 +134,8 @@ class Verdicts:
         """Judge one check over all its ranks. Ranks that gave no outcome fail with `missing`."""
         planned = self._planned[key]
         judged = [self._judge(key, rank, missing) for rank in range(planned.ranks)]
+        if self._observe and any(step.by_version for job in self._jobs for step in job.steps if step.name == key[0]):
+            judged = [(observed(outcome), seconds) for outcome, seconds in judged]
         ranks = [RankVerdict(rank, outcome.verdict, outcome.detail) for rank, (outcome, _) in enumerate(judged)]
         verdict, detail = report.overall(ranks)
         seconds = round(max(seconds for _, seconds in judged), 3)

@@ -1,6 +1,7 @@
 """Write docs/reference/commands.md from the help of each command; `--check` reports whether it is out of date."""
 
 import ast
+import functools
 import os
 import re
 import subprocess
@@ -49,10 +50,11 @@ def main() -> int:
     return 0
 
 
-def verbs() -> list[str]:
+@functools.cache
+def verbs() -> tuple[str, ...]:
     """Return the verbs of the command line."""
     listed = _help("smokehouse").partition("Commands:\n")[2].partition("\n\n")[0]
-    return re.findall(r"^  (\w+)", listed, re.MULTILINE)
+    return tuple(re.findall(r"^  (\w+)", listed, re.MULTILINE))
 
 
 def sessions() -> dict[str, str]:
