@@ -70,9 +70,10 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
             continue
         seen.add(id(one))
         yield one
-        if isinstance(one, BaseExceptionGroup):
-            waiting += one.exceptions
-        waiting += [other for other in (one.__cause__, one.__context__) if other is not None]
+        # Of an ExceptionGroup, which Python 3.10 does not have; its backport has the same attribute.
+        grouped = getattr(one, "exceptions", ())
+        others = (*(grouped if isinstance(grouped, tuple) else ()), one.__cause__, one.__context__)
+        waiting += [other for other in others if isinstance(other, BaseException)]
 
 
 # Searches a log for all patterns in one pass; single patterns are only tried on lines that match it.
