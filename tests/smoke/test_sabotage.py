@@ -3,16 +3,18 @@
 Independent sabotages share a run, so each run also shows that a failure does not spread to other checks.
 """
 
+import base64
 import hashlib
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
 from smokehouse_loader.failures import BY_NAME
 
-from .conftest import NAME, Ended, Starter
+from .conftest import NAME, ROOT, Ended, Starter
 
 BOTH = (0, 1)
 SOME = r"differs in \d+ of the \d+ elements held here"
@@ -333,6 +335,7 @@ from smoke_tests import runtime
 from smoke_tests.checks import installed
 
 imported, installed._imported = installed._imported, lambda locked: []
+installed._loader = lambda version: []
 runtime.versions = lambda device: {}
 found = {}
 for folder in map(pathlib.Path, sys.argv[1:]):
@@ -372,3 +375,40 @@ def test_versions_refuses_what_no_lock_can_specify(lasting: Starter) -> None:
     assert "b is installed twice (1.5 and 2.0)" in said["twice"]
     assert said["path"] == "b was installed from a path or a URL, not from the lock"
     assert [re.search(r"outside the environment", problem) is not None for problem in said["imported"]] == [True] * 3
+
+
+LOADER = """
+import json, pathlib, sys
+from packaging.version import Version
+from smoke_tests.checks import installed
+import smokehouse_loader.fit
+
+if sys.argv[1:]:
+    sys.prefix = sys.argv[1]
+print(json.dumps([installed._loader(Version("0.1.0")), installed._loader(None), smokehouse_loader.__file__]))
+"""
+
+
+def test_versions_refuses_a_loader_that_is_not_the_checkouts(lasting: Starter, tmp_path: Path) -> None:
+    """An edited one, one of other sources, one from outside the environment, and none; but not the installed one."""
+    sound, absent, file = json.loads(lasting.inside("-c", LOADER))
+    assert sound == []
+    assert absent == ["smokehouse-loader: expected in every environment, not installed; the loader of the checkout was tested"]
+    package = Path(file).parent
+    assert package.is_relative_to(lasting.python.parents[1])
+    for name in ("smokehouse_loader", "smokehouse_loader-0.1.0.dist-info"):
+        shutil.copytree(package.with_name(name), tmp_path / name)
+    edited = tmp_path / "smokehouse_loader" / "fit.py"
+    before = edited.read_bytes()
+    edited.write_bytes(before + b"# edited\n")
+    script = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{LOADER}"
+    source = ROOT / "packages" / "smokehouse-loader" / "smokehouse_loader" / "fit.py"
+    other = f"{edited}: expected the same as {source}, found another; install the environment again"
+    assert json.loads(lasting.inside("-c", script, str(tmp_path)))[0] == [f"{edited} was edited after it was installed", other]
+    [problem, _] = json.loads(lasting.inside("-c", script))[0]
+    assert f"smokehouse_loader was imported from {edited.with_name('__init__.py')}, outside the environment " in problem
+    record = tmp_path / "smokehouse_loader-0.1.0.dist-info" / "RECORD"
+    digests = (hashlib.sha256(data).digest() for data in (before, edited.read_bytes()))
+    old, new = (base64.urlsafe_b64encode(digest).rstrip(b"=").decode() for digest in digests)
+    record.write_text(record.read_text().replace(old, new))
+    assert json.loads(lasting.inside("-c", script, str(tmp_path)))[0] == [other]

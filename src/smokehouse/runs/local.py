@@ -40,7 +40,7 @@ def smoke(checkout: Checkout, name: str, options: Sequence[str]) -> None:
     if validated.code:
         raise UserError(validated.stderr or f"{name}: the smoke test refused its options; see {as_typed('smoke', '--help')}")
     if bundled and bundled.has_conda:
-        python = prefix.install(locked, checkout.bundled(name), bundled=bundled)
+        python = prefix.install(checkout, locked, checkout.bundled(name), bundled=bundled)
     else:
         python = virtualenv.ensure(checkout, locked, bundled)
     sys.stdout.flush()
