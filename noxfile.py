@@ -28,14 +28,15 @@ INTERRUPT_TIMEOUT = 10.0
 TERMINATE_TIMEOUT = 10.0
 
 SCRIPTS_OF_IMAGES = ("docker/inside/describe",)  # Python without .py
+# Run with the Python of any environment, from 3.10 on.
+INSIDE = ("smoke_tests", "src/smokehouse_loader")
 # .pre-commit-config.yaml has a hook for each, which runs `nox -s lint -- NAME`.
 LINTERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "ruff": (("ruff", "check"), ("ruff", "format", "--check")),
     "mypy": (
         ("mypy",),
+        ("mypy", "--python-version", "3.10", *INSIDE),
         ("mypy", "--scripts-are-modules", *SCRIPTS_OF_IMAGES),
-        # The loader also runs in environments that Smokehouse did not make.
-        ("mypy", "--python-version", "3.10", "src/smokehouse_loader"),
     ),
     "codespell": (("codespell",),),
     "shellcheck": (("shellcheck",),),  # and the scripts, which `lint` finds

@@ -1,23 +1,33 @@
-"""What is installed is exactly what the lock specifies."""
+"""What is imported is what is installed, unedited; and that is exactly what the lock specifies, where there is one."""
 
-import base64
-import csv
-import hashlib
 import re
 import sys
 import sysconfig
 from pathlib import Path
 
 from packaging.utils import canonicalize_name
-from packaging.version import Version
+from packaging.version import InvalidVersion, Version
 
-from smoke_tests import runtime
+from smoke_tests import distributions, runtime
 from smoke_tests.checks.context import RankContext, TrainingState
+from smoke_tests.distributions import Distribution, Installed
 from smoke_tests.outcome import Outcome, judged
 
-# Every environment has it beside what its lock specifies, built from the sources in this checkout.
+# Distributions whose files a run depends on -> their module. The first three are always imported.
+MODULES = {
+    "torch": "torch",
+    "transformers": "transformers",
+    "deepspeed": "deepspeed",
+    "accelerate": "accelerate",
+    "huggingface-hub": "huggingface_hub",
+    "numpy": "numpy",
+    "pillow": "PIL",
+    "safetensors": "safetensors",
+    "tokenizers": "tokenizers",
+    "torchvision": "torchvision",
+}
+# Every environment with a lock has it beside what the lock specifies.
 _LOADER = "smokehouse-loader"
-_LOADER_SOURCES = Path(__file__).parents[2] / "packages" / "smokehouse-loader" / "smokehouse_loader"
 
 
 def read_lock(lock: Path) -> dict[str, Version]:
@@ -35,85 +45,93 @@ def _same(locked: Version, found: Version) -> bool:
     return Version(found.public) == locked if locked.local is None else found == locked
 
 
-def _installed() -> tuple[dict[str, Version], list[str]]:
-    """Return canonical name -> version of every installed package, and what no lock can specify."""
-    installed: dict[str, Version] = {}
-    problems = []
-    for folder in sorted({Path(sysconfig.get_path(kind)) for kind in ("purelib", "platlib")}):
-        # The folders' names, not their METADATA: parsing that of a hundred packages takes a second.
-        for info in sorted([*folder.glob("*.dist-info"), *folder.glob("*.egg-info"), *folder.glob("*.egg-link")]):
-            stem, _, number = info.stem.partition("-")
-            name, version = canonicalize_name(stem), Version(number.partition("-")[0] or "0")
-            if name in installed:
-                problems.append(f"{name} is installed twice ({installed[name]} and {version})")
-            installed[name] = version
-            if (info / "direct_url.json").exists() or info.suffix == ".egg-link":
-                problems.append(f"{name} was installed from a path or a URL, not from the lock")
-            if version.is_devrelease:
-                problems.append(f"{name} {version} is a development version")
-    return installed, problems
-
-
 def versions(context: RankContext, _: TrainingState) -> Outcome:
-    """Check that what is installed is exactly lock and loader, and what was imported is what is installed, unedited."""
+    """Check that what was imported is what is installed, unedited, and what is installed exactly lock and loader, if locked."""
+    found = runtime.versions(context.device)
+    if context.lock is None:
+        installed = distributions.find()
+        problems, notes = _imported(installed)
+        more = "".join(f"; {note}" for note in [*installed.notes, *notes])
+        detail = f"{len(installed.distributions)} packages by their own metadata, no lock{more}"
+        return judged(installed.problems + problems, detail, versions=found)
     locked = read_lock(context.lock)
-    installed, problems = _installed()
-    loader = installed.pop(_LOADER, None)
-    problems += [f"{name}: expected {locked[name]}, not installed" for name in sorted(locked.keys() - installed.keys())]
-    problems += [f"{name}: not in the lock, found {installed[name]}" for name in sorted(installed.keys() - locked.keys())]
+    installed = distributions.find([sysconfig.get_path(kind) for kind in ("purelib", "platlib")])
+    problems = _unlike_lock(locked, installed) + _imported(installed)[0] + _loader(installed)
+    return judged(problems, f"{len(locked)} packages as locked", versions=found)
+
+
+def _unlike_lock(locked: dict[str, Version], installed: Installed) -> list[str]:
+    """Return how what is installed differs from the lock, or is what no lock can specify."""
+    present = {name: found.version for name, found in installed.distributions.items() if name != _LOADER}
+    problems = [*installed.problems]
+    for name, found in installed.distributions.items():
+        if found.origin:
+            problems.append(f"{name} was installed from a path or a URL, not from the lock")
+        if found.version.is_devrelease:
+            problems.append(f"{name} {found.version} is a development version")
+    problems += [f"{name}: expected {locked[name]}, not installed" for name in sorted(locked.keys() - present.keys())]
+    problems += [f"{name}: not in the lock, found {present[name]}" for name in sorted(present.keys() - locked.keys())]
     problems += [
-        f"{name}: expected {locked[name]}, found {installed[name]}"
-        for name in sorted(locked.keys() & installed.keys())
-        if not _same(locked[name], installed[name])
+        f"{name}: expected {locked[name]}, found {present[name]}"
+        for name in sorted(locked.keys() & present.keys())
+        if not _same(locked[name], present[name])
     ]
-    problems += [*_imported(locked), *_loader(loader)]
-    return judged(problems, f"{len(locked)} packages as locked", versions=runtime.versions(context.device))
-
-
-def _imported(locked: dict[str, Version]) -> list[str]:
-    """Return what is wrong with the imported modules: their version, their place, or a file edited after its installation."""
-    problems = []
-    for name in ("torch", "transformers", "deepspeed"):
-        module = sys.modules[name]
-        if name not in locked or not _same(locked[name], Version(module.__version__)):
-            problems.append(f"{name}: expected {locked.get(name, 'nothing')}, imported {module.__version__}")
-        problems += _edited(name, Version(module.__version__).public)
     return problems
 
 
-def _loader(version: Version | None) -> list[str]:
-    """Return what is wrong with the loader, installed as `version`: its place, or a file that is not the checkout's."""
-    if version is None:
-        return [f"{_LOADER}: expected in every environment, not installed; the loader of the checkout was tested"]
-    problems = _edited("smokehouse_loader", str(version))
-    place = Path(str(sys.modules["smokehouse_loader"].__file__)).parent
-    # An image has no sources to compare with.
-    sources = _LOADER_SOURCES.glob("[!.]*.*") if _LOADER_SOURCES.is_dir() else ()
-    for source in sorted(sources):
-        file = place / source.name
-        if not file.is_file() or file.read_bytes() != source.read_bytes():
-            problems.append(f"{file}: expected the same as {source}, found another; install the environment again")
-    return problems
+def _imported(installed: Installed) -> tuple[list[str], list[str]]:
+    """Return what is wrong with the imported modules: version, place, or a file edited after its installation; and notes."""
+    files = [str(getattr(module, "__file__", None)) for module in list(sys.modules.values())]
+    real = {str(_in_real_folder(file)) for file in files if file.endswith((".py", ".so"))}
+    problems, notes = [], []
+    for name, module in MODULES.items():
+        if not (file := getattr(sys.modules.get(module), "__file__", None)):
+            continue
+        place = _in_real_folder(file)
+        distribution = installed.distributions.get(name)
+        if distribution is None:
+            problems.append(f"{name}: imported from {place}, expected an installed distribution, found none")
+            continue
+        problems += _other_version(name, module, distribution)
+        if distribution.editable:
+            continue  # among the notes on what is installed
+        if place.parent.parent != distribution.site:
+            problems.append(f"{name} was imported from {place}, outside {distribution.site}, where its metadata is")
+            continue
+        try:
+            own = [file for file in real if Path(file).is_relative_to(place.parent)]
+            problems += [f"{file} was edited after it was installed" for file in distribution.edited(own)]
+        except OSError:
+            notes.append(f"{name} has no RECORD, so its files cannot be verified")
+    return problems, notes
 
 
-def _edited(name: str, version: str) -> list[str]:
-    """Return what is wrong with the imported files of the package `name`: their place, or an edit after their installation."""
-    module = sys.modules[name]
-    site = Path(str(module.__file__)).parent.parent
-    if not site.is_relative_to(sys.prefix):
-        return [f"{name} was imported from {module.__file__}, outside the environment {sys.prefix}"]
-    record = site / f"{name}-{version}.dist-info" / "RECORD"
-    if not record.exists():
-        return [f"{record}: not found; the files of {name} cannot be verified"]
-    files = {str(getattr(module, "__file__", None)) for module in list(sys.modules.values())}
-    problems = []
-    for file, digest, _ in csv.reader(record.read_text().splitlines()):
-        path = f"{site}/{file}"
-        if path in files and file.endswith(".py") and digest != f"sha256={_urlsafe_sha256(Path(path))}":
-            problems.append(f"{path} was edited after it was installed")
-    return problems
+def _loader(installed: Installed) -> list[str]:
+    """Return what is wrong with the installed loader: it is missing, edited, or not that of the checkout."""
+    again = "install the environment again"
+    distribution = installed.distributions.get(_LOADER)
+    if distribution is None:
+        return [f"{_LOADER}: expected in every environment, not installed; {again}"]
+    place = _in_real_folder(str(sys.modules["smokehouse_loader"].__file__)).parent
+    if place.parent != distribution.site:  # smoke_tests prefers that of the checkout where the installed one differs
+        return [f"{_LOADER}: expected the same files in {distribution.site} as in {place}, found others; {again}"]
+    try:
+        edited = distribution.edited([str(file) for file in place.glob("*.*")])
+    except OSError:
+        return [f"{_LOADER}: expected a RECORD in {distribution.info}, found none; {again}"]
+    return [f"{file} was edited after it was installed" for file in edited]
 
 
-def _urlsafe_sha256(file: Path) -> str:
-    """Return a file's SHA-256 as a wheel's RECORD has it. See: PEP 427."""
-    return base64.urlsafe_b64encode(hashlib.sha256(file.read_bytes()).digest()).rstrip(b"=").decode()
+def _in_real_folder(file: str) -> Path:
+    """Return `file` in the folder that it really is in; the file itself may be a link, as some installers make them."""
+    return Path(file).parent.resolve() / Path(file).name
+
+
+def _other_version(name: str, module: str, distribution: Distribution) -> list[str]:
+    """Return in words where a module has another version than its metadata."""
+    imported = getattr(sys.modules[module], "__version__", None)
+    try:
+        same = imported is None or Version(str(imported)).public == distribution.version.public
+    except InvalidVersion:
+        same = False
+    return [] if same else [f"{name}: expected {distribution.version}, as its metadata says, imported {imported}"]

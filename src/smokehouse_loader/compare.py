@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -14,9 +14,6 @@ from smokehouse_loader import zero
 from smokehouse_loader.checkpoint import DTYPES, Checkpoint, load_bin
 from smokehouse_loader.keys import Plan
 from smokehouse_loader.safetensors_header import SIZES
-
-if TYPE_CHECKING:
-    from typing_extensions import Self  # typing has none in Python 3.10
 
 # Bytes read at once: few enough to stay in the processor's cache while they are compared.
 CHUNK = 4 * 2**20
@@ -55,7 +52,7 @@ class Reader:
         self._descriptors: dict[Any, int] = {}
         self._mapped: dict[Any, dict[str, torch.Tensor]] = {}
 
-    def __enter__(self) -> "Self":
+    def __enter__(self) -> "Reader":
         """Return the reader; leaving the with statement closes its files."""
         return self
 

@@ -1,6 +1,7 @@
 """Explain exceptions and training logs by the table of known failures."""
 
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,10 +71,9 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
             continue
         seen.add(id(one))
         yield one
-        # Of an ExceptionGroup, which Python 3.10 does not have; its backport has the same attribute.
-        grouped = getattr(one, "exceptions", ())
-        others = (*(grouped if isinstance(grouped, tuple) else ()), one.__cause__, one.__context__)
-        waiting += [other for other in others if isinstance(other, BaseException)]
+        if sys.version_info >= (3, 11) and isinstance(one, BaseExceptionGroup):  # noqa: F821 - Python 3.10 has none
+            waiting += one.exceptions
+        waiting += [other for other in (one.__cause__, one.__context__) if other is not None]
 
 
 # Searches a log for all patterns in one pass; single patterns are only tried on lines that match it.

@@ -3,11 +3,12 @@
 Independent sabotages share a run, so each run also shows that a failure does not spread to other checks.
 """
 
-import base64
 import hashlib
 import json
+import os
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -331,20 +332,22 @@ def test_blind_comparison_is_detected_by_the_controls(smoke: Starter) -> None:
 INSTALLED = """
 import json, pathlib, sys, sysconfig, types
 from packaging.version import Version
-from smoke_tests import runtime
+from smoke_tests import distributions, runtime
 from smoke_tests.checks import installed
 
-imported, installed._imported = installed._imported, lambda locked: []
-installed._loader = lambda version: []
+imported, installed._imported = installed._imported, lambda found: ([], [])
+installed._loader = lambda found: []
 runtime.versions = lambda device: {}
 found = {}
 for folder in map(pathlib.Path, sys.argv[1:]):
     sysconfig.get_path = lambda kind: str(folder)
     context = types.SimpleNamespace(lock=folder / "lock", device="cpu")
     found[folder.name] = installed.versions(context, None).detail
-for name in ("torch", "transformers", "deepspeed"):
+core = ("torch", "transformers", "deepspeed")
+for name in core:
     sys.modules[name] = types.SimpleNamespace(__version__="1.0", __file__=f"/elsewhere/{name}/__init__.py")
-found["imported"] = imported({name: Version("1.0") for name in ("torch", "transformers", "deepspeed")})
+present = {name: distributions.Distribution(name, Version("1.0"), pathlib.Path(f"/env/{name}-1.0.dist-info")) for name in core}
+found["imported"] = imported(distributions.Installed(present))[0]
 print(json.dumps(found))
 """
 
@@ -374,41 +377,48 @@ def test_versions_refuses_what_no_lock_can_specify(lasting: Starter) -> None:
     assert "b 2.0.dev0 is a development version" in said["development"]
     assert "b is installed twice (1.5 and 2.0)" in said["twice"]
     assert said["path"] == "b was installed from a path or a URL, not from the lock"
-    assert [re.search(r"outside the environment", problem) is not None for problem in said["imported"]] == [True] * 3
+    assert ["outside /env, where its metadata is" in problem for problem in said["imported"]] == [True] * 3
 
 
 LOADER = """
-import json, pathlib, sys
-from packaging.version import Version
+import json, sys
+from smoke_tests import distributions
 from smoke_tests.checks import installed
 import smokehouse_loader.fit
 
-if sys.argv[1:]:
-    sys.prefix = sys.argv[1]
-print(json.dumps([installed._loader(Version("0.1.0")), installed._loader(None), smokehouse_loader.__file__]))
+found = distributions.find(sys.argv[1:] or None)
+none = distributions.Installed()
+print(json.dumps([installed._loader(found), installed._loader(none), smokehouse_loader.__file__]))
 """
 
 
 def test_versions_refuses_a_loader_that_is_not_the_checkouts(lasting: Starter, tmp_path: Path) -> None:
-    """An edited one, one of other sources, one from outside the environment, and none; but not the installed one."""
-    sound, absent, file = json.loads(lasting.inside("-c", LOADER))
-    assert sound == []
-    assert absent == ["smokehouse-loader: expected in every environment, not installed; the loader of the checkout was tested"]
-    package = Path(file).parent
-    assert package.is_relative_to(lasting.python.parents[1])
+    """An edited one, one without a RECORD and none; but not the installed one. An image has no checkout to compare with."""
+
+    def loader(root: Path, *folders: Path) -> list[object]:
+        environ = lasting.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders))}
+        command = [str(lasting.python), "-c", LOADER, *map(str, folders)]
+        ended = subprocess.run(command, cwd=root, env=environ, capture_output=True, text=True, timeout=120)
+        assert ended.returncode == 0, ended.stderr
+        said: list[object] = json.loads(ended.stdout)
+        return said
+
+    again = "install the environment again"
+    [site] = lasting.python.parents[1].glob("lib/python3*/site-packages")
+    none = [f"smokehouse-loader: expected in every environment, not installed; {again}"]
+    assert loader(ROOT) == [[], none, str(site / "smokehouse_loader" / "__init__.py")]
+    other, image = tmp_path / "other", tmp_path / "image"
+    shutil.copytree(ROOT / "smoke_tests", image / "smoke_tests")
     for name in ("smokehouse_loader", "smokehouse_loader-0.1.0.dist-info"):
-        shutil.copytree(package.with_name(name), tmp_path / name)
-    edited = tmp_path / "smokehouse_loader" / "fit.py"
-    before = edited.read_bytes()
-    edited.write_bytes(before + b"# edited\n")
-    script = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{LOADER}"
-    source = ROOT / "packages" / "smokehouse-loader" / "smokehouse_loader" / "fit.py"
-    other = f"{edited}: expected the same as {source}, found another; install the environment again"
-    assert json.loads(lasting.inside("-c", script, str(tmp_path)))[0] == [f"{edited} was edited after it was installed", other]
-    [problem, _] = json.loads(lasting.inside("-c", script))[0]
-    assert f"smokehouse_loader was imported from {edited.with_name('__init__.py')}, outside the environment " in problem
-    record = tmp_path / "smokehouse_loader-0.1.0.dist-info" / "RECORD"
-    digests = (hashlib.sha256(data).digest() for data in (before, edited.read_bytes()))
-    old, new = (base64.urlsafe_b64encode(digest).rstrip(b"=").decode() for digest in digests)
-    record.write_text(record.read_text().replace(old, new))
-    assert json.loads(lasting.inside("-c", script, str(tmp_path)))[0] == [other]
+        shutil.copytree(site / name, other / name)
+    assert loader(image, other)[0] == []
+    edited = other / "smokehouse_loader" / "fit.py"
+    edited.write_text(edited.read_text() + "# edited\n")
+    package = ROOT / "src" / "smokehouse_loader"
+    problem = f"smokehouse-loader: expected the same files in {other} as in {package}, found others; {again}"
+    linked = ROOT / "packages" / "smokehouse-loader" / "smokehouse_loader" / "__init__.py"
+    assert loader(ROOT, other) == [[problem], none, str(linked)]
+    assert loader(image, other)[0] == [f"{edited} was edited after it was installed"]
+    record = other / "smokehouse_loader-0.1.0.dist-info" / "RECORD"
+    record.unlink()
+    assert loader(image, other)[0] == [f"smokehouse-loader: expected a RECORD in {record.parent}, found none; {again}"]
