@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,8 @@ FROM_SOURCE = {"PYTHONPATH": "src", "SMOKEHOUSE_STARTED_BY": "nox"}
 INTERRUPT_TIMEOUT = 10.0
 TERMINATE_TIMEOUT = 10.0
 
+# The sessions that have an option --report.
+REPORT_SESSIONS = {"docs", "publish", "smoke"}
 SCRIPTS_OF_IMAGES = ("docker/inside/describe",)  # Python without .py
 # Run with the Python of any environment, from 3.10 on.
 INSIDE = ("smoke_tests", "src/smokehouse_loader")
@@ -298,7 +301,10 @@ def _first_line(file: Path) -> str:
 
 
 def misplaced(arguments: Sequence[str], sessions: Iterable[str]) -> str | None:
-    """Return what is wrong with the command line of nox, where the arguments of a session follow its name without a `--`."""
+    """Return what is wrong with the command line of nox, where the arguments of a session follow its name without a `--`.
+
+    Options that nox does not know never get here: nox refuses them before it reads this file.
+    """
     dashes = arguments.index("--") if "--" in arguments else len(arguments)
     words, rest = list(arguments[:dashes]), arguments[dashes + 1 :]
     known = set(sessions)
@@ -306,9 +312,12 @@ def misplaced(arguments: Sequence[str], sessions: Iterable[str]) -> str | None:
         named = words[words.index(option) + 1 :]
         end = next((index for index, word in enumerate(named) if word.startswith("-")), len(named))
         wrong = [word for word in named[:end] if word not in known]
+        right = shlex.join(["nox", "-s", *(w for w in named[:end] if w in known), "--", *wrong, *named[end:], *rest])
         if wrong and named[0] in known:
-            right = " ".join(["nox -s", *(word for word in named[:end] if word in known), "--", *wrong, *rest])
             return f"{wrong[0]}: not a session; -- is missing before the arguments of {named[0]}; run {right}"
+        # nox has an option of this name, which would swallow it.
+        if {*named[:end]} & REPORT_SESSIONS and any(word.partition("=")[0] == "--report" for word in named[end:]):
+            return f"--report: -- is missing before the options of {named[0]}; run {right}"
     return None
 
 

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from smoke_tests import families, report
 from smoke_tests.families import Family
-from smoke_tests.selection import Selection, canonical
+from smoke_tests.selection import EXTRA, Selection, canonical
 from smokehouse_loader import inspect_checkpoint
 
 STAGES = (2, 3)
@@ -145,9 +145,10 @@ def _parser() -> argparse.ArgumentParser:
         type=_names,
         default=(),
         metavar="NAME,...",
-        help="Run only these checks and controls, and what they continue from; the report is partial (default: all).",
+        help="Run only these checks and controls, and what they need; the report is partial (default: all but those of --all).",
     )
     add("--skip", type=_names, default=(), metavar="NAME,...", help="Run all but these, unless one that runs needs them.")
+    add("--all", action="store_true", help=f"Run also the checks that take longer: {', '.join(EXTRA)}.")
     add("--checkpoint", metavar="PATH_OR_HUB_ID", help="Test with this checkpoint (default: a tiny synthetic one).")
     add(
         "--timeout",
@@ -160,8 +161,8 @@ def _parser() -> argparse.ArgumentParser:
         "--report",
         type=Path,
         metavar="DIR",
-        help="Write report.json, report.html and junit.xml to DIR (default: build/smoke/ENVIRONMENT; build/smoke/ENVIRONMENT-"
-        "zero3, for example, for a part of the smoke test, which never replaces the report of a whole one).",
+        help="Write report.json, report.html and junit.xml to DIR (default: a folder with the environment's name; NAME-zero3, "
+        "for example, for a part of the smoke test, which never replaces the report of a whole one).",
     )
     add("--port", type=_port, default=0, help="Use this rendezvous port on 127.0.0.1 (default: 0, any free port).")
     add(
@@ -222,7 +223,7 @@ def _options(parsed: argparse.Namespace, environment: str, stack: dict[str, Any]
         start=parsed.start,
         image=parsed.image,
         validate=parsed.validate,
-        selection=Selection(parsed.only, parsed.skip),
+        selection=Selection(parsed.only, parsed.skip, parsed.all),
     )
     refuse_full_report(options.report, options.partial)
     return options

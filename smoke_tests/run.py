@@ -140,6 +140,8 @@ def _supervise(
             with preflight.importing("deepspeed"):
                 runtime.import_deepspeed(resources.device)
                 runtime.import_engine_code()
+                if "trainer" in selection.names_in(jobs):
+                    runtime.import_trainer()
         gc.freeze()
         # Two groups at a time fill the gaps in which one waits for a rank; GPU memory and a fixed port are for one.
         supervisor.run(jobs, slots=1 if resources.device == "cuda" or options.port else 2)

@@ -9,6 +9,7 @@ from smoke_tests.checks import baseline, dtype_of, generation
 from smoke_tests.outcome import Outcome, failed, observed
 from smoke_tests.plan import Job, Step
 from smoke_tests.report import RankVerdict, Result
+from smoke_tests.selection import EXTRA
 from smokehouse_loader import explain
 
 # Name and ZeRO stage of a check or control, as in the report; the stage is None for what runs once.
@@ -102,6 +103,16 @@ class Verdicts:
             missing.append({"name": "control: gloo race", "reason": "requires several ranks on gloo"})
         if "bf16" not in names:
             missing.append({"name": "bf16", "reason": "the main precision of this run"})
+        absent = {
+            "LoRA": "requires peft",
+            "offload": "requires DeepSpeed's cpu_adam op ahead of time, or on a CPU a C++ compiler, ninja and setuptools",
+            "throughput": "requires GPUs",
+        }
+        run = {name for name, _ in self._planned}
+        if run & {*EXTRA}:
+            missing += [{"name": name, "reason": reason} for name, reason in absent.items() if name not in names]
+        if left := [name for name in EXTRA if name in names and name not in run]:
+            missing.append({"name": ", ".join(left), "reason": "only with --all"})
         return missing
 
     def _affected(self, key: Key) -> Iterator[Key]:

@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,8 +25,7 @@ NAMES = [name for name, _, _ in VERBS]
 @pytest.fixture
 def with_smoke_tests(checkout: TestCheckout, root: Path) -> TestCheckout:
     """A checkout with the real smoke tests."""
-    (checkout.root / "smoke_tests" / "__main__.py").unlink()
-    (checkout.root / "smoke_tests").rmdir()
+    shutil.rmtree(checkout.root / "smoke_tests")
     (checkout.root / "smoke_tests").symlink_to(root / "smoke_tests")
     (checkout.root / "src").symlink_to(root / "src")
     return checkout
@@ -115,6 +115,16 @@ def test_nox_says_where_dashes_are_missing(root: Path) -> None:
     )
 
 
+def test_nox_refuses_options_without_dashes_and_the_reference_says_what_that_means(root: Path) -> None:
+    command = [str(Path(sys.executable).with_name("nox")), "-s", "smoke", "qwen2.5-vl", "--zero", "3"]
+    ended = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60)
+    message = "nox: error: unrecognized arguments: --zero"
+    assert ended.returncode == 2
+    assert message in ended.stderr  # nox's own, before it reads the noxfile
+    reference = " ".join((root / "docs" / "reference" / "commands.md").read_text().split())
+    assert f"`{message}` means that the `--` is missing: `nox -s smoke -- qwen2.5-vl --zero 3`" in reference
+
+
 @pytest.fixture(scope="module")
 def noxfile(root: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location("noxfile_under_test", root / "noxfile.py")
@@ -130,6 +140,12 @@ def noxfile(root: Path) -> ModuleType:
     [
         ("-s smoke qwen2-vl -- --zero 3", "nox -s smoke -- qwen2-vl --zero 3"),
         ("--session lock docs tiny", "nox -s lock docs -- tiny"),
+        # Options that nox has, too.
+        ("-s docs tiny --report build/smoke/tiny/report.json", "nox -s docs -- tiny --report build/smoke/tiny/report.json"),
+        ("-s smoke --report out", "nox -s smoke -- --report out"),
+        ("-s smoke --report='my out' -- tiny", "nox -s smoke -- '--report=my out' tiny"),
+        ("--report sessions.json -s smoke", None),
+        ("-s lint --report sessions.json", None),
         ("-s smoke -- qwen2-vl", None),
         ("-s lint tests -- --check", None),
         ("-s nonsense", None),
