@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from .conftest import TestCheckout
-
 from smokehouse.checkout import Checkout
 from smokehouse.installs import loader
+
+from .conftest import TestCheckout
 
 NAMES = sorted(path.name for path in (Path(__file__).parents[2] / "environments").iterdir())
 DATA = ("docker", "docs", "environments", "lockfiles", "packages", "smoke_tests")
