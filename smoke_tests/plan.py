@@ -1,6 +1,7 @@
 """The plan: which checks and controls run in which process group, in what order, and what each continues with. Data only."""
 
 import dataclasses
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,8 @@ from smoke_tests import runtime
 from smoke_tests.checks import (
     RankContext,
     TrainingState,
+    adapters,
+    attention,
     baseline,
     collectives,
     generation,
@@ -18,12 +21,17 @@ from smoke_tests.checks import (
     loading,
     memory,
     mixed_modality,
+    offload,
     precision,
     saving,
+    sizes,
     synthetic,
+    throughput,
+    trainer,
     training,
 )
 from smoke_tests.controls import fixed_upstream, injected
+from smoke_tests.machine import software
 from smoke_tests.outcome import Outcome
 from smokehouse_loader import Failure
 from smokehouse_loader.failures import BY_NAME
@@ -58,6 +66,11 @@ class Step:
     def continues(self) -> bool:
         """Whether it begins with what another step built."""
         return bool(self.model_of or self.engine_of)
+
+    @property
+    def by_version(self) -> bool:
+        """Whether its outcome is expected only of versions that it was measured with."""
+        return self.kind == "control" or self.failure is not None or self.run is loading.auto_classes
 
 
 @dataclass(frozen=True)
@@ -182,6 +195,51 @@ def _stage_jobs(stage: int, processes: int, device: str, expectations: dict[str,
     ]
 
 
+def _can_offload(device: str) -> bool:
+    return software.ahead_of_time("cpu_adam") or _compiles_ops(device)
+
+
+def _compiles_ops(device: str) -> bool:
+    """Whether the run compiles DeepSpeed's ops for the CPU."""
+    return device == "cpu" and not software.ahead_of_time("cpu_adam") and not runtime.missing_for_ops()
+
+
+def _extra_alone(device: str) -> list[Job]:
+    """Return the jobs of one process that only --all has: references for the ranks, attention, and ops to compile."""
+    steps = (
+        Step("trainer: plain run", trainer.plain_run, staged=False, hf_config=False),
+        Step("real sizes: plain run", sizes.plain_run, staged=False, hf_config=False),
+        Step("attention", attention.attention, staged=False, hf_config=False),
+    )
+    planned = [Job("plain-extra", steps, after=("plain",))]
+    if _compiles_ops(device):
+        planned.append(Job("ops", (Step("cpu ops", offload.compile_ops, staged=False, hf_config=False),), after=("plain",)))
+    return planned
+
+
+def _extra_staged(stage: int, processes: int, device: str) -> list[Job]:
+    """Return a stage's jobs that only --all has: what users train with."""
+    name, ops = f"zero{stage}", ("cpu ops",) if _compiles_ops(device) else ()
+    steps = [
+        Step("real sizes", sizes.real_sizes, needs=("real sizes: plain run",)),
+        Step("frozen vision tower", adapters.frozen_vision),
+    ]
+    if importlib.util.find_spec("peft"):
+        steps.append(Step("LoRA", adapters.lora))
+    if _can_offload(device):
+        steps.append(Step("offload", offload.offload, hf_config=False, needs=("plain run", *ops)))
+    if device == "cuda":
+        steps.append(Step("throughput", throughput.throughput))
+    after = ("plain-extra", *(("ops",) if ops else ()))
+    trained = Step("trainer", trainer.train, hf_config=False, needs=("trainer: plain run", *ops))
+    resumed = dataclasses.replace(trained, run=trainer.resume)
+    return [
+        Job(f"{name}-extra", tuple(steps), stage, processes, distributed=True, after=after),
+        Job(f"{name}-trainer", (trained,), stage, processes, distributed=True, after=after),
+        Job(f"{name}-trainer-resume", (resumed,), stage, processes, distributed=True, after=(f"{name}-trainer",)),
+    ]
+
+
 def jobs(stages: tuple[int, ...], processes: int, device: str, expectations: dict[str, Any]) -> list[Job]:
     """Return all jobs of a run, in the order in which they should start where nothing holds them back.
 
@@ -201,4 +259,7 @@ def jobs(stages: tuple[int, ...], processes: int, device: str, expectations: dic
     staged = [_stage_jobs(stage, processes, device, expectations) for stage in sorted(stages, reverse=True)]
     for group in zip(*staged, strict=True):
         planned += group
+    planned += _extra_alone(device)
+    for stage in sorted(stages, reverse=True):
+        planned += _extra_staged(stage, processes, device)
     return planned

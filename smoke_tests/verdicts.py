@@ -6,9 +6,10 @@ from typing import Any
 
 from smoke_tests import report
 from smoke_tests.checks import baseline, dtype_of, generation
-from smoke_tests.outcome import Outcome, failed
+from smoke_tests.outcome import Outcome, failed, observed
 from smoke_tests.plan import Job, Step
 from smoke_tests.report import RankVerdict, Result
+from smoke_tests.selection import EXTRA
 from smokehouse_loader import explain
 
 # Name and ZeRO stage of a check or control, as in the report; the stage is None for what runs once.
@@ -45,8 +46,20 @@ def _key(job: Job, step: Step) -> Key:
 class Verdicts:
     """The verdicts of a run so far. `on_result(result)` is called for each check that the ranks complete."""
 
-    def __init__(self, jobs: list[Job], possible: list[Job], precision: str, on_result: Callable[[Result], None]) -> None:
-        """Expect what `jobs`, the chosen part of the plan `possible`, have; main runs have this `precision` (fp32 or bf16)."""
+    def __init__(
+        self,
+        jobs: list[Job],
+        possible: list[Job],
+        precision: str,
+        on_result: Callable[[Result], None],
+        *,
+        observe: bool = False,
+    ) -> None:
+        """Expect what `jobs`, the chosen part of the plan `possible`, have; main runs have this `precision` (fp32 or bf16).
+
+        With `observe`, this stack has versions that nothing was measured with: what depends on them is observed, not judged.
+        """
+        self._observe = observe
         self._jobs = jobs
         self._dtype = dtype_of(precision)
         self._on_result = on_result
@@ -90,6 +103,16 @@ class Verdicts:
             missing.append({"name": "control: gloo race", "reason": "requires several ranks on gloo"})
         if "bf16" not in names:
             missing.append({"name": "bf16", "reason": "the main precision of this run"})
+        absent = {
+            "LoRA": "requires peft",
+            "offload": "requires DeepSpeed's cpu_adam op ahead of time, or on a CPU a C++ compiler, ninja and setuptools",
+            "throughput": "requires GPUs",
+        }
+        run = {name for name, _ in self._planned}
+        if run & {*EXTRA}:
+            missing += [{"name": name, "reason": reason} for name, reason in absent.items() if name not in names]
+        if left := [name for name in EXTRA if name in names and name not in run]:
+            missing.append({"name": ", ".join(left), "reason": "only with --all"})
         return missing
 
     def _affected(self, key: Key) -> Iterator[Key]:
@@ -111,6 +134,8 @@ class Verdicts:
         """Judge one check over all its ranks. Ranks that gave no outcome fail with `missing`."""
         planned = self._planned[key]
         judged = [self._judge(key, rank, missing) for rank in range(planned.ranks)]
+        if self._observe and any(step.by_version for job in self._jobs for step in job.steps if step.name == key[0]):
+            judged = [(observed(outcome), seconds) for outcome, seconds in judged]
         ranks = [RankVerdict(rank, outcome.verdict, outcome.detail) for rank, (outcome, _) in enumerate(judged)]
         verdict, detail = report.overall(ranks)
         seconds = round(max(seconds for _, seconds in judged), 3)

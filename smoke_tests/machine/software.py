@@ -169,6 +169,27 @@ def _libcuda() -> list[str]:
     return [f"-L{folder}" for folder in dict.fromkeys(folders) if folder]
 
 
+def ahead_of_time(op: str) -> bool:
+    """Whether DeepSpeed was installed with `op`, such as fused_adam, compiled; does not import it."""
+    found = importlib.util.find_spec("deepspeed")
+    return bool(found and found.origin and list(Path(found.origin).parent.glob(f"ops/adam/{op}_op*.so")))
+
+
+# For a configuration of DeepSpeed with an optimizer of type Adam or AdamW, where the op is not there.
+OWN_ADAM = (
+    'use an image with it (build --ops aot), install a CUDA toolkit with nvcc, or set "torch_adam": true in optimizer.params'
+)
+
+
+def own_adam(software: Software) -> Iterator[Finding]:
+    """Yield whether training with `"optimizer": {"type": "AdamW"}` in DeepSpeed's configuration starts without compiling."""
+    if software.deepspeed and ahead_of_time("fused_adam"):
+        yield ok("fused_adam", "compiled ahead of time")
+    elif software.deepspeed:
+        what = f"not compiled; DeepSpeed {software.deepspeed} does it with nvcc when training with AdamW of its own starts"
+        yield Finding("ok", what, "fused_adam", OWN_ADAM)
+
+
 def op_builder(software: Software) -> Iterator[Finding]:
     """Yield whether DeepSpeed's op builders, which import setuptools, can run."""
     if software.deepspeed and not importlib.util.find_spec("setuptools"):

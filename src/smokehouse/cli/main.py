@@ -23,6 +23,7 @@ VERBS: tuple[tuple[str, Callable[..., Any], tuple[str, ...]], ...] = (
     ("run", install.run, ("qwen2.5-vl", "--", "python", "train.py")),
     ("bundle", install.bundle, ("qwen2.5-vl", "/media/disk/bundle")),
     ("doctor", doctor.doctor, ("qwen2.5-vl-latest",)),
+    ("sbom", catalog.sbom, ("qwen2.5-vl", "--format", "cyclonedx", "--output", "sbom.cdx.json")),
     ("lock", lock.lock, ("qwen2.5-vl", "--upgrade", "transformers", "--diff")),
     ("build", image.build, ("qwen2.5-vl", "--flavour", "devel", "--output", "oci:build/image")),
     ("verify", image.verify, ("ghcr.io/OWNER/qwen2.5-vl@sha256:…", "--key", "cosign.pub")),
@@ -108,7 +109,7 @@ def _main() -> int:
     except typer.TyperException as wrong:
         return _complain(f"{wrong.format_message().rstrip('.')}; see --help", 2)
     except UserError as mistake:
-        return _complain(str(mistake), 2)
+        return _complain("\nsmokehouse: ".join(mistake.lines), 2)
     except OSError as broken:
         where = f"{broken.filename}: " if broken.filename else ""
         return _complain(f"{where}{broken.strerror or broken}; free disk space or fix permissions", 2)
