@@ -24,10 +24,8 @@ BYTES_PER_PARAMETER = 20
 # Bytes written per stage and parameter: engine checkpoint (weights, master weights, moments), two consolidations.
 DISK_BYTES_PER_PARAMETER = 28
 SYNTHETIC_DISK_BYTES = 200 * 2**20
+HERE = "here"  # what reports of runs without a lock have as the name of the environment
 # What stack.toml says of failures that some versions have: a control has to detect it, or a check proves that it is fixed.
-# The family of runs without a lock, unless another is requested.
-DEFAULT_FAMILY = "qwen2_5_vl"
-HERE = "here"  # what reports of such runs have as the name of the environment
 PROMISES = {"gloo_race": ("present", "fixed"), "later_key_layout": ("random", "whole")}
 
 
@@ -178,7 +176,7 @@ def _parser() -> argparse.ArgumentParser:
         default="fork",
         help="Start ranks by fork, which shares imports, or by spawn, as always on GPUs (default: fork on a CPU).",
     )
-    add("--here", nargs="?", const=DEFAULT_FAMILY, metavar="FAMILY", help=f"{without_lock} (default: {DEFAULT_FAMILY}).")
+    add("--here", nargs="?", const=families.DEFAULT, metavar="FAMILY", help=f"{without_lock} (default: {families.DEFAULT}).")
     add("--image", type=_digest, metavar="DIGEST", help=argparse.SUPPRESS)
     add("--validate", action="store_true", help=argparse.SUPPRESS)
     return parser

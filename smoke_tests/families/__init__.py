@@ -11,6 +11,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
+DEFAULT = "qwen2_5_vl"  # the family of runs without a lock, unless another is requested
+
 # A token's number in the vocabulary.
 Token = Callable[[str], int]
 

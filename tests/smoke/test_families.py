@@ -88,10 +88,11 @@ def copy_of(root: Path, environment: str, to: Path, name: str, family: str) -> N
     for part in ("environments", "lockfiles"):
         shutil.copytree(root / part / environment, to / part / name)
     for file, old, new in (
-        ("environment.yml", f"name: {environment}\n", f"name: {name}\n"),
-        ("stack.toml", 'family = "qwen2_5_vl"', f'family = "{family}"'),
+        (f"environments/{name}/environment.yml", f"name: {environment}\n", f"name: {name}\n"),
+        (f"environments/{name}/stack.toml", 'family = "qwen2_5_vl"', f'family = "{family}"'),
+        (f"lockfiles/{name}/constraints.txt", f"-- {environment};", f"-- {name};"),
     ):
-        path = to / "environments" / name / file
+        path = to / file
         assert path.read_text().count(old) == 1
         path.write_text(path.read_text().replace(old, new))
 
