@@ -27,7 +27,8 @@ def pins(lock: Lock) -> str:
 
 def text(files: LockFiles, lock: Lock) -> str:
     """Return constraints.txt of `lock`."""
-    return f"{files.pins.title}# For --constraints of pip and uv: no package that is added changes the version of one of the lock.\n{pins(lock)}"
+    note = "# For --constraints of pip and uv: no package that is added changes the version of one of the lock.\n"
+    return files.pins.title + note + pins(lock)
 
 
 def check(files: LockFiles, lock: Lock) -> None:
