@@ -30,9 +30,12 @@ class Finding:
     text: str
 
 
-def findings(checkout: Checkout, locked: LockedEnvironment, driver: str) -> list[Finding]:
-    """Check this machine for an environment that needs the NVIDIA driver `driver` or a later one; raises UserError."""
-    installation = activation.find(checkout, locked)
+def findings(checkout: Checkout, locked: LockedEnvironment, driver: str, prefix: Path | None = None) -> list[Finding]:
+    """Check this machine for an environment that needs the NVIDIA driver `driver` or a later one, and its installation.
+
+    The installation is that in `prefix`, by default that of `smoke`. Raises UserError.
+    """
+    installation = activation.read_prefix(prefix, locked) if prefix else activation.find(checkout, locked)
     return [
         *_machine(checkout, driver),
         _platform(locked),
@@ -40,6 +43,7 @@ def findings(checkout: Checkout, locked: LockedEnvironment, driver: str) -> list
         *_compilers(),
         _disk(checkout, locked, installation),
         _installation(locked, installation),
+        *(_drift(locked, installation) if installation else ()),
     ]
 
 
@@ -90,9 +94,14 @@ def _disk(checkout: Checkout, locked: LockedEnvironment, installation: Installat
 
 
 def _installation(locked: LockedEnvironment, found: Installation | None) -> Finding:
-    smoke = as_typed("smoke", locked.name)
     if found is None:
-        return Finding("warn", f"{locked.name} is not installed; run {smoke}")
+        return Finding("warn", f"{locked.name} is not installed; run {as_typed('smoke', locked.name)}")
     if not found.current:
-        return Finding("warn", f"{found.folder}: installed from an older lock; run {smoke}")
+        return Finding("warn", f"{found.folder}: installed from an older lock; run {activation.remedy(found, locked)}")
     return Finding("ok", f"{locked.name} is installed in {found.folder}")
+
+
+def _drift(locked: LockedEnvironment, found: Installation) -> Iterator[Finding]:
+    """Yield how an installation differs from its lock; what is recorded as added is in order."""
+    for text, in_order, remedy in activation.drift(found, locked):
+        yield Finding("ok", text) if in_order else Finding("FAIL", f"{text}; {remedy}")

@@ -1,13 +1,15 @@
 """`doctor`: the checks of docker/inside/doctor and those of the builder, on this machine."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from ..conftest import TestCheckout
+from ..conftest import Index, TestCheckout
+from ..installs.test_project import make
 
 DRIVER = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  {}  Tue Nov  1 00:00:00 UTC 2022\n"
 
@@ -60,6 +62,49 @@ def test_what_is_missing_is_named_with_its_remedy(sick: TestCheckout, tmp_path: 
 def test_an_installed_environment_is_found(sick: TestCheckout) -> None:
     assert sick.run("smoke", "tiny").returncode == 0
     assert f"  ok    tiny is installed in {sick.installed}\n" in sick.run("doctor", "tiny").stdout
+
+
+def test_drift_is_reported_with_its_remedy(sick: TestCheckout, tmp_path: Path) -> None:
+    prefix = tmp_path / "p"
+    assert sick.run("install", "tiny", str(prefix), "--only", "pip").returncode == 0
+    assert sick.run("doctor", "tiny", "--prefix", str(prefix)).returncode == 0
+    [packages] = prefix.glob("lib/*/site-packages")
+    next(packages.glob("beta-*")).rename(packages / "beta-2.1.dist-info")
+    for path in packages.glob("gamma*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (packages / "mine-1.0.dist-info").mkdir()
+    (packages / "mine-1.0.dist-info" / "RECORD").write_text("")
+    (packages / "alpha.py").write_text("")
+    ended = sick.run("doctor", "tiny", "--json", "--prefix", str(prefix))
+    assert ended.returncode == 1
+    failed = [finding["text"] for finding in json.loads(ended.stdout)["findings"] if finding["verdict"] == "FAIL"]
+    size = len("def hello(): return 'hello'\ndef main(): print('hello')\n")
+    remedy = f"run smokehouse install tiny {prefix} --only pip"
+    assert failed[:3] == [
+        f"beta: expected 2.0, found 2.1; {remedy}",
+        f"mine 1.0: installed, not in the lock; {remedy}",
+        f"gamma: expected 1.5, not installed; {remedy}",
+    ]
+    assert f"alpha.py of alpha: expected {size} bytes, found 0" in failed[3]
+    assert sick.run("install", "tiny", str(prefix), "--only", "pip").returncode == 0
+    assert sick.run("doctor", "tiny", "--prefix", str(prefix)).returncode == 0
+
+
+def test_what_a_project_added_is_named_and_in_order(sick: TestCheckout, index: Index, tmp_path: Path) -> None:
+    prefix, mine = tmp_path / "p", make(tmp_path / "mine", "delta")
+    index.add("delta", "1.0")
+    command = ("install", "tiny", str(prefix), "--only", "pip", "--with-project", str(mine))
+    assert sick.run(*command).returncode == 0
+    report = sick.run("doctor", "tiny", "--prefix", str(prefix))
+    assert report.returncode == 0, report.stdout
+    assert f"  ok    delta 1.0: added by --with-project {mine}\n" in report.stdout
+    assert f"  ok    mine 0.1: added by --with-project {mine}\n" in report.stdout
+    [packages] = prefix.glob("lib/*/site-packages")
+    shutil.rmtree(next(packages.glob("delta-*")))
+    report = sick.run("doctor", "tiny", "--prefix", str(prefix))
+    assert report.returncode == 1
+    remedy = f"run smokehouse {' '.join(command)}"
+    assert f"  FAIL  delta: expected 1.0, added by --with-project {mine}, not installed; {remedy}\n" in report.stdout
 
 
 def test_the_doctor_of_images_gives_the_remedies_of_containers(root: Path, tmp_path: Path) -> None:

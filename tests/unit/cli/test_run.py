@@ -115,7 +115,8 @@ def test_activation_sets_the_constraints_and_deactivation_puts_everything_back(
     assert checkout.run(*arguments).returncode == 0
     activate = f". '{folder}/bin/activate'"
     # bash that is not interactive removes PS1 from its environment.
-    script = f'set -eu; [ -z "${{PROMPT-}}" ] || export PS1="$PROMPT"; {_PRINTED}; {activate}; {_PRINTED}; {activate}; deactivate; {_PRINTED}'
+    prompt = '[ -z "${PROMPT-}" ] || export PS1="$PROMPT"'
+    script = f"set -eu; {prompt}; {_PRINTED}; {activate}; {_PRINTED}; {activate}; deactivate; {_PRINTED}"
     for others in ({}, {"UV_CONSTRAINT": "/mine.txt", "PIP_CONSTRAINT": "/mine.txt", "PYTHONHOME": "/usr", "PROMPT": "> "}):
         environ = {"PATH": "/usr/bin:/bin", **others}
         ended = subprocess.run([shell, "-c", script], env=environ, capture_output=True, text=True, timeout=30)
