@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ nox.options.sessions = ["tests", "lint"]
 TOOLS = Path("lockfiles/tools.txt")
 FAILURES = Path("docs/known-failures.md")
 COMMANDS = "docs/site/commands.py"  # writes docs/reference/commands.md
-IMAGE_TESTS = "tests/integration"
+UNIT_TESTS, IMAGE_TESTS = "tests/unit", "tests/integration"
 TOOLS_ENVIRONMENT = Path(".nox", "tools")
 BIN = TOOLS_ENVIRONMENT.absolute() / "bin"
 # With the second one, messages of the builder show commands as nox takes them.
@@ -27,11 +28,19 @@ FROM_SOURCE = {"PYTHONPATH": "src", "SMOKEHOUSE_STARTED_BY": "nox"}
 INTERRUPT_TIMEOUT = 10.0
 TERMINATE_TIMEOUT = 10.0
 
-SCRIPTS_OF_IMAGES = ("docker/inside/describe", "docker/inside/doctor")  # Python without .py
+# The sessions that have an option --report.
+REPORT_SESSIONS = {"docs", "publish", "smoke"}
+SCRIPTS_OF_IMAGES = ("docker/inside/describe",)  # Python without .py
+# Run with the Python of any environment, from 3.10 on.
+INSIDE = ("smoke_tests", "src/smokehouse_loader")
 # .pre-commit-config.yaml has a hook for each, which runs `nox -s lint -- NAME`.
 LINTERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "ruff": (("ruff", "check"), ("ruff", "format", "--check")),
-    "mypy": (("mypy",), ("mypy", "--scripts-are-modules", *SCRIPTS_OF_IMAGES)),
+    "mypy": (
+        ("mypy",),
+        ("mypy", "--python-version", "3.10", *INSIDE),
+        ("mypy", "--scripts-are-modules", *SCRIPTS_OF_IMAGES),
+    ),
     "codespell": (("codespell",),),
     "shellcheck": (("shellcheck",),),  # and the scripts, which `lint` finds
     "hadolint": (("hadolint", "docker/Dockerfile", "docker/examples/child/Dockerfile"),),
@@ -69,6 +78,13 @@ def run(session: nox.Session) -> None:
 
 
 @nox.session
+def sbom(session: nox.Session) -> None:
+    """Print the software bill of materials of a lock: sbom -- NAME [--format spdx|cyclonedx] [--output FILE] ..."""
+    install_tools(session)
+    run_smokehouse(session, "sbom")
+
+
+@nox.session
 def lock(session: nox.Session) -> None:
     """Lock environments: lock -- [NAME...] [--check]; the tools: lock -- --tools; the base of images: lock -- --base."""
     install_tools(session)
@@ -90,6 +106,13 @@ def smoke(session: nox.Session) -> None:
 
 
 @nox.session
+def report(session: nox.Session) -> None:
+    """Print the table of a smoke test's report again: report -- FILE [--json]."""
+    install_tools(session)
+    run_smokehouse(session, "report")
+
+
+@nox.session
 def bundle(session: nox.Session) -> None:
     """Download all that a machine without a network needs: bundle -- NAME DIR [--devel] [--only pip] [--channel ...]."""
     install_tools(session)
@@ -98,7 +121,7 @@ def bundle(session: nox.Session) -> None:
 
 @nox.session
 def install(session: nox.Session) -> None:
-    """Install an environment without root: install -- NAME PREFIX [--bundle DIR] [--devel] [--with-project DIR] [--check] ..."""
+    """Install an environment without root: install -- NAME PREFIX [--bundle DIR] [--devel] [--with-project DIR] ..."""
     install_tools(session)
     run_smokehouse(session, "install")
 
@@ -150,8 +173,27 @@ def publish(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests, without those of images unless named: tests -- [PATH...] [--cov] [pytest options]."""
     install_tools(session)
-    named = [argument for argument in session.posargs if argument.partition("/")[0] == "tests"]
-    run_pytest(session, *session.posargs, *([] if named else [f"--ignore={IMAGE_TESTS}"]))
+    if any(argument.startswith(("tests", "--cov")) for argument in session.posargs):
+        named = any(argument.partition("/")[0] == "tests" for argument in session.posargs)
+        run_pytest(session, *parallel(session.posargs), *([] if named else [f"--ignore={IMAGE_TESTS}"]))
+        return
+    rest = ("tests", f"--ignore={UNIT_TESTS}", f"--ignore={IMAGE_TESTS}")
+    failed = []
+    for paths in ((UNIT_TESTS,), rest):
+        try:
+            run_pytest(session, *parallel([*paths, *session.posargs]))
+        except CommandFailed:
+            failed.append(paths[0])
+    if failed:
+        session.error(f"failed: {', '.join(failed)}")
+
+
+def parallel(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments of pytest with those that run unit tests on all cores; smoke runs keep the cores busy themselves."""
+    paths = [argument for argument in arguments if argument.partition("/")[0] == "tests"]
+    alone = any(argument.startswith(("-n", "-s", "--pdb", "--cov")) for argument in arguments)
+    several = bool(paths) and all(Path(path).is_relative_to(UNIT_TESTS) for path in paths)
+    return [*arguments, *(("-n", "auto", "--maxprocesses", "8") if several and not alone else ())]
 
 
 @nox.session
@@ -259,7 +301,10 @@ def _first_line(file: Path) -> str:
 
 
 def misplaced(arguments: Sequence[str], sessions: Iterable[str]) -> str | None:
-    """Return what is wrong with the command line of nox, where the arguments of a session follow its name without a `--`."""
+    """Return what is wrong with the command line of nox, where the arguments of a session follow its name without a `--`.
+
+    Options that nox does not know never get here: nox refuses them before it reads this file.
+    """
     dashes = arguments.index("--") if "--" in arguments else len(arguments)
     words, rest = list(arguments[:dashes]), arguments[dashes + 1 :]
     known = set(sessions)
@@ -267,9 +312,12 @@ def misplaced(arguments: Sequence[str], sessions: Iterable[str]) -> str | None:
         named = words[words.index(option) + 1 :]
         end = next((index for index, word in enumerate(named) if word.startswith("-")), len(named))
         wrong = [word for word in named[:end] if word not in known]
+        right = shlex.join(["nox", "-s", *(w for w in named[:end] if w in known), "--", *wrong, *named[end:], *rest])
         if wrong and named[0] in known:
-            right = " ".join(["nox -s", *(word for word in named[:end] if word in known), "--", *wrong, *rest])
             return f"{wrong[0]}: not a session; -- is missing before the arguments of {named[0]}; run {right}"
+        # nox has an option of this name, which would swallow it.
+        if {*named[:end]} & REPORT_SESSIONS and any(word.partition("=")[0] == "--report" for word in named[end:]):
+            return f"--report: -- is missing before the options of {named[0]}; run {right}"
     return None
 
 

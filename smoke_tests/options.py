@@ -1,16 +1,19 @@
 """The options of a smoke run, read and checked before anything expensive. Imports no torch."""
 
 import argparse
+import importlib
 import json
 import os
 import re
-import tomllib
+import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from smoke_tests import families
+from smoke_tests import families, report
 from smoke_tests.families import Family
+from smoke_tests.selection import EXTRA, Selection, canonical
 from smokehouse_loader import inspect_checkpoint
 
 STAGES = (2, 3)
@@ -22,6 +25,9 @@ BYTES_PER_PARAMETER = 20
 DISK_BYTES_PER_PARAMETER = 28
 SYNTHETIC_DISK_BYTES = 200 * 2**20
 # What stack.toml says of failures that some versions have: a control has to detect it, or a check proves that it is fixed.
+# The family of runs without a lock, unless another is requested.
+DEFAULT_FAMILY = "qwen2_5_vl"
+HERE = "here"  # what reports of such runs have as the name of the environment
 PROMISES = {"gloo_race": ("present", "fixed"), "later_key_layout": ("random", "whole")}
 
 
@@ -34,8 +40,8 @@ class Options:
     """The options of a smoke run."""
 
     environment: str
-    stack: dict[str, Any]
-    lock: Path
+    stack: dict[str, Any]  # of a run without a lock only the family, until `here.complete` has read the installed versions
+    lock: Path | None  # None for a run without one
     stages: tuple[int, ...]
     processes: int | None
     device: str
@@ -46,6 +52,17 @@ class Options:
     start: str
     image: str | None
     validate: bool
+    selection: Selection
+    beyond: tuple[str, ...] = ()  # packages in versions that expectations were never measured with
+
+    @property
+    def partial(self) -> str:
+        """The options that leave out a part of the smoke test, as they are typed; empty where all of it runs."""
+        chosen = {"--only": self.selection.only, "--skip": self.selection.skip}
+        parts = [] if self.stages == STAGES else ["--zero", ",".join(map(str, self.stages))]
+        for option, names in chosen.items():
+            parts += [option, ",".join(names)] if names else []
+        return shlex.join(parts)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -85,6 +102,13 @@ def _port(text: str) -> int:
     return int(text)
 
 
+def _names(text: str) -> tuple[str, ...]:
+    try:
+        return tuple(dict.fromkeys(canonical(name) for name in text.split(",")))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def _digest(text: str) -> str:
     if not re.fullmatch(r"sha256:[0-9a-f]{64}", text):
         raise argparse.ArgumentTypeError(f"{text!r} is an invalid image digest; give sha256: and 64 hexadecimal digits")
@@ -93,14 +117,16 @@ def _digest(text: str) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     # Builder and image fill in --environment, --stack, --lock, --image and --validate; help is for the user's own options.
+    without_lock = "Prove what is installed, without a lock, with a model of this family"
     parser = _Parser(
         prog=os.environ.get("SMOKEHOUSE_PROG", "smoke"),
+        allow_abbrev=False,  # the builder reads some of them, too
         description="Prove that this environment loads, trains, saves and resumes its model.",
     )
     add = parser.add_argument
-    add("--environment", required=True, help=argparse.SUPPRESS)
-    add("--stack", type=Path, required=True, help=argparse.SUPPRESS)
-    add("--lock", type=Path, required=True, help=argparse.SUPPRESS)
+    add("--environment", help=argparse.SUPPRESS)
+    add("--stack", type=Path, help=argparse.SUPPRESS)
+    add("--lock", type=Path, help=argparse.SUPPRESS)
     add("--zero", type=_stages, default=STAGES, metavar="2,3", help="Test these ZeRO stages (default: 2,3).")
     add(
         "--nproc",
@@ -114,6 +140,15 @@ def _parser() -> argparse.ArgumentParser:
         default="auto",
         help="Run on cuda (NCCL, bf16) or cpu (gloo, fp32) (default: auto).",
     )
+    add(
+        "--only",
+        type=_names,
+        default=(),
+        metavar="NAME,...",
+        help="Run only these checks and controls, and what they need; the report is partial (default: all but those of --all).",
+    )
+    add("--skip", type=_names, default=(), metavar="NAME,...", help="Run all but these, unless one that runs needs them.")
+    add("--all", action="store_true", help=f"Run also the checks that take longer: {', '.join(EXTRA)}.")
     add("--checkpoint", metavar="PATH_OR_HUB_ID", help="Test with this checkpoint (default: a tiny synthetic one).")
     add(
         "--timeout",
@@ -126,15 +161,17 @@ def _parser() -> argparse.ArgumentParser:
         "--report",
         type=Path,
         metavar="DIR",
-        help="Write report.json and junit.xml to DIR (default: build/smoke/ENVIRONMENT).",
+        help="Write report.json, report.html and junit.xml to DIR (default: a folder with the environment's name; NAME-zero3, "
+        "for example, for a part of the smoke test, which never replaces the report of a whole one).",
     )
     add("--port", type=_port, default=0, help="Use this rendezvous port on 127.0.0.1 (default: 0, any free port).")
     add(
         "--start",
         choices=("fork", "spawn"),
         default="fork",
-        help="Start ranks by fork, which shares imports, or by spawn, which repeats them (default: fork).",
+        help="Start ranks by fork, which shares imports, or by spawn, as always on GPUs (default: fork on a CPU).",
     )
+    add("--here", nargs="?", const=DEFAULT_FAMILY, metavar="FAMILY", help=f"{without_lock} (default: {DEFAULT_FAMILY}).")
     add("--image", type=_digest, metavar="DIGEST", help=argparse.SUPPRESS)
     add("--validate", action="store_true", help=argparse.SUPPRESS)
     return parser
@@ -150,33 +187,70 @@ def read(arguments: list[str]) -> Options:
 
 
 def _checked(parsed: argparse.Namespace) -> Options:
+    if parsed.here is not None:
+        return _options(parsed, HERE, _family_only(parsed.here), None)
+    if missing := [f"--{name}" for name in ("environment", "stack", "lock") if getattr(parsed, name) is None]:
+        raise InputError(f"smoke: expected --here, or {', '.join(missing)}; give --here to prove what is installed")
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", parsed.environment):
         raise InputError(f"smoke: {parsed.environment!r} is an invalid environment name; give a name in environments/")
     stack = _read_stack(parsed.stack)
     if not (parsed.lock / "requirements.txt").is_file():
         raise InputError(f"{parsed.lock}: requirements.txt not found; run: nox -s lock -- {parsed.environment}")
+    return _options(parsed, parsed.environment, stack, parsed.lock)
+
+
+def _family_only(name: str) -> dict[str, Any]:
+    """Return what is known of the stack of a run without a lock before its versions are. Raises InputError."""
+    if name not in families.names():
+        raise InputError(f"--here {name}: expected one of {', '.join(families.names())}; give a model family")
+    return {"model": {"family": name}}
+
+
+def _options(parsed: argparse.Namespace, environment: str, stack: dict[str, Any], lock: Path | None) -> Options:
     if parsed.checkpoint is not None:
         _check_checkpoint(parsed.checkpoint, families.get(stack["model"]["family"]))
-    return Options(
-        environment=parsed.environment,
+    options = Options(
+        environment=environment,
         stack=stack,
-        lock=parsed.lock,
+        lock=lock,
         stages=parsed.zero,
         processes=parsed.nproc,
         device=parsed.device,
         checkpoint=parsed.checkpoint,
         timeout=parsed.timeout,
-        report=(parsed.report or Path("build/smoke") / parsed.environment).absolute(),
+        report=(parsed.report or Path("build/smoke") / environment).absolute(),
         port=parsed.port,
         start=parsed.start,
         image=parsed.image,
         validate=parsed.validate,
+        selection=Selection(parsed.only, parsed.skip, parsed.all),
     )
+    refuse_full_report(options.report, options.partial)
+    return options
+
+
+def refuse_full_report(folder: Path, partial: str) -> None:
+    """Raise InputError where a run with the options `partial`, which leave something out, would replace a full report."""
+    if not partial:
+        return
+    try:
+        document = json.loads((folder / "report.json").read_bytes())
+    except (OSError, ValueError, RecursionError):  # there is none, or nothing that anybody could use
+        return
+    if report.is_full(document):
+        raise InputError(
+            f"{folder}: expected no report of a whole smoke test, found one, which that of {partial} must not replace; "
+            "give --report another folder"
+        )
 
 
 def _read_stack(file: Path) -> dict[str, Any]:
+    if sys.version_info < (3, 11):
+        raise InputError(
+            f"{file}: expected Python 3.11 or later, found {sys.version.split()[0]}; give --here in place of a lock"
+        )
     try:
-        stack = tomllib.loads(file.read_text())
+        stack: dict[str, Any] = importlib.import_module("tomllib").loads(file.read_text())
         family, expectations = stack["model"]["family"], stack["expectations"]
         if not isinstance(stack["model"]["class"], str):
             raise KeyError("class")
@@ -188,7 +262,7 @@ def _read_stack(file: Path) -> dict[str, Any]:
                 )
     except OSError as error:
         raise InputError(f"{file}: {error.strerror}; give --stack the environment's stack.toml") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{file}: invalid TOML ({error}); fix it") from error
     except (KeyError, AttributeError, TypeError) as error:
         raise InputError(

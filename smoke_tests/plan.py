@@ -1,6 +1,7 @@
 """The plan: which checks and controls run in which process group, in what order, and what each continues with. Data only."""
 
 import dataclasses
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,8 @@ from smoke_tests import runtime
 from smoke_tests.checks import (
     RankContext,
     TrainingState,
+    adapters,
+    attention,
     baseline,
     collectives,
     generation,
@@ -18,12 +21,17 @@ from smoke_tests.checks import (
     loading,
     memory,
     mixed_modality,
+    offload,
     precision,
     saving,
+    sizes,
     synthetic,
+    throughput,
+    trainer,
     training,
 )
 from smoke_tests.controls import fixed_upstream, injected
+from smoke_tests.machine import software
 from smoke_tests.outcome import Outcome
 from smokehouse_loader import Failure
 from smokehouse_loader.failures import BY_NAME
@@ -37,6 +45,7 @@ class Step:
 
     A step begins with an empty `TrainingState`, unless it continues another step of its job: `model_of` and `engine_of` give
     the name of the step that built the model or the engine it needs. `builds` is what it leaves for others to continue with.
+    `needs` are the names whose files or outcomes it reads, in the same stage or without one.
     """
 
     name: str
@@ -45,6 +54,7 @@ class Step:
     model_of: str = ""
     engine_of: str = ""
     builds: str = ""  # model | engine
+    needs: tuple[str, ...] = ()
     staged: bool = True
     dtype: torch.dtype | None = None
     hf_config: bool = True  # under a live HfDeepSpeedConfig
@@ -56,6 +66,11 @@ class Step:
     def continues(self) -> bool:
         """Whether it begins with what another step built."""
         return bool(self.model_of or self.engine_of)
+
+    @property
+    def by_version(self) -> bool:
+        """Whether its outcome is expected only of versions that it was measured with."""
+        return self.kind == "control" or self.failure is not None or self.run is loading.auto_classes
 
 
 @dataclass(frozen=True)
@@ -115,9 +130,9 @@ def _main_steps() -> list[Step]:
         Step("collectives", collectives.collectives),
         Step("load", loading.load, builds="model"),
         Step("weights", loading.weights, model_of="load"),
-        Step("generate", generation.generate, model_of="load", builds="engine"),
-        Step("train", training.train, engine_of="generate"),
-        Step("resume", saving.save, engine_of="generate"),
+        Step("generate", generation.generate, model_of="load", builds="engine", needs=("plain run",)),
+        Step("train", training.train, engine_of="generate", needs=("plain run",)),
+        Step("resume", saving.save, engine_of="generate", needs=("train",)),
         Step("train", training.train_on, engine_of="generate"),
         Step("memory", memory.memory, model_of="load", engine_of="generate"),
     ]
@@ -125,7 +140,7 @@ def _main_steps() -> list[Step]:
 
 def _fresh_steps(device: str) -> list[Step]:
     """Return the steps that run in processes which have not saved what they load."""
-    dummy = Step("mixed modality: dummy image", mixed_modality.dummy_image, builds="engine")
+    dummy = Step("mixed modality: dummy image", mixed_modality.dummy_image, builds="engine", needs=("plain run",))
     steps = [dummy, Step("resume", saving.resume, engine_of=dummy.name)]
     if runtime.PRECISION[device] != "bf16":  # otherwise it is the main precision already
         steps.append(Step("bf16", precision.bf16, dtype=torch.bfloat16))
@@ -167,14 +182,61 @@ def _stage_jobs(stage: int, processes: int, device: str, expectations: dict[str,
     last = f"{name}-fresh/{fresh[-1].name}"
     if processes > 1:
         known = BY_NAME["mixed-modality"]
-        fresh.append(Step("mixed modality", mixed_modality.text_only_ranks, may_end=True, failure=known))
+        fresh.append(Step("mixed modality", mixed_modality.text_only_ranks, may_end=True, failure=known, needs=("plain run",)))
     controls = tuple(_control_steps(stage, processes, device, expectations))
-    consolidated = Step("consolidated weights", saving.consolidated, hf_config=False)
+    # From the engine checkpoint that `resume` saves, and the 16-bit weights of the bf16 run or, in bf16, of `resume`.
+    written_by = ("resume", *(step.name for step in fresh if step.name == "bf16"))
+    consolidated = Step("consolidated weights", saving.consolidated, hf_config=False, needs=written_by)
     return [
         main,
         dataclasses.replace(main, name=f"{name}-fresh", steps=tuple(fresh), after=("plain", name)),
         dataclasses.replace(main, name=f"{name}-controls", steps=controls),
         Job(f"{name}-consolidated", (consolidated,), stage, after=(last,)),
+    ]
+
+
+def _can_offload(device: str) -> bool:
+    return software.ahead_of_time("cpu_adam") or _compiles_ops(device)
+
+
+def _compiles_ops(device: str) -> bool:
+    """Whether the run compiles DeepSpeed's ops for the CPU."""
+    return device == "cpu" and not software.ahead_of_time("cpu_adam") and not runtime.missing_for_ops()
+
+
+def _extra_alone(device: str) -> list[Job]:
+    """Return the jobs of one process that only --all has: references for the ranks, attention, and ops to compile."""
+    steps = (
+        Step("trainer: plain run", trainer.plain_run, staged=False, hf_config=False),
+        Step("real sizes: plain run", sizes.plain_run, staged=False, hf_config=False),
+        Step("attention", attention.attention, staged=False, hf_config=False),
+    )
+    planned = [Job("plain-extra", steps, after=("plain",))]
+    if _compiles_ops(device):
+        planned.append(Job("ops", (Step("cpu ops", offload.compile_ops, staged=False, hf_config=False),), after=("plain",)))
+    return planned
+
+
+def _extra_staged(stage: int, processes: int, device: str) -> list[Job]:
+    """Return a stage's jobs that only --all has: what users train with."""
+    name, ops = f"zero{stage}", ("cpu ops",) if _compiles_ops(device) else ()
+    steps = [
+        Step("real sizes", sizes.real_sizes, needs=("real sizes: plain run",)),
+        Step("frozen vision tower", adapters.frozen_vision),
+    ]
+    if importlib.util.find_spec("peft"):
+        steps.append(Step("LoRA", adapters.lora))
+    if _can_offload(device):
+        steps.append(Step("offload", offload.offload, hf_config=False, needs=("plain run", *ops)))
+    if device == "cuda":
+        steps.append(Step("throughput", throughput.throughput))
+    after = ("plain-extra", *(("ops",) if ops else ()))
+    trained = Step("trainer", trainer.train, hf_config=False, needs=("trainer: plain run", *ops))
+    resumed = dataclasses.replace(trained, run=trainer.resume)
+    return [
+        Job(f"{name}-extra", tuple(steps), stage, processes, distributed=True, after=after),
+        Job(f"{name}-trainer", (trained,), stage, processes, distributed=True, after=after),
+        Job(f"{name}-trainer-resume", (resumed,), stage, processes, distributed=True, after=(f"{name}-trainer",)),
     ]
 
 
@@ -197,4 +259,7 @@ def jobs(stages: tuple[int, ...], processes: int, device: str, expectations: dic
     staged = [_stage_jobs(stage, processes, device, expectations) for stage in sorted(stages, reverse=True)]
     for group in zip(*staged, strict=True):
         planned += group
+    planned += _extra_alone(device)
+    for stage in sorted(stages, reverse=True):
+        planned += _extra_staged(stage, processes, device)
     return planned

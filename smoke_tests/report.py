@@ -1,17 +1,24 @@
-"""The evidence that a run leaves: report.json, junit.xml and the table."""
+"""The evidence that a run leaves: report.json, report.html, junit.xml and the table."""
 
 import hashlib
 import json
 import os
+import re
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-SYMBOLS = {"passed": "ok", "failed": "FAIL", "known-issue": "known"}
-COLOURS = {"passed": "\033[32m", "failed": "\033[1;31m", "known-issue": "\033[33m"}
+from smoke_tests import page
+
+# What a run writes beside its logs.
+FILES = ("report.json", "report.html", "junit.xml")
+# report.html shows so many logs, and so many bytes at the end of each.
+MAX_LOGS, LOG_BYTES = 32, 16384
+COLOURS = {"passed": "\033[32m", "failed": "\033[1;31m", "known-issue": "\033[33m", "observed": "\033[33m"}
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,8 @@ class RankVerdict:
 class Result:
     """One check or control, over all ranks.
 
-    `seconds` is the slowest rank's. `diagnosis` is what the loader's table says about a failed check or a known issue.
+    `seconds` is the slowest rank's. `diagnosis` is what the loader's table says about a failed check or a known issue,
+    `proves` what is shown when it passes.
     """
 
     name: str
@@ -38,11 +46,12 @@ class Result:
     ranks: list[RankVerdict]
     detail: str
     diagnosis: str = ""
+    proves: str = ""
 
 
 def overall(ranks: list[RankVerdict]) -> tuple[str, str]:
     """Return the verdict and detail of a check: those of its worst rank."""
-    for verdict in ("failed", "known-issue"):
+    for verdict in ("failed", "observed", "known-issue"):
         of_kind = [rank for rank in ranks if rank.verdict == verdict]
         if of_kind:
             # Where ranks lost each other, the one that a signal killed is the cause and the others are victims.
@@ -60,13 +69,43 @@ def lock_digests(lock: Path) -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(lock.iterdir()) if file.is_file()}
 
 
-def write(folder: Path, report: dict[str, Any], results: list[Result]) -> None:
-    """Write report.json and junit.xml to `folder`, each atomically. Raises OSError."""
+def is_full(document: Any) -> bool:
+    """Return whether `document`, a parsed report.json, is of a run that left nothing out; an earlier version's, too."""
+    if not isinstance(document, dict) or document.get("partial") or document.get("not_requested"):
+        return False
+    checks = document.get("checks")
+    stages = {check.get("zero_stage") for check in checks if isinstance(check, dict)} if isinstance(checks, list) else set()
+    return {2, 3} <= stages
+
+
+def write(folder: Path, report: dict[str, Any], results: list[Result], logs: Mapping[str, str] | None = None) -> None:
+    """Write report.json, report.html and junit.xml to `folder`, each atomically. Raises OSError.
+
+    `logs` are the logs of what failed, by name, which report.html shows.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    _write_whole(
-        folder / "report.json", json.dumps(report | {"checks": [asdict(result) for result in results]}, indent=2) + "\n"
-    )
+    document = report | {"checks": [asdict(result) for result in results]}
     _write_whole(folder / "junit.xml", _junit(report, results))
+    _write_whole(folder / "report.html", page.render(document, table(report, results, colour=False), logs or {}))
+    _write_whole(folder / "report.json", json.dumps(document, indent=2) + "\n")
+
+
+def read_logs(folder: Path, jobs: list[str]) -> dict[str, str]:
+    """Return the end of each log of `jobs` in the folder of logs, by its path there; empty and unreadable ones are left out."""
+    found: dict[str, str] = {}
+    for file in sorted(file for job in jobs for file in (folder / job).glob("*.log")):
+        try:
+            with file.open("rb") as log:
+                size = log.seek(0, os.SEEK_END)
+                log.seek(max(0, size - LOG_BYTES))
+                text = log.read().decode("utf-8", "replace")
+        except OSError:
+            continue
+        text = re.sub(r"\r\n?", "\n", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)).expandtabs()  # colours and progress bars
+        if text.strip() and len(found) < MAX_LOGS:
+            before = f"… {size - LOG_BYTES} bytes before …\n" if size > LOG_BYTES else ""
+            found[str(file.relative_to(folder))] = before + text
+    return found
 
 
 def _write_whole(file: Path, text: str) -> None:
@@ -100,42 +139,38 @@ def _junit(report: dict[str, Any], results: list[Result]) -> str:
             suite, "testcase", classname=f"{result.kind}.{stage}", name=result.name, time=f"{result.seconds:.3f}"
         )
         said = [f"rank {rank.rank}: {rank.verdict}: {rank.detail}" for rank in result.ranks]
-        text = _printable("\n".join([*said, *filter(None, [result.diagnosis])]))
+        text = page.printable("\n".join([*said, *filter(None, [result.diagnosis])]))
         if result.verdict == "failed":
-            ElementTree.SubElement(case, "failure", message=_printable(result.detail)).text = text
+            ElementTree.SubElement(case, "failure", message=page.printable(result.detail)).text = text
         else:
             ElementTree.SubElement(case, "system-out").text = text
     if report.get("failure"):
         case = ElementTree.SubElement(suite, "testcase", classname="run", name="run", time="0")
-        ElementTree.SubElement(case, "failure", message=_printable(report["failure"]))
+        ElementTree.SubElement(case, "failure", message=page.printable(report["failure"]))
         suite.set("tests", str(len(results) + 1))
         suite.set("failures", str(len(bad) + 1))
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 
 
-def _printable(text: str) -> str:
-    """Replace control characters, which XML 1.0 does not allow."""
-    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
-
-
 def line(result: Result, *, colour: bool) -> str:
     """Return one check as a line of progress, and below it what is known about its failure."""
     stage = f"zero-{result.zero_stage}" if result.zero_stage else "-"
-    mark = _paint(f"{SYMBOLS[result.verdict]:<5}", result.verdict, colour=colour)
+    mark = _paint(f"{page.SYMBOLS[result.verdict]:<5}", result.verdict, colour=colour)
     kind = "control: " if result.kind == "control" else ""
-    detail = result.detail if result.verdict == "failed" or len(result.detail) <= 100 else f"{result.detail[:99]}…"
+    said = page.printable(result.detail)
+    detail = said if result.verdict == "failed" or len(said) <= 100 else f"{said[:99]}…"
     known = f"\n{'':15}{result.diagnosis}" if result.diagnosis else ""
     return f"  {mark} {stage:<6} {kind + result.name:<39} {result.seconds:5.2f} s  {detail}{known}"
 
 
 def _unreached(result: Result) -> bool:
-    return all(rank.detail.startswith("not reached") for rank in result.ranks)
+    return page.unreached(rank.detail for rank in result.ranks)
 
 
 def _mark(result: Result | None, width: int, *, colour: bool) -> str:
     if result is None:
         return f"{'-':<{width}}"
-    text = "not run" if _unreached(result) else SYMBOLS[result.verdict]
+    text = "not run" if _unreached(result) else page.SYMBOLS[result.verdict]
     return _paint(f"{text:<{width}}", result.verdict, colour=colour)
 
 
@@ -156,22 +191,27 @@ def table(report: dict[str, Any], results: list[Result], *, colour: bool) -> str
         if not of_kind:
             continue
         head = "".join(f"{f'ZeRO-{stage}':<10}" for stage in stages)
-        rows += [f"{title:<{width}}{head}" if kind == "check" else title, rule]
+        rows += [f"{title:<{width}}{head}".rstrip() if kind == "check" else title, rule]
         for name in of_kind:
             row = [cells.get((kind, name, stage)) for stage in stages]
             plain = cells.get((kind, name, None))
             marks = [plain] if plain else row
             texts = [_mark(cell, 10, colour=colour) for cell in marks]
             known = next((cell.detail for cell in marks if cell and cell.verdict != "passed" and not _unreached(cell)), "")
-            rows.append(f"{name:<{width}}{''.join(texts)}{known[:110]}".rstrip())
+            rows.append(f"{page.printable(name):<{width}}{''.join(texts)}{page.printable(known[:110])}".rstrip())
         rows.append("")
-    rows += [f"not run: {entry['name']} ({entry['reason']})" for entry in report["not_run"]]
+    rows += [page.printable(f"not run: {entry['name']} ({entry['reason']})") for entry in report["not_run"]]
+    if report.get("partial"):
+        rows.append(page.printable(f"partial run: {report['partial']}; it is no proof of an environment"))
+    if missing := report.get("not_requested"):
+        rows.append(page.printable(f"not requested: {', '.join(missing)}"))
     versions = report["versions"]
     stack = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers", "deepspeed") if name in versions)
     where = f"{report['device']}, {report['backend']}, {report['precision']}, {report['world_size']} ranks"
     counts = {kind: sum(result.kind == kind for result in results) for kind in ("check", "control")}
     verdict = _paint(report["verdict"].upper(), report["verdict"], colour=colour)
-    rows.append(f"{verdict}  {report['environment']}: {stack} on {where}")
+    partial = " (partial)" if report.get("partial") or missing else ""
+    rows.append(f"{verdict}{partial}  " + page.printable(f"{report['environment']}:{f' {stack}' if stack else ''} on {where}"))
     rows.append(f"{counts['check']} checks and {counts['control']} controls in {report['seconds']:.1f} s")
     return "\n".join(rows)
 

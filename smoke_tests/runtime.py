@@ -8,8 +8,10 @@ import datetime
 import functools
 import importlib
 import importlib.metadata
+import importlib.util
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -33,10 +35,10 @@ def installed(package: str) -> Version:
     return Version(importlib.metadata.version(package))
 
 
-def choose_device(requested: str) -> str:
-    """Return `cuda` or `cpu` for `auto`, `cuda` or `cpu`. Does not initialise CUDA, so that the process can fork."""
+def choose_device(requested: str, gpus: int) -> str:
+    """Return `cuda` or `cpu` for `auto`, `cuda` or `cpu` on a machine with `gpus`. Does not initialise CUDA."""
     if requested == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return "cuda" if gpus and torch.version.cuda else "cpu"
     return requested
 
 
@@ -87,6 +89,11 @@ def import_engine_code() -> None:
         "transformers.integrations.deepspeed",
     ):
         importlib.import_module(module)
+
+
+def import_trainer() -> None:
+    """Import Hugging Face's Trainer, which takes seconds."""
+    importlib.import_module("transformers.trainer")
 
 
 def trust_own_checkpoints() -> None:
@@ -179,6 +186,65 @@ def config(stage: int, world_size: int, dtype: torch.dtype, device: str) -> dict
             "stage3_param_persistence_threshold": 0,
         },
     }
+
+
+def shipped_config(stage: int, *, torch_adam: bool) -> dict[str, Any]:
+    """Return a configuration for Hugging Face's Trainer as VLM-R1 and TRL ship theirs: `auto` where the Trainer knows better.
+
+    `torch_adam` has DeepSpeed use torch's AdamW in place of its own, which is an op to compile.
+    """
+    automatic = dict.fromkeys(("lr", "betas", "eps", "weight_decay"), "auto")
+    of_stage: dict[int, dict[str, Any]] = {
+        2: {"allgather_partitions": True, "allgather_bucket_size": 2e8, "reduce_scatter": True},
+        3: {
+            "sub_group_size": 1e9,
+            "stage3_prefetch_bucket_size": "auto",
+            "stage3_param_persistence_threshold": "auto",
+            "stage3_max_live_parameters": 1e9,
+            "stage3_max_reuse_distance": 1e9,
+            "stage3_gather_16bit_weights_on_model_save": True,
+        },
+    }
+    return {
+        "bf16": {"enabled": "auto"},
+        "fp16": {"enabled": "auto"},
+        "optimizer": {"type": "AdamW", "params": {**automatic, **({"torch_adam": True} if torch_adam else {})}},
+        "zero_optimization": {
+            "stage": stage,
+            "overlap_comm": True,
+            "contiguous_gradients": True,
+            "reduce_bucket_size": "auto",
+            **of_stage[stage],
+        },
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "wall_clock_breakdown": False,
+    }
+
+
+def offloaded(config: dict[str, Any]) -> dict[str, Any]:
+    """Return an engine's configuration with the optimizer, and under ZeRO-3 the parameters, in host memory."""
+    host = {"device": "cpu", "pin_memory": False}
+    zero_optimization = config["zero_optimization"] | {"offload_optimizer": host}
+    if zero_optimization["stage"] == 3:
+        zero_optimization |= {"offload_param": host}
+    return config | {"zero_optimization": zero_optimization}
+
+
+def missing_for_ops() -> list[str]:
+    """Return what is missing here to compile DeepSpeed's ops for the CPU."""
+    compiler = os.environ.get("CXX", "c++")
+    missing = [] if shutil.which(compiler) else [f"a C++ compiler ({compiler})"]
+    return missing + [name for name in ("ninja", "setuptools") if importlib.util.find_spec(name) is None]
+
+
+def op_builder(name: str) -> Any:
+    """Return the builder of the op `name` for DeepSpeed's accelerator."""
+    from deepspeed.accelerator import get_accelerator
+
+    return get_accelerator().create_op_builder({"cpu_adam": "CPUAdamBuilder", "fused_adam": "FusedAdamBuilder"}[name])
 
 
 def versions(device: str) -> dict[str, str | None]:

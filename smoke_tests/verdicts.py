@@ -6,9 +6,10 @@ from typing import Any
 
 from smoke_tests import report
 from smoke_tests.checks import baseline, dtype_of, generation
-from smoke_tests.outcome import Outcome, failed
+from smoke_tests.outcome import Outcome, failed, observed
 from smoke_tests.plan import Job, Step
 from smoke_tests.report import RankVerdict, Result
+from smoke_tests.selection import EXTRA
 from smokehouse_loader import explain
 
 # Name and ZeRO stage of a check or control, as in the report; the stage is None for what runs once.
@@ -45,12 +46,25 @@ def _key(job: Job, step: Step) -> Key:
 class Verdicts:
     """The verdicts of a run so far. `on_result(result)` is called for each check that the ranks complete."""
 
-    def __init__(self, jobs: list[Job], precision: str, on_result: Callable[[Result], None]) -> None:
-        """Expect what `jobs` plan, whose main runs have this `precision` (fp32 or bf16)."""
+    def __init__(
+        self,
+        jobs: list[Job],
+        possible: list[Job],
+        precision: str,
+        on_result: Callable[[Result], None],
+        *,
+        observe: bool = False,
+    ) -> None:
+        """Expect what `jobs`, the chosen part of the plan `possible`, have; main runs have this `precision` (fp32 or bf16).
+
+        With `observe`, this stack has versions that nothing was measured with: what depends on them is observed, not judged.
+        """
+        self._observe = observe
         self._jobs = jobs
         self._dtype = dtype_of(precision)
         self._on_result = on_result
         self._planned = _planned(jobs)
+        self._possible = _planned(possible)
         self._outcomes: dict[Key, dict[int, list[tuple[Outcome, float]]]] = {}
         self._results: dict[Key, Result] = {}
 
@@ -77,9 +91,9 @@ class Verdicts:
     def not_run(self) -> list[dict[str, str]]:
         """Return what this run could not show, and why."""
         missing = []
-        stages = {stage for _, stage in self._planned}
-        ranks = max(planned.ranks for planned in self._planned.values())
-        names = {name for name, _ in self._planned}
+        stages = {stage for _, stage in self._possible}
+        ranks = max(planned.ranks for planned in self._possible.values())
+        names = {name for name, _ in self._possible}
         if ranks == 1:
             missing.append({"name": "mixed modality", "reason": "one rank only; partitioning over ranks is not proven either"})
         for control, check in (("gloo race", "late gathers"), ("later key layout", "both key layouts")):
@@ -89,6 +103,16 @@ class Verdicts:
             missing.append({"name": "control: gloo race", "reason": "requires several ranks on gloo"})
         if "bf16" not in names:
             missing.append({"name": "bf16", "reason": "the main precision of this run"})
+        absent = {
+            "LoRA": "requires peft",
+            "offload": "requires DeepSpeed's cpu_adam op ahead of time, or on a CPU a C++ compiler, ninja and setuptools",
+            "throughput": "requires GPUs",
+        }
+        run = {name for name, _ in self._planned}
+        if run & {*EXTRA}:
+            missing += [{"name": name, "reason": reason} for name, reason in absent.items() if name not in names]
+        if left := [name for name in EXTRA if name in names and name not in run]:
+            missing.append({"name": ", ".join(left), "reason": "only with --all"})
         return missing
 
     def _affected(self, key: Key) -> Iterator[Key]:
@@ -110,11 +134,13 @@ class Verdicts:
         """Judge one check over all its ranks. Ranks that gave no outcome fail with `missing`."""
         planned = self._planned[key]
         judged = [self._judge(key, rank, missing) for rank in range(planned.ranks)]
+        if self._observe and any(step.by_version for job in self._jobs for step in job.steps if step.name == key[0]):
+            judged = [(observed(outcome), seconds) for outcome, seconds in judged]
         ranks = [RankVerdict(rank, outcome.verdict, outcome.detail) for rank, (outcome, _) in enumerate(judged)]
         verdict, detail = report.overall(ranks)
         seconds = round(max(seconds for _, seconds in judged), 3)
         diagnosis = self._diagnosis(key, ranks) if verdict != "passed" else ""
-        result = Result(key[0], key[1], planned.kind, verdict, seconds, ranks, detail, diagnosis)
+        result = Result(key[0], key[1], planned.kind, verdict, seconds, ranks, detail, diagnosis, self._proves(key))
         self._results[key] = result
         if not missing or any(self._outcomes.get(key, {}).values()):
             self._on_result(result)
@@ -125,6 +151,19 @@ class Verdicts:
         known = [step.failure for step in steps if step.failure]
         known += [found.failure for found in explain("\n".join(rank.detail for rank in ranks))]
         return f"{known[0].name}: {known[0].cause} Fix: {known[0].cure}." if known else ""
+
+    def failed_jobs(self) -> list[str]:
+        """Return the names of the jobs in which a check failed, so that their logs are of interest."""
+        bad = {key for key, result in self._results.items() if result.verdict == "failed"}
+        bad |= {("train", stage) for name, stage in bad if name == "parity"}
+        return [job.name for job in self._jobs if any(_key(job, step) in bad for step in job.steps)]
+
+    def _proves(self, key: Key) -> str:
+        """Return what a check shows: the first line of the docstring of each function that it consists of."""
+        steps: list[Callable[..., Outcome]] = [step.run for job in self._jobs for step in job.steps if _key(job, step) == key]
+        functions = dict.fromkeys(steps or [baseline.compare_losses])  # parity has no step
+        lines = [(function.__doc__ or "").partition("\n")[0] for function in functions]
+        return " ".join(filter(None, lines))
 
     def _judge(self, key: Key, rank: int, missing: str) -> tuple[Outcome, float]:
         """Return a rank's outcome and seconds: the worst of its steps', compared with the plain run where the check does."""

@@ -45,6 +45,39 @@ class Workspace:
         """The losses of the steps that follow the engine checkpoint, as a JSON list."""
         return self.engine_checkpoints(stage) / "losses.json"
 
+    @property
+    def plain_losses(self) -> Path:
+        """The losses of the plain run, as a JSON list."""
+        return self.root / "plain-losses.json"
+
+    @property
+    def trainer_losses(self) -> Path:
+        """The losses of a plain loop with the trainer's settings, as a JSON list."""
+        return self.root / "trainer-losses.json"
+
+    def trainer(self, stage: int) -> Path:
+        """The output folder of the stage's trainer."""
+        return self.root / f"zero{stage}-trainer"
+
+    def adapter(self, stage: int) -> Path:
+        """The folder of the adapter that was trained under the stage."""
+        return self.root / f"zero{stage}-adapter"
+
+    @property
+    def real_sizes(self) -> Path:
+        """A synthetic checkpoint that merges patches and attends in windows, for images and texts of usual sizes."""
+        return self.root / "real-sizes"
+
+    @property
+    def real_losses(self) -> Path:
+        """The loss of each sample of usual size in a plain run, as a JSON list."""
+        return self.root / "real-losses.json"
+
+    @property
+    def ops(self) -> Path:
+        """The folder of DeepSpeed ops compiled here. It stays with the report's folder, for later runs."""
+        return self.root.parent / "ops"
+
     def weights_32bit(self, stage: int) -> Path:
         """The folder of the weights consolidated from the stage's engine checkpoint."""
         return self.root / f"zero{stage}-32bit"
@@ -56,6 +89,10 @@ class Workspace:
     def digests_16bit(self, stage: int) -> Path:
         """Name -> SHA-256 of each of those weights, as JSON."""
         return self.weights_16bit(stage) / "digests.json"
+
+    def brief(self, job: str) -> Path:
+        """What a launcher that begins with an exec is told, as a pickle."""
+        return self.root / f"{job}.brief"
 
     @property
     def agent_logs(self) -> Path:

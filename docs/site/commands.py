@@ -1,6 +1,7 @@
 """Write docs/reference/commands.md from the help of each command; `--check` reports whether it is out of date."""
 
 import ast
+import functools
 import os
 import re
 import subprocess
@@ -19,6 +20,9 @@ _HEAD = """\
 
 In a checkout: `nox -s VERB -- ARGUMENTS`, or `smokehouse VERB ARGUMENTS` if the package is installed. Exit codes: 0 for
 success, 1 where a check failed or something is out of date, 2 for invalid input, which is explained in one line.
+
+nox refuses options of a verb that follow its name directly, before it reads our noxfile:
+`nox: error: unrecognized arguments: --zero` means that the `--` is missing: `nox -s smoke -- qwen2.5-vl --zero 3`.
 
 """
 _NOX = """\
@@ -49,10 +53,11 @@ def main() -> int:
     return 0
 
 
-def verbs() -> list[str]:
+@functools.cache
+def verbs() -> tuple[str, ...]:
     """Return the verbs of the command line."""
     listed = _help("smokehouse").partition("Commands:\n")[2].partition("\n\n")[0]
-    return re.findall(r"^  (\w+)", listed, re.MULTILINE)
+    return tuple(re.findall(r"^  (\w+)", listed, re.MULTILINE))
 
 
 def sessions() -> dict[str, str]:

@@ -20,6 +20,7 @@ class Family:
     """What differs between families. Tensors have their names in published checkpoints."""
 
     name: str  # model_type in config.json
+    model_class: str  # of transformers, which loads a checkpoint whole
     modules: tuple[str, ...]  # of transformers, to import once before ranks are forked
     # Prefix in published checkpoints -> prefix in transformers 4.52 and later. The first that matches counts.
     layouts: tuple[tuple[str, str], ...]
@@ -37,6 +38,9 @@ class Family:
     image_markup: str
     # The synthetic checkpoint's small files, name -> content, for a vision tower with that many channels.
     files: Callable[[Token, int], dict[str, dict[str, Any]]]
+    # The same for usual sizes: patches are merged, attention is in windows where the family has them, 4,096 positions.
+    realistic_files: Callable[[Token, int], dict[str, dict[str, Any]]]
+    realistic_width: int  # channels of its vision tower
 
     def published(self, name: str) -> str:
         """Return the name in published checkpoints of a tensor in any layout."""

@@ -10,8 +10,9 @@ class UserError(Exception):
     """A mistake that the user can fix, as one line: where (`file:line`), what was expected and found, what to do."""
 
     def __init__(self, message: str) -> None:
-        """Join the lines of `message`."""
-        super().__init__(" ".join(message.split()))
+        """Join the lines of `message`, and replace control characters in it, which a terminal would obey."""
+        joined = " ".join(message.split())
+        super().__init__("".join(character if character.isprintable() else "?" for character in joined))
 
 
 def first_of(invalid: "ValidationError", whole: str = "the file") -> str:

@@ -10,21 +10,22 @@ from pathlib import Path
 _DOWNLOADING = 600  # seconds
 
 
-def unpack(names: Sequence[str], folder: Path, *, without: Sequence[str] = ()) -> Path:
+def unpack(names: Sequence[str], folder: Path, *, without: Sequence[str] = (), dependencies: bool = False) -> Path:
     """Unpack Debian packages, each written as name/suite or name/suite/component, into `folder` and return its usr/.
 
-    Files whose path matches a pattern of `without` are not unpacked. Mirror and keyring are those of the machine's own apt
-    sources. Files of an earlier call are reused.
+    With `dependencies`, so are all packages that they depend on and this machine lacks. Files whose path matches a pattern of
+    `without` are not unpacked. Mirror and keyring are those of the machine's own apt sources. Files of an earlier call are
+    reused.
     """
     folder.mkdir(parents=True, exist_ok=True)
     done = folder / ".unpacked"
     with (folder / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         if not done.exists() or done.read_text().split() != [*names]:
-            _fetch(names, folder)
+            _fetch(names, folder, dependencies=dependencies)
             excluded = folder / "excluded"
             excluded.write_text("".join(f"{pattern}\n" for pattern in without))
-            for package in sorted((folder / "packages").glob("*.deb")):
+            for package in sorted([*(folder / "packages").glob("*.deb"), *(folder / "cache" / "archives").glob("*.deb")]):
                 script = 'dpkg-deb --fsys-tarfile "$1" | tar -x --exclude-from="$2"'
                 command = ["bash", "-o", "pipefail", "-c", script, "-", str(package), str(excluded)]
                 subprocess.run(command, cwd=folder, check=True, timeout=300)
@@ -33,7 +34,7 @@ def unpack(names: Sequence[str], folder: Path, *, without: Sequence[str] = ()) -
     return folder / "usr"
 
 
-def _fetch(names: Sequence[str], folder: Path) -> None:
+def _fetch(names: Sequence[str], folder: Path, *, dependencies: bool) -> None:
     for place in ("lists/partial", "cache/archives/partial", "packages"):
         (folder / place).mkdir(parents=True, exist_ok=True)
     mirror, keyring = _source()
@@ -47,7 +48,11 @@ def _fetch(names: Sequence[str], folder: Path) -> None:
     )
     environ = os.environ | {"APT_CONFIG": str(folder / "apt.conf")}
     chosen = [f"{name}/{suite}" for name, suite, _ in parts]
-    for command in (["apt-get", "update", "-qq"], ["apt-get", "download", "-qq", *chosen]):
+    download = ["apt-get", "download", "-qq", *chosen]
+    if dependencies:  # it installs nothing, so it takes no lock of the machine's packages
+        download = ["apt-get", "install", "--download-only", "--no-install-recommends", "--reinstall"]
+        download += ["--allow-downgrades", "-qq", "-y", "-o", "Debug::NoLocking=1", *chosen]
+    for command in (["apt-get", "update", "-qq"], download):
         ended = subprocess.run(
             command, cwd=folder / "packages", env=environ, capture_output=True, text=True, timeout=_DOWNLOADING
         )

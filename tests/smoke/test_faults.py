@@ -1,6 +1,7 @@
 """Real faults: ranks that are killed and stopped at a given moment, a full disk, and invalid input."""
 
 import contextlib
+import html
 import json
 import os
 import re
@@ -34,6 +35,7 @@ def assert_fatal(ended: Ended, message: str) -> None:
     assert report["verdict"] == "failed"
     assert f"smoke: {report['failure']}\n" == ended.stderr
     assert (ended.folder / "junit.xml").is_file()
+    assert html.escape(report["failure"]) in (ended.folder / "report.html").read_text()
     assert not list(ended.folder.glob("work-*"))
 
 

@@ -2,6 +2,7 @@
 
 import datetime
 import hashlib
+import html
 import json
 import re
 import socket
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from smoke_tests import report
 from smoke_tests.report import RankVerdict, Result
+from smoke_tests.selection import EXTRA
 from smokehouse_loader.failures import BY_NAME
 
 from .conftest import Ended, Starter
@@ -206,7 +208,9 @@ def test_good_run_passes(proven: Ended) -> None:
     assert proven.report["failure"] == ""
     fixed = {"gloo_race": "control: gloo race", "later_key_layout": "control: later key layout"}
     promised = {name for promise, name in fixed.items() if proven.stack["expectations"][promise] in ("fixed", "whole")}
-    assert {entry["name"] for entry in proven.report["not_run"]} == promised
+    [users] = [entry["name"] for entry in proven.report["not_run"] if entry["reason"] == "only with --all"]
+    assert users.split(", ") == [name for name in EXTRA if name != "throughput"]
+    assert {entry["name"] for entry in proven.report["not_run"]} == promised | {users}
 
 
 def test_report_matches_the_schema(proven: Ended, schema: jsonschema.Draft202012Validator) -> None:
@@ -303,7 +307,7 @@ def test_junit_counts_what_the_report_counts(proven: Ended) -> None:
 
 
 def test_what_is_left_is_the_evidence(proven: Ended) -> None:
-    assert {path.name for path in proven.folder.iterdir()} == {".lock", "logs", "report.json", "junit.xml"}
+    assert {path.name for path in proven.folder.iterdir()} == {".lock", "logs", "report.json", "report.html", "junit.xml"}
 
 
 def test_progress_and_table(proven: Ended) -> None:
@@ -317,12 +321,24 @@ def test_progress_and_table(proven: Ended) -> None:
     assert "FAIL" not in proven.stdout
     for entry in proven.report["not_run"]:
         assert f"\nnot run: {entry['name']} ({entry['reason']})\n" in table
-    *_, verdict, counts, where = table.splitlines()
+    *_, verdict, counts, where, page = table.splitlines()
     assert verdict.startswith(f"PASSED  {proven.name}: torch ")
     assert verdict.endswith(" on cpu, gloo, fp32, 2 ranks")
     kinds = [sum(c["kind"] == kind for c in proven.report["checks"]) for kind in ("check", "control")]
     assert counts.startswith(f"{kinds[0]} checks and {kinds[1]} controls in ")
     assert where == f"report: {proven.folder}/report.json"
+    assert page == f"page: {proven.folder}/report.html"
+
+
+def test_page_shows_each_check_and_what_it_proves(proven: Ended) -> None:
+    text = html.unescape((proven.folder / "report.html").read_text())
+    assert "partial" not in proven.report
+    for check in proven.report["checks"]:
+        assert f'<th scope="row">{check["name"]}\n<p class="proves">{check["proves"]}</p></th>' in text
+        assert all(rank["detail"] in text for rank in check["ranks"])
+    assert proven.found("weights", 3)["proves"].startswith("Check that every tensor equals the file's bit for bit")
+    assert proven.found("parity", 3)["proves"].startswith("Compare a ZeRO run's global losses")
+    assert f"<td>{proven.report['machine']['cpu']}</td>" in text
 
 
 def test_memory_of_each_rank(proven: Ended, inspection: dict[str, Any]) -> None:
@@ -402,6 +418,8 @@ def test_given_checkpoint_on_three_ranks(smoke: Starter, synthetic: dict[str, Pa
     before = {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in folder.iterdir()}
     ended = smoke.run("--zero", "3", "--nproc", "3", "--checkpoint", str(folder))
     assert ended.code == 0, ended.stdout
+    assert ended.report["partial"] == "--zero 3"
+    assert "\npartial run: --zero 3; it is no proof of an environment\n" in ended.stdout
     assert (ended.report["world_size"], ended.report["checkpoint"]) == (3, str(folder))
     assert [rank["rank"] for rank in ended.found("weights", 3)["ranks"]] == [0, 1, 2]
     held = sum(-(-size(tensor["shape"]) // 3) for tensor in tensors.values())

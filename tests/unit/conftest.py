@@ -24,6 +24,7 @@ from pathlib import Path
 import pytest
 
 from .channel import EARLY, Channel, copy, fill
+from .preloaded import Server
 
 ENVIRONMENT = """\
 name: tiny
@@ -80,10 +81,14 @@ def wheel(
     code: str = "",
     script: str = "",
     tag: str = "py3-none-any",
+    headers: tuple[str, ...] = (),
 ) -> bytes:
-    """Return the bytes of a wheel with one module, reproducibly; `script` is a console script, as module:function."""
+    """Return the bytes of a wheel with one module, reproducibly.
+
+    `script` is a console script, as module:function; `headers` are further lines of its metadata.
+    """
     info = f"{name}-{version}.dist-info"
-    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n" + "".join(f"{line}\n" for line in headers)
     members = {
         f"{name}.py": code,
         f"{info}/METADATA": metadata + "".join(f"Requires-Dist: {text}\n" for text in requires),
@@ -251,6 +256,11 @@ def channel(packages: Path, tmp_path: Path) -> Iterator[Channel]:
     channel.stop()
 
 
+# Variables that Python reads only when it starts, and that coverage sets for the programs that it measures.
+_READ_AT_START = ("PYTHON", "LANG", "LC_")
+_MEASURED = any(name.startswith("COV_") or name == "COVERAGE_PROCESS_CONFIG" for name in os.environ)
+
+
 @dataclass(frozen=True)
 class TestCheckout:
     """A checkout with one environment, `tiny`, and its own index and caches."""
@@ -258,6 +268,7 @@ class TestCheckout:
     __test__ = False
     root: Path
     environ: dict[str, str]
+    server: Server | None = None  # starts commands faster
 
     @property
     def folder(self) -> Path:
@@ -303,14 +314,16 @@ class TestCheckout:
 
     def run(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
         """Run the command line to its end."""
-        return subprocess.run(
-            self.command(*arguments),
-            cwd=self.root,
-            env=self.environ | environ,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        if self.server is None or _MEASURED or any(name.startswith(_READ_AT_START) for name in environ):
+            return subprocess.run(
+                self.command(*arguments),
+                cwd=self.root,
+                env=self.environ | environ,
+                capture_output=True,
+                text=True,
+                timeout=120,
+            )
+        return self.server.run(list(arguments), folder=self.root, environ=self.environ | environ, timeout=120)
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Start the command line in the background."""
@@ -366,8 +379,16 @@ def uv_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("uv-cache")
 
 
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """The process that forks what `TestCheckout.run` runs."""
+    server = Server()
+    yield server
+    server.close()
+
+
 @pytest.fixture
-def checkout(root: Path, tmp_path: Path, index: Index, uv_cache: Path, packages: Path) -> TestCheckout:
+def checkout(root: Path, tmp_path: Path, index: Index, uv_cache: Path, packages: Path, server: Server) -> TestCheckout:
     """A checkout that uses `index` and the records in `packages`."""
     root_folder = tmp_path / "checkout"
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("UV_", "PYTHON"))}
@@ -380,12 +401,15 @@ def checkout(root: Path, tmp_path: Path, index: Index, uv_cache: Path, packages:
         "UV_HTTP_RETRIES": "0",
         "UV_PYTHON_DOWNLOADS": "never",
     }
-    found = TestCheckout(root_folder, environ)
+    found = TestCheckout(root_folder, environ, server)
     found.folder.mkdir(parents=True)
     found.environment.write_text(ENVIRONMENT)
     found.stack.write_text(STACK)
     (root_folder / "smoke_tests").mkdir()
     (root_folder / "smoke_tests" / "__main__.py").write_text(SMOKE_TESTS)
+    shutil.copytree(
+        root / "smoke_tests" / "machine", root_folder / "smoke_tests" / "machine", ignore=shutil.ignore_patterns("__pycache__")
+    )
     shutil.copy(root / "pyproject.toml", root_folder)
     (root_folder / "lockfiles").mkdir()
     shutil.copy(root / "lockfiles" / "tools.txt", root_folder / "lockfiles")

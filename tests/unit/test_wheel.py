@@ -2,14 +2,20 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+
+from .conftest import TestCheckout
 
 NAMES = sorted(path.name for path in (Path(__file__).parents[2] / "environments").iterdir())
 DATA = ("docker", "docs", "environments", "lockfiles", "smoke_tests")
@@ -150,8 +156,72 @@ def test_environments_of_the_user_come_first(installed: Installed, root: Path) -
     assert (checked.returncode, "tools.txt" in checked.stderr) == (1, False)
 
 
+def _without_dependencies(root: Path) -> str:
+    """Return overrides for uv by which no dependency of Smokehouse is installed."""
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    return "".join(f"{Requirement(text).name}; sys_platform == 'none'\n" for text in project["dependencies"])
+
+
+def _uvx(wheel: Path, folder: Path) -> list[str]:
+    from uv import find_uv_bin
+
+    overrides = folder / "overrides.txt"
+    overrides.write_text(_without_dependencies(Path(__file__).parents[2]))
+    options = ["--offline", "--no-index", "--overrides", str(overrides), "--python", sys.executable]
+    return [find_uv_bin(), "tool", "run", *options, "--from", str(wheel), "smokehouse"]
+
+
+def _pip(wheel: Path, folder: Path) -> list[str]:
+    program = folder / "venv" / "bin"
+    install = [str(program / "python"), "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", str(wheel)]
+    for command in ([sys.executable, "-m", "venv", str(folder / "venv")], install):
+        subprocess.run(command, check=True, timeout=120, env={"PATH": os.environ["PATH"], "HOME": str(folder)})
+    return [str(program / "smokehouse")]
+
+
+@pytest.mark.parametrize("way", [_uvx, _pip])
+def test_an_environment_is_installed_and_proven_without_a_clone(
+    root: Path, wheel: Path, checkout: TestCheckout, tmp_path: Path, way: Callable[[Path, Path], list[str]]
+) -> None:
+    """By uvx and by pip, with an empty home, in a folder of one's own: lock, smoke, show and run.
+
+    Dependencies come from the tools, as no test asks a live index.
+    """
+    (home := tmp_path / "home").mkdir()
+    for name in ("pyproject.toml", "lockfiles/tools.txt"):  # of a checkout, which this user has not
+        (checkout.root / name).unlink()
+    shutil.copy(root / "smoke_tests" / "report.schema.json", checkout.root / "smoke_tests")  # its stand-in has none
+    program = way(wheel, tmp_path)
+    environ = {name: value for name, value in checkout.environ.items() if not name.startswith(("XDG_", "SMOKEHOUSE_HOME"))}
+    environ |= {"HOME": str(home), "PYTHONPATH": sysconfig.get_path("purelib")}
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        ended = subprocess.run(
+            [*program, *arguments], cwd=checkout.root, env=environ, capture_output=True, text=True, timeout=120
+        )
+        assert ended.returncode == 0, ended.stderr
+        return ended
+
+    run("lock", "tiny")
+    smoke = json.loads(run("smoke", "--zero", "3", "tiny").stdout)
+    assert Path(smoke["python"]) == checkout.installed / "bin" / "python"
+    assert Path(smoke["alpha"]).is_relative_to(checkout.installed)
+    assert smoke["argv"][smoke["argv"].index("--report") + 1] == str(checkout.root / "build" / "smoke" / "tiny-zero3")
+    assert [row["name"] for row in json.loads(run("list", "--json").stdout)] == sorted([*NAMES, "tiny"])
+    assert json.loads(run("show", "tiny", "--json").stdout)["files"]["installation"] == str(checkout.installed)
+    imported = run("run", "tiny", "--", "python", "-c", "import alpha; print(alpha.__file__)").stdout.strip()
+    assert Path(imported) == Path(smoke["alpha"])
+
+
+@pytest.mark.parametrize(("shell", "variable"), [("bash", "COMP_WORDS"), ("zsh", "_TYPER_COMPLETE_ARGS")])
+def test_shells_complete_verbs_and_environments_of_the_wheel(installed: Installed, shell: str, variable: str) -> None:
+    for line, word in (("smokehouse sm", "smoke"), ("smokehouse show qwen2.5-vl-l", "qwen2.5-vl-latest")):
+        cword = str(len(line.split()) - 1)
+        environ = {"_SMOKEHOUSE_COMPLETE": f"complete_{shell}", variable: line, "COMP_CWORD": cword}
+        assert word in installed.run(environ=environ).stdout
+
+
 def test_the_doctor_runs_from_the_wheel(installed: Installed) -> None:
     ended = installed.run("doctor", "qwen2-vl", "--json")
-    texts = [finding["text"] for finding in json.loads(ended.stdout)["findings"]]
-    assert any(text.startswith("/dev/shm has ") for text in texts)
-    assert any(text.startswith(f"{installed.home}/.local/share/smokehouse: ") for text in texts)
+    places = {finding["where"] for finding in json.loads(ended.stdout)["findings"]}
+    assert {"/dev/shm", f"{installed.home}/.local/share/smokehouse"} <= places

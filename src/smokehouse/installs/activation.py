@@ -127,32 +127,31 @@ def remedy(found: Installation, locked: LockedEnvironment) -> str:
     return as_typed("install", locked.name, shlex.quote(str(found.folder)), *options)
 
 
-def drift(found: Installation, locked: LockedEnvironment) -> Iterator[tuple[str, bool, str]]:
-    """Yield each difference of an installation from its lock: what, whether it is in order, and what to do.
+def drift(found: Installation, locked: LockedEnvironment) -> Iterator[tuple[str, str, bool]]:
+    """Yield each difference of an installation from its lock: of which package, what, and whether it is in order.
 
     In order is what the marker records as added, by --with or --with-project. Files are compared by their sizes.
     """
     marker = read_marker(found.folder)
     recorded = recorded_versions(marker) if isinstance(marker, dict) else {}
     packages = _conda_packages(found.folder, locked, marker if isinstance(marker, dict) else {})
-    repair = f"run {remedy(found, locked)}"
     there = set()
     for one in state.drift(found.folder, locked.lock, packages, {}):
         version, origin = recorded.get(one.package, ("", ""))
         there |= {one.package} if one.found else set()
-        if origin and one.found == version and not one.locked:
-            yield f"{one.package} {version}: added by {origin}", True, ""
-        elif origin and not one.locked:
-            yield f"{one.package}: expected {version}, added by {origin}, found {one.found}", False, repair
+        if not origin or one.locked:
+            yield one.package, one.what, False
+        elif one.found == version:
+            yield one.package, f"{version}, added by {origin}", True
         else:
-            yield one.text, False, repair
+            yield one.package, f"expected {version}, added by {origin}, found {one.found}", False
     for name, (version, origin) in recorded.items():
         if name not in there:
-            yield f"{name}: expected {version}, added by {origin}, not installed", False, repair
+            yield name, f"expected {version}, added by {origin}, not installed", False
     damaged = state.damage(found.folder, locked.lock.python, contents=False)
     texts = [f"{one.path.relative_to(found.folder)} of {one.package}: {one.problem}" for one in damaged]
     if texts:
-        yield pypi.shorten(texts), False, repair
+        yield str(found.folder), pypi.shorten(texts), False
 
 
 def _conda_packages(folder: Path, locked: LockedEnvironment, marker: Mapping[str, Any]) -> tuple[CondaPackage, ...]:
@@ -227,12 +226,17 @@ def variables(folder: Path, environ: Mapping[str, str]) -> dict[str, str]:
     others = {str(Path(sys.prefix, "bin"))} if sys.prefix != sys.base_prefix else set()
     others |= {str(Path(environ[name], "bin")) for name in ("VIRTUAL_ENV", "CONDA_PREFIX") if environ.get(name)}
     path = [entry for entry in environ.get("PATH", os.defpath).split(os.pathsep) if entry not in others]
-    kept = {name: value for name, value in environ.items() if name not in _FOREIGN}
+    kept = without_foreign(environ)
     kept |= {"PATH": os.pathsep.join([str(folder / "bin"), *path]), "VIRTUAL_ENV": str(folder), "PYTHONNOUSERSITE": "1"}
     constraints_file = folder / _CONSTRAINTS_FILE
     if constraints_file.is_file():
         kept |= dict.fromkeys(_CONSTRAINTS, constraints_file.absolute().as_uri())
     return kept | ({"CONDA_PREFIX": str(folder)} if (folder / "conda-meta").is_dir() else {})
+
+
+def without_foreign(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment variables `environ` without those that bring packages of another Python."""
+    return {name: value for name, value in environ.items() if name not in _FOREIGN}
 
 
 def _read(folder: Path, locked: LockedEnvironment) -> Installation | None:

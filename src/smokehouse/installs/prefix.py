@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from smokehouse.console import status
-from smokehouse.installs import activation, conda_packages, pypi, state
+from smokehouse.installs import activation, conda_packages, pypi, site_files, state
 from smokehouse.installs.additions import Additions
 from smokehouse.installs.bundle import Bundle
 from smokehouse.installs.fetch import fetch_conda
@@ -90,6 +90,7 @@ def install(
         target = staging / "prefix"
         pypi.install(target, locked, additions, earlier=earlier, offline=offline, pass_fds=[descriptor])
         _make_scripts_relocatable(target, locked.lock.python)
+        site_files.add(target, locked.lock.python, locked.cuda)
         activation.prepare(target, locked, used_as)
         pypi.require_complete(target, locked, packages, additions)
         files.write(staging / "prefix" / MARKER, json.dumps(marker, indent=2) + "\n")

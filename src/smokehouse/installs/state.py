@@ -58,12 +58,17 @@ class Drift:
 
     @property
     def text(self) -> str:
-        """The difference as a sentence."""
+        """The difference as a sentence that begins with the package."""
+        return f"{self.package}: {self.what}"
+
+    @property
+    def what(self) -> str:
+        """The difference without the package."""
         if not self.found:
-            return f"{self.package}: expected {self.locked}, not installed"
+            return f"expected {self.locked}, not installed"
         if not self.locked:
-            return f"{self.package} {self.found}: installed, not in the lock"
-        return f"{self.package}: expected {self.locked}, found {self.found}"
+            return f"{self.found} is installed, not in the lock"
+        return f"expected {self.locked}, found {self.found}"
 
 
 @dataclass(frozen=True)

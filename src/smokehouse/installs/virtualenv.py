@@ -9,7 +9,7 @@ from typing import Any
 
 from smokehouse.checkout import Checkout
 from smokehouse.console import status
-from smokehouse.installs import activation, pypi
+from smokehouse.installs import activation, pypi, site_files
 from smokehouse.installs.additions import Additions
 from smokehouse.installs.bundle import Bundle
 from smokehouse.installs.target import (
@@ -77,6 +77,7 @@ def _install(
     with exclusive(folder.with_name(f".{folder.name}.lock"), f"installing {name}") as descriptor:
         found = read_marker(folder)
         if is_same(found, marker) and not activation.problems(folder, locked, (), marker):
+            site_files.add(folder, lock.python, locked.cuda)  # an earlier release did not
             return interpreter
         if kind == _CHOSEN:
             require_own_folder(folder, name)
@@ -102,6 +103,7 @@ def _install(
         with temporary_folder(folder.with_name(f".{folder.name}.cache")) as cache:
             offline = uv.Offline(bundled.wheels, cache) if bundled else None
             pypi.install(folder, locked, additions, earlier=earlier, offline=offline, pass_fds=[descriptor])
+        site_files.add(folder, lock.python, locked.cuda)
         activation.prepare(folder, locked, folder)
         pypi.require_complete(folder, locked, (), additions)
         files.write(folder / MARKER, json.dumps(marker, indent=2) + "\n")

@@ -27,8 +27,8 @@ def pins(lock: Lock) -> str:
 
 def text(files: LockFiles, lock: Lock) -> str:
     """Return constraints.txt of `lock`."""
-    note = "# For --constraints of pip and uv: no package that is added changes the version of one of the lock.\n"
-    return files.pins.title + note + pins(lock)
+    purpose = "# For --constraints of pip and uv: no package that is added changes the version of one of the lock.\n"
+    return f"{files.pins.title}{purpose}{pins(lock)}"
 
 
 def check(files: LockFiles, lock: Lock) -> None:

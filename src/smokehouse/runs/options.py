@@ -1,11 +1,16 @@
 """Tell apart what belongs to the builder and what to the smoke test in a command line."""
 
+import re
 from collections.abc import Sequence
 
 from smokehouse.errors import UserError
 
 # Every other option of a smoke test has one value.
-FLAGS = ("-h", "--help", "--validate")
+# A family after --here is taken as the name.
+FLAGS = ("-h", "--help", "--validate", "--all", "--here")
+# Options that leave out a part of a smoke test, and the values with which they do not.
+_PARTIAL = {"--zero": ({"2", "3"},), "--only": (), "--skip": ()}
+_MAX_NAME = 80  # characters
 
 
 def split_name(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -26,6 +31,20 @@ def split_name(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     if len(names) > 1:
         raise UserError(f"smoke: expected the name of one environment, found {', '.join(names)}; run it once for each")
     return names[0] if names else None, options
+
+
+def report_name(name: str, options: Sequence[str]) -> str:
+    """Return the name of the folder for the report of `name` run with `options`: NAME, or NAME-zero3 with `--zero 3`.
+
+    A run of a part has its own, because its report must not replace that of a whole one.
+    """
+    parts = [name]
+    for option, whole in _PARTIAL.items():
+        _, value = pop_option(options, option, "a value")
+        if value is not None and {*value.split(",")} not in whole:
+            slug = re.sub(r"[^a-z0-9]+", "-", ",".join(dict.fromkeys(value.lower().split(",")))).strip("-")
+            parts.append(f"{option[2:]}{slug}" if slug.isdecimal() else f"{option[2:]}-{slug}")
+    return "-".join(parts)[:_MAX_NAME]
 
 
 def pop_option(options: Sequence[str], name: str, value: str) -> tuple[list[str], str | None]:

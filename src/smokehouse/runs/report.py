@@ -18,6 +18,7 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 
 from smokehouse.checkout import Checkout
+from smokehouse.console import as_typed
 from smokehouse.errors import UserError
 from smokehouse.locks import LOCK_JSON, Lock
 from smokehouse.programs.process import run
@@ -29,7 +30,7 @@ _RENDER_DEADLINE = 60.0  # seconds
 
 @dataclass(frozen=True)
 class Report:
-    """A valid report of a passed run: its text as read, and its fields.
+    """A valid report: its text as read, and its fields. It is of a passed run of the whole smoke test, but for `read_any`.
 
     Messages call it `source` and end in `remedy`.
     """
@@ -111,27 +112,70 @@ class Report:
 def read(checkout: Checkout, path: Path, environment: str, remedy: str) -> Report:
     """Read the report of `environment` in the file `path`; `remedy` says how to get one.
 
-    Raises UserError where it is not a valid report, of another environment, or of a run that failed.
+    Raises UserError where it is not a valid report, of another environment, or of a run that failed or left out checks.
     """
     source = checkout.relative(path)
-    try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_SIZE + 1)
-    except FileNotFoundError:
-        raise UserError(f"{source}: report not found; {remedy}") from None
-    except OSError as error:
-        raise UserError(f"{source}: cannot read the report ({error.strerror}); {remedy}") from None
-    report = parse(checkout, data, source, remedy)
+    report = parse(checkout, _read(path, source, remedy), source, remedy)
     if (found := report.fields["environment"]) != environment:
         raise UserError(f"{source}: expected a report of environment {environment!r}, found one of {found!r}; {remedy}")
     return report
 
 
+def read_any(checkout: Checkout, path: Path) -> Report:
+    """Read the report in the file or folder `path`, whatever its verdict; raises UserError where it is not a valid one."""
+    try:
+        file = path / "report.json" if path.is_dir() else path
+    except OSError:  # a name that is too long
+        file = path
+    source, remedy = str(file), f"give the report.json of a smoke test, or run {as_typed('smoke')}"
+    return _validate(checkout, _read(file, source, remedy), source, remedy)
+
+
 def parse(checkout: Checkout, data: bytes, source: str, remedy: str) -> Report:
     """Return the report that is `data`; messages call it `source` and end in `remedy`.
 
-    Raises UserError where it is not a valid report, or of a run that failed.
+    Raises UserError where it is not a valid report, or of a run that had no lock, failed or left out checks.
     """
+    report = _validate(checkout, data, source, remedy)
+    fields = report.fields
+    if fields["lock"] is None:
+        prefix = fields["installed"]["prefix"]
+        raise UserError(
+            f"{source}: expected a report of a lock, found one of {prefix} without a lock, as --here makes; {remedy}"
+        )
+    if fields["verdict"] != "passed":
+        reason = fields["failure"] or ", ".join(check["name"] for check in fields["checks"] if check["verdict"] == "failed")
+        where = fields.get("image") or fields["environment"]
+        raise UserError(f"{source}: smoke test of {where} failed ({reason}), so it proves nothing; fix it, then {remedy}")
+    if part := _partial(fields):
+        fix = f"{remedy}, without --zero, --only and --skip"
+        raise UserError(f"{source}: expected a report of all checks, found a partial one, {part}; {fix}")
+    return report
+
+
+def _partial(fields: Mapping[str, Any]) -> str:
+    """Return what a partial run left out or was restricted to; empty for a run of all checks."""
+    if missing := fields.get("not_requested"):
+        return f"without {', '.join(missing)}"
+    if options := fields.get("partial"):
+        return f"with {options}"
+    # Reports of earlier versions do not say so.
+    stages = {check["zero_stage"] for check in fields["checks"] if check["zero_stage"]}
+    return f"of ZeRO-{min(stages)} alone" if len(stages) == 1 else ""
+
+
+def _read(path: Path, source: str, remedy: str) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(_MAX_SIZE + 1)
+    except FileNotFoundError:
+        raise UserError(f"{source}: report not found; {remedy}") from None
+    except OSError as error:
+        raise UserError(f"{source}: cannot read the report ({error.strerror}); {remedy}") from None
+
+
+def _validate(checkout: Checkout, data: bytes, source: str, remedy: str) -> Report:
+    """Return the report that is `data`; raises UserError where it does not follow the schema."""
     if len(data) > _MAX_SIZE:
         raise UserError(f"{source}: expected a report of at most {_MAX_SIZE >> 20} MiB, found a larger file; {remedy}")
     try:
@@ -143,8 +187,4 @@ def parse(checkout: Checkout, data: bytes, source: str, remedy: str) -> Report:
     if wrong := best_match(Draft202012Validator(schema).iter_errors(fields)):
         field = ".".join(map(str, wrong.absolute_path)) or "the report"
         raise UserError(f"{source}: invalid report: {field}: {wrong.message[:200]} (see {SCHEMA}); {remedy}")
-    if fields["verdict"] != "passed":
-        reason = fields["failure"] or ", ".join(check["name"] for check in fields["checks"] if check["verdict"] == "failed")
-        where = fields.get("image") or fields["environment"]
-        raise UserError(f"{source}: smoke test of {where} failed ({reason}), so it proves nothing; fix it, then {remedy}")
     return Report(checkout, source, remedy, text, fields)

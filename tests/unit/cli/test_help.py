@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,8 +25,7 @@ NAMES = [name for name, _, _ in VERBS]
 @pytest.fixture
 def with_smoke_tests(checkout: TestCheckout, root: Path) -> TestCheckout:
     """A checkout with the real smoke tests."""
-    (checkout.root / "smoke_tests" / "__main__.py").unlink()
-    (checkout.root / "smoke_tests").rmdir()
+    shutil.rmtree(checkout.root / "smoke_tests")
     (checkout.root / "smoke_tests").symlink_to(root / "smoke_tests")
     (checkout.root / "src").symlink_to(root / "src")
     return checkout
@@ -63,9 +63,19 @@ def test_smoke_help_shows_what_is_for_users(with_smoke_tests: TestCheckout) -> N
     text = with_smoke_tests.run("smoke", "--help").stdout
     assert "smokehouse smoke [NAME] [-h] [--zero 2,3]" in text
     assert "(default: qwen2.5-vl)" in text
-    assert {*re.findall(r"^  (--\w+)", text, re.MULTILINE)} == {
-        *("--zero", "--nproc", "--device", "--checkpoint", "--timeout", "--report", "--port", "--start", "--bundle", "--image"),
-    }
+    users = (
+        "--zero",
+        "--nproc",
+        "--device",
+        "--checkpoint",
+        "--timeout",
+        "--report",
+        "--port",
+        "--start",
+        "--bundle",
+        "--image",
+    )
+    assert {*users} <= {*re.findall(r"^  (--\w+)", text, re.MULTILINE)}
     assert not re.search(r"--(environment|stack|lock|validate)\b", text)
     assert "Reports go to build/smoke, environments to build/environments." in text
 
@@ -105,6 +115,16 @@ def test_nox_says_where_dashes_are_missing(root: Path) -> None:
     )
 
 
+def test_nox_refuses_options_without_dashes_and_the_reference_says_what_that_means(root: Path) -> None:
+    command = [str(Path(sys.executable).with_name("nox")), "-s", "smoke", "qwen2.5-vl", "--zero", "3"]
+    ended = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60)
+    message = "nox: error: unrecognized arguments: --zero"
+    assert ended.returncode == 2
+    assert message in ended.stderr  # nox's own, before it reads the noxfile
+    reference = " ".join((root / "docs" / "reference" / "commands.md").read_text().split())
+    assert f"`{message}` means that the `--` is missing: `nox -s smoke -- qwen2.5-vl --zero 3`" in reference
+
+
 @pytest.fixture(scope="module")
 def noxfile(root: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location("noxfile_under_test", root / "noxfile.py")
@@ -120,6 +140,12 @@ def noxfile(root: Path) -> ModuleType:
     [
         ("-s smoke qwen2-vl -- --zero 3", "nox -s smoke -- qwen2-vl --zero 3"),
         ("--session lock docs tiny", "nox -s lock docs -- tiny"),
+        # Options that nox has, too.
+        ("-s docs tiny --report build/smoke/tiny/report.json", "nox -s docs -- tiny --report build/smoke/tiny/report.json"),
+        ("-s smoke --report out", "nox -s smoke -- --report out"),
+        ("-s smoke --report='my out' -- tiny", "nox -s smoke -- '--report=my out' tiny"),
+        ("--report sessions.json -s smoke", None),
+        ("-s lint --report sessions.json", None),
         ("-s smoke -- qwen2-vl", None),
         ("-s lint tests -- --check", None),
         ("-s nonsense", None),
@@ -137,7 +163,7 @@ def test_sessions_share_one_environment_that_is_quiet_when_up_to_date(
     class Session:
         ran: ClassVar[list[tuple[str, ...]]] = []
 
-        def run_install(self, *command: str) -> None:
+        def run_install(self, *command: str, env: dict[str, str | None] | None = None) -> None:
             self.ran.append(command[1:])
             (tmp_path / ".nox" / "tools" / "bin").mkdir(parents=True, exist_ok=True)
             (tmp_path / ".nox" / "tools" / "bin" / "python").touch()

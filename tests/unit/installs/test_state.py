@@ -88,7 +88,7 @@ def test_check_reads_what_has_the_right_size(checkout: TestCheckout, tmp_path: P
     (packages(prefix) / "mine-1.0.dist-info" / "RECORD").write_text("")
     lines = checkout.run("install", "tiny", str(prefix), "--check").stdout.splitlines()
     assert [re.sub("[0-9a-f]{64}", "X", line) for line in lines] == [
-        "mine 1.0: installed, not in the lock",
+        "mine: 1.0 is installed, not in the lock",
         "lib/libtiny.txt of libtiny: expected SHA-256 X, found X",
         f"{module.relative_to(prefix)} of alpha: expected SHA-256 X, found X",
     ]

@@ -81,7 +81,7 @@ class Docs:
         (self.environment / "environment.yml").write_text(ENVIRONMENT)
         (self.environment / "stack.toml").write_text(STACK)
         self.readme.write_text(README)
-        for name in ("__init__.py", "report.py", "report.schema.json"):
+        for name in ("__init__.py", "page.html", "page.py", "report.py", "report.schema.json"):
             shutil.copy(root / "smoke_tests" / name, place / "smoke_tests")
         self.write_lock(MANIFEST)
 
@@ -262,6 +262,10 @@ def _unprintable(tiny: Docs) -> Path:
     [
         (_other_lock, "expected a report of the lock in lockfiles/tiny, found one of another lock"),
         (_bound_to_the_pypi_packages_only, "expected a report of the lock in lockfiles/tiny, found one of another lock"),
+        (
+            lambda tiny: tiny.ran(not_requested=["train", "resume"]),
+            "expected a report of all checks, found a partial one, without train, resume; ",
+        ),
         (_failed, "smoke test of tiny failed (the lights went out), so it proves nothing"),
         (_liar, "invalid report: checks.0.verdict: "),
         (_no_json, "invalid report: not JSON"),

@@ -1,0 +1,233 @@
+"""report.html: a report as one page, which loads nothing from elsewhere and trusts no text in the report.
+
+`page.html` is the template. The page's policy allows the template's own style and script, by their hashes, and nothing else.
+"""
+
+import base64
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+SYMBOLS = {"passed": "ok", "failed": "FAIL", "known-issue": "known", "observed": "obs"}
+_SIGNS = {"passed": "✔", "failed": "✘", "known-issue": "▲", "observed": "●"}
+_TEMPLATE = Path(__file__).with_name("page.html")
+_CORE = ("torch", "transformers", "deepspeed")
+# Fields of a report that have a place of their own; all others are facts of the run.
+_ELSEWHERE = {"checks", "versions", "machine", "lock", "not_run", "verdict", "failure", "partial", "installed"}
+_KINDS = {
+    "check": ("Checks", "What was verified on every rank."),
+    "control": ("Controls", "Failures injected on purpose: ok means that the failure was detected."),
+}
+
+
+def unreached(details: Iterable[str]) -> bool:
+    """Return whether a check whose ranks gave these details was never run, because the run ended before."""
+    return all(detail.startswith("not reached") for detail in details)
+
+
+def printable(text: str) -> str:
+    """Replace control characters, which XML 1.0 does not allow, and which a terminal would obey."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+
+
+def render(document: Mapping[str, Any], table: str, logs: Mapping[str, str]) -> str:
+    """Return the page of a report: `document` is the parsed report.json, `table` its verdicts as text, `logs` name -> text."""
+    template = _TEMPLATE.read_text("utf-8")
+    checks = document["checks"]
+    kinds = dict.fromkeys([*_KINDS, *(check["kind"] for check in checks)])
+    sections = [
+        *_failures([check for check in checks if check["verdict"] == "failed"], logs),
+        *(part for kind in kinds for part in _table(kind, [check for check in checks if check["kind"] == kind])),
+        *_not_run(document["not_run"]),
+        *_facts("Run", {name: value for name, value in document.items() if name not in _ELSEWHERE}),
+        *_facts("Hardware", document["machine"]),
+        *_facts("Versions", document["versions"]),
+        *_facts("Lock", document["lock"] or {}, "SHA-256 of each file of the lock that was proven."),
+        *_facts("Installed", document.get("installed") or {}, "Every distribution that imports can find."),
+    ]
+    return Template(template).substitute(
+        policy=_policy(template),
+        title=_text(f"{document['verdict'].upper()} {document['environment']} - Smokehouse"),
+        verdict=_text(document["verdict"]),
+        symbol=_text(document["verdict"].upper()),
+        environment=_text(document["environment"]),
+        summary=_text(_summary(document)),
+        notices="\n".join(_notices(document)),
+        sections="\n".join(sections),
+        markdown=_text(_markdown(document, table)),
+    )
+
+
+def _text(text: object) -> str:
+    return escape(printable(str(text)))
+
+
+def _policy(template: str) -> str:
+    """Return the content security policy: the style and the script of the template, and nothing from anywhere."""
+
+    def source(tag: str) -> str:
+        inner = re.findall(rf"<{tag}>(.*?)</{tag}>", template, re.DOTALL)[0]
+        return f"'sha256-{base64.b64encode(hashlib.sha256(inner.encode()).digest()).decode()}'"
+
+    own = f"style-src {source('style')}; script-src {source('script')}; img-src data:"
+    return f"default-src 'none'; {own}; base-uri 'none'; form-action 'none'"
+
+
+def _summary(document: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {document['versions'][name]}" for name in _CORE if document["versions"].get(name))
+    where = f"{document['device']}, {document['backend']}, {document['precision']}, {document['world_size']} ranks"
+    counts = [f"{sum(c['kind'] == kind for c in document['checks'])} {title.lower()}" for kind, (title, _) in _KINDS.items()]
+    stack = f"{versions} on " if versions else ""
+    return f"{stack}{where}; {' and '.join(counts)} in {document['seconds']:.1f} s, {document['started']}"
+
+
+def _notices(document: Mapping[str, Any]) -> Iterator[str]:
+    if document["failure"]:
+        yield f'<p class="notice failed"><strong>The run ended early:</strong> {_text(document["failure"])}</p>'
+    if without := _no_lock(document):
+        yield f'<p class="notice"><strong>No lock:</strong> {_text(without)}.</p>'
+    if document.get("partial"):
+        part = _text(document["partial"])
+        yield f'<p class="notice"><strong>Partial run</strong> with {part}: what it left out is not proven.</p>'
+
+
+def _no_lock(document: Mapping[str, Any]) -> str:
+    """Return that a run proved no lock, and what it was about instead; empty where it proved one."""
+    if document["lock"] is not None:
+        return ""
+    return f"this is about {document['installed']['prefix']} as it was then, not about what can be installed again"
+
+
+def _stage(check: Mapping[str, Any]) -> str:
+    return f"ZeRO-{check['zero_stage']}" if check["zero_stage"] else ""
+
+
+def _failures(failed: Sequence[Mapping[str, Any]], logs: Mapping[str, str]) -> Iterator[str]:
+    ran = [check for check in failed if not unreached(rank["detail"] for rank in check["ranks"])]
+    if not ran and not logs:
+        return
+    yield "<section>\n<h2>Failures</h2>"
+    for check in ran:
+        stage = f", {_stage(check)}" if _stage(check) else ""
+        yield f"<h3>{_text(check['name'])} ({_text(check['kind'])}{stage})</h3>"
+        yield from _ranks([check])
+        yield from _diagnosis(check)
+    for name, text in logs.items():
+        yield f"<details open><summary>Log {_text(name)}</summary>\n<pre>{_text(text)}</pre></details>"
+    yield "</section>"
+
+
+def _ranks(checks: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    yield "<ul>"
+    for check in checks:
+        for rank in check["ranks"]:
+            where = ", ".join(filter(None, [_stage(check), f"rank {rank['rank']}"]))
+            yield f"<li>{_text(where)}: {_text(SYMBOLS.get(rank['verdict'], rank['verdict']))}: {_text(rank['detail'])}</li>"
+    yield "</ul>"
+
+
+def _diagnosis(check: Mapping[str, Any]) -> Iterator[str]:
+    if check.get("diagnosis"):
+        yield f'<p class="notice">{_text(check["diagnosis"])}</p>'
+
+
+def _table(kind: str, checks: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the table of one kind of checks: a body per check with its verdicts by stage, and all ranks' details."""
+    if not checks:
+        return
+    title, caption = _KINDS.get(kind, (kind.capitalize(), ""))
+    stages = sorted({check["zero_stage"] for check in checks if check["zero_stage"]})
+    heads = [f"ZeRO-{stage}" for stage in stages] or ["Verdict"]
+    yield f"<section>\n<h2>{_text(title)}</h2>\n<table>\n<caption>{_text(caption)}</caption>\n<thead><tr>"
+    yield f'<th scope="col">{_text(kind.capitalize())}</th>'
+    yield from (f'<th scope="col">{_text(head)}</th>' for head in heads)
+    yield "</tr></thead>"
+    for name in dict.fromkeys(check["name"] for check in checks):
+        yield from _body([check for check in checks if check["name"] == name], stages)
+    yield "</table>\n</section>"
+
+
+def _body(checks: Sequence[Mapping[str, Any]], stages: Sequence[int]) -> Iterator[str]:
+    """Yield what the table shows of one check or control in its stages."""
+    verdict = next((v for v in ("failed", "observed", "known-issue") if any(c["verdict"] == v for c in checks)), "passed")
+    proves = next((check["proves"] for check in checks if check.get("proves")), "")
+    yield f'<tbody class="{verdict}">\n<tr><th scope="row">{_text(checks[0]["name"])}'
+    yield f'<p class="proves">{_text(proves)}</p></th>' if proves else "</th>"
+    of_stage = {check["zero_stage"]: check for check in checks}
+    if None in of_stage:
+        yield _cell(of_stage[None], max(1, len(stages)))
+    else:
+        yield from (_cell(of_stage.get(stage), 1) for stage in stages)
+    opened = "" if verdict == "passed" else " open"
+    yield f'</tr>\n<tr class="more"><td colspan="{1 + max(1, len(stages))}"><details{opened}>'
+    yield f'<summary>Details<span class="hidden"> of {_text(checks[0]["name"])}</span></summary>'
+    yield from _ranks(checks)
+    for check in {check.get("diagnosis"): check for check in checks}.values():
+        yield from _diagnosis(check)
+    slowest = ", ".join(f"{_stage(check) or 'all'} {check['seconds']:.2f} s" for check in checks)
+    yield f'<p class="muted">Slowest rank: {_text(slowest)}</p></details></td></tr>\n</tbody>'
+
+
+def _cell(check: Mapping[str, Any] | None, span: int) -> str:
+    spanned = f' colspan="{span}"' if span > 1 else ""
+    if check is None:
+        return f'<td{spanned}>-<span class="hidden"> not part of this stage</span></td>'
+    verdict, said = check["verdict"], SYMBOLS.get(check["verdict"], check["verdict"])
+    if unreached(rank["detail"] for rank in check["ranks"]):
+        said = "not run"
+    sign = f'<span aria-hidden="true">{_SIGNS.get(verdict, "?")}</span>'
+    return f'<td{spanned} class="{_text(verdict)}"><span class="mark">{sign} {_text(said)}</span></td>'
+
+
+def _not_run(entries: Sequence[Mapping[str, str]]) -> Iterator[str]:
+    if entries:
+        yield "<section>\n<h2>Not run</h2>\n<p>What this device and stack cannot show.</p>\n<ul>"
+        yield from (f"<li>{_text(entry['name'])}: {_text(entry['reason'])}</li>" for entry in entries)
+        yield "</ul>\n</section>"
+
+
+def _facts(title: str, facts: Mapping[str, Any], caption: str = "") -> Iterator[str]:
+    rows = [*_flat(facts)]
+    if rows:
+        yield f'<section>\n<h2>{_text(title)}</h2>\n<table class="facts">'
+        yield f"<caption>{_text(caption)}</caption>\n<tbody>" if caption else "<tbody>"
+        yield from (f'<tr><th scope="row">{_text(name)}</th><td>{_text(value)}</td></tr>' for name, value in rows)
+        yield "</tbody>\n</table>\n</section>"
+
+
+def _flat(value: object, name: str = "") -> Iterator[tuple[str, str]]:
+    """Yield name and text of each fact in nested mappings and lists, however deep."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            # Names of files and packages stay as they are.
+            shown = str(key).replace("_", " ") if re.fullmatch(r"[a-z][a-z0-9_]*", str(key)) else str(key)
+            yield from _flat(inner, f"{name} {shown}".strip())
+    elif isinstance(value, list):
+        if all(not isinstance(inner, Mapping | list) for inner in value):
+            yield name, ", ".join(map(str, value)) or "none"
+        else:
+            for number, inner in enumerate(value):
+                yield from _flat(inner, f"{name} {number}")
+    elif name.endswith(" bytes") and isinstance(value, int):
+        yield name.removesuffix(" bytes"), f"{value / 2**30:.1f} GiB"
+    else:
+        yield name, "none" if value is None else str(value)
+
+
+def _markdown(document: Mapping[str, Any], table: str) -> str:
+    """Return the report for an issue: literal text in a fence that nothing in it can close."""
+    details = [
+        " ".join(filter(None, ["failed:", check["name"], _stage(check), check["detail"], check.get("diagnosis")]))
+        for check in document["checks"]
+        if check["verdict"] == "failed" and not unreached(rank["detail"] for rank in check["ranks"])
+    ]
+    facts = [f"{name}: {value}" for title in ("machine", "versions", "lock") for name, value in _flat(document[title] or {})]
+    ended = [f"failure: {document['failure']}"] if document["failure"] else []
+    ended += [f"no lock: {without}"] if (without := _no_lock(document)) else []
+    lines = printable("\n".join([table, "", *ended, *details, *facts, f"started: {document['started']}"]))
+    fence = "`" * (1 + max([2, *(len(run) for run in re.findall("`+", lines))]))
+    return f"### Smokehouse: smoke test {document['verdict']}\n\n{fence}text\n{lines}\n{fence}\n"
