@@ -5,6 +5,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import torch.distributed as dist
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
@@ -46,16 +47,19 @@ def _same(locked: Version, found: Version) -> bool:
 def versions(context: RankContext, _: TrainingState) -> Outcome:
     """Check that what was imported is what is installed, unedited, and what is installed exactly the lock, if there is one."""
     found = runtime.versions(context.device)
+    asked = str(dist.get_backend())
+    expected = runtime.backend(context.device)
+    wrong = [] if asked == expected else [f"process group: expected {expected}, torch says {asked}"]
     if context.lock is None:
         installed = distributions.find()
         problems, notes = _imported(installed)
         more = "".join(f"; {note}" for note in [*installed.notes, *notes])
         detail = f"{len(installed.distributions)} packages by their own metadata, no lock{more}"
-        return judged(installed.problems + problems, detail, versions=found)
+        return judged(wrong + installed.problems + problems, detail, versions=found, backend=asked)
     locked = read_lock(context.lock)
     installed = distributions.find([sysconfig.get_path(kind) for kind in ("purelib", "platlib")])
-    problems = _unlike_lock(locked, installed) + _imported(installed)[0]
-    return judged(problems, f"{len(locked)} packages as locked", versions=found)
+    problems = wrong + _unlike_lock(locked, installed) + _imported(installed)[0]
+    return judged(problems, f"{len(locked)} packages as locked", versions=found, backend=asked)
 
 
 def _unlike_lock(locked: dict[str, Version], installed: Installed) -> list[str]:

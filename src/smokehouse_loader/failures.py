@@ -130,11 +130,11 @@ FAILURES = (
     ),
     Failure(
         name="wrong-auto-class",
-        cause="AutoModelForCausalLM has no entry for a vision-language config.",
-        cure=(
-            "use smokehouse_loader.load_model, AutoModelForImageTextToText, or the class that architectures in config.json "
-            "lists"
+        cause=(
+            "The auto class has no entry for this config: AutoModelForCausalLM has none for most models with vision, "
+            "AutoModelForImageTextToText none for those of text alone."
         ),
+        cure="use smokehouse_loader.load_model without model_class, or the class that architectures in config.json lists",
         source=f"{MEASURED}: every version, for qwen2_5_vl",
         reproduction="wrong_auto_class",
         patterns=(r"Unrecognized configuration class .* for this kind of AutoModel",),
@@ -247,6 +247,19 @@ FAILURES = (
         cure="call load_model, and nothing that initialises weights after it, before deepspeed.initialize",
         source=MEASURED,
         reproduction="reinitialised_weights",
+    ),
+    Failure(
+        name="tied-weights-differ",
+        cause=(
+            "config.json ties two tensors, such as the output embedding to the input embedding, but the checkpoint has "
+            "different values for them: transformers 4 keeps one of the two, without an error."
+        ),
+        cure=(
+            "set tie_word_embeddings in config.json as the model was trained (false, if both are needed), or remove the tensor "
+            "that is not needed from the checkpoint"
+        ),
+        source=MEASURED,
+        reproduction="differing_tied_weights",
     ),
     Failure(
         name="untied-weights",

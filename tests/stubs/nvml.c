@@ -46,6 +46,32 @@ int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **device) {
     return refuses();
 }
 
+int nvmlDeviceGetHandleByUUID(const char *uuid, void **device) {
+    unsigned index;
+    return sscanf(uuid, "GPU-%8x-", &index) == 1 ? nvmlDeviceGetHandleByIndex_v2(index, device) : INVALID_ARGUMENT;
+}
+
+/* Between two GPUs: the level of PCIe, whether one reads the other's memory, and how many of 18 NVLinks are active. */
+int nvmlDeviceGetTopologyCommonAncestor(void *first, void *second, int *level) {
+    (void)first, (void)second;
+    *level = (int)number("STUB_TOPOLOGY", 50);
+    return SUCCESS;
+}
+
+int nvmlDeviceGetP2PStatus(void *first, void *second, int index, int *status) {
+    (void)first, (void)second, (void)index;
+    *status = (int)number("STUB_P2P", 0);
+    return SUCCESS;
+}
+
+int nvmlDeviceGetNvLinkState(void *device, unsigned link, unsigned *active) {
+    (void)device;
+    long links = number("STUB_NVLINKS", -1); /* -1: a card without NVLink */
+    if (links < 0) return NOT_SUPPORTED;
+    *active = link < (unsigned)links;
+    return SUCCESS;
+}
+
 static unsigned index_of(void *device) { return (unsigned)(size_t)device - 1; }
 
 int nvmlDeviceGetName(void *device, char *to, unsigned length) { (void)device; return copy(text("STUB_NAME", "Stub GPU"), to, length); }

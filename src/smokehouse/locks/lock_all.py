@@ -131,12 +131,12 @@ def lock_tools(checkout: Checkout, *, unsettled: bool = False) -> int:
 
 def check_all(checkout: Checkout, names: Sequence[str], *, only_tools: bool = False, as_json: bool = False) -> int:
     """Print which locks are out of date and why; returns 1 if one is, else 0. Uses no network."""
-    problems = []
+    problems: list[str] = []
     for environment, files in () if only_tools else _environments(checkout, names):
         try:
             check.check_environment(environment, files)
         except UserError as problem:
-            problems.append(str(problem))
+            problems.extend(problem.mistakes)
     if not names and checkout.has_tools:
         file = tools.pin_file(checkout)
         try:

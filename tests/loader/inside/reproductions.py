@@ -424,6 +424,19 @@ def reinitialised_weights(context: Context) -> list[str]:
     return texts
 
 
+def differing_tied_weights(context: Context) -> list[str]:
+    path = lab.write_checkpoint(context.work / "differing", vision_width=32)
+    (path / "config.json").write_text(json.dumps(lab.config(32, tie_word_embeddings=True)))
+    if lab.version("transformers") >= (5,):
+        model = smokehouse_loader.load_model(path, verify="bits", torch_dtype=torch.float32)
+        assert model.get_output_embeddings().weight is not model.get_input_embeddings().weight
+        raise UnaffectedError("transformers 5 keeps the two apart")
+    text = refused(path, verify="bits", torch_dtype=torch.float32)
+    assert "set tie_word_embeddings in config.json" in text
+    assert "memory, disk" not in text
+    return [text]
+
+
 def untie_weights(context: Context) -> list[str]:
     path = lab.write_checkpoint(context.work / "tied", vision_width=32, tie_word_embeddings=True)
     model = smokehouse_loader.load_model(path, torch_dtype=torch.float32)
