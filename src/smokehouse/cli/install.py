@@ -90,10 +90,10 @@ def install(
         projects.plan(request, locked, activation.recorded_project(folder)) if request else None,
     )
     if only:
-        print(virtualenv.install(locked, folder, bundled=bundled, python=python, additions=additions))
+        print(virtualenv.install(checkout, locked, folder, bundled=bundled, python=python, additions=additions))
     else:
         placed = prefix.install(
-            locked, folder, bundled=bundled, channel=channel, devel=devel, used_as=used_as, additions=additions
+            checkout, locked, folder, bundled=bundled, channel=channel, devel=devel, used_as=used_as, additions=additions
         )
         print(placed)
     if added_project := additions.project:
@@ -136,7 +136,7 @@ def run(
 ) -> None:
     """Run a command in an installed environment: its programs come first, and packages of other Pythons are left out."""
     from smokehouse import locks
-    from smokehouse.installs import activation
+    from smokehouse.installs import activation, loader
 
     checkout = Checkout.find(Path.cwd())
     locked = locks.load(checkout, name)
@@ -150,6 +150,8 @@ def run(
             as_typed("run", "--prefix", "PREFIX", name, "--", shlex.join(command)),
         )
         raise UserError(f"{name}: not installed; run {as_typed('smoke', name)}, or {prefix} and {again}")
-    if not found.current:
-        status(f"{found.folder}: installed from an older lock; run {as_typed('smoke', name)} to bring it up to date")
+    if not (found.current and loader.is_current(checkout, found.folder)):
+        older = "smokehouse-loader" if found.current else "lock"
+        again = as_typed("install", name, shlex.quote(str(folder))) if folder else as_typed("smoke", name)
+        status(f"{found.folder}: installed from an older {older}; run {again} to bring it up to date")
     activation.execute(found.folder, command)

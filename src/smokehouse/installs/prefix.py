@@ -13,8 +13,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from smokehouse.checkout import Checkout
 from smokehouse.console import status
-from smokehouse.installs import activation, conda_packages, pypi, site_files, state
+from smokehouse.installs import activation, conda_packages, loader, pypi, site_files, state
 from smokehouse.installs.additions import Additions
 from smokehouse.installs.bundle import Bundle
 from smokehouse.installs.fetch import fetch_conda
@@ -36,6 +37,7 @@ _RELOCATABLE_HEAD = b"""#!/bin/sh
 
 
 def install(
+    checkout: Checkout,
     locked: LockedEnvironment,
     folder: Path,
     *,
@@ -50,7 +52,8 @@ def install(
     Packages are fetched from `bundled`, or from `channel` (conda-forge if None) and the index that uv is configured
     with. `devel` adds the compilers and the CUDA toolkit. The files contain `used_as` as their prefix, by default
     `folder`. What an interrupted call fetched stays beside `folder`, for the next call. Where an installation with the same
-    conda packages is there, only PyPI packages that changed or have damaged files are installed again.
+    conda packages is there, only PyPI packages that changed or have damaged files are installed again, and the loader where
+    its sources have changed.
     """
     name, folder = locked.name, folder.absolute()
     used_as = (used_as or folder).absolute()
@@ -67,6 +70,7 @@ def install(
         python = folder / "bin" / "python"
         found = read_marker(folder)
         if is_same(found, marker) and not activation.problems(folder, locked, packages, marker):
+            _install_loader(checkout, folder, locked, descriptor)
             return python
         require_own_folder(folder, name)
         shutil.rmtree(staging / "prefix", ignore_errors=True)
@@ -90,6 +94,7 @@ def install(
         target = staging / "prefix"
         pypi.install(target, locked, additions, earlier=earlier, offline=offline, pass_fds=[descriptor])
         _make_scripts_relocatable(target, locked.lock.python)
+        _install_loader(checkout, target, locked, descriptor)
         site_files.add(target, locked.lock.python, locked.cuda)
         activation.prepare(target, locked, used_as)
         pypi.require_complete(target, locked, packages, additions)
@@ -140,6 +145,12 @@ def _install_conda(
     """Install conda packages, whose channel is the folder `archives`, in staging/prefix."""
     origins = {f"{locked.lock.channel_url}/{package.path}": archives / package.path for package in packages}
     conda_packages.link(origins, staging / "prefix", used_as, staging / "cache")
+
+
+def _install_loader(checkout: Checkout, target: Path, locked: LockedEnvironment, descriptor: int) -> None:
+    """Install the loader in `target` unless it is up to date, while uv keeps the lock file `descriptor` open."""
+    if loader.ensure(checkout, target, pass_fds=[descriptor]):
+        _make_scripts_relocatable(target, locked.lock.python)
 
 
 def _make_scripts_relocatable(target: Path, python: str) -> None:

@@ -8,7 +8,7 @@ from packaging.utils import canonicalize_name
 
 from smokehouse.console import status
 from smokehouse.errors import UserError
-from smokehouse.installs import state
+from smokehouse.installs import loader, state
 from smokehouse.installs.additions import Additions
 from smokehouse.installs.extra_wheels import require_installed_torch_abi
 from smokehouse.locks import CondaPackage, LockedEnvironment, LockedFile
@@ -59,7 +59,8 @@ def install(
     again = sorted(name for name in there & wanted.keys() if earlier.get(name) != wanted[name] or name in damaged)
     if earlier:
         kept = len(there & wanted.keys()) - len(again)
-        status(f"installing {len(wanted) - kept} of {len(wanted)} PyPI packages, {len(foreign)} removed; the others are there")
+        gone = len({*foreign} - {loader.NAME})  # which comes again
+        status(f"installing {len(wanted) - kept} of {len(wanted)} PyPI packages, {gone} removed; the others are there")
     names = {canonicalize_name(file.name) for file in lock.pip}
     pins, builds = locked.files.pins.path, locked.files.build_pins
     ours = [name for name in again if name in names]
@@ -108,9 +109,12 @@ def versions(additions: Additions) -> dict[str, str]:
 
 
 def _foreign(folder: Path, locked: LockedEnvironment, additions: Additions) -> Iterable[state.Drift]:
-    """Return the Python packages that neither the lock nor an addition brings; the project is installed again at the end."""
+    """Return the Python packages that neither the lock nor an addition brings.
+
+    The project and the loader are installed again afterwards; of packages that they require, uv would miss those it removes.
+    """
     kept = {str(canonicalize_name(file.name)): file.version for file in additions.files}
-    return [drifted for drifted in state.drift(folder, locked.lock, (), kept) if not drifted.locked]
+    return [drifted for drifted in state.drift(folder, locked.lock, (), kept, with_loader=True) if not drifted.locked]
 
 
 def _install_additions(

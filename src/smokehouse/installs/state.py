@@ -18,6 +18,7 @@ from typing import Any
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
+from smokehouse.installs.loader import NAME as LOADER
 from smokehouse.locks import CondaPackage, Lock
 from smokehouse.storage import files
 
@@ -104,8 +105,13 @@ def distributions(folder: Path, python: str) -> list[Distribution]:
     return sorted(found, key=lambda one: (one.name, one.version))
 
 
-def drift(folder: Path, lock: Lock, conda: Sequence[CondaPackage], added: Mapping[str, str]) -> list[Drift]:
-    """Return how the packages in an environment differ from `lock`, its packages of `conda`, and the versions `added` to it."""
+def drift(
+    folder: Path, lock: Lock, conda: Sequence[CondaPackage], added: Mapping[str, str], *, with_loader: bool = False
+) -> list[Drift]:
+    """Return how the packages in an environment differ from `lock`, its packages of `conda`, and the versions `added` to it.
+
+    The loader, which no lock has, is no difference, but `with_loader`.
+    """
     records = {record["name"]: f"{record['version']}-{record['build']}" for _, record in _conda_records(folder)}
     required = {package.name: f"{package.version}-{package.build}" for package in conda}
     found = [
@@ -117,7 +123,7 @@ def drift(folder: Path, lock: Lock, conda: Sequence[CondaPackage], added: Mappin
     by_conda = {path.parts[-2] for path, _ in _conda_files(folder) if path.name == "METADATA"}
     seen = set()
     for one in distributions(folder, lock.python):
-        if one.name not in versions and one.info.name in by_conda:
+        if one.name not in versions and (one.info.name in by_conda or (one.name == LOADER and not with_loader)):
             continue
         if one.name in seen or not _same(one.version, versions.get(one.name, "")):
             found.append(Drift(one.name, versions.get(one.name, ""), one.version))

@@ -9,7 +9,7 @@ from typing import Any
 
 from smokehouse.checkout import Checkout
 from smokehouse.console import status
-from smokehouse.installs import activation, pypi, site_files
+from smokehouse.installs import activation, loader, pypi, site_files
 from smokehouse.installs.additions import Additions
 from smokehouse.installs.bundle import Bundle
 from smokehouse.installs.target import (
@@ -35,14 +35,16 @@ _CHOSEN = {"kind": "pip"}
 def ensure(checkout: Checkout, locked: LockedEnvironment, bundle: Bundle | None = None) -> Path:
     """Return the Python of an environment with the PyPI packages of its lock, installed unless it is up to date.
 
-    It is up to date if the requirements files of the lock are the same, and the `bundle` if one is used. Raises UserError
-    where the lock is for another platform, differs from the files of the index or the bundle, or needs more disk space.
+    It is up to date if the requirements files of the lock are the same, and the `bundle` if one is used; the loader alone is
+    installed again where its sources have changed. Raises UserError where the lock is for another platform, differs from the
+    files of the index or the bundle, or needs more disk space.
     """
     folder = checkout.bundled(locked.name) if bundle else checkout.installation(locked.name)
-    return _install(locked, folder, {"kind": "smoke"}, bundle, None, Additions())
+    return _install(checkout, locked, folder, {"kind": "smoke"}, bundle, None, Additions())
 
 
 def install(
+    checkout: Checkout,
     locked: LockedEnvironment,
     folder: Path,
     *,
@@ -55,10 +57,11 @@ def install(
     `python` is the version or path of the interpreter, by default one of the version of the lock. Where an installation is
     there, only packages that changed or have damaged files are installed again.
     """
-    return _install(locked, folder.absolute(), _CHOSEN, bundled, python, additions or Additions())
+    return _install(checkout, locked, folder.absolute(), _CHOSEN, bundled, python, additions or Additions())
 
 
 def _install(
+    checkout: Checkout,
     locked: LockedEnvironment,
     folder: Path,
     kind: dict[str, Any],
@@ -77,6 +80,7 @@ def _install(
     with exclusive(folder.with_name(f".{folder.name}.lock"), f"installing {name}") as descriptor:
         found = read_marker(folder)
         if is_same(found, marker) and not activation.problems(folder, locked, (), marker):
+            loader.ensure(checkout, folder, pass_fds=[descriptor])
             site_files.add(folder, lock.python, locked.cuda)  # an earlier release did not
             return interpreter
         if kind == _CHOSEN:
@@ -103,6 +107,7 @@ def _install(
         with temporary_folder(folder.with_name(f".{folder.name}.cache")) as cache:
             offline = uv.Offline(bundled.wheels, cache) if bundled else None
             pypi.install(folder, locked, additions, earlier=earlier, offline=offline, pass_fds=[descriptor])
+        loader.ensure(checkout, folder, pass_fds=[descriptor])
         site_files.add(folder, lock.python, locked.cuda)
         activation.prepare(folder, locked, folder)
         pypi.require_complete(folder, locked, (), additions)
