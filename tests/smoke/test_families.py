@@ -14,7 +14,7 @@ import pytest
 
 from smoke_tests import families
 
-from .conftest import NAME, ROOT, ByFamily, environment_of
+from .conftest import NAME, NAMES, ROOT, ByFamily, environment_of
 
 FAMILIES = {name: families.get(name) for name in families.names()}
 
@@ -150,4 +150,7 @@ def test_nobody_else_knows_a_model_by_name() -> None:
     modules = [path for path in (ROOT / "smoke_tests").rglob("*.py") if path.parent.name != "families"]
     assert len(modules) > 10
     for module in modules:
-        assert re.findall("|".join(own), module.read_text(), re.IGNORECASE) == [], module
+        text = module.read_text()
+        for name in NAMES:  # a remedy may name an environment
+            text = text.replace(f'"{name}"', "")
+        assert re.findall("|".join(own), text, re.IGNORECASE) == [], module
