@@ -46,6 +46,8 @@ int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **device) {
     return refuses();
 }
 
+int nvmlDeviceGetHandleByPciBusId_v2(const char *bus, void **device) { (void)bus; return nvmlDeviceGetHandleByIndex_v2(0, device); }
+
 int nvmlDeviceGetHandleByUUID(const char *uuid, void **device) {
     unsigned index;
     return sscanf(uuid, "GPU-%8x-", &index) == 1 ? nvmlDeviceGetHandleByIndex_v2(index, device) : INVALID_ARGUMENT;
@@ -110,6 +112,9 @@ int nvmlDeviceGetMigMode(void *device, unsigned *current, unsigned *pending) {
     return SUCCESS;
 }
 
+int nvmlDeviceGetNvLinkRemoteDeviceType(void *device, unsigned link, int *type) { (void)device, (void)link, (void)type; return NOT_SUPPORTED; }
+int nvmlDeviceGetNvLinkRemotePciInfo_v2(void *device, unsigned link, void *info) { (void)device, (void)link, (void)info; return NOT_SUPPORTED; }
+
 int nvmlDeviceGetComputeMode(void *device, unsigned *mode) { (void)device; *mode = (unsigned)number("STUB_COMPUTE_MODE", 0); return SUCCESS; }
 
 int nvmlDeviceGetComputeRunningProcesses_v3(void *device, unsigned *count, process_t *processes) {
@@ -119,4 +124,8 @@ int nvmlDeviceGetComputeRunningProcesses_v3(void *device, unsigned *count, proce
     if (running > room) return INSUFFICIENT_SIZE;
     for (unsigned each = 0; each < running; each++) processes[each] = (process_t){1000 + each, 1 << 30, 0, 0};
     return SUCCESS;
+}
+
+int nvmlDeviceGetComputeRunningProcesses(void *device, unsigned *count, process_t *processes) {
+    return nvmlDeviceGetComputeRunningProcesses_v3(device, count, processes);
 }
