@@ -163,6 +163,19 @@ def install(
     run_uv(["pip", "check", "--python", python], f"{folder.name} has incompatible packages", RESOLVE_DEADLINE, cwd=folder)
 
 
+def install_wheel(folder: Path, name: str, pins: Path, offline: Offline, *, pass_fds: Sequence[int] = ()) -> None:
+    """Install the wheel of the package `name` that `pins` lists into the environment in `folder`, in place of another one.
+
+    Its dependencies are not looked at, and `offline` is the only source; `pass_fds` is as for `install`. Raises UserError.
+    """
+    command = ["pip", "install", "--python", str(folder / "bin" / "python"), "--break-system-packages", "--compile-bytecode"]
+    command += ["--no-deps", "--reinstall-package", name, "--require-hashes", "--requirements", str(pins)]
+    command += ["--offline", "--no-config", "--no-index", "--find-links", str(offline.wheels)]
+    command += ["--cache-dir", str(offline.cache)]
+    failure = f"{folder.name}: {name} cannot be installed"
+    run_uv(command, failure, _INSTALL_DEADLINE, cwd=folder, pass_fds=pass_fds, offline=True)
+
+
 def run_uv(
     arguments: Sequence[str],
     failure: str,
