@@ -17,12 +17,12 @@ from smokehouse.images import base as bases
 from smokehouse.images import dockerfile
 from smokehouse.images.base import Base
 from smokehouse.images.contexts import make_contexts
-from smokehouse.images.extra_wheels import ExtraWheel, fetch_wheels, require_torch_abi
 from smokehouse.images.labels import Flavour, ImageLabels, Ops
 from smokehouse.images.plan import Plan, plan_layers
 from smokehouse.images.spec import ImageSpec, created, oldest_driver
 from smokehouse.installs import Bundle, bundler
 from smokehouse.installs import bundle as bundles
+from smokehouse.installs.extra_wheels import ExtraWheel, fetch_wheels, require_torch_abi
 from smokehouse.locks import Lock, LockedEnvironment
 from smokehouse.programs import docker as engine
 from smokehouse.programs.process import run
@@ -179,7 +179,7 @@ def _revision(checkout: Checkout, name: str) -> str:
     """Return the commit that the image's files are from; empty where one of them differs from it."""
     if checkout.packaged or not shutil.which("git"):  # the package is not in the user's repository, and has no history
         return ""
-    paths = ["docker", "smoke_tests", "src/smokehouse_loader", f"environments/{name}", f"lockfiles/{name}"]
+    paths = ["docker", "smoke_tests", "packages", "src/smokehouse_loader", f"environments/{name}", f"lockfiles/{name}"]
     present = [path for path in paths if (checkout.root / path).exists()]
 
     def git(*arguments: str) -> str | None:
