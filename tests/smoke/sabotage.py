@@ -542,7 +542,9 @@ def spoiled_save() -> None:
         from safetensors.torch import load_file, save_file
         from transformers import Trainer
 
-        def spoil(_saved: Any, _self: Any, folder: str) -> None:
+        def spoil(_saved: Any, _self: Any, folder: str, _internal_call: bool = False) -> None:
+            if _internal_call:  # a checkpoint
+                return
             file = next(Path(folder).glob("*.safetensors"))
             tensors = load_file(file)
             next(tensor for name, tensor in tensors.items() if name.endswith(".norm.weight"))[0] += 1
