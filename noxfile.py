@@ -16,6 +16,7 @@ from nox.command import CommandFailed
 nox.options.default_venv_backend = "none"
 nox.options.sessions = ["tests", "lint"]
 
+OLDEST_PYTHON = (3, 11)  # as in pyproject.toml
 TOOLS = Path("lockfiles/tools.txt")
 FAILURES = Path("docs/known-failures.md")
 COMMANDS = "docs/site/commands.py"  # writes docs/reference/commands.md
@@ -240,11 +241,25 @@ def install_tools(session: nox.Session) -> None:
             return
         uv = find_uv()
         if not python.exists():
-            session.run_install(uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(TOOLS_ENVIRONMENT))
+            session.run_install(uv, "venv", "--quiet", "--clear", "--python", find_python(uv), str(TOOLS_ENVIRONMENT))
         # An activated environment of ours sets it, and the tools are none of its packages.
         sync = ("pip", "sync", "--python", str(python), "--require-hashes", "--compile-bytecode", str(TOOLS))
         session.run_install(uv, *sync, env={"UV_CONSTRAINT": None})
         shutil.copyfile(TOOLS, installed)
+
+
+def find_python(uv: str) -> str:
+    """Return the Python for the tools: the one that runs nox, or another on this machine if that is too old."""
+    if sys.version_info >= OLDEST_PYTHON:
+        return sys.executable
+    oldest = ".".join(map(str, OLDEST_PYTHON))
+    command = [uv, "python", "find", "--no-project", "--no-python-downloads", f">={oldest}"]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True)
+    if ended.returncode:
+        running = f"{sys.version_info.major}.{sys.version_info.minor} ({sys.executable})"
+        print(f"nox: expected Python {oldest} or later, found {running} and no other; install python{oldest}", file=sys.stderr)
+        sys.exit(2)
+    return ended.stdout.strip()
 
 
 def find_uv() -> str:

@@ -247,6 +247,20 @@ def op_builder(name: str) -> Any:
     return get_accelerator().create_op_builder({"cpu_adam": "CPUAdamBuilder", "fused_adam": "FusedAdamBuilder"}[name])
 
 
+def gpu_uuid() -> str | None:
+    """Return the UUID of this process's GPU as NVML has it, None where torch does not know it."""
+    uuid = getattr(torch.cuda.get_device_properties(torch.cuda.current_device()), "uuid", None)
+    return f"GPU-{uuid}" if uuid else None
+
+
+def cudnn_version(number: int | None) -> str | None:
+    """Return the version that torch has as one number: 8902 is 8.9.2, and from 9 on 91002 is 9.10.2."""
+    if number is None:
+        return None
+    major = 10000 if number >= 90000 else 1000
+    return f"{number // major}.{number % major // 100}.{number % 100}"
+
+
 def versions(device: str) -> dict[str, str | None]:
     """Return the versions of what was imported, and the GPU that it runs on."""
     import platform
@@ -271,5 +285,6 @@ def versions(device: str) -> dict[str, str | None]:
         found |= {
             "gpu": f"{torch.cuda.get_device_name()} (sm_{major}{minor})",
             "nccl": ".".join(map(str, torch.cuda.nccl.version())),
+            "cudnn": cudnn_version(torch.backends.cudnn.version()),
         }
     return found

@@ -38,7 +38,8 @@ def installed() -> Software:
     """Return what the Python that runs has, from metadata; imports none of it."""
     torch, cuda = None, None
     if found := importlib.util.find_spec("torch"):
-        text = Path(str(found.origin)).with_name("version.py").read_text()
+        file = Path(str(found.origin)).with_name("version.py")
+        text = file.read_text() if file.is_file() else ""
         versions = dict(re.findall(r"^(__version__|cuda)\b[^=\n]*= '([^']*)'", text, re.MULTILINE))
         torch = versions.get("__version__")
         cuda = release(versions.get("cuda", ""))

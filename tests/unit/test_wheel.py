@@ -15,10 +15,14 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from smokehouse.checkout import Checkout
+from smokehouse.installs import loader
+
 from .conftest import TestCheckout
 
 NAMES = sorted(path.name for path in (Path(__file__).parents[2] / "environments").iterdir())
-DATA = ("docker", "docs", "environments", "lockfiles", "smoke_tests")
+DATA = ("docker", "docs", "environments", "lockfiles", "packages", "smoke_tests")
+LINKED = "packages/smokehouse-loader/smokehouse_loader"  # a link to src/smokehouse_loader
 
 
 @dataclass(frozen=True)
@@ -80,10 +84,28 @@ def installed(program: Path, tmp_path: Path) -> Installed:
 
 
 def test_the_wheel_has_each_tracked_file_that_programs_read(root: Path, wheel: Path) -> None:
-    tracked = subprocess.run(["git", "ls-files", *DATA], cwd=root, check=True, capture_output=True, text=True, timeout=60)
+    places = [*DATA, "src/smokehouse_loader"]
+    listed = subprocess.run(["git", "ls-files", *places], cwd=root, check=True, capture_output=True, text=True, timeout=60)
+    tracked = {name.replace("src/smokehouse_loader", LINKED, 1) for name in listed.stdout.splitlines()}
     with zipfile.ZipFile(wheel) as archive:
         packed = {name.removeprefix("smokehouse/_data/") for name in archive.namelist() if "/_data/" in name}
-    assert packed == {name for name in tracked.stdout.splitlines() if (root / name).is_file()}
+    assert packed == {name for name in tracked if (root / name).is_file()}
+
+
+def test_the_loader_is_no_part_of_the_wheel_but_built_from_it(root: Path, wheel: Path, program: Path, tmp_path: Path) -> None:
+    """Byte for byte as a checkout builds it: two distributions with the same files could not be installed side by side."""
+    with zipfile.ZipFile(wheel) as archive:
+        assert {name.partition("/")[0] for name in archive.namelist()} == {"smokehouse", "smokehouse-0.1.0.dist-info"}
+    script = (
+        "import pathlib, sys; from smokehouse.checkout import Checkout; from smokehouse.installs import loader\n"
+        "print(loader.build(Checkout.find(pathlib.Path.cwd()), pathlib.Path(sys.argv[1])).sha256)"
+    )
+    (tmp_path / "unpacked").mkdir()
+    command = [str(program.with_name("python")), "-c", script, str(tmp_path)]
+    environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "SOURCE_DATE_EPOCH": "1"}
+    ended = subprocess.run(command, cwd=tmp_path / "unpacked", env=environ, capture_output=True, text=True, timeout=60)
+    (tmp_path / "checkout").mkdir()
+    assert ended.stdout.strip() == loader.build(Checkout(root), tmp_path / "checkout").sha256, ended.stderr
 
 
 def test_environments_and_locks_of_the_wheel_are_used(installed: Installed) -> None:

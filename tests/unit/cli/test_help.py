@@ -1,5 +1,6 @@
 """Help and messages show commands as the user types them, with nox or without."""
 
+import ast
 import importlib.util
 import re
 import shlex
@@ -7,8 +8,8 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
-from typing import ClassVar
+from types import ModuleType, SimpleNamespace
+from typing import ClassVar, NamedTuple
 
 import pytest
 import typer
@@ -184,3 +185,44 @@ def test_sessions_share_one_environment_that_is_quiet_when_up_to_date(
         noxfile.install_tools(Session())
         assert [command[0] for command in Session.ran] == commands
     assert noxfile.nox.options.default_venv_backend == "none"
+
+
+class Version(NamedTuple):
+    """A version of Python, as in sys.version_info."""
+
+    major: int
+    minor: int
+
+
+def test_nox_on_an_older_python_uses_another_or_says_so(
+    noxfile: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert noxfile.find_python(noxfile.find_uv()) == sys.executable
+    version = Version(3, 10)
+    monkeypatch.setattr(
+        noxfile, "sys", SimpleNamespace(version_info=version, executable="/opt/python3.10", stderr=sys.stderr, exit=sys.exit)
+    )
+    other = noxfile.find_python(noxfile.find_uv())
+    command = [other, "-c", "import sys; print(sys.version_info >= (3, 11))"]
+    assert subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout == "True\n"
+    monkeypatch.setattr(noxfile, "OLDEST_PYTHON", (3, 99))
+    with pytest.raises(SystemExit) as ended:
+        noxfile.find_python(noxfile.find_uv())
+    assert ended.value.code == 2
+    said = "nox: expected Python 3.99 or later, found 3.10 (/opt/python3.10) and no other; install python3.99\n"
+    assert capsys.readouterr().err == said
+
+
+def test_command_on_an_older_python_says_so(root: Path) -> None:
+    main = root / "src" / "smokehouse" / "__main__.py"
+    ast.parse(main.read_text(), feature_version=(3, 8))
+    code = (
+        "import collections, runpy, sys; "
+        "sys.version_info = collections.namedtuple('version', 'major minor')(3, 10); "
+        f"runpy.run_path({str(main)!r}, run_name='__main__')"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2
+    assert ended.stderr == (
+        f"smokehouse: expected Python 3.11 or later, found 3.10 ({sys.executable}); start it with python3.11\n"
+    )
