@@ -45,6 +45,7 @@ class Options:
     stages: tuple[int, ...]
     processes: int | None
     device: str
+    backend: str | None
     checkpoint: str | None
     timeout: float
     report: Path
@@ -132,13 +133,19 @@ def _parser() -> argparse.ArgumentParser:
         "--nproc",
         type=_positive,
         metavar="N",
-        help="Run this many ranks (default: 2 on a CPU, otherwise one per GPU, at most 8).",
+        help="Run this many ranks (default: 2 on a CPU, otherwise one per GPU, at most 8; on one GPU see --backend).",
     )
     add(
         "--device",
         choices=("auto", "cpu", "cuda"),
         default="auto",
         help="Run on cuda (NCCL, bf16) or cpu (gloo, fp32) (default: auto).",
+    )
+    add(
+        "--backend",
+        choices=("gloo", "nccl"),
+        help="Connect ranks with this backend; with gloo they may share a GPU (default: nccl on cuda, gloo on cpu; on one GPU "
+        "both, nccl with one rank and gloo with two).",
     )
     add(
         "--only",
@@ -216,6 +223,7 @@ def _options(parsed: argparse.Namespace, environment: str, stack: dict[str, Any]
         stages=parsed.zero,
         processes=parsed.nproc,
         device=parsed.device,
+        backend=parsed.backend,
         checkpoint=parsed.checkpoint,
         timeout=parsed.timeout,
         report=(parsed.report or Path("build/smoke") / environment).absolute(),

@@ -34,17 +34,45 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
 
 
+def where(document: Mapping[str, Any]) -> str:
+    """Return the device, precision, and the backend and ranks of each leg of a report."""
+    legs = document.get("legs", [])
+    if len(legs) < 2:
+        ranks = _ranks_in_words(document["world_size"])
+        return f"{document['device']}, {document['backend']}, {document['precision']}, {ranks}"
+    return f"{document['device']}, {document['precision']}, {' and '.join(map(leg_in_words, legs))}"
+
+
+def leg_in_words(leg: Mapping[str, Any]) -> str:
+    """Return a leg in words; ranks that share a GPU are named as such."""
+    ranks, gpus = leg["world_size"], leg["gpus"]
+    shared = f" on {gpus} GPU{'s' if gpus > 1 else ''}" if 0 < gpus < ranks else ""
+    return f"{leg['backend']} with {_ranks_in_words(ranks)}{shared}"
+
+
+def _ranks_in_words(ranks: int) -> str:
+    return f"{ranks} rank{'s' if ranks != 1 else ''}"
+
+
+def columns(places: Iterable[tuple[str, int | None]]) -> list[tuple[str, int]]:
+    """Return the columns of a table, each a leg and a ZeRO stage: legs as they come, stages in order."""
+    order = list(dict.fromkeys(leg for leg, _ in places))
+    return sorted({(leg, stage) for leg, stage in places if stage}, key=lambda place: (order.index(place[0]), place[1]))
+
+
 def render(document: Mapping[str, Any], table: str, logs: Mapping[str, str]) -> str:
     """Return the page of a report: `document` is the parsed report.json, `table` its verdicts as text, `logs` name -> text."""
     template = _TEMPLATE.read_text("utf-8")
     checks = document["checks"]
+    others = {name: value for name, value in document.items() if name not in _ELSEWHERE}
     kinds = dict.fromkeys([*_KINDS, *(check["kind"] for check in checks)])
     sections = [
         *_failures([check for check in checks if check["verdict"] == "failed"], logs),
         *(part for kind in kinds for part in _table(kind, [check for check in checks if check["kind"] == kind])),
         *_not_run(document["not_run"]),
-        *_facts("Run", {name: value for name, value in document.items() if name not in _ELSEWHERE}),
+        *_facts("Run", {name: value for name, value in others.items() if not _is_nested(value)}),
         *_facts("Hardware", document["machine"]),
+        *(part for name, value in others.items() if _is_nested(value) for part in _facts(_words(name).capitalize(), value)),
         *_facts("Versions", document["versions"]),
         *_facts("Lock", document["lock"] or {}, "SHA-256 of each file of the lock that was proven."),
         *_facts("Installed", document.get("installed") or {}, "Every distribution that imports can find."),
@@ -79,10 +107,9 @@ def _policy(template: str) -> str:
 
 def _summary(document: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {document['versions'][name]}" for name in _CORE if document["versions"].get(name))
-    where = f"{document['device']}, {document['backend']}, {document['precision']}, {document['world_size']} ranks"
     counts = [f"{sum(c['kind'] == kind for c in document['checks'])} {title.lower()}" for kind, (title, _) in _KINDS.items()]
     stack = f"{versions} on " if versions else ""
-    return f"{stack}{where}; {' and '.join(counts)} in {document['seconds']:.1f} s, {document['started']}"
+    return f"{stack}{where(document)}; {' and '.join(counts)} in {document['seconds']:.1f} s, {document['started']}"
 
 
 def _notices(document: Mapping[str, Any]) -> Iterator[str]:
@@ -103,7 +130,7 @@ def _no_lock(document: Mapping[str, Any]) -> str:
 
 
 def _stage(check: Mapping[str, Any]) -> str:
-    return f"ZeRO-{check['zero_stage']}" if check["zero_stage"] else ""
+    return " ".join(filter(None, [f"ZeRO-{check['zero_stage']}" if check["zero_stage"] else "", check.get("leg")]))
 
 
 def _failures(failed: Sequence[Mapping[str, Any]], logs: Mapping[str, str]) -> Iterator[str]:
@@ -140,36 +167,41 @@ def _table(kind: str, checks: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     if not checks:
         return
     title, caption = _KINDS.get(kind, (kind.capitalize(), ""))
-    stages = sorted({check["zero_stage"] for check in checks if check["zero_stage"]})
-    heads = [f"ZeRO-{stage}" for stage in stages] or ["Verdict"]
+    places = columns([(check.get("leg", ""), check["zero_stage"]) for check in checks])
+    heads = [f"ZeRO-{stage} {leg}".rstrip() for leg, stage in places] or ["Verdict"]
     yield f"<section>\n<h2>{_text(title)}</h2>\n<table>\n<caption>{_text(caption)}</caption>\n<thead><tr>"
     yield f'<th scope="col">{_text(kind.capitalize())}</th>'
     yield from (f'<th scope="col">{_text(head)}</th>' for head in heads)
     yield "</tr></thead>"
     for name in dict.fromkeys(check["name"] for check in checks):
-        yield from _body([check for check in checks if check["name"] == name], stages)
+        yield from _body([check for check in checks if check["name"] == name], places)
     yield "</table>\n</section>"
 
 
-def _body(checks: Sequence[Mapping[str, Any]], stages: Sequence[int]) -> Iterator[str]:
-    """Yield what the table shows of one check or control in its stages."""
-    verdict = next((v for v in ("failed", "observed", "known-issue") if any(c["verdict"] == v for c in checks)), "passed")
+def _body(checks: Sequence[Mapping[str, Any]], places: Sequence[tuple[str, int]]) -> Iterator[str]:
+    """Yield what the table shows of one check or control in its legs and stages."""
+    verdict = _worst(checks)["verdict"]
     proves = next((check["proves"] for check in checks if check.get("proves")), "")
     yield f'<tbody class="{verdict}">\n<tr><th scope="row">{_text(checks[0]["name"])}'
     yield f'<p class="proves">{_text(proves)}</p></th>' if proves else "</th>"
-    of_stage = {check["zero_stage"]: check for check in checks}
-    if None in of_stage:
-        yield _cell(of_stage[None], max(1, len(stages)))
+    if once := [check for check in checks if check["zero_stage"] is None]:
+        yield _cell(_worst(once), max(1, len(places)))
     else:
-        yield from (_cell(of_stage.get(stage), 1) for stage in stages)
+        of_place = {(check.get("leg", ""), check["zero_stage"]): check for check in checks}
+        yield from (_cell(of_place.get(place), 1) for place in places)
     opened = "" if verdict == "passed" else " open"
-    yield f'</tr>\n<tr class="more"><td colspan="{1 + max(1, len(stages))}"><details{opened}>'
+    yield f'</tr>\n<tr class="more"><td colspan="{1 + max(1, len(places))}"><details{opened}>'
     yield f'<summary>Details<span class="hidden"> of {_text(checks[0]["name"])}</span></summary>'
     yield from _ranks(checks)
     for check in {check.get("diagnosis"): check for check in checks}.values():
         yield from _diagnosis(check)
     slowest = ", ".join(f"{_stage(check) or 'all'} {check['seconds']:.2f} s" for check in checks)
     yield f'<p class="muted">Slowest rank: {_text(slowest)}</p></details></td></tr>\n</tbody>'
+
+
+def _worst(checks: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Return the check that decides: one that failed, else a known issue, else the first."""
+    return next((c for verdict in ("failed", "observed", "known-issue") for c in checks if c["verdict"] == verdict), checks[0])
 
 
 def _cell(check: Mapping[str, Any] | None, span: int) -> str:
@@ -190,7 +222,7 @@ def _not_run(entries: Sequence[Mapping[str, str]]) -> Iterator[str]:
         yield "</ul>\n</section>"
 
 
-def _facts(title: str, facts: Mapping[str, Any], caption: str = "") -> Iterator[str]:
+def _facts(title: str, facts: object, caption: str = "") -> Iterator[str]:
     rows = [*_flat(facts)]
     if rows:
         yield f'<section>\n<h2>{_text(title)}</h2>\n<table class="facts">'
@@ -199,19 +231,26 @@ def _facts(title: str, facts: Mapping[str, Any], caption: str = "") -> Iterator[
         yield "</tbody>\n</table>\n</section>"
 
 
+def _is_nested(value: object) -> bool:
+    return isinstance(value, Mapping) or (isinstance(value, list) and any(isinstance(inner, Mapping | list) for inner in value))
+
+
+def _words(name: str) -> str:
+    """Return the name of a field as words. Names of files and packages stay as they are."""
+    return name.replace("_", " ") if re.fullmatch(r"[a-z][a-z0-9_]*", name) else name
+
+
 def _flat(value: object, name: str = "") -> Iterator[tuple[str, str]]:
-    """Yield name and text of each fact in nested mappings and lists, however deep."""
+    """Yield name and text of each fact in nested mappings and lists, however deep; an element of a list is one fact."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            # Names of files and packages stay as they are.
-            shown = str(key).replace("_", " ") if re.fullmatch(r"[a-z][a-z0-9_]*", str(key)) else str(key)
-            yield from _flat(inner, f"{name} {shown}".strip())
+            yield from _flat(inner, f"{name} {_words(str(key))}".strip())
     elif isinstance(value, list):
-        if all(not isinstance(inner, Mapping | list) for inner in value):
+        if not _is_nested(value):
             yield name, ", ".join(map(str, value)) or "none"
         else:
             for number, inner in enumerate(value):
-                yield from _flat(inner, f"{name} {number}")
+                yield f"{name} {number}".strip(), ", ".join(" ".join(part).strip() for part in _flat(inner))
     elif name.endswith(" bytes") and isinstance(value, int):
         yield name.removesuffix(" bytes"), f"{value / 2**30:.1f} GiB"
     else:
@@ -225,7 +264,8 @@ def _markdown(document: Mapping[str, Any], table: str) -> str:
         for check in document["checks"]
         if check["verdict"] == "failed" and not unreached(rank["detail"] for rank in check["ranks"])
     ]
-    facts = [f"{name}: {value}" for title in ("machine", "versions", "lock") for name, value in _flat(document[title] or {})]
+    shown = [document.get(title) or {} for title in ("machine", "gpu", "versions", "lock")]
+    facts = [f"{name}: {value}" for each in shown for name, value in _flat(each)]
     ended = [f"failure: {document['failure']}"] if document["failure"] else []
     ended += [f"no lock: {without}"] if (without := _no_lock(document)) else []
     lines = printable("\n".join([table, "", *ended, *details, *facts, f"started: {document['started']}"]))

@@ -42,11 +42,6 @@ def choose_device(requested: str, gpus: int) -> str:
     return requested
 
 
-def backend(device: str) -> str:
-    """Return the process group's backend on `device`."""
-    return "nccl" if device == "cuda" else "gloo"
-
-
 def choose_accelerator(device: str) -> None:
     """Set the accelerator that DeepSpeed will use. Call it before any import of transformers or DeepSpeed."""
     os.environ["DS_ACCELERATOR"] = device
@@ -105,7 +100,17 @@ def trust_own_checkpoints() -> None:
     torch.serialization.add_safe_globals([LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address])
 
 
-def init_distributed(device: str, local_rank: int, timeout: float) -> None:
+def choose_gpu() -> None:
+    """Set this rank's GPU, by its number among the machine's ranks; ranks share GPUs where there are fewer GPUs than ranks.
+
+    DeepSpeed and `zero.Init` take LOCAL_RANK for the number of the GPU, so it has to be one. Initialises CUDA.
+    """
+    local = int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count()
+    os.environ["LOCAL_RANK"] = str(local)
+    torch.cuda.set_device(local)
+
+
+def init_distributed(backend: str, timeout: float) -> None:
     """Join the process group that torchrun's agent describes in the environment; collectives fail after `timeout` seconds."""
     import deepspeed
 
@@ -113,9 +118,7 @@ def init_distributed(device: str, local_rank: int, timeout: float) -> None:
     # `init_distributed(timeout=)` does not reach the group that DeepSpeed clones, 30 minutes by default.
     torch.distributed.distributed_c10d.default_pg_timeout = limit
     torch.distributed.distributed_c10d.default_pg_nccl_timeout = limit
-    if device == "cuda":
-        torch.cuda.set_device(local_rank)
-    deepspeed.init_distributed(dist_backend=backend(device), auto_mpi_discovery=False, timeout=limit, verbose=False)
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=limit, verbose=False)
 
 
 class _LateGather:

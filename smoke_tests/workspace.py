@@ -6,13 +6,19 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Workspace:
-    """The folder that a run deletes when it ends, and the paths below it.
+    """The folder that a run deletes when it ends, and the paths below it. Each leg has a folder of its own for what it writes.
 
     Per ZeRO stage: `save` writes the engine checkpoint and its digests, `train_on` the losses, `resume` reads both, and
     `consolidated` reads the checkpoint and the 16-bit weights. Within a process group only rank 0 writes JSON files.
     """
 
     root: Path
+    leg: str = ""  # the folder of the leg, `root` itself where it is empty
+
+    @property
+    def of_leg(self) -> Path:
+        """The folder of what differs between legs. Every rank creates it."""
+        return self.root / self.leg
 
     @property
     def synthetic(self) -> Path:
@@ -31,11 +37,11 @@ class Workspace:
     @property
     def mixed_gradients(self) -> Path:
         """The gradients of the plain run on the mixed-modality batch, as safetensors."""
-        return self.root / "mixed-gradients.safetensors"
+        return self.of_leg / "mixed-gradients.safetensors"
 
     def engine_checkpoints(self, stage: int) -> Path:
         """The folder of the stage's engine checkpoints; DeepSpeed writes a folder per tag into it."""
-        return self.root / f"zero{stage}"
+        return self.of_leg / f"zero{stage}"
 
     def digests(self, stage: int) -> Path:
         """Name -> SHA-256 of each weight in the stage's engine checkpoint, as JSON."""
@@ -80,11 +86,11 @@ class Workspace:
 
     def weights_32bit(self, stage: int) -> Path:
         """The folder of the weights consolidated from the stage's engine checkpoint."""
-        return self.root / f"zero{stage}-32bit"
+        return self.of_leg / f"zero{stage}-32bit"
 
     def weights_16bit(self, stage: int) -> Path:
         """The folder of the 16-bit weights that the stage's bf16 engine saved."""
-        return self.root / f"zero{stage}-16bit"
+        return self.of_leg / f"zero{stage}-16bit"
 
     def digests_16bit(self, stage: int) -> Path:
         """Name -> SHA-256 of each of those weights, as JSON."""

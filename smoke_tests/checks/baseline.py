@@ -30,7 +30,7 @@ def plain_run(context: RankContext, _: TrainingState) -> Outcome:
 
 
 def _save_mixed_gradients(context: RankContext, model: Any) -> None:
-    ranks = range(context.processes)
+    ranks = range(context.leg.world_size)
     for rank in ranks:
         (model(**context.on_device(mixed_modality.mixed_sample(context, rank))).loss / len(ranks)).backward()
     gradients = {name: p.grad.float().cpu().contiguous() for name, p in model.named_parameters() if p.grad is not None}
@@ -42,7 +42,7 @@ def _save_mixed_gradients(context: RankContext, model: Any) -> None:
 
 def _train(context: RankContext, model: Any) -> list[float]:
     """Do the ranks' optimizer steps and return their losses."""
-    batch = [training.own_sample(context, rank) for rank in range(context.processes)]
+    batch = [training.own_sample(context, rank) for rank in range(context.leg.world_size)]
     return optimizer_steps(model, [batch] * training.TRAIN_STEPS, context.optimizer)
 
 

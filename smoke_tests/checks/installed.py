@@ -50,7 +50,7 @@ def versions(context: RankContext, _: TrainingState) -> Outcome:
     """Check that what was imported is what is installed, unedited, and what is installed exactly lock and loader, if locked."""
     found = runtime.versions(context.device)
     asked = str(dist.get_backend())
-    expected = runtime.backend(context.device)
+    expected = context.leg.backend
     wrong = [] if asked == expected else [f"process group: expected {expected}, torch says {asked}"]
     if context.lock is None:
         installed = distributions.find()

@@ -82,6 +82,7 @@ def load(context: RankContext, state: TrainingState) -> Outcome:
     state.model, state.loading_info = read_model(context, context.source)
     parameters = list(state.model.parameters())
     how = "partitioned" if context.stage == 3 else "whole"
+    how += " on one rank" if context.world_size == 1 else ""
     workaround = ", waiting for gloo gathers" if context.stage == 3 and zero.has_gloo_race() else ""
     dtype = str(context.dtype).removeprefix("torch.")
     return judged(partition_problems(context, state.model), f"{len(parameters)} parameters {how}, {dtype}{workaround}")

@@ -9,7 +9,7 @@ import torch
 
 from smoke_tests.checks import loading, training
 from smoke_tests.checks.context import RankContext, TrainingState
-from smoke_tests.outcome import Outcome, failed, judged
+from smoke_tests.outcome import Outcome, failed, judged, passed
 
 TAG = "smoke"
 
@@ -41,6 +41,14 @@ def save(context: RankContext, state: TrainingState) -> Outcome:
     # Where bf16 is the main precision no bf16 run of its own leaves the 16-bit weights.
     problems = save_16bit(context, state) if context.dtype == torch.bfloat16 else []
     return judged(problems, "saved")
+
+
+def start_anew(context: RankContext, state: TrainingState) -> Outcome:
+    """Start the engine that resumes, with a gradient for its own first step."""
+    state.model = loading.ready_model(context, context.source)
+    training.start_engine(context, state)
+    state.engine.backward(state.engine(**training.own_sample(context)).loss)
+    return passed("started")
 
 
 def resume(context: RankContext, state: TrainingState) -> Outcome:

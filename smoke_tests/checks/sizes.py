@@ -41,7 +41,7 @@ def plain_run(context: RankContext, _: TrainingState) -> Outcome:
     tiny_checkpoint.write(workspace.real_sizes, realistic, samples.corpus(), vision_width=family.realistic_width)
     context = replace(context, source=workspace.real_sizes)
     model = loading.ready_model(context, context.source).to(context.torch_device).train()
-    rounds = zip(*(_numbers(rank, context.processes) for rank in range(context.processes)), strict=True)
+    rounds = zip(*(_numbers(rank, context.leg.world_size) for rank in range(context.leg.world_size)), strict=True)
     batches = [[_sample(context, number) for number in numbers] for numbers in rounds]
     losses = baseline.optimizer_steps(model, batches, context.optimizer)
     workspace.real_losses.write_text(json.dumps(losses))

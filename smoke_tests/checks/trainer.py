@@ -32,7 +32,7 @@ def _sample(context: RankContext, number: int) -> dict[str, torch.Tensor]:
 
 
 def _count(context: RankContext) -> int:
-    return STEPS * ACCUMULATION * context.processes
+    return STEPS * ACCUMULATION * context.leg.world_size
 
 
 def plain_run(context: RankContext, _: TrainingState) -> Outcome:

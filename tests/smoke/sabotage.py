@@ -23,7 +23,7 @@ from unittest.mock import patch
 
 import torch
 
-from smoke_tests import families, runtime
+from smoke_tests import families, legs, runtime
 from smoke_tests.checks import (
     RankContext,
     TrainingState,
@@ -86,6 +86,15 @@ def wrapped(owner: Any, name: str, after: Callable[..., None]) -> AbstractContex
 def held(parameter: Any) -> torch.Tensor:
     """Return the elements that this rank holds of a parameter."""
     return zero.local_partition(parameter)[0]
+
+
+# the run
+
+
+@sabotage
+def one_rank_and_two() -> None:
+    """Run what a machine with one GPU runs: everything with one rank, then with two."""
+    legs.choose = lambda *_: (legs.Leg("gloo", 1), legs.Leg("gloo", 2))
 
 
 # the checks
