@@ -1,5 +1,6 @@
 """Optimizer states and parameters in host memory, and the ops of DeepSpeed's own AdamW that a user's configuration requires."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -25,8 +26,8 @@ from smoke_tests.outcome import Outcome, failed, judged, passed
 # Seconds for an op, below the usual deadline of a step, so that a slow compiler is named and does not end the run.
 COMPILE_DEADLINE = 100.0
 STEPS = 5
-# Of a weight near 1 after five steps of about 1e-3 each: a few units in the last place, since the op sums in another order.
-TOLERANCE = 1e-6
+# Of weights up to 4 after five steps of about 1e-3: some units in the last place (5e-7), as the op rounds in another order.
+TOLERANCE = 1e-5
 RATE, EPSILON, DECAY = 1e-3, 1e-8, 0.01
 
 
@@ -85,7 +86,7 @@ def _compiled(context: RankContext, op: str) -> Outcome:
 def _compile(op: str) -> str:
     """Compile and load an op in a child process, which ends by the deadline; return what went wrong, in words.
 
-    What the child leaves is in this job's process group, which the supervisor kills when the job ends.
+    The child and its compilers stay in this job's process group, which the supervisor kills however the job ends.
     """
     child = os.fork()
     if child == 0:
@@ -100,11 +101,19 @@ def _compile(op: str) -> str:
     until = time.monotonic() + COMPILE_DEADLINE
     while not (ended := os.waitpid(child, os.WNOHANG))[0]:
         if time.monotonic() > until:
-            os.kill(child, signal.SIGKILL)
+            _end_group()
             os.waitpid(child, 0)
             return f"not compiled within {COMPILE_DEADLINE:.0f} s; run again on a machine that is less busy"
         time.sleep(0.05)
     return "not compiled; see the log of the job" if ended[1] else ""
+
+
+def _end_group() -> None:
+    """Kill all processes of this process's group but itself: a child, and the compilers that it started."""
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(ValueError, ProcessLookupError):
+            if int(entry.name) != os.getpid() and os.getpgid(int(entry.name)) == os.getpgrp():
+                os.kill(int(entry.name), signal.SIGKILL)
 
 
 def _steps(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) -> None:
