@@ -631,6 +631,12 @@ def longer_steps() -> None:
 
 
 @sabotage
+def impatient() -> None:
+    """Give compilers a second, as a machine that is too busy does."""
+    offload.COMPILE_DEADLINE = 1.0
+
+
+@sabotage
 def other_decay() -> None:
     """Have DeepSpeedCPUAdam decay weights ten times as fast."""
 

@@ -122,6 +122,14 @@ def test_compiler_that_fails(broken: Ended) -> None:
         assert_failed(broken, "offload", stage, BOTH, "cpu_adam: expected a compiled op, found none")
 
 
+def test_compiler_that_is_late(smoke: Starter) -> None:
+    """The run goes on without the ops, and no compiler is left."""
+    ended = smoke.run("--only", "cpu ops", sabotage=("impatient",))
+    assert ended.failures() == {("check", "cpu ops", None)}
+    assert_failed(ended, "cpu ops", None, (0,), r"^cpu_adam: not compiled within 1 s; ")
+    assert not list((ended.folder / "ops").rglob("*.ready"))
+
+
 def test_offload(decayed: Ended) -> None:
     assert decayed.failures() == {("check", "offload", 2)}
     assert_failed(decayed, "offload", 2, BOTH, r"after 5 steps a weight is off by \S+ from torch's AdamW")
