@@ -27,7 +27,7 @@ FROM_SOURCE = {"PYTHONPATH": "src", "SMOKEHOUSE_STARTED_BY": "nox"}
 INTERRUPT_TIMEOUT = 10.0
 TERMINATE_TIMEOUT = 10.0
 
-SCRIPTS_OF_IMAGES = ("docker/inside/describe", "docker/inside/doctor")  # Python without .py
+SCRIPTS_OF_IMAGES = ("docker/inside/describe",)  # Python without .py
 # .pre-commit-config.yaml has a hook for each, which runs `nox -s lint -- NAME`.
 LINTERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "ruff": (("ruff", "check"), ("ruff", "format", "--check")),

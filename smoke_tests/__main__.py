@@ -1,4 +1,4 @@
-"""`python -m smoke_tests`: exit code 0 when everything passed, 1 when something failed, 2 when the input is invalid."""
+"""`python -m smoke_tests [preflight]`: exit code 0 when everything passed, 1 when something failed, 2 for invalid input."""
 
 import os
 import sys
@@ -11,6 +11,10 @@ def main(arguments: list[str]) -> int:
     """Run the smoke tests with the command line `arguments`, and return the exit code."""
     began = time.monotonic()
     try:
+        if arguments[:1] == ["preflight"]:
+            from smoke_tests.machine import command
+
+            return command.main(arguments[1:])
         options = read(arguments)
         if options.validate:
             return 0

@@ -162,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
         "--start",
         choices=("fork", "spawn"),
         default="fork",
-        help="Start ranks by fork, which shares imports, or by spawn, which repeats them (default: fork).",
+        help="Start ranks by fork, which shares imports, or by spawn, as always on GPUs (default: fork on a CPU).",
     )
     add("--image", type=_digest, metavar="DIGEST", help=argparse.SUPPRESS)
     add("--validate", action="store_true", help=argparse.SUPPRESS)

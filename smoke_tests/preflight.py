@@ -18,10 +18,12 @@ from typing import Any
 
 from smoke_tests import families, report
 from smoke_tests import options as options_module
+from smoke_tests.machine import Situation, Visible, findings, visible_gpus
 from smoke_tests.options import InputError, Options
 from smoke_tests.outcome import one_line
 from smokehouse_loader import inspect_checkpoint
 
+PREFLIGHT = "python -m smoke_tests preflight"
 # Parameters of mallopt(3).
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
@@ -76,11 +78,12 @@ def prepare_process(*, offline: bool) -> None:
         "TOKENIZERS_PARALLELISM": "false",
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # looks for GPUs without initialising CUDA, which does not survive a fork
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic cuBLAS, so that a resumed run can be compared
-        "GLOO_SOCKET_IFNAME": "lo",  # one machine; by default gloo looks up its name
         "THP_MEM_ALLOC_ENABLE": "1",  # torch requests huge pages: fewer page faults
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    # One machine: gloo would look up its name, and NCCL take the first network card. What a cluster has set is for its network.
+    os.environ.update(GLOO_SOCKET_IFNAME="lo", NCCL_SOCKET_IFNAME="lo")
     # torchrun's own default. More would make the forked ranks hang: OpenMP's threads do not survive a fork.
     os.environ["OMP_NUM_THREADS"] = "1"
     if offline:
@@ -96,7 +99,8 @@ def check(options: Options, work: Path) -> Resources:
     """Import torch and transformers, fetch the requested checkpoint, and refuse what this machine cannot run.
 
     Raises:
-        InputError: There are too few GPUs or too little memory or disk, the port is in use, or the checkpoint is unusable.
+        InputError: There are too few GPUs or too little memory or disk, the port is in use, the checkpoint is unusable, or
+            the machine lacks what a run needs (see smoke_tests.machine).
     """
     print(f"smoke: {options.environment}, importing torch, transformers and deepspeed …", flush=True)
     import torch
@@ -104,10 +108,10 @@ def check(options: Options, work: Path) -> Resources:
     from smoke_tests import runtime
 
     torch.set_num_threads(1)
-    device = runtime.choose_device(options.device)
-    gpus = torch.cuda.device_count() if device == "cuda" else 0
-    if device == "cuda" and gpus == 0:
-        raise InputError("--device cuda: no GPU found by torch; check the driver with nvidia-smi, or give --device cpu")
+    visible = Visible(()) if options.device == "cpu" else visible_gpus()
+    gpus = len(visible.gpus)
+    device = runtime.choose_device(options.device, gpus)
+    _check_machine(options, device, visible)
     runtime.choose_accelerator(device)
     import transformers  # noqa: F401 - imported before the fork, so that no rank has to
 
@@ -123,6 +127,20 @@ def check(options: Options, work: Path) -> Resources:
     except ImportError as error:
         raise InputError(f"model family {family.name}: {error}; pin a transformers that has it, or fix its module") from error
     return Resources(device, processes, source)
+
+
+def _check_machine(options: Options, device: str, visible: Visible) -> None:
+    """Print what may go wrong on this machine, and refuse what will."""
+    wanted = "cpu" if device == "cpu" and options.device == "auto" and visible.gpus else options.device
+    ranks = options.processes if device == "cuda" else None
+    found = findings(Situation(wanted, ranks, training=False), visible)
+    for finding in found:
+        if finding.level == "warn":
+            print(f"smoke: warning: {finding}", flush=True)
+    if failures := [finding for finding in found if finding.level == "fail"]:
+        more = f" (and {len(failures) - 1} more; run {PREFLIGHT})" if len(failures) > 1 else ""
+        on_cpu = ", or give --device cpu" if device == "cuda" else ""
+        raise InputError(f"{failures[0]}{on_cpu}{more}")
 
 
 def _source(requested: str | None, family: families.Family) -> Path | None:

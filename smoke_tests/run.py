@@ -113,11 +113,12 @@ def _supervise(
         lock=options.lock,
         stack=options.stack,
     )
-    with Supervisor(brief, options.start, on_outcome) as supervisor:
+    # CUDA does not survive a fork, and libraries may start it without being asked: on GPUs every process begins with an exec.
+    start = "spawn" if resources.device == "cuda" else options.start
+    with Supervisor(brief, start, on_outcome) as supervisor:
         gc.freeze()  # a collection in a rank would touch, and so copy, every page it shares with this process
         supervisor.start(jobs[0])  # requires no DeepSpeed: it runs while this process imports it
-        if resources.device == "cpu" and options.start == "fork":
-            # On a GPU each rank does this itself: it initialises CUDA, which does not survive a fork.
+        if start == "fork":
             runtime.import_deepspeed(resources.device)
             runtime.import_engine_code()
         gc.freeze()

@@ -33,10 +33,10 @@ def installed(package: str) -> Version:
     return Version(importlib.metadata.version(package))
 
 
-def choose_device(requested: str) -> str:
-    """Return `cuda` or `cpu` for `auto`, `cuda` or `cpu`. Does not initialise CUDA, so that the process can fork."""
+def choose_device(requested: str, gpus: int) -> str:
+    """Return `cuda` or `cpu` for `auto`, `cuda` or `cpu` on a machine with `gpus`. Does not initialise CUDA."""
     if requested == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return "cuda" if gpus and torch.version.cuda else "cpu"
     return requested
 
 

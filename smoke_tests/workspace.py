@@ -57,6 +57,10 @@ class Workspace:
         """Name -> SHA-256 of each of those weights, as JSON."""
         return self.weights_16bit(stage) / "digests.json"
 
+    def brief(self, job: str) -> Path:
+        """What a launcher that begins with an exec is told, as a pickle."""
+        return self.root / f"{job}.brief"
+
     @property
     def agent_logs(self) -> Path:
         """The folder of the logs of torchrun's agent."""

@@ -18,12 +18,10 @@ def main(context: Path, out: Path) -> None:
     folder = out / tree.SMOKEHOUSE
     shutil.copytree(context / "ours", folder)
     site = Path("/", tree.PREFIX, "lib", f"python{plan['python']}", "site-packages")
-    hook = out / site.relative_to("/") / "_smokehouse_home.py"
-    hook.parent.mkdir(parents=True)
-    shutil.move(folder / "home.py", hook)
-    hook.with_suffix(".pth").write_text("import _smokehouse_home\n")
     for name in plan["programs"]:
         (folder / name).chmod(0o755)
+    (out / site.relative_to("/")).parent.mkdir(parents=True)
+    shutil.move(folder / "site", out / site.relative_to("/"))
     tree.compile_python(out, [out / "opt"])
     reasons = _generated(plan, site)
     for path in sorted(out.rglob("*")):

@@ -4,18 +4,32 @@ import contextlib
 import ctypes
 import multiprocessing.popen_fork
 import os
+import pickle
 import signal
 import socket
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from smoke_tests.outcome import one_line
 from smoke_tests.ranks.brief import Brief
 from smoke_tests.ranks.channel import Channel, Exit, Fatal
 
+# The program of a launcher that begins with an exec; its arguments are the supervisor's ID, a file, and where this package is.
+# The supervisor may be gone before the launcher asks to be killed with it.
+_FRESH = """
+import os, pickle, sys
+parent, file, place = sys.argv[1:]
+sys.path.insert(0, place)
+from smoke_tests.ranks import processes
+processes.die_with_parent()
+if os.getppid() != int(parent):
+    sys.exit(1)
+with open(file, "rb") as brief:
+    processes.run_launcher(*pickle.load(brief), "spawn")
+"""
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -31,17 +45,33 @@ def die_with_parent() -> None:
 
 
 def start(entry: Callable[[Brief], None], brief: Brief, start_method: str) -> int:
-    """Fork a launcher in its own session that runs `entry(brief)` in every rank of the brief's job, and return its process id.
+    """Start a launcher in its own session that runs `entry(brief)` in every rank of the brief's job, and return its process id.
 
-    The caller must have one thread only.
+    With the start method `spawn`, launcher and ranks begin with an exec and import everything themselves, as CUDA requires.
+    With `fork` they share what this process has imported; it must have one thread only.
     """
+    if start_method == "spawn":
+        return _start_fresh(entry, brief)
     process = os.fork()
-    if process:
-        return process
-    try:
+    if not process:
         os.setsid()
-        die_with_parent()
         signal.set_wakeup_fd(-1)
+        run_launcher(entry, brief, start_method)
+    return process
+
+
+def _start_fresh(entry: Callable[[Brief], None], brief: Brief) -> int:
+    """Start a Python that reads `entry` and `brief` from a file, and runs `run_launcher`."""
+    file = brief.workspace.brief(brief.job.name)
+    file.write_bytes(pickle.dumps((entry, brief)))
+    arguments = [sys.executable, "-c", _FRESH, str(os.getpid()), str(file), str(Path(__file__).parents[2])]
+    return os.posix_spawn(sys.executable, arguments, os.environ, setsid=True)
+
+
+def run_launcher(entry: Callable[[Brief], None], brief: Brief, start_method: str) -> NoReturn:
+    """Run `entry(brief)` in every rank of the brief's job, from this process, and exit."""
+    try:
+        die_with_parent()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         log_to(brief.logs / brief.job.name / "launcher.log")

@@ -403,6 +403,9 @@ def checkout(root: Path, tmp_path: Path, index: Index, uv_cache: Path, packages:
     found.stack.write_text(STACK)
     (root_folder / "smoke_tests").mkdir()
     (root_folder / "smoke_tests" / "__main__.py").write_text(SMOKE_TESTS)
+    shutil.copytree(
+        root / "smoke_tests" / "machine", root_folder / "smoke_tests" / "machine", ignore=shutil.ignore_patterns("__pycache__")
+    )
     shutil.copy(root / "pyproject.toml", root_folder)
     (root_folder / "lockfiles").mkdir()
     shutil.copy(root / "lockfiles" / "tools.txt", root_folder / "lockfiles")

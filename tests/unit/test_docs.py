@@ -98,6 +98,16 @@ def _parse(session: str, arguments: list[str], smoke_help: str) -> None:
         assert all((_ROOT / argument).exists() for argument in arguments if argument.startswith("tests/"))
 
 
+def test_containers_with_gpus_get_shared_memory() -> None:
+    """Docker's default is 64 MiB, in which NCCL cannot start."""
+    places = [*_PAGES, *(path for path in (_ROOT / "docker").rglob("*") if path.is_file() and path.suffix in ("", ".md"))]
+    places += (_ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")
+    text = "\n".join(page.read_text() for page in places)
+    lines = {line.strip() for line in text.splitlines() if re.search(r"docker run\b.*--gpus", line)}
+    assert len(lines) > 5
+    assert [line for line in lines if "--shm-size" not in line and "--ipc" not in line] == []
+
+
 def test_every_session_is_mentioned_and_no_other() -> None:
     mentioned = {name for page in _PAGES for mention in _MENTION.findall(page.read_text()) for name in mention.split()[2:]}
     used = {words[2] for words in (command.split() for _, command in _DOCUMENTED) if words[1] == "-s"}

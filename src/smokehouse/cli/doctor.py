@@ -14,15 +14,14 @@ def doctor(
 ) -> int:
     """Check this machine: driver, shared memory, limits, disk, Python, compilers; exit with 1 where training cannot work."""
     from smokehouse import locks
-    from smokehouse.images.spec import oldest_driver
     from smokehouse.installs import machine
 
     checkout = Checkout.find(Path.cwd())
     locked = locks.load(checkout, name)
-    found = machine.findings(checkout, locked, oldest_driver(locked.cuda))
+    found = machine.findings(checkout, locked)
     if as_json:
         print(json.dumps({"environment": locked.name, "findings": [asdict(finding) for finding in found]}, indent=1))
     else:
         for finding in found:
-            print(f"  {finding.verdict:<5} {finding.text}")
-    return int(any(finding.verdict == "FAIL" for finding in found))
+            print(f"  {'FAIL' if finding.level == 'fail' else finding.level:<5} {finding}")
+    return int(any(finding.level == "fail" for finding in found))

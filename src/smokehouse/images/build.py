@@ -147,7 +147,7 @@ def base_context(base: Base) -> str:
 
 def _fetch(checkout: Checkout, locked: LockedEnvironment, request: ImageRequest) -> tuple[ImageSpec, Bundle]:
     """Download what the image is built from; return its specification and the bundle that has its packages."""
-    oldest_driver(locked.cuda)  # an unknown CUDA release is refused before anything is downloaded
+    oldest_driver(checkout, locked.cuda)  # an unknown CUDA release is refused before anything is downloaded
     wheels = fetch_wheels(checkout, request.extra_wheels, locked.environment, locked.lock)
     base = bases.parse(request.base) if request.base else bases.make(checkout)
     bundle = bundle_for(checkout, locked, request.flavour, request.bundle, request.channel)

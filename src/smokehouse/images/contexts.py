@@ -16,10 +16,10 @@ from smokehouse.images import sbom
 from smokehouse.images.base import EPOCH, tini
 from smokehouse.images.extra_wheels import extend_lock
 from smokehouse.images.labels import Ops
-from smokehouse.images.paths import PREFIX, PROGRAMS
+from smokehouse.images.paths import PREFIX, PROGRAMS, SITE_FILES
 from smokehouse.images.plan import Layer, Plan
 from smokehouse.images.spec import ImageSpec, oldest_driver, stack
-from smokehouse.installs import Bundle, conda_packages
+from smokehouse.installs import Bundle, conda_packages, site_files
 from smokehouse.locks import LOCK_JSON, CondaPackage, Lock, LockedFile, constraints
 from smokehouse.storage import files
 from smokehouse.storage.disk import require_free_space
@@ -112,7 +112,7 @@ def smokehouse_files(checkout: Checkout, spec: ImageSpec, bundle: Bundle, folder
     inside = context / _SMOKEHOUSE_FILES
     inside.mkdir(parents=True)
     _copy_checkout(checkout, spec, inside)
-    for name, text in _texts(spec, lock, _licences(spec, bundle)).items():
+    for name, text in _texts(checkout, spec, lock, _licences(spec, bundle)).items():
         (inside / name).write_text(text)
     (inside / "tini").write_bytes(tini(checkout, folder.parent / "packages"))
     plan = {
@@ -162,9 +162,10 @@ def _entries(locked: Sequence[LockedFile]) -> list[dict[str, str]]:
 
 def _copy_checkout(checkout: Checkout, spec: ImageSpec, inside: Path) -> None:
     """Copy to `inside` what an image has of the checkout: its programs, the smoke tests, the loader and the lock."""
-    for path in sorted(checkout.file("docker/inside").iterdir()):
-        shutil.copyfile(path, inside / path.name)
     unwanted = shutil.ignore_patterns("__pycache__", ".*")
+    shutil.copytree(checkout.file("docker/inside"), inside, ignore=unwanted, copy_function=shutil.copyfile, dirs_exist_ok=True)
+    for name, data in site_files.contents(spec.locked.cuda).items():
+        files.write(inside / SITE_FILES / name, data)
     shutil.copytree(checkout.file("smoke_tests"), inside / "smoke_tests", ignore=unwanted)
     loader = Path(__file__).parents[1].with_name("smokehouse_loader")  # the smoke tests import it
     shutil.copytree(loader, inside / loader.name, ignore=unwanted)
@@ -182,7 +183,7 @@ def _licences(spec: ImageSpec, bundle: Bundle) -> dict[str, str]:
     return licences
 
 
-def _texts(spec: ImageSpec, lock: Lock, licences: Mapping[str, str]) -> dict[str, str]:
+def _texts(checkout: Checkout, spec: ImageSpec, lock: Lock, licences: Mapping[str, str]) -> dict[str, str]:
     """Return the generated files in /opt/smokehouse by name; `lock` is the environment's, extended with extra wheels."""
     name, cuda = spec.locked.name, spec.locked.cuda
     extra = [wheel.file for wheel in spec.extra_wheels]
@@ -195,7 +196,8 @@ def _texts(spec: ImageSpec, lock: Lock, licences: Mapping[str, str]) -> dict[str
     }
     texts = {
         "constraints.txt": constraints.pins(lock),
-        "driver": f"{oldest_driver(cuda)}\n",
+        "cuda": f"{cuda}\n",
+        "driver": f"{oldest_driver(checkout, cuda)}\n",
         "environment": f"{name}\n",
         "sbom.spdx.json": sbom.text(lock, spec.conda, spec.base.packages, licences),
     }

@@ -2,8 +2,12 @@
 
 from pathlib import Path
 
+from smokehouse.installs import site_files
+
 PREFIX = Path("/opt/env")
-PROGRAMS = ("describe", "doctor", "entrypoint", "smoke", "tini")
+# The folder of Smokehouse's files whose content goes to site-packages, and which files are programs.
+SITE_FILES = "site"
+PROGRAMS = ("describe", "doctor", "entrypoint", "smoke", "tini", f"{SITE_FILES}/{site_files.EXECUTABLE}")
 
 ENV = str(PREFIX).removeprefix("/")
 SMOKEHOUSE = "opt/smokehouse"

@@ -1,9 +1,11 @@
 """The specification of an image: what it is built from, and the tags and labels that follow from it."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, time
 
+from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
 from smokehouse.images.base import Base
 from smokehouse.images.extra_wheels import ExtraWheel, FetchedWheel
@@ -11,8 +13,8 @@ from smokehouse.images.labels import STACK, Flavour, ImageLabels, Ops
 from smokehouse.locks import CondaPackage, Lock, LockedEnvironment
 from smokehouse.storage.files import sha256
 
-# By major release of CUDA. See: https://docs.nvidia.com/deploy/cuda-compatibility/, minor version compatibility.
-_OLDEST_DRIVERS = {"11": "450.80.02", "12": "525.60.13", "13": "580.65.06"}
+# The table that the preflight of the smoke tests reads, too.
+_DRIVERS = "smoke_tests/machine/drivers.json"
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,12 @@ def created(lock: Lock) -> datetime:
     return datetime.combine(lock.cutoff, time(), UTC)
 
 
-def oldest_driver(cuda: str) -> str:
+def oldest_driver(checkout: Checkout, cuda: str) -> str:
     """Return the oldest NVIDIA driver that supports CUDA `cuda`, such as 12.4; raises UserError where none is known."""
+    drivers = json.loads(checkout.file(_DRIVERS).read_text())["oldest_driver_of_cuda"]
     major = cuda.partition(".")[0]
-    if major not in _OLDEST_DRIVERS:
+    if major not in drivers:
         raise UserError(
-            f"CUDA {cuda}: expected a release whose oldest driver is known ({', '.join(_OLDEST_DRIVERS)}); "
-            f"add it to src/smokehouse/images/spec.py"
+            f"CUDA {cuda}: expected a release whose oldest driver is known ({', '.join(drivers)}); add it to {_DRIVERS}"
         )
-    return _OLDEST_DRIVERS[major]
+    return str(drivers[major])

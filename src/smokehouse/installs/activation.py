@@ -141,12 +141,17 @@ def variables(folder: Path, environ: Mapping[str, str]) -> dict[str, str]:
     others = {str(Path(sys.prefix, "bin"))} if sys.prefix != sys.base_prefix else set()
     others |= {str(Path(environ[name], "bin")) for name in ("VIRTUAL_ENV", "CONDA_PREFIX") if environ.get(name)}
     path = [entry for entry in environ.get("PATH", os.defpath).split(os.pathsep) if entry not in others]
-    kept = {name: value for name, value in environ.items() if name not in _FOREIGN}
+    kept = without_foreign(environ)
     kept |= {"PATH": os.pathsep.join([str(folder / "bin"), *path]), "VIRTUAL_ENV": str(folder), "PYTHONNOUSERSITE": "1"}
     constraints_file = folder / _CONSTRAINTS_FILE
     if constraints_file.is_file():
         kept |= dict.fromkeys(_CONSTRAINTS, constraints_file.absolute().as_uri())
     return kept | ({"CONDA_PREFIX": str(folder)} if (folder / "conda-meta").is_dir() else {})
+
+
+def without_foreign(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment variables `environ` without those that bring packages of another Python."""
+    return {name: value for name, value in environ.items() if name not in _FOREIGN}
 
 
 def _read(folder: Path, locked: LockedEnvironment) -> Installation | None:

@@ -6,7 +6,6 @@ import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from smokehouse.checkout import Checkout
@@ -24,17 +23,26 @@ _DEADLINE = 60.0  # seconds
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check. Training or the installation fails after `FAIL`; after `warn` some of it may."""
+    """One finding: `what` was found `where`, and how to fix it. Training or the installation fails after `fail`.
 
-    verdict: Literal["ok", "warn", "FAIL"]
-    text: str
+    See: smoke_tests/machine/finding.py, whose JSON this reads.
+    """
+
+    level: Literal["ok", "warn", "fail"]
+    what: str
+    where: str
+    fix: str = ""
+
+    def __str__(self) -> str:
+        """Return it as one line, without the level."""
+        return f"{self.where}: {self.what}{f'; {self.fix}' if self.fix else ''}"
 
 
-def findings(checkout: Checkout, locked: LockedEnvironment, driver: str) -> list[Finding]:
-    """Check this machine for an environment that needs the NVIDIA driver `driver` or a later one; raises UserError."""
+def findings(checkout: Checkout, locked: LockedEnvironment) -> list[Finding]:
+    """Check this machine for an environment; raises UserError."""
     installation = activation.find(checkout, locked)
     return [
-        *_machine(checkout, driver),
+        *_machine(checkout, locked, installation),
         _platform(locked),
         _python(locked),
         *_compilers(),
@@ -43,40 +51,41 @@ def findings(checkout: Checkout, locked: LockedEnvironment, driver: str) -> list
     ]
 
 
-def _machine(checkout: Checkout, driver: str) -> Iterator[Finding]:
-    """Yield what the doctor of images finds here: it is the owner of these checks."""
-    doctor = checkout.file("docker/inside/doctor")
-    command = [sys.executable, "-I", str(doctor), "--host", "--json", "--driver", driver]
-    ended = run(command, deadline=_DEADLINE, environ=os.environ, cwd=Path("/"))
+def _machine(checkout: Checkout, locked: LockedEnvironment, installation: Installation | None) -> Iterator[Finding]:
+    """Yield what the preflight of the smoke tests finds here, run by the environment's Python if it is installed."""
+    python = str(installation.folder / "bin" / "python") if installation else sys.executable
+    command = [python, "-m", "smoke_tests.machine", "--remedies", "host", "--json", "--cuda", locked.cuda]
+    place = checkout.file("smoke_tests").parent
+    ended = run(command, deadline=_DEADLINE, environ=activation.without_foreign(os.environ), cwd=place)
     try:
         yield from (Finding(**found) for found in json.loads(ended.stdout))
     except (ValueError, TypeError):
         said = (ended.stderr or ended.stdout).strip().rpartition("\n")[2]
-        raise UserError(f"{doctor}: expected JSON, found {said or 'nothing'}; install Smokehouse again") from None
+        raise UserError(f"smoke_tests.machine: expected JSON, found {said or 'nothing'}; install Smokehouse again") from None
 
 
 def _platform(locked: LockedEnvironment) -> Finding:
     try:
         require_platform(locked.lock.platform, locked.name)
     except UserError as problem:
-        return Finding("FAIL", str(problem))
-    return Finding("ok", f"platform {locked.lock.platform}")
+        return Finding("fail", str(problem).partition(": ")[2], locked.name)
+    return Finding("ok", locked.lock.platform, "platform")
 
 
 def _python(locked: LockedEnvironment) -> Finding:
     version = locked.lock.python
     if found := uv.find_python(version):
-        return Finding("ok", f"Python {version} at {found}")
+        return Finding("ok", str(found), f"Python {version}")
     prefix = as_typed("install", locked.name, "PREFIX")
-    return Finding("warn", f"Python {version} not found; uv downloads one where it may, and {prefix} brings one")
+    return Finding("warn", "not found", f"Python {version}", f"uv downloads one where it may, and {prefix} brings one")
 
 
 def _compilers() -> Iterator[Finding]:
     for program, needed_for in (("g++", "DeepSpeed compiles CPU ops"), ("nvcc", "DeepSpeed and flash-attn compile CUDA ops")):
         if found := shutil.which(program):
-            yield Finding("ok", f"{program} at {found}")
+            yield Finding("ok", found, program)
         else:
-            yield Finding("warn", f"{program} not found, with which {needed_for}; an environment with --devel has it")
+            yield Finding("warn", f"not found, with which {needed_for}", program, "an environment with --devel has it")
 
 
 def _disk(checkout: Checkout, locked: LockedEnvironment, installation: Installation | None) -> Finding:
@@ -84,15 +93,16 @@ def _disk(checkout: Checkout, locked: LockedEnvironment, installation: Installat
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(existing).free
     needed = sum(file.size for file in (*locked.lock.pip, *locked.lock.build)) * PYPI_GROWTH
+    what = f"{size(free)} free, {locked.name} needs {size(needed)}"
     if free < needed and not installation:
-        return Finding("FAIL", f"{folder}: {size(free)} free, {locked.name} needs {size(needed)}; free disk space")
-    return Finding("ok", f"{folder}: {size(free)} free, {locked.name} needs {size(needed)}")
+        return Finding("fail", what, str(folder), "free disk space")
+    return Finding("ok", what, str(folder))
 
 
 def _installation(locked: LockedEnvironment, found: Installation | None) -> Finding:
-    smoke = as_typed("smoke", locked.name)
+    fix = f"run {as_typed('smoke', locked.name)}"
     if found is None:
-        return Finding("warn", f"{locked.name} is not installed; run {smoke}")
+        return Finding("warn", "not installed", locked.name, fix)
     if not found.current:
-        return Finding("warn", f"{found.folder}: installed from an older lock; run {smoke}")
-    return Finding("ok", f"{locked.name} is installed in {found.folder}")
+        return Finding("warn", "installed from an older lock", str(found.folder), fix)
+    return Finding("ok", f"installed in {found.folder}", locked.name)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from smokehouse.console import status
 from smokehouse.errors import UserError
-from smokehouse.installs import activation, conda_packages
+from smokehouse.installs import activation, conda_packages, site_files
 from smokehouse.installs.bundle import Bundle
 from smokehouse.installs.fetch import fetch_conda
 from smokehouse.installs.target import MARKER, PYPI_GROWTH, read_marker, require_platform
@@ -75,6 +75,7 @@ def install(
             fetch_conda(packages, archives, channel or locked.lock.channel_url)
         _install_conda(staging, locked, packages, archives, used_as)
         _install_pypi(staging, locked, bundled, descriptor)
+        site_files.add(staging / "prefix", locked.lock.python, locked.cuda)
         activation.prepare(staging / "prefix", locked, used_as)
         files.write(staging / "prefix" / MARKER, json.dumps(marker, indent=2) + "\n")
         if folder.exists():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from smokehouse.checkout import Checkout
 from smokehouse.console import status
-from smokehouse.installs import activation
+from smokehouse.installs import activation, site_files
 from smokehouse.installs.bundle import Bundle
 from smokehouse.installs.target import MARKER, PYPI_GROWTH, read_marker, require_platform, temporary_folder
 from smokehouse.locks import LockedEnvironment
@@ -34,6 +34,7 @@ def ensure(checkout: Checkout, locked: LockedEnvironment, bundle: Bundle | None 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with exclusive(folder.with_name(f".{folder.name}.lock"), f"installing {name}") as descriptor:
         if read_marker(folder) == content and os.access(python, os.X_OK):
+            site_files.add(folder, lock.python, locked.cuda)  # an earlier release did not
             return python
         require_platform(lock.platform, pins.name)
         size = sum(file.size for file in (*lock.pip, *lock.build))
@@ -48,6 +49,7 @@ def ensure(checkout: Checkout, locked: LockedEnvironment, bundle: Bundle | None 
         with temporary_folder(folder.with_name(f".{folder.name}.cache")) as cache:
             offline = uv.Offline(bundle.wheels, cache) if bundle else None
             uv.install(folder, pins.path, build_pins, lock.sdists, offline=offline, pass_fds=[descriptor])
+        site_files.add(folder, lock.python, locked.cuda)
         activation.prepare(folder, locked, folder)
         files.write(marker, json.dumps(content, indent=2) + "\n")
         status(f"installed {name} in {time.monotonic() - began:.0f} s")

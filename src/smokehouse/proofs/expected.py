@@ -23,7 +23,7 @@ from typing import Any
 
 from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
-from smokehouse.images.paths import ENV, INSTALLER, PREFIX, PROGRAMS, SMOKEHOUSE
+from smokehouse.images.paths import ENV, INSTALLER, PREFIX, PROGRAMS, SITE_FILES, SMOKEHOUSE
 from smokehouse.locks import Lock, LockedFile
 from smokehouse.oci.filesystem import Entry, Tree
 from smokehouse.programs.process import run
@@ -161,9 +161,9 @@ class ExpectedFiles:
         for path in sorted(folder.rglob("*")):
             if path.is_file():
                 name = str(path.relative_to(folder))
-                place = f"{self.site}/_smokehouse_home.py" if name == "home.py" else f"{SMOKEHOUSE}/{name}"
+                below = name.removeprefix(f"{SITE_FILES}/")
+                place = f"{self.site}/{below}" if below != name else f"{SMOKEHOUSE}/{name}"
                 self._put_checkout(place, path.read_bytes(), runs=name in PROGRAMS)
-        self._put_checkout(f"{self.site}/_smokehouse_home.pth", b"import _smokehouse_home\n", runs=False)
 
     def add_built(self, sdist: LockedFile, archive: Path, tree: Tree) -> list[str]:
         """Add the files that were built from a source distribution, according to the RECORD in the image.

@@ -20,6 +20,8 @@ from smokehouse.runs.report import Report
 
 _NOBODY = 54321  # a user and a group that no image has a name for
 _DEADLINE = 7200.0  # seconds
+# What an NVIDIA driver has: the module of Linux, or what WSL2 brings from Windows.
+_DRIVER = ("/proc/driver/nvidia/version", "/usr/lib/wsl/lib/libcuda.so.1")
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def _prepare(checkout: Checkout, reference: str, options: Sequence[str]) -> _Con
     limits += ["--mount", f"type=bind,source={folder},target=/report"]
     for checkpoint in _checkpoint_folders(options):
         limits += ["--mount", f"type=bind,source={checkpoint},target={checkpoint},readonly"]
-    if Path("/proc/driver/nvidia/version").exists():
+    if any(Path(place).exists() for place in _DRIVER):
         limits += ["--gpus", "all"]
     command = ["smoke", "--report", "/report", "--image", image.digest, *options]
     return _Container(image, name, command, limits, folder)

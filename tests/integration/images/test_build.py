@@ -17,6 +17,7 @@ from smokehouse.checkout import Checkout
 from smokehouse.images.plan import plan_layers
 from smokehouse.locks import model
 
+from ... import stubs
 from ...unit.conftest import TestCheckout
 from ..conftest import STRANGER, UID, as_builder, built, locked_tiny
 from ..debian import unpack
@@ -254,14 +255,27 @@ def test_doctor_names_what_is_too_small_and_too_old(image: str, engine: Engine, 
     version.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  470.82.01  Wed Oct 27\nGCC version:  gcc\n")
     old = ["--mount", f"type=bind,source={tmp_path},target=/fake,readonly", "--env", "SMOKEHOUSE_PROC=/fake"]
     line = "this image needs NVIDIA driver 525.60.13 or later, this machine has 470.82.01; update it"
+    hidden = "libcuda.so.1 is not found here, so only the CPU works; start with --gpus all"
     ended = engine.docker("run", "--rm", *STRANGER, *old, image, "doctor", check=False)
     assert ended.returncode == 1
-    assert f"  FAIL  {line}\n" in ended.stdout
-    assert "  FAIL  /dev/shm has 64 MiB" in ended.stdout
+    assert f"  warn  NVIDIA driver: version 470.82.01 is on this machine, but {hidden}\n" in ended.stdout
+    assert "  FAIL  /dev/shm: 64 MiB, NCCL and data loaders need 1024 MiB; start with --shm-size 2g" in ended.stdout
     assert engine.docker("run", "--rm", *STRANGER, *old, image, "true").stderr == f"smokehouse: {line}\n"
     version.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.14  Thu Feb 22\n")
     ended = engine.docker("run", "--rm", *STRANGER, *old, "--shm-size", "2g", image, "doctor")
-    assert "  ok    NVIDIA driver 550.54.14, 525.60.13 or later is needed\n" in ended.stdout
+    assert "  ok    /dev/shm: 2048 MiB" in ended.stdout
+    # What the engine's --gpus all brings: the driver's libraries and devices.
+    libraries = stubs.build(tmp_path / "stubs")
+    (tmp_path / "nvidiactl").touch(0o666)
+    for cuda, code, expected in (
+        (12040, 0, "  ok    NVIDIA driver: 550.54.14, supports CUDA 12.4, 525.60.13 or later is needed\n"),
+        (11040, 1, "  FAIL  NVIDIA driver: the environment with CUDA 12.4 needs 525.60.13 or later"),
+    ):
+        variables = stubs.environ(Path("/fake/stubs"), made=libraries, cuda=cuda) | {"SMOKEHOUSE_DEV": "/fake"}
+        brought = [*old, *(word for name, value in variables.items() for word in ("--env", f"{name}={value}"))]
+        ended = engine.docker("run", "--rm", *STRANGER, *brought, "--shm-size", "2g", image, "doctor", check=False)
+        assert expected in ended.stdout
+        assert ended.returncode == code
     assert engine.docker("run", "--rm", *STRANGER, *old, image, "true").stderr == ""
 
 

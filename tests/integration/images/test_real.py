@@ -14,6 +14,7 @@ import pytest
 from smokehouse.oci.reference import Reference
 from smokehouse.oci.registry import Registry
 
+from ... import stubs
 from ...unit.channel import copy
 from ...unit.conftest import TestCheckout
 from .. import toolkit
@@ -175,6 +176,23 @@ def test_ops_are_there_for_whoever_has_no_compiler(real: Real, pulled: Engine) -
     assert pulled.docker("run", "--rm", *STRANGER, real.reference, "sh", "-c", compilers, check=False).stdout == ""
     said = pulled.docker("run", "--rm", *STRANGER, real.reference).stdout
     assert "DeepSpeed's fused_adam and cpu_adam are compiled, for sm_80, sm_90 and x86-64-v3" in said
+
+
+def test_deepspeed_is_imported_where_gpus_are_and_nvcc_is_not(real: Real, pulled: Engine, tmp_path: Path) -> None:
+    """With stub libraries for the driver's; the image answers DeepSpeed's question for nvcc, and refuses to compile."""
+    libraries = stubs.build(tmp_path / "stubs")
+    (libraries / "nvidiactl").touch()
+    variables = stubs.environ(Path("/stubs"), gpus=2, made=libraries) | {"SMOKEHOUSE_DEV": "/stubs"}
+    options = [word for name, value in variables.items() for word in ("--env", f"{name}={value}")]
+    options += ["--mount", f"type=bind,source={libraries},target=/stubs,readonly"]
+    code = "import os, torch, deepspeed; print(torch.cuda.device_count(), os.environ['CUDA_HOME'])"
+    said = pulled.docker("run", "--rm", *STRANGER, *options, real.reference, "python", "-c", code).stdout
+    assert said.splitlines()[-1] == f"2 {SITE}/_smokehouse_cuda"
+    without = f"import torch.utils.cpp_extension as extension; extension.CUDA_HOME = None; {code}"
+    failed = pulled.docker("run", "--rm", *STRANGER, *options, real.reference, "python", "-c", without, check=False)
+    assert "MissingCUDAException" in failed.stderr
+    compiled = pulled.docker("run", "--rm", real.reference, f"{SITE}/_smokehouse_cuda/bin/nvcc", "-c", "x.cu", check=False)
+    assert "devel flavour" in compiled.stderr
 
 
 def test_the_op_for_gpus_is_for_those_that_the_image_names(real: Real, pulled: Engine, programs: Path, tmp_path: Path) -> None:

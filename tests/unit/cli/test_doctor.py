@@ -1,69 +1,81 @@
-"""`doctor`: the checks of docker/inside/doctor and those of the builder, on this machine."""
+"""`doctor`: the preflight of the smoke tests and the checks of the builder, on this machine."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ..conftest import TestCheckout
+from tests import stubs
 
-DRIVER = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  {}  Tue Nov  1 00:00:00 UTC 2022\n"
+from ..conftest import TestCheckout
 
 
 @pytest.fixture
-def sick(checkout: TestCheckout, root: Path) -> TestCheckout:
-    """A locked checkout with the programs of images."""
-    (checkout.root / "docker").symlink_to(root / "docker")
+def sick(checkout: TestCheckout) -> TestCheckout:
+    """A locked checkout."""
     checkout.lock()
     return checkout
 
 
-def findings(checkout: TestCheckout, *, code: int = 0, **environ: str) -> dict[str, str]:
-    """The verdict of each check by its text."""
+def findings(checkout: TestCheckout, *, code: int | None = None, **environ: str) -> dict[str, list[dict[str, Any]]]:
+    """The findings by where they are; `code` is the exit code, that of the findings if None."""
     ended = checkout.run("doctor", "tiny", "--json", **environ)
-    assert ended.returncode == code, ended.stderr
-    return {finding["text"]: finding["verdict"] for finding in json.loads(ended.stdout)["findings"]}
+    found = json.loads(ended.stdout)["findings"]
+    expected = int(any(finding["level"] == "fail" for finding in found)) if code is None else code
+    assert ended.returncode == expected, ended.stderr
+    return {finding["where"]: [other for other in found if other["where"] == finding["where"]] for finding in found}
 
 
 @pytest.mark.parametrize(
-    ("version", "code", "verdict", "text"),
+    ("driver", "cuda", "level", "text"),
     [
-        ("550.54.14", 0, "ok", "NVIDIA driver 550.54.14, 525.60.13 or later is needed"),
-        ("470.1", 1, "FAIL", "the environment needs NVIDIA driver 525.60.13 or later, this machine has 470.1; update it"),
-        (None, 0, "warn", "NVIDIA driver not found, so only the CPU works; if the machine has a GPU, install NVIDIA's driver"),
+        ("550.54.14", 12040, "ok", "550.54.14, supports CUDA 12.4, 525.60.13 or later is needed"),
+        # Minor-version compatibility: an older release of the same major one.
+        ("525.60.13", 12000, "ok", "525.60.13, supports CUDA 12.0, 525.60.13 or later is needed"),
+        (
+            "470.1",
+            11040,
+            "fail",
+            "the environment with CUDA 12.4 needs 525.60.13 or later, found 470.1, which supports CUDA 11.4",
+        ),
+        # Forward compatibility: a libcuda that is newer than the driver.
+        ("470.1", 12040, "ok", "470.1, supports CUDA 12.4, with CUDA 12.4 by cuda-compat"),
     ],
 )
-def test_the_driver_is_compared(
-    sick: TestCheckout, tmp_path: Path, version: str | None, code: int, verdict: str, text: str
-) -> None:
-    proc = tmp_path / "proc"
-    (proc / "driver" / "nvidia").mkdir(parents=True)
-    if version:
-        (proc / "driver" / "nvidia" / "version").write_text(DRIVER.format(version))
-    assert findings(sick, code=code, SMOKEHOUSE_PROC=str(proc))[text] == verdict
+def test_the_driver_is_compared(sick: TestCheckout, tmp_path: Path, driver: str, cuda: int, level: str, text: str) -> None:
+    libraries, devices = stubs.build(tmp_path / "stubs"), tmp_path / "dev"
+    devices.mkdir()
+    (devices / "nvidiactl").touch()
+    environ = stubs.environ(libraries, driver=driver, cuda=cuda) | {"SMOKEHOUSE_DEV": str(devices)}
+    [found] = findings(sick, code=int(level == "fail"), **environ)["NVIDIA driver"]
+    assert (found["level"], found["what"]) == (level, text)
+
+
+def test_without_a_driver_only_the_cpu_works(sick: TestCheckout, tmp_path: Path) -> None:
+    [found] = findings(sick, SMOKEHOUSE_PROC=str(tmp_path), SMOKEHOUSE_DEV=str(tmp_path))["NVIDIA driver"]
+    assert found["what"] == "not found, so only the CPU works"
+    assert found["fix"] == "if the machine has a GPU, install the driver"
 
 
 def test_what_is_missing_is_named_with_its_remedy(sick: TestCheckout, tmp_path: Path) -> None:
-    python, nowhere = Path(sys.executable), tmp_path / "bin"
+    nowhere = tmp_path / "bin"
     nowhere.mkdir()
-    (nowhere / "python").symlink_to(python)
     found = findings(sick, PATH=str(nowhere))
-    assert found["g++ not found, with which DeepSpeed compiles CPU ops; an environment with --devel has it"] == "warn"
-    assert any(text.startswith("C compiler not found") and text.endswith("--devel") for text in found)
-    assert found["tiny is not installed; run smokehouse smoke tiny"] == "warn"
-    assert found["platform x86_64-manylinux_2_28"] == "ok"
-    assert not any("start with" in text for text in found), "remedies of a container"
+    assert found["g++"][0]["what"] == "not found, with which DeepSpeed compiles CPU ops"
+    assert found["C compiler"][0]["what"].startswith("not found, and triton")
+    assert found["C compiler"][0]["fix"].startswith("install gcc, or an environment with --devel")
+    assert found["tiny"][0] == {"level": "warn", "what": "not installed", "where": "tiny", "fix": "run smokehouse smoke tiny"}
+    assert found["platform"][0]["what"] == "x86_64-manylinux_2_28"
+    assert not [one for listed in found.values() for one in listed if "start with" in one["fix"]], "remedies of a container"
 
 
-def test_an_installed_environment_is_found(sick: TestCheckout) -> None:
+def test_an_installed_environment_is_found_and_asked(sick: TestCheckout) -> None:
     assert sick.run("smoke", "tiny").returncode == 0
-    assert f"  ok    tiny is installed in {sick.installed}\n" in sick.run("doctor", "tiny").stdout
-
-
-def test_the_doctor_of_images_gives_the_remedies_of_containers(root: Path, tmp_path: Path) -> None:
-    doctor = [sys.executable, str(root / "docker" / "inside" / "doctor"), "--driver", "525.60.13"]
-    ended = subprocess.run(doctor, env={"SMOKEHOUSE_PROC": str(tmp_path)}, capture_output=True, text=True, timeout=60)
-    remedy = "if the machine has a GPU, start with --gpus all"
-    assert f"  warn  NVIDIA driver not found, so only the CPU works; {remedy}\n" in ended.stdout
+    assert f"  ok    tiny: installed in {sick.installed}\n" in sick.run("doctor", "tiny").stdout
+    # Its Python runs the preflight, and so sees what is installed in it.
+    packages = next(sick.installed.glob("lib/python3.*/site-packages"))
+    (packages / "triton-3.2.0.dist-info").mkdir()
+    (packages / "triton-3.2.0.dist-info" / "METADATA").write_text("Name: triton\nVersion: 3.2.0\n")
+    [found] = findings(sick, PATH=str(sick.root))["C compiler"]
+    assert found["what"].startswith("not found, and triton 3.2.0 compiles C")

@@ -1,0 +1,55 @@
+"""`python -m smoke_tests preflight`: print the findings; exit code 1 where training would not work."""
+
+import argparse
+import dataclasses
+import json
+import os
+from typing import NoReturn
+
+from smoke_tests.machine.finding import Finding
+from smoke_tests.machine.situation import Situation, findings
+from smoke_tests.machine.software import release
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see --help\n")
+
+
+def _release(text: str) -> tuple[int, int]:
+    if not (found := release(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is an invalid CUDA release; give one such as 12.4")
+    return found
+
+
+def _ranks(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is invalid; give a number of 1 or more")
+    return int(text)
+
+
+def main(arguments: list[str]) -> int:
+    """Check this machine with the command line `arguments`, and return the exit code; for wrong ones, exit with 2."""
+    description = "Check driver, GPUs, shared memory, limits and compilers; exit with 1 where training would not work."
+    parser = _Parser(prog=os.environ.get("SMOKEHOUSE_PROG", "python -m smoke_tests preflight"), description=description)
+    parser.add_argument("--json", action="store_true", help="Print JSON.")
+    help_text = "Check for a run on cuda, where GPUs are required, or on cpu (default: auto)."
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help=help_text)
+    parser.add_argument("--nproc", type=_ranks, metavar="N", help="Check for this many ranks (default: one per GPU).")
+    help_text = "Require this CUDA release of the driver (default: that of torch)."
+    parser.add_argument("--cuda", type=_release, metavar="RELEASE", help=help_text)
+    help_text = "Give the remedies of a container or a host (default: detected)."
+    parser.add_argument("--remedies", choices=("container", "host"), help=help_text)
+    options = parser.parse_args(arguments)
+    container = None if options.remedies is None else options.remedies == "container"
+    found = findings(Situation(options.device, options.nproc, container, options.cuda))
+    if options.json:
+        print(json.dumps([dataclasses.asdict(finding) for finding in found]))
+    else:
+        print(*(f"  {_shown(finding)}" for finding in found), sep="\n")
+    return int(any(finding.level == "fail" for finding in found))
+
+
+def _shown(finding: Finding) -> str:
+    level = "FAIL" if finding.level == "fail" else finding.level
+    return f"{level:<5} {finding}"

@@ -1,0 +1,128 @@
+"""The NVIDIA driver: whether there is one, whether this process reaches it, and whether it is new enough."""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from smoke_tests.machine import gpus, nvml
+from smoke_tests.machine.finding import Finding, ok
+from smoke_tests.machine.gpus import Visible
+from smoke_tests.machine.software import numbers
+
+_OLDEST = Path(__file__).with_name("drivers.json")
+# Compute capability of the Blackwell generation, and the first driver that knows it.
+_BLACKWELL, _BLACKWELL_DRIVER = 10, "570.26"
+_WSL = "/usr/lib/wsl/lib"
+_COMPAT = "https://docs.nvidia.com/deploy/cuda-compatibility/"
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the kernel shows a driver; tests have others."""
+
+    proc: Path
+    devices: Path
+
+    @classmethod
+    def of_this_machine(cls) -> "Places":
+        """Return /proc and /dev, or what SMOKEHOUSE_PROC and SMOKEHOUSE_DEV say."""
+        return cls(Path(os.environ.get("SMOKEHOUSE_PROC", "/proc")), Path(os.environ.get("SMOKEHOUSE_DEV", "/dev")))
+
+    @property
+    def module(self) -> str | None:
+        """The version of the kernel's module, empty if unknown; None where it is not loaded. In containers, the host's."""
+        try:
+            text = (self.proc / "driver/nvidia/version").read_text()
+        except OSError:
+            return None
+        found = re.search(r"^NVRM version:.*?\s(\d+(?:\.\d+)+)\s", text, re.MULTILINE)
+        return found[1] if found else ""
+
+    @property
+    def wsl(self) -> bool:
+        """Whether it is WSL2 with a GPU, where the driver is Windows' own."""
+        return (self.devices / "dxg").exists()
+
+
+def oldest(cuda: tuple[int, int]) -> str | None:
+    """Return the oldest driver for programs of CUDA `cuda` by minor-version compatibility, None if unknown."""
+    found = json.loads(_OLDEST.read_text())["oldest_driver_of_cuda"].get(str(cuda[0]))
+    return str(found) if found else None
+
+
+def check(cuda: tuple[int, int] | None, what: str, visible: Visible, *, required: bool, container: bool) -> Iterator[Finding]:
+    """Yield what is wrong with the driver for `what`, built for CUDA `cuda`; without a GPU it is a failure if `required`."""
+    places = Places.of_this_machine()
+    version: str | None
+    try:
+        version = nvml.read().version
+    except nvml.NvmlError:
+        version = places.module
+    supported = gpus.driver_cuda()
+    if supported is None:
+        yield _unreachable(version, places, required=required, container=container)
+        return
+    yield from _devices(places, version)
+    if not visible.gpus:
+        fix = "check nvidia-smi and CUDA_VISIBLE_DEVICES"
+        yield Finding("fail" if required else "warn", f"driver {version or 'found'}, but no GPU is visible", "GPUs", fix)
+    if cuda:
+        yield _age(version, supported, cuda, what)
+    newest = max((gpu.capability[0] for gpu in visible.gpus), default=0)
+    if newest >= _BLACKWELL and version and numbers(version) < numbers(_BLACKWELL_DRIVER):
+        fix = f"update it to {_BLACKWELL_DRIVER} or later"
+        yield Finding("fail", f"version {version} does not support GPUs of the Blackwell generation", "NVIDIA driver", fix)
+
+
+def _unreachable(version: str | None, places: Places, *, required: bool, container: bool) -> Finding:
+    """Return why there is no libcuda."""
+    level = "fail" if required else "warn"
+    where, only_cpu = "NVIDIA driver", "so only the CPU works"
+    if places.wsl:
+        what = f"Windows has a GPU, but libcuda.so.1 is not found, {only_cpu}"
+        fix = (
+            "start with --gpus all"
+            if container
+            else f"run export LD_LIBRARY_PATH={_WSL}, or install NVIDIA's driver in Windows"
+        )
+    elif version is not None:
+        what = f"version {version or 'unknown'} is on this machine, but libcuda.so.1 is not found here, {only_cpu}"
+        fix = "start with --gpus all" if container else "install the driver's libraries (libcuda1), or run ldconfig"
+    else:
+        what = f"not found, {only_cpu}"
+        fix = f"if the machine has a GPU, {'start with --gpus all' if container else 'install the driver'}"
+    return Finding("fail" if level == "fail" else "warn", what, where, fix)
+
+
+def _devices(places: Places, version: str | None) -> Iterator[Finding]:
+    control = places.devices / "nvidiactl"
+    if places.wsl or version is None:
+        return
+    if not control.exists():
+        fix = "start the container with --gpus all, or load the module with nvidia-modprobe -u -c=0"
+        yield Finding("fail", "not found, so CUDA does not start", str(control), fix)
+    elif not os.access(control, os.R_OK | os.W_OK):
+        fix = "have an administrator give this user access to the GPUs (group video or render)"
+        yield Finding("fail", "permission denied", str(control), fix)
+
+
+def _age(version: str | None, supported: tuple[int, int], cuda: tuple[int, int], what: str) -> Finding:
+    """Compare the driver with the CUDA release of `what`.
+
+    A driver runs programs of its own major release of CUDA, later minor ones included; a cuda-compat package raises that.
+    """
+    needed, where = oldest(cuda), "NVIDIA driver"
+    shown, release, limit = version or "unknown version", "{}.{}".format(*cuda), "{}.{}".format(*supported)
+    if supported[0] < cuda[0]:
+        fix = (
+            f"update it, use an environment for CUDA {supported[0]}, or on data-centre GPUs the package cuda-compat ({_COMPAT})"
+        )
+        needs = f"needs {needed} or later" if needed else "needs a later one"
+        return Finding("fail", f"{what} with CUDA {release} {needs}, found {shown}, which supports CUDA {limit}", where, fix)
+    more = f", {needed} or later is needed" if needed else ""
+    if needed and version and numbers(version) < numbers(needed):
+        more = f", with CUDA {limit} by cuda-compat"
+    return ok(where, f"{shown}, supports CUDA {limit}{more}")

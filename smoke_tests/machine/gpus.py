@@ -1,0 +1,198 @@
+"""The GPUs that this process sees, and what is wrong with them. Nothing here starts CUDA in this process."""
+
+import ctypes
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from smoke_tests.machine import nvml
+from smoke_tests.machine.finding import Finding, ok
+from smoke_tests.machine.nvml import Card, NvmlError
+
+# Bytes that a rank with the synthetic checkpoint needs on its GPU: CUDA context, NCCL's buffers, and little else.
+NEEDED = 2 << 30
+# An environment with kernels for the newest GPUs.
+NEWEST = "qwen2.5-vl-latest"
+_PROBE_DEADLINE = 60.0  # seconds
+_EXCLUSIVE, _PROHIBITED = 3, 2
+
+# In a process of its own, because it starts CUDA.
+_PROBE = """
+import ctypes, json
+cuda = ctypes.CDLL("libcuda.so.1")
+found, count = [], ctypes.c_int()
+if cuda.cuInit(0) == 0 and cuda.cuDeviceGetCount(ctypes.byref(count)) == 0:
+    for number in range(count.value):
+        device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+        cuda.cuDeviceGet(ctypes.byref(device), number)
+        cuda.cuDeviceGetAttribute(ctypes.byref(major), 75, device)
+        cuda.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
+        found.append([major.value, minor.value])
+print(json.dumps(found))
+"""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU that CUDA gives to a program, or a MIG slice of one; `card` is what NVML says of it, None where it does not."""
+
+    capability: tuple[int, int]
+    card: Card | None = None
+
+    @property
+    def where(self) -> str:
+        """What messages call it."""
+        return f"GPU {self.card.index} ({self.card.name})" if self.card else "GPU"
+
+    @property
+    def architecture(self) -> str:
+        """Its architecture as nvcc calls it, such as sm_90."""
+        return "sm_{}{}".format(*self.capability)
+
+
+@dataclass(frozen=True)
+class Visible:
+    """The GPUs that a program sees; `problem` says why CUDA, in a process of its own, was asked for them and not NVML."""
+
+    gpus: tuple[Gpu, ...]
+    problem: str = ""
+    mig: bool = False
+
+
+def visible_gpus() -> Visible:
+    """Return the GPUs that a program sees, by NVML and CUDA_VISIBLE_DEVICES, or by CUDA itself in another process."""
+    try:
+        cards = nvml.read().cards
+    except NvmlError as error:
+        return Visible(_asked_from_cuda(), str(error))
+    chosen = _chosen(cards, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    if chosen is None or any(card.mig for card in chosen):
+        # With MIG, CUDA gives a program one slice, however many NVML counts.
+        gpus = tuple(Gpu(gpu.capability, chosen[0] if chosen else None) for gpu in _asked_from_cuda())
+        return Visible(gpus, mig=True)
+    return Visible(tuple(Gpu(card.capability, card) for card in chosen))
+
+
+def _chosen(cards: Sequence[Card], variable: str | None) -> list[Card] | None:
+    """Return the cards that CUDA_VISIBLE_DEVICES specifies, up to the first that is not found; None for slices of MIG.
+
+    See: CUDA C++ Programming Guide, environment variables.
+    """
+    if variable is None:
+        return list(cards)
+    found: list[Card] = []
+    for name in (part.strip() for part in variable.split(",")):
+        if name.startswith("MIG-"):
+            return None
+        number = int(name) if name.isdecimal() else -1
+        matching = [card for card in cards if card.index == number or (name.startswith("GPU-") and card.uuid.startswith(name))]
+        if len(matching) != 1 or matching[0] in found:
+            break
+        found += matching
+    return found
+
+
+def _asked_from_cuda() -> tuple[Gpu, ...]:
+    try:
+        command = [sys.executable, "-I", "-c", _PROBE]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=_PROBE_DEADLINE)
+        return tuple(Gpu((major, minor)) for major, minor in json.loads(ended.stdout))
+    except (OSError, ValueError, subprocess.TimeoutExpired):
+        return ()
+
+
+def driver_cuda() -> tuple[int, int] | None:
+    """Return the newest CUDA release that libcuda supports (major, minor), None where there is no libcuda.
+
+    That of a cuda-compat package on LD_LIBRARY_PATH counts, since it is the one that programs load. Does not start CUDA.
+    """
+    version = ctypes.c_int()
+    try:
+        ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    except (OSError, AttributeError):
+        return None
+    return version.value // 1000, version.value % 1000 // 10
+
+
+def kernels_for(capability: tuple[int, int], compiled: Sequence[str]) -> str:
+    """Return what runs on a GPU of what was `compiled` (sm_90, compute_90, …): `binary`, `ptx`, or nothing.
+
+    A binary runs on the same major architecture from its minor one on; one of `a` on its own only. PTX is compiled by the
+    driver for any later architecture. See: NVIDIA, CUDA compatibility of compute capabilities.
+    """
+    found = ""
+    for name in compiled:
+        match = re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", name)
+        if not match:
+            continue
+        kind, major, minor, only = match[1], int(match[2]), int(match[3]), match[4]
+        same = (major, minor) == capability if only == "a" else major == capability[0] and minor <= capability[1]
+        if kind == "sm" and same:
+            return "binary"
+        if kind == "compute" and (same if only else (major, minor) <= capability):
+            found = "ptx"
+    return found
+
+
+def check(visible: Visible, ranks: int | None) -> Iterator[Finding]:
+    """Yield what is wrong with the GPUs for `ranks` processes, None for one on each GPU."""
+    gpus = visible.gpus
+    if visible.problem and gpus:
+        yield Finding(
+            "warn",
+            f"{visible.problem}; {len(gpus)} GPUs found by CUDA itself",
+            "NVML",
+            "install the driver's NVML, or start the container with NVIDIA_DRIVER_CAPABILITIES=compute,utility",
+        )
+    if visible.mig:
+        fix = "run one rank (--nproc 1), or have an administrator turn MIG off"
+        what = "a program sees one slice of a GPU in MIG mode, so NCCL runs one rank"
+        yield Finding("fail" if (ranks or 1) > 1 else "warn", what, gpus[0].where if gpus and gpus[0].card else "MIG", fix)
+    for gpu in gpus:
+        if gpu.card:
+            yield from _card(gpu.where, gpu.card, shared=(ranks or 1) > len(gpus))
+    if gpus:
+        names = sorted({f"{gpu.card.name} ({gpu.architecture})" if gpu.card else gpu.architecture for gpu in gpus})
+        yield ok("GPUs", f"{len(gpus)} visible: {', '.join(names)}")
+
+
+def _card(where: str, card: Card, *, shared: bool) -> Iterator[Finding]:
+    if card.compute_mode == _PROHIBITED:
+        fix = f"have an administrator run nvidia-smi -i {card.index} -c DEFAULT"
+        yield Finding("fail", "compute mode is prohibited, so no program can use it", where, fix)
+    elif card.compute_mode == _EXCLUSIVE and (card.processes or shared):
+        why = f"{card.processes} processes use it" if card.processes else "several ranks would share it"
+        fix = f"end them, or have an administrator run nvidia-smi -i {card.index} -c DEFAULT"
+        yield Finding("fail", f"compute mode is exclusive and {why}", where, fix)
+        return
+    if card.free < NEEDED and not card.mig:
+        fix = "end what uses it, or choose others with CUDA_VISIBLE_DEVICES"
+        yield Finding("fail", f"{card.free >> 20} MiB of {card.total >> 20} MiB free, a rank needs {NEEDED >> 20}", where, fix)
+    elif card.processes:
+        yield Finding(
+            "warn",
+            f"in use by {card.processes} processes, {card.free >> 20} MiB of {card.total >> 20} MiB free",
+            where,
+            "times are not comparable; choose others with CUDA_VISIBLE_DEVICES",
+        )
+
+
+def check_kernels(gpus: Sequence[Gpu], compiled: Sequence[str], torch: str, cuda: tuple[int, int]) -> Iterator[Finding]:
+    """Yield the GPUs that `torch`, built for CUDA `cuda` with kernels for `compiled`, cannot use."""
+    for architecture, gpu in {gpu.architecture: gpu for gpu in gpus}.items():
+        kind = kernels_for(gpu.capability, compiled)
+        listed = f"torch {torch} has kernels for {', '.join(compiled)}"
+        if not kind:
+            fix = f"use an environment whose torch has them, such as {NEWEST}"
+            yield Finding("fail", f"{listed}, none of which runs on {architecture}", gpu.where, fix)
+        elif kind == "ptx" and (supported := driver_cuda()) and supported < cuda:
+            release = "{}.{}".format(*cuda)
+            fix = f"update the driver to one of CUDA {release}, or use an environment for an older CUDA"
+            what = f"{listed}; for {architecture} the driver would have to compile PTX of CUDA {release}, it supports {{}}.{{}}"
+            yield Finding("fail", what.format(*supported), gpu.where, fix)
+        else:
+            yield ok("kernels", f"torch {torch} has {architecture}'s as {kind}")

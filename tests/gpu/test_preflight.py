@@ -1,0 +1,339 @@
+"""The preflight finds each thing that would end a run on GPUs, before one starts; stub libraries stand for the driver."""
+
+import ast
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smoke_tests.machine import gpus, host
+
+from ..smoke.conftest import ROOT
+from .conftest import Inside
+
+LIMIT = 10.0  # seconds that the preflight may take, here of CPU: a busy machine tells nothing of its duration
+MIG = "a program sees one slice of a GPU in MIG mode, so NCCL runs one rank"
+
+
+@pytest.fixture
+def devices(tmp_path: Path) -> Path:
+    """Return a folder in place of /dev, with the driver's device."""
+    folder = tmp_path / "dev"
+    folder.mkdir()
+    (folder / "nvidiactl").touch()
+    return folder
+
+
+def found(inside: Inside, devices: Path, *options: str, **given: object) -> list[dict[str, Any]]:
+    """Return what the preflight finds besides what is fine; the exit code has to follow from it."""
+    command = ["-m", "smoke_tests", "preflight", "--json", "--remedies", "host", *options]
+    environ = inside.environ(SMOKEHOUSE_DEV=devices, SMOKEHOUSE_PROC=devices, **given)
+    ended = subprocess.run([str(inside.python), *command], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=240)
+    assert ended.stderr == ""
+    listed: list[dict[str, Any]] = json.loads(ended.stdout)
+    assert ended.returncode == int(any(finding["level"] == "fail" for finding in listed))
+    return [finding for finding in listed if finding["level"] != "ok" and finding["where"] != "limit of memlock"]
+
+
+def test_a_good_machine_is_fine_and_quickly_so(inside: Inside, devices: Path) -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert found(inside, devices, gpus=8) == []
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < LIMIT
+
+
+# Variables of the stubs and of the process -> level, place and words of what has to be found.
+CASES: dict[str, tuple[dict[str, object], str, str, str, str]] = {
+    # A card that the wheel has no kernels for.
+    "blackwell": (
+        {"capability": "12.0", "driver": "580.65.06"},
+        "fail",
+        "GPU 0 (Stub GPU)",
+        "none of which runs on sm_120",
+        "qwen2.5-vl-latest",
+    ),
+    "blackwell driver": (
+        {"capability": "10.0", "driver": "565.57"},
+        "fail",
+        "NVIDIA driver",
+        "does not support GPUs of the Blackwell",
+        "570",
+    ),
+    "old driver": (
+        {"cuda": 11040, "driver": "470.82"},
+        "fail",
+        "NVIDIA driver",
+        "needs 525.60.13 or later, found 470.82",
+        "update it",
+    ),
+    # Where torch would start CUDA to count GPUs.
+    "nvml fails": ({"nvml_error": 9}, "warn", "NVML", "Driver Not Loaded; 1 GPUs found by CUDA itself", "utility"),
+    "mig": ({"mig": 1}, "warn", "GPU 0 (Stub GPU)", MIG, "--nproc 1"),
+    "mig by uuid": ({"mig": 1, "CUDA_VISIBLE_DEVICES": "MIG-0123"}, "warn", "MIG", MIG, "--nproc 1"),
+    "prohibited": ({"compute_mode": 2}, "fail", "GPU 0 (Stub GPU)", "compute mode is prohibited", "nvidia-smi -i 0 -c DEFAULT"),
+    "exclusive": (
+        {"compute_mode": 3, "processes": 1},
+        "fail",
+        "GPU 0 (Stub GPU)",
+        "compute mode is exclusive and 1 processes use it",
+        "end them",
+    ),
+    "busy": ({"processes": 2}, "warn", "GPU 0 (Stub GPU)", "in use by 2 processes", "CUDA_VISIBLE_DEVICES"),
+    "full": ({"used_mib": 81000}, "fail", "GPU 0 (Stub GPU)", "559 MiB of 81559 MiB free", "CUDA_VISIBLE_DEVICES"),
+    "no nvcc": (
+        {"CUDA_HOME": "/nowhere"},
+        "fail",
+        "CUDA_HOME",
+        "/nowhere/bin/nvcc does not answer; DeepSpeed 0.15.4",
+        "0.19.8 or later",
+    ),
+    "no gcc": (
+        {"PATH": "/nowhere"},
+        "fail",
+        "C compiler",
+        "not found, and triton 3.2.0 compiles C while DeepSpeed",
+        "install gcc",
+    ),
+    "all is well": ({}, "", "", "", ""),
+}
+# Each case in one process, which imports torch once: the stubs read their variables whenever they are asked.
+EACH = """
+import dataclasses, json, os, sys
+from smoke_tests import machine
+found = []
+for environ in json.loads(sys.argv[1]):
+    before = dict(os.environ)
+    os.environ.update(environ)
+    found.append([dataclasses.asdict(one) for one in machine.findings(machine.Situation(container=False))])
+    for name in environ:
+        os.environ.pop(name)
+    os.environ.update(before)
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def each_case(inside: Inside, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    """Return what is found in each case."""
+    devices = tmp_path_factory.mktemp("dev")
+    (devices / "nvidiactl").touch()
+    changes = []
+    for given, *_ in CASES.values():
+        environ = inside.environ(SMOKEHOUSE_DEV=devices, **given)
+        changes.append({name: value for name, value in environ.items() if not name.startswith("LD_")})
+    said = inside.run("-c", EACH, json.dumps(changes), SMOKEHOUSE_DEV=devices).stdout
+    return dict(zip(CASES, json.loads(said), strict=True))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_case_is_found_and_nothing_else(each_case: dict[str, list[dict[str, Any]]], case: str) -> None:
+    _, level, where, what, fix = CASES[case]
+    listed = [one for one in each_case[case] if one["level"] != "ok" and one["where"] != "limit of memlock"]
+    if case == "all is well":
+        assert listed == []
+        return
+    [one] = [one for one in listed if one["where"] == where and what in one["what"]]
+    # This environment has no kernels for that card either.
+    assert len(listed) == (2 if case == "blackwell driver" else 1), listed
+    assert one["level"] == level
+    assert fix in one["fix"]
+
+
+def test_nvml_that_is_missing(inside: Inside, devices: Path) -> None:
+    [one] = found(inside, devices, nvml=False)
+    assert (one["level"], one["what"]) == ("warn", "libnvidia-ml.so.1 not found; 1 GPUs found by CUDA itself")
+
+
+def test_the_environment_of_today_needs_less(latest: Inside, devices: Path) -> None:
+    """Its torch has kernels for Blackwell, and its DeepSpeed asks for no nvcc."""
+    given: dict[str, object] = {"capability": "12.0", "driver": "580.65.06", "cuda": 13000, "CUDA_HOME": "/nowhere"}
+    assert [one for one in found(latest, devices, **given) if one["level"] == "fail"] == []
+
+
+def test_the_environment_that_is_named_has_the_kernels(latest: Inside) -> None:
+    assert latest.name == gpus.NEWEST
+    compiled = latest.run("-c", "from smoke_tests.machine import software; print(*software.compiled_kernels())").stdout.split()
+    for capability in ((8, 0), (8, 6), (9, 0), (10, 0), (12, 0)):
+        assert gpus.kernels_for(capability, compiled)
+
+
+def test_a_driver_that_is_not_brought_into_the_container(inside: Inside, devices: Path) -> None:
+    version = devices / "driver" / "nvidia" / "version"
+    version.parent.mkdir(parents=True)
+    version.write_text("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build  (root@x)\n")
+    for options, level in (((), "warn"), (("--device", "cuda"), "fail")):
+        [one, *_] = found(inside, devices, "--remedies", "container", *options, nvml=False, libcuda=False)
+        assert (one["level"], one["where"], one["fix"]) == (level, "NVIDIA driver", "start with --gpus all")
+        assert one["what"].startswith("version 580.65.06 is on this machine, but libcuda.so.1 is not found here")
+    (devices / "nvidiactl").rename(devices / "dxg")
+    version.unlink()
+    [one, *_] = found(inside, devices, nvml=False, libcuda=False)
+    assert "Windows has a GPU" in one["what"]
+    assert "/usr/lib/wsl/lib" in one["fix"]
+
+
+def test_a_device_that_is_missing_or_forbidden(inside: Inside, devices: Path) -> None:
+    (devices / "nvidiactl").unlink()
+    assert ("fail", str(devices / "nvidiactl"), "not found, so CUDA does not start") in {
+        (one["level"], one["where"], one["what"]) for one in found(inside, devices)
+    }
+
+
+def test_python_h_that_is_missing(inside: Inside, devices: Path, tmp_path: Path) -> None:
+    """As on a host without python3-dev; a compiler that fails stands for libraries that are missing."""
+    code = """
+import sysconfig
+sysconfig.get_path = lambda name: "/nowhere"
+from smoke_tests.machine import software
+print(*software.c_compiler(software.installed(), gpu=True, container=False))
+"""
+    said = inside.run("-c", code).stdout
+    assert said.startswith("/nowhere/Python.h: not found, and triton 3.2.0 compiles C while DeepSpeed 0.15.4 is imported")
+    [one] = found(inside, devices, TRITON_LIBCUDA_PATH=tmp_path)
+    assert one["level"] == "fail"
+    assert "cannot find -lcuda" in one["what"]
+    assert "libcuda.so" in one["fix"]
+
+
+def test_mig_runs_one_rank(inside: Inside, devices: Path) -> None:
+    [one] = found(inside, devices, "--nproc", "2", gpus=8, mig=1)
+    assert (one["level"], one["what"]) == ("fail", MIG)
+
+
+@pytest.mark.parametrize(
+    ("capability", "compiled", "kind"),
+    [
+        ((9, 0), ["sm_80", "sm_90"], "binary"),
+        ((8, 6), ["sm_80"], "binary"),
+        ((8, 9), ["sm_80", "sm_86"], "binary"),
+        ((8, 0), ["sm_86"], ""),
+        ((10, 0), ["sm_90"], ""),
+        ((10, 0), ["sm_90", "compute_90"], "ptx"),
+        ((10, 0), ["sm_90a"], ""),
+        ((9, 0), ["sm_90a"], "binary"),
+        ((10, 3), ["sm_100a"], ""),
+        ((10, 3), ["sm_100f"], "binary"),
+        ((12, 1), ["sm_120"], "binary"),
+        ((12, 0), ["compute_100f"], ""),
+        ((7, 0), ["compute_80"], ""),
+        ((9, 0), [], ""),
+    ],
+)
+def test_what_runs_on_a_gpu(capability: tuple[int, int], compiled: list[str], kind: str) -> None:
+    assert gpus.kernels_for(capability, compiled) == kind
+
+
+def test_ptx_needs_a_driver_of_its_release(inside: Inside) -> None:
+    code = """
+from smoke_tests.machine import gpus
+for cuda in ((12, 4), (12, 8)):
+    [one] = gpus.check_kernels([gpus.Gpu((10, 0))], ["sm_90", "compute_90"], "2.7", cuda)
+    print(one.level)
+"""
+    assert inside.run("-c", code).stdout.split() == ["ok", "fail"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "count"),
+    [(None, 4), ("", 0), ("2", 1), ("2,0", 2), ("0,9,1", 1), ("1,1", 1), ("-1", 0), ("GPU-00000001", 1), ("GPU-0", 0)],
+)
+def test_gpus_are_those_that_the_program_sees(inside: Inside, variable: str | None, count: int) -> None:
+    code = "from smoke_tests import machine; print(len(machine.visible_gpus().gpus))"
+    chosen = {} if variable is None else {"CUDA_VISIBLE_DEVICES": variable}
+    environ = inside.environ(gpus=4) | chosen
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60)
+    assert ended.stdout.strip() == str(count)
+
+
+# of every machine
+
+
+def mounted(folder: Path, options: str) -> Path:
+    """Mount a small file system, which a namespace of its own or root may."""
+    folder.mkdir()
+    ended = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(folder)], capture_output=True, timeout=10)
+    if ended.returncode:
+        pytest.skip("mounting a small file system requires root")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("options", "ranks", "training", "level", "what"),
+    [
+        ("size=64m", 8, False, "fail", "64 MiB free, 8 ranks of NCCL need 128 MiB"),  # Docker's default
+        ("size=64m", 2, False, "warn", "64 MiB, NCCL and data loaders need 1024 MiB"),
+        ("size=64m", None, True, "fail", "64 MiB, NCCL and data loaders need 1024 MiB"),
+        ("size=2g", 8, True, "ok", "2048 MiB, 2048 MiB free"),
+        ("size=2g,ro", 8, False, "fail", "not writable, so neither NCCL nor Python's locks work"),
+    ],
+)
+def test_shared_memory(tmp_path: Path, options: str, ranks: int | None, training: bool, level: str, what: str) -> None:
+    folder = mounted(tmp_path / "shm", options)
+    try:
+        one = host.shared_memory(ranks, container=True, training=training, folder=str(folder))
+        assert (one.level, one.what, one.where) == (level, what, str(folder))
+        assert "--shm-size 2g" in one.fix or "MiB" not in one.what or level == "ok"
+    finally:
+        subprocess.run(["umount", str(folder)], check=True, timeout=10)
+
+
+def limited(which: str, soft: int) -> list[dict[str, Any]]:
+    """Return the findings of a process with a limit."""
+    code = f"import resource, sys; resource.setrlimit(resource.{which}, ({soft}, resource.getrlimit(resource.{which})[1])); "
+    code += "from smoke_tests.machine import command; sys.exit(command.main(['--json', '--device', 'cpu']))"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ended.stderr == ""
+    listed: list[dict[str, Any]] = json.loads(ended.stdout)
+    return listed
+
+
+@pytest.mark.parametrize(
+    ("which", "soft", "where", "level"),
+    [
+        ("RLIMIT_NOFILE", 64, "limit of open files", "fail"),
+        ("RLIMIT_NOFILE", 1024, "limit of open files", "warn"),
+        ("RLIMIT_FSIZE", 1 << 20, "limit of file size", "fail"),
+        ("RLIMIT_FSIZE", 1 << 30, "limit of file size", "warn"),
+        ("RLIMIT_STACK", 1 << 20, "limit of stack", "warn"),
+    ],
+)
+def test_limits(which: str, soft: int, where: str, level: str) -> None:
+    [one] = [one for one in limited(which, soft) if one["where"] == where]
+    assert one["level"] == level
+    assert one["what"].startswith(str(soft))
+    assert "ulimit" in one["fix"]
+
+
+def test_loopback_that_is_down() -> None:
+    if subprocess.run(["unshare", "--net", "true"], capture_output=True, timeout=10).returncode:
+        pytest.skip("a network namespace requires root")
+    command = ["unshare", "--net", sys.executable, "-m", "smoke_tests.machine", "--json", "--device", "cpu"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    [one] = [one for one in json.loads(ended.stdout) if one["where"] == "127.0.0.1"]
+    assert (ended.returncode, one["level"]) == (1, "fail")
+
+
+@pytest.mark.parametrize("option", ["--cuda=x", "--nproc=0", "--nonsense"])
+def test_wrong_options_are_refused_in_one_line(option: str) -> None:
+    command = [sys.executable, "-m", "smoke_tests", "preflight", option]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1)
+
+
+def test_the_machine_package_needs_nothing_but_python() -> None:
+    """The doctor of an image without torch runs it, and that of a laptop."""
+    names = set()
+    for file in (ROOT / "smoke_tests" / "machine").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names.add(
+                    str(node.module) if str(node.module).startswith("smoke_tests") else str(node.module).partition(".")[0]
+                )
+    foreign = {name for name in names - sys.stdlib_module_names if not name.startswith("smoke_tests.machine")}
+    assert foreign == {"torch"}  # in `compiled_kernels` alone

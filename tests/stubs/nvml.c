@@ -1,0 +1,96 @@
+/* A libnvidia-ml.so.1 for tests: it answers from environment variables and needs no driver. See tests/stubs/__init__.py.
+
+   Signatures and constants: NVIDIA's nvml.h, API reference of NVML 12. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { SUCCESS = 0, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, DRIVER_NOT_LOADED = 9, INSUFFICIENT_SIZE = 7 };
+
+typedef struct { unsigned long long total, free, used; } memory_t;
+typedef struct { unsigned version; unsigned long long total, reserved, free, used; } memory_v2_t;
+typedef struct { unsigned pid; unsigned long long memory; unsigned gpu_instance, compute_instance; } process_t;
+
+static const char *text(const char *name, const char *fallback) {
+    const char *found = getenv(name);
+    return found && *found ? found : fallback;
+}
+
+static long number(const char *name, long fallback) { return atol(text(name, "")) ? atol(text(name, "")) : (getenv(name) && *getenv(name) ? 0 : fallback); }
+
+static int copy(const char *value, char *to, unsigned length) {
+    if (strlen(value) >= length) return INSUFFICIENT_SIZE;
+    strcpy(to, value);
+    return SUCCESS;
+}
+
+static int refuses(void) { return (int)number("STUB_NVML_ERROR", 0); }
+
+int nvmlInit(void) { return refuses(); }
+int nvmlInit_v2(void) { return refuses(); }
+int nvmlInitWithFlags(unsigned flags) { (void)flags; return refuses(); }
+int nvmlShutdown(void) { return SUCCESS; }
+const char *nvmlErrorString(int code) { return code == DRIVER_NOT_LOADED ? "Driver Not Loaded" : code ? "Unknown Error" : "Success"; }
+
+int nvmlSystemGetDriverVersion(char *to, unsigned length) { return copy(text("STUB_DRIVER", "550.54.14"), to, length); }
+int nvmlSystemGetCudaDriverVersion(int *version) { *version = (int)number("STUB_CUDA", 12040); return SUCCESS; }
+int nvmlSystemGetCudaDriverVersion_v2(int *version) { return nvmlSystemGetCudaDriverVersion(version); }
+int nvmlSystemGetNVMLVersion(char *to, unsigned length) { return copy("12.550.54", to, length); }
+
+int nvmlDeviceGetCount_v2(unsigned *count) { *count = (unsigned)number("STUB_GPUS", 1); return refuses(); }
+int nvmlDeviceGetCount(unsigned *count) { return nvmlDeviceGetCount_v2(count); }
+
+int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **device) {
+    if (index >= (unsigned)number("STUB_GPUS", 1)) return INVALID_ARGUMENT;
+    *device = (void *)(size_t)(index + 1);
+    return refuses();
+}
+
+static unsigned index_of(void *device) { return (unsigned)(size_t)device - 1; }
+
+int nvmlDeviceGetName(void *device, char *to, unsigned length) { (void)device; return copy(text("STUB_NAME", "Stub GPU"), to, length); }
+
+int nvmlDeviceGetUUID(void *device, char *to, unsigned length) {
+    char uuid[64];
+    snprintf(uuid, sizeof uuid, "GPU-%08x-0000-4000-8000-000000000000", index_of(device));
+    return copy(uuid, to, length);
+}
+
+int nvmlDeviceGetCudaComputeCapability(void *device, int *major, int *minor) {
+    (void)device;
+    return sscanf(text("STUB_CAPABILITY", "9.0"), "%d.%d", major, minor) == 2 ? SUCCESS : NOT_SUPPORTED;
+}
+
+int nvmlDeviceGetMemoryInfo(void *device, memory_t *memory) {
+    (void)device;
+    memory->total = (unsigned long long)number("STUB_MEMORY_MIB", 81559) << 20;
+    memory->used = (unsigned long long)number("STUB_USED_MIB", 0) << 20;
+    memory->free = memory->total - memory->used;
+    return SUCCESS;
+}
+
+int nvmlDeviceGetMemoryInfo_v2(void *device, memory_v2_t *memory) {
+    memory_t plain;
+    nvmlDeviceGetMemoryInfo(device, &plain);
+    memory->total = plain.total, memory->free = plain.free, memory->used = plain.used, memory->reserved = 0;
+    return SUCCESS;
+}
+
+int nvmlDeviceGetMigMode(void *device, unsigned *current, unsigned *pending) {
+    (void)device;
+    long mode = number("STUB_MIG", -1); /* -1: a card without MIG */
+    if (mode < 0) return NOT_SUPPORTED;
+    *current = *pending = (unsigned)mode;
+    return SUCCESS;
+}
+
+int nvmlDeviceGetComputeMode(void *device, unsigned *mode) { (void)device; *mode = (unsigned)number("STUB_COMPUTE_MODE", 0); return SUCCESS; }
+
+int nvmlDeviceGetComputeRunningProcesses_v3(void *device, unsigned *count, process_t *processes) {
+    (void)device;
+    unsigned running = (unsigned)number("STUB_PROCESSES", 0), room = *count;
+    *count = running;
+    if (running > room) return INSUFFICIENT_SIZE;
+    for (unsigned each = 0; each < running; each++) processes[each] = (process_t){1000 + each, 1 << 30, 0, 0};
+    return SUCCESS;
+}
