@@ -28,10 +28,16 @@ INTERRUPT_TIMEOUT = 10.0
 TERMINATE_TIMEOUT = 10.0
 
 SCRIPTS_OF_IMAGES = ("docker/inside/describe",)  # Python without .py
+# Run with the Python of any environment, from 3.10 on.
+INSIDE = ("smoke_tests", "src/smokehouse_loader")
 # .pre-commit-config.yaml has a hook for each, which runs `nox -s lint -- NAME`.
 LINTERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "ruff": (("ruff", "check"), ("ruff", "format", "--check")),
-    "mypy": (("mypy",), ("mypy", "--scripts-are-modules", *SCRIPTS_OF_IMAGES)),
+    "mypy": (
+        ("mypy",),
+        ("mypy", "--python-version", "3.10", *INSIDE),
+        ("mypy", "--scripts-are-modules", *SCRIPTS_OF_IMAGES),
+    ),
     "codespell": (("codespell",),),
     "shellcheck": (("shellcheck",),),  # and the scripts, which `lint` finds
     "hadolint": (("hadolint", "docker/Dockerfile", "docker/examples/child/Dockerfile"),),
@@ -66,6 +72,13 @@ def run(session: nox.Session) -> None:
     """Run a command in an installed environment: run -- [--prefix PREFIX] NAME -- COMMAND..."""
     install_tools(session)
     run_smokehouse(session, "run", started_in=True)
+
+
+@nox.session
+def sbom(session: nox.Session) -> None:
+    """Print the software bill of materials of a lock: sbom -- NAME [--format spdx|cyclonedx] [--output FILE] ..."""
+    install_tools(session)
+    run_smokehouse(session, "sbom")
 
 
 @nox.session

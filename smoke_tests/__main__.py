@@ -4,6 +4,7 @@ import os
 import sys
 import time
 
+from smoke_tests import here
 from smoke_tests.options import InputError, read
 
 
@@ -11,6 +12,11 @@ def main(arguments: list[str]) -> int:
     """Run the smoke tests with the command line `arguments`, and return the exit code."""
     began = time.monotonic()
     try:
+        if sys.version_info < here.PYTHON:
+            oldest = ".".join(map(str, here.PYTHON))
+            raise InputError(
+                f"{sys.executable}: expected Python {oldest} or later, found {sys.version.split()[0]}; give another one"
+            )
         if arguments[:1] == ["preflight"]:
             from smoke_tests.machine import command
 
@@ -18,6 +24,9 @@ def main(arguments: list[str]) -> int:
         options = read(arguments)
         if options.validate:
             return 0
+        if options.lock is None:
+            here.leave_no_bytecode()
+            options = here.complete(options)
         from smoke_tests.run import smoke
 
         code = smoke(options, began)

@@ -1,11 +1,12 @@
 """The options of a smoke run, read and checked before anything expensive. Imports no torch."""
 
 import argparse
+import importlib
 import json
 import os
 import re
 import shlex
-import tomllib
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,6 +25,9 @@ BYTES_PER_PARAMETER = 20
 DISK_BYTES_PER_PARAMETER = 28
 SYNTHETIC_DISK_BYTES = 200 * 2**20
 # What stack.toml says of failures that some versions have: a control has to detect it, or a check proves that it is fixed.
+# The family of runs without a lock, unless another is requested.
+DEFAULT_FAMILY = "qwen2_5_vl"
+HERE = "here"  # what reports of such runs have as the name of the environment
 PROMISES = {"gloo_race": ("present", "fixed"), "later_key_layout": ("random", "whole")}
 
 
@@ -36,8 +40,8 @@ class Options:
     """The options of a smoke run."""
 
     environment: str
-    stack: dict[str, Any]
-    lock: Path
+    stack: dict[str, Any]  # of a run without a lock only the family, until `here.complete` has read the installed versions
+    lock: Path | None  # None for a run without one
     stages: tuple[int, ...]
     processes: int | None
     device: str
@@ -49,6 +53,7 @@ class Options:
     image: str | None
     validate: bool
     selection: Selection
+    beyond: tuple[str, ...] = ()  # packages in versions that expectations were never measured with
 
     @property
     def partial(self) -> str:
@@ -112,15 +117,16 @@ def _digest(text: str) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     # Builder and image fill in --environment, --stack, --lock, --image and --validate; help is for the user's own options.
+    without_lock = "Prove what is installed, without a lock, with a model of this family"
     parser = _Parser(
         prog=os.environ.get("SMOKEHOUSE_PROG", "smoke"),
         allow_abbrev=False,  # the builder reads some of them, too
         description="Prove that this environment loads, trains, saves and resumes its model.",
     )
     add = parser.add_argument
-    add("--environment", required=True, help=argparse.SUPPRESS)
-    add("--stack", type=Path, required=True, help=argparse.SUPPRESS)
-    add("--lock", type=Path, required=True, help=argparse.SUPPRESS)
+    add("--environment", help=argparse.SUPPRESS)
+    add("--stack", type=Path, help=argparse.SUPPRESS)
+    add("--lock", type=Path, help=argparse.SUPPRESS)
     add("--zero", type=_stages, default=STAGES, metavar="2,3", help="Test these ZeRO stages (default: 2,3).")
     add(
         "--nproc",
@@ -164,6 +170,7 @@ def _parser() -> argparse.ArgumentParser:
         default="fork",
         help="Start ranks by fork, which shares imports, or by spawn, as always on GPUs (default: fork on a CPU).",
     )
+    add("--here", nargs="?", const=DEFAULT_FAMILY, metavar="FAMILY", help=f"{without_lock} (default: {DEFAULT_FAMILY}).")
     add("--image", type=_digest, metavar="DIGEST", help=argparse.SUPPRESS)
     add("--validate", action="store_true", help=argparse.SUPPRESS)
     return parser
@@ -179,23 +186,38 @@ def read(arguments: list[str]) -> Options:
 
 
 def _checked(parsed: argparse.Namespace) -> Options:
+    if parsed.here is not None:
+        return _options(parsed, HERE, _family_only(parsed.here), None)
+    if missing := [f"--{name}" for name in ("environment", "stack", "lock") if getattr(parsed, name) is None]:
+        raise InputError(f"smoke: expected --here, or {', '.join(missing)}; give --here to prove what is installed")
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", parsed.environment):
         raise InputError(f"smoke: {parsed.environment!r} is an invalid environment name; give a name in environments/")
     stack = _read_stack(parsed.stack)
     if not (parsed.lock / "requirements.txt").is_file():
         raise InputError(f"{parsed.lock}: requirements.txt not found; run: nox -s lock -- {parsed.environment}")
+    return _options(parsed, parsed.environment, stack, parsed.lock)
+
+
+def _family_only(name: str) -> dict[str, Any]:
+    """Return what is known of the stack of a run without a lock before its versions are. Raises InputError."""
+    if name not in families.names():
+        raise InputError(f"--here {name}: expected one of {', '.join(families.names())}; give a model family")
+    return {"model": {"family": name}}
+
+
+def _options(parsed: argparse.Namespace, environment: str, stack: dict[str, Any], lock: Path | None) -> Options:
     if parsed.checkpoint is not None:
         _check_checkpoint(parsed.checkpoint, families.get(stack["model"]["family"]))
     options = Options(
-        environment=parsed.environment,
+        environment=environment,
         stack=stack,
-        lock=parsed.lock,
+        lock=lock,
         stages=parsed.zero,
         processes=parsed.nproc,
         device=parsed.device,
         checkpoint=parsed.checkpoint,
         timeout=parsed.timeout,
-        report=(parsed.report or Path("build/smoke") / parsed.environment).absolute(),
+        report=(parsed.report or Path("build/smoke") / environment).absolute(),
         port=parsed.port,
         start=parsed.start,
         image=parsed.image,
@@ -222,8 +244,12 @@ def refuse_full_report(folder: Path, partial: str) -> None:
 
 
 def _read_stack(file: Path) -> dict[str, Any]:
+    if sys.version_info < (3, 11):
+        raise InputError(
+            f"{file}: expected Python 3.11 or later, found {sys.version.split()[0]}; give --here in place of a lock"
+        )
     try:
-        stack = tomllib.loads(file.read_text())
+        stack: dict[str, Any] = importlib.import_module("tomllib").loads(file.read_text())
         family, expectations = stack["model"]["family"], stack["expectations"]
         if not isinstance(stack["model"]["class"], str):
             raise KeyError("class")
@@ -235,7 +261,7 @@ def _read_stack(file: Path) -> dict[str, Any]:
                 )
     except OSError as error:
         raise InputError(f"{file}: {error.strerror}; give --stack the environment's stack.toml") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{file}: invalid TOML ({error}); fix it") from error
     except (KeyError, AttributeError, TypeError) as error:
         raise InputError(

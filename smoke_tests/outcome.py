@@ -8,7 +8,7 @@ from typing import Any
 class Outcome:
     """One rank's outcome. `data` is for comparison with other ranks and process groups; `detail` is for people."""
 
-    verdict: str  # passed | failed | known-issue
+    verdict: str  # passed | failed | known-issue | observed
     detail: str
     data: dict[str, Any] = field(default_factory=dict)
 
@@ -26,6 +26,11 @@ def failed(detail: str, **data: Any) -> Outcome:
 def known_issue(detail: str, **data: Any) -> Outcome:
     """Return the outcome of a check that shows what the environment's known issues describe."""
     return Outcome("known-issue", detail, data)
+
+
+def observed(outcome: Outcome) -> Outcome:
+    """Return `outcome` as what was seen of a version for which nothing is known to expect, where it is a failure."""
+    return Outcome("observed", outcome.detail, outcome.data) if outcome.verdict == "failed" else outcome
 
 
 def judged(problems: list[str], detail: str, **data: Any) -> Outcome:

@@ -12,12 +12,12 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-SYMBOLS = {"passed": "ok", "failed": "FAIL", "known-issue": "known"}
-_SIGNS = {"passed": "✔", "failed": "✘", "known-issue": "▲"}
+SYMBOLS = {"passed": "ok", "failed": "FAIL", "known-issue": "known", "observed": "obs"}
+_SIGNS = {"passed": "✔", "failed": "✘", "known-issue": "▲", "observed": "●"}
 _TEMPLATE = Path(__file__).with_name("page.html")
 _CORE = ("torch", "transformers", "deepspeed")
 # Fields of a report that have a place of their own; all others are facts of the run.
-_ELSEWHERE = {"checks", "versions", "machine", "lock", "not_run", "verdict", "failure", "partial"}
+_ELSEWHERE = {"checks", "versions", "machine", "lock", "not_run", "verdict", "failure", "partial", "installed"}
 _KINDS = {
     "check": ("Checks", "What was verified on every rank."),
     "control": ("Controls", "Failures injected on purpose: ok means that the failure was detected."),
@@ -46,7 +46,8 @@ def render(document: Mapping[str, Any], table: str, logs: Mapping[str, str]) -> 
         *_facts("Run", {name: value for name, value in document.items() if name not in _ELSEWHERE}),
         *_facts("Hardware", document["machine"]),
         *_facts("Versions", document["versions"]),
-        *_facts("Lock", document["lock"], "SHA-256 of each file of the lock that was proven."),
+        *_facts("Lock", document["lock"] or {}, "SHA-256 of each file of the lock that was proven."),
+        *_facts("Installed", document.get("installed") or {}, "Every distribution that imports can find."),
     ]
     return Template(template).substitute(
         policy=_policy(template),
@@ -87,9 +88,18 @@ def _summary(document: Mapping[str, Any]) -> str:
 def _notices(document: Mapping[str, Any]) -> Iterator[str]:
     if document["failure"]:
         yield f'<p class="notice failed"><strong>The run ended early:</strong> {_text(document["failure"])}</p>'
+    if without := _no_lock(document):
+        yield f'<p class="notice"><strong>No lock:</strong> {_text(without)}.</p>'
     if document.get("partial"):
         part = _text(document["partial"])
         yield f'<p class="notice"><strong>Partial run</strong> with {part}: what it left out is not proven.</p>'
+
+
+def _no_lock(document: Mapping[str, Any]) -> str:
+    """Return that a run proved no lock, and what it was about instead; empty where it proved one."""
+    if document["lock"] is not None:
+        return ""
+    return f"this is about {document['installed']['prefix']} as it was then, not about what can be installed again"
 
 
 def _stage(check: Mapping[str, Any]) -> str:
@@ -143,7 +153,7 @@ def _table(kind: str, checks: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 def _body(checks: Sequence[Mapping[str, Any]], stages: Sequence[int]) -> Iterator[str]:
     """Yield what the table shows of one check or control in its stages."""
-    verdict = next((v for v in ("failed", "known-issue") if any(c["verdict"] == v for c in checks)), "passed")
+    verdict = next((v for v in ("failed", "observed", "known-issue") if any(c["verdict"] == v for c in checks)), "passed")
     proves = next((check["proves"] for check in checks if check.get("proves")), "")
     yield f'<tbody class="{verdict}">\n<tr><th scope="row">{_text(checks[0]["name"])}'
     yield f'<p class="proves">{_text(proves)}</p></th>' if proves else "</th>"
@@ -215,8 +225,9 @@ def _markdown(document: Mapping[str, Any], table: str) -> str:
         for check in document["checks"]
         if check["verdict"] == "failed" and not unreached(rank["detail"] for rank in check["ranks"])
     ]
-    facts = [f"{name}: {value}" for title in ("machine", "versions", "lock") for name, value in _flat(document[title])]
+    facts = [f"{name}: {value}" for title in ("machine", "versions", "lock") for name, value in _flat(document[title] or {})]
     ended = [f"failure: {document['failure']}"] if document["failure"] else []
+    ended += [f"no lock: {without}"] if (without := _no_lock(document)) else []
     lines = printable("\n".join([table, "", *ended, *details, *facts, f"started: {document['started']}"]))
     fence = "`" * (1 + max([2, *(len(run) for run in re.findall("`+", lines))]))
     return f"### Smokehouse: smoke test {document['verdict']}\n\n{fence}text\n{lines}\n{fence}\n"

@@ -59,6 +59,11 @@ class Step:
         """Whether it begins with what another step built."""
         return bool(self.model_of or self.engine_of)
 
+    @property
+    def by_version(self) -> bool:
+        """Whether its outcome is expected only of versions that it was measured with."""
+        return self.kind == "control" or self.failure is not None or self.run is loading.auto_classes
+
 
 @dataclass(frozen=True)
 class Job:

@@ -21,7 +21,7 @@ from smoke_tests import options as options_module
 from smoke_tests.machine import Situation, Visible, findings, visible_gpus
 from smoke_tests.options import InputError, Options
 from smoke_tests.outcome import one_line
-from smokehouse_loader import inspect_checkpoint
+from smokehouse_loader import explain, inspect_checkpoint
 
 PREFLIGHT = "python -m smoke_tests preflight"
 # Parameters of mallopt(3).
@@ -103,7 +103,8 @@ def check(options: Options, work: Path) -> Resources:
             the machine lacks what a run needs (see smoke_tests.machine).
     """
     print(f"smoke: {options.environment}, importing torch, transformers and deepspeed …", flush=True)
-    import torch
+    with importing("torch"):
+        import torch
 
     from smoke_tests import runtime
 
@@ -113,7 +114,8 @@ def check(options: Options, work: Path) -> Resources:
     device = runtime.choose_device(options.device, gpus)
     _check_machine(options, device, visible)
     runtime.choose_accelerator(device)
-    import transformers  # noqa: F401 - imported before the fork, so that no rank has to
+    with importing("transformers"):
+        import transformers  # imported before the fork, so that no rank has to
 
     family = families.get(options.stack["model"]["family"])
     source = _source(options.checkpoint, family)
@@ -124,9 +126,21 @@ def check(options: Options, work: Path) -> Resources:
     _check_port(options.port)
     try:
         runtime.import_model_code(family)
-    except ImportError as error:
+        getattr(transformers, options.stack["model"]["class"])
+    except (ImportError, AttributeError) as error:
         raise InputError(f"model family {family.name}: {error}; pin a transformers that has it, or fix its module") from error
     return Resources(device, processes, source)
+
+
+@contextlib.contextmanager
+def importing(package: str) -> Iterator[None]:
+    """Raise InputError where the import of `package` in the with statement fails: it is not installed, or broken."""
+    try:
+        yield
+    except Exception as error:
+        known = explain(error)
+        fix = known[0].failure.cure if known else f"reinstall {package} and what it requires, or give another environment"
+        raise InputError(f"{sys.prefix}: {package} cannot be imported ({one_line(error)}); {fix}") from error
 
 
 def _check_machine(options: Options, device: str, visible: Visible) -> None:

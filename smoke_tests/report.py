@@ -18,7 +18,7 @@ from smoke_tests import page
 FILES = ("report.json", "report.html", "junit.xml")
 # report.html shows so many logs, and so many bytes at the end of each.
 MAX_LOGS, LOG_BYTES = 32, 16384
-COLOURS = {"passed": "\033[32m", "failed": "\033[1;31m", "known-issue": "\033[33m"}
+COLOURS = {"passed": "\033[32m", "failed": "\033[1;31m", "known-issue": "\033[33m", "observed": "\033[33m"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Result:
 
 def overall(ranks: list[RankVerdict]) -> tuple[str, str]:
     """Return the verdict and detail of a check: those of its worst rank."""
-    for verdict in ("failed", "known-issue"):
+    for verdict in ("failed", "observed", "known-issue"):
         of_kind = [rank for rank in ranks if rank.verdict == verdict]
         if of_kind:
             # Where ranks lost each other, the one that a signal killed is the cause and the others are victims.

@@ -10,12 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smoke_tests import preflight, report, selection
+from smoke_tests import distributions, preflight, report, selection
 from smoke_tests.options import InputError, Options
 from smoke_tests.outcome import Outcome
 from smoke_tests.preflight import Resources
 from smoke_tests.report import Result
 from smoke_tests.workspace import Workspace
+
+NEVER_MEASURED = "never measured with this version: what controls find is observed, not judged"
 
 if TYPE_CHECKING:  # imports torch, which reads the environment that `preflight.prepare_process` sets
     from smoke_tests.plan import Job
@@ -26,7 +28,7 @@ def smoke(options: Options, began: float) -> int:
 
     `began` is the start of the process by `time.monotonic`. Raises InputError.
     """
-    started = datetime.datetime.now(datetime.UTC)
+    started = datetime.datetime.now(datetime.timezone.utc)
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     gc.disable()  # what imports allocate stays; collecting over it again and again takes a tenth of their time
     with preflight.report_folder(options) as work:
@@ -40,7 +42,13 @@ def smoke(options: Options, began: float) -> int:
         jobs = _chosen(options, resources, possible)
         missing = selection.not_requested(possible, jobs)
         precision = runtime.PRECISION[resources.device]
-        verdicts = Verdicts(jobs, possible, precision, lambda result: print(report.line(result, colour=colour), flush=True))
+        verdicts = Verdicts(
+            jobs,
+            possible,
+            precision,
+            lambda result: print(report.line(result, colour=colour), flush=True),
+            observe=bool(options.beyond),
+        )
         fatal = _supervise(options, resources, Workspace(work), jobs, verdicts.add)
         results = verdicts.finish(f"not reached: {fatal or 'an earlier step of its job failed'}")
         if shutil.disk_usage(work).free < 2**20:
@@ -49,7 +57,7 @@ def smoke(options: Options, began: float) -> int:
         shutil.rmtree(work, ignore_errors=True)  # a full disk must have space for the report
         content = {
             "environment": options.environment,
-            "lock": report.lock_digests(options.lock),
+            **_proven(options),
             **({"image": options.image} if options.image else {}),
             **({"partial": options.partial} if options.partial else {}),
             "device": resources.device,
@@ -63,11 +71,21 @@ def smoke(options: Options, began: float) -> int:
             "seconds": round(time.monotonic() - began, 3),
             "verdict": "failed" if fatal or any(result.verdict == "failed" for result in results) else "passed",
             "failure": fatal,
-            "not_run": verdicts.not_run(),
+            "not_run": verdicts.not_run()
+            + [{"name": f"expectations of {name}", "reason": NEVER_MEASURED} for name in options.beyond],
             **({"not_requested": missing} if missing else {}),
         }
         logs = report.read_logs(options.report / "logs", verdicts.failed_jobs())
         return _publish(options.report, content, results, logs, colour=colour)
+
+
+def _proven(options: Options) -> dict[str, Any]:
+    """Return what the report is a proof of: the files of a lock, or, without one, every installed distribution."""
+    if options.lock:
+        return {"lock": report.lock_digests(options.lock)}
+    found = distributions.find()
+    notes = [*found.problems, *found.notes]
+    return {"lock": None, "installed": {"prefix": sys.prefix, "packages": found.versions, "notes": notes}}
 
 
 def _chosen(options: Options, resources: Resources, possible: "list[Job]") -> "list[Job]":
@@ -119,8 +137,9 @@ def _supervise(
         gc.freeze()  # a collection in a rank would touch, and so copy, every page it shares with this process
         supervisor.start(jobs[0])  # requires no DeepSpeed: it runs while this process imports it
         if start == "fork":
-            runtime.import_deepspeed(resources.device)
-            runtime.import_engine_code()
+            with preflight.importing("deepspeed"):
+                runtime.import_deepspeed(resources.device)
+                runtime.import_engine_code()
         gc.freeze()
         # Two groups at a time fill the gaps in which one waits for a rank; GPU memory and a fixed port are for one.
         supervisor.run(jobs, slots=1 if resources.device == "cuda" or options.port else 2)
@@ -139,6 +158,8 @@ def _publish(folder: Path, content: dict[str, Any], results: list[Result], logs:
         failure = failure or where
     print(f"\n{report.table(content, results, colour=colour)}")
     print(where, flush=True)
+    if content["lock"] is None:
+        print(f"no lock: this is about {content['installed']['prefix']} as it is now, not about what can be installed again")
     if failure:
         print(f"smoke: {failure}", file=sys.stderr)
     return 0 if content["verdict"] == "passed" else 1

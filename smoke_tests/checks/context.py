@@ -26,7 +26,7 @@ class RankContext:
     stage: int  # of ZeRO; 0 without DeepSpeed
     source: Path  # the checkpoint under test
     workspace: Workspace
-    lock: Path
+    lock: Path | None  # None for a run without one
     stack: dict[str, Any]  # stack.toml
     failure: Failure | None = None  # the known failure that the step is about
 

@@ -1,19 +1,31 @@
-"""What is installed is exactly what the lock specifies."""
+"""What is imported is what is installed, unedited; and that is exactly what the lock specifies, where there is one."""
 
-import base64
-import csv
-import hashlib
 import re
 import sys
 import sysconfig
 from pathlib import Path
 
 from packaging.utils import canonicalize_name
-from packaging.version import Version
+from packaging.version import InvalidVersion, Version
 
-from smoke_tests import runtime
+from smoke_tests import distributions, runtime
 from smoke_tests.checks.context import RankContext, TrainingState
+from smoke_tests.distributions import Distribution, Installed
 from smoke_tests.outcome import Outcome, judged
+
+# Distributions whose files a run depends on -> their module. The first three are always imported.
+MODULES = {
+    "torch": "torch",
+    "transformers": "transformers",
+    "deepspeed": "deepspeed",
+    "accelerate": "accelerate",
+    "huggingface-hub": "huggingface_hub",
+    "numpy": "numpy",
+    "pillow": "PIL",
+    "safetensors": "safetensors",
+    "tokenizers": "tokenizers",
+    "torchvision": "torchvision",
+}
 
 
 def read_lock(lock: Path) -> dict[str, Version]:
@@ -31,63 +43,77 @@ def _same(locked: Version, found: Version) -> bool:
     return Version(found.public) == locked if locked.local is None else found == locked
 
 
-def _installed() -> tuple[dict[str, Version], list[str]]:
-    """Return canonical name -> version of every installed package, and what no lock can specify."""
-    installed: dict[str, Version] = {}
-    problems = []
-    for folder in sorted({Path(sysconfig.get_path(kind)) for kind in ("purelib", "platlib")}):
-        # The folders' names, not their METADATA: parsing that of a hundred packages takes a second.
-        for info in sorted([*folder.glob("*.dist-info"), *folder.glob("*.egg-info"), *folder.glob("*.egg-link")]):
-            stem, _, number = info.stem.partition("-")
-            name, version = canonicalize_name(stem), Version(number.partition("-")[0] or "0")
-            if name in installed:
-                problems.append(f"{name} is installed twice ({installed[name]} and {version})")
-            installed[name] = version
-            if (info / "direct_url.json").exists() or info.suffix == ".egg-link":
-                problems.append(f"{name} was installed from a path or a URL, not from the lock")
-            if version.is_devrelease:
-                problems.append(f"{name} {version} is a development version")
-    return installed, problems
-
-
 def versions(context: RankContext, _: TrainingState) -> Outcome:
-    """Check that what is installed is exactly the lock, and what was imported is what is installed, unedited."""
+    """Check that what was imported is what is installed, unedited, and what is installed exactly the lock, if there is one."""
+    found = runtime.versions(context.device)
+    if context.lock is None:
+        installed = distributions.find()
+        problems, notes = _imported(installed)
+        more = "".join(f"; {note}" for note in [*installed.notes, *notes])
+        detail = f"{len(installed.distributions)} packages by their own metadata, no lock{more}"
+        return judged(installed.problems + problems, detail, versions=found)
     locked = read_lock(context.lock)
-    installed, problems = _installed()
-    problems += [f"{name}: expected {locked[name]}, not installed" for name in sorted(locked.keys() - installed.keys())]
-    problems += [f"{name}: not in the lock, found {installed[name]}" for name in sorted(installed.keys() - locked.keys())]
+    installed = distributions.find([sysconfig.get_path(kind) for kind in ("purelib", "platlib")])
+    problems = _unlike_lock(locked, installed) + _imported(installed)[0]
+    return judged(problems, f"{len(locked)} packages as locked", versions=found)
+
+
+def _unlike_lock(locked: dict[str, Version], installed: Installed) -> list[str]:
+    """Return how what is installed differs from the lock, or is what no lock can specify."""
+    present = {name: found.version for name, found in installed.distributions.items()}
+    problems = [*installed.problems]
+    for name, found in installed.distributions.items():
+        if found.origin:
+            problems.append(f"{name} was installed from a path or a URL, not from the lock")
+        if found.version.is_devrelease:
+            problems.append(f"{name} {found.version} is a development version")
+    problems += [f"{name}: expected {locked[name]}, not installed" for name in sorted(locked.keys() - present.keys())]
+    problems += [f"{name}: not in the lock, found {present[name]}" for name in sorted(present.keys() - locked.keys())]
     problems += [
-        f"{name}: expected {locked[name]}, found {installed[name]}"
-        for name in sorted(locked.keys() & installed.keys())
-        if not _same(locked[name], installed[name])
+        f"{name}: expected {locked[name]}, found {present[name]}"
+        for name in sorted(locked.keys() & present.keys())
+        if not _same(locked[name], present[name])
     ]
-    problems += _imported(locked)
-    return judged(problems, f"{len(locked)} packages as locked", versions=runtime.versions(context.device))
-
-
-def _imported(locked: dict[str, Version]) -> list[str]:
-    """Return what is wrong with the imported modules: their version, their place, or a file edited after its installation."""
-    problems = []
-    files = {str(getattr(module, "__file__", None)) for module in list(sys.modules.values())}
-    for name in ("torch", "transformers", "deepspeed"):
-        module = sys.modules[name]
-        if name not in locked or not _same(locked[name], Version(module.__version__)):
-            problems.append(f"{name}: expected {locked.get(name, 'nothing')}, imported {module.__version__}")
-        site = Path(str(module.__file__)).parent.parent
-        if not site.is_relative_to(sys.prefix):
-            problems.append(f"{name} was imported from {module.__file__}, outside the environment {sys.prefix}")
-            continue
-        record = site / f"{name}-{Version(module.__version__).public}.dist-info" / "RECORD"
-        if not record.exists():
-            problems.append(f"{record}: not found; the files of {name} cannot be verified")
-            continue
-        for file, digest, _ in csv.reader(record.read_text().splitlines()):
-            path = f"{site}/{file}"
-            if path in files and file.endswith(".py") and digest != f"sha256={_urlsafe_sha256(Path(path))}":
-                problems.append(f"{path} was edited after it was installed")
     return problems
 
 
-def _urlsafe_sha256(file: Path) -> str:
-    """Return a file's SHA-256 as a wheel's RECORD has it. See: PEP 427."""
-    return base64.urlsafe_b64encode(hashlib.sha256(file.read_bytes()).digest()).rstrip(b"=").decode()
+def _imported(installed: Installed) -> tuple[list[str], list[str]]:
+    """Return what is wrong with the imported modules: version, place, or a file edited after its installation; and notes."""
+    files = [str(getattr(module, "__file__", None)) for module in list(sys.modules.values())]
+    real = {str(_in_real_folder(file)) for file in files if file.endswith((".py", ".so"))}
+    problems, notes = [], []
+    for name, module in MODULES.items():
+        if not (file := getattr(sys.modules.get(module), "__file__", None)):
+            continue
+        place = _in_real_folder(file)
+        distribution = installed.distributions.get(name)
+        if distribution is None:
+            problems.append(f"{name}: imported from {place}, expected an installed distribution, found none")
+            continue
+        problems += _other_version(name, module, distribution)
+        if distribution.editable:
+            continue  # among the notes on what is installed
+        if place.parent.parent != distribution.site:
+            problems.append(f"{name} was imported from {place}, outside {distribution.site}, where its metadata is")
+            continue
+        try:
+            own = [file for file in real if Path(file).is_relative_to(place.parent)]
+            problems += [f"{file} was edited after it was installed" for file in distribution.edited(own)]
+        except OSError:
+            notes.append(f"{name} has no RECORD, so its files cannot be verified")
+    return problems, notes
+
+
+def _in_real_folder(file: str) -> Path:
+    """Return `file` in the folder that it really is in; the file itself may be a link, as some installers make them."""
+    return Path(file).parent.resolve() / Path(file).name
+
+
+def _other_version(name: str, module: str, distribution: Distribution) -> list[str]:
+    """Return in words where a module has another version than its metadata."""
+    imported = getattr(sys.modules[module], "__version__", None)
+    try:
+        same = imported is None or Version(str(imported)).public == distribution.version.public
+    except InvalidVersion:
+        same = False
+    return [] if same else [f"{name}: expected {distribution.version}, as its metadata says, imported {imported}"]

@@ -20,6 +20,7 @@ class Family:
     """What differs between families. Tensors have their names in published checkpoints."""
 
     name: str  # model_type in config.json
+    model_class: str  # of transformers, which loads a checkpoint whole
     modules: tuple[str, ...]  # of transformers, to import once before ranks are forked
     # Prefix in published checkpoints -> prefix in transformers 4.52 and later. The first that matches counts.
     layouts: tuple[tuple[str, str], ...]

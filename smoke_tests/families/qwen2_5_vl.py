@@ -27,6 +27,7 @@ def files(token: Token, vision_width: int) -> dict[str, dict[str, Any]]:
 FAMILY = replace(
     qwen2_vl.FAMILY,
     name="qwen2_5_vl",
+    model_class="Qwen2_5_VLForConditionalGeneration",
     modules=("transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",),
     synthetic_parameters=10_200_000,
     files=files,

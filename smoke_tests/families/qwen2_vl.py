@@ -95,6 +95,7 @@ def small_files(model_type: str, processor: str, token: Token, vision: dict[str,
 
 FAMILY = Family(
     name="qwen2_vl",
+    model_class="Qwen2VLForConditionalGeneration",
     modules=("transformers.models.qwen2_vl.modeling_qwen2_vl",),
     layouts=(("visual.", "model.visual."), ("model.", "model.language_model.")),
     vision_tower="visual.",

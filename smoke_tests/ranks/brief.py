@@ -22,5 +22,5 @@ class Brief:
     source: Path  # the checkpoint under test
     workspace: Workspace
     logs: Path
-    lock: Path
+    lock: Path | None  # None for a run without one
     stack: dict[str, Any]  # stack.toml

@@ -10,7 +10,6 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Self
 
 from smoke_tests.outcome import Outcome, failed, known_issue, passed
 from smoke_tests.plan import Job
@@ -66,7 +65,7 @@ class Supervisor:
         self.fatal = ""
         self._interrupted = 0
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Supervisor":
         """Return itself."""
         return self
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
 
@@ -52,7 +52,7 @@ class Reader:
         self._descriptors: dict[Any, int] = {}
         self._mapped: dict[Any, dict[str, torch.Tensor]] = {}
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Reader":
         """Return the reader; leaving the with statement closes its files."""
         return self
 

@@ -1,6 +1,7 @@
 """Explain exceptions and training logs by the table of known failures."""
 
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
             continue
         seen.add(id(one))
         yield one
-        if isinstance(one, BaseExceptionGroup):
+        if sys.version_info >= (3, 11) and isinstance(one, BaseExceptionGroup):  # noqa: F821 - Python 3.10 has none
             waiting += one.exceptions
         waiting += [other for other in (one.__cause__, one.__context__) if other is not None]
 

@@ -331,7 +331,7 @@ def test_page_shows_each_check_and_what_it_proves(proven: Ended) -> None:
     text = html.unescape((proven.folder / "report.html").read_text())
     assert "partial" not in proven.report
     for check in proven.report["checks"]:
-        assert f'<th scope="row">{check["name"]}<p class="proves">{check["proves"]}</p></th>' in text
+        assert f'<th scope="row">{check["name"]}\n<p class="proves">{check["proves"]}</p></th>' in text
         assert all(rank["detail"] in text for rank in check["ranks"])
     assert proven.found("weights", 3)["proves"].startswith("Check that every tensor equals the file's bit for bit")
     assert proven.found("parity", 3)["proves"].startswith("Compare a ZeRO run's global losses")

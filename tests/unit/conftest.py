@@ -81,10 +81,14 @@ def wheel(
     code: str = "",
     script: str = "",
     tag: str = "py3-none-any",
+    headers: tuple[str, ...] = (),
 ) -> bytes:
-    """Return the bytes of a wheel with one module, reproducibly; `script` is a console script, as module:function."""
+    """Return the bytes of a wheel with one module, reproducibly.
+
+    `script` is a console script, as module:function; `headers` are further lines of its metadata.
+    """
     info = f"{name}-{version}.dist-info"
-    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n" + "".join(f"{line}\n" for line in headers)
     members = {
         f"{name}.py": code,
         f"{info}/METADATA": metadata + "".join(f"Requires-Dist: {text}\n" for text in requires),

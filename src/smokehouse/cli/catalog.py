@@ -2,12 +2,17 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
 
 from smokehouse import console
 from smokehouse.checkout import Checkout
-from smokehouse.cli.options import JsonOption, NameArgument
+from smokehouse.cli.options import DevelOption, JsonOption, NameArgument
 from smokehouse.errors import UserError
+
+if TYPE_CHECKING:
+    from smokehouse.locks import LockedEnvironment
 
 
 def list_environments(as_json: JsonOption = False) -> int:
@@ -69,6 +74,55 @@ def show(name: NameArgument, as_json: JsonOption = False) -> int:
     else:
         print(f"{'installed in':<13}not installed; run {console.as_typed('smoke', name)}")
     return 0
+
+
+def sbom(
+    name: NameArgument,
+    *,
+    kind: Annotated[
+        Literal["spdx", "cyclonedx"], typer.Option("--format", help="SPDX 2.3 or CycloneDX 1.6, as JSON.")
+    ] = "spdx",
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="File to write.  [default: standard output]")] = None,
+    devel: DevelOption = False,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Bundle whose wheels state licences.  [default: the environment that smoke installed]"
+        ),
+    ] = None,
+) -> int:
+    """Print the software bill of materials of an environment's lock: each package with its hash, and its licence if known."""
+    from smokehouse import locks
+    from smokehouse.images import sbom as documents
+    from smokehouse.storage import files
+
+    checkout = Checkout.find(Path.cwd())
+    locked = locks.load(checkout, name)
+    conda = locked.lock.conda if devel else locked.lock.main
+    licences = _licences(checkout, locked, bundle)
+    contained = documents.components(locked.lock, conda, (), licences)
+    text = documents.cyclonedx(locked.lock, contained) if kind == "cyclonedx" else documents.spdx(locked.lock, contained)
+    if output:
+        files.write(output, text)
+    else:
+        print(text, end="")
+    if unknown := [component for component in contained if not component.licence]:
+        run = console.as_typed("smoke", name)
+        why = "their metadata state none" if licences else f"wheels state theirs: give --bundle DIR, or run {run} first"
+        console.status(f"{name}: licence unknown of {len(unknown)} of {len(contained)} packages ({unknown[0].name}, …); {why}")
+    return 0
+
+
+def _licences(checkout: Checkout, locked: "LockedEnvironment", folder: Path | None) -> dict[str, str]:
+    """Return what the wheels in a bundle, or the installed packages, state as their licences, by file name."""
+    from smokehouse.images import sbom as documents
+    from smokehouse.installs import activation
+    from smokehouse.installs import bundle as bundles
+
+    if folder:
+        return documents.licences(bundles.read(folder, locked).wheels, locked.lock.pip)
+    installed = activation.find(checkout, locked)
+    return documents.installed_licences(installed.folder, locked.lock.pip) if installed else {}
 
 
 _KINDS = (("pypi", "PyPI packages"), ("conda", "conda packages"), ("devel", "conda packages with --devel"))

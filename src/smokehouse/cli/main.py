@@ -23,6 +23,7 @@ VERBS: tuple[tuple[str, Callable[..., Any], tuple[str, ...]], ...] = (
     ("run", install.run, ("qwen2.5-vl", "--", "python", "train.py")),
     ("bundle", install.bundle, ("qwen2.5-vl", "/media/disk/bundle")),
     ("doctor", doctor.doctor, ("qwen2.5-vl-latest",)),
+    ("sbom", catalog.sbom, ("qwen2.5-vl", "--format", "cyclonedx", "--output", "sbom.cdx.json")),
     ("lock", lock.lock, ("qwen2.5-vl", "--upgrade", "transformers", "--diff")),
     ("build", image.build, ("qwen2.5-vl", "--flavour", "devel", "--output", "oci:build/image")),
     ("verify", image.verify, ("ghcr.io/OWNER/qwen2.5-vl@sha256:…", "--key", "cosign.pub")),

@@ -12,12 +12,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from smokehouse.runs.container import prove, smoke_image
+    from smokehouse.runs.container import prove, smoke_image, smoke_image_here
+    from smokehouse.runs.here import smoke_here
     from smokehouse.runs.local import help_text, smoke
     from smokehouse.runs.options import pop_option, split_name
     from smokehouse.runs.report import Report, read_any
 
-__all__ = ["Report", "help_text", "pop_option", "prove", "read_any", "smoke", "smoke_image", "split_name"]
+__all__ = [
+    "Report",
+    "help_text",
+    "pop_option",
+    "prove",
+    "read_any",
+    "smoke",
+    "smoke_here",
+    "smoke_image",
+    "smoke_image_here",
+    "split_name",
+]
 
 # The module of each name, imported when it is first used: pages read reports, and need neither installers nor an engine.
 _MODULES = {
@@ -27,7 +39,9 @@ _MODULES = {
     "prove": "container",
     "read_any": "report",
     "smoke": "local",
+    "smoke_here": "here",
     "smoke_image": "container",
+    "smoke_image_here": "container",
     "split_name": "options",
 }
 

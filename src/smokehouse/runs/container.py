@@ -14,7 +14,7 @@ from smokehouse.console import as_typed
 from smokehouse.errors import UserError
 from smokehouse.programs import docker
 from smokehouse.programs.docker import EngineImage
-from smokehouse.runs import report
+from smokehouse.runs import local, report
 from smokehouse.runs.options import pop_option, report_name
 from smokehouse.runs.report import Report
 
@@ -22,6 +22,10 @@ _NOBODY = 54321  # a user and a group that no image has a name for
 _DEADLINE = 7200.0  # seconds
 # What an NVIDIA driver has: the module of Linux, or what WSL2 brings from Windows.
 _DRIVER = ("/proc/driver/nvidia/version", "/usr/lib/wsl/lib/libcuda.so.1")
+
+# Where the smoke test is in a container of somebody else's image, which has neither it nor a home for the user.
+_PLACE = "/opt/smokehouse-here"
+_HOME = {"HOME": "/tmp", "USER": "smokehouse", "LOGNAME": "smokehouse", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONNOUSERSITE": "1"}
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,36 @@ def smoke_image(checkout: Checkout, reference: str, options: Sequence[str]) -> N
     """
     container = _prepare(checkout, reference, options)
     docker.exec_container(container.image, container.command, container.options, checkout.root)
+
+
+def smoke_image_here(checkout: Checkout, reference: str, family: str | None, options: Sequence[str]) -> NoReturn:
+    """Replace this process with the smoke test of what is installed in the image `reference`, whoever built it.
+
+    Nothing in the image is needed but a Python with torch: `--python PATH` or `--prefix DIR` among the options say where in
+    the image, by default python3 on its PATH. Raises UserError.
+    """
+    options, python = pop_option(options, "--python", "the path of an interpreter in the image")
+    options, prefix = pop_option(options, "--prefix", "a folder of the image with bin/python")
+    if python and prefix:
+        raise UserError(f"smoke: expected --python or --prefix, found both; give one of {python} and {prefix}")
+    image = docker.inspect(reference, checkout.root)
+    smoke_tests = checkout.file("smoke_tests")
+    packages = {"smoke_tests": smoke_tests, "smokehouse_loader": _loader(smoke_tests.parent)}
+    extra = [*("--workdir", _PLACE), *("--entrypoint", f"{prefix}/bin/python" if prefix else python or "python3")]
+    for name, folder in packages.items():
+        extra += ["--mount", f"type=bind,source={folder},target={_PLACE}/{name},readonly"]
+    extra += [f"--env={name}={value}" for name, value in _HOME.items()]
+    options, value = pop_option(options, "--report", "a folder")
+    folder = Path(value or checkout.build / "smoke" / report_name("here-image", options)).absolute()
+    command = ["-m", "smoke_tests", "--here" if family is None else f"--here={family}", "--report", "/report"]
+    command += ["--image", image.digest, *options]
+    local.validate(command, "here", smoke_tests.parent)
+    docker.exec_container(image, command, [*_limits(folder, options), *extra], checkout.root)
+
+
+def _loader(place: Path) -> Path:
+    """Return the folder of smokehouse_loader, which is in src/ of a checkout, and beside smokehouse in an installed package."""
+    return (place.parents[1] if place.name == "_data" else place / "src") / "smokehouse_loader"
 
 
 def prove(checkout: Checkout, reference: str, folder: Path) -> Report:
@@ -67,6 +101,12 @@ def _prepare(checkout: Checkout, reference: str, options: Sequence[str]) -> _Con
         raise UserError(f"{reference}: not an image of Smokehouse, by its labels; build one: {build}")
     options, value = pop_option(options, "--report", "a folder")
     folder = Path(value or checkout.build / "smoke" / report_name(f"{name}-image", options)).absolute()
+    command = ["smoke", "--report", "/report", "--image", image.digest, *options]
+    return _Container(image, name, command, _limits(folder, options), folder)
+
+
+def _limits(folder: Path, options: Sequence[str]) -> list[str]:
+    """Return the options of docker run that restrict a container whose report goes to `folder`; makes that folder."""
     user, group = os.getuid() or _NOBODY, os.getgid() or _NOBODY
     _make_report_folder(folder, user, group)
     limits = ["--user", f"{user}:{group}", "--read-only", "--network", "none", "--shm-size", "2g", "--init=false"]
@@ -76,8 +116,7 @@ def _prepare(checkout: Checkout, reference: str, options: Sequence[str]) -> _Con
         limits += ["--mount", f"type=bind,source={checkpoint},target={checkpoint},readonly"]
     if any(Path(place).exists() for place in _DRIVER):
         limits += ["--gpus", "all"]
-    command = ["smoke", "--report", "/report", "--image", image.digest, *options]
-    return _Container(image, name, command, limits, folder)
+    return limits
 
 
 def _make_report_folder(folder: Path, user: int, group: int) -> None:

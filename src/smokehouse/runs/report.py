@@ -134,10 +134,15 @@ def read_any(checkout: Checkout, path: Path) -> Report:
 def parse(checkout: Checkout, data: bytes, source: str, remedy: str) -> Report:
     """Return the report that is `data`; messages call it `source` and end in `remedy`.
 
-    Raises UserError where it is not a valid report, or of a run that failed or left out checks.
+    Raises UserError where it is not a valid report, or of a run that had no lock, failed or left out checks.
     """
     report = _validate(checkout, data, source, remedy)
     fields = report.fields
+    if fields["lock"] is None:
+        prefix = fields["installed"]["prefix"]
+        raise UserError(
+            f"{source}: expected a report of a lock, found one of {prefix} without a lock, as --here makes; {remedy}"
+        )
     if fields["verdict"] != "passed":
         reason = fields["failure"] or ", ".join(check["name"] for check in fields["checks"] if check["verdict"] == "failed")
         where = fields.get("image") or fields["environment"]

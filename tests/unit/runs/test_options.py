@@ -39,6 +39,7 @@ def test_an_option_without_a_value_is_refused(options: list[str]) -> None:
         ("--help tiny", "tiny", "--help"),
         ("--checkpoint tiny", None, "--checkpoint tiny"),
         ("tiny --zero", "tiny", "--zero"),
+        ("--here tiny --zero 3", "tiny", "--here --zero 3"),
     ],
 )
 def test_options_stand_on_either_side_of_the_name(arguments: str, name: str | None, options: str) -> None:
@@ -51,6 +52,6 @@ def test_two_names_are_refused() -> None:
 
 
 def test_each_option_of_the_smoke_test_but_flags_has_one_value() -> None:
-    flags = {option for action in _parser()._actions if action.nargs == 0 for option in action.option_strings}
+    flags = {option for action in _parser()._actions if action.nargs in (0, "?") for option in action.option_strings}
     assert flags == {*FLAGS}
-    assert all(action.nargs in (None, 0) for action in _parser()._actions)
+    assert all(action.nargs in (None, 0, "?") for action in _parser()._actions)

@@ -1,0 +1,72 @@
+"""What is known to hold from which version on: the one table that the expectations of every stack come from.
+
+Tests compare each environment's stack.toml with it, and a run without a lock has nothing else. Sources: the loader's table of
+known failures, and runs of these tests with the versions on both sides of each boundary.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from packaging.version import Version
+
+from smoke_tests.families import Family
+
+
+@dataclass(frozen=True)
+class Change:
+    """What `package` does: `before` up to a version, `after` from that version `since` on; None if it never changed."""
+
+    package: str
+    before: str
+    since: Version | None = None
+    after: str = ""
+
+    def holds(self, version: Version) -> str:
+        """Return what `version` does."""
+        return self.before if self.since is None or version < self.since else self.after
+
+
+# ZeRO-3 reads weights before gloo has delivered them. See: DeepSpeed PR 8539.
+GLOO_RACE = Change("deepspeed", "present", Version("0.19.8"), "fixed")
+# What a checkpoint with the keys of transformers 4.52 is loaded as.
+LATER_KEY_LAYOUT = Change("transformers", "random", Version("4.52"), "whole")
+# What an auto class makes of a checkpoint: whole, refused, part or absent.
+AUTO_CLASSES = {
+    "AutoModelForImageTextToText": Change("transformers", "whole"),
+    "AutoModelForVision2Seq": Change("transformers", "whole", Version("5"), "absent"),
+    "AutoModelForCausalLM": Change("transformers", "refused"),
+    "AutoModel": Change("transformers", "part"),  # up to 4.51 without the vision tower, later without lm_head
+}
+# The oldest and the newest version of each package that these tests were run with. Between them, what the table says is judged.
+RANGES = {
+    "torch": (Version("2.4.1"), Version("2.10.0")),
+    "transformers": (Version("4.49.0"), Version("5.24.0")),
+    "deepspeed": (Version("0.15.4"), Version("0.19.8")),
+}
+
+
+def expectations(versions: Mapping[str, Version]) -> dict[str, Any]:
+    """Return what stack.toml has as `expectations`, for the versions of transformers and deepspeed among `versions`."""
+    return {
+        "gloo_race": GLOO_RACE.holds(versions[GLOO_RACE.package]),
+        "later_key_layout": LATER_KEY_LAYOUT.holds(versions[LATER_KEY_LAYOUT.package]),
+        "auto_classes": {name: change.holds(versions[change.package]) for name, change in AUTO_CLASSES.items()},
+    }
+
+
+def stack(family: Family, versions: Mapping[str, Version]) -> dict[str, Any]:
+    """Return the model and expectations of an environment that has no stack.toml, as that file has them."""
+    return {"model": {"family": family.name, "class": family.model_class}, "expectations": expectations(versions)}
+
+
+def beyond(versions: Mapping[str, Version]) -> list[str]:
+    """Return the packages that these tests were never run with in this or a later and an earlier version, each in words.
+
+    A development version has the number of a release that it may differ from.
+    """
+    return [
+        f"{name} {versions[name]} (measured: {oldest} to {newest})"
+        for name, (oldest, newest) in RANGES.items()
+        if not oldest.release <= versions[name].release <= newest.release or versions[name].is_devrelease
+    ]

@@ -1,0 +1,210 @@
+"""Runs without a lock, in an environment that somebody else installed: what they prove, name, refuse and leave alone."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from .conftest import Ended, Starter
+
+
+class Here(Starter):
+    """Starts runs without a lock in the environment of a `Starter`."""
+
+    def arguments(self, report: Path) -> list[str]:
+        """Return the arguments of every run."""
+        return ["--here", "--report", str(report)]
+
+
+@pytest.fixture(scope="module")
+def here(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here]:
+    """Yield a starter of runs without a lock."""
+    starter = Here(root, tmp_path_factory.mktemp("here"))
+    yield starter
+    starter.close()
+
+
+@pytest.fixture(scope="module")
+def theirs(here: Here) -> tuple[Ended, set[tuple[str, int]]]:
+    """Return a whole run, and the files of its environment that it made or changed."""
+    prefix = here.python.parents[1]
+    before = files(prefix)
+    ended = here.run()
+    return ended, before ^ files(prefix)
+
+
+def files(folder: Path) -> set[tuple[str, int]]:
+    """Return every file of a folder and when it was last changed."""
+    return {(str(path), path.lstat().st_mtime_ns) for path in folder.rglob("*")}
+
+
+def test_what_is_installed_passes_as_with_a_lock(theirs: tuple[Ended, set[tuple[str, int]]]) -> None:
+    """The expectations of the table by version are those of the environment's stack.toml, so the same checks run."""
+    ended, _ = theirs
+    assert ended.code == 0, ended.stderr
+    assert ended.report["verdict"] == "passed"
+    assert {"gloo race", "later key layout"} <= {check["name"] for check in ended.report["checks"]}
+    assert ended.found("auto classes")["verdict"] == "passed"
+    assert re.match(r"\d+ packages by their own metadata, no lock", ended.found("versions", 3)["detail"])
+
+
+def test_it_writes_nothing_into_the_environment(theirs: tuple[Ended, set[tuple[str, int]]]) -> None:
+    assert theirs[1] == set()
+
+
+def test_the_report_says_that_there_is_no_lock(here: Here, theirs: tuple[Ended, set[tuple[str, int]]]) -> None:
+    ended, _ = theirs
+    report = ended.report
+    jsonschema.validate(report, json.loads((here.root / "smoke_tests" / "report.schema.json").read_text()))
+    assert report["lock"] is None
+    assert report["environment"] == "here"
+    prefix = str(here.python.parents[1])
+    assert report["installed"]["prefix"] == prefix
+    listed = here.inside(
+        "-c", "import importlib.metadata as m, json; print(json.dumps([d.metadata['Name'] for d in m.distributions()]))"
+    )
+    names = {re.sub(r"[-_.]+", "-", name).lower() for name in json.loads(listed)}
+    assert set(report["installed"]["packages"]) == names
+    assert report["installed"]["packages"]["deepspeed"] == report["versions"]["deepspeed"]
+    assert ended.stdout.splitlines()[-1] == (
+        f"no lock: this is about {prefix} as it is now, not about what can be installed again"
+    )
+
+
+def test_what_shadows_a_package_fails(here: Here, tmp_path: Path) -> None:
+    """A folder in front of the environment, as on a PYTHONPATH that somebody left, with another numpy."""
+    site = next(here.python.parents[1].glob("lib/python*/site-packages"))
+    fake = tmp_path / "numpy"
+    fake.mkdir()
+    (fake / "__init__.py").write_text("__version__ = '9.0'\n")
+    found = json.loads(here.inside("-c", SHADOWED, str(tmp_path)))
+    assert f"numpy was imported from {fake}/__init__.py, outside {site}, where its metadata is" in found["problems"]
+    assert any(re.fullmatch(r"numpy: expected \S+, as its metadata says, imported 9\.0", line) for line in found["problems"])
+
+
+SHADOWED = """
+import json, sys
+import torch
+from smoke_tests import distributions
+from smoke_tests.checks import installed
+
+sys.path.insert(0, sys.argv[1])
+del sys.modules["numpy"]
+import numpy
+
+print(json.dumps({"problems": installed._imported(distributions.find())[0]}))
+"""
+
+NEWER = """
+import json
+from smoke_tests import plan
+from smoke_tests.outcome import failed, passed
+from smoke_tests.verdicts import Verdicts
+
+jobs = plan.jobs((3,), 1, "cpu", {"gloo_race": "fixed", "later_key_layout": "whole"})
+found = {}
+for observe in (False, True):
+    verdicts = Verdicts(jobs, jobs, "fp32", lambda result: None, observe=observe)
+    for job in jobs:
+        for number, step in enumerate(job.steps):
+            wrong = step.name in ("flipped bit", "both key layouts", "auto classes", "weights")
+            verdicts.add(job, number, 0, failed("wrong") if wrong else passed("right"), 0.0)
+    found[observe] = {result.name: result.verdict for result in verdicts.finish("") if result.detail == "wrong"}
+print(json.dumps(found))
+"""
+
+
+def test_controls_are_observed_where_nothing_was_measured(here: Here) -> None:
+    """A check fails the run with any version; a control, or what the table by version expects, only with measured ones."""
+    judged = json.loads(here.inside("-c", NEWER))
+    names = ("flipped bit", "both key layouts", "auto classes")
+    assert judged["false"] == dict.fromkeys((*names, "weights"), "failed")
+    assert judged["true"] == {**dict.fromkeys(names, "observed"), "weights": "failed"}
+
+
+def refused(python: Path, root: Path, tmp_path: Path, *options: str, **environ: str) -> str:
+    """Run `python -m smoke_tests`, which must refuse in one line with exit code 2, and return the line."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    command = [str(python), "-m", "smoke_tests", *options, "--report", str(tmp_path / "report")]
+    ended = subprocess.run(command, cwd=root, env=kept | environ, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.count("\n") == 1, ended.stderr
+    assert not (tmp_path / "report" / "report.json").exists()
+    return ended.stderr.rstrip("\n")
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    """Return the Python of a virtual environment with packages that have metadata and nothing else."""
+    folder = tmp_path / "bare"
+    base = Path(sys.base_prefix, "bin", f"python3.{sys.version_info.minor}")
+    subprocess.run([base, "-m", "venv", "--without-pip", folder], check=True, timeout=60)
+    return folder / "bin" / "python"
+
+
+def install(python: Path, **versions: str) -> None:
+    """Give an environment the metadata of packages."""
+    [site] = python.parents[1].glob("lib/python*/site-packages")
+    for name, version in versions.items():
+        info = site / f"{name}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+
+
+def test_packages_that_are_not_installed_are_listed(root: Path, bare: Path, tmp_path: Path) -> None:
+    install(bare, torch="2.6.0", transformers="4.49.0", safetensors="0.5.3", tokenizers="0.21", numpy="2.2.3")
+    said = refused(bare, root, tmp_path, "--here")
+    assert said.startswith(f"{bare.parents[1]}: expected torch, transformers, deepspeed, ")
+    assert "found no deepspeed, accelerate, pillow, packaging; install them there, or give another environment" in said
+
+
+def test_an_unknown_family_is_refused(root: Path, bare: Path, tmp_path: Path) -> None:
+    said = refused(bare, root, tmp_path, "--here", "llava")
+    assert said == "--here llava: expected one of qwen2_5_vl, qwen2_vl; give a model family"
+
+
+def test_neither_here_nor_a_lock_is_refused(root: Path, bare: Path, tmp_path: Path) -> None:
+    said = refused(bare, root, tmp_path, "--zero", "3")
+    assert said == "smoke: expected --here, or --environment, --stack, --lock; give --here to prove what is installed"
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ("here.TORCH = (99, 0)", r"expected torch 99\.0 or later, found 2\.6\.0\S*; upgrade it"),
+        ("family.FAMILY = dataclasses.replace(family.FAMILY, model_class='NoSuchVL')", r"model family qwen2_5_vl: .*NoSuchVL"),
+        ("sys.modules['torch'] = None", r"torch cannot be imported \(ModuleNotFoundError: .*\); reinstall torch"),
+        ("sys.modules['transformers'] = None", r"transformers cannot be imported \(ModuleNotFoundError: .*\); reinstall"),
+        ("sys.modules['deepspeed'] = None", r"deepspeed cannot be imported \(ModuleNotFoundError: .*\); reinstall deepspeed"),
+    ],
+)
+def test_versions_that_cannot_run_are_refused(here: Here, tmp_path: Path, change: str, problem: str) -> None:
+    script = tmp_path / "changed.py"
+    script.write_text(CHANGED.format(change=change))
+    ended = subprocess.run(
+        [here.python, str(script), "--here", "--report", str(tmp_path / "report")],
+        cwd=here.root,
+        env=here.environ | {"PYTHONPATH": str(here.root)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert re.search(problem, ended.stderr)
+    assert ended.stderr.count("\n") == 1
+
+
+CHANGED = """
+import dataclasses, sys
+from smoke_tests import here
+from smoke_tests.families import qwen2_5_vl as family
+from smoke_tests.__main__ import main
+{change}
+sys.exit(main(sys.argv[1:]))
+"""

@@ -1,0 +1,75 @@
+"""The table of expectations by version: what stack.toml files have, and what lies beyond it."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.version import Version
+
+from smoke_tests import families, measured
+from smokehouse.checkout import Checkout
+from smokehouse.locks import check
+
+from .conftest import NAMES
+
+
+def versions(**changed: str) -> dict[str, Version]:
+    """Return versions of qwen2.5-vl, some of them changed."""
+    return {
+        name: Version(number)
+        for name, number in ({"torch": "2.6.0", "transformers": "4.49.0", "deepspeed": "0.15.4"} | changed).items()
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_stack_file_says_what_the_table_says(root: Path, name: str) -> None:
+    stack = tomllib.loads((root / "environments" / name / "stack.toml").read_text())
+    lock = check.load(Checkout(root), name).lock
+    locked = {file.name: Version(file.version) for file in lock.pip}
+    family = families.get(stack["model"]["family"])
+    made = measured.stack(family, {package: locked[package] for package in measured.RANGES})
+    assert made == {"model": stack["model"], "expectations": stack["expectations"]}
+    assert measured.beyond(locked) == []
+
+
+@pytest.mark.parametrize(
+    ("package", "version", "expectation", "value"),
+    [
+        ("deepspeed", "0.19.7", "gloo_race", "present"),
+        ("deepspeed", "0.19.8", "gloo_race", "fixed"),
+        ("deepspeed", "0.20.0", "gloo_race", "fixed"),
+        ("transformers", "4.51.3", "later_key_layout", "random"),
+        ("transformers", "4.52.4", "later_key_layout", "whole"),
+    ],
+)
+def test_an_expectation_changes_with_the_version_that_fixed_it(
+    package: str, version: str, expectation: str, value: str
+) -> None:
+    assert measured.expectations(versions(**{package: version}))[expectation] == value
+
+
+@pytest.mark.parametrize(("version", "value"), [("4.57.6", "whole"), ("5.0.0", "absent")])
+def test_auto_classes_follow_transformers(version: str, value: str) -> None:
+    found = measured.expectations(versions(transformers=version))["auto_classes"]
+    assert found["AutoModelForVision2Seq"] == value
+
+
+@pytest.mark.parametrize(
+    ("package", "version"),
+    [
+        ("transformers", "99.0"),
+        ("transformers", "4.48.3"),
+        ("transformers", "4.50.0.dev0"),
+        ("deepspeed", "99.0"),
+        ("torch", "99.0+cu999"),
+    ],
+)
+def test_a_version_that_was_never_measured_is_named(package: str, version: str) -> None:
+    [found] = measured.beyond(versions(**{package: version}))
+    assert re.fullmatch(rf"{package} {re.escape(version)} \(measured: [\d.]+ to [\d.]+\)", found)
+
+
+@pytest.mark.parametrize("version", ["2.6.0+cu124", "2.6.0a0+ecf3bae40a.nv25.1", "2.10.0"])
+def test_builds_of_a_measured_release_are_judged(version: str) -> None:
+    assert measured.beyond(versions(torch=version)) == []
