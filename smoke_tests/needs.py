@@ -7,6 +7,8 @@ https://arxiv.org/abs/1910.02054. On a CPU everything is fp32.
 
 from dataclasses import dataclass
 
+from smoke_tests.legs import Leg
+
 # Above this size references come from forward passes and the gradients of two probes, which need the weights alone: a whole
 # optimizer needs 20 bytes per parameter on one device, 154 GiB for 8.3 billion of them, however many devices there are.
 SMALL_MODEL = 100_000_000
@@ -39,21 +41,22 @@ class Needs:
     host_phase: str
 
 
-def needs(parameters: int, ranks: int, stages: tuple[int, ...], *, cuda: bool) -> Needs:
-    """Return the estimate for a model of `parameters` under each of the ZeRO `stages` on `ranks` ranks."""
+def needs(parameters: int, leg: Leg, stages: tuple[int, ...]) -> Needs:
+    """Return the estimate for a model of `parameters` on `leg` under each of the ZeRO `stages`."""
+    ranks = leg.world_size
     host = ranks * HOST_BASE
-    if not cuda:
+    if not leg.gpus:
         return Needs(0, "", host + ranks * CPU_TRAINING * parameters, f"training on {ranks} ranks")
-    small = parameters < SMALL_MODEL
-    plain = (PLAIN_TRAINING if small else BF16) * parameters
-    on_device = {"the plain run": plain} | {
-        f"training under ZeRO-{stage}": training_bytes(parameters, ranks, stage) for stage in stages
-    }
+    sharing = -(-ranks // leg.gpus)  # ranks on one device
+    on_device = {"the plain run": DEVICE_BASE + (PLAIN_TRAINING if parameters < SMALL_MODEL else BF16) * parameters}
+    for stage in stages:
+        each = DEVICE_BASE + training_bytes(parameters, ranks, stage)
+        on_device[f"training under ZeRO-{stage} on {leg.name}"] = sharing * each
     # Under ZeRO-2 every rank loads the whole model before it goes to its device; under ZeRO-3 one shard at a time.
     loading = {f"loading on {ranks} ranks under ZeRO-2": ranks * BF16 * parameters} if 2 in stages else {}
     on_host = loading | {"consolidating a checkpoint": CONSOLIDATION * parameters}
     device_phase, host_phase = max(on_device, key=on_device.__getitem__), max(on_host, key=on_host.__getitem__)
-    return Needs(DEVICE_BASE + on_device[device_phase], device_phase, host + on_host[host_phase], host_phase)
+    return Needs(on_device[device_phase], device_phase, host + on_host[host_phase], host_phase)
 
 
 def training_bytes(parameters: int, ranks: int, stage: int) -> int:
@@ -62,9 +65,9 @@ def training_bytes(parameters: int, ranks: int, stage: int) -> int:
     return whole * parameters + (PLAIN_TRAINING - whole) * parameters // ranks
 
 
-def disk_bytes(parameters: int, stages: tuple[int, ...]) -> int:
-    """Return the bytes that a run writes and holds at one time."""
-    return SYNTHETIC_DISK + len(stages) * DISK_PER_PARAMETER * parameters
+def disk_bytes(parameters: int, runs: int) -> int:
+    """Return the bytes that a run writes, which repeats its ZeRO jobs `runs` times: once for each stage of each leg."""
+    return SYNTHETIC_DISK + runs * DISK_PER_PARAMETER * parameters
 
 
 def deadline(parameters: int) -> float:
