@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from smoke_tests import families, report
 from smoke_tests.families import Family
-from smoke_tests.selection import Selection, canonical
+from smoke_tests.selection import EXTRA, Selection, canonical
 from smokehouse_loader import inspect_checkpoint
 
 STAGES = (2, 3)
@@ -45,6 +45,7 @@ class Options:
     stages: tuple[int, ...]
     processes: int | None
     device: str
+    backend: str | None
     checkpoint: str | None
     timeout: float
     report: Path
@@ -132,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
         "--nproc",
         type=_positive,
         metavar="N",
-        help="Run this many ranks (default: 2 on a CPU, otherwise one per GPU, at most 8).",
+        help="Run this many ranks (default: 2 on a CPU, otherwise one per GPU, at most 8; on one GPU see --backend).",
     )
     add(
         "--device",
@@ -141,13 +142,20 @@ def _parser() -> argparse.ArgumentParser:
         help="Run on cuda (NCCL, bf16) or cpu (gloo, fp32) (default: auto).",
     )
     add(
+        "--backend",
+        choices=("gloo", "nccl"),
+        help="Connect ranks with this backend; with gloo they may share a GPU (default: nccl on cuda, gloo on cpu; on one GPU "
+        "both, nccl with one rank and gloo with two).",
+    )
+    add(
         "--only",
         type=_names,
         default=(),
         metavar="NAME,...",
-        help="Run only these checks and controls, and what they continue from; the report is partial (default: all).",
+        help="Run only these checks and controls, and what they need; the report is partial (default: all but those of --all).",
     )
     add("--skip", type=_names, default=(), metavar="NAME,...", help="Run all but these, unless one that runs needs them.")
+    add("--all", action="store_true", help=f"Run also the checks that take longer: {', '.join(EXTRA)}.")
     add("--checkpoint", metavar="PATH_OR_HUB_ID", help="Test with this checkpoint (default: a tiny synthetic one).")
     add(
         "--timeout",
@@ -215,6 +223,7 @@ def _options(parsed: argparse.Namespace, environment: str, stack: dict[str, Any]
         stages=parsed.zero,
         processes=parsed.nproc,
         device=parsed.device,
+        backend=parsed.backend,
         checkpoint=parsed.checkpoint,
         timeout=parsed.timeout,
         report=(parsed.report or Path("build/smoke") / environment).absolute(),
@@ -222,7 +231,7 @@ def _options(parsed: argparse.Namespace, environment: str, stack: dict[str, Any]
         start=parsed.start,
         image=parsed.image,
         validate=parsed.validate,
-        selection=Selection(parsed.only, parsed.skip),
+        selection=Selection(parsed.only, parsed.skip, parsed.all),
     )
     refuse_full_report(options.report, options.partial)
     return options

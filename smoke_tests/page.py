@@ -34,6 +34,32 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
 
 
+def where(document: Mapping[str, Any]) -> str:
+    """Return the device, precision, and the backend and ranks of each leg of a report."""
+    legs = document.get("legs", [])
+    if len(legs) < 2:
+        ranks = _ranks_in_words(document["world_size"])
+        return f"{document['device']}, {document['backend']}, {document['precision']}, {ranks}"
+    return f"{document['device']}, {document['precision']}, {' and '.join(map(leg_in_words, legs))}"
+
+
+def leg_in_words(leg: Mapping[str, Any]) -> str:
+    """Return a leg in words; ranks that share a GPU are named as such."""
+    ranks, gpus = leg["world_size"], leg["gpus"]
+    shared = f" on {gpus} GPU{'s' if gpus > 1 else ''}" if 0 < gpus < ranks else ""
+    return f"{leg['backend']} with {_ranks_in_words(ranks)}{shared}"
+
+
+def _ranks_in_words(ranks: int) -> str:
+    return f"{ranks} rank{'s' if ranks != 1 else ''}"
+
+
+def columns(places: Iterable[tuple[str, int | None]]) -> list[tuple[str, int]]:
+    """Return the columns of a table, each a leg and a ZeRO stage: legs as they come, stages in order."""
+    order = list(dict.fromkeys(leg for leg, _ in places))
+    return sorted({(leg, stage) for leg, stage in places if stage}, key=lambda place: (order.index(place[0]), place[1]))
+
+
 def render(document: Mapping[str, Any], table: str, logs: Mapping[str, str]) -> str:
     """Return the page of a report: `document` is the parsed report.json, `table` its verdicts as text, `logs` name -> text."""
     template = _TEMPLATE.read_text("utf-8")
@@ -79,10 +105,9 @@ def _policy(template: str) -> str:
 
 def _summary(document: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {document['versions'][name]}" for name in _CORE if document["versions"].get(name))
-    where = f"{document['device']}, {document['backend']}, {document['precision']}, {document['world_size']} ranks"
     counts = [f"{sum(c['kind'] == kind for c in document['checks'])} {title.lower()}" for kind, (title, _) in _KINDS.items()]
     stack = f"{versions} on " if versions else ""
-    return f"{stack}{where}; {' and '.join(counts)} in {document['seconds']:.1f} s, {document['started']}"
+    return f"{stack}{where(document)}; {' and '.join(counts)} in {document['seconds']:.1f} s, {document['started']}"
 
 
 def _notices(document: Mapping[str, Any]) -> Iterator[str]:
@@ -103,7 +128,7 @@ def _no_lock(document: Mapping[str, Any]) -> str:
 
 
 def _stage(check: Mapping[str, Any]) -> str:
-    return f"ZeRO-{check['zero_stage']}" if check["zero_stage"] else ""
+    return " ".join(filter(None, [f"ZeRO-{check['zero_stage']}" if check["zero_stage"] else "", check.get("leg")]))
 
 
 def _failures(failed: Sequence[Mapping[str, Any]], logs: Mapping[str, str]) -> Iterator[str]:
@@ -140,36 +165,41 @@ def _table(kind: str, checks: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     if not checks:
         return
     title, caption = _KINDS.get(kind, (kind.capitalize(), ""))
-    stages = sorted({check["zero_stage"] for check in checks if check["zero_stage"]})
-    heads = [f"ZeRO-{stage}" for stage in stages] or ["Verdict"]
+    places = columns([(check.get("leg", ""), check["zero_stage"]) for check in checks])
+    heads = [f"ZeRO-{stage} {leg}".rstrip() for leg, stage in places] or ["Verdict"]
     yield f"<section>\n<h2>{_text(title)}</h2>\n<table>\n<caption>{_text(caption)}</caption>\n<thead><tr>"
     yield f'<th scope="col">{_text(kind.capitalize())}</th>'
     yield from (f'<th scope="col">{_text(head)}</th>' for head in heads)
     yield "</tr></thead>"
     for name in dict.fromkeys(check["name"] for check in checks):
-        yield from _body([check for check in checks if check["name"] == name], stages)
+        yield from _body([check for check in checks if check["name"] == name], places)
     yield "</table>\n</section>"
 
 
-def _body(checks: Sequence[Mapping[str, Any]], stages: Sequence[int]) -> Iterator[str]:
-    """Yield what the table shows of one check or control in its stages."""
-    verdict = next((v for v in ("failed", "observed", "known-issue") if any(c["verdict"] == v for c in checks)), "passed")
+def _body(checks: Sequence[Mapping[str, Any]], places: Sequence[tuple[str, int]]) -> Iterator[str]:
+    """Yield what the table shows of one check or control in its legs and stages."""
+    verdict = _worst(checks)["verdict"]
     proves = next((check["proves"] for check in checks if check.get("proves")), "")
     yield f'<tbody class="{verdict}">\n<tr><th scope="row">{_text(checks[0]["name"])}'
     yield f'<p class="proves">{_text(proves)}</p></th>' if proves else "</th>"
-    of_stage = {check["zero_stage"]: check for check in checks}
-    if None in of_stage:
-        yield _cell(of_stage[None], max(1, len(stages)))
+    if once := [check for check in checks if check["zero_stage"] is None]:
+        yield _cell(_worst(once), max(1, len(places)))
     else:
-        yield from (_cell(of_stage.get(stage), 1) for stage in stages)
+        of_place = {(check.get("leg", ""), check["zero_stage"]): check for check in checks}
+        yield from (_cell(of_place.get(place), 1) for place in places)
     opened = "" if verdict == "passed" else " open"
-    yield f'</tr>\n<tr class="more"><td colspan="{1 + max(1, len(stages))}"><details{opened}>'
+    yield f'</tr>\n<tr class="more"><td colspan="{1 + max(1, len(places))}"><details{opened}>'
     yield f'<summary>Details<span class="hidden"> of {_text(checks[0]["name"])}</span></summary>'
     yield from _ranks(checks)
     for check in {check.get("diagnosis"): check for check in checks}.values():
         yield from _diagnosis(check)
     slowest = ", ".join(f"{_stage(check) or 'all'} {check['seconds']:.2f} s" for check in checks)
     yield f'<p class="muted">Slowest rank: {_text(slowest)}</p></details></td></tr>\n</tbody>'
+
+
+def _worst(checks: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Return the check that decides: one that failed, else a known issue, else the first."""
+    return next((c for verdict in ("failed", "observed", "known-issue") for c in checks if c["verdict"] == verdict), checks[0])
 
 
 def _cell(check: Mapping[str, Any] | None, span: int) -> str:

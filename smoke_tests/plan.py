@@ -1,6 +1,11 @@
-"""The plan: which checks and controls run in which process group, in what order, and what each continues with. Data only."""
+"""The plan: which checks and controls run in which process group, in what order, and what each continues with. Data only.
+
+A run has one or several legs (`smoke_tests.legs`), which repeat the jobs with another backend or world size. What one rank
+shows of a check, and what it does not, is data of its step: what shows nothing is not planned, and reported as not run.
+"""
 
 import dataclasses
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +16,8 @@ from smoke_tests import runtime
 from smoke_tests.checks import (
     RankContext,
     TrainingState,
+    adapters,
+    attention,
     baseline,
     collectives,
     generation,
@@ -18,16 +25,22 @@ from smoke_tests.checks import (
     loading,
     memory,
     mixed_modality,
+    offload,
     precision,
     saving,
+    sizes,
     synthetic,
+    throughput,
+    trainer,
     training,
 )
 from smoke_tests.controls import fixed_upstream, injected
+from smoke_tests.legs import Leg
 from smoke_tests.outcome import Outcome
 from smokehouse_loader import Failure
 from smokehouse_loader.failures import BY_NAME
 
+ALONE = Leg("gloo", 1)
 Check = Callable[[RankContext, TrainingState], Outcome]
 
 
@@ -53,6 +66,9 @@ class Step:
     workaround: bool = True  # of the gloo race
     may_end: bool = False  # ranks may die or hang in it without ending the run: how they do is the outcome
     failure: Failure | None = None  # the known failure that it is about
+    of_leg: bool = True  # its outcome depends on the leg; the others run once
+    ranks: int = 1  # the fewest at which it shows anything; it is not planned with less
+    unproven_alone: str = ""  # what it does not show with one rank, whether it runs or not
 
     @property
     def continues(self) -> bool:
@@ -67,17 +83,23 @@ class Step:
 
 @dataclass(frozen=True)
 class Job:
-    """One process group: `processes` ranks under torchrun's agent, or one process alone, running `steps` in order.
+    """One process group: all ranks of its leg under torchrun's agent, or one process alone, running `steps` in order.
 
-    `after` lists what must have finished first: a job, or a `job/step`.
+    `after` lists what must have finished first: a job, or a `job/step`. `folder` is the leg's in the workspace.
     """
 
     name: str
     steps: tuple[Step, ...]
     stage: int | None = None
-    processes: int = 1
+    leg: Leg = ALONE
     distributed: bool = False
     after: tuple[str, ...] = ()
+    folder: str = ""
+
+    @property
+    def processes(self) -> int:
+        """The number of its ranks."""
+        return self.leg.world_size if self.distributed else 1
 
     def __post_init__(self) -> None:
         """Refuse a step that continues with what no step before it built, or has dropped since. Raises ValueError."""
@@ -119,27 +141,55 @@ def _fixed(name: str, run: Check, failure: str, *, workaround: bool = True) -> S
 def _main_steps() -> list[Step]:
     return [
         Step("versions", installed.versions),
-        Step("collectives", collectives.collectives),
-        Step("load", loading.load, builds="model"),
+        Step("collectives", collectives.collectives, ranks=2, unproven_alone="one rank exchanges nothing"),
+        Step("load", loading.load, builds="model", unproven_alone="one rank's partition of a parameter is all of it"),
         Step("weights", loading.weights, model_of="load"),
-        Step("generate", generation.generate, model_of="load", builds="engine", needs=("plain run",)),
-        Step("train", training.train, engine_of="generate", needs=("plain run",)),
+        Step(
+            *("generate", generation.generate),
+            model_of="load",
+            builds="engine",
+            needs=("plain run",),
+            unproven_alone="one rank gathers no parameters from others",
+        ),
+        Step(
+            *("train", training.train),
+            engine_of="generate",
+            needs=("plain run",),
+            unproven_alone="one rank reduces no gradients, also for parity",
+        ),
         Step("resume", saving.save, engine_of="generate", needs=("train",)),
         Step("train", training.train_on, engine_of="generate"),
-        Step("memory", memory.memory, model_of="load", engine_of="generate"),
+        Step(
+            *("memory", memory.memory),
+            model_of="load",
+            engine_of="generate",
+            ranks=2,
+            unproven_alone="one rank's share is everything",
+        ),
     ]
 
 
-def _fresh_steps(device: str) -> list[Step]:
+def _fresh_steps(device: str, processes: int) -> list[Step]:
     """Return the steps that run in processes which have not saved what they load."""
-    dummy = Step("mixed modality: dummy image", mixed_modality.dummy_image, builds="engine", needs=("plain run",))
-    steps = [dummy, Step("resume", saving.resume, engine_of=dummy.name)]
+    dummy = Step(
+        *("mixed modality: dummy image", mixed_modality.dummy_image),
+        builds="engine",
+        needs=("plain run",),
+        ranks=2,
+        unproven_alone="requires a rank with text only",
+    )
+    # The engine that resumes is the one of the check before, where that is planned.
+    start = dummy if processes >= dummy.ranks else Step("resume", saving.start_anew, builds="engine")
+    resumed = "one rank's engine checkpoint has one partition"
+    steps = [start, Step("resume", saving.resume, engine_of=start.name, unproven_alone=resumed)]
+    if start is not dummy:
+        steps.append(dummy)
     if runtime.PRECISION[device] != "bf16":  # otherwise it is the main precision already
         steps.append(Step("bf16", precision.bf16, dtype=torch.bfloat16))
     return steps
 
 
-def _control_steps(stage: int, processes: int, device: str, expectations: dict[str, Any]) -> list[Step]:
+def _control_steps(stage: int, leg: Leg, device: str, expectations: dict[str, Any]) -> list[Step]:
     steps = [
         _control("missing key", injected.missing_key, "missing-key"),
         _control("later key layout", injected.later_key_layout, "key-layout")
@@ -149,12 +199,14 @@ def _control_steps(stage: int, processes: int, device: str, expectations: dict[s
         _control("truncated shard", injected.truncated_shard, "truncated-shard"),
     ]
     if stage == 3:
-        if processes > 1 and runtime.backend(device) == "gloo":
-            steps.append(
+        # On a GPU gloo copies each tensor to the host first: nobody has measured whether the race can be lost there.
+        if leg.backend == "gloo" and device == "cpu":
+            race = (
                 _control("gloo race", injected.gloo_race, "gloo-race", workaround=False)
                 if expectations["gloo_race"] == "present"
                 else _fixed("late gathers", fixed_upstream.late_gathers, "gloo-race", workaround=False)
             )
+            steps.append(dataclasses.replace(race, ranks=2, unproven_alone="one rank gathers nothing"))
         seed = "partitioned-before-load"
         steps += [
             _control("seed failure: load_state_dict", injected.seed_failure_load_state_dict, seed),
@@ -165,45 +217,177 @@ def _control_steps(stage: int, processes: int, device: str, expectations: dict[s
     return steps
 
 
-def _stage_jobs(stage: int, processes: int, device: str, expectations: dict[str, Any]) -> list[Job]:
+def _stage_jobs(stage: int, leg: Leg, device: str, expectations: dict[str, Any]) -> list[Job]:
     name = f"zero{stage}"
     # On a GPU the plain run must have left the memory first.
     start = "plain" if device == "cuda" else "plain/checkpoint"
-    main = Job(name, tuple(_main_steps()), stage, processes, distributed=True, after=(start,))
-    fresh = _fresh_steps(device)
-    last = f"{name}-fresh/{fresh[-1].name}"
-    if processes > 1:
-        known = BY_NAME["mixed-modality"]
-        fresh.append(Step("mixed modality", mixed_modality.text_only_ranks, may_end=True, failure=known, needs=("plain run",)))
-    controls = tuple(_control_steps(stage, processes, device, expectations))
+    main = Job(name, tuple(_main_steps()), stage, leg, distributed=True, after=(start,))
+    fresh = _fresh_steps(device, leg.world_size)
+    last = f"{name}-fresh/{[step for step in fresh if step.ranks <= leg.world_size][-1].name}"
+    fresh.append(
+        Step(
+            *("mixed modality", mixed_modality.text_only_ranks),
+            may_end=True,
+            failure=BY_NAME["mixed-modality"],
+            needs=("plain run",),
+            ranks=2,
+            unproven_alone="requires a rank with text only",
+        )
+    )
+    controls = tuple(_control_steps(stage, leg, device, expectations))
     # From the engine checkpoint that `resume` saves, and the 16-bit weights of the bf16 run or, in bf16, of `resume`.
-    written_by = ("resume", *(step.name for step in fresh if step.name == "bf16"))
-    consolidated = Step("consolidated weights", saving.consolidated, hf_config=False, needs=written_by)
+    consolidated = Step(
+        *("consolidated weights", saving.consolidated),
+        hf_config=False,
+        needs=("resume", *(step.name for step in fresh if step.name == "bf16")),
+        unproven_alone="one rank's weights need not be joined",
+    )
     return [
         main,
         dataclasses.replace(main, name=f"{name}-fresh", steps=tuple(fresh), after=("plain", name)),
         dataclasses.replace(main, name=f"{name}-controls", steps=controls),
-        Job(f"{name}-consolidated", (consolidated,), stage, after=(last,)),
+        Job(f"{name}-consolidated", (consolidated,), stage, leg, after=(last,)),
     ]
 
 
-def jobs(stages: tuple[int, ...], processes: int, device: str, expectations: dict[str, Any]) -> list[Job]:
-    """Return all jobs of a run, in the order in which they should start where nothing holds them back.
+def _can_offload(device: str) -> bool:
+    return runtime.ahead_of_time("cpu_adam") or _compiles_ops(device)
+
+
+def _compiles_ops(device: str) -> bool:
+    """Whether the run compiles DeepSpeed's ops for the CPU."""
+    return device == "cpu" and not runtime.ahead_of_time("cpu_adam") and not runtime.missing_for_ops()
+
+
+def _extra_alone(leg: Leg, device: str) -> list[Job]:
+    """Return the jobs of one process that only --all has: references for the ranks, attention, and ops to compile."""
+    steps = (
+        Step("trainer: plain run", trainer.plain_run, staged=False, hf_config=False),
+        Step("real sizes: plain run", sizes.plain_run, staged=False, hf_config=False),
+        Step("attention", attention.attention, staged=False, hf_config=False, of_leg=False),
+    )
+    planned = [Job("plain-extra", steps, leg=leg, after=("plain",))]
+    if _compiles_ops(device):
+        compiled = Step("cpu ops", offload.compile_ops, staged=False, hf_config=False, of_leg=False)
+        planned.append(Job("ops", (compiled,), leg=leg, after=("plain",)))
+    return planned
+
+
+def _extra_staged(stage: int, leg: Leg, device: str) -> list[Job]:
+    """Return a stage's jobs that only --all has: what users train with."""
+    name, ops = f"zero{stage}", ("cpu ops",) if _compiles_ops(device) else ()
+    steps = [
+        Step("real sizes", sizes.real_sizes, needs=("real sizes: plain run",)),
+        Step("frozen vision tower", adapters.frozen_vision),
+    ]
+    if importlib.util.find_spec("peft"):
+        steps.append(Step("LoRA", adapters.lora))
+    if _can_offload(device):
+        steps.append(Step("offload", offload.offload, hf_config=False, needs=("plain run", *ops)))
+    if device == "cuda":
+        steps.append(Step("throughput", throughput.throughput))
+    after = ("plain-extra", *(("ops",) if ops else ()))
+    trained = Step("trainer", trainer.train, hf_config=False, needs=("trainer: plain run", *ops))
+    resumed = dataclasses.replace(trained, run=trainer.resume)
+    return [
+        Job(f"{name}-extra", tuple(steps), stage, leg, distributed=True, after=after),
+        Job(f"{name}-trainer", (trained,), stage, leg, distributed=True, after=after),
+        Job(f"{name}-trainer-resume", (resumed,), stage, leg, distributed=True, after=(f"{name}-trainer",)),
+    ]
+
+
+def _plain_job(leg: Leg) -> Job:
+    return Job(
+        "plain",
+        (
+            Step("checkpoint", synthetic.write_checkpoints, staged=False, of_leg=False),
+            Step("plain run", baseline.plain_run, staged=False, hf_config=False),
+            Step("auto classes", loading.auto_classes, staged=False, hf_config=False, of_leg=False),
+        ),
+        leg=leg,
+    )
+
+
+def _leg_jobs(stages: tuple[int, ...], leg: Leg, device: str, expectations: dict[str, Any]) -> list[Job]:
+    """Return all jobs of a leg, whether one rank shows anything or not."""
+    # ZeRO-3 first: its chain of jobs is the longest.
+    staged = [_stage_jobs(stage, leg, device, expectations) for stage in sorted(stages, reverse=True)]
+    planned = [_plain_job(leg), *(job for group in zip(*staged, strict=True) for job in group), *_extra_alone(leg, device)]
+    for stage in sorted(stages, reverse=True):
+        planned += _extra_staged(stage, leg, device)
+    return planned
+
+
+def _later(jobs: list[Job]) -> list[Job]:
+    """Return the jobs of a leg that is not the first: in a folder of their own, and without what a run does once."""
+    done = {job.name for job in jobs if not any(step.of_leg for step in job.steps)}
+    done |= {f"{job.name}/{step.name}" for job in jobs for step in job.steps if not step.of_leg}
+    return [
+        dataclasses.replace(
+            job,
+            name=f"{job.leg.backend}-{job.name}",
+            steps=tuple(step for step in job.steps if step.of_leg),
+            after=tuple(name if name in done else f"{job.leg.backend}-{name}" for name in job.after) or ("plain",),
+            folder=job.leg.backend,
+        )
+        for job in jobs
+        if job.name not in done
+    ]
+
+
+@dataclass(frozen=True)
+class NotRun:
+    """A check, or a part of one, that the run does not show; `leg` is None where that is so of all."""
+
+    name: str
+    reason: str
+    leg: Leg | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The jobs of a run, in the order in which they should start where nothing holds them back, and what it does not show."""
+
+    jobs: tuple[Job, ...]
+    not_run: tuple[NotRun, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse a job that comes after what nobody does: it would wait for ever. Raises ValueError."""
+        known = {job.name for job in self.jobs} | {f"{job.name}/{step.name}" for job in self.jobs for step in job.steps}
+        for job in self.jobs:
+            for earlier in job.after:
+                if earlier not in known:
+                    raise ValueError(f"{job.name}: expected to come after a job or step of the plan, found {earlier!r}; fix it")
+
+
+def make(stages: tuple[int, ...], legs: tuple[Leg, ...], device: str, expectations: dict[str, Any]) -> Plan:
+    """Plan a run on `legs`.
 
     `expectations`, those of stack.toml, say for each failure whether this stack has it, and a control injects it, or it is
     fixed, and a check proves that.
     """
-    plain = Job(
-        "plain",
-        (
-            Step("checkpoint", synthetic.write_checkpoints, staged=False),
-            Step("plain run", baseline.plain_run, staged=False, hf_config=False),
-            Step("auto classes", loading.auto_classes, staged=False, hf_config=False),
-        ),
-    )
-    planned = [plain]
-    # ZeRO-3 first: its chain of jobs is the longest.
-    staged = [_stage_jobs(stage, processes, device, expectations) for stage in sorted(stages, reverse=True)]
-    for group in zip(*staged, strict=True):
-        planned += group
-    return planned
+    jobs: list[Job] = []
+    unproven: list[NotRun] = []
+    for number, leg in enumerate(legs):
+        whole = _leg_jobs(stages, leg, device, expectations)
+        alone = [step for job in whole for step in job.steps if leg.world_size == 1 and step.unproven_alone]
+        unproven += [NotRun(step.name, f"{step.unproven_alone} ({leg.name})", leg) for step in alone]
+        kept = [
+            dataclasses.replace(job, steps=tuple(step for step in job.steps if step.ranks <= leg.world_size)) for job in whole
+        ]
+        jobs += _later(kept) if number else kept
+    names = {step.name for job in jobs for step in job.steps}
+    return Plan(tuple(jobs), (*dict.fromkeys(unproven), *_left_out(names, stages)))
+
+
+def _left_out(names: set[str], stages: tuple[int, ...]) -> list[NotRun]:
+    """Return what this device and stack cannot show, given the names of all planned steps."""
+    missing = []
+    for control, check in (("gloo race", "late gathers"), ("later key layout", "both key layouts")):
+        if check in names:
+            missing.append(NotRun(f"control: {control}", f"fixed upstream; the check '{check}' proves it"))
+    if 3 in stages and not {"gloo race", "late gathers"} & names:
+        missing.append(NotRun("control: gloo race", "requires several ranks on gloo and CPUs"))
+    if "bf16" not in names:
+        missing.append(NotRun("bf16", "the main precision of this run"))
+    return missing

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smoke_tests import families, report
+from smoke_tests import families, legs, report
 from smoke_tests import options as options_module
+from smoke_tests.legs import Leg
 from smoke_tests.machine import Situation, Visible, findings, visible_gpus
 from smoke_tests.options import InputError, Options
 from smoke_tests.outcome import one_line
@@ -33,7 +34,7 @@ class Resources:
     """What a run has."""
 
     device: str  # cpu | cuda
-    processes: int  # the world size of the ZeRO runs
+    legs: tuple[Leg, ...]  # on which the ZeRO jobs run
     source: Path | None  # the folder of the requested checkpoint; None for the synthetic one
 
 
@@ -119,17 +120,18 @@ def check(options: Options, work: Path) -> Resources:
 
     family = families.get(options.stack["model"]["family"])
     source = _source(options.checkpoint, family)
-    processes = options.processes or (2 if device == "cpu" else min(gpus, 8))
+    chosen = legs.choose(device, gpus, options.backend, options.processes)
     parameters = inspect_checkpoint(source).elements if source else family.synthetic_parameters
-    _check_ranks(processes, parameters, gpus if device == "cuda" else None)
-    _check_disk(work, parameters, len(options.stages))
+    if device == "cpu":
+        _check_memory(max(leg.world_size for leg in chosen), parameters)
+    _check_disk(work, parameters, len(options.stages) * len(chosen))
     _check_port(options.port)
     try:
         runtime.import_model_code(family)
         getattr(transformers, options.stack["model"]["class"])
     except (ImportError, AttributeError) as error:
         raise InputError(f"model family {family.name}: {error}; pin a transformers that has it, or fix its module") from error
-    return Resources(device, processes, source)
+    return Resources(device, chosen, source)
 
 
 @contextlib.contextmanager
@@ -180,13 +182,11 @@ def _source(requested: str | None, family: families.Family) -> Path | None:
     return folder
 
 
-def _check_ranks(processes: int, parameters: int, gpus: int | None) -> None:
-    """Refuse more ranks than the machine has GPUs or memory for."""
-    if gpus is not None and processes > gpus:
-        raise InputError(f"--nproc {processes}: NCCL requires one GPU a rank, found {gpus}; give --nproc {gpus} or less")
+def _check_memory(processes: int, parameters: int) -> None:
+    """Refuse more ranks than the machine has memory for."""
     each = options_module.BASE_BYTES + options_module.BYTES_PER_PARAMETER * parameters
     available = _available_memory()
-    if gpus is None and processes * each > available:
+    if processes * each > available:
         most = available // each
         fix = f"give --nproc {most} or less" if most else "use a larger machine or a smaller checkpoint"
         raise InputError(

@@ -35,7 +35,7 @@ class Result:
     """One check or control, over all ranks.
 
     `seconds` is the slowest rank's. `diagnosis` is what the loader's table says about a failed check or a known issue,
-    `proves` what is shown when it passes.
+    `proves` what is shown when it passes. `leg` is empty where the run has one leg, and for what runs once.
     """
 
     name: str
@@ -47,6 +47,12 @@ class Result:
     detail: str
     diagnosis: str = ""
     proves: str = ""
+    leg: str = ""
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The result as in report.json."""
+        return {name: value for name, value in asdict(self).items() if name != "leg" or value}
 
 
 def overall(ranks: list[RankVerdict]) -> tuple[str, str]:
@@ -84,7 +90,7 @@ def write(folder: Path, report: dict[str, Any], results: list[Result], logs: Map
     `logs` are the logs of what failed, by name, which report.html shows.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    document = report | {"checks": [asdict(result) for result in results]}
+    document = report | {"checks": [result.fields for result in results]}
     _write_whole(folder / "junit.xml", _junit(report, results))
     _write_whole(folder / "report.html", page.render(document, table(report, results, colour=False), logs or {}))
     _write_whole(folder / "report.json", json.dumps(document, indent=2) + "\n")
@@ -136,7 +142,11 @@ def _junit(report: dict[str, Any], results: list[Result]) -> str:
     for result in results:
         stage = f"zero-{result.zero_stage}" if result.zero_stage else "all"
         case = ElementTree.SubElement(
-            suite, "testcase", classname=f"{result.kind}.{stage}", name=result.name, time=f"{result.seconds:.3f}"
+            suite,
+            "testcase",
+            classname=".".join(filter(None, [result.kind, stage, result.leg])),
+            name=result.name,
+            time=f"{result.seconds:.3f}",
         )
         said = [f"rank {rank.rank}: {rank.verdict}: {rank.detail}" for rank in result.ranks]
         text = page.printable("\n".join([*said, *filter(None, [result.diagnosis])]))
@@ -156,6 +166,7 @@ def line(result: Result, *, colour: bool) -> str:
     """Return one check as a line of progress, and below it what is known about its failure."""
     stage = f"zero-{result.zero_stage}" if result.zero_stage else "-"
     mark = _paint(f"{page.SYMBOLS[result.verdict]:<5}", result.verdict, colour=colour)
+    stage += f" {result.leg}" if result.leg else ""
     kind = "control: " if result.kind == "control" else ""
     said = page.printable(result.detail)
     detail = said if result.verdict == "failed" or len(said) <= 100 else f"{said[:99]}…"
@@ -180,22 +191,26 @@ def _paint(text: str, verdict: str, *, colour: bool) -> str:
 
 def table(report: dict[str, Any], results: list[Result], *, colour: bool) -> str:
     """Return all verdicts on one screen: a row per check, a column per stage."""
-    stages = sorted({result.zero_stage for result in results if result.zero_stage})
+    columns = page.columns([(result.leg, result.zero_stage) for result in results])
     names = list(dict.fromkeys((result.kind, result.name) for result in results))
-    cells = {(result.kind, result.name, result.zero_stage): result for result in results}
+    cells = {(result.kind, result.name, result.leg, result.zero_stage): result for result in results}
+    plain = {(result.kind, result.name): result for result in results if not result.zero_stage and result.verdict == "passed"}
+    plain |= {(result.kind, result.name): result for result in results if not result.zero_stage and result.verdict != "passed"}
     width = max((len(name) for _, name in names), default=10) + 2
-    rule = "-" * (width + 10 * len(stages) + 10)
+    rule = "-" * (width + 10 * len(columns) + 10)
     rows = []
     for kind, title in (("check", "check"), ("control", "control (an injected failure: ok = detected)")):
         of_kind = [name for found, name in names if found == kind]
         if not of_kind:
             continue
-        head = "".join(f"{f'ZeRO-{stage}':<10}" for stage in stages)
+        head = "".join(f"{f'ZeRO-{stage}':<10}" for _, stage in columns)
+        if any(leg for leg, _ in columns) and kind == "check":
+            rows.append(f"{'':<{width}}{''.join(f'{leg:<10}' for leg, _ in columns)}".rstrip())
         rows += [f"{title:<{width}}{head}".rstrip() if kind == "check" else title, rule]
         for name in of_kind:
-            row = [cells.get((kind, name, stage)) for stage in stages]
-            plain = cells.get((kind, name, None))
-            marks = [plain] if plain else row
+            row = [cells.get((kind, name, *column)) for column in columns]
+            once = plain.get((kind, name))
+            marks = [once] if once else row
             texts = [_mark(cell, 10, colour=colour) for cell in marks]
             known = next((cell.detail for cell in marks if cell and cell.verdict != "passed" and not _unreached(cell)), "")
             rows.append(f"{page.printable(name):<{width}}{''.join(texts)}{page.printable(known[:110])}".rstrip())
@@ -207,11 +222,11 @@ def table(report: dict[str, Any], results: list[Result], *, colour: bool) -> str
         rows.append(page.printable(f"not requested: {', '.join(missing)}"))
     versions = report["versions"]
     stack = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers", "deepspeed") if name in versions)
-    where = f"{report['device']}, {report['backend']}, {report['precision']}, {report['world_size']} ranks"
     counts = {kind: sum(result.kind == kind for result in results) for kind in ("check", "control")}
     verdict = _paint(report["verdict"].upper(), report["verdict"], colour=colour)
     partial = " (partial)" if report.get("partial") or missing else ""
-    rows.append(f"{verdict}{partial}  " + page.printable(f"{report['environment']}:{f' {stack}' if stack else ''} on {where}"))
+    where = f"{f' {stack}' if stack else ''} on {page.where(report)}"
+    rows.append(f"{verdict}{partial}  " + page.printable(f"{report['environment']}:{where}"))
     rows.append(f"{counts['check']} checks and {counts['control']} controls in {report['seconds']:.1f} s")
     return "\n".join(rows)
 

@@ -1,16 +1,17 @@
 """One smoke run from its options to its report: preflight, plan, verdicts."""
 
+import dataclasses
 import datetime
 import gc
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smoke_tests import distributions, preflight, report, selection
+from smoke_tests import distributions, page, preflight, report, selection
 from smoke_tests.options import InputError, Options
 from smoke_tests.outcome import Outcome
 from smoke_tests.preflight import Resources
@@ -38,13 +39,13 @@ def smoke(options: Options, began: float) -> int:
         from smoke_tests import plan, runtime
         from smoke_tests.verdicts import Verdicts
 
-        possible = plan.jobs(options.stages, resources.processes, resources.device, options.stack["expectations"])
-        jobs = _chosen(options, resources, possible)
-        missing = selection.not_requested(possible, jobs)
+        planned = plan.make(options.stages, resources.legs, resources.device, options.stack["expectations"])
+        jobs = _chosen(options, resources, planned.jobs)
+        missing = selection.not_requested(planned.jobs, jobs)
         precision = runtime.PRECISION[resources.device]
         verdicts = Verdicts(
             jobs,
-            possible,
+            planned,
             precision,
             lambda result: print(report.line(result, colour=colour), flush=True),
             observe=bool(options.beyond),
@@ -61,9 +62,10 @@ def smoke(options: Options, began: float) -> int:
             **({"image": options.image} if options.image else {}),
             **({"partial": options.partial} if options.partial else {}),
             "device": resources.device,
-            "backend": runtime.backend(resources.device),
+            "backend": resources.legs[0].backend,
             "precision": precision,
-            "world_size": resources.processes,
+            "world_size": resources.legs[0].world_size,
+            "legs": [{"name": leg.name, **dataclasses.asdict(leg)} for leg in resources.legs],
             "versions": verdicts.versions(),
             "machine": preflight.machine(),
             "checkpoint": options.checkpoint or "made",
@@ -88,15 +90,16 @@ def _proven(options: Options) -> dict[str, Any]:
     return {"lock": None, "installed": {"prefix": sys.prefix, "packages": found.versions, "notes": notes}}
 
 
-def _chosen(options: Options, resources: Resources, possible: "list[Job]") -> "list[Job]":
+def _chosen(options: Options, resources: Resources, possible: "Sequence[Job]") -> "list[Job]":
     """Return the part of a plan that the user requests. Raises InputError where nothing of it can run here."""
     requested = options.selection.requested(selection.names_in(possible))
     if not requested:
         only, skip = (", ".join(names) for names in (options.selection.only, options.selection.skip))
         stages = ", ".join(f"ZeRO-{stage}" for stage in options.stages)
+        legs = " and ".join(page.leg_in_words(dataclasses.asdict(leg)) for leg in resources.legs)
         found = (f" in {only}" if only else "") + (f" without {skip}" if skip else "")
         raise InputError(
-            f"smoke: expected a check that runs on {resources.device} with {resources.processes} ranks under {stages}, "
+            f"smoke: expected a check that runs on {resources.device}, {legs} under {stages}, "
             f"found none{found}; choose other names"
         )
     jobs = selection.select(possible, requested)
@@ -122,7 +125,6 @@ def _supervise(
         address="",
         device=resources.device,
         precision=runtime.PRECISION[resources.device],
-        processes=resources.processes,
         timeout=options.timeout,
         port=options.port,
         source=resources.source or workspace.synthetic,
@@ -140,6 +142,8 @@ def _supervise(
             with preflight.importing("deepspeed"):
                 runtime.import_deepspeed(resources.device)
                 runtime.import_engine_code()
+                if "trainer" in selection.names_in(jobs):
+                    runtime.import_trainer()
         gc.freeze()
         # Two groups at a time fill the gaps in which one waits for a rank; GPU memory and a fixed port are for one.
         supervisor.run(jobs, slots=1 if resources.device == "cuda" or options.port else 2)

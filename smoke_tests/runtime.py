@@ -8,10 +8,13 @@ import datetime
 import functools
 import importlib
 import importlib.metadata
+import importlib.util
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,11 +41,6 @@ def choose_device(requested: str, gpus: int) -> str:
     if requested == "auto":
         return "cuda" if gpus and torch.version.cuda else "cpu"
     return requested
-
-
-def backend(device: str) -> str:
-    """Return the process group's backend on `device`."""
-    return "nccl" if device == "cuda" else "gloo"
 
 
 def choose_accelerator(device: str) -> None:
@@ -89,6 +87,11 @@ def import_engine_code() -> None:
         importlib.import_module(module)
 
 
+def import_trainer() -> None:
+    """Import Hugging Face's Trainer, which takes seconds."""
+    importlib.import_module("transformers.trainer")
+
+
 def trust_own_checkpoints() -> None:
     """Let torch 2.6's `weights_only` loading read the classes in DeepSpeed's engine checkpoints."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
@@ -98,7 +101,17 @@ def trust_own_checkpoints() -> None:
     torch.serialization.add_safe_globals([LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address])
 
 
-def init_distributed(device: str, local_rank: int, timeout: float) -> None:
+def choose_gpu() -> None:
+    """Set this rank's GPU, by its number among the machine's ranks; ranks share GPUs where there are fewer GPUs than ranks.
+
+    DeepSpeed and `zero.Init` take LOCAL_RANK for the number of the GPU, so it has to be one. Initialises CUDA.
+    """
+    local = int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count()
+    os.environ["LOCAL_RANK"] = str(local)
+    torch.cuda.set_device(local)
+
+
+def init_distributed(backend: str, timeout: float) -> None:
     """Join the process group that torchrun's agent describes in the environment; collectives fail after `timeout` seconds."""
     import deepspeed
 
@@ -106,9 +119,7 @@ def init_distributed(device: str, local_rank: int, timeout: float) -> None:
     # `init_distributed(timeout=)` does not reach the group that DeepSpeed clones, 30 minutes by default.
     torch.distributed.distributed_c10d.default_pg_timeout = limit
     torch.distributed.distributed_c10d.default_pg_nccl_timeout = limit
-    if device == "cuda":
-        torch.cuda.set_device(local_rank)
-    deepspeed.init_distributed(dist_backend=backend(device), auto_mpi_discovery=False, timeout=limit, verbose=False)
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=limit, verbose=False)
 
 
 class _LateGather:
@@ -179,6 +190,71 @@ def config(stage: int, world_size: int, dtype: torch.dtype, device: str) -> dict
             "stage3_param_persistence_threshold": 0,
         },
     }
+
+
+def shipped_config(stage: int, *, torch_adam: bool) -> dict[str, Any]:
+    """Return a configuration for Hugging Face's Trainer as VLM-R1 and TRL ship theirs: `auto` where the Trainer knows better.
+
+    `torch_adam` has DeepSpeed use torch's AdamW in place of its own, which is an op to compile.
+    """
+    automatic = dict.fromkeys(("lr", "betas", "eps", "weight_decay"), "auto")
+    of_stage: dict[int, dict[str, Any]] = {
+        2: {"allgather_partitions": True, "allgather_bucket_size": 2e8, "reduce_scatter": True},
+        3: {
+            "sub_group_size": 1e9,
+            "stage3_prefetch_bucket_size": "auto",
+            "stage3_param_persistence_threshold": "auto",
+            "stage3_max_live_parameters": 1e9,
+            "stage3_max_reuse_distance": 1e9,
+            "stage3_gather_16bit_weights_on_model_save": True,
+        },
+    }
+    return {
+        "bf16": {"enabled": "auto"},
+        "fp16": {"enabled": "auto"},
+        "optimizer": {"type": "AdamW", "params": {**automatic, **({"torch_adam": True} if torch_adam else {})}},
+        "zero_optimization": {
+            "stage": stage,
+            "overlap_comm": True,
+            "contiguous_gradients": True,
+            "reduce_bucket_size": "auto",
+            **of_stage[stage],
+        },
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "wall_clock_breakdown": False,
+    }
+
+
+def offloaded(config: dict[str, Any]) -> dict[str, Any]:
+    """Return an engine's configuration with the optimizer, and under ZeRO-3 the parameters, in host memory."""
+    host = {"device": "cpu", "pin_memory": False}
+    zero_optimization = config["zero_optimization"] | {"offload_optimizer": host}
+    if zero_optimization["stage"] == 3:
+        zero_optimization |= {"offload_param": host}
+    return config | {"zero_optimization": zero_optimization}
+
+
+def missing_for_ops() -> list[str]:
+    """Return what is missing here to compile DeepSpeed's ops for the CPU."""
+    compiler = os.environ.get("CXX", "c++")
+    missing = [] if shutil.which(compiler) else [f"a C++ compiler ({compiler})"]
+    return missing + [name for name in ("ninja", "setuptools") if importlib.util.find_spec(name) is None]
+
+
+def ahead_of_time(op: str) -> bool:
+    """Whether DeepSpeed was installed with `op` compiled; does not import it."""
+    found = importlib.util.find_spec("deepspeed")
+    return bool(found and found.origin and list(Path(found.origin).parent.glob(f"ops/adam/{op}_op*.so")))
+
+
+def op_builder(name: str) -> Any:
+    """Return the builder of the op `name` for DeepSpeed's accelerator."""
+    from deepspeed.accelerator import get_accelerator
+
+    return get_accelerator().create_op_builder({"cpu_adam": "CPUAdamBuilder", "fused_adam": "FusedAdamBuilder"}[name])
 
 
 def versions(device: str) -> dict[str, str | None]:

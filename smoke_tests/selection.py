@@ -17,7 +17,10 @@ DEFAULT = (
     *("seed failure: load_state_dict", "seed failure: zero.Init", "wrong shape"),
 )
 # Those that only --all runs, or --only with their name.
-EXTRA: tuple[str, ...] = ()
+EXTRA = (
+    *("trainer: plain run", "trainer", "real sizes: plain run", "real sizes", "attention", "LoRA", "frozen vision tower"),
+    *("cpu ops", "offload", "throughput"),
+)
 NAMES = (*DEFAULT, *EXTRA)
 # Every other one loads the checkpoint, and `parity` compares what `train` did.
 ALWAYS = "checkpoint"

@@ -2,18 +2,32 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from smoke_tests import report
 from smoke_tests.checks import baseline, dtype_of, generation
 from smoke_tests.outcome import Outcome, failed, observed
-from smoke_tests.plan import Job, Step
+from smoke_tests.plan import Job, Plan, Step
 from smoke_tests.report import RankVerdict, Result
+from smoke_tests.selection import EXTRA
 from smokehouse_loader import explain
 
-# Name and ZeRO stage of a check or control, as in the report; the stage is None for what runs once.
-Key = tuple[str, int | None]
-PLAIN: Key = ("plain run", None)
+
+class Key(NamedTuple):
+    """A check or control, as in the report: the stage is None for what runs once, the leg empty where there is only one."""
+
+    name: str
+    stage: int | None
+    leg: str = ""
+
+    def of(self, name: str) -> "Key":
+        """Return another check of the same stage and leg."""
+        return self._replace(name=name)
+
+    @property
+    def plain(self) -> "Key":
+        """The plain run of the same leg."""
+        return Key("plain run", None, self.leg)
 
 
 @dataclass(frozen=True)
@@ -25,51 +39,44 @@ class Planned:
     outcomes: int
 
 
-def _planned(jobs: list[Job]) -> dict[Key, Planned]:
-    """Return all that a plan reports, in order. `parity` has no step: it compares `train` with the plain run."""
-    planned: dict[Key, Planned] = {}
-    for job in jobs:
-        for step in job.steps:
-            key = _key(job, step)
-            before = planned.get(key, Planned(step.kind, job.processes, 0))
-            planned[key] = Planned(before.kind, before.ranks, before.outcomes + 1)
-            if step.name == "train":
-                planned["parity", job.stage] = Planned("check", job.processes, 1)
-    return planned
-
-
-def _key(job: Job, step: Step) -> Key:
-    return step.name, job.stage if step.staged else None
-
-
 class Verdicts:
     """The verdicts of a run so far. `on_result(result)` is called for each check that the ranks complete."""
 
     def __init__(
-        self,
-        jobs: list[Job],
-        possible: list[Job],
-        precision: str,
-        on_result: Callable[[Result], None],
-        *,
-        observe: bool = False,
+        self, jobs: list[Job], plan: Plan, precision: str, on_result: Callable[[Result], None], *, observe: bool = False
     ) -> None:
-        """Expect what `jobs`, the chosen part of the plan `possible`, have; main runs have this `precision` (fp32 or bf16).
+        """Expect what `jobs`, the chosen part of `plan`, have; the main runs have this `precision` (fp32 or bf16).
 
         With `observe`, this stack has versions that nothing was measured with: what depends on them is observed, not judged.
         """
         self._observe = observe
         self._jobs = jobs
+        self._plan = plan
+        self._several_legs = len({job.leg for job in plan.jobs}) > 1
         self._dtype = dtype_of(precision)
         self._on_result = on_result
-        self._planned = _planned(jobs)
-        self._possible = _planned(possible)
+        self._planned = self._expected()
         self._outcomes: dict[Key, dict[int, list[tuple[Outcome, float]]]] = {}
         self._results: dict[Key, Result] = {}
 
+    def _expected(self) -> dict[Key, Planned]:
+        """Return all that the plan reports, in order. `parity` has no step: it compares `train` with the plain run."""
+        planned: dict[Key, Planned] = {}
+        for job in self._jobs:
+            for step in job.steps:
+                key = self._key(job, step)
+                before = planned.get(key, Planned(step.kind, job.processes, 0))
+                planned[key] = Planned(before.kind, before.ranks, before.outcomes + 1)
+                if step.name == "train":
+                    planned[key.of("parity")] = Planned("check", job.processes, 1)
+        return planned
+
+    def _key(self, job: Job, step: Step) -> Key:
+        return Key(step.name, job.stage if step.staged else None, job.leg.name if self._several_legs and step.of_leg else "")
+
     def add(self, job: Job, number: int, rank: int, outcome: Outcome, seconds: float) -> None:
         """Take one rank's outcome of a step, and conclude the checks that it completes."""
-        key = _key(job, job.steps[number])
+        key = self._key(job, job.steps[number])
         self._outcomes.setdefault(key, {}).setdefault(rank, []).append((outcome, seconds))
         for candidate in self._affected(key):
             if candidate not in self._results and self._ready(candidate):
@@ -84,40 +91,44 @@ class Verdicts:
 
     def versions(self) -> dict[str, Any]:
         """Return the versions that a rank imported; empty when none reported them."""
-        reported = [outcomes.get(0) for (name, _), outcomes in self._outcomes.items() if name == "versions"]
+        reported = [outcomes.get(0) for key, outcomes in self._outcomes.items() if key.name == "versions"]
         return next((found[0][0].data.get("versions", {}) for found in reported if found), {})
 
     def not_run(self) -> list[dict[str, str]]:
-        """Return what this run could not show, and why."""
-        missing = []
-        stages = {stage for _, stage in self._possible}
-        ranks = max(planned.ranks for planned in self._possible.values())
-        names = {name for name, _ in self._possible}
-        if ranks == 1:
-            missing.append({"name": "mixed modality", "reason": "one rank only; partitioning over ranks is not proven either"})
-        for control, check in (("gloo race", "late gathers"), ("later key layout", "both key layouts")):
-            if check in names:
-                missing.append({"name": f"control: {control}", "reason": f"fixed upstream; the check '{check}' proves it"})
-        if 3 in stages and not {"gloo race", "late gathers"} & names:
-            missing.append({"name": "control: gloo race", "reason": "requires several ranks on gloo"})
-        if "bf16" not in names:
-            missing.append({"name": "bf16", "reason": "the main precision of this run"})
+        """Return what this run does not show, and why; with the leg where there are several."""
+        missing = [
+            {"name": entry.name, "reason": entry.reason} | ({"leg": entry.leg.name} if entry.leg and self._several_legs else {})
+            for entry in self._plan.not_run
+        ]
+        names = {step.name for job in self._plan.jobs for step in job.steps}
+        absent = {
+            "LoRA": "requires peft",
+            "offload": "requires DeepSpeed's cpu_adam op ahead of time, or on a CPU a C++ compiler, ninja and setuptools",
+            "throughput": "requires GPUs",
+        }
+        run = {key.name for key in self._planned}
+        if run & {*EXTRA}:
+            missing += [{"name": name, "reason": reason} for name, reason in absent.items() if name not in names]
+        if left := [name for name in EXTRA if name in names and name not in run]:
+            missing.append({"name": ", ".join(left), "reason": "only with --all"})
         return missing
 
     def _affected(self, key: Key) -> Iterator[Key]:
         """Yield the checks that one more outcome of `key` may complete."""
         yield key
-        if key == PLAIN:
-            yield from (planned for planned in self._planned if planned[0] in ("parity", "generate"))
-        if key[0] == "train":
-            yield "parity", key[1]
+        if key == key.plain:
+            yield from (
+                planned for planned in self._planned if planned.name in ("parity", "generate") and planned.leg == key.leg
+            )
+        if key.name == "train":
+            yield key.of("parity")
 
     def _ready(self, key: Key) -> bool:
-        if key[0] == "parity":
-            return self._ready(("train", key[1])) and self._ready(PLAIN)
+        if key.name == "parity":
+            return self._ready(key.of("train")) and self._ready(key.plain)
         planned, found = self._planned[key], self._outcomes.get(key, {})
         whole = len(found) == planned.ranks and all(len(of_rank) == planned.outcomes for of_rank in found.values())
-        return whole and (key[0] != "generate" or self._ready(PLAIN))
+        return whole and (key.name != "generate" or self._ready(key.plain))
 
     def _conclude(self, key: Key, missing: str = "") -> None:
         """Judge one check over all its ranks. Ranks that gave no outcome fail with `missing`."""
@@ -129,14 +140,15 @@ class Verdicts:
         verdict, detail = report.overall(ranks)
         seconds = round(max(seconds for _, seconds in judged), 3)
         diagnosis = self._diagnosis(key, ranks) if verdict != "passed" else ""
-        result = Result(key[0], key[1], planned.kind, verdict, seconds, ranks, detail, diagnosis, self._proves(key))
+        proves = self._proves(key)
+        result = Result(key.name, key.stage, planned.kind, verdict, seconds, ranks, detail, diagnosis, proves, key.leg)
         self._results[key] = result
         if not missing or any(self._outcomes.get(key, {}).values()):
             self._on_result(result)
 
     def _diagnosis(self, key: Key, ranks: list[RankVerdict]) -> str:
         """Return the known failure that a check is about, or that its ranks' details show; empty where there is none."""
-        steps = [step for job in self._jobs for step in job.steps if step.name == key[0]]
+        steps = [step for job in self._jobs for step in job.steps if step.name == key.name]
         known = [step.failure for step in steps if step.failure]
         known += [found.failure for found in explain("\n".join(rank.detail for rank in ranks))]
         return f"{known[0].name}: {known[0].cause} Fix: {known[0].cure}." if known else ""
@@ -144,21 +156,23 @@ class Verdicts:
     def failed_jobs(self) -> list[str]:
         """Return the names of the jobs in which a check failed, so that their logs are of interest."""
         bad = {key for key, result in self._results.items() if result.verdict == "failed"}
-        bad |= {("train", stage) for name, stage in bad if name == "parity"}
-        return [job.name for job in self._jobs if any(_key(job, step) in bad for step in job.steps)]
+        bad |= {key.of("train") for key in bad if key.name == "parity"}
+        return [job.name for job in self._jobs if any(self._key(job, step) in bad for step in job.steps)]
 
     def _proves(self, key: Key) -> str:
         """Return what a check shows: the first line of the docstring of each function that it consists of."""
-        steps: list[Callable[..., Outcome]] = [step.run for job in self._jobs for step in job.steps if _key(job, step) == key]
+        steps: list[Callable[..., Outcome]] = [
+            step.run for job in self._jobs for step in job.steps if self._key(job, step) == key
+        ]
         functions = dict.fromkeys(steps or [baseline.compare_losses])  # parity has no step
         lines = [(function.__doc__ or "").partition("\n")[0] for function in functions]
         return " ".join(filter(None, lines))
 
     def _judge(self, key: Key, rank: int, missing: str) -> tuple[Outcome, float]:
         """Return a rank's outcome and seconds: the worst of its steps', compared with the plain run where the check does."""
-        plain = self._last(PLAIN, 0)
-        if key[0] == "parity":
-            trained = self._last(("train", key[1]), rank)
+        plain = self._last(key.plain, 0)
+        if key.name == "parity":
+            trained = self._last(key.of("train"), rank)
             if "losses" not in plain.data or "losses" not in trained.data:
                 return failed(missing or "not reached: no losses to compare"), 0.0
             return baseline.compare_losses(plain, trained, self._dtype), 0.0
@@ -169,7 +183,7 @@ class Verdicts:
             return bad[0], seconds
         if len(found) < self._planned[key].outcomes:
             return failed(missing), seconds
-        if key[0] == "generate":
+        if key.name == "generate":
             if "tokens" not in plain.data:
                 return failed("not reached: no plain run to compare with"), seconds
             return generation.compare_tokens(plain, found[-1][0]), seconds

@@ -6,13 +6,19 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Workspace:
-    """The folder that a run deletes when it ends, and the paths below it.
+    """The folder that a run deletes when it ends, and the paths below it. Each leg has a folder of its own for what it writes.
 
     Per ZeRO stage: `save` writes the engine checkpoint and its digests, `train_on` the losses, `resume` reads both, and
     `consolidated` reads the checkpoint and the 16-bit weights. Within a process group only rank 0 writes JSON files.
     """
 
     root: Path
+    leg: str = ""  # the folder of the leg, `root` itself where it is empty
+
+    @property
+    def of_leg(self) -> Path:
+        """The folder of what differs between legs. Every rank creates it."""
+        return self.root / self.leg
 
     @property
     def synthetic(self) -> Path:
@@ -31,11 +37,11 @@ class Workspace:
     @property
     def mixed_gradients(self) -> Path:
         """The gradients of the plain run on the mixed-modality batch, as safetensors."""
-        return self.root / "mixed-gradients.safetensors"
+        return self.of_leg / "mixed-gradients.safetensors"
 
     def engine_checkpoints(self, stage: int) -> Path:
         """The folder of the stage's engine checkpoints; DeepSpeed writes a folder per tag into it."""
-        return self.root / f"zero{stage}"
+        return self.of_leg / f"zero{stage}"
 
     def digests(self, stage: int) -> Path:
         """Name -> SHA-256 of each weight in the stage's engine checkpoint, as JSON."""
@@ -45,13 +51,46 @@ class Workspace:
         """The losses of the steps that follow the engine checkpoint, as a JSON list."""
         return self.engine_checkpoints(stage) / "losses.json"
 
+    @property
+    def plain_losses(self) -> Path:
+        """The losses of the plain run, as a JSON list."""
+        return self.root / "plain-losses.json"
+
+    @property
+    def trainer_losses(self) -> Path:
+        """The losses of a plain loop with the trainer's settings, as a JSON list."""
+        return self.root / "trainer-losses.json"
+
+    def trainer(self, stage: int) -> Path:
+        """The output folder of the stage's trainer."""
+        return self.root / f"zero{stage}-trainer"
+
+    def adapter(self, stage: int) -> Path:
+        """The folder of the adapter that was trained under the stage."""
+        return self.root / f"zero{stage}-adapter"
+
+    @property
+    def real_sizes(self) -> Path:
+        """A synthetic checkpoint that merges patches and attends in windows, for images and texts of usual sizes."""
+        return self.root / "real-sizes"
+
+    @property
+    def real_losses(self) -> Path:
+        """The loss of each sample of usual size in a plain run, as a JSON list."""
+        return self.root / "real-losses.json"
+
+    @property
+    def ops(self) -> Path:
+        """The folder of DeepSpeed ops compiled here. It stays with the report's folder, for later runs."""
+        return self.root.parent / "ops"
+
     def weights_32bit(self, stage: int) -> Path:
         """The folder of the weights consolidated from the stage's engine checkpoint."""
-        return self.root / f"zero{stage}-32bit"
+        return self.of_leg / f"zero{stage}-32bit"
 
     def weights_16bit(self, stage: int) -> Path:
         """The folder of the 16-bit weights that the stage's bf16 engine saved."""
-        return self.root / f"zero{stage}-16bit"
+        return self.of_leg / f"zero{stage}-16bit"
 
     def digests_16bit(self, stage: int) -> Path:
         """Name -> SHA-256 of each of those weights, as JSON."""

@@ -1,5 +1,7 @@
 """The plain run: one process without DeepSpeed, with which the ranks are compared."""
 
+import json
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ def plain_run(context: RankContext, _: TrainingState) -> Outcome:
     tokens = generation.greedy(context, model)
     _save_mixed_gradients(context, model)
     losses = _train(context, model)
+    context.workspace.plain_losses.write_text(json.dumps(losses))
     problems = training.loss_problems(losses)
     if len(set(tokens)) < 3:
         problems.append(f"the greedy tokens {tokens} are too similar to tell two models apart")
@@ -27,7 +30,7 @@ def plain_run(context: RankContext, _: TrainingState) -> Outcome:
 
 
 def _save_mixed_gradients(context: RankContext, model: Any) -> None:
-    ranks = range(context.processes)
+    ranks = range(context.leg.world_size)
     for rank in ranks:
         (model(**context.on_device(mixed_modality.mixed_sample(context, rank))).loss / len(ranks)).backward()
     gradients = {name: p.grad.float().cpu().contiguous() for name, p in model.named_parameters() if p.grad is not None}
@@ -38,17 +41,33 @@ def _save_mixed_gradients(context: RankContext, model: Any) -> None:
 
 
 def _train(context: RankContext, model: Any) -> list[float]:
-    """Do the ranks' optimizer steps and return their losses. As in DeepSpeed, the optimizer has fp32 masters in any dtype."""
+    """Do the ranks' optimizer steps and return their losses."""
+    batch = [training.own_sample(context, rank) for rank in range(context.leg.world_size)]
+    return optimizer_steps(model, [batch] * training.TRAIN_STEPS, context.optimizer)
+
+
+def optimizer_steps(
+    model: Any,
+    batches: list[list[dict[str, torch.Tensor]]],
+    make_optimizer: Callable[[list[torch.Tensor]], torch.optim.Optimizer],
+    *,
+    clipping: float | None = None,
+) -> list[float]:
+    """Do one optimizer step on each batch of samples, and return the mean loss of each.
+
+    As in DeepSpeed, the optimizer has fp32 masters in any dtype; `clipping` limits the norm of their gradients.
+    """
     masters = [parameter.detach().clone().float() for parameter in model.parameters()]
-    optimizer = context.optimizer(masters)
-    batch = [training.own_sample(context, rank) for rank in range(context.processes)]
+    optimizer = make_optimizer(masters)
     losses = []
-    for _ in range(training.TRAIN_STEPS):
+    for batch in batches:
         parts = [model(**sample).loss for sample in batch]
         losses.append(sum(part.item() for part in parts) / len(parts))
         (torch.stack(parts).sum() / len(parts)).backward()
         for master, parameter in zip(masters, model.parameters(), strict=True):
             master.grad = None if parameter.grad is None else parameter.grad.to(master.dtype)
+        if clipping is not None:
+            torch.nn.utils.clip_grad_norm_(masters, clipping)
         optimizer.step()
         for master, parameter in zip(masters, model.parameters(), strict=True):
             parameter.data.copy_(master)

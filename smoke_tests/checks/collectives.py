@@ -2,7 +2,6 @@
 
 import torch
 
-from smoke_tests import runtime
 from smoke_tests.checks.context import RankContext, TrainingState
 from smoke_tests.outcome import Outcome, judged
 
@@ -40,4 +39,4 @@ def collectives(context: RankContext, _: TrainingState) -> Outcome:
         sent = ramp + 7 if me == source else torch.zeros(size, device=device)
         comm.broadcast(sent, src=source)
         expect(f"broadcast from rank {source}", sent, ramp + 7)
-    return judged(problems, f"4 collectives over {ranks} ranks, {runtime.backend(context.device)}")
+    return judged(problems, f"4 collectives over {ranks} ranks, {context.leg.backend}")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from smoke_tests import families, runtime
+from smoke_tests.legs import Leg
 from smoke_tests.workspace import Workspace
 from smokehouse_loader import Failure
 
@@ -20,7 +21,7 @@ class RankContext:
 
     rank: int
     world_size: int
-    processes: int  # the world size of the ZeRO runs, which a plain run of one process stands in for
+    leg: Leg  # of the ZeRO runs, which a plain run of one process stands in for
     device: str  # cpu | cuda
     dtype: torch.dtype
     stage: int  # of ZeRO; 0 without DeepSpeed

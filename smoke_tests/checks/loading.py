@@ -28,6 +28,18 @@ def transformers_zero(config: dict[str, Any]) -> Iterator[None]:
         unset_hf_deepspeed_config()
 
 
+@contextlib.contextmanager
+def without_zero() -> Iterator[None]:
+    """Have transformers load whole models, whatever configuration is alive."""
+    from transformers.integrations import deepspeed
+
+    live, deepspeed._hf_deepspeed_config_weak_ref = deepspeed._hf_deepspeed_config_weak_ref, None
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = live
+
+
 def read_model(context: RankContext, path: Path) -> tuple[Any, dict[str, Any]]:
     """Load the checkpoint in `path` as the stack alone does; return the model and transformers' loading info."""
     return load_with(context.model_class, path, context.dtype)
@@ -40,9 +52,9 @@ def ready_model(context: RankContext, path: Path) -> Any:
     return model
 
 
-def load_with(loader: Any, path: Path, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+def load_with(loader: Any, path: Path, dtype: torch.dtype, **arguments: Any) -> tuple[Any, dict[str, Any]]:
     """Load the checkpoint in `path` with the class `loader`; return the model and transformers' loading info."""
-    model, info = loader.from_pretrained(path, **runtime.in_precision(dtype), output_loading_info=True)
+    model, info = loader.from_pretrained(path, **runtime.in_precision(dtype), output_loading_info=True, **arguments)
     return model, info
 
 
@@ -70,6 +82,7 @@ def load(context: RankContext, state: TrainingState) -> Outcome:
     state.model, state.loading_info = read_model(context, context.source)
     parameters = list(state.model.parameters())
     how = "partitioned" if context.stage == 3 else "whole"
+    how += " on one rank" if context.world_size == 1 else ""
     workaround = ", waiting for gloo gathers" if context.stage == 3 and zero.has_gloo_race() else ""
     dtype = str(context.dtype).removeprefix("torch.")
     return judged(partition_problems(context, state.model), f"{len(parameters)} parameters {how}, {dtype}{workaround}")

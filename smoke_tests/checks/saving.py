@@ -9,12 +9,12 @@ import torch
 
 from smoke_tests.checks import loading, training
 from smoke_tests.checks.context import RankContext, TrainingState
-from smoke_tests.outcome import Outcome, failed, judged
+from smoke_tests.outcome import Outcome, failed, judged, passed
 
 TAG = "smoke"
 
 
-def _digests(context: RankContext, engine: Any) -> dict[str, str]:
+def digests(context: RankContext, engine: Any) -> dict[str, str]:
     """Return name -> SHA-256 of each whole tensor of the engine's model; empty but on rank 0. Every rank must call it."""
     import deepspeed
 
@@ -22,11 +22,11 @@ def _digests(context: RankContext, engine: Any) -> dict[str, str]:
     for name, parameter in engine.module.named_parameters():
         with deepspeed.zero.GatheredParameters([parameter], enabled=context.stage == 3):
             if context.rank == 0:
-                found[name] = _digest(parameter)
+                found[name] = digest(parameter)
     return found
 
 
-def _digest(tensor: torch.Tensor) -> str:
+def digest(tensor: torch.Tensor) -> str:
     """Return the SHA-256 of a tensor's bytes."""
     flat = tensor.detach().cpu().contiguous().view(-1)
     return hashlib.sha256(flat.view(torch.uint8).numpy()).hexdigest()
@@ -35,12 +35,20 @@ def _digest(tensor: torch.Tensor) -> str:
 def save(context: RankContext, state: TrainingState) -> Outcome:
     """Save an engine checkpoint after the first step, and the digest of every tensor in it."""
     state.engine.save_checkpoint(context.workspace.engine_checkpoints(context.stage), tag=TAG)
-    digests = _digests(context, state.engine)
+    truth = digests(context, state.engine)
     if context.rank == 0:
-        context.workspace.digests(context.stage).write_text(json.dumps(digests))
+        context.workspace.digests(context.stage).write_text(json.dumps(truth))
     # Where bf16 is the main precision no bf16 run of its own leaves the 16-bit weights.
     problems = save_16bit(context, state) if context.dtype == torch.bfloat16 else []
     return judged(problems, "saved")
+
+
+def start_anew(context: RankContext, state: TrainingState) -> Outcome:
+    """Start the engine that resumes, with a gradient for its own first step."""
+    state.model = loading.ready_model(context, context.source)
+    training.start_engine(context, state)
+    state.engine.backward(state.engine(**training.own_sample(context)).loss)
+    return passed("started")
 
 
 def resume(context: RankContext, state: TrainingState) -> Outcome:
@@ -91,7 +99,7 @@ def _reload(context: RankContext, folder: Path, dtype: torch.dtype, truth: Path)
     (folder / "config.json").write_text((context.source / "config.json").read_text())
     model, info = loading.load_with(context.model_class, folder, dtype)
     expected = json.loads(truth.read_text())
-    found = {name: _digest(parameter) for name, parameter in model.named_parameters()}
+    found = {name: digest(parameter) for name, parameter in model.named_parameters()}
     differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     return [f"{folder.name}: {what}" for what in loading.key_problems(info) + [f"{name} differs" for name in differing]]
 
@@ -99,7 +107,7 @@ def _reload(context: RankContext, folder: Path, dtype: torch.dtype, truth: Path)
 def save_16bit(context: RankContext, state: TrainingState) -> list[str]:
     """Save the engine's 16-bit weights and their digests for `consolidated`; return problems in words."""
     saved = state.engine.save_16bit_model(str(context.workspace.weights_16bit(context.stage)))
-    digests = _digests(context, state.engine)
+    truth = digests(context, state.engine)
     if context.rank == 0:
-        context.workspace.digests_16bit(context.stage).write_text(json.dumps(digests))
+        context.workspace.digests_16bit(context.stage).write_text(json.dumps(truth))
     return [] if saved else ["save_16bit_model wrote nothing and returned False"]

@@ -46,8 +46,12 @@ def _world_mean(context: RankContext, value: float) -> float:
 def probes(family: Family, names: Iterable[str]) -> list[str]:
     """Return one weight at the bottom of the vision tower and one in the last layer of the language model."""
     vision = [name for name in names if family.published(name) == family.patch_embedding]
-    language = [name for name in names if name.endswith(family.language_probe) and not family.is_vision(name)]
-    return [vision[0], language[-1]]
+    return [vision[0], language_probes(family, names)[-1]]
+
+
+def language_probes(family: Family, names: Iterable[str]) -> list[str]:
+    """Return one weight in each layer of the language model."""
+    return [name for name in names if name.endswith(family.language_probe) and not family.is_vision(name)]
 
 
 def engine_probes(context: RankContext, engine: Any) -> list[str]:

@@ -38,6 +38,9 @@ class Family:
     image_markup: str
     # The synthetic checkpoint's small files, name -> content, for a vision tower with that many channels.
     files: Callable[[Token, int], dict[str, dict[str, Any]]]
+    # The same for usual sizes: patches are merged, attention is in windows where the family has them, 4,096 positions.
+    realistic_files: Callable[[Token, int], dict[str, dict[str, Any]]]
+    realistic_width: int  # channels of its vision tower
 
     def published(self, name: str) -> str:
         """Return the name in published checkpoints of a tensor in any layout."""

@@ -24,6 +24,13 @@ def files(token: Token, vision_width: int) -> dict[str, dict[str, Any]]:
     return qwen2_vl.small_files("qwen2_5_vl", "Qwen2_5_VLProcessor", token, vision)
 
 
+def realistic_files(token: Token, vision_width: int) -> dict[str, dict[str, Any]]:
+    """Return the small files of a synthetic checkpoint for usual sizes, whose first vision layer attends in windows."""
+    found = qwen2_vl.realistic(files(token, vision_width))
+    found["config.json"]["vision_config"] |= {"window_size": 112, "fullatt_block_indexes": [1]}
+    return found
+
+
 FAMILY = replace(
     qwen2_vl.FAMILY,
     name="qwen2_5_vl",
@@ -31,4 +38,5 @@ FAMILY = replace(
     modules=("transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",),
     synthetic_parameters=10_200_000,
     files=files,
+    realistic_files=realistic_files,
 )

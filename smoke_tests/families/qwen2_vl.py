@@ -34,6 +34,22 @@ def files(token: Token, vision_width: int) -> dict[str, dict[str, Any]]:
     return small_files("qwen2_vl", "Qwen2VLProcessor", token, vision)
 
 
+def realistic_files(token: Token, vision_width: int) -> dict[str, dict[str, Any]]:
+    """Return the small files of a synthetic checkpoint for usual sizes."""
+    return realistic(files(token, vision_width))
+
+
+def realistic(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return small files with merged patches, larger images and longer texts."""
+    config, preprocessor, tokenizer = (found[f"{name}.json"] for name in ("config", "preprocessor_config", "tokenizer_config"))
+    vision = config["vision_config"] | {"spatial_merge_size": 2, "depth": 2}
+    return found | {
+        "config.json": config | {"max_position_embeddings": 4096, "vision_config": vision},
+        "preprocessor_config.json": preprocessor | {"merge_size": 2, "max_pixels": 448 * 448},
+        "tokenizer_config.json": tokenizer | {"model_max_length": 4096},
+    }
+
+
 def small_files(model_type: str, processor: str, token: Token, vision: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the small files in the format of the Qwen team, which every version of transformers has to read."""
     return {
@@ -114,4 +130,6 @@ FAMILY = Family(
     turn_end="<|im_end|>",
     image_markup="<|vision_start|><|image_pad|><|vision_end|>",
     files=files,
+    realistic_files=realistic_files,
+    realistic_width=128,
 )

@@ -16,7 +16,6 @@ class Brief:
     address: str  # of the supervisor's listener
     device: str  # cpu | cuda
     precision: str  # fp32 | bf16, of the main runs
-    processes: int  # the world size of the ZeRO runs
     timeout: float  # seconds
     port: int  # of the rendezvous, 0 for any
     source: Path  # the checkpoint under test

@@ -63,23 +63,28 @@ def run(brief: Brief) -> None:
 
 def _context(brief: Brief, rank: int) -> RankContext:
     """Initialise what the job needs of DeepSpeed and its process group, and return what the rank was given."""
+    leg = brief.job.leg
     runtime.choose_accelerator(brief.device)
+    if brief.job.distributed and brief.device == "cuda":
+        runtime.choose_gpu()  # before DeepSpeed is imported, which asks the current GPU what it can do
     if brief.job.stage is not None:
         runtime.import_deepspeed(brief.device)
     if brief.job.distributed:
-        runtime.init_distributed(brief.device, int(os.environ["LOCAL_RANK"]), brief.timeout + COLLECTIVE_MARGIN)
+        runtime.init_distributed(leg.backend, brief.timeout + COLLECTIVE_MARGIN)
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    workspace = dataclasses.replace(brief.workspace, leg=brief.job.folder)
+    workspace.of_leg.mkdir(exist_ok=True)
     return RankContext(
         rank=rank,
         world_size=brief.job.processes,
-        processes=brief.processes,
+        leg=leg,
         device=brief.device,
         dtype=dtype_of(brief.precision),
         stage=brief.job.stage or 0,
         source=brief.source,
-        workspace=brief.workspace,
+        workspace=workspace,
         lock=brief.lock,
         stack=brief.stack,
     )

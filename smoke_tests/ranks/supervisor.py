@@ -8,7 +8,7 @@ import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from smoke_tests.outcome import Outcome, failed, known_issue, passed
@@ -97,7 +97,7 @@ class Supervisor:
         ranks = [RankProgress(number, time.monotonic()) for number in range(job.processes)]
         self._running[job.name] = RunningJob(job, processes.start(run, brief, self._start_method), ranks)
 
-    def run(self, jobs: list[Job], slots: int) -> None:
+    def run(self, jobs: Iterable[Job], slots: int) -> None:
         """Run `jobs`, at most `slots` process groups at a time, each once those it comes after have finished.
 
         A job comes after other jobs, or after a `job/step`. Returns when all have ended, or at once when `fatal` is set: a rank

@@ -23,17 +23,22 @@ from unittest.mock import patch
 
 import torch
 
-from smoke_tests import families, runtime
+from smoke_tests import families, legs, runtime
 from smoke_tests.checks import (
     RankContext,
     TrainingState,
+    adapters,
+    attention,
     baseline,
     generation,
     installed,
     loading,
     mixed_modality,
+    offload,
     precision,
     saving,
+    sizes,
+    trainer,
     training,
 )
 from smoke_tests.checks import collectives as collectives_checks
@@ -81,6 +86,15 @@ def wrapped(owner: Any, name: str, after: Callable[..., None]) -> AbstractContex
 def held(parameter: Any) -> torch.Tensor:
     """Return the elements that this rank holds of a parameter."""
     return zero.local_partition(parameter)[0]
+
+
+# the run
+
+
+@sabotage
+def one_rank_and_two() -> None:
+    """Run what a machine with one GPU runs: everything with one rank, then with two."""
+    legs.choose = lambda *_: (legs.Leg("gloo", 1), legs.Leg("gloo", 2))
 
 
 # the checks
@@ -485,6 +499,151 @@ def blind_comparison() -> None:
     """Have the comparison with the file find every tensor equal."""
     injected.RACE_TRIES = 3
     loading.wrong_tensors = lambda *_: {}
+
+
+# what users train with
+
+
+@contextlib.contextmanager
+def _optimizer_group(**changes: float) -> Iterator[None]:
+    """Multiply settings of the optimizer of the next engine."""
+    import deepspeed
+
+    def change(made: Any, *args: Any, **kwargs: Any) -> None:
+        for group in made[1].param_groups:
+            group.update({name: group[name] * factor for name, factor in changes.items()})
+
+    with wrapped(deepspeed, "initialize", change):
+        yield
+
+
+@sabotage
+def other_rate() -> None:
+    """Have the Trainer's first step under ZeRO-2 half as long again as its arguments say."""
+    during(trainer, "train", lambda *_: _optimizer_group(lr=1.5), stage=2)
+
+
+@sabotage
+def forgotten_moments() -> None:
+    """Have the Trainer resume under ZeRO-3 without optimizer states."""
+
+    @contextlib.contextmanager
+    def fault(*_: Any) -> Iterator[None]:
+        from deepspeed.runtime.engine import DeepSpeedEngine
+
+        load = DeepSpeedEngine.load_checkpoint
+
+        def without(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return load(self, *args, **kwargs | {"load_optimizer_states": False})
+
+        with patch.object(DeepSpeedEngine, "load_checkpoint", without):
+            yield
+
+    during(trainer, "resume", fault, stage=3)
+
+
+@sabotage
+def spoiled_save() -> None:
+    """Change one element of what the Trainer saves under ZeRO-2."""
+
+    @contextlib.contextmanager
+    def fault(*_: Any) -> Iterator[None]:
+        from safetensors.torch import load_file, save_file
+        from transformers import Trainer
+
+        def spoil(_saved: Any, _self: Any, folder: str) -> None:
+            file = next(Path(folder).glob("*.safetensors"))
+            tensors = load_file(file)
+            next(tensor for name, tensor in tensors.items() if name.endswith(".norm.weight"))[0] += 1
+            save_file(tensors, file, metadata={"format": "pt"})
+
+        with wrapped(Trainer, "save_model", spoil):
+            yield
+
+    during(trainer, "resume", fault, stage=2, rank=0)
+
+
+def _with_each_step(change: Callable[[Any], None]) -> Fault:
+    """Return a fault that changes the engine after each of its steps."""
+
+    @contextlib.contextmanager
+    def fault(*_: Any) -> Iterator[None]:
+        from deepspeed.runtime.engine import DeepSpeedEngine
+
+        with wrapped(DeepSpeedEngine, "step", lambda _, engine, *args: change(engine)):
+            yield
+
+    return fault
+
+
+def _nudge(part: str) -> Callable[[Any], None]:
+    """Return a function that changes one element of the first parameter whose name contains `part`."""
+
+    def nudge(engine: Any) -> None:
+        held(next(parameter for name, parameter in engine.module.named_parameters() if part in name)).data[0] += 2**-10
+
+    return nudge
+
+
+@sabotage
+def moved_base() -> None:
+    """Change one element of the base under a LoRA adapter, under ZeRO-2."""
+    during(adapters, "lora", _with_each_step(_nudge("embed_tokens")), stage=2)
+
+
+@sabotage
+def partitioned_adapter() -> None:
+    """Save a LoRA adapter under ZeRO-3 from the partitioned model: the classic mistake."""
+
+    @contextlib.contextmanager
+    def fault(*_: Any) -> Iterator[None]:
+        from deepspeed.runtime.engine import DeepSpeedEngine
+
+        with patch.object(DeepSpeedEngine, "_zero3_consolidated_16bit_state_dict", lambda self: self.module.state_dict()):
+            yield
+
+    during(adapters, "lora", fault, stage=3)
+
+
+@sabotage
+def thawed_vision() -> None:
+    """Change one element of a frozen vision tower, rank 0's part under ZeRO-3."""
+    during(adapters, "frozen_vision", _with_each_step(_nudge("patch_embed")), stage=3, rank=0)
+
+
+@sabotage
+def unmasked_attention() -> None:
+    """Have torch's attention ignore its mask."""
+    original = torch.nn.functional.scaled_dot_product_attention
+
+    def unmasked(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **kwargs: Any) -> torch.Tensor:
+        return original(query, key, value, **{**kwargs, "attn_mask": None, "is_causal": False})
+
+    during(attention, "attention", lambda *_: patch.object(torch.nn.functional, "scaled_dot_product_attention", unmasked))
+
+
+@sabotage
+def longer_steps() -> None:
+    """Take steps of ten times the length under ZeRO-3 on samples of usual size: the first loss is right even so."""
+    during(sizes, "real_sizes", lambda *_: _optimizer_group(lr=10.0), stage=3)
+
+
+@sabotage
+def other_decay() -> None:
+    """Have DeepSpeedCPUAdam decay weights ten times as fast."""
+
+    @contextlib.contextmanager
+    def fault(*_: Any) -> Iterator[None]:
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        def decay(_: Any, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+            for group in optimizer.param_groups:
+                group["weight_decay"] *= 10
+
+        with wrapped(DeepSpeedCPUAdam, "__init__", decay):
+            yield
+
+    during(offload, "offload", fault, stage=2)
 
 
 def main(arguments: list[str]) -> int:

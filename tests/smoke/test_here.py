@@ -104,13 +104,15 @@ print(json.dumps({"problems": installed._imported(distributions.find())[0]}))
 NEWER = """
 import json
 from smoke_tests import plan
+from smoke_tests.legs import Leg
 from smoke_tests.outcome import failed, passed
 from smoke_tests.verdicts import Verdicts
 
-jobs = plan.jobs((3,), 1, "cpu", {"gloo_race": "fixed", "later_key_layout": "whole"})
+made = plan.make((3,), (Leg("gloo", 1),), "cpu", {"gloo_race": "fixed", "later_key_layout": "whole"})
+jobs = made.jobs
 found = {}
 for observe in (False, True):
-    verdicts = Verdicts(jobs, jobs, "fp32", lambda result: None, observe=observe)
+    verdicts = Verdicts(jobs, made, "fp32", lambda result: None, observe=observe)
     for job in jobs:
         for number, step in enumerate(job.steps):
             wrong = step.name in ("flipped bit", "both key layouts", "auto classes", "weights")

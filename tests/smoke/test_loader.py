@@ -15,12 +15,13 @@ from .conftest import ROOT, Starter
 PLANS = """
 import itertools, json
 from smoke_tests import plan
+from smoke_tests.legs import Leg
 from smoke_tests.options import PROMISES
 
 found = set()
-for device, processes in (("cpu", 1), ("cpu", 2), ("cuda", 2)):
+for device, leg in (("cpu", Leg("gloo", 1)), ("cpu", Leg("gloo", 2)), ("cuda", Leg("nccl", 2, 2))):
     for values in itertools.product(*PROMISES.values()):
-        for job in plan.jobs((2, 3), processes, device, dict(zip(PROMISES, values))):
+        for job in plan.make((2, 3), (leg,), device, dict(zip(PROMISES, values))).jobs:
             found |= {(step.kind, step.name, step.failure.name if step.failure else "") for step in job.steps}
 print(json.dumps(sorted(found)))
 """

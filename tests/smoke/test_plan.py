@@ -1,6 +1,12 @@
 """The plan: a step continues only with what a step before it in its job built and left."""
 
 import json
+from typing import Any
+
+import pytest
+
+from smoke_tests import legs
+from smoke_tests.options import InputError
 
 from .conftest import Starter
 
@@ -22,8 +28,33 @@ ORDER = """
 import json
 from smoke_tests import plan
 
-jobs = plan.jobs((2, 3), 2, "cpu", {"gloo_race": "present", "later_key_layout": "random"})
-print(json.dumps({job.name: [[s.name, s.model_of, s.engine_of] for s in job.steps if s.continues] for job in jobs}))
+from smoke_tests.legs import Leg
+
+made = plan.make((2, 3), (Leg("gloo", 2),), "cpu", {"gloo_race": "present", "later_key_layout": "random"})
+print(json.dumps({job.name: [[s.name, s.model_of, s.engine_of] for s in job.steps if s.continues] for job in made.jobs}))
+"""
+LEGS = """
+import json, sys
+from smoke_tests import legs, plan
+
+chosen = legs.choose(*json.loads(sys.argv[1]))
+made = plan.make((2, 3), chosen, sys.argv[2], {"gloo_race": "fixed", "later_key_layout": "whole"})
+jobs = {job.name: {"leg": job.leg.name, "ranks": job.processes, "after": job.after, "folder": job.folder,
+                   "steps": [step.name for step in job.steps]} for job in made.jobs}
+print(json.dumps([jobs, [[entry.name, entry.reason, entry.leg and entry.leg.name] for entry in made.not_run]]))
+"""
+AFTER = """
+import json
+from smoke_tests.plan import Job, Plan, Step
+
+def refusal(after):
+    try:
+        Plan((Job("early", (Step("load", None),)), Job("late", (), after=after)), ())
+    except ValueError as error:
+        return str(error)
+    return ""
+
+print(json.dumps([refusal(("early", "early/load")), refusal(("early/other",))]))
 """
 
 LOAD = ("load", "", "", "model")
@@ -66,3 +97,128 @@ def test_plan_says_what_each_step_continues_with(lasting: Starter) -> None:
         assert continued[f"zero{stage}-fresh"] == [["resume", "", "mixed modality: dummy image"]]
         assert continued[f"zero{stage}-controls"] == continued[f"zero{stage}-consolidated"] == []
     assert continued["plain"] == []
+
+
+def test_job_comes_only_after_what_is_planned(lasting: Starter) -> None:
+    assert json.loads(lasting.inside("-c", AFTER)) == [
+        "",
+        "late: expected to come after a job or step of the plan, found 'early/other'; fix it",
+    ]
+
+
+# legs
+
+NEEDS_SEVERAL = {"collectives", "memory", "mixed modality", "mixed modality: dummy image"}
+NEEDS_SEVERAL_IN_PART = {"load", "generate", "train", "resume", "consolidated weights"}
+
+
+def planned(starter: Starter, device: str, *chosen: object) -> tuple[dict[str, Any], list[list[str | None]]]:
+    """Return the jobs of a plan by name, and what it does not show, for these arguments of `legs.choose`."""
+    jobs, not_run = json.loads(starter.inside("-c", LEGS, json.dumps(chosen), device))
+    return jobs, not_run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "chosen"),
+    [
+        (("cpu", 0, None, None), [("gloo x2", 0)]),
+        (("cpu", 0, None, 1), [("gloo x1", 0)]),
+        (("cpu", 0, "gloo", 3), [("gloo x3", 0)]),
+        (("cuda", 1, None, None), [("nccl x1", 1), ("gloo x2", 1)]),
+        (("cuda", 1, None, 1), [("nccl x1", 1)]),
+        (("cuda", 1, "nccl", None), [("nccl x1", 1)]),
+        (("cuda", 1, "gloo", None), [("gloo x2", 1)]),
+        (("cuda", 2, "gloo", None), [("gloo x2", 2)]),
+        (("cuda", 2, "gloo", 4), [("gloo x4", 2)]),
+        (("cuda", 2, None, None), [("nccl x2", 2)]),
+        (("cuda", 16, None, None), [("nccl x8", 8)]),
+        (("cuda", 8, None, 1), [("nccl x1", 1)]),
+    ],
+)
+def test_legs_of_a_machine(arguments: tuple[Any, ...], chosen: list[tuple[str, int]]) -> None:
+    assert [(leg.name, leg.gpus) for leg in legs.choose(*arguments)] == chosen
+
+
+@pytest.mark.parametrize(
+    ("arguments", "refusal"),
+    [
+        (
+            ("cpu", 0, "nccl", None),
+            "--backend nccl: requires GPUs, found --device cpu; give --backend gloo or --device cuda",
+        ),
+        (
+            ("cuda", 1, None, 2),
+            "--nproc 2: NCCL requires one GPU a rank, found 1; give --nproc 1 or less, or --backend gloo, "
+            "with which ranks share GPUs",
+        ),
+    ],
+)
+def test_legs_that_a_machine_lacks(arguments: tuple[Any, ...], refusal: str) -> None:
+    with pytest.raises(InputError) as caught:
+        legs.choose(*arguments)
+    assert str(caught.value) == refusal
+
+
+def test_one_rank_plans_nothing_that_it_cannot_show(lasting: Starter) -> None:
+    jobs, not_run = planned(lasting, "cpu", "cpu", 0, None, 1)
+    steps = {step for job in jobs.values() for step in job["steps"]}
+    assert not steps & (NEEDS_SEVERAL | {"late gathers"})
+    assert steps >= NEEDS_SEVERAL_IN_PART
+    said = {name for name, _, leg in not_run if leg == "gloo x1"}
+    assert said == NEEDS_SEVERAL | NEEDS_SEVERAL_IN_PART | {"late gathers"}
+    # An engine that resumes has to come from somewhere else than the check that is left out.
+    assert jobs["zero3-fresh"]["steps"][:2] == ["resume", "resume"]
+
+
+def test_two_ranks_show_all(lasting: Starter) -> None:
+    jobs, not_run = planned(lasting, "cpu", "cpu", 0, None, 2)
+    assert {step for job in jobs.values() for step in job["steps"]} >= NEEDS_SEVERAL | NEEDS_SEVERAL_IN_PART
+    assert [leg for _, _, leg in not_run] == [None, None]
+
+
+def test_one_gpu_runs_nccl_alone_and_gloo_shared(lasting: Starter) -> None:
+    jobs, not_run = planned(lasting, "cuda", "cuda", 1, None, None)
+    first = {name: job for name, job in jobs.items() if not name.startswith("gloo-")}
+    second = {name: job for name, job in jobs.items() if name.startswith("gloo-")}
+    assert {job["leg"] for job in first.values()} == {"nccl x1"}
+    assert {job["leg"] for job in second.values()} == {"gloo x2"}
+    assert {f"gloo-{name}" for name in first} == set(second)
+    assert {job["folder"] for job in first.values()} == {""}
+    assert {job["folder"] for job in second.values()} == {"gloo"}
+    # The synthetic checkpoint is written once, and what runs without ranks is not repeated.
+    assert second["gloo-plain"]["steps"] == ["plain run"]
+    assert second["gloo-plain"]["after"] == ["plain"]
+    assert second["gloo-zero3-fresh"]["after"] == ["gloo-plain", "gloo-zero3"]
+    assert "collectives" not in first["zero3"]["steps"]
+    assert "collectives" in second["gloo-zero3"]["steps"]
+    assert (first["zero3"]["ranks"], second["gloo-zero3"]["ranks"], second["gloo-zero3-consolidated"]["ranks"]) == (1, 2, 1)
+    said = {(name, leg) for name, _, leg in not_run}
+    assert ("collectives", "nccl x1") in said
+    assert ("control: gloo race", None) in said
+    assert not [name for name, leg in said if leg == "gloo x2"]
+
+
+GPU = """
+import json, os, torch
+from smoke_tests import runtime
+
+chosen = []
+torch.cuda.device_count, torch.cuda.set_device = lambda: 2, chosen.append
+for rank in range(4):
+    os.environ["LOCAL_RANK"] = str(rank)
+    runtime.choose_gpu()
+    chosen.append(os.environ["LOCAL_RANK"])
+print(json.dumps(chosen))
+"""
+
+
+def test_ranks_share_gpus_in_turn(lasting: Starter) -> None:
+    """DeepSpeed takes LOCAL_RANK for the number of the GPU."""
+    assert json.loads(lasting.inside("-c", GPU)) == [0, "0", 1, "1", 0, "0", 1, "1"]
+
+
+def test_job_of_one_process_has_one_rank(lasting: Starter) -> None:
+    jobs, _ = planned(lasting, "cpu", "cpu", 0, None, 2)
+    assert {name: job["ranks"] for name, job in jobs.items()} == {
+        name: 1 if name == "plain" or name.endswith("consolidated") else 2 for name in jobs
+    }

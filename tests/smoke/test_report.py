@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from smoke_tests import report
 from smoke_tests.report import RankVerdict, Result
+from smoke_tests.selection import EXTRA
 from smokehouse_loader.failures import BY_NAME
 
 from .conftest import Ended, Starter
@@ -116,6 +117,9 @@ def test_run_may_fail_or_know_an_issue(schema: jsonschema.Draft202012Validator, 
         (("lock", "requirements.txt"), "sha256:0"),
         (("device",), "tpu"),
         (("world_size",), 0),
+        (("legs",), []),
+        (("legs",), [{"name": "nccl x1", "backend": "nccl", "world_size": 1}]),
+        (("checks", 0, "leg"), ""),
         (("started",), "yesterday"),
         (("started",), "2025-03-15T12:00:00"),  # in which time zone?
         (("versions", "torch"), 2.6),
@@ -183,6 +187,37 @@ def test_table_has_a_row_for_everything(results: list[Result], colour: bool) -> 
     assert all(report.line(result, colour=colour) for result in results)
 
 
+def test_table_names_each_leg_for_what_it_is() -> None:
+    legs = [
+        {"name": "nccl x1", "backend": "nccl", "world_size": 1, "gpus": 1},
+        {"name": "gloo x2", "backend": "gloo", "world_size": 2, "gpus": 1},
+    ]
+    ranks = [RankVerdict(0, "passed", "all")]
+    results = [
+        Result("load", stage, "check", "passed", 0.1, ranks, "all", leg=leg)
+        for leg in ("nccl x1", "gloo x2")
+        for stage in (3, 2)
+    ]
+    results += [Result("collectives", 3, "check", "failed", 0.1, ranks, "rank 1: wrong", leg="gloo x2")]
+    results += [Result("plain run", None, "check", verdict, 0.1, ranks, "said", leg=leg)
+                for leg, verdict in (("nccl x1", "passed"), ("gloo x2", "failed"))]  # fmt: skip
+    content = example() | {"device": "cuda", "backend": "nccl", "precision": "bf16", "legs": legs, "verdict": "failed"}
+    lines = report.table(content, results, colour=False).splitlines()
+    assert lines[0].split() == ["nccl", "x1", "nccl", "x1", "gloo", "x2", "gloo", "x2"]
+    assert lines[1].split() == ["check", "ZeRO-2", "ZeRO-3", "ZeRO-2", "ZeRO-3"]
+    rows = {line.partition("  ")[0]: line.partition("  ")[2].split() for line in lines}
+    assert rows["load"] == ["ok", "ok", "ok", "ok"]
+    assert rows["collectives"] == ["-", "-", "-", "FAIL", "rank", "1:", "wrong"]
+    assert rows["plain run"] == ["FAIL", "said"]  # of either leg
+    assert any(line.endswith(" on cuda, bf16, nccl with 1 rank and gloo with 2 ranks on 1 GPU") for line in lines)
+
+
+def test_fields_of_one_leg_are_as_ever() -> None:
+    one = Result("load", 3, "check", "passed", 0.5, [RankVerdict(0, "passed", "all")], "all")
+    assert "leg" not in one.fields
+    assert Result(**{**one.fields, "leg": "gloo x2"}).fields["leg"] == "gloo x2"
+
+
 @given(RESULTS, st.text(max_size=20))
 def test_junit_is_xml_whatever_was_said(results: list[Result], failure: str) -> None:
     suite = ElementTree.fromstring(report._junit(example() | {"failure": failure}, results))
@@ -207,7 +242,9 @@ def test_good_run_passes(proven: Ended) -> None:
     assert proven.report["failure"] == ""
     fixed = {"gloo_race": "control: gloo race", "later_key_layout": "control: later key layout"}
     promised = {name for promise, name in fixed.items() if proven.stack["expectations"][promise] in ("fixed", "whole")}
-    assert {entry["name"] for entry in proven.report["not_run"]} == promised
+    [users] = [entry["name"] for entry in proven.report["not_run"] if entry["reason"] == "only with --all"]
+    assert users.split(", ") == [name for name in EXTRA if name != "throughput"]
+    assert {entry["name"] for entry in proven.report["not_run"]} == promised | {users}
 
 
 def test_report_matches_the_schema(proven: Ended, schema: jsonschema.Draft202012Validator) -> None:
@@ -443,7 +480,27 @@ def test_one_rank_says_what_it_cannot_show(smoke: Starter, tmp_path: Path) -> No
     ended = smoke.run("--zero", "3", "--nproc", "1", "--port", str(port), TMPDIR=str(temporary))
     assert list(temporary.iterdir()) == []
     assert ended.code == 0, ended.stdout
-    assert "mixed modality" in {entry["name"] for entry in ended.report["not_run"]}
-    assert "not run: mixed modality (" in ended.stdout
+    assert {"load", "mixed modality"} <= {entry["name"] for entry in ended.report["not_run"]}
+    assert "not run: mixed modality (requires a rank with text only (gloo x1))\n" in ended.stdout
+    assert ended.found("load", 3)["detail"] == "45 parameters partitioned on one rank, float32, waiting for gloo gathers"
     names = {c["name"] for c in ended.report["checks"] if c["kind"] == "check"}
-    assert {"mixed modality"} == (STAGED | UNSTAGED) - names
+    assert {"collectives", "memory", "mixed modality", "mixed modality: dummy image"} == (STAGED | UNSTAGED) - names
+
+
+def test_two_legs(smoke: Starter, schema: jsonschema.Draft202012Validator) -> None:
+    """As on one GPU: all that one rank shows, and all that two show, in one report that says which is which."""
+    ended = smoke.run("--zero", "3", sabotage=("one_rank_and_two",))
+    assert ended.code == 0, ended.stdout
+    schema.validate(ended.report)
+    assert [(leg["name"], leg["world_size"]) for leg in ended.report["legs"]] == [("gloo x1", 1), ("gloo x2", 2)]
+    assert ended.report["world_size"] == 1
+    found = {(c["name"], c.get("leg")) for c in ended.report["checks"] if c["kind"] == "check"}
+    assert {name for name, leg in found if leg == "gloo x2"} == STAGED | {"plain run"}
+    several = {"collectives", "memory", "mixed modality", "mixed modality: dummy image"}
+    assert {name for name, leg in found if leg == "gloo x1"} == STAGED - several | {"plain run"}
+    assert {name for name, leg in found if leg is None} == {"checkpoint", "auto classes"}
+    for check in ended.report["checks"]:
+        assert len(check["ranks"]) == (2 if check.get("leg") == "gloo x2" and check["zero_stage"] else 1) or (
+            check["name"] == "consolidated weights"
+        )
+    assert {entry["leg"] for entry in ended.report["not_run"] if "leg" in entry} == {"gloo x1"}

@@ -17,12 +17,14 @@ from .conftest import NAME, Starter
 # In a process that has torch: for each plan and name, the jobs that --only NAME leaves, as (name, after, steps, needs).
 SELECTIONS = """
 import itertools, json
-from smoke_tests import plan, selection
+from smoke_tests import legs, plan, selection
 
 found, planned = [], set()
 promises = [dict(zip(("gloo_race", "later_key_layout"), one)) for one in (("present", "random"), ("fixed", "whole"))]
-for stages, ranks, device, expectations in itertools.product([(2,), (3,), (2, 3)], [1, 2], ["cpu", "cuda"], promises):
-    jobs = plan.jobs(stages, ranks, device, expectations)
+chosen_legs = [("cpu", legs.choose("cpu", 0, None, ranks)) for ranks in (1, 2)]
+chosen_legs += [("cuda", legs.choose("cuda", gpus, None, None)) for gpus in (1, 2)]
+for stages, (device, chosen), expectations in itertools.product([(2,), (3,), (2, 3)], chosen_legs, promises):
+    jobs = [*plan.make(stages, chosen, device, expectations).jobs]
     names = selection.names_in(jobs)
     planned |= set(names)
     assert selection.select(jobs, names) == jobs
@@ -108,5 +110,5 @@ def test_partial_run(smoke: Starter) -> None:
 def test_nothing_left_to_run(smoke: Starter) -> None:
     said = smoke.refused("--zero", "2", "--only", "gloo race")
     assert said == (
-        "smoke: expected a check that runs on cpu with 2 ranks under ZeRO-2, found none in gloo race; choose other names"
+        "smoke: expected a check that runs on cpu, gloo with 2 ranks under ZeRO-2, found none in gloo race; choose other names"
     )

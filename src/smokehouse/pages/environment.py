@@ -42,7 +42,7 @@ class Documented:
         """What this lock was proven on, in a few words."""
         if self.evidence is None:
             return "not proven"
-        limits = [] if self.evidence.on_gpu else ["not on GPUs with NCCL"]
+        limits = self.evidence.limits
         limits += ["PyPI packages only"] if self.other_python else []
         return "; ".join([self.evidence.where, *limits])
 
@@ -148,10 +148,7 @@ def _proof(shown: Documented) -> list[str]:
     if evidence.on_gpu:
         where = f"It ran on GPUs with NCCL, in {fields['precision']}, {fields['world_size']} ranks."
     else:
-        where = (
-            f"It ran on {fields['device']} with {fields['backend']}, in {fields['precision']}, {fields['world_size']} ranks. "
-            f"**Nothing is proven on GPUs with NCCL.**"
-        )
+        where = f"It ran on {evidence.where}. **{_unproven(evidence)}**"
     if shown.other_python:
         where += f" **It ran on Python {plain(shown.other_python)}, without the conda packages: nothing is proven of those.**"
     checkpoint = "a tiny synthetic checkpoint" if fields["checkpoint"] == "made" else plain(fields["checkpoint"])
@@ -171,6 +168,13 @@ def _proof(shown: Documented) -> list[str]:
         ),
         code(evidence.table),
     ]  # fmt: skip
+
+
+def _unproven(evidence: Report) -> str:
+    """Return what a run without several ranks on NCCL leaves open, as a sentence."""
+    if evidence.fields["device"] == "cuda" and any(leg["backend"] == "nccl" for leg in evidence.legs):
+        return "NCCL ran with one rank: nothing is proven of partitions, reductions and gathers over NCCL."
+    return "Nothing is proven on GPUs with NCCL."
 
 
 def _issues(shown: Documented) -> list[str]:

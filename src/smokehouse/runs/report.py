@@ -43,14 +43,34 @@ class Report:
 
     @property
     def where(self) -> str:
-        """The device, backend, precision and number of ranks of the run."""
+        """The device, precision, and the backend and number of ranks of each leg of the run."""
         fields = self.fields
-        return f"{fields['device']}, {fields['backend']}, {fields['precision']}, {fields['world_size']} ranks"
+        if len(self.legs) == 1:
+            return f"{fields['device']}, {fields['backend']}, {fields['precision']}, {_ranks(fields)}"
+        return f"{fields['device']}, {fields['precision']}, {' and '.join(map(_leg, self.legs))}"
+
+    @property
+    def legs(self) -> list[Mapping[str, Any]]:
+        """What the ZeRO jobs ran on: backend, world size, and where the report has them, GPUs."""
+        return [*self.fields.get("legs", [self.fields])]
 
     @property
     def on_gpu(self) -> bool:
-        """Whether the run used GPUs and NCCL."""
-        return (self.fields["device"], self.fields["backend"]) == ("cuda", "nccl")
+        """Whether two or more ranks ran on GPUs with NCCL: one rank partitions, reduces and gathers nothing."""
+        return self._nccl_ranks > 1
+
+    @property
+    def limits(self) -> list[str]:
+        """What the run did not prove of a GPU machine, in a few words each."""
+        if self.on_gpu:
+            return []
+        return ["NCCL with one rank only, which partitions nothing"] if self._nccl_ranks else ["not on GPUs with NCCL"]
+
+    @property
+    def _nccl_ranks(self) -> int:
+        """The largest number of ranks that ran on GPUs with NCCL."""
+        of_nccl = [leg["world_size"] for leg in self.legs if leg["backend"] == "nccl" and self.fields["device"] == "cuda"]
+        return max(of_nccl, default=0)
 
     @property
     def known(self) -> list[tuple[str, str, list[str]]]:
@@ -76,8 +96,7 @@ class Report:
         machine = fields["machine"]
         return (
             f"{kinds['check']} checks and {kinds['control']} controls passed{f' under {stages}' if stages else ''}"
-            f"{f' with {versions}' if versions else ''} on {fields['world_size']} ranks, {fields['device']}, "
-            f"{fields['backend']}, {fields['precision']}; {machine['cpu']} ({machine['cpus']} CPUs, "
+            f"{f' with {versions}' if versions else ''} on {self.where}; {machine['cpu']} ({machine['cpus']} CPUs, "
             f"{machine['memory_bytes'] / 1e9:.0f} GB), {fields['started']}"
         )
 
@@ -107,6 +126,16 @@ class Report:
             raise UserError(
                 f"{self.source}: expected a report of {LOCK_JSON} {lock_digest}, found one of {lock}; {self.remedy}"
             )
+
+
+def _ranks(leg: Mapping[str, Any]) -> str:
+    return f"{leg['world_size']} rank{'s' if leg['world_size'] > 1 else ''}"
+
+
+def _leg(leg: Mapping[str, Any]) -> str:
+    """Return a leg in words; ranks that share a GPU are named as such."""
+    shared = 0 < leg["gpus"] < leg["world_size"]
+    return f"{leg['backend']} with {_ranks(leg)}" + (f" on {leg['gpus']} GPU{'s' if leg['gpus'] > 1 else ''}" if shared else "")
 
 
 def read(checkout: Checkout, path: Path, environment: str, remedy: str) -> Report:

@@ -35,7 +35,7 @@ def test_a_statement_is_read_by_whom_it_is_for(root: Path, keys: Path) -> None:
     signed = sign(payload, Signer(keys / "ours.key"))
     assert check(Checkout(root), signed, Signer(keys / "ours.pub"), DIGEST, LOCK).fields == report
     assert parse(Checkout(root), json.dumps(report).encode(), "a report", "run it").summary == (
-        "2 checks and 1 controls passed under ZeRO-2, ZeRO-3 with torch 2.6.0+cu124 on 2 ranks, cpu, gloo, fp32; "
+        "2 checks and 1 controls passed under ZeRO-2, ZeRO-3 with torch 2.6.0+cu124 on cpu, gloo, fp32, 2 ranks; "
         "A CPU (2 CPUs, 8 GB), 2026-11-22T05:00:00+00:00"
     )
 

@@ -208,6 +208,24 @@ def test_only_gpus_with_nccl_read_as_such(tiny: Docs, device: str, backend: str)
     assert "not on GPUs" not in tiny.readme.read_text()
 
 
+def test_one_rank_on_nccl_is_no_proof_of_gpus(tiny: Docs) -> None:
+    legs = [
+        {"name": "nccl x1", "backend": "nccl", "world_size": 1, "gpus": 1},
+        {"name": "gloo x2", "backend": "gloo", "world_size": 2, "gpus": 1},
+    ]
+    page = tiny.adopt(device="cuda", backend="nccl", precision="bf16", world_size=1, legs=legs)
+    assert "It ran on cuda, bf16, nccl with 1 rank and gloo with 2 ranks on 1 GPU. " in page
+    assert "**NCCL ran with one rank: nothing is proven of partitions, reductions and gathers over NCCL.**" in page
+    assert "It ran on GPUs with NCCL" not in page
+    limit = "NCCL with one rank only, which partitions nothing"
+    assert f"| cuda, bf16, nccl with 1 rank and gloo with 2 ranks on 1 GPU; {limit}" in tiny.readme.read_text()
+    # An older report has no legs.
+    assert limit in tiny.adopt(device="cuda", backend="nccl", precision="bf16", world_size=1)
+    legs = [{"name": "nccl x2", "backend": "nccl", "world_size": 2, "gpus": 2}]
+    page = tiny.adopt(device="cuda", backend="nccl", precision="bf16", world_size=2, legs=legs)
+    assert "It ran on GPUs with NCCL, in bf16, 2 ranks." in page
+
+
 def test_a_run_on_another_python_proves_nothing_of_conda_packages(tiny: Docs) -> None:
     assert "without the conda packages" not in tiny.adopt()
     assert "It ran on Python 3.11.7, not 3.11.9, without the conda packages: nothing is proven of those." in tiny.adopt(

@@ -1,0 +1,50 @@
+"""The attention kernels that training uses give what the plain formula gives."""
+
+import importlib.util
+from typing import Any
+
+import torch
+
+from smoke_tests.checks import loading, training
+from smoke_tests.checks.context import RankContext, TrainingState
+from smoke_tests.outcome import Outcome, judged
+
+# Absolute, of the loss; and of a probe's largest gradient. Measured: 1e-6 and 1e-5 in fp32.
+LOSS_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
+GRADIENT_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15}
+
+
+def implementations(device: str) -> list[str]:
+    """Return the kernels to compare with `eager`."""
+    flash = device == "cuda" and importlib.util.find_spec("flash_attn") is not None
+    return ["sdpa", *(["flash_attention_2"] if flash else [])]
+
+
+def _measured(context: RankContext, implementation: str) -> tuple[float, dict[str, torch.Tensor]]:
+    """Return the loss of one sample and the gradients of the probes, with that attention."""
+    model, _ = loading.load_with(context.model_class, context.source, context.dtype, attn_implementation=implementation)
+    found = model.config._attn_implementation
+    if found != implementation:
+        raise RuntimeError(f"expected {implementation} attention, transformers chose {found}")
+    model.to(context.torch_device).train()
+    loss = model(**training.own_sample(context)).loss
+    loss.backward()
+    parameters: dict[str, Any] = dict(model.named_parameters())
+    return loss.item(), {name: parameters[name].grad.float().cpu() for name in training.probes(context.family, parameters)}
+
+
+def attention(context: RankContext, _: TrainingState) -> Outcome:
+    """Check that sdpa, and flash_attention_2 where it is installed, have the loss and gradients of eager attention."""
+    expected_loss, expected = _measured(context, "eager")
+    problems, said = [], []
+    for name in implementations(context.device):
+        loss, gradients = _measured(context, name)
+        error = abs(loss - expected_loss)
+        said.append(f"{name} within {error:.1g}")
+        if not error <= LOSS_TOLERANCE[context.dtype]:
+            problems.append(f"{name}: loss: expected {expected_loss:.6g} (eager), found {loss:.6g}")
+        for parameter, gradient in gradients.items():
+            off = (gradient - expected[parameter]).abs().max().item() / max(expected[parameter].abs().max().item(), 1e-12)
+            if not off <= GRADIENT_TOLERANCE[context.dtype]:
+                problems.append(f"{name}: the gradient of {parameter} is off by {off:.2g} of its largest element")
+    return judged(problems, f"{', '.join(said)} of eager")

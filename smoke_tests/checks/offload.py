@@ -1,0 +1,157 @@
+"""Optimizer states and parameters in host memory, and the ops of DeepSpeed's own AdamW that a user's configuration requires."""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import signal
+import sys
+import sysconfig
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from smoke_tests import runtime
+from smoke_tests.checks import loading, training
+from smoke_tests.checks.context import RankContext, TrainingState
+from smoke_tests.outcome import Outcome, failed, judged
+
+OPS = ("cpu_adam", "fused_adam")
+# Seconds for all ops, below the usual deadline of a step, so that a slow compiler is named and does not end the run.
+COMPILE_DEADLINE = 100.0
+STEPS = 5
+# Of a weight near 1 after five steps of about 1e-3 each: a few units in the last place, since the op sums in another order.
+TOLERANCE = 1e-6
+RATE, EPSILON, DECAY = 1e-3, 1e-8, 0.01
+ADVICE = (
+    "this configuration's AdamW is fused_adam, which DeepSpeed compiles with nvcc when training starts; "
+    'use an image with ops ahead of time (build --ops aot), or set "torch_adam": true in optimizer.params'
+)
+
+
+def _cache(context: RankContext) -> Path:
+    """Return the folder of ops for these versions and this CPU: `-march=native` code of another one would crash."""
+    versions = [f"{name}{importlib.metadata.version(name)}" for name in ("torch", "deepspeed")]
+    found = Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0] or platform.machine()
+
+    return context.workspace.ops / "-".join([*versions, hashlib.sha256(found.encode()).hexdigest()[:12]])
+
+
+def ready(context: RankContext, op: str) -> bool:
+    """Whether DeepSpeed loads `op` without compiling it: from the installation, or from what `compile_ops` left."""
+    if runtime.ahead_of_time(op):
+        return context.device == "cuda" or op == "cpu_adam"  # fused_adam is then for GPUs alone
+    cache = _cache(context)
+    if (cache / f"{op}.ready").exists():
+        _use(cache)
+        return True
+    return False
+
+
+def _use(cache: Path) -> None:
+    """Have torch look for compiled ops in `cache`, and find ninja, which is beside this Python."""
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(cache)
+    scripts = sysconfig.get_path("scripts")
+    if scripts not in os.environ["PATH"].split(os.pathsep):
+        os.environ["PATH"] = f"{scripts}{os.pathsep}{os.environ['PATH']}"
+
+
+def compile_ops(context: RankContext, _: TrainingState) -> Outcome:
+    """Check that DeepSpeed's Adam ops for the CPU compile and load here; a later run finds them."""
+    runtime.import_deepspeed(context.device)
+    cache = _cache(context)
+    cache.mkdir(parents=True, exist_ok=True)
+    _use(cache)
+    began, problems = time.monotonic(), []
+    for op in OPS:
+        if not (cache / f"{op}.ready").exists():
+            shutil.rmtree(cache / op, ignore_errors=True)  # a killed build leaves a lock on which torch would wait
+            problem = _compile(op, began + COMPILE_DEADLINE - time.monotonic())
+            if problem:
+                shutil.rmtree(cache / op, ignore_errors=True)
+                problems.append(f"{op}: {problem}")
+            else:
+                (cache / f"{op}.ready").touch()
+    return judged(problems, f"{' and '.join(OPS)} in {time.monotonic() - began:.0f} s")
+
+
+def _compile(op: str, seconds: float) -> str:
+    """Compile an op in a process group of its own, which ends by then; return what went wrong, in words."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.setsid()
+            runtime.op_builder(op).load(verbose=False)
+            code = 0
+        except BaseException:  # noqa: BLE001 - nothing may return into the parent's code
+            traceback.print_exc()
+            sys.stderr.flush()
+        os._exit(code)
+    until = time.monotonic() + seconds
+    while not (ended := os.waitpid(child, os.WNOHANG))[0] and time.monotonic() < until:
+        time.sleep(0.05)
+    if ended[0]:
+        return f"not compiled; see the log of {op}" if ended[1] else ""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return f"not compiled within {COMPILE_DEADLINE:.0f} s; compile it before with: python -m deepspeed.env_report"
+
+
+def _steps(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) -> None:
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(STEPS):
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+
+
+def _op_problems() -> list[str]:
+    """Return how DeepSpeedCPUAdam's steps differ from torch's AdamW."""
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+    weights = torch.randn(10_007, generator=torch.Generator().manual_seed(0))
+    found, expected = (torch.nn.Parameter(weights.clone()) for _ in range(2))
+    settings: dict[str, Any] = {"lr": RATE, "eps": EPSILON, "weight_decay": DECAY}
+    _steps(DeepSpeedCPUAdam([found], adamw_mode=True, **settings), found)
+    _steps(torch.optim.AdamW([expected], **settings), expected)
+    worst = (found - expected).abs().max().item()
+    return [] if worst <= TOLERANCE else [f"after {STEPS} steps a weight is off by {worst:.2g} from torch's AdamW"]
+
+
+def offload(context: RankContext, state: TrainingState) -> Outcome:
+    """Check that DeepSpeedCPUAdam takes AdamW's steps, and that an offloaded engine has the losses of the plain run."""
+    import deepspeed
+
+    if not ready(context, "cpu_adam"):
+        return failed("cpu_adam: expected a compiled op, found none; see the check 'cpu ops'")
+    problems = _op_problems()
+    config = runtime.offloaded(context.engine_config())
+    with loading.transformers_zero(config):
+        state.model = loading.ready_model(context, context.source)
+    group = context.optimizer([torch.nn.Parameter(torch.zeros(1))]).param_groups[0]
+    settings = {name: group[name] for name in ("lr", "eps", "weight_decay")}
+    optimizer = deepspeed.ops.adam.DeepSpeedCPUAdam(state.model.parameters(), adamw_mode=True, **settings)
+    state.engine, *_ = deepspeed.initialize(model=state.model, optimizer=optimizer, config=config)
+    elsewhere = {str(p.device) for p in _masters(state.engine) if p.device.type != "cpu"}
+    problems += [f"optimizer states on {name}" for name in sorted(elsewhere)]
+    losses = training.engine_steps(context, state, training.own_sample(context), training.TRAIN_STEPS)
+    expected = json.loads(context.workspace.plain_losses.read_text())
+    worst = max(abs(a - b) for a, b in zip(expected, losses, strict=True))
+    if not worst <= training.PARITY[context.dtype]:
+        said = f"losses: expected {training.numbers(expected)} (plain run), found {training.numbers(losses)}"
+        problems.append(f"{said}; off by {worst:.2g}")
+    return judged(
+        problems, f"AdamW's steps; loss {training.numbers(losses)}, within {worst:.1g} of the plain run", losses=losses
+    )
+
+
+def _masters(engine: Any) -> list[torch.Tensor]:
+    """Return the tensors that the engine's optimizer steps."""
+    return [parameter for group in engine.optimizer.optimizer.param_groups for parameter in group["params"]]

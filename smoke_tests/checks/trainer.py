@@ -1,0 +1,170 @@
+"""Hugging Face's Trainer with a configuration file as projects ship them: `auto` values, DeepSpeed's own AdamW."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from smoke_tests import runtime
+from smoke_tests.checks import baseline, loading, offload, saving, training
+from smoke_tests.checks.context import RankContext, TrainingState
+from smoke_tests.fixtures import samples
+from smoke_tests.outcome import Outcome, judged
+
+STEPS, ACCUMULATION, CLIPPING = 3, 2, 1.0
+SAVED_AFTER = 2
+_END = "end.json"  # in the Trainer's output folder: losses and digests when it ended
+RATE, EPSILON, DECAY = 2e-4, 1e-5, 0.01
+# Labels of each sample: the mean over tokens, which transformers 5 takes, is then the mean over samples, which 4.49 takes.
+LABELS = 4
+# Absolute; the Trainer of transformers 4.49 logs four decimals.
+PARITY = {torch.float32: 2e-4, torch.bfloat16: 0.1}
+
+
+def _sample(context: RankContext, number: int) -> dict[str, torch.Tensor]:
+    """Return the sample of that number; those of step 0 come first, of all ranks and micro-batches."""
+    sample = samples.sample(context.family, context.processor, samples.scenes(number + 1)[number])
+    labelled = (sample["labels"] != samples.IGNORED).nonzero()[LABELS:, 1]
+    sample["labels"][:, labelled] = samples.IGNORED
+    return sample
+
+
+def _count(context: RankContext) -> int:
+    return STEPS * ACCUMULATION * context.leg.world_size
+
+
+def plain_run(context: RankContext, _: TrainingState) -> Outcome:
+    """Take the trainer's optimizer steps in one process without Trainer and DeepSpeed, with its clipping and batch size."""
+    model = loading.ready_model(context, context.source).to(context.torch_device).train()
+    everything = [context.on_device(_sample(context, number)) for number in range(_count(context))]
+    size = len(everything) // STEPS
+    batches = [everything[step * size : (step + 1) * size] for step in range(STEPS)]
+    losses = baseline.optimizer_steps(model, batches, _adamw, clipping=CLIPPING)
+    context.workspace.trainer_losses.write_text(json.dumps(losses))
+    return judged(training.loss_problems(losses[:1]), f"loss {training.numbers(losses)}", losses=losses)
+
+
+def _adamw(parameters: list[torch.Tensor]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=RATE, eps=EPSILON, weight_decay=DECAY)
+
+
+class _Samples(torch.utils.data.Dataset[dict[str, torch.Tensor]]):  # type: ignore[misc]
+    """The samples of all steps, as a Trainer reads them."""
+
+    def __init__(self, context: RankContext) -> None:
+        self._samples = [_sample(context, number) for number in range(_count(context))]
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+        return self._samples[number]
+
+
+def _arguments(context: RankContext, folder: Path, config: dict[str, Any]) -> Any:
+    """Return the Trainer's arguments. While they are alive, transformers loads models as `config` says."""
+    from transformers import TrainingArguments
+
+    return TrainingArguments(
+        output_dir=str(folder),
+        deepspeed=config,
+        use_cpu=context.device == "cpu",
+        bf16=context.dtype == torch.bfloat16,
+        max_steps=STEPS,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=ACCUMULATION,
+        max_grad_norm=CLIPPING,
+        learning_rate=RATE,
+        adam_epsilon=EPSILON,
+        weight_decay=DECAY,
+        lr_scheduler_type="constant",
+        gradient_checkpointing=True,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        logging_steps=1,
+        save_strategy="steps",
+        save_steps=SAVED_AFTER,
+        report_to=[],
+        remove_unused_columns=False,
+        disable_tqdm=True,
+    )
+
+
+def _trainer(context: RankContext, arguments: Any) -> Any:
+    """Return a Trainer with a freshly loaded model, which reads the samples in order."""
+    from transformers import Trainer
+
+    class InOrder(Trainer):  # type: ignore[misc]
+        def _get_train_sampler(self, *_: Any) -> Any:
+            return torch.utils.data.SequentialSampler(self.train_dataset)
+
+    return InOrder(
+        model=loading.ready_model(context, context.source),
+        args=arguments,
+        train_dataset=_Samples(context),
+        data_collator=lambda rows: rows[0],
+    )
+
+
+def _losses(trained: Any) -> list[float]:
+    return [entry["loss"] for entry in trained.state.log_history if "loss" in entry]
+
+
+def train(context: RankContext, _: TrainingState) -> Outcome:
+    """Check that the Trainer's losses are those of a plain loop with the same settings; leave a checkpoint to resume from."""
+    folder = context.workspace.trainer(context.stage)
+    own_op = offload.ready(context, "fused_adam")
+    trainer = _trainer(context, _arguments(context, folder, runtime.shipped_config(context.stage, torch_adam=not own_op)))
+    trainer.train()
+    found, expected = _losses(trainer), json.loads(context.workspace.trainer_losses.read_text())
+    problems = _loss_problems(context, found, expected)
+    if not trainer.model.is_gradient_checkpointing:
+        problems.append("gradient checkpointing is off")
+    digests = saving.digests(context, trainer.model_wrapped)
+    if context.rank == 0:
+        (folder / _END).write_text(json.dumps({"losses": found, "digests": digests}))
+    return judged(problems, "trained", losses=found)
+
+
+def resume(context: RankContext, _: TrainingState) -> Outcome:
+    """Check in fresh processes that the Trainer resumes as it went on before, and that `save_model` reloads bit-equal."""
+    folder = context.workspace.trainer(context.stage)
+    before = json.loads((folder / _END).read_text())
+    own_op = offload.ready(context, "fused_adam")
+    trainer = _trainer(context, _arguments(context, folder, runtime.shipped_config(context.stage, torch_adam=not own_op)))
+    trainer.train(resume_from_checkpoint=str(folder / f"checkpoint-{SAVED_AFTER}"))
+    losses, expected = _losses(trainer), before["losses"]
+    problems = []
+    tolerance = 0.0 if context.device == "cpu" else PARITY[context.dtype] / 10
+    if not abs(losses[-1] - expected[-1]) <= tolerance:
+        problems.append(f"the last loss after the resume: expected {expected[-1]!r}, found {losses[-1]!r}")
+    digests = saving.digests(context, trainer.model_wrapped)
+    if context.device == "cpu" and context.rank == 0:
+        problems += [f"{name} differs after the resume" for name in digests if digests[name] != before["digests"].get(name)]
+    trainer.save_model(str(folder / "saved"))
+    problems += _reload_problems(context, folder / "saved", digests)
+    advice = offload.ADVICE if context.device == "cuda" else "no op for the CPU"
+    how = "DeepSpeed's AdamW" if own_op else f"torch's AdamW: {advice}"
+    return judged(problems, f"loss {training.numbers(losses)} as a plain loop; resumed and saved bit-equal; {how}")
+
+
+def _loss_problems(context: RankContext, found: list[float], expected: list[float]) -> list[str]:
+    """Return how the Trainer's losses differ from those of a plain loop."""
+    if len(found) != len(expected):
+        return [f"expected {len(expected)} losses, found {len(found)}"]
+    worst = max(abs(a - b) for a, b in zip(expected, found, strict=True))
+    if worst <= PARITY[context.dtype]:
+        return []
+    what = f"losses: expected {training.numbers(expected)} (plain loop), found {training.numbers(found)} (Trainer)"
+    return [f"{what}; off by {worst:.2g}, at most {PARITY[context.dtype]:.0e} allowed"]
+
+
+def _reload_problems(context: RankContext, folder: Path, expected: dict[str, str]) -> list[str]:
+    """Return how what `save_model` wrote differs from the engine's weights `expected`, on rank 0, which alone has both."""
+    if context.rank != 0:
+        return []
+    with loading.without_zero():
+        model, info = loading.load_with(context.model_class, folder, context.dtype)
+    found = {name: saving.digest(parameter) for name, parameter in model.named_parameters()}
+    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    return [f"save_model: {what}" for what in loading.key_problems(info) + [f"{name} differs" for name in wrong]]

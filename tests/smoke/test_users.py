@@ -1,0 +1,141 @@
+"""--all: the checks of what users train with hold, and each fails when what it tests is broken."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from smoke_tests.selection import EXTRA
+
+from .conftest import Ended, Starter
+from .test_sabotage import assert_failed
+
+BOTH = (0, 1)
+STAGED = {"trainer", "real sizes", "LoRA", "frozen vision tower", "offload"}
+ALONE = {"trainer: plain run", "real sizes: plain run", "attention", "cpu ops"}
+SLOW = ("--timeout", "300")  # seconds; compilers share this machine with other tests
+
+
+@pytest.fixture(scope="module")
+def good(lasting: Starter) -> Ended:
+    """Return a run of all checks that only --all has and that run on a CPU."""
+    return lasting.run("--only", ",".join(sorted(STAGED | ALONE)), *SLOW, report=lasting.folder / "users")
+
+
+@pytest.fixture(scope="module")
+def broken(lasting: Starter) -> Ended:
+    """Return a run in which what they test is broken, on a machine whose compiler fails."""
+    return lasting.run(
+        *("--only", ",".join(sorted(STAGED | ALONE)), *SLOW),
+        report=lasting.folder / "broken-users",
+        sabotage=(
+            *("other_rate", "forgotten_moments", "moved_base", "partitioned_adapter", "thawed_vision"),
+            *("unmasked_attention", "longer_steps"),
+        ),
+        CXX="false",
+    )
+
+
+@pytest.fixture(scope="module")
+def decayed(lasting: Starter, good: Ended) -> Ended:
+    """Return a run with the ops that the good run compiled, in which DeepSpeedCPUAdam is not AdamW."""
+    folder = lasting.folder / "decayed"
+    (folder / "logs").mkdir(parents=True)
+    (folder / ".lock").touch()
+    shutil.copytree(good.folder / "ops", folder / "ops")
+    return lasting.run("--only", "offload", *SLOW, report=folder, sabotage=("other_decay",))
+
+
+def test_every_check_of_users_is_tested_here() -> None:
+    assert {*EXTRA} == STAGED | ALONE | {"throughput"}
+
+
+def test_good_run_passes(good: Ended) -> None:
+    assert good.code == 0, good.stdout
+    found = {(check["name"], check["zero_stage"]): check["verdict"] for check in good.report["checks"]}
+    wanted = {(name, stage) for name in STAGED for stage in (2, 3)} | {(name, None) for name in ALONE}
+    assert wanted <= found.keys()
+    assert {*found.values()} == {"passed"}
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_good_run_used_deepspeed_s_own_adamw(good: Ended, stage: int) -> None:
+    """The op that was compiled for it, as a configuration with an optimizer of type AdamW does."""
+    assert good.found("trainer", stage)["detail"].endswith("; DeepSpeed's AdamW")
+
+
+def test_ops_are_compiled_once(good: Ended, decayed: Ended) -> None:
+    began = [(folder / "ops").rglob("*.so") for folder in (good.folder, decayed.folder)]
+    first, second = ({file.name: file.stat().st_size for file in files} for files in began)
+    assert first == second
+    assert {*first} == {"cpu_adam.so", "fused_adam.so"}
+    assert decayed.found("cpu ops")["seconds"] < good.found("cpu ops")["seconds"]
+
+
+def test_only_what_was_broken_fails(broken: Ended) -> None:
+    checks = {("trainer", 2), ("trainer", 3), ("LoRA", 2), ("LoRA", 3), ("frozen vision tower", 3), ("attention", None)}
+    checks |= {("real sizes", 3), ("cpu ops", None), ("offload", 2), ("offload", 3)}
+    assert broken.failures() == {("check", *check) for check in checks}
+
+
+def test_trainer(broken: Ended) -> None:
+    assert_failed(
+        broken, "trainer", 2, BOTH, r"losses: expected \S+ \S+ \S+ \(plain loop\), found \S+ \S+ \S+ \(Trainer\); off by "
+    )
+    assert_failed(broken, "trainer", 3, (0,), r" differs after the resume")
+
+
+def test_trainer_s_saved_model(saved: Ended) -> None:
+    assert_failed(saved, "trainer", 2, (0,), r"save_model: \S+norm\.weight differs$")
+
+
+@pytest.fixture(scope="module")
+def saved(lasting: Starter) -> Ended:
+    """Return a run in which only what the Trainer saves is broken."""
+    options = ("--only", "trainer", "--zero", "2", *SLOW)
+    return lasting.run(*options, report=lasting.folder / "saved", sabotage=("spoiled_save",), CXX="false")
+
+
+def test_lora(broken: Ended) -> None:
+    assert_failed(broken, "LoRA", 2, (0,), r"embed_tokens\.weight of the base changed")
+    assert_failed(broken, "LoRA", 3, (0,), r"lora_[AB]\S* was saved with shape \[0\]")
+
+
+def test_frozen_vision_tower(broken: Ended) -> None:
+    assert_failed(broken, "frozen vision tower", 3, (0,), r"patch_embed\.proj\.weight is frozen and changed")
+
+
+def test_attention(broken: Ended) -> None:
+    assert_failed(broken, "attention", None, (0,), r"^sdpa: loss: expected \S+ \(eager\), found ")
+
+
+def test_real_sizes(broken: Ended) -> None:
+    assert_failed(broken, "real sizes", 3, BOTH, r"losses: expected \S+ \S+ \(single process\), found ")
+
+
+def test_compiler_that_fails(broken: Ended) -> None:
+    assert_failed(broken, "cpu ops", None, (0,), r"^cpu_adam: not compiled; ")
+    for stage in (2, 3):
+        assert_failed(broken, "offload", stage, BOTH, "cpu_adam: expected a compiled op, found none")
+
+
+def test_offload(decayed: Ended) -> None:
+    assert decayed.failures() == {("check", "offload", 2)}
+    assert_failed(decayed, "offload", 2, BOTH, r"after 5 steps a weight is off by \S+ from torch's AdamW")
+
+
+MEASURE = """
+import json, sys
+import torch, torch.distributed as dist
+from smoke_tests.checks import throughput
+
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=0, world_size=1)
+print(json.dumps(throughput.bandwidths(torch.device("cpu"), [4096, 8192])))
+"""
+
+
+def test_bandwidth_of_each_collective_and_size(lasting: Starter, tmp_path: Path) -> None:
+    found = json.loads(lasting.inside("-c", MEASURE, str(tmp_path / "store")).splitlines()[-1])
+    # One rank moves nothing over a link: what counts here is that each size of each collective was measured.
+    assert found == {name: {"4096": 0.0, "8192": 0.0} for name in ("all_reduce", "all_gather")}
