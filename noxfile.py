@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from nox.command import CommandFailed
 nox.options.default_venv_backend = "none"
 nox.options.sessions = ["tests", "lint"]
 
+OLDEST_PYTHON = (3, 11)  # as in pyproject.toml
 TOOLS = Path("lockfiles/tools.txt")
 FAILURES = Path("docs/known-failures.md")
 COMMANDS = "docs/site/commands.py"  # writes docs/reference/commands.md
@@ -27,6 +29,8 @@ FROM_SOURCE = {"PYTHONPATH": "src", "SMOKEHOUSE_STARTED_BY": "nox"}
 INTERRUPT_TIMEOUT = 10.0
 TERMINATE_TIMEOUT = 10.0
 
+# The sessions that have an option --report.
+REPORT_SESSIONS = {"docs", "publish", "smoke"}
 SCRIPTS_OF_IMAGES = ("docker/inside/describe",)  # Python without .py
 # Run with the Python of any environment, from 3.10 on.
 INSIDE = ("smoke_tests", "src/smokehouse_loader")
@@ -237,11 +241,25 @@ def install_tools(session: nox.Session) -> None:
             return
         uv = find_uv()
         if not python.exists():
-            session.run_install(uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(TOOLS_ENVIRONMENT))
+            session.run_install(uv, "venv", "--quiet", "--clear", "--python", find_python(uv), str(TOOLS_ENVIRONMENT))
         # An activated environment of ours sets it, and the tools are none of its packages.
         sync = ("pip", "sync", "--python", str(python), "--require-hashes", "--compile-bytecode", str(TOOLS))
         session.run_install(uv, *sync, env={"UV_CONSTRAINT": None})
         shutil.copyfile(TOOLS, installed)
+
+
+def find_python(uv: str) -> str:
+    """Return the Python for the tools: the one that runs nox, or another on this machine if that is too old."""
+    if sys.version_info >= OLDEST_PYTHON:
+        return sys.executable
+    oldest = ".".join(map(str, OLDEST_PYTHON))
+    command = [uv, "python", "find", "--no-project", "--no-python-downloads", f">={oldest}"]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True)
+    if ended.returncode:
+        running = f"{sys.version_info.major}.{sys.version_info.minor} ({sys.executable})"
+        print(f"nox: expected Python {oldest} or later, found {running} and no other; install python{oldest}", file=sys.stderr)
+        sys.exit(2)
+    return ended.stdout.strip()
 
 
 def find_uv() -> str:
@@ -298,7 +316,10 @@ def _first_line(file: Path) -> str:
 
 
 def misplaced(arguments: Sequence[str], sessions: Iterable[str]) -> str | None:
-    """Return what is wrong with the command line of nox, where the arguments of a session follow its name without a `--`."""
+    """Return what is wrong with the command line of nox, where the arguments of a session follow its name without a `--`.
+
+    Options that nox does not know never get here: nox refuses them before it reads this file.
+    """
     dashes = arguments.index("--") if "--" in arguments else len(arguments)
     words, rest = list(arguments[:dashes]), arguments[dashes + 1 :]
     known = set(sessions)
@@ -306,9 +327,12 @@ def misplaced(arguments: Sequence[str], sessions: Iterable[str]) -> str | None:
         named = words[words.index(option) + 1 :]
         end = next((index for index, word in enumerate(named) if word.startswith("-")), len(named))
         wrong = [word for word in named[:end] if word not in known]
+        right = shlex.join(["nox", "-s", *(w for w in named[:end] if w in known), "--", *wrong, *named[end:], *rest])
         if wrong and named[0] in known:
-            right = " ".join(["nox -s", *(word for word in named[:end] if word in known), "--", *wrong, *rest])
             return f"{wrong[0]}: not a session; -- is missing before the arguments of {named[0]}; run {right}"
+        # nox has an option of this name, which would swallow it.
+        if {*named[:end]} & REPORT_SESSIONS and any(word.partition("=")[0] == "--report" for word in named[end:]):
+            return f"--report: -- is missing before the options of {named[0]}; run {right}"
     return None
 
 

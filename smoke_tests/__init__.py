@@ -4,15 +4,19 @@ import importlib.util
 import sys
 from pathlib import Path
 
-_ABOVE = Path(__file__).parents[1]
-# In an installed package, smokehouse/_data is above, and the loader beside smokehouse.
-_LOADER = (_ABOVE.parents[1] if _ABOVE.name == "_data" else _ABOVE / "src") / "smokehouse_loader"
+# The project of smokehouse-loader, in a checkout and in an installed package; src/ stays off the path, because the builder is
+# there. An image has the installed loader only.
+_PROJECT = Path(__file__).parents[1] / "packages" / "smokehouse-loader"
 
-# In a checkout the loader is in src/, which stays off the path because the builder is there too. In an image both packages are
-# side by side.
-if _LOADER.is_dir() and "smokehouse_loader" not in sys.modules:
-    _spec = importlib.util.spec_from_file_location(_LOADER.name, _LOADER / "__init__.py")
-    if _spec is None or _spec.loader is None:
-        raise ImportError(f"{_LOADER}: expected a package, found none")
-    sys.modules[_LOADER.name] = _module = importlib.util.module_from_spec(_spec)
-    _spec.loader.exec_module(_module)
+
+def _has_this_loader() -> bool:
+    """Return whether the environment has the loader of this checkout: the tests fit no other one."""
+    spec = importlib.util.find_spec("smokehouse_loader")
+    if spec is None or spec.origin is None:
+        return False
+    pairs = [(file, Path(spec.origin).with_name(file.name)) for file in (_PROJECT / "smokehouse_loader").glob("[!.]*.*")]
+    return all(installed.is_file() and installed.read_bytes() == file.read_bytes() for file, installed in pairs)
+
+
+if _PROJECT.is_dir() and not _has_this_loader():
+    sys.path.insert(0, str(_PROJECT))

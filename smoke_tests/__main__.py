@@ -6,6 +6,7 @@ import time
 
 from smoke_tests import here
 from smoke_tests.options import InputError, read
+from smoke_tests.outcome import one_line
 
 
 def main(arguments: list[str]) -> int:
@@ -36,13 +37,23 @@ def main(arguments: list[str]) -> int:
     except InputError as error:
         print(" ".join(str(error).splitlines()), file=sys.stderr)
         return 2
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"smoke: {where}{error.strerror or error}; free disk space or fix permissions", file=sys.stderr)
+    except (OSError, ImportError) as error:
+        print(f"smoke: {_explained(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("smoke: interrupted before the first rank started", file=sys.stderr)
         return 1
+
+
+def _explained(error: OSError | ImportError) -> str:
+    """Return what the system or an import refused, and what to do, in one line."""
+    if isinstance(error, OSError) and error.errno is not None:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}; free disk space or fix permissions"
+    from smokehouse_loader import explain
+
+    known = explain(error)
+    return f"{one_line(error)}; {known[0].failure.cure if known else 'install the environment again'}"
 
 
 if __name__ == "__main__":

@@ -160,8 +160,8 @@ def _parser() -> argparse.ArgumentParser:
         "--report",
         type=Path,
         metavar="DIR",
-        help="Write report.json, report.html and junit.xml to DIR (default: build/smoke/ENVIRONMENT; build/smoke/ENVIRONMENT-"
-        "zero3, for example, for a part of the smoke test, which never replaces the report of a whole one).",
+        help="Write report.json, report.html and junit.xml to DIR (default: a folder with the environment's name; NAME-zero3, "
+        "for example, for a part of the smoke test, which never replaces the report of a whole one).",
     )
     add("--port", type=_port, default=0, help="Use this rendezvous port on 127.0.0.1 (default: 0, any free port).")
     add(

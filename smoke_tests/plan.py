@@ -36,6 +36,7 @@ from smoke_tests.checks import (
 )
 from smoke_tests.controls import fixed_upstream, injected
 from smoke_tests.legs import Leg
+from smoke_tests.machine import software
 from smoke_tests.outcome import Outcome
 from smokehouse_loader import Failure
 from smokehouse_loader.failures import BY_NAME
@@ -251,12 +252,12 @@ def _stage_jobs(stage: int, leg: Leg, device: str, expectations: dict[str, Any])
 
 
 def _can_offload(device: str) -> bool:
-    return runtime.ahead_of_time("cpu_adam") or _compiles_ops(device)
+    return software.ahead_of_time("cpu_adam") or _compiles_ops(device)
 
 
 def _compiles_ops(device: str) -> bool:
     """Whether the run compiles DeepSpeed's ops for the CPU."""
-    return device == "cpu" and not runtime.ahead_of_time("cpu_adam") and not runtime.missing_for_ops()
+    return device == "cpu" and not software.ahead_of_time("cpu_adam") and not runtime.missing_for_ops()
 
 
 def _extra_alone(leg: Leg, device: str) -> list[Job]:

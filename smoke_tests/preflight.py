@@ -19,7 +19,7 @@ from typing import Any
 from smoke_tests import families, legs, needs, report
 from smoke_tests import options as options_module
 from smoke_tests.legs import Leg
-from smoke_tests.machine import Situation, Visible, findings, visible_gpus
+from smoke_tests.machine import Situation, Visible, evidence, findings, visible_gpus
 from smoke_tests.options import InputError, Options
 from smoke_tests.outcome import one_line
 from smokehouse_loader import explain, inspect_checkpoint
@@ -237,6 +237,11 @@ def _check_port(port: int) -> None:
         except OSError as error:
             why = "is in use by another process" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
             raise InputError(f"--port {port}: port {port} of 127.0.0.1 {why}; give --port 0 for any free port") from error
+
+
+def gpus() -> dict[str, Any]:
+    """Return the GPUs that a run saw, as the report has them."""
+    return evidence.of_gpus(visible_gpus())
 
 
 def machine() -> dict[str, Any]:

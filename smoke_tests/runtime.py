@@ -14,7 +14,6 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -244,17 +243,25 @@ def missing_for_ops() -> list[str]:
     return missing + [name for name in ("ninja", "setuptools") if importlib.util.find_spec(name) is None]
 
 
-def ahead_of_time(op: str) -> bool:
-    """Whether DeepSpeed was installed with `op` compiled; does not import it."""
-    found = importlib.util.find_spec("deepspeed")
-    return bool(found and found.origin and list(Path(found.origin).parent.glob(f"ops/adam/{op}_op*.so")))
-
-
 def op_builder(name: str) -> Any:
     """Return the builder of the op `name` for DeepSpeed's accelerator."""
     from deepspeed.accelerator import get_accelerator
 
     return get_accelerator().create_op_builder({"cpu_adam": "CPUAdamBuilder", "fused_adam": "FusedAdamBuilder"}[name])
+
+
+def gpu_uuid() -> str | None:
+    """Return the UUID of this process's GPU as NVML has it, None where torch does not know it."""
+    uuid = getattr(torch.cuda.get_device_properties(torch.cuda.current_device()), "uuid", None)
+    return f"GPU-{uuid}" if uuid else None
+
+
+def cudnn_version(number: int | None) -> str | None:
+    """Return the version that torch has as one number: 8902 is 8.9.2, and from 9 on 91002 is 9.10.2."""
+    if number is None:
+        return None
+    major = 10000 if number >= 90000 else 1000
+    return f"{number // major}.{number % major // 100}.{number % 100}"
 
 
 def versions(device: str) -> dict[str, str | None]:
@@ -281,5 +288,6 @@ def versions(device: str) -> dict[str, str | None]:
         found |= {
             "gpu": f"{torch.cuda.get_device_name()} (sm_{major}{minor})",
             "nccl": ".".join(map(str, torch.cuda.nccl.version())),
+            "cudnn": cudnn_version(torch.backends.cudnn.version()),
         }
     return found

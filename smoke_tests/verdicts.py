@@ -94,6 +94,22 @@ class Verdicts:
         reported = [outcomes.get(0) for key, outcomes in self._outcomes.items() if key.name == "versions"]
         return next((found[0][0].data.get("versions", {}) for found in reported if found), {})
 
+    def backend(self) -> str | None:
+        """Return the process group's backend as torch said it in a rank; None when none reported it."""
+        reported = [outcomes.get(0) for key, outcomes in self._outcomes.items() if key.name == "versions"]
+        return next((found[0][0].data["backend"] for found in reported if found and "backend" in found[0][0].data), None)
+
+    def memory(self) -> list[dict[str, Any]]:
+        """Return the peaks in bytes of each ZeRO stage and rank that reported them."""
+        return [
+            {"zero_stage": key.stage, "rank": rank, **{f"{kind.lower()}_bytes": size for kind, size in peaks.items()}}
+            | ({"leg": key.leg} if key.leg else {})
+            for key, outcomes in self._outcomes.items()
+            if key.name == "memory"
+            for rank, given in sorted(outcomes.items())
+            if (peaks := given[-1][0].data.get("peaks"))
+        ]
+
     def not_run(self) -> list[dict[str, str]]:
         """Return what this run does not show, and why; with the leg where there are several."""
         missing = [

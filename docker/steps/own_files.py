@@ -1,4 +1,4 @@
-"""Install the files of Smokehouse in the image, and verify that all others are locked: own_files.py CONTEXT OUT."""
+"""Install Smokehouse's files and loader in the image, and verify that all others are locked: own_files.py CONTEXT OUT."""
 
 import csv
 import json
@@ -10,18 +10,23 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import tree
+import unpack
 
 
 def main(context: Path, out: Path) -> None:
-    """Write /opt/smokehouse, with files.json: every file of the image that no locked package contains as it is."""
+    """Write /opt/smokehouse and the loader, with files.json: every file that no locked package contains as it is."""
     plan = tree.plan(context)
     folder = out / tree.SMOKEHOUSE
     shutil.copytree(context / "ours", folder)
     site = Path("/", tree.PREFIX, "lib", f"python{plan['python']}", "site-packages")
     for name in plan["programs"]:
         (folder / name).chmod(0o755)
-    (out / site.relative_to("/")).parent.mkdir(parents=True)
-    shutil.move(folder / "site", out / site.relative_to("/"))
+    own_site = out / site.relative_to("/")
+    own_site.parent.mkdir(parents=True)
+    shutil.move(folder / "site", own_site)
+    loader = context / plan["loader"]["file"]
+    tree.check_sha256(loader, plan["loader"]["sha256"])
+    unpack.unpack(loader, own_site, plan["python"])
     tree.compile_python(out, [out / "opt"])
     reasons = _generated(plan, site)
     for path in sorted(out.rglob("*")):

@@ -30,15 +30,15 @@ def main(context: Path, out: Path, built: Path | None) -> None:
     site.mkdir(parents=True)
     for file in plan["files"]:
         tree.check_sha256(context / file["file"], file["sha256"])
-        _unpack(context / file["file"], site, plan["python"])
+        unpack(context / file["file"], site, plan["python"])
     for wheel in sorted(built.glob("*.whl")) if built else ():
-        _unpack(wheel, site, plan["python"])
+        unpack(wheel, site, plan["python"])
     tree.compile_python(out, [site])
     tree.normalize(out, plan["epoch"], plan["budget"])
 
 
-def _unpack(wheel: Path, site: Path, python: str) -> None:
-    """Install a wheel for Python `python`; refuse one that would write outside the prefix.
+def unpack(wheel: Path, site: Path, python: str) -> None:
+    """Install a wheel for Python `python` in the folder `site` of a prefix; refuse one that would write outside the prefix.
 
     See: https://packaging.python.org/en/latest/specifications/binary-distribution-format/
     """

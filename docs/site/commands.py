@@ -21,6 +21,9 @@ _HEAD = """\
 In a checkout: `nox -s VERB -- ARGUMENTS`, or `smokehouse VERB ARGUMENTS` if the package is installed. Exit codes: 0 for
 success, 1 where a check failed or something is out of date, 2 for invalid input, which is explained in one line.
 
+nox refuses options of a verb that follow its name directly, before it reads our noxfile:
+`nox: error: unrecognized arguments: --zero` means that the `--` is missing: `nox -s smoke -- qwen2.5-vl --zero 3`.
+
 """
 _NOX = """\
 ## Other sessions of nox

@@ -11,6 +11,7 @@ import torch
 
 from smoke_tests import families, runtime
 from smoke_tests.legs import Leg
+from smoke_tests.machine.sampler import PeakMemory
 from smoke_tests.workspace import Workspace
 from smokehouse_loader import Failure
 
@@ -30,6 +31,7 @@ class RankContext:
     lock: Path | None  # None for a run without one
     stack: dict[str, Any]  # stack.toml
     failure: Failure | None = None  # the known failure that the step is about
+    gpu_peak: PeakMemory | None = None  # of this rank's GPU; None on a CPU, and where torch does not know which one it is
 
     @property
     def torch_device(self) -> torch.device:

@@ -5,6 +5,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import torch.distributed as dist
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
@@ -26,6 +27,8 @@ MODULES = {
     "tokenizers": "tokenizers",
     "torchvision": "torchvision",
 }
+# Every environment with a lock has it beside what the lock specifies.
+_LOADER = "smokehouse-loader"
 
 
 def read_lock(lock: Path) -> dict[str, Version]:
@@ -44,23 +47,26 @@ def _same(locked: Version, found: Version) -> bool:
 
 
 def versions(context: RankContext, _: TrainingState) -> Outcome:
-    """Check that what was imported is what is installed, unedited, and what is installed exactly the lock, if there is one."""
+    """Check that what was imported is what is installed, unedited, and what is installed exactly lock and loader, if locked."""
     found = runtime.versions(context.device)
+    asked = str(dist.get_backend())
+    expected = context.leg.backend
+    wrong = [] if asked == expected else [f"process group: expected {expected}, torch says {asked}"]
     if context.lock is None:
         installed = distributions.find()
         problems, notes = _imported(installed)
         more = "".join(f"; {note}" for note in [*installed.notes, *notes])
         detail = f"{len(installed.distributions)} packages by their own metadata, no lock{more}"
-        return judged(installed.problems + problems, detail, versions=found)
+        return judged(wrong + installed.problems + problems, detail, versions=found, backend=asked)
     locked = read_lock(context.lock)
     installed = distributions.find([sysconfig.get_path(kind) for kind in ("purelib", "platlib")])
-    problems = _unlike_lock(locked, installed) + _imported(installed)[0]
-    return judged(problems, f"{len(locked)} packages as locked", versions=found)
+    problems = wrong + _unlike_lock(locked, installed) + _imported(installed)[0] + _loader(installed)
+    return judged(problems, f"{len(locked)} packages as locked", versions=found, backend=asked)
 
 
 def _unlike_lock(locked: dict[str, Version], installed: Installed) -> list[str]:
     """Return how what is installed differs from the lock, or is what no lock can specify."""
-    present = {name: found.version for name, found in installed.distributions.items()}
+    present = {name: found.version for name, found in installed.distributions.items() if name != _LOADER}
     problems = [*installed.problems]
     for name, found in installed.distributions.items():
         if found.origin:
@@ -102,6 +108,22 @@ def _imported(installed: Installed) -> tuple[list[str], list[str]]:
         except OSError:
             notes.append(f"{name} has no RECORD, so its files cannot be verified")
     return problems, notes
+
+
+def _loader(installed: Installed) -> list[str]:
+    """Return what is wrong with the installed loader: it is missing, edited, or not that of the checkout."""
+    again = "install the environment again"
+    distribution = installed.distributions.get(_LOADER)
+    if distribution is None:
+        return [f"{_LOADER}: expected in every environment, not installed; {again}"]
+    place = _in_real_folder(str(sys.modules["smokehouse_loader"].__file__)).parent
+    if place.parent != distribution.site:  # smoke_tests prefers that of the checkout where the installed one differs
+        return [f"{_LOADER}: expected the same files in {distribution.site} as in {place}, found others; {again}"]
+    try:
+        edited = distribution.edited([str(file) for file in place.glob("*.*")])
+    except OSError:
+        return [f"{_LOADER}: expected a RECORD in {distribution.info}, found none; {again}"]
+    return [f"{file} was edited after it was installed" for file in edited]
 
 
 def _in_real_folder(file: str) -> Path:

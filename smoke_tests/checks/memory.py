@@ -15,10 +15,21 @@ def memory(context: RankContext, state: TrainingState) -> Outcome:
     problems = loading.partition_problems(context, state.model)
     parameters = list(state.model.parameters())
     held = sum(getattr(p, "ds_tensor", p).numel() + (p.numel() if hasattr(p, "ds_tensor") else 0) for p in parameters)
-    peak = torch.cuda.max_memory_allocated() if context.device == "cuda" else _peak_rss()
-    kind = "VRAM" if context.device == "cuda" else "RSS"
-    detail = f"{held:,} parameter elements held, peak {kind} {peak / 2**30:.2f} GiB"
-    return judged(problems, detail, peak_bytes=peak, elements=held)
+    peaks = _peaks(context)
+    said = ", ".join(f"{name} {size / 2**30:.2f} GiB" for name, size in peaks.items() if size is not None)
+    detail = f"{held:,} parameter elements held, peak {said}"
+    return judged(problems, detail, peaks=peaks, peak_bytes=next(iter(peaks.values())), elements=held)
+
+
+def _peaks(context: RankContext) -> dict[str, int | None]:
+    """Return this rank's peaks in bytes: on a GPU what torch allocated and reserved, and what NVML saw in use on the card.
+
+    The last one has CUDA's context and NCCL's buffers in it, and other processes' memory; it is None where NVML is silent.
+    """
+    if context.device == "cpu":
+        return {"RSS": _peak_rss()}
+    seen = context.gpu_peak.bytes if context.gpu_peak else None
+    return {"allocated": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved(), "NVML": seen}
 
 
 def _peak_rss() -> int:

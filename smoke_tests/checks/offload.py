@@ -20,6 +20,7 @@ import torch
 from smoke_tests import runtime
 from smoke_tests.checks import loading, training
 from smoke_tests.checks.context import RankContext, TrainingState
+from smoke_tests.machine import software
 from smoke_tests.outcome import Outcome, failed, judged
 
 OPS = ("cpu_adam", "fused_adam")
@@ -29,10 +30,6 @@ STEPS = 5
 # Of a weight near 1 after five steps of about 1e-3 each: a few units in the last place, since the op sums in another order.
 TOLERANCE = 1e-6
 RATE, EPSILON, DECAY = 1e-3, 1e-8, 0.01
-ADVICE = (
-    "this configuration's AdamW is fused_adam, which DeepSpeed compiles with nvcc when training starts; "
-    'use an image with ops ahead of time (build --ops aot), or set "torch_adam": true in optimizer.params'
-)
 
 
 def _cache(context: RankContext) -> Path:
@@ -45,7 +42,7 @@ def _cache(context: RankContext) -> Path:
 
 def ready(context: RankContext, op: str) -> bool:
     """Whether DeepSpeed loads `op` without compiling it: from the installation, or from what `compile_ops` left."""
-    if runtime.ahead_of_time(op):
+    if software.ahead_of_time(op):
         return context.device == "cuda" or op == "cpu_adam"  # fused_adam is then for GPUs alone
     cache = _cache(context)
     if (cache / f"{op}.ready").exists():

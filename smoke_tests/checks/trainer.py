@@ -10,6 +10,7 @@ from smoke_tests import runtime
 from smoke_tests.checks import baseline, loading, offload, saving, training
 from smoke_tests.checks.context import RankContext, TrainingState
 from smoke_tests.fixtures import samples
+from smoke_tests.machine import software
 from smoke_tests.outcome import Outcome, judged
 
 STEPS, ACCUMULATION, CLIPPING = 3, 2, 1.0
@@ -143,7 +144,7 @@ def resume(context: RankContext, _: TrainingState) -> Outcome:
         problems += [f"{name} differs after the resume" for name in digests if digests[name] != before["digests"].get(name)]
     trainer.save_model(str(folder / "saved"))
     problems += _reload_problems(context, folder / "saved", digests)
-    advice = offload.ADVICE if context.device == "cuda" else "no op for the CPU"
+    advice = f"fused_adam is not compiled; {software.OWN_ADAM}" if context.device == "cuda" else "no op for the CPU"
     how = "DeepSpeed's AdamW" if own_op else f"torch's AdamW: {advice}"
     return judged(problems, f"loss {training.numbers(losses)} as a plain loop; resumed and saved bit-equal; {how}")
 

@@ -5,12 +5,18 @@ See: https://docs.nvidia.com/deploy/nvml-api/
 
 import contextlib
 import ctypes
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 _LIBRARY = "libnvidia-ml.so.1"
 _LENGTH = 96  # bytes of a name, of a UUID and of a version, at least
 _INSUFFICIENT_SIZE = 7
+# nvmlGpuTopologyLevel_t, as `nvidia-smi topo -m` calls what a pair of GPUs is connected by.
+_PATHS = {0: "same board", 10: "PIX", 20: "PXB", 30: "PHB", 40: "NODE", 50: "SYS"}
+_P2P_READ = 0  # nvmlGpuP2PCapsIndex_t
+_P2P_OK = 0  # nvmlGpuP2PStatus_t
+_MOST_NVLINKS = 18  # NVML_NVLINK_MAX_LINKS
 
 
 class NvmlError(Exception):
@@ -41,17 +47,26 @@ class Driver:
     cards: tuple[Card, ...]
 
 
+@dataclass(frozen=True)
+class Link:
+    """What connects two GPUs: the path over PCIe as nvidia-smi calls it, and how many NVLinks of the first one are active.
+
+    `peer` is whether the driver lets one read the other's memory. What NVML does not say is None.
+    """
+
+    between: tuple[int, int]
+    path: str | None
+    peer: bool | None
+    nvlinks: int | None
+
+
 class _Memory(ctypes.Structure):
     _fields_ = [("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong)]
 
 
 def read() -> Driver:
     """Return what NVML says. Raises NvmlError."""
-    try:
-        library = ctypes.CDLL(_LIBRARY)
-    except OSError:
-        raise NvmlError(f"{_LIBRARY} not found") from None
-    with _initialised(library):
+    with _opened() as library:
         version = _text(library, "nvmlSystemGetDriverVersion")
         cuda = ctypes.c_int()
         _call(library, "nvmlSystemGetCudaDriverVersion_v2", ctypes.byref(cuda))
@@ -59,6 +74,38 @@ def read() -> Driver:
         _call(library, "nvmlDeviceGetCount_v2", ctypes.byref(count))
         cards = tuple(_card(library, index) for index in range(count.value))
         return Driver(version, (cuda.value // 1000, cuda.value % 1000 // 10), cards)
+
+
+def links(indices: Sequence[int]) -> tuple[Link, ...]:
+    """Return what connects the GPUs with these indices, a link for each pair. Raises NvmlError."""
+    with _opened() as library:
+        devices = {index: _handle(library, index) for index in indices}
+        return tuple(_link(library, devices, pair) for pair in itertools.combinations(indices, 2))
+
+
+@contextlib.contextmanager
+def memory_of(uuid: str) -> Iterator[Callable[[], int]]:
+    """Yield a function that returns the bytes in use on the GPU `uuid`, by all processes together. Raises NvmlError."""
+    with _opened() as library:
+        device = ctypes.c_void_p()
+        _call(library, "nvmlDeviceGetHandleByUUID", uuid.encode(), ctypes.byref(device))
+
+        def used() -> int:
+            memory = _Memory()
+            _call(library, "nvmlDeviceGetMemoryInfo", device, ctypes.byref(memory))
+            return int(memory.used)
+
+        yield used
+
+
+@contextlib.contextmanager
+def _opened() -> Iterator[ctypes.CDLL]:
+    try:
+        library = ctypes.CDLL(_LIBRARY)
+    except OSError:
+        raise NvmlError(f"{_LIBRARY} not found") from None
+    with _initialised(library):
+        yield library
 
 
 @contextlib.contextmanager
@@ -70,9 +117,38 @@ def _initialised(library: ctypes.CDLL) -> Iterator[None]:
         library.nvmlShutdown()
 
 
-def _card(library: ctypes.CDLL, index: int) -> Card:
+def _handle(library: ctypes.CDLL, index: int) -> ctypes.c_void_p:
     device = ctypes.c_void_p()
     _call(library, "nvmlDeviceGetHandleByIndex_v2", index, ctypes.byref(device))
+    return device
+
+
+def _link(library: ctypes.CDLL, devices: dict[int, ctypes.c_void_p], pair: tuple[int, int]) -> Link:
+    first, second = (devices[index] for index in pair)
+    level = _number(library, "nvmlDeviceGetTopologyCommonAncestor", first, second)
+    status = _number(library, "nvmlDeviceGetP2PStatus", first, second, _P2P_READ)
+    states = [_number(library, "nvmlDeviceGetNvLinkState", first, link) for link in range(_MOST_NVLINKS)]
+    known = [state for state in states if state is not None]  # a card has fewer links, or none
+    return Link(
+        between=pair,
+        path=None if level is None else _PATHS.get(level, f"level {level}"),
+        peer=None if status is None else status == _P2P_OK,
+        nvlinks=sum(known) if known else None,
+    )
+
+
+def _number(library: ctypes.CDLL, function: str, *arguments: object) -> int | None:
+    """Return the number that a function of NVML answers with, None where this driver or card has none."""
+    found = ctypes.c_uint()
+    try:
+        code = getattr(library, function)(*arguments, ctypes.byref(found))
+    except AttributeError:
+        return None
+    return None if code else found.value
+
+
+def _card(library: ctypes.CDLL, index: int) -> Card:
+    device = _handle(library, index)
     major, minor, memory = ctypes.c_int(), ctypes.c_int(), _Memory()
     _call(library, "nvmlDeviceGetCudaComputeCapability", device, ctypes.byref(major), ctypes.byref(minor))
     _call(library, "nvmlDeviceGetMemoryInfo", device, ctypes.byref(memory))

@@ -49,6 +49,7 @@ def findings(situation: Situation, visible: Visible | None = None) -> list[Findi
         listed += gpus.check_kernels(visible.gpus, situation.kernels(), found.torch, found.cuda)
     if on_gpu:
         listed += software.toolkit(found)
+        listed += software.own_adam(found)
     if situation.training or on_gpu:
         listed += software.c_compiler(found, gpu=on_gpu, container=container)
         listed += software.op_builder(found)

@@ -38,7 +38,8 @@ def installed() -> Software:
     """Return what the Python that runs has, from metadata; imports none of it."""
     torch, cuda = None, None
     if found := importlib.util.find_spec("torch"):
-        text = Path(str(found.origin)).with_name("version.py").read_text()
+        file = Path(str(found.origin)).with_name("version.py")
+        text = file.read_text() if file.is_file() else ""
         versions = dict(re.findall(r"^(__version__|cuda)\b[^=\n]*= '([^']*)'", text, re.MULTILINE))
         torch = versions.get("__version__")
         cuda = release(versions.get("cuda", ""))
@@ -166,6 +167,27 @@ def _libcuda() -> list[str]:
         listed = subprocess.run([ldconfig, "-p"], capture_output=True, text=True, timeout=_NVCC_DEADLINE).stdout
         folders += [str(Path(line.split()[-1]).parent) for line in listed.splitlines() if "libcuda.so.1" in line]
     return [f"-L{folder}" for folder in dict.fromkeys(folders) if folder]
+
+
+def ahead_of_time(op: str) -> bool:
+    """Whether DeepSpeed was installed with `op`, such as fused_adam, compiled; does not import it."""
+    found = importlib.util.find_spec("deepspeed")
+    return bool(found and found.origin and list(Path(found.origin).parent.glob(f"ops/adam/{op}_op*.so")))
+
+
+# For a configuration of DeepSpeed with an optimizer of type Adam or AdamW, where the op is not there.
+OWN_ADAM = (
+    'use an image with it (build --ops aot), install a CUDA toolkit with nvcc, or set "torch_adam": true in optimizer.params'
+)
+
+
+def own_adam(software: Software) -> Iterator[Finding]:
+    """Yield whether training with `"optimizer": {"type": "AdamW"}` in DeepSpeed's configuration starts without compiling."""
+    if software.deepspeed and ahead_of_time("fused_adam"):
+        yield ok("fused_adam", "compiled ahead of time")
+    elif software.deepspeed:
+        what = f"not compiled; DeepSpeed {software.deepspeed} does it with nvcc when training with AdamW of its own starts"
+        yield Finding("ok", what, "fused_adam", OWN_ADAM)
 
 
 def op_builder(software: Software) -> Iterator[Finding]:

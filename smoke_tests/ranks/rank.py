@@ -14,6 +14,7 @@ import torch
 
 from smoke_tests import runtime
 from smoke_tests.checks import RankContext, TrainingState, dtype_of, loading
+from smoke_tests.machine.sampler import PeakMemory
 from smoke_tests.outcome import Outcome, one_line
 from smoke_tests.plan import Step
 from smoke_tests.ranks.brief import Brief
@@ -87,6 +88,7 @@ def _context(brief: Brief, rank: int) -> RankContext:
         workspace=workspace,
         lock=brief.lock,
         stack=brief.stack,
+        gpu_peak=PeakMemory(uuid).start() if brief.device == "cuda" and (uuid := runtime.gpu_uuid()) else None,
     )
 
 

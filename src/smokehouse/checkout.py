@@ -87,6 +87,14 @@ class Checkout:
         own = self.packaged is None or (self.root / marker).is_file()
         return (self.root if own or not self.packaged else self.packaged) / path
 
+    def loader(self) -> Path:
+        """Return the project of smokehouse-loader: that of the root if it has one, else the one that belongs to this code."""
+        for folder in (self.root, self.packaged or Path(__file__).parents[2]):
+            project = folder / "packages" / "smokehouse-loader"
+            if (project / "pyproject.toml").is_file():
+                return project
+        raise UserError(f"{project}: expected the project of smokehouse-loader, not found; install Smokehouse again")
+
     def environment(self, name: str) -> Path:
         """Return the folder that defines `name`; raises UserError where the name is invalid or not found."""
         known = self.environments()

@@ -1,9 +1,14 @@
-"""The one exception whose message a user reads."""
+"""The one exception whose message a user reads, and its form for several mistakes."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # importing pydantic takes longer than most commands run
     from pydantic import ValidationError
+
+
+_MOST = 20  # lines; more do not help, and a hostile file could have thousands
 
 
 class UserError(Exception):
@@ -13,6 +18,48 @@ class UserError(Exception):
         """Join the lines of `message`, and replace control characters in it, which a terminal would obey."""
         joined = " ".join(message.split())
         super().__init__("".join(character if character.isprintable() else "?" for character in joined))
+
+    @property
+    def mistakes(self) -> tuple[str, ...]:
+        """What is wrong, a line for each mistake."""
+        return (str(self),)
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The mistakes to print: of many, the first ones and how many more there are."""
+        more = len(self.mistakes) - _MOST
+        return (*self.mistakes[:_MOST], *([f"and {more} more mistakes"] if more > 0 else ()))
+
+
+class MistakesError(UserError):
+    """Several mistakes of one input, to be fixed in one go."""
+
+    def __init__(self, mistakes: Sequence[str]) -> None:
+        """Keep `mistakes`, of which there is at least one."""
+        super().__init__(" | ".join(mistakes))
+        self._mistakes = tuple(" ".join(mistake.split()) for mistake in mistakes)
+
+    @property
+    def mistakes(self) -> tuple[str, ...]:
+        """What is wrong, a line for each mistake."""
+        return self._mistakes
+
+
+@contextmanager
+def collecting(mistakes: list[str]) -> Iterator[None]:
+    """Add the mistakes of a UserError raised inside to `mistakes`, so that further ones can be found."""
+    try:
+        yield
+    except UserError as wrong:
+        mistakes.extend(wrong.mistakes)
+
+
+def raise_all(mistakes: Sequence[str]) -> None:
+    """Raise the `mistakes`, if there are any."""
+    if len(mistakes) == 1:
+        raise UserError(mistakes[0])
+    if mistakes:
+        raise MistakesError(mistakes)
 
 
 def first_of(invalid: "ValidationError", whole: str = "the file") -> str:

@@ -140,13 +140,16 @@ def page() -> str:
         "# Known failures",
         "",
         "Generated from `src/smokehouse_loader/failures.py` by `python -m smokehouse_loader failures`; do not edit. Each is",
-        "reproduced by the named function in `tests/loader/inside/reproductions.py`. To explain a log:",
+        "reproduced by the named function in `tests/loader/inside/reproductions.py`, or only a GPU shows it. To explain a log:",
         "`python -m smokehouse_loader explain LOGFILE`.",
         "",
     ]
     for failure in FAILURES:
         lines += _section(failure)
     return "\n".join(lines)
+
+
+ONLY_ON_GPU = "none: only a GPU shows it, and nobody has seen it here; the source is the public thread"
 
 
 def _section(failure: Failure) -> list[str]:
@@ -159,7 +162,7 @@ def _section(failure: Failure) -> list[str]:
         f"- **Fix:** {failure.cure[0].upper()}{failure.cure[1:]}.",
         f"- **Log:** {f'matches {patterns}' if patterns else 'no message; the loader detects it'}",
         f"- **Source:** {failure.source}.",
-        f"- **Reproduction:** `{failure.reproduction}`",
+        f"- **Reproduction:** {f'`{failure.reproduction}`' if failure.reproduction else ONLY_ON_GPU}",
         "",
     ]
 

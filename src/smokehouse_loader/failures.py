@@ -10,16 +10,18 @@ class Failure:
     """A known failure.
 
     `patterns` are regular expressions that match its traceback or log in all versions; empty if it is silent, when only its
-    `reproduction` shows it, a test of that name. A `victim` is a symptom on ranks that suffer from another rank's failure.
+    `reproduction` shows it, a test of that name. A `victim` is a symptom on ranks that suffer from another rank's failure. One
+    that shows `only_on_gpu` has no reproduction: its source is a public thread, and a test finds its text in the libraries.
     """
 
     name: str
     cause: str  # one sentence
     cure: str  # how to fix it, a clause without a full stop
     source: str
-    reproduction: str
+    reproduction: str = ""
     patterns: tuple[str, ...] = ()
     victim: bool = False
+    only_on_gpu: bool = False
 
 
 def fix_for(name: str) -> str:
@@ -130,11 +132,11 @@ FAILURES = (
     ),
     Failure(
         name="wrong-auto-class",
-        cause="AutoModelForCausalLM has no entry for a vision-language config.",
-        cure=(
-            "use smokehouse_loader.load_model, AutoModelForImageTextToText, or the class that architectures in config.json "
-            "lists"
+        cause=(
+            "The auto class has no entry for this config: AutoModelForCausalLM has none for most models with vision, "
+            "AutoModelForImageTextToText none for those of text alone."
         ),
+        cure="use smokehouse_loader.load_model without model_class, or the class that architectures in config.json lists",
         source=f"{MEASURED}: every version, for qwen2_5_vl",
         reproduction="wrong_auto_class",
         patterns=(r"Unrecognized configuration class .* for this kind of AutoModel",),
@@ -247,6 +249,19 @@ FAILURES = (
         cure="call load_model, and nothing that initialises weights after it, before deepspeed.initialize",
         source=MEASURED,
         reproduction="reinitialised_weights",
+    ),
+    Failure(
+        name="tied-weights-differ",
+        cause=(
+            "config.json ties two tensors, such as the output embedding to the input embedding, but the checkpoint has "
+            "different values for them: transformers 4 keeps one of the two, without an error."
+        ),
+        cure=(
+            "set tie_word_embeddings in config.json as the model was trained (false, if both are needed), or remove the tensor "
+            "that is not needed from the checkpoint"
+        ),
+        source=MEASURED,
+        reproduction="differing_tied_weights",
     ),
     Failure(
         name="untied-weights",
@@ -382,6 +397,225 @@ FAILURES = (
         source=f"{MEASURED}: DeepSpeed 0.15.4 with triton 3.2.0",
         reproduction="triton_without_driver",
         patterns=(r"\d+ active drivers \(\[.*\]\)\. There should only be one",),
+    ),
+    Failure(
+        name="missing-nvcc",
+        cause=(
+            "DeepSpeed before 0.19.8 asks nvcc for its release when it is imported on a machine with GPUs, and found no "
+            "toolkit, "
+            "or one without nvcc."
+        ),
+        cure=(
+            "use an environment of Smokehouse, which brings an answer, set CUDA_HOME to a CUDA toolkit with bin/nvcc, or use "
+            "DeepSpeed 0.19.8 or later"
+        ),
+        source=f"DeepSpeed issue #7452, fixed by its PR #8216, released in 0.19.8; {MEASURED}",
+        reproduction="import_without_nvcc",
+        patterns=(
+            r"MissingCUDAException: CUDA_HOME does not exist",
+            r"FileNotFoundError: .*No such file or directory: '[^']*/bin/nvcc'",
+        ),
+    ),
+    Failure(
+        name="no-c-compiler",
+        cause="triton compiles C when it first meets a GPU, for old DeepSpeeds during their import, and found no compiler.",
+        cure="install gcc, or set CC to a C compiler",
+        source=f"triton/runtime/build.py; {MEASURED}",
+        reproduction="triton_without_compiler",
+        patterns=(r"Failed to find C compiler\. Please specify via CC",),
+    ),
+    Failure(
+        name="no-python-headers",
+        cause="triton compiles a module of Python when it first meets a GPU, and Python.h or libcuda.so is not found.",
+        cure=(
+            "install the headers of this Python (python3-dev); where the linker cannot find -lcuda, link libcuda.so to "
+            "libcuda.so.1 and set TRITON_LIBCUDA_PATH to its folder"
+        ),
+        source=f"triton/backends/nvidia/driver.py; {MEASURED}: every rank, while DeepSpeed 0.15.4 is imported",
+        reproduction="triton_cannot_compile",
+        patterns=(
+            r"fatal error: Python\.h: No such file or directory",
+            r"cannot find -lcuda\b",
+            r"CalledProcessError: Command '\['[^']*(?:gcc|clang|cc)', '[^']*/(?:main|cuda_utils|__triton_launcher)\.c'",
+            r"libcuda\.so cannot found!",
+        ),
+    ),
+    Failure(
+        name="setuptools-missing",
+        cause="DeepSpeed's op builders import setuptools to compile an op, and declare it for no Python before 3.12.",
+        cure="install setuptools, or use ops that were compiled ahead of time",
+        source=f"deepspeed/ops/op_builder/builder.py by way of torch.utils.cpp_extension; {MEASURED}",
+        reproduction="compile_op_without_setuptools",
+        patterns=(r"ModuleNotFoundError: No module named 'setuptools'",),
+    ),
+    Failure(
+        name="toolkit-refused",
+        cause="An op or extension was to be compiled in an environment without a CUDA toolkit.",
+        cure=(
+            "install the environment with --devel, build the image with --flavour devel, or set CUDA_HOME to a toolkit of its "
+            "CUDA release"
+        ),
+        source="the bin/nvcc that environments of Smokehouse bring in the place of a toolkit",
+        reproduction="compile_with_the_answer_for_nvcc",
+        patterns=(r"nvcc: no CUDA toolkit in this environment",),
+    ),
+    Failure(
+        name="driver-too-old",
+        cause="The NVIDIA driver is older than the CUDA release that torch was built for.",
+        cure=(
+            "update the driver, 525.60.13 or later for CUDA 12 and 580.65.06 for CUDA 13, use an environment for an older "
+            "CUDA, "
+            "or on data-centre GPUs put cuda-compat on LD_LIBRARY_PATH"
+        ),
+        source=f"NVIDIA's CUDA compatibility; {MEASURED}, with stub libraries for the driver's",
+        reproduction="driver_too_old",
+        patterns=(
+            r"The NVIDIA driver on your system is too old \(found version \d+\)",
+            r"CUDA driver version is insufficient for CUDA runtime version",
+            r"the provided PTX was compiled with an unsupported toolchain",
+        ),
+    ),
+    Failure(
+        name="no-driver",
+        cause="torch found no NVIDIA driver: there is none, or the container was started without its GPUs.",
+        cure="start the container with --gpus all; on a host, check nvidia-smi",
+        source=f"{MEASURED}, on a machine without a driver",
+        reproduction="no_driver",
+        patterns=(r"Found no NVIDIA driver on your system", r"libcuda\.so\.1: cannot open shared object file"),
+    ),
+    Failure(
+        name="no-kernels-for-gpu",
+        cause="This build of torch, or of an extension, has no kernels for this GPU's architecture.",
+        cure="use an environment whose torch has them (CUDA 12.8 or later for Blackwell), such as qwen2.5-vl-latest",
+        source="pytorch issues #149845 and #167244: RTX 50 and B200 with wheels of CUDA 12.4",
+        only_on_gpu=True,
+        patterns=(
+            r"no kernel image is available for execution on the device",
+            r"with CUDA capability sm_\d+\w? is not compatible with the current PyTorch installation",
+        ),
+    ),
+    Failure(
+        name="shared-memory-full",
+        cause="NCCL could not create its segment in /dev/shm, which is 64 MiB in a container of Docker by default.",
+        cure="start the container with --shm-size 2g or --ipc host; on Kubernetes mount an emptyDir with medium Memory there",
+        source="torchtitan issue #853: 8 H100, NCCL 2.21.5",
+        only_on_gpu=True,
+        patterns=(
+            r"Error while (?:creating|attaching to) shared memory segment \S+ \(size \d+\)",
+            r"No space left on device.{0,40}/dev/shm/nccl-",
+            r"/dev/shm/nccl-\S+.{0,80}No space left on device",  # noqa: S108 - matched, not opened
+        ),
+    ),
+    Failure(
+        name="data-loader-shared-memory",
+        cause=(
+            "Workers of a DataLoader pass tensors through /dev/shm, which is full: 64 MiB in a container of Docker by default."
+        ),
+        cure="start the container with --shm-size 16g or --ipc host, or set num_workers=0",
+        source="torch/utils/data/_utils/signal_handling.py; PyTorch's README, on Docker and shared memory",
+        only_on_gpu=True,
+        patterns=(r"DataLoader worker.* is killed by signal: Bus error", r"insufficient shared memory \(shm\)"),
+    ),
+    Failure(
+        name="cuda-out-of-memory",
+        cause="The GPU's memory is full.",
+        cure=(
+            "use more GPUs, ZeRO-3 or CPU offload, gradient checkpointing, a smaller batch or smaller images; nvidia-smi shows "
+            "whether another process has the memory"
+        ),
+        source=f"{MEASURED}, with stub libraries for the driver's",
+        reproduction="cuda_out_of_memory",
+        patterns=(r"CUDA out of memory\. Tried to allocate", r"CUDA error: out of memory", r"Failed to CUDA (?:calloc|malloc)"),
+    ),
+    Failure(
+        name="cuda-in-forked-process",
+        cause="A process was forked from one in which CUDA had started, and CUDA does not survive a fork.",
+        cure=(
+            "start processes by spawn; count GPUs without CUDA in the parent (PYTORCH_NVML_BASED_CUDA_CHECK=1, which needs "
+            "NVML "
+            "and no MIG)"
+        ),
+        source=f"torch/cuda/__init__.py; {MEASURED}: where NVML is missing, counting GPUs starts CUDA",
+        reproduction="cuda_in_forked_process",
+        patterns=(r"Cannot re-initialize CUDA in forked subprocess",),
+    ),
+    Failure(
+        name="wrong-gpu-number",
+        cause=(
+            "A rank asked for a GPU that this process does not see: there are more ranks than GPUs, or MIG gives it one slice."
+        ),
+        cure="start one rank per visible GPU, and check CUDA_VISIBLE_DEVICES",
+        source=f"{MEASURED}, with stub libraries for the driver's",
+        reproduction="wrong_gpu_number",
+        patterns=(r"CUDA error: invalid device ordinal",),
+    ),
+    Failure(
+        name="gpu-not-available",
+        cause="Another process has the GPU, in exclusive compute mode, or the mode is prohibited.",
+        cure="end the other process, or have an administrator run nvidia-smi -c DEFAULT",
+        source="cuda_runtime_api.h, cudaErrorDevicesUnavailable; pytorch issue #9930",
+        only_on_gpu=True,
+        patterns=(r"CUDA-capable device\(s\) is/are busy or unavailable", r"all CUDA-capable devices are busy or unavailable"),
+    ),
+    Failure(
+        name="duplicate-gpu",
+        cause=(
+            "Two ranks use one GPU, which NCCL before 2.30 refuses: torch.cuda.set_device was not called, or there are too few."
+        ),
+        cure="call torch.cuda.set_device(LOCAL_RANK) before the first collective, and start one rank per GPU",
+        source="nccl issue #418; the text is in NCCL 2.21.5 and 2.27.5",
+        only_on_gpu=True,
+        patterns=(r"Duplicate GPU detected ?: rank \d+ and rank \d+ both on CUDA device",),
+    ),
+    Failure(
+        name="nccl-no-interface",
+        cause="NCCL found no network interface to start with: NCCL_SOCKET_IFNAME names one that this machine does not have.",
+        cure=(
+            "unset NCCL_SOCKET_IFNAME, or set it to an interface that ip -br link lists; lo where all ranks are on one machine"
+        ),
+        source="nccl issue #1120; the text is in NCCL 2.21.5 and 2.27.5",
+        only_on_gpu=True,
+        patterns=(r"Bootstrap : no socket interface found", r"NET/Socket : No usable listening interface found"),
+    ),
+    Failure(
+        name="nccl-peer-to-peer",
+        cause=(
+            "Direct copies between GPUs fail or never end on this machine: PCIe ACS or an IOMMU is on, or the cards do not "
+            "support them."
+        ),
+        cure="set NCCL_P2P_DISABLE=1 to confirm it, then turn ACS and the IOMMU off in the BIOS",
+        source="nccl-tests issue #117, nccl issue #1999: collectives hang with P2P and work without",
+        only_on_gpu=True,
+        patterns=(r"peer access is not supported between these two devices", r"peer mapping resources exhausted"),
+    ),
+    Failure(
+        name="nccl-timeout",
+        cause=(
+            "A collective of NCCL did not end in time: ranks ran different collectives, one of them is stuck elsewhere, or "
+            "GPUs cannot reach each other."
+        ),
+        cure=(
+            "compare the SeqNum and OpType of all ranks: where they differ, give every rank the same work (see "
+            "mixed-modality); "
+            "where they agree, try NCCL_P2P_DISABLE=1"
+        ),
+        source="trl issue #3934, ms-swift issue #9104: text-only batches on some ranks; nccl-tests issue #117: peer to peer",
+        only_on_gpu=True,
+        patterns=(
+            r"Watchdog caught collective operation timeout: WorkNCCL\(",
+            r"NCCL watchdog thread terminated with exception",
+        ),
+    ),
+    Failure(
+        name="library-not-found",
+        cause="A library that a package was built for is not found by the loader.",
+        cure=(
+            "install the package for this environment's CUDA release, and remove foreign folders from LD_LIBRARY_PATH; file "
+            "permissions and free space play no part"
+        ),
+        source=f"{MEASURED}: an extension that needs a libcudnn or libcudart that is not installed",
+        reproduction="library_not_found",
+        patterns=(r"(?:ImportError|OSError): lib(?!cuda\.so)[\w+.-]+\.so[\w.]*: cannot open shared object file",),
     ),
     Failure(
         name="unmeasured",

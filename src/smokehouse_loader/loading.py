@@ -163,5 +163,19 @@ def _verify(model: Any, info: dict[str, Any], plan: _Plan, verify: str) -> Itera
     yield from ready.problems(model)
     compared = compare.wrong_tensors if verify == "bits" else compare.wrong_shapes
     for name, what in compared(model, plan.checkpoint, plan.fit.plan).items():
-        if name not in skipped:
-            yield Finding("wrong-bits" if "differs" in what else "wrong-shape", name, what, fix_for("wrong-bits"))
+        if name in skipped:
+            continue
+        other = _tied_to(name, plan.fit)
+        if "differs" not in what:
+            yield Finding("wrong-shape", name, what, fix_for("wrong-shape"))
+        elif other:
+            what = f"{what}: the model ties it to {other}, the file has other values for that one"
+            yield Finding("tied-weights-differ", name, what, fix_for("tied-weights-differ"))
+        else:
+            yield Finding("wrong-bits", name, what, fix_for("wrong-bits"))
+
+
+def _tied_to(name: str, fit: Fit) -> str | None:
+    """Return another tensor of the file that the model ties to `name`, None if there is none."""
+    others = (other for names in fit.tied if name in names for other in names if other != name)
+    return next((other for other in others if other in fit.plan.renamed), None)

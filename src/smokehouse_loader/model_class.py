@@ -30,9 +30,17 @@ def concrete_class(model_class: Any, config: Any) -> Any:
         found = _entry(model_class, type(config))
         if found is None:
             what = f"{model_class.__name__} has no class for {type(config).__name__}"
-            raise LoadError([Finding("wrong-auto-class", "model_class", what, fix_for("wrong-auto-class"))])
+            raise LoadError([Finding("wrong-auto-class", "model_class", what, _other_class(config))])
         return found
     return model_class
+
+
+def _other_class(config: Any) -> str:
+    """Return what to do about an auto class that has no entry for this config: the class that loads it, if there is one."""
+    try:
+        return f"use smokehouse_loader.load_model without model_class, or {resolve_model_class(config).__name__}"
+    except LoadError:
+        return fix_for("no-model-class")
 
 
 _REGISTERED: dict[str, Any] = {}

@@ -183,6 +183,16 @@ def test_a_device_that_is_missing_or_forbidden(inside: Inside, devices: Path) ->
     }
 
 
+def test_own_adam_that_training_would_compile(inside: Inside) -> None:
+    """A remedy in every virtual environment, and no warning: only some configurations use the op."""
+    code = "from smoke_tests.machine import software; print(*software.own_adam(software.installed()))"
+    said = inside.run("-c", code).stdout
+    assert said.startswith(
+        "fused_adam: not compiled; DeepSpeed 0.15.4 does it with nvcc when training with AdamW of its own starts; "
+    )
+    assert '"torch_adam": true' in said
+
+
 def test_python_h_that_is_missing(inside: Inside, devices: Path, tmp_path: Path) -> None:
     """As on a host without python3-dev; a compiler that fails stands for libraries that are missing."""
     code = """

@@ -2,10 +2,11 @@
 
 import ast
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
-
-import pytest
 
 from smokehouse_loader.failures import FAILURES
 
@@ -42,18 +43,32 @@ def test_no_module_imports_the_builder() -> None:
             assert "smokehouse" not in {name.partition(".")[0] for name in names}, module
 
 
-def test_loader_is_that_of_the_checkout_and_the_builder_out_of_reach(lasting: Starter) -> None:
-    src = ROOT / "src" / "smokehouse_loader"
-    assert json.loads(lasting.inside("-c", WHERE)) == [str(src / "__init__.py"), str(src / "safetensors_header.py"), True]
+def test_loader_is_the_installed_one_and_the_builder_out_of_reach(lasting: Starter) -> None:
+    [site] = lasting.python.parents[1].glob("lib/python3*/site-packages")
+    package = site / "smokehouse_loader"
+    assert json.loads(lasting.inside("-c", WHERE)) == [
+        str(package / "__init__.py"),
+        str(package / "safetensors_header.py"),
+        True,
+    ]
+    assert all((package / file.name).read_bytes() == file.read_bytes() for file in (ROOT / "src" / package.name).glob("*.*"))
 
 
-def test_both_packages_side_by_side(lasting: Starter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loader_of_the_checkout_is_used_where_none_is_installed() -> None:
+    """As where the builder validates options."""
+    package = ROOT / "packages" / "smokehouse-loader" / "smokehouse_loader"
+    environ = {"PATH": os.environ["PATH"]}
+    ended = subprocess.run([sys.executable, "-c", WHERE], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60)
+    assert json.loads(ended.stdout)[:2] == [str(package / "__init__.py"), str(package / "safetensors_header.py")], ended.stderr
+
+
+def test_smoke_tests_without_a_checkout_use_the_installed_loader(lasting: Starter, tmp_path: Path) -> None:
     """As they are in an image."""
-    for package in (ROOT / "smoke_tests", ROOT / "src" / "smokehouse_loader"):
-        shutil.copytree(package, tmp_path / package.name)
-    monkeypatch.setattr(lasting, "root", tmp_path)
-    files = [str(tmp_path / "smokehouse_loader" / name) for name in ("__init__.py", "safetensors_header.py")]
-    assert json.loads(lasting.inside("-c", WHERE)) == [*files, True]
+    shutil.copytree(ROOT / "smoke_tests", tmp_path / "smoke_tests")
+    [site] = lasting.python.parents[1].glob("lib/python3*/site-packages")
+    command = [str(lasting.python), "-c", WHERE]
+    ended = subprocess.run(command, cwd=tmp_path, env=lasting.environ, capture_output=True, text=True, timeout=60)
+    assert json.loads(ended.stdout)[0] == str(site / "smokehouse_loader" / "__init__.py"), ended.stderr
 
 
 def test_every_control_injects_a_known_failure(lasting: Starter) -> None:

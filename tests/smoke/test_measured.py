@@ -1,5 +1,6 @@
 """The table of expectations by version: what stack.toml files have, and what lies beyond it."""
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -11,7 +12,7 @@ from smoke_tests import families, measured
 from smokehouse.checkout import Checkout
 from smokehouse.locks import check
 
-from .conftest import NAMES
+from .conftest import NAMES, Starter
 
 
 def versions(**changed: str) -> dict[str, Version]:
@@ -73,3 +74,15 @@ def test_a_version_that_was_never_measured_is_named(package: str, version: str) 
 @pytest.mark.parametrize("version", ["2.6.0+cu124", "2.6.0a0+ecf3bae40a.nv25.1", "2.10.0"])
 def test_builds_of_a_measured_release_are_judged(version: str) -> None:
     assert measured.beyond(versions(torch=version)) == []
+
+
+VERSIONS_OF_CUDNN = """
+import json
+from smoke_tests import runtime
+print(json.dumps([runtime.cudnn_version(number) for number in (8902, 90100, 91002, None)]))
+"""
+
+
+def test_the_version_of_cudnn_is_read_from_its_number(lasting: Starter) -> None:
+    """See: cudnn_version.h, CUDNN_VERSION of 8 and of 9."""
+    assert json.loads(lasting.inside("-c", VERSIONS_OF_CUDNN)) == ["8.9.2", "9.1.0", "9.10.2", None]

@@ -220,5 +220,5 @@ def test_ranks_share_gpus_in_turn(lasting: Starter) -> None:
 def test_job_of_one_process_has_one_rank(lasting: Starter) -> None:
     jobs, _ = planned(lasting, "cpu", "cpu", 0, None, 2)
     assert {name: job["ranks"] for name, job in jobs.items()} == {
-        name: 1 if name == "plain" or name.endswith("consolidated") else 2 for name in jobs
+        name: 1 if name in ("plain", "plain-extra", "ops") or name.endswith("consolidated") else 2 for name in jobs
     }

@@ -388,6 +388,15 @@ def test_memory_of_each_rank(proven: Ended, inspection: dict[str, Any]) -> None:
         assert 0 < data["peak_bytes"] < 2.5e9
 
 
+def test_the_report_has_the_peaks_of_each_rank_and_no_gpu_on_a_cpu(proven: Ended) -> None:
+    report = proven.report
+    assert report["gpu"] is None
+    assert report["backend"] == "gloo"
+    found = sorted((entry["zero_stage"], entry["rank"]) for entry in report["memory"])
+    assert found == [(stage, rank) for stage in (2, 3) for rank in (0, 1)]
+    assert all({*entry} == {"zero_stage", "rank", "rss_bytes"} and 0 < entry["rss_bytes"] < 2.5e9 for entry in report["memory"])
+
+
 def size(shape: list[int]) -> int:
     """Return the number of elements."""
     total = 1

@@ -5,14 +5,17 @@ Independent sabotages share a run, so each run also shows that a failure does no
 
 import hashlib
 import json
+import os
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from smokehouse_loader.failures import BY_NAME
 
-from .conftest import NAME, Ended, Starter
+from .conftest import NAME, ROOT, Ended, Starter
 
 BOTH = (0, 1)
 SOME = r"differs in \d+ of the \d+ elements held here"
@@ -341,12 +344,17 @@ from smoke_tests import distributions, runtime
 from smoke_tests.checks import installed
 
 imported, installed._imported = installed._imported, lambda found: ([], [])
+installed._loader = lambda found: []
 runtime.versions = lambda device: {}
+backend = ["gloo"]
+installed.dist.get_backend = lambda: backend[0]
 found = {}
 for folder in map(pathlib.Path, sys.argv[1:]):
     sysconfig.get_path = lambda kind: str(folder)
     context = types.SimpleNamespace(lock=folder / "lock", device="cpu")
     found[folder.name] = installed.versions(context, None).detail
+backend[0] = "mpi"
+found["backend"] = installed.versions(context, None).detail
 core = ("torch", "transformers", "deepspeed")
 for name in core:
     sys.modules[name] = types.SimpleNamespace(__version__="1.0", __file__=f"/elsewhere/{name}/__init__.py")
@@ -357,7 +365,7 @@ print(json.dumps(found))
 
 
 def test_versions_refuses_what_no_lock_can_specify(lasting: Starter) -> None:
-    """A development version, a package installed twice, one from a path, and modules from outside the environment."""
+    """A development version, a package twice, one from a path, modules from outside, and another backend than was chosen."""
     folders = {
         "sound": (),
         "added": ("b-2.0",),
@@ -378,7 +386,52 @@ def test_versions_refuses_what_no_lock_can_specify(lasting: Starter) -> None:
     said = json.loads(lasting.inside("-c", INSTALLED, *(str(lasting.folder / "installed" / name) for name in folders)))
     assert said["sound"] == "1 packages as locked"
     assert said["added"] == "2 packages as locked"
+    assert said["backend"].startswith("process group: expected gloo, torch says mpi; ")
     assert "b 2.0.dev0 is a development version" in said["development"]
-    assert "b is installed twice (1.5 and 2.0)" in said["twice"]
+    assert re.search(r"b is installed twice in \S+ \(1\.5 and 2\.0\)", said["twice"])
     assert said["path"] == "b was installed from a path or a URL, not from the lock"
     assert ["outside /env, where its metadata is" in problem for problem in said["imported"]] == [True] * 3
+
+
+LOADER = """
+import json, sys
+from smoke_tests import distributions
+from smoke_tests.checks import installed
+import smokehouse_loader.fit
+
+found = distributions.find(sys.argv[1:] or None)
+none = distributions.Installed()
+print(json.dumps([installed._loader(found), installed._loader(none), smokehouse_loader.__file__]))
+"""
+
+
+def test_versions_refuses_a_loader_that_is_not_the_checkouts(lasting: Starter, tmp_path: Path) -> None:
+    """An edited one, one without a RECORD and none; but not the installed one. An image has no checkout to compare with."""
+
+    def loader(root: Path, *folders: Path) -> list[object]:
+        environ = lasting.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders))}
+        command = [str(lasting.python), "-c", LOADER, *map(str, folders)]
+        ended = subprocess.run(command, cwd=root, env=environ, capture_output=True, text=True, timeout=120)
+        assert ended.returncode == 0, ended.stderr
+        said: list[object] = json.loads(ended.stdout)
+        return said
+
+    again = "install the environment again"
+    [site] = lasting.python.parents[1].glob("lib/python3*/site-packages")
+    none = [f"smokehouse-loader: expected in every environment, not installed; {again}"]
+    assert loader(ROOT) == [[], none, str(site / "smokehouse_loader" / "__init__.py")]
+    other, image = tmp_path / "other", tmp_path / "image"
+    shutil.copytree(ROOT / "smoke_tests", image / "smoke_tests")
+    for name in ("smokehouse_loader", "smokehouse_loader-0.1.0.dist-info"):
+        shutil.copytree(site / name, other / name)
+    assert loader(image, other)[0] == []
+    edited = other / "smokehouse_loader" / "fit.py"
+    edited.write_text(edited.read_text() + "# edited\n")
+    package = ROOT / "src" / "smokehouse_loader"
+    problem = f"smokehouse-loader: expected the same files in {other} as in {package}, found others; {again}"
+    linked = ROOT / "packages" / "smokehouse-loader" / "smokehouse_loader" / "__init__.py"
+    assert loader(ROOT, other) == [[problem], none, str(linked)]
+    assert loader(image, other)[0] == [f"{edited} was edited after it was installed"]
+    record = other / "smokehouse_loader-0.1.0.dist-info" / "RECORD"
+    record.unlink()
+    assert loader(image, other)[0] == [f"smokehouse-loader: expected a RECORD in {record.parent}, found none; {again}"]

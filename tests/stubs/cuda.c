@@ -10,7 +10,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { SUCCESS = 0, NOT_INITIALIZED = 3, NO_DEVICE = 100, INVALID_DEVICE = 101, RUNTIME_NO_DEVICE = 100, INSUFFICIENT_DRIVER = 35 };
+enum { SUCCESS = 0, NOT_INITIALIZED = 3, NO_DEVICE = 100, INVALID_DEVICE = 101, RUNTIME_NO_DEVICE = 100, INSUFFICIENT_DRIVER = 35, OUT_OF_MEMORY = 2, NOT_SUPPORTED = 801 };
 
 static const char *text(const char *name, const char *fallback) {
     const char *found = getenv(name);
@@ -72,8 +72,14 @@ int cuGetProcAddress(const char *name, void **address, int version, unsigned lon
 
 /* The runtime, preloaded. */
 static int current;
+int cudaMemGetInfo(size_t *unused, size_t *total) { *unused = 0, *total = (size_t)atol(text("STUB_MEMORY_MIB", "81559")) << 20; return SUCCESS; }
+int cudaMalloc(void **to, size_t size) { (void)size; *to = NULL; return atoi(text("STUB_FULL", "0")) ? OUT_OF_MEMORY : NOT_SUPPORTED; }
+int cudaStreamIsCapturing(void *stream, int *status) { (void)stream; *status = 0; return SUCCESS; }
+int cudaThreadExchangeStreamCaptureMode(int *mode) { (void)mode; return SUCCESS; }
 int cudaGetDeviceCount(int *count) {
     starts();
+    *count = 0;
+    if (atoi(text("STUB_CUDA", "12040")) < 12000) return INSUFFICIENT_DRIVER;
     *count = gpus();
     return gpus() ? SUCCESS : RUNTIME_NO_DEVICE;
 }

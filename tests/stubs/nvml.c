@@ -46,6 +46,34 @@ int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **device) {
     return refuses();
 }
 
+int nvmlDeviceGetHandleByPciBusId_v2(const char *bus, void **device) { (void)bus; return nvmlDeviceGetHandleByIndex_v2(0, device); }
+
+int nvmlDeviceGetHandleByUUID(const char *uuid, void **device) {
+    unsigned index;
+    return sscanf(uuid, "GPU-%8x-", &index) == 1 ? nvmlDeviceGetHandleByIndex_v2(index, device) : INVALID_ARGUMENT;
+}
+
+/* Between two GPUs: the level of PCIe, whether one reads the other's memory, and how many of 18 NVLinks are active. */
+int nvmlDeviceGetTopologyCommonAncestor(void *first, void *second, int *level) {
+    (void)first, (void)second;
+    *level = (int)number("STUB_TOPOLOGY", 50);
+    return SUCCESS;
+}
+
+int nvmlDeviceGetP2PStatus(void *first, void *second, int index, int *status) {
+    (void)first, (void)second, (void)index;
+    *status = (int)number("STUB_P2P", 0);
+    return SUCCESS;
+}
+
+int nvmlDeviceGetNvLinkState(void *device, unsigned link, unsigned *active) {
+    (void)device;
+    long links = number("STUB_NVLINKS", -1); /* -1: a card without NVLink */
+    if (links < 0) return NOT_SUPPORTED;
+    *active = link < (unsigned)links;
+    return SUCCESS;
+}
+
 static unsigned index_of(void *device) { return (unsigned)(size_t)device - 1; }
 
 int nvmlDeviceGetName(void *device, char *to, unsigned length) { (void)device; return copy(text("STUB_NAME", "Stub GPU"), to, length); }
@@ -84,6 +112,9 @@ int nvmlDeviceGetMigMode(void *device, unsigned *current, unsigned *pending) {
     return SUCCESS;
 }
 
+int nvmlDeviceGetNvLinkRemoteDeviceType(void *device, unsigned link, int *type) { (void)device, (void)link, (void)type; return NOT_SUPPORTED; }
+int nvmlDeviceGetNvLinkRemotePciInfo_v2(void *device, unsigned link, void *info) { (void)device, (void)link, (void)info; return NOT_SUPPORTED; }
+
 int nvmlDeviceGetComputeMode(void *device, unsigned *mode) { (void)device; *mode = (unsigned)number("STUB_COMPUTE_MODE", 0); return SUCCESS; }
 
 int nvmlDeviceGetComputeRunningProcesses_v3(void *device, unsigned *count, process_t *processes) {
@@ -93,4 +124,8 @@ int nvmlDeviceGetComputeRunningProcesses_v3(void *device, unsigned *count, proce
     if (running > room) return INSUFFICIENT_SIZE;
     for (unsigned each = 0; each < running; each++) processes[each] = (process_t){1000 + each, 1 << 30, 0, 0};
     return SUCCESS;
+}
+
+int nvmlDeviceGetComputeRunningProcesses(void *device, unsigned *count, process_t *processes) {
+    return nvmlDeviceGetComputeRunningProcesses_v3(device, count, processes);
 }

@@ -46,9 +46,10 @@ def install(
     from smokehouse.installs import activation, prefix
     from smokehouse.installs import bundle as bundles
 
-    locked = locks.load(Checkout.find(Path.cwd()), name)
+    checkout = Checkout.find(Path.cwd())
+    locked = locks.load(checkout, name)
     bundled = bundles.read(bundle, locked) if bundle else None
-    print(prefix.install(locked, folder, bundled=bundled, channel=channel, devel=devel, used_as=used_as))
+    print(prefix.install(checkout, locked, folder, bundled=bundled, channel=channel, devel=devel, used_as=used_as))
     status(activation.hint((used_as or folder).absolute(), name, prefix=True))
     return 0
 
@@ -63,7 +64,7 @@ def run(
 ) -> None:
     """Run a command in an installed environment: its programs come first, and packages of other Pythons are left out."""
     from smokehouse import locks
-    from smokehouse.installs import activation
+    from smokehouse.installs import activation, loader
 
     checkout = Checkout.find(Path.cwd())
     locked = locks.load(checkout, name)
@@ -77,6 +78,8 @@ def run(
             as_typed("run", "--prefix", "PREFIX", name, "--", shlex.join(command)),
         )
         raise UserError(f"{name}: not installed; run {as_typed('smoke', name)}, or {prefix} and {again}")
-    if not found.current:
-        status(f"{found.folder}: installed from an older lock; run {as_typed('smoke', name)} to bring it up to date")
+    if not (found.current and loader.is_current(checkout, found.folder)):
+        older = "smokehouse-loader" if found.current else "lock"
+        again = as_typed("install", name, shlex.quote(str(folder))) if folder else as_typed("smoke", name)
+        status(f"{found.folder}: installed from an older {older}; run {again} to bring it up to date")
     activation.execute(found.folder, command)

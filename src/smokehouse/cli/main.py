@@ -109,7 +109,7 @@ def _main() -> int:
     except typer.TyperException as wrong:
         return _complain(f"{wrong.format_message().rstrip('.')}; see --help", 2)
     except UserError as mistake:
-        return _complain(str(mistake), 2)
+        return _complain("\nsmokehouse: ".join(mistake.lines), 2)
     except OSError as broken:
         where = f"{broken.filename}: " if broken.filename else ""
         return _complain(f"{where}{broken.strerror or broken}; free disk space or fix permissions", 2)

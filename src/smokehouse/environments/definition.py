@@ -1,6 +1,7 @@
 """The definition of an environment: environment.yml and stack.toml, read and validated."""
 
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Annotated, Literal
@@ -13,6 +14,7 @@ from smokehouse.checkout import Checkout
 from smokehouse.environments.documents import Document, KeyPath, read_toml, read_yaml
 from smokehouse.environments.inputs import CondaInputs, Inputs, package_name
 from smokehouse.environments.requirement import parse
+from smokehouse.errors import collecting, raise_all
 from smokehouse.storage.files import sha256
 
 # conda's names of platforms, by uv's name of their machine.
@@ -40,8 +42,12 @@ def _requirement(value: object) -> Requirement:
 
 
 def _conda_spec(text: str) -> str:
+    if built := re.fullmatch(rf"([a-z0-9_][a-z0-9._-]*)==?({_VERSION})=[^=]+", text):
+        # Python is pinned by its minor release only.
+        version = ".".join(built[2].split(".")[:2]) if built[1] == "python" else built[2]
+        raise ValueError(f"expected no build, found {text!r}; write {built[1]}={version}: the lock pins the build")
     if not re.fullmatch(rf"[a-z0-9_][a-z0-9._-]*(={_VERSION}|{_BOUND}(,{_BOUND})*)?", text):
-        raise ValueError(f"invalid conda package {text!r}; write it like python=3.11, python==3.11.11 or git>=2.40,<3")
+        raise ValueError(f"invalid conda package {text!r}; write it like libaio=0.3, libaio==0.3.113 or git>=2.40,<3")
     if package_name(text) == "pip":
         raise ValueError("expected no pip among the conda packages; remove it: uv installs the PyPI packages")
     return text
@@ -132,6 +138,7 @@ class Environment:
     stack: Stack
     inputs: Inputs
     conda: CondaInputs
+    lines: Mapping[str, int]  # in environment.yml, of each PyPI and conda package
 
     def digest(self) -> str:
         """Return the SHA-256 over everything that its lock depends on."""
@@ -139,23 +146,34 @@ class Environment:
 
 
 def read(checkout: Checkout, name: str) -> Environment:
-    """Read and validate the environment `name`; raises UserError with file, line and what to do."""
+    """Read and validate the environment `name`; raises UserError with file, line and what to do, for all mistakes at once."""
     folder = checkout.environment(name)
-    conda_file = read_yaml(folder / "environment.yml", f"environments/{name}/environment.yml")
-    stack_file = read_toml(folder / "stack.toml", f"environments/{name}/stack.toml")
-    python, specs, requirements = _read_conda_file(conda_file, name)
-    stack = stack_file.validate(Stack)
-    _check_names(stack_file, stack, specs, requirements)
+    mistakes: list[str] = []
+    conda_file = stack_file = stack = None
+    with collecting(mistakes):
+        conda_file = _read_conda_file(read_yaml(folder / "environment.yml", f"environments/{name}/environment.yml"), name)
+    with collecting(mistakes):
+        stack_file = read_toml(folder / "stack.toml", f"environments/{name}/stack.toml")
+        stack = stack_file.validate(Stack)
+    if conda_file and stack_file and stack:
+        mistakes += _contradictions(stack_file, stack, conda_file)
+    raise_all(mistakes)
+    assert conda_file is not None
+    assert stack is not None
     inputs = Inputs(
         file="environment.yml",
-        requirements=tuple(requirements),
-        python=python,
+        requirements=tuple(conda_file.requirements),
+        python=conda_file.python,
         platform=stack.packages.platform,
         cutoff=stack.packages.cutoff,
         left_out=tuple(sorted(canonicalize_name(excluded.package) for excluded in stack.left_out)),
     )
+    return Environment(name, stack, inputs, _conda_inputs(stack, conda_file.specs), conda_file.lines)
+
+
+def _conda_inputs(stack: Stack, specs: Sequence[str]) -> CondaInputs:
     machine, _, libc = stack.packages.platform.partition("-manylinux_")
-    conda_inputs = CondaInputs(
+    return CondaInputs(
         file="environment.yml",
         specs=tuple(specs),
         devel=frozenset(stack.conda.devel),
@@ -171,54 +189,77 @@ def read(checkout: Checkout, name: str) -> Environment:
         ),
         cutoff=stack.packages.cutoff,
     )
-    return Environment(name, stack, inputs, conda_inputs)
 
 
-def _check_names(document: Document, stack: Stack, specs: list[str], requirements: list[Requirement]) -> None:
-    """Raise UserError where stack.toml excludes a package that environment.yml requires, or the other way round."""
+@dataclass(frozen=True)
+class _Required:
+    """What environment.yml requires: Python, conda packages, PyPI packages, and the line of each by name."""
+
+    python: str
+    specs: tuple[str, ...]
+    requirements: tuple[Requirement, ...]
+    lines: Mapping[str, int]
+
+
+def _contradictions(document: Document, stack: Stack, required: _Required) -> Iterator[str]:
+    """Yield where stack.toml excludes a package that environment.yml requires, or the other way round."""
     for index, excluded in enumerate(stack.left_out):
-        if canonicalize_name(excluded.package) in {requirement.name for requirement in requirements}:
+        if canonicalize_name(excluded.package) in {requirement.name for requirement in required.requirements}:
             message = f"{excluded.package} is left out here, but environment.yml requires it; remove one of the two"
-            raise document.error(("left_out", index, "package"), message)
+            yield str(document.error(("left_out", index, "package"), message))
     for index, devel in enumerate(stack.conda.devel):
-        if devel not in {package_name(spec) for spec in specs}:
+        if devel not in {package_name(spec) for spec in required.specs}:
             message = f"{devel} is devel here, but environment.yml does not require it; add it there or remove it here"
-            raise document.error(("conda", "devel", index), message)
+            yield str(document.error(("conda", "devel", index), message))
 
 
-def _read_conda_file(document: Document, name: str) -> tuple[str, list[str], list[Requirement]]:
-    """Return the Python version, the conda packages and the PyPI packages of a conda environment file."""
+def _read_conda_file(document: Document, name: str) -> _Required:
+    """Return what a conda environment file requires; raises UserError for all of its mistakes."""
     file = document.validate(_CondaFile)
+    mistakes: list[str] = []
     if file.name != name:
-        raise document.error(("name",), f"expected the folder's name {name!r}, found {file.name!r}; make them the same")
-    specs: list[str] = []
+        message = f"expected the folder's name {name!r}, found {file.name!r}; make them the same"
+        mistakes.append(str(document.error(("name",), message)))
+    specs: dict[str, str] = {}
+    lines: dict[str, int] = {}
     sections: list[tuple[int, _Pip]] = []
     for index, entry in enumerate(file.dependencies):
         if isinstance(entry, _Pip):
             sections.append((index, entry))
-        elif package_name(entry) in (package_name(spec) for spec in specs):
-            raise document.error(("dependencies", index), f"duplicate package {package_name(entry)}; keep one")
+        elif (package := package_name(entry)) in specs:
+            mistakes.append(str(document.error(("dependencies", index), f"duplicate package {package}; keep one")))
         else:
-            specs.append(entry)
+            specs[package] = entry
+            lines[package] = document.line(("dependencies", index))
     if len(sections) != 1:
         remedy = "add one '- pip:' list" if not sections else "merge them"
         path: KeyPath = ("dependencies", *(index for index, _ in sections[1:2]))
-        raise document.error(path, f"expected one pip list under dependencies, found {len(sections)}; {remedy}")
-    [(index, section)] = sections
-    _check_pip_list(document, ("dependencies", index, "pip"), section.pip)
-    return _python(document, file), specs, section.pip
+        message = f"expected one pip list under dependencies, found {len(sections)}; {remedy}"
+        mistakes.append(str(document.error(path, message)))
+    requirements: tuple[Requirement, ...] = ()
+    for index, section in sections[:1]:
+        requirements = tuple(section.pip)
+        path = ("dependencies", index, "pip")
+        mistakes += _pip_mistakes(document, path, requirements)
+        lines |= {requirement.name: document.line((*path, number)) for number, requirement in enumerate(requirements)}
+    python = ""
+    with collecting(mistakes):
+        python = _python(document, file)
+    raise_all(mistakes)
+    return _Required(python, tuple(specs.values()), requirements, lines)
 
 
-def _check_pip_list(document: Document, path: KeyPath, requirements: list[Requirement]) -> None:
-    """Raise UserError where the pip list at `path` is empty or has a package twice."""
+def _pip_mistakes(document: Document, path: KeyPath, requirements: Sequence[Requirement]) -> Iterator[str]:
+    """Yield where the pip list at `path` is empty or has a package twice."""
     if not requirements:
-        raise document.error(path, "expected packages in the pip list, found none; add one")
+        yield str(document.error(path, "expected packages in the pip list, found none; add one"))
     first: dict[str, int] = {}
     for index, requirement in enumerate(requirements):
         if requirement.name in first:
             line = document.line((*path, first[requirement.name]))
-            raise document.error((*path, index), f"duplicate package {requirement.name}, first in line {line}; keep one")
-        first[requirement.name] = index
+            message = f"duplicate package {requirement.name}, first in line {line}; keep one"
+            yield str(document.error((*path, index), message))
+        first.setdefault(requirement.name, index)
 
 
 def _python(document: Document, file: _CondaFile) -> str:

@@ -3,7 +3,7 @@
 import difflib
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -11,7 +11,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from smokehouse.errors import UserError, first_of
+from smokehouse.errors import UserError, first_of, raise_all
 from smokehouse.storage.files import sha256
 
 _LARGEST = 1 << 20  # bytes; a definition is a page of text, and the parsers are not made for large files
@@ -41,26 +41,32 @@ class Document:
         return UserError(f"{self.name}:{self.line(path)}: {message}")
 
     def validate(self, model: type[M]) -> M:
-        """Return the document as a `model`; raises UserError for its first error."""
+        """Return the document as a `model`; raises UserError for all of its mistakes."""
         try:
             return model.model_validate(self.data)
         except ValidationError as invalid:
-            # A misspelled key is also reported as missing under its right name.
-            first = min(invalid.errors(), key=lambda error: (error["type"] == "missing", self.line(error["loc"])))
-            raise self.error(first["loc"], _explain(first, model)) from None
+            found = sorted(
+                _without_misspelled(invalid.errors(), model),
+                key=lambda error: (self.line(error["loc"]), error["type"] == "missing"),
+            )
+            raise_all([str(self.error(error["loc"], _explain(error, model))) for error in found])
+            raise
 
 
 def read_yaml(path: Path, name: str) -> Document:
     """Read the YAML file `path`, called `name` in messages; raises UserError."""
     text = _read(path, name)
     lines: dict[KeyPath, int] = {}
+    mistakes: list[str] = []
     try:
         loader = _Loader(text)
         try:
             node = loader.get_single_node()
         finally:
             loader.dispose()
-        return Document(name, None if node is None else _to_data(node, name, (), lines), lines)
+        data = None if node is None else _to_data(node, (), lines, mistakes)
+        raise_all([f"{name}:{mistake}" for mistake in mistakes])
+        return Document(name, data, lines)
     except yaml.MarkedYAMLError as broken:
         mark = broken.problem_mark or broken.context_mark
         said = broken.problem or broken.context or "not parsable"
@@ -128,8 +134,8 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-def _to_data(node: yaml.Node, name: str, path: KeyPath, lines: dict[KeyPath, int]) -> Any:
-    """Return `node` as dicts, lists and text, and add the line of everything in it to `lines`."""
+def _to_data(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], mistakes: list[str]) -> Any:
+    """Return `node` as dicts, lists and text. Adds the line of everything in it to `lines`, what is not text to `mistakes`."""
     lines.setdefault(path, node.start_mark.line + 1)
     if isinstance(node, yaml.MappingNode):
         mapping: dict[str, Any] = {}
@@ -138,15 +144,15 @@ def _to_data(node: yaml.Node, name: str, path: KeyPath, lines: dict[KeyPath, int
                 problem = f"duplicate key {key.value!r}" if isinstance(key, yaml.ScalarNode) else "expected text as key"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
             lines[*path, key.value] = key.start_mark.line + 1
-            mapping[key.value] = _to_data(value, name, (*path, key.value), lines)
+            mapping[key.value] = _to_data(value, (*path, key.value), lines, mistakes)
         return mapping
     if isinstance(node, yaml.SequenceNode):
-        return [_to_data(item, name, (*path, index), lines) for index, item in enumerate(node.value)]
+        return [_to_data(item, (*path, index), lines, mistakes) for index, item in enumerate(node.value)]
     if node.tag != "tag:yaml.org,2002:str":  # `3.10` without quotes is the number 3.1
         problem = (
             f"expected text, found {node.value}; put it in quotes" if node.value else "expected a value, found none; add it"
         )
-        raise UserError(f"{name}:{node.start_mark.line + 1}: {problem}")
+        mistakes.append(f"{node.start_mark.line + 1}: {problem}")
     return node.value
 
 
@@ -169,6 +175,16 @@ def _toml_lines(text: str) -> Iterator[tuple[KeyPath, int]]:
         for depth in range(1, len(table)):
             yield table[:depth], number
         yield table, number
+
+
+def _without_misspelled(errors: Sequence[Any], model: type[BaseModel]) -> Iterator[Any]:
+    """Yield `errors` without those that a misspelled key has a second time: as missing under its right name."""
+    meant = {
+        (*path, close)
+        for *path, key in (error["loc"] for error in errors if error["type"] == "extra_forbidden")
+        for close in difflib.get_close_matches(str(key), _keys(model, tuple(path)), n=1)
+    }
+    yield from (error for error in errors if error["type"] != "missing" or error["loc"] not in meant)
 
 
 def _explain(error: Any, model: type[BaseModel]) -> str:

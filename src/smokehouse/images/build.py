@@ -179,7 +179,7 @@ def _revision(checkout: Checkout, name: str) -> str:
     """Return the commit that the image's files are from; empty where one of them differs from it."""
     if checkout.packaged or not shutil.which("git"):  # the package is not in the user's repository, and has no history
         return ""
-    paths = ["docker", "smoke_tests", "src/smokehouse_loader", f"environments/{name}", f"lockfiles/{name}"]
+    paths = ["docker", "smoke_tests", "packages", "src/smokehouse_loader", f"environments/{name}", f"lockfiles/{name}"]
     present = [path for path in paths if (checkout.root / path).exists()]
 
     def git(*arguments: str) -> str | None:

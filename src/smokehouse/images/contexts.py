@@ -19,7 +19,7 @@ from smokehouse.images.labels import Ops
 from smokehouse.images.paths import PREFIX, PROGRAMS, SITE_FILES
 from smokehouse.images.plan import Layer, Plan
 from smokehouse.images.spec import ImageSpec, oldest_driver, stack
-from smokehouse.installs import Bundle, conda_packages, site_files
+from smokehouse.installs import Bundle, conda_packages, loader, site_files
 from smokehouse.locks import LOCK_JSON, CondaPackage, Lock, LockedFile, constraints
 from smokehouse.storage import files
 from smokehouse.storage.disk import require_free_space
@@ -101,10 +101,12 @@ def sdist_context(folder: Path, layer: Layer, lock: Lock, bundle: Bundle, ops: O
 
 
 def smokehouse_files(checkout: Checkout, spec: ImageSpec, bundle: Bundle, folder: Path) -> Path:
-    """Make the context of the files in /opt/smokehouse in `folder`, and return the folder of these files in it.
+    """Make the context of the files of Smokehouse in `folder`, and return the folder in it of those in /opt/smokehouse.
+
+    The wheel of the loader lies beside that folder.
 
     Raises:
-        UserError: tini cannot be fetched.
+        UserError: tini cannot be fetched, or the loader cannot be built.
     """
     lock = extend_lock(spec.locked.lock, spec.extra_wheels)
     context = folder / _SMOKEHOUSE_FILES
@@ -112,7 +114,9 @@ def smokehouse_files(checkout: Checkout, spec: ImageSpec, bundle: Bundle, folder
     inside = context / _SMOKEHOUSE_FILES
     inside.mkdir(parents=True)
     _copy_checkout(checkout, spec, inside)
-    for name, text in _texts(checkout, spec, lock, _licences(spec, bundle)).items():
+    wheel = loader.build(checkout, context)
+    licences = _licences(spec, bundle) | sbom.licences(context, [wheel])
+    for name, text in _texts(checkout, spec, lock, wheel, licences).items():
         (inside / name).write_text(text)
     (inside / "tini").write_bytes(tini(checkout, folder.parent / "packages"))
     plan = {
@@ -120,6 +124,7 @@ def smokehouse_files(checkout: Checkout, spec: ImageSpec, bundle: Bundle, folder
         "epoch": EPOCH,
         "budget": _SMOKEHOUSE_BUDGET,
         "programs": PROGRAMS,
+        "loader": {"file": wheel.file, "sha256": wheel.sha256},
         "pip": [{"name": canonicalize_name(file.name), "version": file.version, "file": file.file} for file in lock.pip],
     }
     (context / "plan.json").write_text(json.dumps(plan, indent=1) + "\n")
@@ -161,14 +166,12 @@ def _entries(locked: Sequence[LockedFile]) -> list[dict[str, str]]:
 
 
 def _copy_checkout(checkout: Checkout, spec: ImageSpec, inside: Path) -> None:
-    """Copy to `inside` what an image has of the checkout: its programs, the smoke tests, the loader and the lock."""
+    """Copy to `inside` what an image has of the checkout: its programs, the smoke tests and the lock."""
     unwanted = shutil.ignore_patterns("__pycache__", ".*")
     shutil.copytree(checkout.file("docker/inside"), inside, ignore=unwanted, copy_function=shutil.copyfile, dirs_exist_ok=True)
     for name, data in site_files.contents(spec.locked.cuda).items():
         files.write(inside / SITE_FILES / name, data)
     shutil.copytree(checkout.file("smoke_tests"), inside / "smoke_tests", ignore=unwanted)
-    loader = Path(__file__).parents[1].with_name("smokehouse_loader")  # the smoke tests import it
-    shutil.copytree(loader, inside / loader.name, ignore=unwanted)
     (inside / "lock").mkdir()
     for name in (LOCK_JSON, *spec.locked.lock.files):
         shutil.copyfile(spec.locked.files.folder / name, inside / "lock" / name)
@@ -183,23 +186,27 @@ def _licences(spec: ImageSpec, bundle: Bundle) -> dict[str, str]:
     return licences
 
 
-def _texts(checkout: Checkout, spec: ImageSpec, lock: Lock, licences: Mapping[str, str]) -> dict[str, str]:
-    """Return the generated files in /opt/smokehouse by name; `lock` is the environment's, extended with extra wheels."""
+def _texts(checkout: Checkout, spec: ImageSpec, lock: Lock, wheel: LockedFile, licences: Mapping[str, str]) -> dict[str, str]:
+    """Return the generated files in /opt/smokehouse by name.
+
+    `lock` is the environment's, extended with extra wheels; `wheel` is that of the loader.
+    """
     name, cuda = spec.locked.name, spec.locked.cuda
     extra = [wheel.file for wheel in spec.extra_wheels]
+    whole = lock.model_copy(update={"pip": (*lock.pip, wheel)})
     about: dict[str, object] = {
         "environment": name,
         "flavour": spec.flavour,
         "lock": spec.locked.digest,
         "ops": _OPS[spec.ops],
-        "stack": stack(lock, cuda) | {file.name: file.version for file in extra},
+        "stack": stack(lock, cuda) | {file.name: file.version for file in (wheel, *extra)},
     }
     texts = {
-        "constraints.txt": constraints.pins(lock),
+        "constraints.txt": constraints.pins(whole),
         "cuda": f"{cuda}\n",
         "driver": f"{oldest_driver(checkout, cuda)}\n",
         "environment": f"{name}\n",
-        "sbom.spdx.json": sbom.text(lock, spec.conda, spec.base.packages, licences),
+        "sbom.spdx.json": sbom.text(whole, spec.conda, spec.base.packages, licences),
     }
     if extra:
         about["with"] = {file.file: file.sha256 for file in extra}

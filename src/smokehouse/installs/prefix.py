@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
+from smokehouse.checkout import Checkout
 from smokehouse.console import status
 from smokehouse.errors import UserError
-from smokehouse.installs import activation, conda_packages, site_files
+from smokehouse.installs import activation, conda_packages, loader, site_files
 from smokehouse.installs.bundle import Bundle
 from smokehouse.installs.fetch import fetch_conda
 from smokehouse.installs.target import MARKER, PYPI_GROWTH, read_marker, require_platform
@@ -35,6 +36,7 @@ _RELOCATABLE_HEAD = b"""#!/bin/sh
 
 
 def install(
+    checkout: Checkout,
     locked: LockedEnvironment,
     folder: Path,
     *,
@@ -47,7 +49,8 @@ def install(
 
     Packages are fetched from `bundled`, or from `channel` (conda-forge if None) and the index that uv is configured
     with. `devel` adds the compilers and the CUDA toolkit. The files contain `used_as` as their prefix, by default
-    `folder`. What an interrupted call fetched stays beside `folder`, for the next call.
+    `folder`. What an interrupted call fetched stays beside `folder`, for the next call. In a complete installation, the
+    loader alone is installed again where its sources have changed.
     """
     name, folder = locked.name, folder.absolute()
     used_as = (used_as or folder).absolute()
@@ -61,6 +64,7 @@ def install(
     with exclusive(folder.with_name(f".{folder.name}.lock"), f"installing {name}") as descriptor:
         python = folder / "bin" / "python"
         if read_marker(folder) == marker and os.access(python, os.X_OK):
+            _install_loader(checkout, folder, locked, descriptor)
             return python
         _require_own_folder(folder, name)
         shutil.rmtree(staging / "prefix", ignore_errors=True)
@@ -75,6 +79,7 @@ def install(
             fetch_conda(packages, archives, channel or locked.lock.channel_url)
         _install_conda(staging, locked, packages, archives, used_as)
         _install_pypi(staging, locked, bundled, descriptor)
+        _install_loader(checkout, staging / "prefix", locked, descriptor)
         site_files.add(staging / "prefix", locked.lock.python, locked.cuda)
         activation.prepare(staging / "prefix", locked, used_as)
         files.write(staging / "prefix" / MARKER, json.dumps(marker, indent=2) + "\n")
@@ -112,6 +117,12 @@ def _install_pypi(staging: Path, locked: LockedEnvironment, bundled: Bundle | No
     offline = uv.Offline(bundled.wheels, staging / "uv") if bundled else None
     uv.install(target, paths.pins.path, paths.build_pins, lock.sdists, offline=offline, pass_fds=[descriptor])
     _make_scripts_relocatable(target, lock.python)
+
+
+def _install_loader(checkout: Checkout, target: Path, locked: LockedEnvironment, descriptor: int) -> None:
+    """Install the loader in `target` unless it is up to date, while uv keeps the lock file `descriptor` open."""
+    if loader.ensure(checkout, target, pass_fds=[descriptor]):
+        _make_scripts_relocatable(target, locked.lock.python)
 
 
 def _require_own_folder(folder: Path, name: str) -> None:

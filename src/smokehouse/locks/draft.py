@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from packaging.requirements import Requirement
+
 from smokehouse.environments.definition import Environment
 from smokehouse.environments.inputs import CondaInputs, Inputs
 from smokehouse.errors import UserError
@@ -23,6 +25,10 @@ from smokehouse.storage import files as storage
 if TYPE_CHECKING:  # both are slow to import
     from smokehouse.locks.solvers.conda import Solution
     from smokehouse.locks.solvers.pip import Preferred, Resolved
+
+
+# A build that requests packages is tried again with them; one that then requests others has no end.
+_MOST_TRIALS = 4
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ def draft(
             packages, builds = resolving.result()
         compatibility.check(environment, solution.packages, packages)
     except UserError as wrong:
-        raise UserError(f"{files.folder.name}: lock unchanged: {wrong}") from None
+        raise UserError(f"{files.folder.name}: lock unchanged: {_located(environment, wrong)}") from None
     build_text = pins.build_text_of(files.pins, builds)
     texts = {
         files.pins.path: pins.text_of(environment.inputs, files.pins, packages, build_text),
@@ -95,6 +101,26 @@ def draft(
     lock = _make_lock(environment, texts, solution, packages, builds, settled=settled)
     texts |= {files.constraints: constraints.text(files, lock), files.lock_json: lock.text()}
     return Draft(files.pins.path, texts, lock)
+
+
+def _located(environment: Environment, wrong: UserError) -> str:
+    """Return the message of `wrong` with the line of environment.yml that it is about, where it is about one."""
+    from smokehouse.locks.solvers import UnsolvableError
+
+    said = str(wrong)
+    if not isinstance(wrong, UnsolvableError):
+        return said
+    # uv and py-rattler name everything on the way to a conflict. What one requires oneself is after "you require".
+    for before in ("you require ", "you require .* and ", ""):
+        found = {
+            match.start(): line
+            for name, line in environment.lines.items()
+            if (match := re.search(rf"{before}(?<![\w.-]){re.escape(name)}(?![\w-]|\.\w)", said))
+        }
+        if found:
+            where = f"environments/{environment.name}/environment.yml:{found[min(found)]}"
+            return f"{where}: {said.removeprefix(f'{environment.inputs.file} ')}"
+    return said
 
 
 def _make_lock(
@@ -163,10 +189,19 @@ def _solve_conda(inputs: CondaInputs, channel: str | None, locked: tuple[CondaPa
 def _resolve_pip(
     inputs: Inputs, preferred: "Preferred | None", build_preferred: "Preferred | None"
 ) -> "tuple[list[Resolved], list[Resolved]]":
+    from smokehouse.locks.solvers import UnsolvableError
     from smokehouse.locks.solvers.pip import resolve, resolve_builds
+    from smokehouse.locks.solvers.trial_build import further_requirements
 
     packages = resolve(inputs, preferred)
-    return packages, resolve_builds(inputs, packages, build_preferred)
+    further: dict[str, list[Requirement]] = {}
+    for _ in range(_MOST_TRIALS):
+        builds = resolve_builds(inputs, packages, build_preferred, further)
+        more = further_requirements(inputs, packages, builds, further)
+        if not more:
+            return packages, builds
+        further = {name: [*further.get(name, ()), *more.get(name, ())] for name in (*further, *more)}
+    raise UnsolvableError(f"{', '.join(more)}: the build requests other packages each time; pin another version")
 
 
 def _unchanged_conda(environment: Environment, files: LockFiles, solution: "Solution") -> str | None:

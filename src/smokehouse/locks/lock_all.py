@@ -11,7 +11,7 @@ from smokehouse.console import status
 from smokehouse.environments import definition
 from smokehouse.environments.definition import Environment
 from smokehouse.errors import UserError
-from smokehouse.locks import check, pins, tools
+from smokehouse.locks import check, pins, tools, undeclared
 from smokehouse.locks.model import Lock
 from smokehouse.locks.pins import LockFiles
 
@@ -131,12 +131,12 @@ def lock_tools(checkout: Checkout, *, unsettled: bool = False) -> int:
 
 def check_all(checkout: Checkout, names: Sequence[str], *, only_tools: bool = False, as_json: bool = False) -> int:
     """Print which locks are out of date and why; returns 1 if one is, else 0. Uses no network."""
-    problems = []
+    problems: list[str] = []
     for environment, files in () if only_tools else _environments(checkout, names):
         try:
-            check.check_environment(environment, files)
+            undeclared.check(environment.name, check.check_environment(environment, files).pip)
         except UserError as problem:
-            problems.append(str(problem))
+            problems.extend(problem.mistakes)
     if not names and checkout.has_tools:
         file = tools.pin_file(checkout)
         try:

@@ -19,11 +19,10 @@ class Reference:
     @classmethod
     def parse(cls, text: str) -> "Reference":
         """Parse `text` as docker does; raises UserError."""
-        part, tag = r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*", r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}"
-        # Docker's rule: a first component without a dot or a port is part of the repository.
-        host = r"(?:localhost|[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+|(?:[A-Za-z0-9-]+|\[[0-9a-fA-F:]+\])(?=:))(?::\d{1,5})?"
-        found = re.fullmatch(rf"(?:({host})/)?({part}(?:/{part})*)(?::({tag}))?(?:@({DIGEST}))?", text)
+        found = cls._match(text)
         if not found:
+            if cls._match(lower := _in_lower_case(text)):
+                raise UserError(f"{text}: expected the name of an image in lower case, found capitals; write {lower}")
             raise UserError(
                 f"{text}: not an image reference; expected oci:DIR, docker:NAME, HOST/NAME:TAG or HOST/NAME@sha256:…"
             )
@@ -31,6 +30,14 @@ class Reference:
         if not where:
             where, name = "docker.io", name if "/" in name else f"library/{name}"
         return cls(where, name, label, digest)
+
+    @staticmethod
+    def _match(text: str) -> re.Match[str] | None:
+        """Return host, repository, tag and digest of `text` as groups."""
+        part, tag = r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*", r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}"
+        # Docker's rule: a first component without a dot or a port is part of the repository.
+        host = r"(?:localhost|[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+|(?:[A-Za-z0-9-]+|\[[0-9a-fA-F:]+\])(?=:))(?::\d{1,5})?"
+        return re.fullmatch(rf"(?:({host})/)?({part}(?:/{part})*)(?::({tag}))?(?:@({DIGEST}))?", text)
 
     @property
     def name(self) -> str:
@@ -40,3 +47,10 @@ class Reference:
     def __str__(self) -> str:
         """Return the reference in its canonical form."""
         return f"{self.name}{f':{self.tag}' if self.tag else ''}{f'@{self.digest}' if self.digest else ''}"
+
+
+def _in_lower_case(text: str) -> str:
+    """Return `text` with the part in lower case that has to be: the repository, not its tag."""
+    path, slash, last = text.rpartition("/")
+    name, separator, rest = re.match(r"([^:@]*)([:@]?)(.*)", last, re.DOTALL).groups()  # type: ignore[union-attr]
+    return f"{path.lower()}{slash}{name.lower()}{separator}{rest}"

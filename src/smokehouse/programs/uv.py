@@ -1,5 +1,6 @@
 """uv, which resolves and installs PyPI packages."""
 
+import json
 import os
 import re
 import sys
@@ -9,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
+from smokehouse.console import as_typed
 from smokehouse.errors import UserError
-from smokehouse.programs.process import run
+from smokehouse.programs.process import Ended, run
 
 RESOLVE_DEADLINE = 900.0  # seconds
 _INSTALL_DEADLINE = 3600.0
+_BUILD_STEP_DEADLINE = 300.0
 
 # The variables of uv that choose where packages come from and how they are transferred. Every other one could change what
 # is resolved or verified, and is removed.
@@ -76,7 +79,55 @@ def find_python(version: str) -> Path | None:
 def create_environment(folder: Path, python: str) -> None:
     """Create an empty virtual environment of `python` (such as 3.11) in `folder`; raises UserError."""
     command = ["venv", "--quiet", "--no-project", "--python", python, str(folder)]
-    run_uv(command, f"Python {python} not found", RESOLVE_DEADLINE, cwd=folder.parent)
+    ended = _run(command, RESOLVE_DEADLINE, cwd=folder.parent)
+    if ended.code and re.search(r"Failed to (download|fetch)|error sending request|interpreter", ended.stderr):
+        raise UserError(_without_python(python, ended.stderr))
+    if ended.code:
+        raise UserError(f"{folder}: no environment of Python {python} can be created: {_explain(ended.stderr)}")
+
+
+def _without_python(version: str, stderr: str) -> str:
+    """Return that Python `version` is missing: what is installed instead, why uv, which said `stderr`, did not get it."""
+    listed = _run(
+        ["python", "list", "--only-installed", "--offline", "--output-format", "json"], RESOLVE_DEADLINE, cwd=Path("/")
+    )
+    try:
+        found = {entry["version"]: entry["path"] for entry in json.loads(listed.stdout)}
+    except (ValueError, TypeError, KeyError):
+        found = {}
+    others = ", ".join(f"{other} ({path})" for other, path in found.items()) or "none"
+    host = re.search(r"https?://(?:[^@/\s]*@)?([^/\s)`]+)", stderr)
+    broken = re.search(r"Failed to inspect Python interpreter from .* at `([^`]+)`", stderr)
+    why = ""
+    if host:
+        why = f", and uv cannot download it from {host[1]}"
+    elif broken:
+        why = f", and {broken[1]} does not run"
+    bring = as_typed("install", "NAME", "PREFIX")
+    return (
+        f"Python {version} not found: the machine has {others}{why}; install it and put it on PATH, or use {bring}, "
+        f"which brings it"
+    )
+
+
+def install_for_build(folder: Path, requirements: Sequence[str], build_pins: Path) -> None:
+    """Install build `requirements` into the environment in `folder`, as uv does to build a source distribution.
+
+    Takes only files that `build_pins` lists; raises UserError.
+    """
+    python = str(folder / "bin" / "python")
+    listed = folder / "requirements.in"
+    listed.write_text("".join(f"{requirement}\n" for requirement in requirements))
+    command = ["pip", "install", "--quiet", "--python", python, "--break-system-packages", "--requirements", str(listed)]
+    command += ["--constraints", str(build_pins), "--build-constraints", str(build_pins)]
+    run_uv(command, "build requirements cannot be installed", _INSTALL_DEADLINE, cwd=folder)
+
+
+def run_build_step(folder: Path, arguments: Sequence[str], *, cwd: Path) -> Ended:
+    """Run the Python of the environment in `folder` with `arguments` and the variables that builds get; raises UserError."""
+    path = os.pathsep.join([str(folder / "bin"), os.environ.get("PATH", os.defpath)])
+    environ = {**_environ(offline=False), "PATH": path, "VIRTUAL_ENV": str(folder)}
+    return run([folder / "bin" / "python", *arguments], deadline=_BUILD_STEP_DEADLINE, environ=environ, cwd=cwd)
 
 
 def install(
@@ -112,6 +163,19 @@ def install(
     run_uv(["pip", "check", "--python", python], f"{folder.name} has incompatible packages", RESOLVE_DEADLINE, cwd=folder)
 
 
+def install_wheel(folder: Path, name: str, pins: Path, offline: Offline, *, pass_fds: Sequence[int] = ()) -> None:
+    """Install the wheel of the package `name` that `pins` lists into the environment in `folder`, in place of another one.
+
+    Its dependencies are not looked at, and `offline` is the only source; `pass_fds` is as for `install`. Raises UserError.
+    """
+    command = ["pip", "install", "--python", str(folder / "bin" / "python"), "--break-system-packages", "--compile-bytecode"]
+    command += ["--no-deps", "--reinstall-package", name, "--require-hashes", "--requirements", str(pins)]
+    command += ["--offline", "--no-config", "--no-index", "--find-links", str(offline.wheels)]
+    command += ["--cache-dir", str(offline.cache)]
+    failure = f"{folder.name}: {name} cannot be installed"
+    run_uv(command, failure, _INSTALL_DEADLINE, cwd=folder, pass_fds=pass_fds, offline=True)
+
+
 def run_uv(
     arguments: Sequence[str],
     failure: str,
@@ -123,13 +187,25 @@ def run_uv(
     offline: bool = False,
 ) -> str:
     """Run uv and return its standard output; raises UserError that begins with `failure`."""
-    from uv import find_uv_bin
-
-    environ = _environ(offline)
-    ended = run([find_uv_bin(), *arguments], deadline=deadline, environ=environ, cwd=cwd, progress=progress, pass_fds=pass_fds)
+    ended = _run(arguments, deadline, cwd=cwd, progress=progress, pass_fds=pass_fds, offline=offline)
     if ended.code:
         raise UserError(f"{failure}: {_explain(ended.stderr or ended.stdout)}")
     return ended.stdout
+
+
+def _run(
+    arguments: Sequence[str],
+    deadline: float,
+    *,
+    cwd: Path,
+    progress: bool = False,
+    pass_fds: Sequence[int] = (),
+    offline: bool = False,
+) -> Ended:
+    from uv import find_uv_bin
+
+    command = [find_uv_bin(), *arguments]
+    return run(command, deadline=deadline, environ=_environ(offline), cwd=cwd, progress=progress, pass_fds=pass_fds)
 
 
 def _environ(offline: bool) -> Mapping[str, str]:

@@ -146,7 +146,7 @@ def _expect(subject: _Subject, options: VerifyOptions) -> _Expectation:
     files = ExpectedFiles(checkout, locked.lock)
     files.add_conda(prefix)
     locked_wheels = [bundle.wheels / file.file for file in locked.lock.pip if file.file.endswith(".whl")]
-    for path in (*locked_wheels, *(wheel.path for wheel in wheels)):
+    for path in (*locked_wheels, *(wheel.path for wheel in wheels), *smokehouse.parent.glob("*.whl")):
         files.add_wheel(path)
     files.add_smokehouse(smokehouse)
     return _Expectation(spec, base, files, bundle, prefix, smokehouse / "sbom.spdx.json")

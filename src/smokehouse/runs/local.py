@@ -9,7 +9,7 @@ from smokehouse import locks
 from smokehouse.checkout import DEFAULT_ENVIRONMENT, Checkout
 from smokehouse.console import as_typed
 from smokehouse.errors import UserError
-from smokehouse.installs import activation, bundle, prefix, virtualenv
+from smokehouse.installs import activation, bundle, loader, prefix, virtualenv
 from smokehouse.locks import LockedEnvironment
 from smokehouse.programs.process import run
 from smokehouse.runs.options import pop_option, report_name
@@ -32,7 +32,7 @@ def smoke(checkout: Checkout, name: str, options: Sequence[str]) -> None:
     if chosen and folder:
         raise UserError(f"smoke: expected --prefix or --bundle, found both; {chosen} is proven as it is, without installing")
     locked = locks.load(checkout, name)
-    installed = _installed(Path(chosen), locked) if chosen else None
+    installed = _installed(checkout, Path(chosen), locked) if chosen else None
     bundled = bundle.read(Path(folder), locked) if folder else None
     place = place_of_smoke_test(checkout)
     command = ["-m", "smoke_tests", "--environment", name]
@@ -44,7 +44,7 @@ def smoke(checkout: Checkout, name: str, options: Sequence[str]) -> None:
     if installed:
         python = installed
     elif bundled and bundled.has_conda:
-        python = prefix.install(locked, checkout.bundled(name), bundled=bundled)
+        python = prefix.install(checkout, locked, checkout.bundled(name), bundled=bundled)
     else:
         python = virtualenv.ensure(checkout, locked, bundled)
     sys.stdout.flush()
@@ -62,10 +62,10 @@ def validate(command: Sequence[str], name: str, place: Path) -> None:
         raise UserError(validated.stderr or f"{name}: the smoke test refused its options; see {as_typed('smoke', '--help')}")
 
 
-def _installed(folder: Path, locked: LockedEnvironment) -> Path:
-    """Return the Python of the prefix that an environment was installed in; raises UserError where it has another lock."""
+def _installed(checkout: Checkout, folder: Path, locked: LockedEnvironment) -> Path:
+    """Return the Python of the prefix that an environment was installed in; raises UserError for another lock or loader."""
     found = activation.read_prefix(folder.absolute(), locked)
-    if not found.current:
+    if not (found.current and loader.is_current(checkout, found.folder)):
         remedy = f"run {as_typed('install', locked.name, str(folder))}"
         raise UserError(f"{folder}: expected {locked.name} as it is locked now, found an older installation; {remedy}")
     return found.folder / "bin" / "python"

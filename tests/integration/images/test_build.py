@@ -15,6 +15,7 @@ import pytest
 
 from smokehouse.checkout import Checkout
 from smokehouse.images.plan import plan_layers
+from smokehouse.installs import loader
 from smokehouse.locks import model
 
 from ... import stubs
@@ -179,6 +180,31 @@ def test_an_image_says_what_it_is_to_anyone(image: str, engine: Engine) -> None:
     assert "docker run [--gpus all] IMAGE smoke" in said
 
 
+def test_an_image_has_the_loader(image: str, tiny: TestCheckout, engine: Engine, root: Path, tmp_path: Path) -> None:
+    """As every environment: the distribution, its program and its files, which are those of the checkout."""
+
+    def inside(*command: str) -> str:
+        return str(engine.docker("run", "--rm", *STRANGER, image, *command).stdout)
+
+    code = (
+        "import hashlib, importlib.metadata, json, pathlib, smokehouse_loader.checkpoint as module\n"
+        "files = pathlib.Path(module.__file__).parent.glob('*.*')\n"
+        "found = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}\n"
+        "print(json.dumps([importlib.metadata.version('smokehouse-loader'), module.__cached__ is not None, found]))"
+    )
+    sources = (root / "src" / "smokehouse_loader").glob("*.*")
+    expected = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sources}
+    assert json.loads(inside("python", "-c", code)) == ["0.1.0", True, expected]
+    assert inside("smokehouse-loader", "failures") == inside("python", "-m", "smokehouse_loader", "failures")
+    assert "smokehouse-loader 0.1.0\n" in inside("describe")
+    assert "smokehouse-loader==0.1.0" in inside("cat", "/opt/smokehouse/constraints.txt").splitlines()
+    wheel = loader.build(Checkout(root), tmp_path)
+    packages = json.loads(inside("cat", "/opt/smokehouse/sbom.spdx.json"))["packages"]
+    [entry] = [entry for entry in packages if entry["name"] == "smokehouse-loader"]
+    assert (entry["packageFileName"], entry["checksums"][0]["checksumValue"]) == (wheel.file, wheel.sha256)
+    assert entry["licenseDeclared"] == "Apache-2.0"
+
+
 def test_a_command_is_run_as_it_is_with_tini_above_it(image: str, engine: Engine) -> None:
     ended = engine.docker("run", "--rm", *STRANGER, image, "sh", "-c", "cat /proc/1/comm; exit 7", check=False)
     assert (ended.returncode, ended.stdout) == (7, "tini\n")
@@ -312,7 +338,7 @@ def test_the_sbom_has_every_package_with_its_hash(image: str, tiny: TestCheckout
     assert {entry["file"]: entry["sha256"] for entry in inside}.items() <= listed.items()
     base = [line.split() for line in (tiny.root / "docker" / "base.lock").read_text().splitlines() if line[0] != "#"]
     assert {path.rpartition("/")[2]: digest for _, _, digest, _, path in base}.items() <= listed.items()
-    assert len(listed) == len(inside) + len(base)
+    assert len(listed) == len(inside) + len(base) + 1  # and the loader
     assert document["spdxVersion"] == "SPDX-2.3"
 
 

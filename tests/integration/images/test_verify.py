@@ -19,6 +19,7 @@ from ..registries import Proxy
 from ..tiny_images import FOLDER, Contents, Member, digest, image, link, packed, tar
 
 SITE = "opt/env/lib/python3.11/site-packages"
+LOADER = "smokehouse_loader-0.1.0-py3-none-any.whl"
 
 
 def verified(checkout: TestCheckout, reference: str, *options: str, code: int = 0) -> dict[str, Any]:
@@ -72,6 +73,9 @@ def test_each_file_that_differs_is_reported(made: Made, tmp_path: Path) -> None:
         "opt/env/bin/alpha": (Member(b"#!/bin/sh\n", 0o755), "differs from that of alpha-1.0-py3-none-any.whl"),
         "opt/env/bin/python3": (link("/bin/sh"), "differs from that of the conda packages"),
         f"{SITE}/gamma-1.5.dist-info/RECORD": (b"", "differs from that of gamma-1.5-py3-none-any.whl"),
+        f"{SITE}/smokehouse_loader/fit.py": (b"evil = True\n", f"differs from that of {LOADER}"),
+        f"{SITE}/smokehouse_loader-0.1.0.dist-info/RECORD": (b"", f"differs from that of {LOADER}"),
+        "opt/env/bin/smokehouse-loader": (Member(b"#!/bin/sh\n", 0o755), f"differs from that of {LOADER}"),
         "opt/smokehouse/doctor": (Member(b"#!/bin/sh\n", 0o755), "differs from that of this checkout"),
         "opt/smokehouse/lock/lock.json": (Member(lock, 0o4755), "expected mode 644 from this checkout, found 4755"),
         "etc/passwd": (b"evil::0:0::/:/bin/sh\n", "base file replaced by a later layer"),
@@ -85,6 +89,10 @@ def test_each_file_that_differs_is_reported(made: Made, tmp_path: Path) -> None:
     }
     gone = {
         f"{SITE}/.wh.beta.py": (f"{SITE}/beta.py", "file of beta-2.0-py3-none-any.whl not found in the image"),
+        f"{SITE}/smokehouse_loader/.wh.zero.py": (
+            f"{SITE}/smokehouse_loader/zero.py",
+            f"file of {LOADER} not found in the image",
+        ),
         "etc/.wh.shadow": ("etc/shadow", "base file deleted by a later layer"),
     }
     layer: dict[str, Member | bytes] = {path: member for path, (member, _) in sorted(changed.items())}

@@ -11,9 +11,11 @@ import ctypes
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,7 @@ import torch
 
 import smokehouse_loader
 from smokehouse_loader import LoadError, compare, loading, zero
+from tests import stubs
 
 DEADLINE = 120.0  # seconds
 
@@ -41,6 +44,11 @@ class Context:
     slim: Path
     real: Path
     work: Path
+
+    @property
+    def root(self) -> Path:
+        """The checkout."""
+        return Path(__file__).parents[3]
 
     def damaged(self, damage: Callable[[Path], None]) -> Path:
         """Return a damaged copy of the slim checkpoint."""
@@ -424,6 +432,19 @@ def reinitialised_weights(context: Context) -> list[str]:
     return texts
 
 
+def differing_tied_weights(context: Context) -> list[str]:
+    path = lab.write_checkpoint(context.work / "differing", vision_width=32)
+    (path / "config.json").write_text(json.dumps(lab.config(32, tie_word_embeddings=True)))
+    if lab.version("transformers") >= (5,):
+        model = smokehouse_loader.load_model(path, verify="bits", torch_dtype=torch.float32)
+        assert model.get_output_embeddings().weight is not model.get_input_embeddings().weight
+        raise UnaffectedError("transformers 5 keeps the two apart")
+    text = refused(path, verify="bits", torch_dtype=torch.float32)
+    assert "set tie_word_embeddings in config.json" in text
+    assert "memory, disk" not in text
+    return [text]
+
+
 def untie_weights(context: Context) -> list[str]:
     path = lab.write_checkpoint(context.work / "tied", vision_width=32, tie_word_embeddings=True)
     model = smokehouse_loader.load_model(path, torch_dtype=torch.float32)
@@ -551,6 +572,112 @@ def triton_without_driver(context: Context) -> list[str]:
     if ended.returncode == 0:
         raise UnaffectedError("this DeepSpeed does not query triton when it is imported")
     return [ended.stderr]
+
+
+# GPUs: stub libraries stand for the driver's, so that torch sees devices, which it cannot use
+
+
+def on_gpus(code: str, *, isolated: bool = False, **given: Any) -> subprocess.CompletedProcess[str]:
+    """Run `code` in a process that sees GPUs; variables in capitals are set, the others are those of the stubs."""
+    libraries = stubs.build(Path(tempfile.mkdtemp(prefix="stubs-")))
+    try:
+        own = {name: str(value) for name, value in given.items() if name.isupper()}
+        of_stubs = {name: value for name, value in given.items() if not name.isupper()}
+        user = {"PATH": os.defpath, "HOME": str(libraries), "PYTHONNOUSERSITE": "1"}
+        environ = {**user, **stubs.environ(libraries, **of_stubs), **own}
+        command = [sys.executable, *(["-S"] if isolated else []), "-c", code]
+        return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=DEADLINE)
+    finally:
+        shutil.rmtree(libraries)
+
+
+def failed_on_gpus(code: str, **given: Any) -> str:
+    """Return what `code` prints before it fails, as it must."""
+    ended = on_gpus(code, **given)
+    assert ended.returncode, ended.stdout
+    return ended.stdout + ended.stderr
+
+
+def imports_ask_for_nvcc() -> None:
+    """Raise UnaffectedError where importing DeepSpeed asks for nothing."""
+    if lab.version("deepspeed") >= (0, 19, 8):
+        raise UnaffectedError("this DeepSpeed asks for no nvcc and compiles nothing when it is imported")
+
+
+def import_without_nvcc(context: Context) -> list[str]:
+    imports_ask_for_nvcc()
+    without = "import torch.utils.cpp_extension as extension; extension.CUDA_HOME = {}; import deepspeed"
+    return [failed_on_gpus(without.format(home)) for home in ("None", repr(str(context.work)))]
+
+
+def triton_without_compiler(context: Context) -> list[str]:
+    return [failed_on_gpus("import triton; triton.runtime.driver.active.utils", PATH=context.work)]
+
+
+def triton_cannot_compile(context: Context) -> list[str]:
+    use = "import triton; triton.runtime.driver.active.utils"
+    headers = "import sysconfig; paths = sysconfig.get_paths; "
+    headers += (
+        f"sysconfig.get_paths = lambda *given, **more: paths(*given, **more) | {{'include': {str(context.work)!r}}}; {use}"
+    )
+    return [failed_on_gpus(headers), failed_on_gpus(use, TRITON_LIBCUDA_PATH=context.work)]
+
+
+def compile_op_without_setuptools(context: Context) -> list[str]:
+    hidden = "import sys; sys.modules['setuptools'] = None; "
+    text = failed_on_gpus(f"{hidden}from torch.utils.cpp_extension import load", CUDA_HOME=context.work)
+    # As Python says it of a module that is not installed.
+    return [text.replace("import of setuptools halted; None in sys.modules", "No module named 'setuptools'")]
+
+
+def compile_with_the_answer_for_nvcc(context: Context) -> list[str]:
+    nvcc = next((context.root / "src/smokehouse/installs/site").glob("*/bin/nvcc"))
+    (context.work / "bin").mkdir()
+    shutil.copy(nvcc, context.work / "bin")
+    (context.work / "release").write_text("12.4\n")
+    ended = subprocess.run([context.work / "bin" / "nvcc", "-c", "x.cu"], capture_output=True, text=True, timeout=DEADLINE)
+    assert ended.returncode == 1
+    return [ended.stderr]
+
+
+def driver_too_old(context: Context) -> list[str]:
+    return [failed_on_gpus("import torch; torch.zeros(1, device='cuda')", cuda=11040)]
+
+
+def no_driver(context: Context) -> list[str]:
+    return [failed_on_gpus("import torch; torch.zeros(1, device='cuda')", nvml=False, libcuda=False)]
+
+
+def cuda_out_of_memory(context: Context) -> list[str]:
+    return [failed_on_gpus("import torch; torch.empty(2**30, device='cuda')", full=1)]
+
+
+def cuda_in_forked_process(context: Context) -> list[str]:
+    code = """
+import os, sys, torch
+torch.cuda.device_count()
+if os.fork() == 0:
+    torch.zeros(1, device="cuda")
+sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+    return [failed_on_gpus(code, nvml=False)]
+
+
+def wrong_gpu_number(context: Context) -> list[str]:
+    return [failed_on_gpus("import torch; torch.cuda.set_device(5)", gpus=2)]
+
+
+def library_not_found(context: Context) -> list[str]:
+    source, module = context.work / "needs.c", context.work / "needs.so"
+    source.write_text("int needs(void) { return 0; }\n")
+    other = context.work / "libcudnn_missing.so.9"
+    for command in (
+        ["gcc", "-shared", "-fPIC", f"-Wl,-soname,{other.name}", "-o", other, source],
+        ["gcc", "-shared", "-fPIC", "-Wl,--no-as-needed", "-o", module, source, other],
+    ):
+        subprocess.run(list(map(str, command)), check=True, timeout=DEADLINE)
+    other.unlink()
+    return [raised_by(lambda: ctypes.CDLL(str(module)))]
 
 
 # Ranks

@@ -11,6 +11,8 @@ if __name__ == "__main__":
     here = Path(__file__).parent
     source, tools, *options = sys.argv[1:]
     sys.path[:0] = [source, str(here)]
+    # The checkout, for the stub libraries of NVML and CUDA.
+    sys.path.append(str(here.parents[2]))
     sys.path.append(tools)
     # Plugins of the tools must not run inside the stack.
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"

@@ -11,7 +11,7 @@ import torch
 
 from smokehouse_loader import LoadError, check_checkpoint, load_model, register, resolve_model_class
 from smokehouse_loader.__main__ import main
-from smokehouse_loader.model_class import known_versions, read_config
+from smokehouse_loader.model_class import concrete_class, known_versions, read_config
 
 # Renames the keys of a Qwen2.5-VL checkpoint from the older layout to the newer.
 KEY_MAPPING = {"^visual": "model.visual", r"^model(?!\.(language_model|visual))": "model.language_model"}
@@ -33,6 +33,22 @@ def test_text_config_gets_causal_lm() -> None:
 
     assert resolve_model_class(Qwen2Config(architectures=["Qwen2Model"])).__name__ == "Qwen2ForCausalLM"
     assert resolve_model_class(LlamaConfig()).__name__ == "LlamaForCausalLM"
+
+
+def test_remedy_for_an_auto_class_is_not_the_class_that_refused(slim: Path) -> None:
+    import transformers
+
+    configs = (transformers.LlamaConfig(), "AutoModelForImageTextToText"), (read_config(slim), "AutoModelForCausalLM")
+    for config, auto in configs:
+        with pytest.raises(LoadError) as refused:
+            concrete_class(auto, config)
+        [finding] = refused.value.findings
+        assert finding.failure == "wrong-auto-class"
+        assert auto not in finding.cure
+        found = finding.cure.rpartition(" or ")[2]
+        assert concrete_class(found, config) is getattr(transformers, found)  # the remedy is accepted
+    with pytest.raises(LoadError, match="register one with smokehouse_loader"):
+        concrete_class("AutoModelForCausalLM", transformers.CLIPConfig())
 
 
 def test_error_lists_what_was_tried() -> None:

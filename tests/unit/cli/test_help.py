@@ -1,13 +1,15 @@
 """Help and messages show commands as the user types them, with nox or without."""
 
+import ast
 import importlib.util
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
-from typing import ClassVar
+from types import ModuleType, SimpleNamespace
+from typing import ClassVar, NamedTuple
 
 import pytest
 import typer
@@ -24,8 +26,7 @@ NAMES = [name for name, _, _ in VERBS]
 @pytest.fixture
 def with_smoke_tests(checkout: TestCheckout, root: Path) -> TestCheckout:
     """A checkout with the real smoke tests."""
-    (checkout.root / "smoke_tests" / "__main__.py").unlink()
-    (checkout.root / "smoke_tests").rmdir()
+    shutil.rmtree(checkout.root / "smoke_tests")
     (checkout.root / "smoke_tests").symlink_to(root / "smoke_tests")
     (checkout.root / "src").symlink_to(root / "src")
     return checkout
@@ -115,6 +116,16 @@ def test_nox_says_where_dashes_are_missing(root: Path) -> None:
     )
 
 
+def test_nox_refuses_options_without_dashes_and_the_reference_says_what_that_means(root: Path) -> None:
+    command = [str(Path(sys.executable).with_name("nox")), "-s", "smoke", "qwen2.5-vl", "--zero", "3"]
+    ended = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60)
+    message = "nox: error: unrecognized arguments: --zero"
+    assert ended.returncode == 2
+    assert message in ended.stderr  # nox's own, before it reads the noxfile
+    reference = " ".join((root / "docs" / "reference" / "commands.md").read_text().split())
+    assert f"`{message}` means that the `--` is missing: `nox -s smoke -- qwen2.5-vl --zero 3`" in reference
+
+
 @pytest.fixture(scope="module")
 def noxfile(root: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location("noxfile_under_test", root / "noxfile.py")
@@ -130,6 +141,12 @@ def noxfile(root: Path) -> ModuleType:
     [
         ("-s smoke qwen2-vl -- --zero 3", "nox -s smoke -- qwen2-vl --zero 3"),
         ("--session lock docs tiny", "nox -s lock docs -- tiny"),
+        # Options that nox has, too.
+        ("-s docs tiny --report build/smoke/tiny/report.json", "nox -s docs -- tiny --report build/smoke/tiny/report.json"),
+        ("-s smoke --report out", "nox -s smoke -- --report out"),
+        ("-s smoke --report='my out' -- tiny", "nox -s smoke -- '--report=my out' tiny"),
+        ("--report sessions.json -s smoke", None),
+        ("-s lint --report sessions.json", None),
         ("-s smoke -- qwen2-vl", None),
         ("-s lint tests -- --check", None),
         ("-s nonsense", None),
@@ -168,3 +185,44 @@ def test_sessions_share_one_environment_that_is_quiet_when_up_to_date(
         noxfile.install_tools(Session())
         assert [command[0] for command in Session.ran] == commands
     assert noxfile.nox.options.default_venv_backend == "none"
+
+
+class Version(NamedTuple):
+    """A version of Python, as in sys.version_info."""
+
+    major: int
+    minor: int
+
+
+def test_nox_on_an_older_python_uses_another_or_says_so(
+    noxfile: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert noxfile.find_python(noxfile.find_uv()) == sys.executable
+    version = Version(3, 10)
+    monkeypatch.setattr(
+        noxfile, "sys", SimpleNamespace(version_info=version, executable="/opt/python3.10", stderr=sys.stderr, exit=sys.exit)
+    )
+    other = noxfile.find_python(noxfile.find_uv())
+    command = [other, "-c", "import sys; print(sys.version_info >= (3, 11))"]
+    assert subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout == "True\n"
+    monkeypatch.setattr(noxfile, "OLDEST_PYTHON", (3, 99))
+    with pytest.raises(SystemExit) as ended:
+        noxfile.find_python(noxfile.find_uv())
+    assert ended.value.code == 2
+    said = "nox: expected Python 3.99 or later, found 3.10 (/opt/python3.10) and no other; install python3.99\n"
+    assert capsys.readouterr().err == said
+
+
+def test_command_on_an_older_python_says_so(root: Path) -> None:
+    main = root / "src" / "smokehouse" / "__main__.py"
+    ast.parse(main.read_text(), feature_version=(3, 8))
+    code = (
+        "import collections, runpy, sys; "
+        "sys.version_info = collections.namedtuple('version', 'major minor')(3, 10); "
+        f"runpy.run_path({str(main)!r}, run_name='__main__')"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2
+    assert ended.stderr == (
+        f"smokehouse: expected Python 3.11 or later, found 3.10 ({sys.executable}); start it with python3.11\n"
+    )

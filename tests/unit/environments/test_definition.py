@@ -156,7 +156,7 @@ INVALID = [
     ("stack.toml", "[cuda]", "[cude]", 9, r"unknown key 'cude'; did you mean cuda\? .*"),
     ("stack.toml", '"needs another torch"', '" "', 14, r"expected a reason, found none; add it .*"),
     ("stack.toml", 'AutoModel = "part"', 'AutoModel = "partly"', 17, r".*AutoModel: found 'partly'; use 'whole', .*"),
-    ("stack.toml", "[expectations.auto_classes]", "[expectations.key_layout]", 16, r"unknown key 'key_layout'; .*"),
+    ("stack.toml", "[expectations.auto_classes]", "[expectations.auto_clases]", 16, r"unknown key 'auto_clases'; did .*"),
     ("stack.toml", 'AutoModel = "part"', "AutoModel = " + "[" * 3000, 1, r"nested too deeply; .*"),
     ("environment.yml", "- cuda-nvcc=12.4", "- cuda-nvcc=12.4\n  - cuda-nvcc", 7, r"duplicate package cuda-nvcc; keep one"),
     ("environment.yml", "- cuda-nvcc=12.4", "- cuda-nvcc=12.4\n  - pip", 7, r"expected no pip among the conda packages; .*"),
@@ -252,3 +252,63 @@ def test_committed_environment_is_valid(root: Path) -> None:
     stack = {"torch==2.6.0", "torchvision==0.21.0", "transformers==4.49.0", "deepspeed==0.15.4", "accelerate==1.4.0"}
     assert stack <= pinned
     assert {left_out.package for left_out in committed.stack.left_out} == {"vllm", "flash-attn"}
+
+
+def test_all_mistakes_are_reported_in_one_run(checkout: TestCheckout) -> None:
+    checkout.edit(checkout.environment, "- beta", "- beta===2\n      - alpha\n      - gamma=1")
+    checkout.edit(checkout.environment, "- conda-forge", "- defaults")
+    checkout.edit(checkout.stack, 'version = "12.4"', "version = 12.4")
+    checkout.edit(checkout.stack, "family", "familie")
+    ended = checkout.run("lock")
+    assert ended.returncode == 2
+    found = [line.removeprefix("smokehouse: environments/tiny/").partition(": ") for line in ended.stderr.splitlines()]
+    assert [where for where, _, _ in found] == [
+        "environment.yml:3",
+        "environment.yml:9",
+        "environment.yml:11",
+        "stack.toml:2",
+        "stack.toml:10",
+    ]
+    # What only a valid list can have is found next, with its contradictions to the other file.
+    checkout.edit(checkout.environment, "- defaults", "- conda-forge")
+    checkout.edit(checkout.environment, "===2", "")
+    checkout.edit(checkout.environment, "gamma=1", "vllm")
+    checkout.edit(checkout.environment, "name: tiny", "name: small")
+    checkout.edit(checkout.environment, "python=3.11", "python=3.10")
+    for old, new in (("version = 12.4", 'version = "12.4"'), ("familie", "family"), ('["cuda-nvcc"]', '["gcc"]')):
+        checkout.edit(checkout.stack, old, new)
+    with pytest.raises(UserError) as refusal:
+        environments.read(Checkout(checkout.root), "tiny")
+    assert [line.split(": ")[0].removeprefix("environments/tiny/") for line in refusal.value.lines] == [
+        "environment.yml:1",
+        "environment.yml:10",
+        "environment.yml:5",
+    ]
+    for old, new in (("name: small", "name: tiny"), ("python=3.10", "python=3.11"), ("      - alpha\n", "")):
+        checkout.edit(checkout.environment, old, new)
+    with pytest.raises(UserError) as refusal:
+        environments.read(Checkout(checkout.root), "tiny")
+    assert [line.split(": ")[0].removeprefix("environments/tiny/") for line in refusal.value.lines] == [
+        "stack.toml:13",
+        "stack.toml:20",
+    ]
+
+
+def test_mistakes_of_a_hostile_file_are_counted(checkout: TestCheckout) -> None:
+    checkout.environment.write_text("dependencies:\n" + "  - 7\n" * 5000)
+    with pytest.raises(UserError) as refusal:
+        environments.read(Checkout(checkout.root), "tiny")
+    assert len(refusal.value.lines) == 21
+    assert refusal.value.lines[-1] == "and 4980 more mistakes"
+
+
+@pytest.mark.parametrize("spec", ["git=2.40=h1_0", "git==2.40=h1_0", "python=3.11.9=hb806964_0_cpython", "libaio=0.3=0"])
+def test_remedy_for_a_build_pin_is_accepted(checkout: TestCheckout, spec: str) -> None:
+    old = "- python=3.11" if spec.startswith("python") else "- cuda-nvcc=12.4"
+    checkout.edit(checkout.environment, old, f"- {spec}")
+    checkout.edit(checkout.stack, '["cuda-nvcc"]', "[]")
+    with pytest.raises(UserError, match=r"environment\.yml:\d: expected no build, found ") as refusal:
+        environments.read(Checkout(checkout.root), "tiny")
+    remedy = str(refusal.value).partition("write ")[2].partition(":")[0]
+    checkout.edit(checkout.environment, f"- {spec}", f"- {remedy}")
+    assert remedy in (*environments.read(Checkout(checkout.root), "tiny").conda.specs,)

@@ -185,8 +185,27 @@ def test_lock_for_a_python_that_is_not_found(checkout: TestCheckout, channel: Ch
     checkout.edit(checkout.environment, "python=3.11", "python=3.99")
     channel.add("python", "3.99.0", subdir="linux-64")
     checkout.lock("--channel", str(channel.folder))
-    assert "Python 3.99 not found: " in checkout.refused("smoke", "tiny")
+    said = checkout.refused("smoke", "tiny")
+    assert re.search(
+        r": Python 3\.99 not found: the machine has 3\.\d+\.\d+ \(/\S+\).*; install it and put it on PATH, or use smokehouse ",
+        said,
+    )
     assert not checkout.marker.exists()
+
+
+def test_missing_python_is_not_blamed_on_the_index(checkout: TestCheckout, tmp_path: Path) -> None:
+    checkout.lock()
+    nothing = {"PATH": str(tmp_path), "UV_PYTHON_INSTALL_DIR": str(tmp_path / "pythons")}
+    unreachable = {"UV_PYTHON_DOWNLOADS": "automatic", "UV_PYTHON_INSTALL_MIRROR": "http://user:secret@127.0.0.1:9"}
+    said = checkout.refused("smoke", "tiny", **nothing, **unreachable)
+    assert "Python 3.11 not found: the machine has none, and uv cannot download it from 127.0.0.1:9; install it" in said
+    assert "index" not in said
+    assert "secret" not in said
+    broken = tmp_path / "python3.11"
+    broken.write_text("#!/bin/sh\nexit 127\n")
+    broken.chmod(0o755)
+    said = checkout.refused("smoke", "tiny", **nothing)
+    assert f"Python 3.11 not found: the machine has none, and {broken} does not run; install it" in said
 
 
 def test_disk_too_small_is_reported_first(checkout: TestCheckout, index: Index) -> None:

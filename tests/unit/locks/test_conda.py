@@ -114,7 +114,7 @@ def test_conflict_lists_the_requirements(
         channel.add(record[0], depends=(record[1],))
     checkout.edit(checkout.environment, old, new)
     said = checkout.refused("lock", "--channel", str(channel.folder))
-    assert re.search(f"environment\\.yml cannot be solved from .*: .*({message})", said), said
+    assert re.search(f"environment\\.yml:\\d+: cannot be solved from .*: .*({message})", said), said
     assert not checkout.pins.parent.exists()
 
 

@@ -348,30 +348,33 @@ def test_check_needs_no_network_and_less_than_a_second(checkout: TestCheckout, i
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
 
 
-# old text of environment.yml, new text, message
+# old text of environment.yml, new text, line, message
 UNSOLVABLE = [
-    ("- beta", "- no-such-package", "no-such-package was not found in the package registry"),
-    ("- beta", "- beta==9.9", "there is no version of beta==9.9"),
-    ("- beta", "- beta\n      - gamma<1", "because you require gamma<1"),
-    ("- cuda-nvcc=12.4", "- cuda-nvcc=99", "solved from"),
-    ("- cuda-nvcc=12.4", "- cuda-nvcc=12.4\n  - nowhere", "No candidates were found for nowhere"),
+    ("- beta", "- no-such-package", 9, "no-such-package was not found in the package registry"),
+    ("- beta", "- beta==9.9", 9, "there is no version of beta==9.9"),
+    ("- beta", "- beta\n      - gamma<1", 9, "because you require gamma<1"),
+    ("- alpha==1.0", "- alpha==7", 8, "there is no version of alpha==7"),
+    ("- cuda-nvcc=12.4", "- cuda-nvcc=99", 6, "solved from"),
+    ("- cuda-nvcc=12.4", "- cuda-nvcc=12.4\n  - nowhere", 7, "No candidates were found for nowhere"),
     (
         "- cuda-nvcc=12.4",
         "- cuda-nvcc=12.4\n  - libtiny=2.0",
+        7,
         "libtiny 2.0 is excluded because the package is uploaded after the cutoff date",
     ),
-    ("- beta", "- beta==3.0", "The cut-off hides beta, which was published on 2025-03-16; request an older version"),
+    ("- beta", "- beta==3.0", 9, "The cut-off hides beta, which was published on 2025-03-16; request an older version"),
 ]
 
 
-@pytest.mark.parametrize(("old", "new", "message"), UNSOLVABLE, ids=[row[1] for row in UNSOLVABLE])
-def test_unsolvable_environment_leaves_the_lock(checkout: TestCheckout, old: str, new: str, message: str) -> None:
+@pytest.mark.parametrize(("old", "new", "line", "message"), UNSOLVABLE, ids=[row[1] for row in UNSOLVABLE])
+def test_unsolvable_environment_leaves_the_lock(checkout: TestCheckout, old: str, new: str, line: int, message: str) -> None:
     checkout.lock()
     before = lock_files(checkout)
     checkout.edit(checkout.environment, old, new)
     said = checkout.refused("lock")
-    assert said.startswith("smokehouse: tiny: lock unchanged: environment.yml cannot be ")
+    assert said.startswith(f"smokehouse: tiny: lock unchanged: environments/tiny/environment.yml:{line}: cannot be "), said
     assert message in said
+    assert re.search("; (change a requirement of this conflict, .*|request an older version, or move the cut-off)$", said)
     assert lock_files(checkout) == before
 
 

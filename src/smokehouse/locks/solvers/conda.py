@@ -15,6 +15,7 @@ from rattler import exceptions
 from smokehouse.environments.inputs import CondaInputs, package_name
 from smokehouse.errors import UserError
 from smokehouse.locks.model import CHANNELS, CondaPackage
+from smokehouse.locks.solvers import UnsolvableError
 from smokehouse.storage.files import sha256
 
 _TIMEOUT = 300.0  # seconds to read a channel, and to solve
@@ -69,7 +70,8 @@ def solve(inputs: CondaInputs, location: str | None, locked: Sequence[CondaPacka
         )
     except exceptions.SolverError as refused:
         said = str(refused).removeprefix("Cannot solve the request because of: ")
-        raise UserError(f"{inputs.file} cannot be solved from {source.name}: {_conflicts(said)}") from None
+        remedy = "change a requirement of this conflict, move the cut-off, or use another channel"
+        raise UnsolvableError(f"{inputs.file} cannot be solved from {source.name}: {_conflicts(said)}; {remedy}") from None
     counted = sorted(
         f"{record.subdir}/{record.file_name} {_sha256(record, source.name)} {record.depends} {record.constrains}"
         for record in candidates

@@ -17,7 +17,7 @@ from packaging.version import Version
 from smokehouse.environments.inputs import Inputs
 from smokehouse.environments.requirement import parse
 from smokehouse.errors import UserError
-from smokehouse.locks.solvers import sdist
+from smokehouse.locks.solvers import UnsolvableError, sdist
 from smokehouse.locks.wheel_tags import Artefact, artefacts, best_wheel, ranking, why_incompatible
 from smokehouse.programs.uv import ANY_PYTHON, RESOLVE_DEADLINE, run_uv
 
@@ -60,8 +60,22 @@ def compile_pins(inputs: Inputs, *options: str, preferred: Preferred | None = No
         command += ["--exclude-newer", f"{inputs.before:%Y-%m-%dT%H:%M:%SZ}"]
         command += ["--python-platform", inputs.platform] if inputs.platform else ["--universal"]
         command += ["--resolution", "highest", "--prerelease", "if-necessary-or-explicit", "--no-header", "--quiet"]
-        run_uv([*command, *options], f"{inputs.file} cannot be resolved", RESOLVE_DEADLINE, cwd=Path(folder))
+        try:
+            run_uv([*command, *options], f"{inputs.file} cannot be resolved", RESOLVE_DEADLINE, cwd=Path(folder))
+        except UserError as failed:
+            raise _reason(str(failed)) from None
         return written.read_text()
+
+
+def _reason(said: str) -> UserError:
+    """Return the error for a message of uv: one that names the packages, and what to do, where that is the requirements."""
+    if build := re.search(r"Failed to (?:download and )?build `([\w.-]+==[^`]+)`.* failed \(exit status: \d+\)(.*)", said):
+        return sdist.unbuildable(build[1], build[2].strip())
+    if "No solution found" not in said:
+        return UserError(said)
+    said = said.replace("No solution found when resolving dependencies: ", "").rstrip(".")
+    remedy = "" if "; request an older version" in said else "; change a requirement of this conflict, or move the cut-off"
+    return UnsolvableError(f"{said}{remedy}")
 
 
 @dataclass(frozen=True)
@@ -88,8 +102,16 @@ def resolve(inputs: Inputs, preferred: Preferred | None = None) -> list[Resolved
     return _resolve(inputs, {requirement.name: (inputs.file,) for requirement in inputs.requirements}, preferred)
 
 
-def resolve_builds(inputs: Inputs, packages: Sequence[Resolved], preferred: Preferred | None = None) -> list[Resolved]:
-    """Return the packages that build the source distributions among `packages`, sorted by name; raises UserError."""
+def resolve_builds(
+    inputs: Inputs,
+    packages: Sequence[Resolved],
+    preferred: Preferred | None = None,
+    further: Mapping[str, Sequence[Requirement]] | None = None,
+) -> list[Resolved]:
+    """Return the packages that build the source distributions among `packages`, sorted by name; raises UserError.
+
+    `further` has what a build requires beyond its pyproject.toml, by the package's name.
+    """
     waiting = [package for package in packages if package.sdist]
     requirements: dict[str, Requirement] = {}
     via: dict[str, tuple[str, ...]] = {}
@@ -99,7 +121,7 @@ def resolve_builds(inputs: Inputs, packages: Sequence[Resolved], preferred: Pref
     while waiting:
         for package in waiting:
             seen.add(package.name)
-            for requirement in sdist.build_requirements(package.files[0]):
+            for requirement in (*sdist.build_requirements(package.files[0]), *(further or {}).get(package.name, ())):
                 requirements[str(requirement)] = requirement
                 via[requirement.name] = (*via.get(requirement.name, ()), package.name)
         build = replace(inputs, file=f"the build of {', '.join(sorted(seen))}", requirements=tuple(requirements.values()))
@@ -141,26 +163,26 @@ def _package(entry: dict[str, Any], inputs: Inputs, ranks: dict[Tag, int] | None
     """Return a package of pylock.toml; raises UserError where it cannot be locked."""
     name = canonicalize_name(entry["name"])
     if "version" not in entry or entry.keys() & {"vcs", "directory", "archive"}:
-        raise UserError(f"{name}: expected a release with a hash, found a repository or folder; require a release")
+        raise UnsolvableError(f"{name}: expected a release with a hash, found a repository or folder; require a release")
     version = entry["version"]
     if Version(version).is_devrelease:
-        raise UserError(f"{name}: expected a release, found the development version {version}; pin a release")
+        raise UnsolvableError(f"{name}: expected a release, found the development version {version}; pin a release")
     if name in inputs.left_out:
-        raise UserError(f"{name} is left out in stack.toml, but a package requires it; find it with uv tree")
+        raise UnsolvableError(f"{name} is left out in stack.toml, but a package requires it; find it with uv tree")
     try:
         wheels = artefacts(entry.get("wheels", []))
         sources = artefacts([entry["sdist"]] if "sdist" in entry else [])
     except KeyError:
-        raise UserError(f"{name}=={version}: SHA-256 not found in the index; use an index that has it") from None
+        raise UnsolvableError(f"{name}=={version}: SHA-256 not found in the index; use an index that has it") from None
     if ranks is None or inputs.platform is None:
         files = [*wheels, *sources]
     else:
         wheel = best_wheel(wheels, ranks)
         files = [wheel] if wheel else sources
         if not wheel and (problem := why_incompatible(wheels, inputs.python, inputs.platform)):
-            raise UserError(f"{name}=={version}: {problem}; pin another version, or change the environment")
+            raise UnsolvableError(f"{name}=={version}: {problem}; pin another version, or change the environment")
     if not files:
-        raise UserError(
+        raise UnsolvableError(
             f"{name}=={version}: expected a file for Python {inputs.python} on {inputs.platform}, found none; pin another"
         )
     return Resolved(name, version, entry.get("marker", "") if ranks is None else "", tuple(files), ())
