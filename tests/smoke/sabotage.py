@@ -23,7 +23,7 @@ from unittest.mock import patch
 
 import torch
 
-from smoke_tests import families, legs, runtime
+from smoke_tests import families, legs, needs, runtime
 from smoke_tests.checks import (
     RankContext,
     TrainingState,
@@ -98,6 +98,12 @@ def one_rank_and_two() -> None:
 
 
 # the checks
+
+
+@sabotage
+def large_model() -> None:
+    """Take the synthetic checkpoint for one that a single process cannot train."""
+    needs.SMALL_MODEL = 1
 
 
 @sabotage
