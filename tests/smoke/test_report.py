@@ -495,7 +495,7 @@ def test_engine_checkpoints_of_older_pythons_are_read(lasting: Starter) -> None:
 
 
 def test_spawned_ranks(smoke: Starter) -> None:
-    ended = smoke.run("--zero", "2", "--start", "spawn")
+    ended = smoke.start("--zero", "2", "--start", "spawn").finish(600)  # each of its twenty processes imports everything
     assert ended.code == 0, ended.stdout
     assert {c["name"] for c in ended.report["checks"] if c["kind"] == "check"} == STAGED | UNSTAGED
 
