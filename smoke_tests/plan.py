@@ -164,6 +164,7 @@ def _main_steps() -> list[Step]:
             *("memory", memory.memory),
             model_of="load",
             engine_of="generate",
+            needs=("train",),
             ranks=2,
             unproven_alone="one rank's share is everything",
         ),

@@ -119,7 +119,7 @@ class TestBroken:
 
     def test_collectives(self, broken: Ended, stage: int) -> None:
         names = ["all_reduce", "all_gather", "reduce_scatter", "broadcast from rank 0"]
-        wrong = "; ".join(rf"{name}: 1 of \d+ numbers are wrong" for name in names)
+        wrong = "; ".join(rf"{name}: 1 of \d+ numbers are wrong" for name in names) + "; and 3 more"
         assert_failed(broken, "collectives", stage, (1,), wrong)
 
     def test_parity(self, broken: Ended, stage: int) -> None:
@@ -248,6 +248,38 @@ def test_what_misleads_does_not_spread(misled: Ended) -> None:
     assert {kind for kind, _, _ in misled.failures()} == {"check"}
 
 
+@pytest.mark.parametrize(
+    ("fault", "stage", "whole"), [("zero1_as_zero2", 1, ()), ("no_zero", 0, ("gradient", "master", "moment"))]
+)
+def test_another_stage_than_was_asked_for(smoke: Starter, fault: str, stage: int, whole: tuple[str, ...]) -> None:
+    """The engine admits it, and without ZeRO what each rank holds shows it. ZeRO-1 drops its before the step."""
+    ended = smoke.run("--zero", "2", "--only", "memory", sabotage=(fault,))
+    parts = [rf"[\d,]+ (?P<{what}>{what}) elements held, a rank's share of [\d,]+ is [\d,]+" for what in whole]
+    assert_failed(ended, "memory", 2, BOTH, "; ".join([rf"expected ZeRO stage 2, the engine runs {stage}", *parts]) + "$")
+
+
+def test_choice_that_is_not_clear(smoke: Starter) -> None:
+    ended = smoke.run("--zero", "2", "--only", "plain run", sabotage=("unclear_choice",))
+    unclear = (
+        r"greedy tokens: expected 2 or more clear choices, found 0: their logits lead by 0\.0007 \S+ …, a clear one by 0\.01$"
+    )
+    assert_failed(ended, "plain run", None, (0,), unclear)
+
+
+def test_gradient_of_one_rank_in_eight_that_is_lost(smoke: Starter) -> None:
+    """In bf16, whose tolerance is the larger one."""
+    ended = smoke.run("--zero", "2", "--only", "parity", "--nproc", "8", sabotage=("main_runs_in_bf16", "lost_gradient"))
+    assert_failed(
+        ended, "train", 2, tuple(range(8)), r"gradients: off by \S+ of those of a single process, at most 1e-01 allowed$"
+    )
+
+
+def test_learning_rate_that_is_a_fifth_too_large(smoke: Starter) -> None:
+    ended = smoke.run("--zero", "2", "--only", "parity", sabotage=("main_runs_in_bf16", "fast_learning"))
+    assert ended.found("train", 2)["verdict"] == "passed"
+    assert_failed(ended, "parity", 2, BOTH, r"weights: moved 1\.\d+ times as far as in a single process, ")
+
+
 def test_checkpoint_that_cannot_be_made(smoke: Starter) -> None:
     ended = smoke.run("--zero", "2", sabotage=("unwritable_checkpoint",))
     assert ended.code == 1
@@ -343,7 +375,8 @@ installed.dist.get_backend = lambda: backend[0]
 found = {}
 for folder in map(pathlib.Path, sys.argv[1:]):
     sysconfig.get_path = lambda kind: str(folder)
-    context = types.SimpleNamespace(lock=folder / "lock", device="cpu")
+    leg = types.SimpleNamespace(backend="gloo")
+    context = types.SimpleNamespace(lock=folder / "lock", device="cpu", leg=leg)
     found[folder.name] = installed.versions(context, None).detail
 backend[0] = "mpi"
 found["backend"] = installed.versions(context, None).detail
