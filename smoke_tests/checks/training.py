@@ -26,7 +26,7 @@ PARITY = {torch.float32: 1e-5, torch.bfloat16: 0.05}
 SAMPLE = 1024
 # Limits: of the norm of a probe's gradient, of the way that three steps moved its weights, and of how far from 1 the pace is,
 # which is the part of that way in the direction of a single process's. Measured in bf16 over 1, 2 and 8 ranks: gradients 0.05,
-# moves 0.14 (where a gradient is nearly 0, Adam's step depends on its sign), pace 0.01. One lost gradient of eight gives 0.34, a
+# moves 0.14 (where a gradient is near 0, Adam's step depends on its sign), pace 0.01. One lost gradient of eight gives 0.34, a
 # learning rate of 1.2 times the right one a pace of 1.19.
 GRADIENTS = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 MOVES = {torch.float32: 1e-2, torch.bfloat16: 0.25}
