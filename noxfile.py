@@ -66,7 +66,7 @@ def show(session: nox.Session) -> None:
 
 @nox.session
 def doctor(session: nox.Session) -> None:
-    """Check this machine: doctor -- [NAME] [--json]."""
+    """Check this machine and an installation: doctor -- [NAME] [--prefix PREFIX] [--json]."""
     install_tools(session)
     run_smokehouse(session, "doctor")
 
@@ -122,7 +122,7 @@ def bundle(session: nox.Session) -> None:
 
 @nox.session
 def install(session: nox.Session) -> None:
-    """Install an environment without root: install -- NAME PREFIX [--bundle DIR] [--devel] [--used-as PATH] ..."""
+    """Install an environment without root: install -- NAME PREFIX [--bundle DIR] [--devel] [--with-project DIR] ..."""
     install_tools(session)
     run_smokehouse(session, "install")
 

@@ -64,13 +64,15 @@ def render(document: Mapping[str, Any], table: str, logs: Mapping[str, str]) -> 
     """Return the page of a report: `document` is the parsed report.json, `table` its verdicts as text, `logs` name -> text."""
     template = _TEMPLATE.read_text("utf-8")
     checks = document["checks"]
+    others = {name: value for name, value in document.items() if name not in _ELSEWHERE}
     kinds = dict.fromkeys([*_KINDS, *(check["kind"] for check in checks)])
     sections = [
         *_failures([check for check in checks if check["verdict"] == "failed"], logs),
         *(part for kind in kinds for part in _table(kind, [check for check in checks if check["kind"] == kind])),
         *_not_run(document["not_run"]),
-        *_facts("Run", {name: value for name, value in document.items() if name not in _ELSEWHERE}),
+        *_facts("Run", {name: value for name, value in others.items() if not _is_nested(value)}),
         *_facts("Hardware", document["machine"]),
+        *(part for name, value in others.items() if _is_nested(value) for part in _facts(_words(name).capitalize(), value)),
         *_facts("Versions", document["versions"]),
         *_facts("Lock", document["lock"] or {}, "SHA-256 of each file of the lock that was proven."),
         *_facts("Installed", document.get("installed") or {}, "Every distribution that imports can find."),
@@ -220,7 +222,7 @@ def _not_run(entries: Sequence[Mapping[str, str]]) -> Iterator[str]:
         yield "</ul>\n</section>"
 
 
-def _facts(title: str, facts: Mapping[str, Any], caption: str = "") -> Iterator[str]:
+def _facts(title: str, facts: object, caption: str = "") -> Iterator[str]:
     rows = [*_flat(facts)]
     if rows:
         yield f'<section>\n<h2>{_text(title)}</h2>\n<table class="facts">'
@@ -229,19 +231,26 @@ def _facts(title: str, facts: Mapping[str, Any], caption: str = "") -> Iterator[
         yield "</tbody>\n</table>\n</section>"
 
 
+def _is_nested(value: object) -> bool:
+    return isinstance(value, Mapping) or (isinstance(value, list) and any(isinstance(inner, Mapping | list) for inner in value))
+
+
+def _words(name: str) -> str:
+    """Return the name of a field as words. Names of files and packages stay as they are."""
+    return name.replace("_", " ") if re.fullmatch(r"[a-z][a-z0-9_]*", name) else name
+
+
 def _flat(value: object, name: str = "") -> Iterator[tuple[str, str]]:
-    """Yield name and text of each fact in nested mappings and lists, however deep."""
+    """Yield name and text of each fact in nested mappings and lists, however deep; an element of a list is one fact."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            # Names of files and packages stay as they are.
-            shown = str(key).replace("_", " ") if re.fullmatch(r"[a-z][a-z0-9_]*", str(key)) else str(key)
-            yield from _flat(inner, f"{name} {shown}".strip())
+            yield from _flat(inner, f"{name} {_words(str(key))}".strip())
     elif isinstance(value, list):
-        if all(not isinstance(inner, Mapping | list) for inner in value):
+        if not _is_nested(value):
             yield name, ", ".join(map(str, value)) or "none"
         else:
             for number, inner in enumerate(value):
-                yield from _flat(inner, f"{name} {number}")
+                yield f"{name} {number}".strip(), ", ".join(" ".join(part).strip() for part in _flat(inner))
     elif name.endswith(" bytes") and isinstance(value, int):
         yield name.removesuffix(" bytes"), f"{value / 2**30:.1f} GiB"
     else:
@@ -255,7 +264,8 @@ def _markdown(document: Mapping[str, Any], table: str) -> str:
         for check in document["checks"]
         if check["verdict"] == "failed" and not unreached(rank["detail"] for rank in check["ranks"])
     ]
-    facts = [f"{name}: {value}" for title in ("machine", "versions", "lock") for name, value in _flat(document[title] or {})]
+    shown = [document.get(title) or {} for title in ("machine", "gpu", "versions", "lock")]
+    facts = [f"{name}: {value}" for each in shown for name, value in _flat(each)]
     ended = [f"failure: {document['failure']}"] if document["failure"] else []
     ended += [f"no lock: {without}"] if (without := _no_lock(document)) else []
     lines = printable("\n".join([table, "", *ended, *details, *facts, f"started: {document['started']}"]))

@@ -1,8 +1,8 @@
 """Agreement between ranks: either every rank raises the same error, or none does."""
 
 import dataclasses
-import functools
 import json
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,8 +27,8 @@ class Consensus:
         global _attempts
         _attempts += 1
         self._key = f"smokehouse_loader/{_attempts}"
+        self._rounds = 0
         self.rank = rank()
-        self._group = _group() if self.rank is not None else None
 
     def agree(self, findings: Sequence[Finding]) -> None:
         """Exchange `findings`; raise LoadError with those of all ranks unless there are none.
@@ -40,13 +40,27 @@ class Consensus:
             if own:
                 raise LoadError(own)
             return
-        gathered: list[Any] = [None] * dist.get_world_size()
         try:
-            dist.all_gather_object(gathered, own, group=self._group)
+            gathered = _gathered(own) if str(dist.get_backend()) == "gloo" else self._stored(self.rank, own)
         except RuntimeError as closed:
             raise self.lost(closed) from closed
         if found := [finding for of_rank in gathered for finding in of_rank]:
             raise LoadError(found)
+
+    def _stored(self, own_rank: int, own: tuple[Finding, ...]) -> list[tuple[Finding, ...]]:
+        """Exchange findings through the store that the process group met in.
+
+        Raises RuntimeError where a rank does not answer in the time that a collective may take, or has published a failure.
+        A gloo group beside NCCL would have to find a network of its own: by default it looks up this machine's name, which is
+        that of the loopback on many clusters. It would notice a dead rank at once; torchrun ends the others anyway.
+        """
+        store = dist.distributed_c10d._get_default_store()
+        self._rounds += 1
+        keys = [f"{self._key}/{self._rounds}/{number}" for number in range(dist.get_world_size())]
+        store.set(keys[own_rank], json.dumps([dataclasses.asdict(finding) for finding in own]))
+        self._wait(store, keys)
+        texts = store.multi_get(keys) if store.has_extended_api() else [store.get(key) for key in keys]
+        return [tuple(Finding(**content) for content in json.loads(text)) for text in texts]
 
     def failed(self, finding: Finding) -> LoadError:
         """Publish a failure in the middle of the load, where other ranks may wait in a collective, and return the error.
@@ -72,8 +86,21 @@ class Consensus:
         except (RuntimeError, ValueError, TypeError):  # the rank that hosts the store is the one that died
             return finding
 
+    def _wait(self, store: Any, keys: list[str]) -> None:
+        """Wait until the store has all `keys`. Raises RuntimeError."""
+        pause, until = 0.01, time.monotonic() + dist.distributed_c10d.default_pg_timeout.total_seconds()
+        while not store.check(keys):
+            if store.check([self._key]):
+                raise RuntimeError("another rank failed while it loaded")
+            if time.monotonic() > until:
+                missing = [key.rpartition("/")[2] for key in keys if not store.check([key])]
+                raise RuntimeError(f"timed out waiting for rank {', '.join(missing)}")
+            time.sleep(pause)
+            pause = min(2 * pause, 0.5)
 
-@functools.cache
-def _group() -> Any:
-    """Return a gloo group of all ranks, which detects a dead rank at once; None for the default group if that is gloo."""
-    return None if str(dist.get_backend()) == "gloo" else dist.new_group(backend="gloo")
+
+def _gathered(own: tuple[Finding, ...]) -> list[tuple[Finding, ...]]:
+    """Exchange findings in the default group, which is gloo's: it notices a dead rank at once."""
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, own)
+    return gathered

@@ -158,7 +158,11 @@ def test_the_copy_button_copies_the_summary(browser: Browser, page_file: Path, p
     copied = clipboard(page)
     assert copied == page.run("document.getElementById('markdown').value")
     assert copied.startswith("### Smokehouse: smoke test passed\n\n```text\n")
-    for text in ("PASSED  qwen2.5-vl: torch 2.6.0", "gpus 0 name: NVIDIA H200", f"lock.json: {proven['lock']['lock.json']}"):
+    for text in (
+        "PASSED  qwen2.5-vl: torch 2.6.0",
+        "gpus 0: name NVIDIA H200, memory 140.4 GiB, links NV18, NV18",
+        f"lock.json: {proven['lock']['lock.json']}",
+    ):
         assert text in copied
 
 

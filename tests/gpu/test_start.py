@@ -66,7 +66,7 @@ def test_cuda_starts_in_fresh_processes_only(
     failed = ended.found("plain run")
     assert failed["verdict"] == "failed"
     log = (ended.folder / "logs" / "plain" / "rank0.log").read_text()
-    assert "API call is not supported in the installed CUDA driver" in log
+    assert "CUDA error: operation not supported" in log
     assert "forked subprocess" not in log
     assert started
     assert 0 not in started
@@ -87,13 +87,12 @@ def test_without_nvml_a_forked_process_could_not_use_cuda(inside: Inside) -> Non
             "GPU 0 (Stub GPU): torch 2.6.0+cu124 has kernels for sm_50, sm_60, sm_70, sm_75, sm_80, sm_86, sm_90, none of "
             "which runs on sm_120; use an environment whose torch has them, such as qwen2.5-vl-latest, or give --device cpu",
         ),
-        ({"CUDA_HOME": "/nowhere"}, (), "CUDA_HOME: /nowhere/bin/nvcc does not answer; DeepSpeed 0.15.4 runs it"),
         ({"cuda": 11040, "driver": "470.82"}, (), "NVIDIA driver: torch 2.6.0+cu124 with CUDA 12.4 needs 525.60.13 or later"),
         ({"gpus": 8, "mig": 1}, ("--nproc", "2"), "a program sees one slice of a GPU in MIG mode"),
         ({"gpus": 0}, ("--device", "cuda"), "GPUs: driver 550.54.14, but no GPU is visible"),
         ({"nvml": False, "libcuda": False}, ("--device", "cuda"), "NVIDIA driver: not found, so only the CPU works"),
     ],
-    ids=["kernels", "nvcc", "driver", "MIG", "no GPU", "no driver"],
+    ids=["kernels", "driver", "MIG", "no GPU", "no driver"],
 )
 def test_a_machine_that_lacks_something_is_refused_in_one_line(
     starter: Starter, inside: Inside, devices: Path, given: dict[str, object], options: tuple[str, ...], said: str
@@ -105,6 +104,22 @@ def test_a_machine_that_lacks_something_is_refused_in_one_line(
     assert "give --device cpu" in ended.stderr
     assert not (ended.folder / "report.json").exists()
     assert 0 not in started
+
+
+def test_an_environment_that_brings_no_answer_for_nvcc_is_refused(
+    starter: Starter, inside: Inside, devices: Path, tmp_path: Path
+) -> None:
+    """As one that Smokehouse did not install; CUDA_HOME is set after the .pth file of this one has run."""
+    code = f"""
+import os, sys
+os.environ["CUDA_HOME"] = "/nowhere"
+from smoke_tests.__main__ import main
+sys.exit(main({starter.arguments(tmp_path / "report")!r}))
+"""
+    line = inside.run("-c", code, code=2, SMOKEHOUSE_DEV=devices).stderr
+    assert line.count("\n") == 1
+    assert line.startswith("CUDA_HOME: /nowhere/bin/nvcc does not answer; DeepSpeed 0.15.4 runs it when it is imported")
+    assert not (tmp_path / "report" / "report.json").exists()
 
 
 def test_interfaces_of_a_cluster_do_not_reach_a_run_on_one_machine(inside: Inside) -> None:
@@ -126,8 +141,7 @@ print(json.dumps({name: os.environ[name] for name in ("NCCL_SOCKET_IFNAME", "GLO
             "ImportError('libcudart.so.12: cannot open shared object file: No such file or directory')",
             "install the package for",
         ),
-        ("ImportError('no such thing')", "install the environment again"),
-        ("OSError(28, 'No space left on device')", "free disk space or fix permissions"),
+        ("ImportError('no such thing')", "reinstall torch"),
     ],
 )
 def test_a_library_that_cannot_be_loaded_is_no_question_of_permissions(
@@ -136,6 +150,6 @@ def test_a_library_that_cannot_be_loaded_is_no_question_of_permissions(
     (tmp_path / "path").mkdir()
     (tmp_path / "path" / "torch.py").write_text(f"raise {raised}\n")
     line = starter.refused(PYTHONPATH=str(tmp_path / "path"))
+    assert "torch cannot be imported" in line
     assert said in line
-    assert line.startswith("smoke: ")
     assert ("permissions and free space play no part" in line) == ("shared object" in raised)

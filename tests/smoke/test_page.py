@@ -19,7 +19,7 @@ from smokehouse.runs.options import report_name
 from .conftest import NAME
 from .test_options import given_options
 
-VERDICTS = some.sampled_from(["passed", "failed", "known-issue"])
+VERDICTS = some.sampled_from(["passed", "failed", "known-issue", "observed"])
 # Whatever a rank, a package or a checkpoint may be called, with what could leave an attribute, an element or a fence.
 TEXTS = some.text(some.characters(exclude_categories=["Cs"]), max_size=40) | some.sampled_from(
     [
@@ -91,6 +91,7 @@ def documents(draw: some.DrawFn) -> dict[str, Any]:
     return {
         "environment": draw(TEXTS),
         "lock": draw(some.dictionaries(TEXTS, TEXTS, max_size=2)),
+        "later": draw(nested),
         "device": "cpu",
         "backend": "gloo",
         "precision": "fp32",
@@ -182,7 +183,7 @@ def test_page_says_what_failed_where_and_why() -> None:
         "Log zero3/rank1.log Traceback of rank 1",
         "Check that 2 and 2 make 4.",
         "train Check that 2 and 2 make 4. ✘ not run",  # and no failure of its own
-        "memory 3.0 GiB gpus 0 name H200 gpus 0 pcie generation 5 links NV18, NV18",
+        "memory 3.0 GiB gpus 0 name H200, pcie generation 5 links NV18, NV18",
         "cuda none",
         f"lock.json {'a' * 64}",
     ):
@@ -190,9 +191,24 @@ def test_page_says_what_failed_where_and_why() -> None:
     assert "train (check" not in text
 
 
-def test_fields_of_later_versions_are_shown(root: Path) -> None:
-    text = visible(example(fabric={"hosts": ["a", "b"]}, partial="--zero 3 --only load"))
-    assert "fabric hosts a, b" in text
+def test_fields_of_later_versions_are_shown() -> None:
+    text = visible(example(fabric={"hosts": ["a", "b"]}))
+    assert "Fabric hosts a, b" in text  # a section
+    peaks = [{"zero_stage": 3, "rank": rank, "rss_bytes": (rank + 1) << 30} for rank in (0, 1)]
+    assert "Memory 0 zero stage 3, rank 0, rss 1.0 GiB 1 zero stage 3, rank 1, rss 2.0 GiB" in visible(example(memory=peaks))
+    assert "gpu none" in visible(example(gpu=None))
+
+
+def test_a_run_without_a_lock_says_so() -> None:
+    installed = {"prefix": "/env", "packages": {"torch": "2.6.0"}, "notes": ["torch: editable"]}
+    text = visible(example(lock=None, installed=installed))
+    assert "No lock: this is about /env as it was then, not about what can be installed again." in text
+    assert "prefix /env packages torch 2.6.0 notes torch: editable" in text
+    assert "SHA-256 of each file" not in text
+
+
+def test_partial_runs_are_marked() -> None:
+    text = visible(example(partial="--zero 3 --only load"))
     assert "Partial run with --zero 3 --only load: what it left out is not proven." in text
     assert "partial run: --zero 3 --only load; it is no proof of an environment\n" in report.table(
         example(partial="--zero 3 --only load"), results_of(example()), colour=False

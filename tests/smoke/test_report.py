@@ -475,7 +475,7 @@ def test_given_checkpoint_on_three_ranks(smoke: Starter, synthetic: dict[str, Pa
 
 
 def test_spawned_ranks(smoke: Starter) -> None:
-    ended = smoke.run("--zero", "2", "--start", "spawn")
+    ended = smoke.start("--zero", "2", "--start", "spawn").finish(600)  # each of its twenty processes imports everything
     assert ended.code == 0, ended.stdout
     assert {c["name"] for c in ended.report["checks"] if c["kind"] == "check"} == STAGED | UNSTAGED
 

@@ -74,6 +74,12 @@ int cuGetProcAddress(const char *name, void **address, int version, unsigned lon
 static int current;
 int cudaMemGetInfo(size_t *unused, size_t *total) { *unused = 0, *total = (size_t)atol(text("STUB_MEMORY_MIB", "81559")) << 20; return SUCCESS; }
 int cudaMalloc(void **to, size_t size) { (void)size; *to = NULL; return atoi(text("STUB_FULL", "0")) ? OUT_OF_MEMORY : NOT_SUPPORTED; }
+int cudaGetDriverEntryPointByVersion(const char *name, void **address, unsigned version, unsigned long flags, int *found) {
+    return cuGetProcAddress_v2(name, address, (int)version, flags, found);
+}
+int cudaGetDriverEntryPoint(const char *name, void **address, unsigned long flags, int *found) {
+    return cuGetProcAddress_v2(name, address, 0, flags, found);
+}
 int cudaStreamIsCapturing(void *stream, int *status) { (void)stream; *status = 0; return SUCCESS; }
 int cudaThreadExchangeStreamCaptureMode(int *mode) { (void)mode; return SUCCESS; }
 int cudaGetDeviceCount(int *count) {

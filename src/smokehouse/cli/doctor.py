@@ -5,20 +5,22 @@ from dataclasses import asdict
 from pathlib import Path
 
 from smokehouse.checkout import DEFAULT_ENVIRONMENT, Checkout
-from smokehouse.cli.options import JsonOption, NameArgument
+from smokehouse.cli.options import JsonOption, NameArgument, PrefixOption
 
 
 def doctor(
     name: NameArgument = DEFAULT_ENVIRONMENT,
+    *,
+    prefix: PrefixOption = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Check this machine: driver, shared memory, limits, disk, Python, compilers; exit with 1 where training cannot work."""
+    """Check this machine and what is installed: driver, memory, limits, disk, Python, packages; exit with 1 for a failure."""
     from smokehouse import locks
     from smokehouse.installs import machine
 
     checkout = Checkout.find(Path.cwd())
     locked = locks.load(checkout, name)
-    found = machine.findings(checkout, locked)
+    found = machine.findings(checkout, locked, prefix.absolute() if prefix else None)
     if as_json:
         print(json.dumps({"environment": locked.name, "findings": [asdict(finding) for finding in found]}, indent=1))
     else:

@@ -56,7 +56,7 @@ def build(
     """Build the image of an environment from its lock, reproducibly: same lock, same digest."""
     from smokehouse import locks
     from smokehouse.images import build as building
-    from smokehouse.images import extra_wheels
+    from smokehouse.installs import extra_wheels
 
     checkout = Checkout.find(Path.cwd())
     wheels = tuple(extra_wheels.parse(text) for text in added or ())
@@ -86,7 +86,7 @@ def verify(
     as_json: JsonOption = False,
 ) -> int:
     """Verify that an image is what this checkout's lock builds, and show what was proven of it."""
-    from smokehouse.images import extra_wheels
+    from smokehouse.installs import extra_wheels
     from smokehouse.proofs import Signer, VerifyOptions, verify_reference
 
     signer = Signer(key, identity, issuer) if key or identity else None
@@ -145,7 +145,8 @@ def publish(
     added: WithOption = None,
 ) -> int:
     """Build, prove, verify, sign and push an image; tags are pushed last."""
-    from smokehouse.images import ImageRequest, extra_wheels
+    from smokehouse.images import ImageRequest
+    from smokehouse.installs import extra_wheels
     from smokehouse.proofs import PublishOptions, publish_image
 
     wheels = tuple(extra_wheels.parse(text) for text in added or ())

@@ -38,6 +38,9 @@ OpsOption = Annotated[
 ]
 FlavourOption = Annotated[Literal["runtime", "devel"], typer.Option(help="devel adds compilers and the CUDA toolkit.")]
 BundleOption = Annotated[Path | None, typer.Option(metavar="DIR", help="Install from this bundle alone.")]
+PrefixOption = Annotated[
+    Path | None, typer.Option("--prefix", metavar="PREFIX", help="Folder that `install` used.  [default: that of `smoke`]")
+]
 SourceOption = Annotated[str | None, typer.Option(metavar="URL", help="URL of the checkout, for the labels.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Environment.", autocompletion=complete_environment)]

@@ -18,6 +18,7 @@ class Inputs:
     """PyPI packages to resolve, for one Python and platform, with the files that the index had on the cut-off day.
 
     `file` is the name of the file that requires them. Without a `platform` they are resolved for all platforms.
+    `constraints` are lines NAME==VERSION, which lock no package that nothing requires; no lock is made with them.
     """
 
     file: str
@@ -26,6 +27,7 @@ class Inputs:
     platform: str | None
     cutoff: date
     left_out: tuple[str, ...] = ()
+    constraints: str = ""
 
     @property
     def before(self) -> datetime:
@@ -33,7 +35,7 @@ class Inputs:
         return _end_of(self.cutoff)
 
     def digest(self) -> str:
-        """Return the SHA-256 over all fields in one canonical form."""
+        """Return the SHA-256 over all fields of a lock in one canonical form."""
         return _digest(
             {
                 "requirements": sorted(str(requirement) for requirement in self.requirements),

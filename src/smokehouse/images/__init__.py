@@ -5,7 +5,7 @@
     >>> build_image(checkout, prepared, "oci:layout").digest
 
 An `ImageSpec` is what an image is built from, `ImageLabels` what it says of itself, and `open_image` yields one to verify.
-`extra_wheels` has the wheels of --with, `base` and `debian_lock` the Debian below, `contexts` what enters a build.
+`labelled_wheels` reads those of --with in labels, `base` and `debian_lock` the Debian below, `contexts` what enters a build.
 """
 
 from importlib import import_module
@@ -13,16 +13,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from smokehouse.images.build import ImageRequest, build_image, prepare_image
-    from smokehouse.images.extra_wheels import ExtraWheel
     from smokehouse.images.fetch import open_image
     from smokehouse.images.labels import ImageLabels
     from smokehouse.images.spec import ImageSpec
 
-__all__ = ["ExtraWheel", "ImageLabels", "ImageRequest", "ImageSpec", "build_image", "open_image", "prepare_image"]
+__all__ = ["ImageLabels", "ImageRequest", "ImageSpec", "build_image", "open_image", "prepare_image"]
 
 # The module of each name, imported when it is first used: pydantic and rattler would slow every command down.
 _MODULES = {
-    "ExtraWheel": "extra_wheels",
     "ImageLabels": "labels",
     "ImageRequest": "build",
     "ImageSpec": "spec",

@@ -17,12 +17,12 @@ from smokehouse.images import base as bases
 from smokehouse.images import dockerfile
 from smokehouse.images.base import Base
 from smokehouse.images.contexts import make_contexts
-from smokehouse.images.extra_wheels import ExtraWheel, fetch_wheels, require_torch_abi
 from smokehouse.images.labels import Flavour, ImageLabels, Ops
 from smokehouse.images.plan import Plan, plan_layers
 from smokehouse.images.spec import ImageSpec, created, oldest_driver
 from smokehouse.installs import Bundle, bundler
 from smokehouse.installs import bundle as bundles
+from smokehouse.installs.extra_wheels import ExtraWheel, fetch_wheels, require_torch_abi
 from smokehouse.locks import Lock, LockedEnvironment
 from smokehouse.programs import docker as engine
 from smokehouse.programs.process import run

@@ -14,12 +14,12 @@ from smokehouse.checkout import Checkout
 from smokehouse.console import status
 from smokehouse.images import sbom
 from smokehouse.images.base import EPOCH, tini
-from smokehouse.images.extra_wheels import extend_lock
 from smokehouse.images.labels import Ops
 from smokehouse.images.paths import PREFIX, PROGRAMS, SITE_FILES
 from smokehouse.images.plan import Layer, Plan
 from smokehouse.images.spec import ImageSpec, oldest_driver, stack
 from smokehouse.installs import Bundle, conda_packages, loader, site_files
+from smokehouse.installs.extra_wheels import extend_lock
 from smokehouse.locks import LOCK_JSON, CondaPackage, Lock, LockedFile, constraints
 from smokehouse.storage import files
 from smokehouse.storage.disk import require_free_space

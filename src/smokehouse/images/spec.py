@@ -8,8 +8,8 @@ from datetime import UTC, datetime, time
 from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
 from smokehouse.images.base import Base
-from smokehouse.images.extra_wheels import ExtraWheel, FetchedWheel
 from smokehouse.images.labels import STACK, Flavour, ImageLabels, Ops
+from smokehouse.installs.extra_wheels import ExtraWheel, FetchedWheel
 from smokehouse.locks import CondaPackage, Lock, LockedEnvironment
 from smokehouse.storage.files import sha256
 

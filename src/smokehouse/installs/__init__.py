@@ -9,6 +9,7 @@
 Every file is verified by its hash in the lock, and an installation is complete or absent.
 """
 
+from smokehouse.installs.additions import Additions
 from smokehouse.installs.bundle import Bundle
 
-__all__ = ["Bundle", "bundle", "bundler", "loader", "prefix", "virtualenv"]
+__all__ = ["Additions", "Bundle", "bundle", "bundler", "loader", "prefix", "virtualenv"]

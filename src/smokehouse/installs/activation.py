@@ -3,16 +3,18 @@
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from smokehouse.checkout import Checkout
 from smokehouse.console import STARTED_BY, as_typed
 from smokehouse.errors import UserError
+from smokehouse.installs import pypi, state
+from smokehouse.installs.additions import PROJECT, recorded_versions
 from smokehouse.installs.target import MARKER, read_marker
-from smokehouse.locks import LockedEnvironment, constraints
+from smokehouse.locks import CondaPackage, LockedEnvironment, constraints
 from smokehouse.storage import files
 
 # Variables that would bring packages of another Python into the environment.
@@ -95,6 +97,69 @@ def read_prefix(folder: Path, locked: LockedEnvironment) -> Installation:
     return found
 
 
+def recorded_project(folder: Path) -> object:
+    """Return what the marker of the installation in `folder` says of a project, None without one."""
+    marker = read_marker(folder)
+    return marker.get(PROJECT) if isinstance(marker, dict) else None
+
+
+def differences(found: Installation, locked: LockedEnvironment, *, strict: bool) -> list[str]:
+    """Return how an installation differs from its lock and from what its marker says was added; see `problems`."""
+    marker = read_marker(found.folder)
+    if not isinstance(marker, dict):
+        return [f"{MARKER}: not found"]
+    older = [] if found.current else ["installed from an older lock"]
+    return older + problems(found.folder, locked, _conda_packages(found.folder, locked, marker), marker, strict=strict)
+
+
+def remedy(found: Installation, locked: LockedEnvironment) -> str:
+    """Return the command that repairs an installation."""
+    marker = read_marker(found.folder)
+    recorded = marker if isinstance(marker, dict) else {}
+    if recorded.get("kind") == "smoke":
+        return as_typed("smoke", locked.name)
+    options = ["--only", "pip"] if recorded.get("kind") == "pip" else ["--devel"] if recorded.get("devel") else []
+    project = recorded.get(PROJECT)
+    if isinstance(project, dict):
+        extras = project.get("extras") or []
+        chosen = f"{project.get('path')}[{','.join(map(str, extras))}]" if extras else str(project.get("path"))
+        options += ["--with-project", shlex.quote(chosen)]
+    return as_typed("install", locked.name, shlex.quote(str(found.folder)), *options)
+
+
+def drift(found: Installation, locked: LockedEnvironment) -> Iterator[tuple[str, str, bool]]:
+    """Yield each difference of an installation from its lock: of which package, what, and whether it is in order.
+
+    In order is what the marker records as added, by --with or --with-project. Files are compared by their sizes.
+    """
+    marker = read_marker(found.folder)
+    recorded = recorded_versions(marker) if isinstance(marker, dict) else {}
+    packages = _conda_packages(found.folder, locked, marker if isinstance(marker, dict) else {})
+    there = set()
+    for one in state.drift(found.folder, locked.lock, packages, {}):
+        version, origin = recorded.get(one.package, ("", ""))
+        there |= {one.package} if one.found else set()
+        if not origin or one.locked:
+            yield one.package, one.what, False
+        elif one.found == version:
+            yield one.package, f"{version}, added by {origin}", True
+        else:
+            yield one.package, f"expected {version}, added by {origin}, found {one.found}", False
+    for name, (version, origin) in recorded.items():
+        if name not in there:
+            yield name, f"expected {version}, added by {origin}, not installed", False
+    damaged = state.damage(found.folder, locked.lock.python, contents=False)
+    texts = [f"{one.path.relative_to(found.folder)} of {one.package}: {one.problem}" for one in damaged]
+    if texts:
+        yield str(found.folder), pypi.shorten(texts), False
+
+
+def _conda_packages(folder: Path, locked: LockedEnvironment, marker: Mapping[str, Any]) -> tuple[CondaPackage, ...]:
+    if not (folder / "conda-meta").is_dir() and "devel" not in marker:
+        return ()
+    return locked.lock.conda if marker.get("devel") else locked.lock.main
+
+
 def hint(folder: Path, name: str, *, prefix: bool = False) -> str:
     """Return how to use the environment `name` that is installed in `folder`, a `prefix` that the user chose or not."""
     chosen = ("--prefix", shlex.quote(str(folder))) if prefix else ()
@@ -119,6 +184,26 @@ def prepare(folder: Path, locked: LockedEnvironment, used_as: Path) -> None:
         unset_conda=" CONDA_PREFIX" if has_conda else "",
     )
     files.write(script, text)
+
+
+def problems(
+    folder: Path,
+    locked: LockedEnvironment,
+    packages: Sequence[CondaPackage],
+    marker: Mapping[str, Any],
+    *,
+    strict: bool = False,
+) -> list[str]:
+    """Return how a complete installation differs from its lock, the conda `packages` of it, and its marker.
+
+    If `strict`, files are read and compared by their hashes, and packages that the marker does not list are problems.
+    """
+    if not os.access(folder / "bin" / "python", os.X_OK):
+        return ["bin/python: not found"]
+    added = {name: version for name, (version, _) in recorded_versions(marker).items()}
+    found = pypi.differences(folder, locked, packages, added, strict=strict)
+    missing = [path for path in (_CONSTRAINTS_FILE, "bin/activate") if not (folder / path).is_file()]
+    return found + [f"{path}: not found" for path in missing]
 
 
 def execute(folder: Path, command: Sequence[str]) -> NoReturn:
@@ -156,7 +241,7 @@ def without_foreign(environ: Mapping[str, str]) -> dict[str, str]:
 
 def _read(folder: Path, locked: LockedEnvironment) -> Installation | None:
     marker = read_marker(folder)
-    if not isinstance(marker, dict) or not os.access(folder / "bin" / "python", os.X_OK):
+    if not isinstance(marker, dict) or "unfinished" in marker or not os.access(folder / "bin" / "python", os.X_OK):
         return None
     digests = {name: digest for name, digest in marker.items() if name.endswith((".txt", ".json"))}
     return Installation(folder, all(files.hashed(locked.files.folder / name) == digest for name, digest in digests.items()))

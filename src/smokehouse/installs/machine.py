@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from smokehouse.checkout import Checkout
@@ -38,9 +39,9 @@ class Finding:
         return f"{self.where}: {self.what}{f'; {self.fix}' if self.fix else ''}"
 
 
-def findings(checkout: Checkout, locked: LockedEnvironment) -> list[Finding]:
-    """Check this machine for an environment; raises UserError."""
-    installation = activation.find(checkout, locked)
+def findings(checkout: Checkout, locked: LockedEnvironment, prefix: Path | None = None) -> list[Finding]:
+    """Check this machine for an environment, and its installation in `prefix`, by default that of `smoke`; raises UserError."""
+    installation = activation.read_prefix(prefix, locked) if prefix else activation.find(checkout, locked)
     return [
         *_machine(checkout, locked, installation),
         _platform(locked),
@@ -48,6 +49,7 @@ def findings(checkout: Checkout, locked: LockedEnvironment) -> list[Finding]:
         *_compilers(),
         _disk(checkout, locked, installation),
         _installation(locked, installation),
+        *(_drift(locked, installation) if installation else ()),
     ]
 
 
@@ -100,9 +102,16 @@ def _disk(checkout: Checkout, locked: LockedEnvironment, installation: Installat
 
 
 def _installation(locked: LockedEnvironment, found: Installation | None) -> Finding:
-    fix = f"run {as_typed('smoke', locked.name)}"
     if found is None:
-        return Finding("warn", "not installed", locked.name, fix)
+        return Finding("warn", "not installed", locked.name, f"run {as_typed('smoke', locked.name)}")
     if not found.current:
-        return Finding("warn", "installed from an older lock", str(found.folder), fix)
+        return Finding("warn", "installed from an older lock", str(found.folder), f"run {activation.remedy(found, locked)}")
     return Finding("ok", f"installed in {found.folder}", locked.name)
+
+
+def _drift(locked: LockedEnvironment, found: Installation) -> Iterator[Finding]:
+    """Yield how an installation differs from its lock; what is recorded as added is in order."""
+    for where, what, in_order in activation.drift(found, locked):
+        yield (
+            Finding("ok", what, where) if in_order else Finding("fail", what, where, f"run {activation.remedy(found, locked)}")
+        )

@@ -8,17 +8,18 @@ import re
 import shutil
 import time
 from base64 import urlsafe_b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from smokehouse.checkout import Checkout
 from smokehouse.console import status
-from smokehouse.errors import UserError
-from smokehouse.installs import activation, conda_packages, loader, site_files
+from smokehouse.installs import activation, conda_packages, loader, pypi, site_files, state
+from smokehouse.installs.additions import Additions
 from smokehouse.installs.bundle import Bundle
 from smokehouse.installs.fetch import fetch_conda
-from smokehouse.installs.target import MARKER, PYPI_GROWTH, read_marker, require_platform
+from smokehouse.installs.target import MARKER, PYPI_GROWTH, is_same, read_marker, require_own_folder, require_platform
 from smokehouse.locks import LOCK_JSON, CondaPackage, LockedEnvironment
 from smokehouse.programs import uv
 from smokehouse.storage import files
@@ -44,18 +45,22 @@ def install(
     channel: str | None = None,
     devel: bool = False,
     used_as: Path | None = None,
+    additions: Additions | None = None,
 ) -> Path:
     """Install an environment in `folder`, completely or not at all, and return its Python; raises UserError.
 
     Packages are fetched from `bundled`, or from `channel` (conda-forge if None) and the index that uv is configured
     with. `devel` adds the compilers and the CUDA toolkit. The files contain `used_as` as their prefix, by default
-    `folder`. What an interrupted call fetched stays beside `folder`, for the next call. In a complete installation, the
-    loader alone is installed again where its sources have changed.
+    `folder`. What an interrupted call fetched stays beside `folder`, for the next call. Where an installation with the same
+    conda packages is there, only PyPI packages that changed or have damaged files are installed again, and the loader where
+    its sources have changed.
     """
     name, folder = locked.name, folder.absolute()
     used_as = (used_as or folder).absolute()
     packages = locked.lock.conda if devel else locked.lock.main
-    marker = {"environment": name, "devel": devel, "used_as": str(used_as), LOCK_JSON: locked.digest}
+    additions = additions or Additions()
+    marker: dict[str, Any] = {"environment": name, "devel": devel, "used_as": str(used_as), LOCK_JSON: locked.digest}
+    marker |= {pypi.PACKAGES: pypi.fingerprints(locked, additions), **additions.record}
     if bundled:
         marker["bundle"] = bundled.digest
         bundled.require_conda(devel=devel)
@@ -63,25 +68,36 @@ def install(
     staging = folder.with_name(f".{folder.name}.partial")
     with exclusive(folder.with_name(f".{folder.name}.lock"), f"installing {name}") as descriptor:
         python = folder / "bin" / "python"
-        if read_marker(folder) == marker and os.access(python, os.X_OK):
+        found = read_marker(folder)
+        if is_same(found, marker) and not activation.problems(folder, locked, packages, marker):
             _install_loader(checkout, folder, locked, descriptor)
             return python
-        _require_own_folder(folder, name)
+        require_own_folder(folder, name)
         shutil.rmtree(staging / "prefix", ignore_errors=True)
-        _check_machine(staging, locked, packages)
+        earlier = _reusable(folder, found, marker, locked, packages)
+        _check_machine(staging, locked, packages, reused=bool(earlier))
         if bundled:
             bundled.verify()
         began = time.monotonic()
         count = f"{len(packages)} conda packages, {len(locked.lock.pip)} PyPI packages"
         status(f"installing {name} in {folder} ({count})")
-        archives = bundled.conda if bundled else staging / "archives"
-        if not bundled:
-            fetch_conda(packages, archives, channel or locked.lock.channel_url)
-        _install_conda(staging, locked, packages, archives, used_as)
-        _install_pypi(staging, locked, bundled, descriptor)
-        _install_loader(checkout, staging / "prefix", locked, descriptor)
-        site_files.add(staging / "prefix", locked.lock.python, locked.cuda)
-        activation.prepare(staging / "prefix", locked, used_as)
+        if earlier:
+            # uv and everything below replace files and never write into one, so that `folder` stays as it is.
+            shutil.copytree(folder, staging / "prefix", symlinks=True, copy_function=os.link)
+            (staging / "prefix" / MARKER).unlink()
+        else:
+            archives = bundled.conda if bundled else staging / "archives"
+            if not bundled:
+                fetch_conda(packages, archives, channel or locked.lock.channel_url)
+            _install_conda(staging, locked, packages, archives, used_as)
+        offline = uv.Offline(bundled.wheels, staging / "uv") if bundled else None
+        target = staging / "prefix"
+        pypi.install(target, locked, additions, earlier=earlier, offline=offline, pass_fds=[descriptor])
+        _make_scripts_relocatable(target, locked.lock.python)
+        _install_loader(checkout, target, locked, descriptor)
+        site_files.add(target, locked.lock.python, locked.cuda)
+        activation.prepare(target, locked, used_as)
+        pypi.require_complete(target, locked, packages, additions)
         files.write(staging / "prefix" / MARKER, json.dumps(marker, indent=2) + "\n")
         if folder.exists():
             folder.rename(staging / "replaced")
@@ -91,7 +107,26 @@ def install(
     return python
 
 
-def _check_machine(staging: Path, locked: LockedEnvironment, packages: Sequence[CondaPackage]) -> None:
+def _reusable(
+    folder: Path, found: object, marker: Mapping[str, Any], locked: LockedEnvironment, packages: Sequence[CondaPackage]
+) -> dict[str, str]:
+    """Return what the PyPI packages in `folder` are installed from, {} where its conda packages must be replaced.
+
+    They must where the prefix was for another path, or one of them differs from the lock or has damaged files.
+    """
+    earlier = found.get(pypi.PACKAGES) if isinstance(found, dict) else None
+    if not isinstance(found, dict) or not isinstance(earlier, dict) or found.get("used_as") != marker["used_as"]:
+        return {}
+    python = locked.lock.python
+    if not os.access(folder / "bin" / "python", os.X_OK) or not pypi.is_removable(folder, python):
+        return {}
+    conda = {record.package for record in state.drift(folder, locked.lock, packages, {}) if record.is_conda}
+    names = {package.name for package in packages}
+    by_conda = {one.package for one in state.damage(folder, python, contents=False)} & names
+    return {} if conda or by_conda - earlier.keys() else earlier
+
+
+def _check_machine(staging: Path, locked: LockedEnvironment, packages: Sequence[CondaPackage], *, reused: bool = False) -> None:
     """Raise UserError where this machine is not compatible with the lock, or its disk is too small."""
     lock, lock_json = locked.lock, f"{locked.files.name}/{LOCK_JSON}"
     require_platform(lock.platform, lock_json)
@@ -100,7 +135,8 @@ def _check_machine(staging: Path, locked: LockedEnvironment, packages: Sequence[
     conda = sum(package.size for package in packages)
     present = sum(path.lstat().st_size for path in staging.rglob("*"))
     needed = max(0.0, pypi * PYPI_GROWTH + conda * _CONDA_GROWTH - present)
-    require_free_space(staging.parent, needed, f"install {locked.name}")
+    if not reused:
+        require_free_space(staging.parent, needed, f"install {locked.name}")
 
 
 def _install_conda(
@@ -111,33 +147,15 @@ def _install_conda(
     conda_packages.link(origins, staging / "prefix", used_as, staging / "cache")
 
 
-def _install_pypi(staging: Path, locked: LockedEnvironment, bundled: Bundle | None, descriptor: int) -> None:
-    """Install the PyPI packages in staging/prefix, while uv keeps the lock file `descriptor` open."""
-    target, lock, paths = staging / "prefix", locked.lock, locked.files
-    offline = uv.Offline(bundled.wheels, staging / "uv") if bundled else None
-    uv.install(target, paths.pins.path, paths.build_pins, lock.sdists, offline=offline, pass_fds=[descriptor])
-    _make_scripts_relocatable(target, lock.python)
-
-
 def _install_loader(checkout: Checkout, target: Path, locked: LockedEnvironment, descriptor: int) -> None:
     """Install the loader in `target` unless it is up to date, while uv keeps the lock file `descriptor` open."""
     if loader.ensure(checkout, target, pass_fds=[descriptor]):
         _make_scripts_relocatable(target, locked.lock.python)
 
 
-def _require_own_folder(folder: Path, name: str) -> None:
-    """Raise UserError where `folder` has other content than an installation of the environment `name`."""
-    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise UserError(f"{folder}: expected a folder, found a file or link; specify an empty or new one")
-    if folder.is_dir() and any(folder.iterdir()):
-        marker = read_marker(folder)
-        if not isinstance(marker, dict) or marker.get("environment") != name:
-            raise UserError(f"{folder}: expected an installation of {name}, found other files; specify an empty or new folder")
-
-
 def _make_scripts_relocatable(target: Path, python: str) -> None:
     """Make the console scripts of the PyPI packages run the Python in their own folder, wherever it is moved."""
-    packages = target / "lib" / f"python{python}" / "site-packages"
+    packages = state.site_packages(target, python)
     for record in packages.glob("*.dist-info/RECORD"):
         rows = list(csv.reader(io.StringIO(record.read_text("utf-8"))))
         changed = False

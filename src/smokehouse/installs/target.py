@@ -2,9 +2,10 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from packaging.tags import platform_tags
 
@@ -22,6 +23,26 @@ def read_marker(folder: Path) -> object:
         return json.loads((folder / MARKER).read_text())
     except (OSError, ValueError):
         return None
+
+
+def is_same(found: object, marker: Mapping[str, Any]) -> bool:
+    """Return whether the marker `found` in a folder is `marker`, which may have tuples for lists."""
+    return bool(found == json.loads(json.dumps(marker)))
+
+
+def unfinished(name: str) -> str:
+    """Return the marker of an installation of the environment `name` that is being changed."""
+    return json.dumps({"environment": name, "unfinished": True}) + "\n"
+
+
+def require_own_folder(folder: Path, name: str) -> None:
+    """Raise UserError where `folder` has other content than an installation of the environment `name`."""
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise UserError(f"{folder}: expected a folder, found a file or link; specify an empty or new one")
+    if folder.is_dir() and any(folder.iterdir()):
+        marker = read_marker(folder)
+        if not isinstance(marker, dict) or marker.get("environment") != name:
+            raise UserError(f"{folder}: expected an installation of {name}, found other files; specify an empty or new folder")
 
 
 @contextmanager

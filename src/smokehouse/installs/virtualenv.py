@@ -5,17 +5,31 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 from smokehouse.checkout import Checkout
 from smokehouse.console import status
-from smokehouse.installs import activation, loader, site_files
+from smokehouse.installs import activation, loader, pypi, site_files
+from smokehouse.installs.additions import Additions
 from smokehouse.installs.bundle import Bundle
-from smokehouse.installs.target import MARKER, PYPI_GROWTH, read_marker, require_platform, temporary_folder
+from smokehouse.installs.target import (
+    MARKER,
+    PYPI_GROWTH,
+    is_same,
+    read_marker,
+    require_own_folder,
+    require_platform,
+    temporary_folder,
+    unfinished,
+)
 from smokehouse.locks import LockedEnvironment
 from smokehouse.programs import uv
 from smokehouse.storage import files
 from smokehouse.storage.disk import require_free_space
 from smokehouse.storage.folder_lock import exclusive
+
+# What the marker says of an installation in a folder that the user chose.
+_CHOSEN = {"kind": "pip"}
 
 
 def ensure(checkout: Checkout, locked: LockedEnvironment, bundle: Bundle | None = None) -> Path:
@@ -25,35 +39,92 @@ def ensure(checkout: Checkout, locked: LockedEnvironment, bundle: Bundle | None 
     installed again where its sources have changed. Raises UserError where the lock is for another platform, differs from the
     files of the index or the bundle, or needs more disk space.
     """
-    name, lock, pins, build_pins = locked.name, locked.lock, locked.files.pins, locked.files.build_pins
-    folder = checkout.bundled(name) if bundle else checkout.installation(name)
-    marker = folder / MARKER
-    python = folder / "bin" / "python"
-    content = {path.name: files.hashed(path) for path in (pins.path, build_pins)}
-    if bundle:
-        content["bundle"] = bundle.digest
+    folder = checkout.bundled(locked.name) if bundle else checkout.installation(locked.name)
+    return _install(checkout, locked, folder, {"kind": "smoke"}, bundle, None, Additions())
+
+
+def install(
+    checkout: Checkout,
+    locked: LockedEnvironment,
+    folder: Path,
+    *,
+    bundled: Bundle | None = None,
+    python: str | None = None,
+    additions: Additions | None = None,
+) -> Path:
+    """Install the PyPI packages of a lock in a virtual environment in `folder`, and return its Python; raises UserError.
+
+    `python` is the version or path of the interpreter, by default one of the version of the lock. Where an installation is
+    there, only packages that changed or have damaged files are installed again.
+    """
+    return _install(checkout, locked, folder.absolute(), _CHOSEN, bundled, python, additions or Additions())
+
+
+def _install(
+    checkout: Checkout,
+    locked: LockedEnvironment,
+    folder: Path,
+    kind: dict[str, Any],
+    bundled: Bundle | None,
+    python: str | None,
+    additions: Additions,
+) -> Path:
+    name, lock, pins = locked.name, locked.lock, locked.files.pins
+    marker: dict[str, Any] = {"environment": name, **kind}
+    marker |= {path.name: files.hashed(path) for path in (pins.path, locked.files.build_pins)}
+    marker |= {"python": python} if python else {}
+    marker |= {"bundle": bundled.digest} if bundled else {}
+    marker |= {pypi.PACKAGES: pypi.fingerprints(locked, additions), **additions.record}
+    interpreter = folder / "bin" / "python"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with exclusive(folder.with_name(f".{folder.name}.lock"), f"installing {name}") as descriptor:
-        if read_marker(folder) == content and os.access(python, os.X_OK):
+        found = read_marker(folder)
+        if is_same(found, marker) and not activation.problems(folder, locked, (), marker):
             loader.ensure(checkout, folder, pass_fds=[descriptor])
             site_files.add(folder, lock.python, locked.cuda)  # an earlier release did not
-            return python
+            return interpreter
+        if kind == _CHOSEN:
+            require_own_folder(folder, name)
         require_platform(lock.platform, pins.name)
-        size = sum(file.size for file in (*lock.pip, *lock.build))
+        there = found.get(pypi.PACKAGES) if isinstance(found, dict) and found.get("python") == python else None
+        earlier = there if isinstance(there, dict) and _is_usable(interpreter, folder, lock.python) else {}
+        changed = {package for package, digest in marker[pypi.PACKAGES].items() if earlier.get(package) != digest}
+        size = sum(file.size for file in lock.pip if file.name in changed)
+        size += sum(file.size for file in lock.build) if {*lock.sdists} & changed else 0
         require_free_space(folder.parent, size * PYPI_GROWTH, f"install {pins.name}")
-        if bundle:
-            bundle.verify()
+        if bundled:
+            bundled.verify()
         began = time.monotonic()
         status(f"installing {name} ({len(lock.pip)} packages)")
-        marker.unlink(missing_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
-        uv.create_environment(folder, lock.python)
+        if not earlier:
+            _remove(folder)
+        if kind == _CHOSEN:  # so that a second call knows whose folder it is, whenever this one ends
+            files.write(folder / MARKER, unfinished(name))
+        else:
+            (folder / MARKER).unlink(missing_ok=True)
+        if not earlier:
+            uv.create_environment(folder, lock.python, python)
         with temporary_folder(folder.with_name(f".{folder.name}.cache")) as cache:
-            offline = uv.Offline(bundle.wheels, cache) if bundle else None
-            uv.install(folder, pins.path, build_pins, lock.sdists, offline=offline, pass_fds=[descriptor])
+            offline = uv.Offline(bundled.wheels, cache) if bundled else None
+            pypi.install(folder, locked, additions, earlier=earlier, offline=offline, pass_fds=[descriptor])
         loader.ensure(checkout, folder, pass_fds=[descriptor])
         site_files.add(folder, lock.python, locked.cuda)
         activation.prepare(folder, locked, folder)
-        files.write(marker, json.dumps(content, indent=2) + "\n")
+        pypi.require_complete(folder, locked, (), additions)
+        files.write(folder / MARKER, json.dumps(marker, indent=2) + "\n")
         status(f"installed {name} in {time.monotonic() - began:.0f} s")
-    return python
+    return interpreter
+
+
+def _remove(folder: Path) -> None:
+    """Remove `folder` so that, wherever this is interrupted, no part of it remains in its place."""
+    removed = folder.with_name(f".{folder.name}.removed")
+    shutil.rmtree(removed, ignore_errors=True)
+    if folder.exists():
+        folder.rename(removed)
+    shutil.rmtree(removed, ignore_errors=True)
+
+
+def _is_usable(interpreter: Path, folder: Path, python: str) -> bool:
+    """Return whether packages in a virtual environment can be replaced one by one."""
+    return os.access(interpreter, os.X_OK) and (folder / "pyvenv.cfg").is_file() and pypi.is_removable(folder, python)

@@ -18,7 +18,7 @@ from smokehouse.environments.inputs import CondaInputs, Inputs
 from smokehouse.errors import UserError
 from smokehouse.locks import constraints, pins
 from smokehouse.locks.check import read_lock, virtual_packages
-from smokehouse.locks.model import Channel, CondaPackage, Lock, LockedFile
+from smokehouse.locks.model import Channel, CondaPackage, Lock
 from smokehouse.locks.pins import LockFiles, PinFile
 from smokehouse.storage import files as storage
 
@@ -132,6 +132,8 @@ def _make_lock(
     *,
     settled: bool,
 ) -> Lock:
+    from smokehouse.locks.solvers.pip import locked_files
+
     return Lock(
         environment=environment.name,
         python=environment.inputs.python,
@@ -144,8 +146,8 @@ def _make_lock(
         tools=_tools(),
         files={path.name: storage.sha256(text) for path, text in sorted(texts.items())},
         conda=tuple(solved.package for solved in solution.packages),
-        pip=_locked(packages),
-        build=_locked(builds),
+        pip=locked_files(packages),
+        build=locked_files(builds),
     )
 
 
@@ -225,12 +227,3 @@ def _conda_text(environment: Environment, files: LockFiles, solution: "Solution"
 
 def _tools() -> dict[str, str]:
     return {name: metadata.version(name) for name in ("conda-lock", "py-rattler", "uv")}
-
-
-def _locked(packages: "Sequence[Resolved]") -> tuple[LockedFile, ...]:
-    """Return the locked file of each package, which is one."""
-    found = []
-    for package in packages:
-        (file,) = package.files
-        found.append(LockedFile(name=package.name, version=package.version, file=file.name, size=file.size, sha256=file.sha256))
-    return tuple(found)

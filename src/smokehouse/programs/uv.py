@@ -76,14 +76,21 @@ def find_python(version: str) -> Path | None:
         return None
 
 
-def create_environment(folder: Path, python: str) -> None:
-    """Create an empty virtual environment of `python` (such as 3.11) in `folder`; raises UserError."""
-    command = ["venv", "--quiet", "--no-project", "--python", python, str(folder)]
+def create_environment(folder: Path, python: str, interpreter: str | None = None) -> None:
+    """Create an empty virtual environment of `python` (such as 3.11) in `folder`; raises UserError.
+
+    `interpreter` is the path, name or version of the Python to use; it must be of that version.
+    """
+    chosen = interpreter or python
+    command = ["venv", "--quiet", "--no-project", "--allow-existing", "--python", chosen, str(folder)]
     ended = _run(command, RESOLVE_DEADLINE, cwd=folder.parent)
     if ended.code and re.search(r"Failed to (download|fetch)|error sending request|interpreter", ended.stderr):
-        raise UserError(_without_python(python, ended.stderr))
+        raise UserError(_without_python(chosen, ended.stderr))
     if ended.code:
-        raise UserError(f"{folder}: no environment of Python {python} can be created: {_explain(ended.stderr)}")
+        raise UserError(f"{folder}: no environment of Python {chosen} can be created: {_explain(ended.stderr)}")
+    if not (folder / "lib" / f"python{python}").is_dir():
+        found = ", ".join(path.name for path in (folder / "lib").glob("python*"))
+        raise UserError(f"--python {chosen}: expected Python {python}, found {found}; specify one of the version of the lock")
 
 
 def _without_python(version: str, stderr: str) -> str:
@@ -137,9 +144,12 @@ def install(
     built: Sequence[str],
     *,
     offline: Offline | None = None,
+    reinstall: Sequence[str] = (),
     pass_fds: Sequence[int] = (),
 ) -> None:
     """Install exactly the files that `pins` lists into the environment in `folder`, compiled to bytecode.
+
+    Packages that are there in the same version stay as they are, but those in `reinstall`.
 
     The source distributions `built` are built with exactly the files that `build_pins` lists. With `offline`, neither an
     index nor the network is used. uv keeps the file descriptors `pass_fds` open until it ends, even if it outlives this
@@ -150,6 +160,7 @@ def install(
     command = ["pip", "install", "--python", python, "--break-system-packages", "--compile-bytecode", "--no-deps"]
     command += ["--require-hashes", "--requirements", str(pins)]
     command += ["--require-build-hashes", "--preview-features", "build-dependency-hashes"]
+    command += [f"--reinstall-package={name}" for name in reinstall]
     if built:
         command += ["--build-constraints", str(build_pins)]
     if offline:
@@ -160,7 +171,42 @@ def install(
         command += [f"--refresh-package={name}" for name in built]
     failure = f"{folder.name} cannot be installed"
     run_uv(command, failure, _INSTALL_DEADLINE, cwd=folder, progress=True, pass_fds=pass_fds, offline=offline is not None)
-    run_uv(["pip", "check", "--python", python], f"{folder.name} has incompatible packages", RESOLVE_DEADLINE, cwd=folder)
+
+
+def check(folder: Path) -> None:
+    """Raise UserError where packages in the environment in `folder` are incompatible."""
+    command = ["pip", "check", "--python", str(folder / "bin" / "python")]
+    run_uv(command, f"{folder.name} has incompatible packages", RESOLVE_DEADLINE, cwd=folder)
+
+
+def uninstall(folder: Path, names: Sequence[str]) -> None:
+    """Remove the packages `names` from the environment in `folder`; raises UserError."""
+    command = ["pip", "uninstall", "--quiet", "--python", str(folder / "bin" / "python"), "--break-system-packages", *names]
+    run_uv(command, f"{folder.name}: {', '.join(names)} cannot be removed", RESOLVE_DEADLINE, cwd=folder)
+
+
+def install_editable(project: Path, folder: Path, *, pass_fds: Sequence[int] = ()) -> None:
+    """Install the folder `project` editable, and nothing that it requires, into the environment in `folder`.
+
+    Its build backend runs in an environment of its own. Raises UserError.
+    """
+    command = ["pip", "install", "--python", str(folder / "bin" / "python"), "--break-system-packages", "--no-deps"]
+    command += ["--no-config", "--reinstall", "--editable", str(project)]
+    run_uv(command, f"{project}: cannot be installed", _INSTALL_DEADLINE, cwd=folder, pass_fds=pass_fds)
+
+
+def read_metadata(project: Path, python: str) -> str:
+    """Return the METADATA that the build backend of the folder `project` gives for Python `python`; raises UserError.
+
+    It is that of an editable installation, for which no backend compiles more than it has to.
+    """
+    found = find_python(python)
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["pip", "install", "--target", folder, "--no-deps", "--no-config", "--quiet", "--editable", str(project)]
+        command += ["--python", str(found)] if found else [*ANY_PYTHON, "--python-version", python]
+        run_uv(command, f"{project}: its metadata cannot be read", _INSTALL_DEADLINE, cwd=Path(folder))
+        [metadata] = Path(folder).glob("*.dist-info/METADATA")
+        return metadata.read_text("utf-8")
 
 
 def install_wheel(folder: Path, name: str, pins: Path, offline: Offline, *, pass_fds: Sequence[int] = ()) -> None:
@@ -211,11 +257,10 @@ def _run(
 def _environ(offline: bool) -> Mapping[str, str]:
     """Return the environment variables for uv; if `offline`, without any that specifies a source of packages."""
     allowed = ("UV_CONCURRENT_", "UV_LINK_MODE", "UV_PYTHON_") if offline else tuple(_ALLOWED.split())
-    variables = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("UV_", "DS_BUILD_", "PYTHON", "VIRTUAL_ENV", "CONDA_")) or name.startswith(allowed)
-    }
+    foreign = ("UV_", "PIP_", "DS_BUILD_", "PYTHON", "VIRTUAL_ENV", "CONDA_")
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(foreign) or name.startswith(allowed)}
+    if variables.get("UV_LINK_MODE") == "symlink":  # an installation that ends with the cache
+        del variables["UV_LINK_MODE"]
     return variables | _BUILD_VARIABLES
 
 

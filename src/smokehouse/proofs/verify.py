@@ -14,14 +14,15 @@ from smokehouse.checkout import Checkout
 from smokehouse.console import size, status
 from smokehouse.errors import UserError
 from smokehouse.images import build as building
-from smokehouse.images import contexts, extra_wheels
+from smokehouse.images import contexts
 from smokehouse.images.build import Compression, ImageRequest
-from smokehouse.images.extra_wheels import ExtraWheel
 from smokehouse.images.fetch import open_image, work_folder
+from smokehouse.images.labelled_wheels import from_labels
 from smokehouse.images.labels import ImageLabels
 from smokehouse.images.paths import ENV, FILES_JSON
 from smokehouse.images.spec import ImageSpec
-from smokehouse.installs import Bundle
+from smokehouse.installs import Bundle, extra_wheels
+from smokehouse.installs.extra_wheels import ExtraWheel
 from smokehouse.locks import LOCK_JSON, LockedEnvironment
 from smokehouse.oci.filesystem import Entry, Tree
 from smokehouse.oci.layout import Image, Layout
@@ -126,7 +127,7 @@ def _open(checkout: Checkout, locked: LockedEnvironment, image: Image, reference
             f"{reference}: expected an image of the lock of {locked.name} in this checkout ({locked.digest[:12]}), "
             f"found one of another lock ({labels.lock[:12]}); {remedy}"
         )
-    wheels = extra_wheels.from_labels(labels, options.added, reference)
+    wheels = from_labels(labels, options.added, reference)
     folder = work_folder(checkout) / f"{locked.name}-{labels.flavour}"
     folder.mkdir(exist_ok=True)
     return _Subject(checkout, locked, image, reference, labels, wheels, folder)

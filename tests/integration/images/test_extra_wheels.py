@@ -11,7 +11,7 @@ from smokehouse.oci.layout import Layout
 
 from ...unit.channel import Channel
 from ...unit.conftest import Index, TestCheckout, wheel
-from ...unit.images.test_extra_wheels import FLASH, flash, hashed, with_torch
+from ...unit.installs.test_extra_wheels import FLASH, flash, hashed, with_torch
 from .. import reports
 from ..conftest import STRANGER, Made, built, locked_tiny
 from ..engine import Engine

@@ -75,7 +75,7 @@ def ranks(work: Callable[..., Any], *arguments: Any, world: int = 2, backend: st
         pipes, processes = [], []
         for rank in range(world):
             receiver, sender = fork.Pipe(duplex=False)
-            process = fork.Process(target=_rank, args=(rank, world, folder, sender, work, arguments))
+            process = fork.Process(target=_rank, args=(rank, world, folder, sender, work, arguments, backend))
             process.start()
             sender.close()
             pipes.append(receiver)
@@ -103,7 +103,9 @@ def ranks(work: Callable[..., Any], *arguments: Any, world: int = 2, backend: st
                 process.join(10)
 
 
-def _rank(rank: int, world: int, folder: str, pipe: Any, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _rank(
+    rank: int, world: int, folder: str, pipe: Any, work: Callable[..., Any], arguments: tuple[Any, ...], backend: str
+) -> None:
     import torch
 
     # The first call after a fork replaces torch's thread pool; transformers 5, which loads in several threads, could make it
@@ -115,9 +117,9 @@ def _rank(rank: int, world: int, folder: str, pipe: Any, work: Callable[..., Any
         import deepspeed
 
         torch.distributed.init_process_group(
-            "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world, timeout=timedelta(seconds=60)
+            backend, init_method=f"file://{folder}/store", rank=rank, world_size=world, timeout=timedelta(seconds=60)
         )
-        deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
         pipe.send(Result(value=work(rank, *arguments)))
     except BaseException as error:  # noqa: BLE001 - the test decides whether it is expected
         traceback.print_exc()

@@ -1,6 +1,7 @@
 """`doctor`: the preflight of the smoke tests and the checks of the builder, on this machine."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ import pytest
 
 from tests import stubs
 
-from ..conftest import TestCheckout
+from ..conftest import Index, TestCheckout
+from ..installs.test_project import make
 
 
 @pytest.fixture
@@ -79,3 +81,47 @@ def test_an_installed_environment_is_found_and_asked(sick: TestCheckout) -> None
     (packages / "triton-3.2.0.dist-info" / "METADATA").write_text("Name: triton\nVersion: 3.2.0\n")
     [found] = findings(sick, PATH=str(sick.root))["C compiler"]
     assert found["what"].startswith("not found, and triton 3.2.0 compiles C")
+
+
+def test_drift_is_reported_with_its_remedy(sick: TestCheckout, tmp_path: Path) -> None:
+    prefix = tmp_path / "p"
+    assert sick.run("install", "tiny", str(prefix), "--only", "pip").returncode == 0
+    assert sick.run("doctor", "tiny", "--prefix", str(prefix)).returncode == 0
+    [packages] = prefix.glob("lib/*/site-packages")
+    next(packages.glob("beta-*")).rename(packages / "beta-2.1.dist-info")
+    for path in packages.glob("gamma*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (packages / "mine-1.0.dist-info").mkdir()
+    (packages / "mine-1.0.dist-info" / "RECORD").write_text("")
+    (packages / "alpha.py").write_text("")
+    ended = sick.run("doctor", "tiny", "--json", "--prefix", str(prefix))
+    assert ended.returncode == 1
+    found = [one for one in json.loads(ended.stdout)["findings"] if one["level"] == "fail"]
+    failed = [f"{one['where']}: {one['what']}; {one['fix']}" for one in found]
+    size = len("def hello(): return 'hello'\ndef main(): print('hello')\n")
+    remedy = f"run smokehouse install tiny {prefix} --only pip"
+    assert failed[:3] == [
+        f"beta: expected 2.0, found 2.1; {remedy}",
+        f"mine: 1.0 is installed, not in the lock; {remedy}",
+        f"gamma: expected 1.5, not installed; {remedy}",
+    ]
+    assert f"alpha.py of alpha: expected {size} bytes, found 0" in failed[3]
+    assert sick.run("install", "tiny", str(prefix), "--only", "pip").returncode == 0
+    assert sick.run("doctor", "tiny", "--prefix", str(prefix)).returncode == 0
+
+
+def test_what_a_project_added_is_named_and_in_order(sick: TestCheckout, index: Index, tmp_path: Path) -> None:
+    prefix, mine = tmp_path / "p", make(tmp_path / "mine", "delta")
+    index.add("delta", "1.0")
+    command = ("install", "tiny", str(prefix), "--only", "pip", "--with-project", str(mine))
+    assert sick.run(*command).returncode == 0
+    report = sick.run("doctor", "tiny", "--prefix", str(prefix))
+    assert report.returncode == 0, report.stdout
+    assert f"  ok    delta: 1.0, added by --with-project {mine}\n" in report.stdout
+    assert f"  ok    mine: 0.1, added by --with-project {mine}\n" in report.stdout
+    [packages] = prefix.glob("lib/*/site-packages")
+    shutil.rmtree(next(packages.glob("delta-*")))
+    report = sick.run("doctor", "tiny", "--prefix", str(prefix))
+    assert report.returncode == 1
+    remedy = f"run smokehouse {' '.join(command)}"
+    assert f"  FAIL  delta: expected 1.0, added by --with-project {mine}, not installed; {remedy}\n" in report.stdout

@@ -17,6 +17,7 @@ from packaging.version import Version
 from smokehouse.environments.inputs import Inputs
 from smokehouse.environments.requirement import parse
 from smokehouse.errors import UserError
+from smokehouse.locks.model import LockedFile
 from smokehouse.locks.solvers import UnsolvableError, sdist
 from smokehouse.locks.wheel_tags import Artefact, artefacts, best_wheel, ranking, why_incompatible
 from smokehouse.programs.uv import ANY_PYTHON, RESOLVE_DEADLINE, run_uv
@@ -57,6 +58,9 @@ def compile_pins(inputs: Inputs, *options: str, preferred: Preferred | None = No
             inputs.python,
             *ANY_PYTHON,
         ]
+        if inputs.constraints:
+            Path(folder, "constraints.txt").write_text(inputs.constraints)
+            command += ["--constraints", "constraints.txt"]
         command += ["--exclude-newer", f"{inputs.before:%Y-%m-%dT%H:%M:%SZ}"]
         command += ["--python-platform", inputs.platform] if inputs.platform else ["--universal"]
         command += ["--resolution", "highest", "--prerelease", "if-necessary-or-explicit", "--no-header", "--quiet"]
@@ -128,6 +132,15 @@ def resolve_builds(
         found = _resolve(build, via, preferred)
         waiting = [package for package in found if package.sdist and package.name not in seen]
     return found
+
+
+def locked_files(packages: Sequence[Resolved]) -> tuple[LockedFile, ...]:
+    """Return the locked file of each package, which is one."""
+    found = []
+    for package in packages:
+        (file,) = package.files
+        found.append(LockedFile(name=package.name, version=package.version, file=file.name, size=file.size, sha256=file.sha256))
+    return tuple(found)
 
 
 def _resolve(inputs: Inputs, required_by: Mapping[str, tuple[str, ...]], preferred: Preferred | None) -> list[Resolved]:

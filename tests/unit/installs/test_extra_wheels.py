@@ -11,11 +11,12 @@ import pytest
 from smokehouse import locks
 from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
-from smokehouse.images import extra_wheels
-from smokehouse.images.extra_wheels import ExtraWheel, FetchedWheel
+from smokehouse.images.labelled_wheels import from_labels
 from smokehouse.images.labels import ImageLabels
 from smokehouse.images.plan import Layer, plan_layers
 from smokehouse.images.spec import tags
+from smokehouse.installs import extra_wheels
+from smokehouse.installs.extra_wheels import ExtraWheel, FetchedWheel
 from smokehouse.locks import LockedEnvironment
 
 from ..channel import Channel
@@ -237,10 +238,10 @@ def test_a_server_that_lies_and_a_file_that_is_gone_are_named(stacked: TestCheck
 def test_a_label_is_trusted_no_more_than_a_user() -> None:
     data = hashed(b"")
     url = f"https://example.org/{FLASH}#sha256={data}"
-    [found] = extra_wheels.from_labels(labelled(url), [], "IMAGE")
+    [found] = from_labels(labelled(url), [], "IMAGE")
     assert (found.text, found.source) == (url, f"https://example.org/{FLASH}")
     mine = extra_wheels.parse(f"/mnt/mine-1.0-py3-none-any.whl#sha256={data}")
-    [found] = extra_wheels.from_labels(labelled(url), [mine], "IMAGE")
+    [found] = from_labels(labelled(url), [mine], "IMAGE")
     assert (found.text, found.source) == (url, "/mnt/mine-1.0-py3-none-any.whl")
     for label, given, said in (
         (f"/etc/{FLASH}#sha256={data}", [], f"IMAGE: requires {FLASH}, which has no URL; pass --with FILE#sha256={data}"),
@@ -252,4 +253,4 @@ def test_a_label_is_trusted_no_more_than_a_user() -> None:
         ("", [mine], "--with mine-1.0-py3-none-any.whl: SHA-256 not found in the labels of IMAGE; drop the option"),
     ):
         with pytest.raises(UserError, match=re.escape(said)):
-            extra_wheels.from_labels(labelled(label), given, "IMAGE")
+            from_labels(labelled(label), given, "IMAGE")

@@ -1,10 +1,10 @@
-"""Extra wheels: wheels that are in no lock, requested by hash with --with, to go into an image beside the locked ones."""
+"""Extra wheels: wheels that are in no lock, requested by hash with --with, beside the locked ones."""
 
 import re
 import zipfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -18,8 +18,7 @@ from smokehouse.checkout import Checkout
 from smokehouse.console import as_typed
 from smokehouse.environments import Environment
 from smokehouse.errors import UserError
-from smokehouse.images.labels import EXTRA_WHEELS, ImageLabels
-from smokehouse.locks import Lock, LockedFile
+from smokehouse.locks import Lock, LockedFile, markers
 from smokehouse.locks.wheel_tags import Artefact, ranking, why_incompatible
 from smokehouse.storage.download import Download, fetch, is_whole
 from smokehouse.storage.files import SHA256
@@ -109,28 +108,6 @@ def _name_in_url(source: str, text: str) -> str:
     return unquote(parts.path.rpartition("/")[2])
 
 
-def from_labels(labels: ImageLabels, requested: Sequence[ExtraWheel], image: str) -> tuple[ExtraWheel, ...]:
-    """Return the extra wheels of `image`, each from `requested` if it is there; raises UserError.
-
-    What the image's builder had as a file must be in `requested`; the rest can be downloaded from the URL in the label.
-    """
-    unused = {wheel.sha256: wheel for wheel in requested}
-    found = []
-    for text in labels.extra_wheels:
-        try:
-            wheel = parse(text)
-        except UserError as error:
-            raise UserError(f"{image}: invalid label {EXTRA_WHEELS}: {error}") from None
-        if match := unused.pop(wheel.sha256, None):
-            wheel = replace(wheel, source=match.source)
-        elif not wheel.url:
-            raise UserError(f"{image}: requires {wheel.name}, which has no URL; pass --with FILE#sha256={wheel.sha256}")
-        found.append(wheel)
-    for wheel in unused.values():
-        raise UserError(f"--with {wheel.name}: SHA-256 not found in the labels of {image}; drop the option")
-    return tuple(found)
-
-
 def fetch_wheels(
     checkout: Checkout, requested: Sequence[ExtraWheel], environment: Environment, lock: Lock
 ) -> tuple[FetchedWheel, ...]:
@@ -188,21 +165,35 @@ def extend_lock(lock: Lock, wheels: Sequence[FetchedWheel]) -> Lock:
 
 def require_torch_abi(requested: Sequence[ExtraWheel], lock: Lock, wheels: Path) -> None:
     """Raise UserError where an extra wheel was compiled for another C++ ABI than the torch in the folder `wheels`."""
+    if any(map(_abi, requested)):
+        with zipfile.ZipFile(wheels / _torch(lock).file) as archive:
+            found = archive.read(_TORCH_CONFIG) if _TORCH_CONFIG in archive.namelist() else b""
+        _require_abi(requested, lock, found)
+
+
+def require_installed_torch_abi(requested: Sequence[ExtraWheel], lock: Lock, packages: Path) -> None:
+    """Raise UserError where an extra wheel was compiled for another C++ ABI than torch in the folder `packages`."""
+    if any(map(_abi, requested)):
+        config = packages / _TORCH_CONFIG
+        _require_abi(requested, lock, config.read_bytes() if config.is_file() else b"")
+
+
+def _require_abi(requested: Sequence[ExtraWheel], lock: Lock, config: bytes) -> None:
+    found = re.search(rb"-D_GLIBCXX_USE_CXX11_ABI=([01])", config)
+    has = {b"0": "false", b"1": "true"}[found[1]] if found else "unknown"
     for wheel in requested:
-        abi = _compiled_for(wheel).get("abi")
-        if not abi:
-            continue
-        torch = next(file for file in lock.pip if file.name == "torch")
-        try:
-            with zipfile.ZipFile(wheels / torch.file) as archive:
-                found = re.search(rb"-D_GLIBCXX_USE_CXX11_ABI=([01])", archive.read(_TORCH_CONFIG))
-        except KeyError:
-            found = None
-        has = {b"0": "false", b"1": "true"}[found[1]] if found else "unknown"
-        if has != abi:
+        if (abi := _abi(wheel)) and has != abi:
             raise UserError(
-                f"--with {wheel.name}: requires cxx11abi {abi.upper()}, that of {torch.file} is {has.upper()}; {_REMEDY}"
+                f"--with {wheel.name}: requires cxx11abi {abi.upper()}, that of {_torch(lock).file} is {has.upper()}; {_REMEDY}"
             )
+
+
+def _abi(wheel: ExtraWheel) -> str | None:
+    return _compiled_for(wheel).get("abi")
+
+
+def _torch(lock: Lock) -> LockedFile:
+    return next(file for file in lock.pip if file.name == "torch")
 
 
 def _check_name(wheel: ExtraWheel, environment: Environment, lock: Lock) -> None:
@@ -265,21 +256,7 @@ def _metadata(wheel: ExtraWheel, path: Path) -> tuple[str, RawMetadata]:
 
 def _check_requirements(wheel: ExtraWheel, raw: RawMetadata, versions: dict[str, str], lock: Lock) -> None:
     """Raise UserError where `versions` do not meet what a wheel requires on Linux with the Python of the lock."""
-    python = next((package.version for package in lock.conda if package.name == "python"), f"{lock.python}.0")
-    machine = {
-        "implementation_name": "cpython",
-        "implementation_version": python,
-        "os_name": "posix",
-        "platform_machine": lock.platform.partition("-")[0],
-        "platform_python_implementation": "CPython",
-        "platform_release": "",
-        "platform_system": "Linux",
-        "platform_version": "",
-        "python_full_version": python,
-        "python_version": lock.python,
-        "sys_platform": "linux",
-        "extra": "",
-    }
+    python, machine = markers.python_version(lock), {**markers.of(lock), "extra": ""}
     try:
         if python not in SpecifierSet(required := raw.get("requires_python", "")):
             raise UserError(f"--with {wheel.name}: requires Python {required}, lock has {python}; {_REMEDY}")
