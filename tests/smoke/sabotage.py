@@ -14,6 +14,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -411,16 +412,51 @@ def labelled_dummy() -> None:
 
 
 @sabotage
-def frozen_text_rank() -> None:
-    """Stop the rank with text only for good: mixed modality hangs, as reported on NCCL."""
+def hanging_text_rank() -> None:
+    """Have the rank with text only wait for ever: mixed modality hangs, as reported on NCCL."""
 
     @contextlib.contextmanager
     def fault(*_: Any) -> Iterator[None]:
-        os.kill(os.getpid(), signal.SIGSTOP)
+        threading.Event().wait()
         yield
 
     supervisor.MAY_END_DEADLINE = 3.0
     during(mixed_modality, "text_only_ranks", fault, rank=1)
+
+
+def _signalled(step: tuple[ModuleType, str], number: signal.Signals, rank: int) -> None:
+    @contextlib.contextmanager
+    def fault(*_: Any) -> Iterator[None]:
+        os.kill(os.getpid(), number)
+        yield
+
+    supervisor.MAY_END_DEADLINE = 3.0
+    during(*step, fault, rank=rank)
+
+
+@sabotage
+def stopped_text_rank() -> None:
+    """Stop the rank with text only, as a person or a batch system does."""
+    _signalled((mixed_modality, "text_only_ranks"), signal.SIGSTOP, 1)
+
+
+@sabotage
+def killed_text_rank() -> None:
+    """Kill the rank with text only, as the kernel does where memory is short."""
+    _signalled((mixed_modality, "text_only_ranks"), signal.SIGKILL, 1)
+
+
+@sabotage
+def hanging_shape() -> None:
+    """Have rank 0 hang in place of refusing the wrong shape."""
+
+    @contextlib.contextmanager
+    def fault(*_: Any) -> Iterator[None]:
+        threading.Event().wait()
+        yield
+
+    supervisor.MAY_END_DEADLINE = 3.0
+    during(injected, "wrong_shape", fault, stage=3, rank=0)
 
 
 @sabotage

@@ -307,16 +307,41 @@ def test_rank_that_raises(smoke: Starter) -> None:
 
 def test_mixed_modality_that_hangs(smoke: Starter) -> None:
     """A hang is detected, reported with the stack of each hung rank, and does not end the run."""
-    ended = smoke.run("--zero", "2", sabotage=("frozen_text_rank",))
+    ended = smoke.run("--zero", "2", sabotage=("hanging_text_rank",))
     assert ended.code == 0, ended.stdout
     entry = ended.found("mixed modality", 2)
     assert entry["verdict"] == "known-issue"
     waiting, frozen = entry["ranks"]
-    assert re.match(r"hangs: rank 1 is stopped \(SIGSTOP\) in zero-2 / mixed modality for 3 s, at ", frozen["detail"])
+    assert re.match(r"hangs: rank 1 hangs in zero-2 / mixed modality for 3 s, at ", frozen["detail"])
     assert "sabotage.py" in frozen["detail"]
     assert re.match(r"hangs: rank 0 hangs in zero-2 / mixed modality for 3 s, at ", waiting["detail"])
     stack = (ended.folder / "logs" / "zero2-fresh" / "rank0.stack").read_text()
     assert re.search(r"checks/mixed_modality\.py\W.* in text_only_ranks$", stack, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("fault", "how"),
+    [
+        ("stopped_text_rank", r"rank 1 is stopped \(SIGSTOP\) in .*; expected no such end$"),
+        ("killed_text_rank", r"dies: killed by signal 9 \(SIGKILL\); expected no such end$"),
+    ],
+)
+def test_mixed_modality_ended_from_outside(smoke: Starter, fault: str, how: str) -> None:
+    """A rank that a person or the kernel ends is no sign of the known issue."""
+    ended = smoke.run("--zero", "2", "--only", "mixed modality", sabotage=(fault,))
+    assert ended.code == 1
+    entry = ended.found("mixed modality", 2)
+    assert entry["verdict"] == "failed"
+    assert re.search(how, entry["ranks"][1]["detail"])
+
+
+def test_wrong_shape_that_hangs_is_not_detected(smoke: Starter) -> None:
+    ended = smoke.run("--zero", "3", "--only", "wrong shape", sabotage=("hanging_shape",))
+    assert ended.code == 1
+    entry = ended.found("wrong shape", 3, "control")
+    assert re.match(
+        r"hangs: rank 0 hangs in zero-3 / wrong shape for 3 s, .*; expected rank 0 to report$", entry["ranks"][0]["detail"]
+    )
 
 
 def test_controls_without_their_failures(smoke: Starter) -> None:
