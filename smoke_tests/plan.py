@@ -273,8 +273,12 @@ def _extra_alone(leg: Leg, device: str) -> list[Job]:
     )
     planned = [Job("plain-extra", steps, leg=leg, after=("plain",))]
     if _compiles_ops(device):
-        compiled = Step("cpu ops", offload.compile_ops, staged=False, hf_config=False, of_leg=False)
-        planned.append(Job("ops", (compiled,), leg=leg, after=("plain",)))
+        # Two steps of one check, as each has a deadline of its own. First cpu_adam, which more depends on.
+        ops = [
+            Step("cpu ops", run, staged=False, hf_config=False, of_leg=False)
+            for run in (offload.compile_cpu_adam, offload.compile_fused_adam)
+        ]
+        planned.append(Job("ops", tuple(ops), leg=leg, after=("plain",)))
     return planned
 
 

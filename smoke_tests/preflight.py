@@ -11,12 +11,12 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smoke_tests import families, legs, report
+from smoke_tests import families, legs, needs, report
 from smoke_tests import options as options_module
 from smoke_tests.legs import Leg
 from smoke_tests.machine import Situation, Visible, evidence, findings, visible_gpus
@@ -35,6 +35,7 @@ class Resources:
 
     device: str  # cpu | cuda
     legs: tuple[Leg, ...]  # on which the ZeRO jobs run
+    timeout: float  # seconds that a check may take
     source: Path | None  # the folder of the requested checkpoint; None for the synthetic one
 
 
@@ -122,8 +123,7 @@ def check(options: Options, work: Path) -> Resources:
     source = _source(options.checkpoint, family)
     chosen = legs.choose(device, gpus, options.backend, options.processes)
     parameters = inspect_checkpoint(source).elements if source else family.synthetic_parameters
-    if device == "cpu":
-        _check_memory(max(leg.world_size for leg in chosen), parameters)
+    _check_memory(chosen, options.stages, parameters, visible)
     _check_disk(work, parameters, len(options.stages) * len(chosen))
     _check_port(options.port)
     try:
@@ -131,7 +131,7 @@ def check(options: Options, work: Path) -> Resources:
         getattr(transformers, options.stack["model"]["class"])
     except (ImportError, AttributeError) as error:
         raise InputError(f"model family {family.name}: {error}; pin a transformers that has it, or fix its module") from error
-    return Resources(device, chosen, source)
+    return Resources(device, chosen, options.timeout or needs.deadline(parameters), source)
 
 
 @contextlib.contextmanager
@@ -182,17 +182,27 @@ def _source(requested: str | None, family: families.Family) -> Path | None:
     return folder
 
 
-def _check_memory(processes: int, parameters: int) -> None:
-    """Refuse more ranks than the machine has memory for."""
-    each = options_module.BASE_BYTES + options_module.BYTES_PER_PARAMETER * parameters
+def _check_memory(chosen: Sequence[Leg], stages: tuple[int, ...], parameters: int, visible: Visible) -> None:
+    """Refuse what the memory of this machine or its GPUs cannot hold."""
     available = _available_memory()
-    if processes * each > available:
-        most = available // each
-        fix = f"give --nproc {most} or less" if most else "use a larger machine or a smaller checkpoint"
-        raise InputError(
-            f"--nproc {processes}: {processes} ranks require about {_gib(processes * each)} of memory ({_gib(each)} each), "
-            f"found {_gib(available)} free; {fix}"
-        )
+    for leg in chosen:
+        needed = needs.needs(parameters, leg, stages)
+        for gpu in visible.gpus[: leg.gpus]:
+            if gpu.card and not gpu.card.mig and gpu.card.free < needed.device:
+                raise InputError(
+                    f"{gpu.where}: {needed.device_phase} requires about {_gib(needed.device)}, found "
+                    f"{_gib(gpu.card.free)} free; use more or larger GPUs, {'--zero 3, ' if 2 in stages else ''}"
+                    "or a smaller checkpoint"
+                )
+        if available < needed.host:
+            each = needed.host // leg.world_size
+            most = 0 if leg.gpus else available // each
+            fix = f"give --nproc {most} or less" if most else "use a larger machine or a smaller checkpoint"
+            ranks = "" if leg.gpus else f" ({_gib(each)} each)"
+            raise InputError(
+                f"--nproc {leg.world_size}: {needed.host_phase} requires about {_gib(needed.host)} of memory{ranks}, "
+                f"found {_gib(available)} free; {fix}"
+            )
 
 
 def _gib(size: float) -> str:
@@ -210,8 +220,8 @@ def _available_memory() -> int:
     return max(available, 0)
 
 
-def _check_disk(work: Path, parameters: int, stages: int) -> None:
-    needed = options_module.SYNTHETIC_DISK_BYTES + stages * parameters * options_module.DISK_BYTES_PER_PARAMETER
+def _check_disk(work: Path, parameters: int, runs: int) -> None:
+    needed = needs.disk_bytes(parameters, runs)
     free = shutil.disk_usage(work).free
     if free < needed:
         raise InputError(

@@ -127,7 +127,7 @@ def _supervise(
         address="",
         device=resources.device,
         precision=runtime.PRECISION[resources.device],
-        timeout=options.timeout,
+        timeout=resources.timeout,
         port=options.port,
         source=resources.source or workspace.synthetic,
         workspace=workspace,

@@ -21,14 +21,13 @@ from smoke_tests import runtime
 from smoke_tests.checks import loading, training
 from smoke_tests.checks.context import RankContext, TrainingState
 from smoke_tests.machine import software
-from smoke_tests.outcome import Outcome, failed, judged
+from smoke_tests.outcome import Outcome, failed, judged, passed
 
-OPS = ("cpu_adam", "fused_adam")
-# Seconds for all ops, below the usual deadline of a step, so that a slow compiler is named and does not end the run.
+# Seconds for an op, below the usual deadline of a step, so that a slow compiler is named and does not end the run.
 COMPILE_DEADLINE = 100.0
 STEPS = 5
-# Of a weight near 1 after five steps of about 1e-3 each: a few units in the last place, since the op sums in another order.
-TOLERANCE = 1e-6
+# Of weights up to 4 after five steps of about 1e-3: some units in the last place (5e-7), as the op rounds in another order.
+TOLERANCE = 1e-5
 RATE, EPSILON, DECAY = 1e-3, 1e-8, 0.01
 
 
@@ -41,7 +40,7 @@ def _cache(context: RankContext) -> Path:
 
 
 def ready(context: RankContext, op: str) -> bool:
-    """Whether DeepSpeed loads `op` without compiling it: from the installation, or from what `compile_ops` left."""
+    """Whether DeepSpeed loads `op` without compiling it: from the installation, or from what an earlier job compiled."""
     if software.ahead_of_time(op):
         return context.device == "cuda" or op == "cpu_adam"  # fused_adam is then for GPUs alone
     cache = _cache(context)
@@ -59,47 +58,62 @@ def _use(cache: Path) -> None:
         os.environ["PATH"] = f"{scripts}{os.pathsep}{os.environ['PATH']}"
 
 
-def compile_ops(context: RankContext, _: TrainingState) -> Outcome:
+def compile_cpu_adam(context: RankContext, _: TrainingState) -> Outcome:
     """Check that DeepSpeed's Adam ops for the CPU compile and load here; a later run finds them."""
+    return _compiled(context, "cpu_adam")
+
+
+def compile_fused_adam(context: RankContext, _: TrainingState) -> Outcome:
+    """On a CPU, a configuration with an optimizer of type AdamW uses fused_adam."""
+    return _compiled(context, "fused_adam")
+
+
+def _compiled(context: RankContext, op: str) -> Outcome:
     runtime.import_deepspeed(context.device)
     cache = _cache(context)
     cache.mkdir(parents=True, exist_ok=True)
     _use(cache)
-    began, problems = time.monotonic(), []
-    for op in OPS:
-        if not (cache / f"{op}.ready").exists():
-            shutil.rmtree(cache / op, ignore_errors=True)  # a killed build leaves a lock on which torch would wait
-            problem = _compile(op, began + COMPILE_DEADLINE - time.monotonic())
-            if problem:
-                shutil.rmtree(cache / op, ignore_errors=True)
-                problems.append(f"{op}: {problem}")
-            else:
-                (cache / f"{op}.ready").touch()
-    return judged(problems, f"{' and '.join(OPS)} in {time.monotonic() - began:.0f} s")
+    if (cache / f"{op}.ready").exists():
+        return passed(f"{op} was compiled by an earlier run")
+    shutil.rmtree(cache / op, ignore_errors=True)  # a killed build leaves a lock on which torch would wait
+    began = time.monotonic()
+    if problem := _compile(op):
+        return failed(f"{op}: {problem}")
+    (cache / f"{op}.ready").touch()
+    return passed(f"{op} compiled in {time.monotonic() - began:.0f} s")
 
 
-def _compile(op: str, seconds: float) -> str:
-    """Compile an op in a process group of its own, which ends by then; return what went wrong, in words."""
+def _compile(op: str) -> str:
+    """Compile and load an op in a child process, which ends by the deadline; return what went wrong, in words.
+
+    The child and its compilers stay in this job's process group, which the supervisor kills however the job ends.
+    """
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            os.setsid()
             runtime.op_builder(op).load(verbose=False)
             code = 0
         except BaseException:  # noqa: BLE001 - nothing may return into the parent's code
             traceback.print_exc()
             sys.stderr.flush()
         os._exit(code)
-    until = time.monotonic() + seconds
-    while not (ended := os.waitpid(child, os.WNOHANG))[0] and time.monotonic() < until:
+    until = time.monotonic() + COMPILE_DEADLINE
+    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
+        if time.monotonic() > until:
+            _end_group()
+            os.waitpid(child, 0)
+            return f"not compiled within {COMPILE_DEADLINE:.0f} s; run again on a machine that is less busy"
         time.sleep(0.05)
-    if ended[0]:
-        return f"not compiled; see the log of {op}" if ended[1] else ""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return f"not compiled within {COMPILE_DEADLINE:.0f} s; compile it before with: python -m deepspeed.env_report"
+    return "not compiled; see the log of the job" if ended[1] else ""
+
+
+def _end_group() -> None:
+    """Kill all processes of this process's group but itself: a child, and the compilers that it started."""
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(ValueError, ProcessLookupError):
+            if int(entry.name) != os.getpid() and os.getpgid(int(entry.name)) == os.getpgrp():
+                os.kill(int(entry.name), signal.SIGKILL)
 
 
 def _steps(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) -> None:

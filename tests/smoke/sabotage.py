@@ -24,7 +24,7 @@ from unittest.mock import patch
 
 import torch
 
-from smoke_tests import families, legs, runtime
+from smoke_tests import families, legs, needs, runtime
 from smoke_tests.checks import (
     RankContext,
     TrainingState,
@@ -99,6 +99,12 @@ def one_rank_and_two() -> None:
 
 
 # the checks
+
+
+@sabotage
+def large_model() -> None:
+    """Take the synthetic checkpoint for one that a single process cannot train."""
+    needs.SMALL_MODEL = 1
 
 
 @sabotage
@@ -650,7 +656,9 @@ def spoiled_save() -> None:
         from safetensors.torch import load_file, save_file
         from transformers import Trainer
 
-        def spoil(_saved: Any, _self: Any, folder: str) -> None:
+        def spoil(_saved: Any, _self: Any, folder: str, _internal_call: bool = False) -> None:
+            if _internal_call:  # a checkpoint
+                return
             file = next(Path(folder).glob("*.safetensors"))
             tensors = load_file(file)
             next(tensor for name, tensor in tensors.items() if name.endswith(".norm.weight"))[0] += 1
@@ -725,6 +733,12 @@ def unmasked_attention() -> None:
 def longer_steps() -> None:
     """Take steps of ten times the length under ZeRO-3 on samples of usual size: the first loss is right even so."""
     during(sizes, "real_sizes", lambda *_: _optimizer_group(lr=10.0), stage=3)
+
+
+@sabotage
+def impatient() -> None:
+    """Give compilers a second, as a machine that is too busy does."""
+    offload.COMPILE_DEADLINE = 1.0
 
 
 @sabotage

@@ -408,8 +408,8 @@ def test_busy_port(smoke: Starter) -> None:
 def test_more_ranks_than_the_memory_holds(smoke: Starter) -> None:
     said = smoke.refused("--nproc", "5000")
     found = re.fullmatch(
-        r"--nproc 5000: 5000 ranks require about ([\d.]+) GiB of memory \(([\d.]+) GiB each\), found ([\d.]+) GiB free; "
-        r"give --nproc (\d+) or less",
+        r"--nproc 5000: training on 5000 ranks requires about ([\d.]+) GiB of memory \(([\d.]+) GiB each\), "
+        r"found ([\d.]+) GiB free; give --nproc (\d+) or less",
         said,
     )
     assert found, said

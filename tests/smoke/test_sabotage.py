@@ -280,6 +280,14 @@ def test_learning_rate_that_is_a_fifth_too_large(smoke: Starter) -> None:
     assert_failed(ended, "parity", 2, BOTH, r"weights: moved 1\.\d+ times as far as in a single process, ")
 
 
+def test_a_large_model_is_compared_without_an_optimizer_in_one_process(smoke: Starter) -> None:
+    ended = smoke.run("--zero", "3", sabotage=("large_model",))
+    assert (ended.code, ended.stderr) == (0, "")
+    assert ended.found("parity", 3)["detail"].endswith("of a single process in the first step")
+    assert len(ended.found("train", 3)["ranks"]) == 2
+    assert ended.found("mixed modality: dummy image", 3)["verdict"] == "passed"
+
+
 def test_checkpoint_that_cannot_be_made(smoke: Starter) -> None:
     ended = smoke.run("--zero", "2", sabotage=("unwritable_checkpoint",))
     assert ended.code == 1

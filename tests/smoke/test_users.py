@@ -14,19 +14,20 @@ from .test_sabotage import assert_failed
 BOTH = (0, 1)
 STAGED = {"trainer", "real sizes", "LoRA", "frozen vision tower", "offload"}
 ALONE = {"trainer: plain run", "real sizes: plain run", "attention", "cpu ops"}
+DEADLINE = 600.0  # seconds of a run; the compilation of two ops takes a busy machine minutes
 SLOW = ("--timeout", "300")  # seconds; compilers share this machine with other tests
 
 
 @pytest.fixture(scope="module")
 def good(lasting: Starter) -> Ended:
     """Return a run of all checks that only --all has and that run on a CPU."""
-    return lasting.run("--only", ",".join(sorted(STAGED | ALONE)), *SLOW, report=lasting.folder / "users")
+    return lasting.start("--only", ",".join(sorted(STAGED | ALONE)), *SLOW, report=lasting.folder / "users").finish(DEADLINE)
 
 
 @pytest.fixture(scope="module")
 def broken(lasting: Starter) -> Ended:
     """Return a run in which what they test is broken, on a machine whose compiler fails."""
-    return lasting.run(
+    started = lasting.start(
         *("--only", ",".join(sorted(STAGED | ALONE)), *SLOW),
         report=lasting.folder / "broken-users",
         sabotage=(
@@ -35,6 +36,7 @@ def broken(lasting: Starter) -> Ended:
         ),
         CXX="false",
     )
+    return started.finish(DEADLINE)
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +120,14 @@ def test_compiler_that_fails(broken: Ended) -> None:
     assert_failed(broken, "cpu ops", None, (0,), r"^cpu_adam: not compiled; ")
     for stage in (2, 3):
         assert_failed(broken, "offload", stage, BOTH, "cpu_adam: expected a compiled op, found none")
+
+
+def test_compiler_that_is_late(smoke: Starter) -> None:
+    """The run goes on without the ops, and no compiler is left."""
+    ended = smoke.run("--only", "cpu ops", sabotage=("impatient",))
+    assert ended.failures() == {("check", "cpu ops", None)}
+    assert_failed(ended, "cpu ops", None, (0,), r"^cpu_adam: not compiled within 1 s; ")
+    assert not list((ended.folder / "ops").rglob("*.ready"))
 
 
 def test_offload(decayed: Ended) -> None:

@@ -25,6 +25,7 @@ _DRIVER = ("/proc/driver/nvidia/version", "/usr/lib/wsl/lib/libcuda.so.1")
 
 # Where the smoke test is in a container of somebody else's image, which has neither it nor a home for the user.
 _PLACE = "/opt/smokehouse-here"
+_LOADER = Path(__file__).resolve().parents[2] / "smokehouse_loader"  # beside smokehouse, in a checkout and installed
 _HOME = {"HOME": "/tmp", "USER": "smokehouse", "LOGNAME": "smokehouse", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONNOUSERSITE": "1"}
 
 
@@ -60,7 +61,7 @@ def smoke_image_here(checkout: Checkout, reference: str, family: str | None, opt
         raise UserError(f"smoke: expected --python or --prefix, found both; give one of {python} and {prefix}")
     image = docker.inspect(reference, checkout.root)
     smoke_tests = checkout.file("smoke_tests")
-    packages = {"smoke_tests": smoke_tests, "smokehouse_loader": _loader(smoke_tests.parent)}
+    packages = {"smoke_tests": smoke_tests, _LOADER.name: _LOADER}
     extra = [*("--workdir", _PLACE), *("--entrypoint", f"{prefix}/bin/python" if prefix else python or "python3")]
     for name, folder in packages.items():
         extra += ["--mount", f"type=bind,source={folder},target={_PLACE}/{name},readonly"]
@@ -71,11 +72,6 @@ def smoke_image_here(checkout: Checkout, reference: str, family: str | None, opt
     command += ["--image", image.digest, *options]
     local.validate(command, "here", smoke_tests.parent)
     docker.exec_container(image, command, [*_limits(folder, options), *extra], checkout.root)
-
-
-def _loader(place: Path) -> Path:
-    """Return the folder of smokehouse_loader, which is in src/ of a checkout, and beside smokehouse in an installed package."""
-    return (place.parents[1] if place.name == "_data" else place / "src") / "smokehouse_loader"
 
 
 def prove(checkout: Checkout, reference: str, folder: Path) -> Report:

@@ -158,6 +158,21 @@ def test_pulled_elsewhere_it_passes_its_whole_smoke_test(real: Real, pulled: Eng
     assert "--nonsense" in run(checkout, "smoke", "--image", real.reference, "--nonsense", code=2).stderr
 
 
+def test_without_its_labels_it_passes_as_an_image_of_somebody_else(real: Real, pulled: Engine) -> None:
+    """`--here`: the smoke test of the checkout in a container of an image that has another entrypoint and no label of ours."""
+    container = pulled.docker("create", real.reference).stdout.strip()
+    changes = ("--change", 'LABEL io.smokehouse.environment=""', "--change", "ENTRYPOINT []")
+    pulled.docker("commit", *changes, container, "theirs:real")
+    pulled.docker("rm", container)
+    checkout = TestCheckout(real.checkout.root, real.checkout.environ | {"DOCKER_HOST": pulled.environ["DOCKER_HOST"]})
+    assert "not an image of Smokehouse" in run(checkout, "smoke", "--image", "theirs:real", code=2).stderr
+    said = run(checkout, "smoke", "--here", "--image", "theirs:real", "--python", "/opt/env/bin/python").stdout
+    assert said.splitlines()[-1].startswith("no lock: this is about /opt/env ")
+    report = json.loads((checkout.root / "build" / "smoke" / "here-image" / "report.json").read_text())
+    assert (report["verdict"], report["lock"]) == ("passed", None)
+    assert report["installed"]["packages"]["deepspeed"] == report["versions"]["deepspeed"]
+
+
 def test_the_stack_is_there_without_the_entrypoint_and_the_driver_is_not(real: Real, pulled: Engine) -> None:
     code = "import sys, torch, transformers; print(torch.__file__); assert 'smokehouse' not in sys.modules"
     said = pulled.docker("run", "--rm", *STRANGER, "--entrypoint", "", real.reference, "python", "-c", code).stdout

@@ -124,3 +124,52 @@ def test_a_folder_with_other_files_is_refused(root: Path, engine: Engine, tmp_pa
     (tmp_path / "thesis").touch()
     with pytest.raises(UserError, match="expected an empty folder or one of reports, found other files; give --report"):
         runs.prove(Checkout(root), "tiny:tag", tmp_path)
+
+
+def here(root: Path, engine: Engine, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run `smoke --here --image` with the stand-in for docker."""
+    command = [sys.executable, "-m", "smokehouse", "smoke", "--here", "--image", "theirs", "--report", str(folder), *options]
+    environ = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
+    return subprocess.run(command, env=environ, cwd=root, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("options", "python"),
+    [
+        ((), "python3"),
+        (("--python", "/opt/conda/bin/python"), "/opt/conda/bin/python"),
+        (("--prefix=/env",), "/env/bin/python"),
+    ],
+)
+def test_an_image_of_somebody_else_is_proven_without_a_lock(
+    root: Path, engine: Engine, tmp_path: Path, options: tuple[str, ...], python: str
+) -> None:
+    """With the smoke test and the loader of this checkout, which the image does not have, and a home that it cannot have."""
+    engine.label("")
+    engine.report()
+    ended = here(root, engine, tmp_path / "report", *options, "--zero", "3", "qwen2_vl")
+    assert ended.returncode == 0, ended.stderr
+    [arguments] = engine.runs()
+    image = arguments.index("sha256:1")
+    command = ["-m", "smoke_tests", "--here=qwen2_vl", "--report", "/report", "--image", DIGEST, "--zero", "3"]
+    assert arguments[image + 1 :] == command
+    limits = arguments[:image]
+    assert limits[limits.index("--entrypoint") + 1] == python
+    place = limits[limits.index("--workdir") + 1]
+    for name, source in (("smoke_tests", root / "smoke_tests"), ("smokehouse_loader", root / "src" / "smokehouse_loader")):
+        assert f"type=bind,source={source},target={place}/{name},readonly" in limits
+        assert (source / "__init__.py").is_file()
+    assert {"--read-only", "--env=HOME=/tmp", "--env=PYTHONDONTWRITEBYTECODE=1"} <= {*limits}
+    assert limits[limits.index("--network") + 1] == "none"
+
+
+def test_what_the_smoke_test_refuses_starts_no_container(root: Path, engine: Engine, tmp_path: Path) -> None:
+    for options, expected in (
+        (("--nonsense", "1"), "--nonsense"),
+        (("--zero", "9"), "'9' is an invalid list of ZeRO stages"),
+        (("llava",), "--here llava: expected one of qwen2_5_vl, qwen2_vl"),
+        (("--python", "/p", "--prefix", "/q"), "expected --python or --prefix, found both"),
+    ):
+        ended = here(root, engine, tmp_path / "report", *options)
+        assert (ended.returncode, expected in ended.stderr) == (2, True), ended.stderr
+    assert all(call[0] == "image" for call in map(json.loads, (engine.folder / "calls").read_text().splitlines()))

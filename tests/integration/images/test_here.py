@@ -1,0 +1,38 @@
+"""Images of somebody else: without our labels, entrypoint and variables, the smoke test of this checkout runs in them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ...unit.conftest import TestCheckout
+from ..engine import Engine
+
+PYTHON = "/opt/env/bin/python"
+
+
+@pytest.fixture
+def theirs(image: str, engine: Engine) -> Iterator[str]:
+    """An image that has nothing of ours but files: exported and imported, it has no configuration."""
+    container = engine.docker("create", image).stdout.strip()
+    archive = f"/tmp/{container[:12]}.tar"
+    engine.docker("export", "--output", archive, container)
+    try:
+        engine.docker("import", archive, "theirs:test")
+    finally:
+        engine.docker("rm", container)
+        Path(archive).unlink()
+    yield "theirs:test"
+    engine.docker("rmi", "--force", "theirs:test")
+
+
+def test_what_the_image_lacks_is_named(tiny: TestCheckout, theirs: str, engine: Engine, root: Path) -> None:
+    """Its Python runs the smoke test of this checkout, which finds no torch there; an image of ours needs a label for that."""
+    assert engine.docker("inspect", "--format", "{{.Config.Labels}}", theirs).stdout.strip() in ("map[]", "<no value>")
+    checkout = TestCheckout(root, tiny.environ)
+    report = tiny.root / "report"
+    said = checkout.run("smoke", "--here", "--image", theirs, "--python", PYTHON, "--report", str(report))
+    assert said.returncode == 2
+    assert "/opt/env: expected torch, transformers, deepspeed, " in said.stderr
+    assert "found no torch, transformers, deepspeed, " in said.stderr
+    assert "not an image of Smokehouse" in tiny.refused("smoke", "--image", theirs)
