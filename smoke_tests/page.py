@@ -30,8 +30,9 @@ def unreached(details: Iterable[str]) -> bool:
 
 
 def printable(text: str) -> str:
-    """Replace control characters, which XML 1.0 does not allow, and which a terminal would obey."""
-    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+    """Leave out colours, and replace control characters, which XML 1.0 does not allow, and which a terminal would obey."""
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in plain)
 
 
 def where(document: Mapping[str, Any]) -> str:

@@ -107,7 +107,7 @@ def read_logs(folder: Path, jobs: list[str]) -> dict[str, str]:
                 text = log.read().decode("utf-8", "replace")
         except OSError:
             continue
-        text = re.sub(r"\r\n?", "\n", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)).expandtabs()  # colours and progress bars
+        text = page.printable(re.sub(r"\r\n?", "\n", text).expandtabs())  # a progress bar becomes a line for each step
         if text.strip() and len(found) < MAX_LOGS:
             before = f"… {size - LOG_BYTES} bytes before …\n" if size > LOG_BYTES else ""
             found[str(file.relative_to(folder))] = before + text

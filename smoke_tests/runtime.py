@@ -97,7 +97,9 @@ def trust_own_checkpoints() -> None:
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
 
-    torch.serialization.add_safe_globals([LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address])
+    # What a member of an enum is pickled with: getattr before Python 3.11.4, as in Debian 12, and its class since.
+    enum = ZeroStageEnum.weights.__reduce_ex__(2)[0]
+    torch.serialization.add_safe_globals([LossScaler, DynamicLossScaler, ZeroStageEnum, enum, fragment_address])
 
 
 def choose_gpu() -> None:

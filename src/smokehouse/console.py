@@ -5,6 +5,8 @@ Results go to standard output and belong to `cli`; everything here goes to stand
 
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -13,6 +15,10 @@ Advance = Callable[[int], None]
 
 # The noxfile sets it to nox.
 STARTED_BY = "SMOKEHOUSE_STARTED_BY"
+
+
+# A log shows that something goes on, and stays short.
+SECONDS_BETWEEN_LINES = 10.0
 
 
 def status(message: str) -> None:
@@ -40,14 +46,53 @@ def is_terminal() -> bool:
     return sys.stderr.isatty()
 
 
+class _Lines:
+    """Progress as status lines, for logs: at most one in `SECONDS_BETWEEN_LINES`, from any thread."""
+
+    def __init__(self, label: str, total: int, unit: Literal["bytes", "items"]) -> None:
+        self._label, self._unit, self._total = label, unit, total
+        self._done, self._last, self._lock = 0, time.monotonic(), threading.Lock()
+
+    def __call__(self, count: int) -> None:
+        """Advance by `count`."""
+        with self._lock:
+            self._done += count
+            if time.monotonic() - self._last < SECONDS_BETWEEN_LINES:
+                return
+            self._last = time.monotonic()
+            done, total = (size(n) if self._unit == "bytes" else str(n) for n in (self._done, self._total))
+        status(f"{self._label}: {done}{f' of {total}' if self._total else ''}")
+
+
+@contextmanager
+def heartbeat(label: str) -> Iterator[None]:
+    """Print a status line with `label` and the time since every few seconds, without a terminal; for what has no progress."""
+    if is_terminal():
+        yield
+        return
+    ended, began = threading.Event(), time.monotonic()
+
+    def beat() -> None:
+        while not ended.wait(SECONDS_BETWEEN_LINES):
+            status(f"{label}, for {time.monotonic() - began:.0f} s")
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 @contextmanager
 def progress(label: str, total: int, unit: Literal["bytes", "items"]) -> Iterator[Advance]:
     """Show a progress bar called `label` and yield a function that advances it by a number of `unit`.
 
-    `total` 0 is unknown. Without a terminal, nothing is shown.
+    `total` 0 is unknown. Without a terminal, a status line says every few seconds how far it is.
     """
     if not is_terminal():
-        yield lambda count: None
+        yield _Lines(label, total, unit)
         return
     # rich takes longer to import than most commands run.
     from rich.console import Console

@@ -43,7 +43,7 @@ exec setpriv --reuid "$uid" --regid "$uid" --clear-groups "$@"
 """
 UID = 54321
 
-channel, checkout, index = builder.channel, builder.checkout, builder.index
+channel, checkout, index, server = builder.channel, builder.checkout, builder.index, builder.server
 packages, uv_cache, full_disk = builder.packages, builder.uv_cache, builder.full_disk
 
 

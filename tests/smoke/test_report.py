@@ -474,6 +474,26 @@ def test_given_checkpoint_on_three_ranks(smoke: Starter, synthetic: dict[str, Pa
     assert {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in folder.iterdir()} == before
 
 
+# Before Python 3.11.4, as in Debian 12, a member of an enum is pickled so.
+OLD_ENUM = """
+import io, torch
+from smoke_tests import runtime
+runtime.choose_accelerator("cpu")
+runtime.import_deepspeed("cpu")
+from deepspeed.runtime.zero.config import ZeroStageEnum
+ZeroStageEnum.__reduce_ex__ = lambda self, protocol: (getattr, (type(self), self.name))
+runtime.trust_own_checkpoints()
+file = io.BytesIO()
+torch.save({"zero_stage": ZeroStageEnum.weights}, file)
+file.seek(0)
+print(torch.load(file, weights_only=True)["zero_stage"].name)
+"""
+
+
+def test_engine_checkpoints_of_older_pythons_are_read(lasting: Starter) -> None:
+    assert lasting.inside("-c", OLD_ENUM).splitlines()[-1] == "weights"
+
+
 def test_spawned_ranks(smoke: Starter) -> None:
     ended = smoke.start("--zero", "2", "--start", "spawn").finish(600)  # each of its twenty processes imports everything
     assert ended.code == 0, ended.stdout

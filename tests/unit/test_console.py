@@ -4,6 +4,9 @@ import os
 import pty
 import subprocess
 import sys
+import threading
+import time
+from typing import Any
 
 import pytest
 
@@ -26,7 +29,35 @@ def test_size(count: float, text: str) -> None:
     assert console.size(count) == text
 
 
-def test_progress_without_a_terminal_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("total", "unit", "lines"),
+    [
+        (3000, "bytes", ["fetching: 1.0 kB of 3.0 kB", "fetching: 3.0 kB of 3.0 kB"]),
+        (0, "items", ["fetching: 1000", "fetching: 3000"]),
+    ],
+)
+def test_progress_without_a_terminal_is_a_line_now_and_then(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, total: int, unit: Any, lines: list[str]
+) -> None:
+    moments = iter([0.0, 10.0, 10.0, 15.0, 20.0, 20.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(moments))
+    with console.progress("fetching", total, unit) as advance:
+        for _ in range(3):
+            advance(1000)
+    assert capfd.readouterr().err.splitlines() == [f"smokehouse: {line}" for line in lines]
+
+
+def test_a_heartbeat_without_a_terminal(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", 0.001)
+    said = threading.Event()
+    monkeypatch.setattr(console, "status", lambda text: said.set() if text.startswith("compiling, for ") else None)
+    before = threading.active_count()
+    with console.heartbeat("compiling"):
+        assert said.wait(10)
+    assert threading.active_count() == before
+
+
+def test_progress_without_a_terminal_is_silent_at_first(capfd: pytest.CaptureFixture[str]) -> None:
     with console.progress("fetching", 10, "bytes") as advance:
         advance(10)
     assert capfd.readouterr() == ("", "")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
-from smokehouse.console import as_typed
+from smokehouse.console import as_typed, heartbeat
 from smokehouse.errors import UserError
 from smokehouse.programs.process import Ended, run
 
@@ -170,7 +170,8 @@ def install(
         # uv's cache ignores the versions that a source distribution was built with.
         command += [f"--refresh-package={name}" for name in built]
     failure = f"{folder.name} cannot be installed"
-    run_uv(command, failure, _INSTALL_DEADLINE, cwd=folder, progress=True, pass_fds=pass_fds, offline=offline is not None)
+    with heartbeat("installing PyPI packages and compiling them to bytecode"):
+        run_uv(command, failure, _INSTALL_DEADLINE, cwd=folder, progress=True, pass_fds=pass_fds, offline=offline is not None)
 
 
 def check(folder: Path) -> None:
