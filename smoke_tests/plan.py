@@ -66,6 +66,7 @@ class Step:
     hf_config: bool = True  # under a live HfDeepSpeedConfig
     workaround: bool = True  # of the gloo race
     may_end: bool = False  # ranks may die or hang in it without ending the run: how they do is the outcome
+    witness: int | None = None  # of the ranks that may end, the one that has to report an outcome of its own
     failure: Failure | None = None  # the known failure that it is about
     of_leg: bool = True  # its outcome depends on the leg; the others run once
     ranks: int = 1  # the fewest at which it shows anything; it is not planned with less
@@ -164,6 +165,7 @@ def _main_steps() -> list[Step]:
             *("memory", memory.memory),
             model_of="load",
             engine_of="generate",
+            needs=("train",),
             ranks=2,
             unproven_alone="one rank's share is everything",
         ),
@@ -214,7 +216,9 @@ def _control_steps(stage: int, leg: Leg, device: str, expectations: dict[str, An
             _control("seed failure: zero.Init", injected.seed_failure_zero_init, seed, hf_config=False),
         ]
     # Last: under ZeRO-3 it leaves the other ranks without their peer.
-    steps.append(_control("wrong shape", injected.wrong_shape, "wrong-shape", may_end=stage == 3))
+    shape = _control("wrong shape", injected.wrong_shape, "wrong-shape", may_end=stage == 3)
+    # Rank 0 reads the file: only what it raises shows that the shape was detected.
+    steps.append(dataclasses.replace(shape, witness=0))
     return steps
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from smoke_tests import report
-from smoke_tests.checks import baseline, dtype_of, generation
+from smoke_tests.checks import baseline, dtype_of, generation, training
 from smoke_tests.outcome import Outcome, failed, observed
 from smoke_tests.plan import Job, Plan, Step
 from smoke_tests.report import RankVerdict, Result
@@ -134,7 +134,9 @@ class Verdicts:
         yield key
         if key == key.plain:
             yield from (
-                planned for planned in self._planned if planned.name in ("parity", "generate") and planned.leg == key.leg
+                planned
+                for planned in self._planned
+                if planned.name in ("parity", "generate", "train") and planned.leg == key.leg
             )
         if key.name == "train":
             yield key.of("parity")
@@ -144,7 +146,7 @@ class Verdicts:
             return self._ready(key.of("train")) and self._ready(key.plain)
         planned, found = self._planned[key], self._outcomes.get(key, {})
         whole = len(found) == planned.ranks and all(len(of_rank) == planned.outcomes for of_rank in found.values())
-        return whole and (key.name != "generate" or self._ready(key.plain))
+        return whole and (key.name not in ("generate", "train") or self._ready(key.plain))
 
     def _conclude(self, key: Key, missing: str = "") -> None:
         """Judge one check over all its ranks. Ranks that gave no outcome fail with `missing`."""
@@ -199,6 +201,8 @@ class Verdicts:
             return bad[0], seconds
         if len(found) < self._planned[key].outcomes:
             return failed(missing), seconds
+        if key.name == "train":
+            return training.compare_gradients(plain, found[0][0], found[-1][0], self._dtype), seconds
         if key.name == "generate":
             if "tokens" not in plain.data:
                 return failed("not reached: no plain run to compare with"), seconds

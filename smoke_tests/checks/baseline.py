@@ -23,14 +23,28 @@ def plain_run(context: RankContext, _: TrainingState) -> Outcome:
     large = sum(parameter.numel() for parameter in model.parameters()) >= needs.SMALL_MODEL
     if large:
         _freeze_all_but_probes(context, model)
-    tokens = generation.greedy(context, model)
+    tokens, gaps = generation.greedy(context, model)
+    clear = generation.clear_tokens(gaps, context.dtype)
     _save_mixed_gradients(context, model)
-    losses = [_first_loss(context, model)] if large else _train(context, model)
+    names = training.probes(context.family, [name for name, _ in model.named_parameters()])
+    losses, gradients, moves = ([_first_loss(context, model)], [], []) if large else _train(context, model, names)
     context.workspace.plain_losses.write_text(json.dumps(losses))
     problems = training.loss_problems(losses)
+    if clear < generation.MIN_CLEAR:
+        said = f"expected {generation.MIN_CLEAR} or more clear choices, found {clear}"
+        limit = generation.CLEAR[context.dtype]
+        problems.append(f"greedy tokens: {said}: their logits lead by {gaps[0]:.2g} {gaps[1]:.2g} …, a clear one by {limit}")
     if len(set(tokens)) < 3:
         problems.append(f"the greedy tokens {tokens} are too similar to tell two models apart")
-    return judged(problems, f"loss {training.numbers(losses)}", losses=losses, tokens=tokens)
+    return judged(
+        problems,
+        f"loss {training.numbers(losses)}",
+        losses=losses,
+        tokens=tokens,
+        clear=clear,
+        gradients=gradients,
+        moves=moves,
+    )
 
 
 def _freeze_all_but_probes(context: RankContext, model: Any) -> None:
@@ -56,10 +70,35 @@ def _first_loss(context: RankContext, model: Any) -> float:
         return sum(float(model(**training.own_sample(context, rank)).loss) for rank in ranks) / len(ranks)
 
 
-def _train(context: RankContext, model: Any) -> list[float]:
-    """Do the ranks' optimizer steps and return their losses."""
+def _train(context: RankContext, model: Any, probes: list[str]) -> tuple[list[float], list[list[float]], list[list[float]]]:
+    """Do the ranks' optimizer steps; return their losses, and samples of the probes' first gradients and of how they moved."""
     batch = [training.own_sample(context, rank) for rank in range(context.leg.world_size)]
-    return optimizer_steps(model, [batch] * training.TRAIN_STEPS, context.optimizer)
+    numbers = [number for number, (name, _) in enumerate(model.named_parameters()) if name in probes]
+    numbers.sort(key=lambda number: probes.index(list(dict(model.named_parameters()))[number]))
+    watch = _Watch(numbers)
+    losses = optimizer_steps(model, [batch] * training.TRAIN_STEPS, context.optimizer, watch=watch)
+    moves = [[b - a for a, b in zip(old, new, strict=True)] for old, new in zip(watch.before, watch.after, strict=True)]
+    return losses, watch.gradients, moves
+
+
+class _Watch:
+    """Samples of some masters: their first gradients, and themselves before the first step and after the last."""
+
+    def __init__(self, numbers: list[int]) -> None:
+        """Watch the masters of these numbers."""
+        self._numbers = numbers
+        self.gradients: list[list[float]] = []
+        self.before: list[list[float]] = []
+        self.after: list[list[float]] = []
+
+    def step(self, masters: list[torch.Tensor], optimizer: torch.optim.Optimizer) -> None:
+        """Do an optimizer step, and look before and after it."""
+        chosen = [masters[number] for number in self._numbers]
+        if not self.before:
+            self.before = [training.sampled(master) for master in chosen]
+            self.gradients = [training.sampled(master.grad) for master in chosen if master.grad is not None]
+        optimizer.step()
+        self.after = [training.sampled(master) for master in chosen]
 
 
 def optimizer_steps(
@@ -68,6 +107,7 @@ def optimizer_steps(
     make_optimizer: Callable[[list[torch.Tensor]], torch.optim.Optimizer],
     *,
     clipping: float | None = None,
+    watch: "_Watch | None" = None,
 ) -> list[float]:
     """Do one optimizer step on each batch of samples, and return the mean loss of each.
 
@@ -84,7 +124,7 @@ def optimizer_steps(
             master.grad = None if parameter.grad is None else parameter.grad.to(master.dtype)
         if clipping is not None:
             torch.nn.utils.clip_grad_norm_(masters, clipping)
-        optimizer.step()
+        (watch or _Watch([])).step(masters, optimizer)
         for master, parameter in zip(masters, model.parameters(), strict=True):
             parameter.data.copy_(master)
         model.zero_grad()
@@ -102,5 +142,16 @@ def compare_losses(reference: Outcome, trained: Outcome, dtype: torch.dtype) -> 
     if not worst <= training.PARITY[dtype]:
         sentence = f"losses: expected {training.numbers(expected)} (single process), found {training.numbers(found)}"
         return failed(f"{sentence}; off by {worst:.2g}, at most {training.PARITY[dtype]:.0e} allowed")
-    first = " in the first step" if len(expected) < training.TRAIN_STEPS else ""
-    return passed(f"within {worst:.1g} of a single process{first}")
+    if len(expected) < training.TRAIN_STEPS:  # of a large model, which one process has not trained
+        return passed(f"within {worst:.1g} of a single process in the first step")
+    moves = reference.data["moves"], trained.data["moves"]
+    pace = max(training.paces(*moves), key=lambda pace: abs(pace - 1))
+    if not abs(pace - 1) <= training.PACE[dtype]:
+        return failed(
+            f"weights: moved {pace:.3g} times as far as in a single process, at most {training.PACE[dtype]} off 1 allowed"
+        )
+    moved = max(training.unlike(*moves))
+    if not moved <= training.MOVES[dtype]:
+        limit = f"at most {training.MOVES[dtype]:.0e} allowed"
+        return failed(f"weights: moved otherwise than in a single process, off by {moved:.2g} of the way; {limit}")
+    return passed(f"losses within {worst:.1g} of a single process, weights moved {pace:.4g} times as far")

@@ -1,9 +1,15 @@
 """Collective operations give the right numbers."""
 
+import time
+from collections.abc import Callable
+
 import torch
 
 from smoke_tests.checks.context import RankContext, TrainingState
 from smoke_tests.outcome import Outcome, judged
+
+# Bytes of the large tensors, about. Faults of a link between GPUs show at size; gloo took 8 s for 64 MiB on two busy cores.
+LARGE = {"cuda": 64 * 2**20, "cpu": 4 * 2**20}
 
 
 def collectives(context: RankContext, _: TrainingState) -> Outcome:
@@ -39,4 +45,41 @@ def collectives(context: RankContext, _: TrainingState) -> Outcome:
         sent = ramp + 7 if me == source else torch.zeros(size, device=device)
         comm.broadcast(sent, src=source)
         expect(f"broadcast from rank {source}", sent, ramp + 7)
-    return judged(problems, f"4 collectives over {ranks} ranks, {context.leg.backend}")
+    rates = _large(context, expect)
+    said = ", ".join(f"{name} {rate:.2g} GB/s" for name, rate in rates.items())
+    return judged(
+        problems,
+        f"4 collectives over {ranks} ranks, {context.leg.backend}; bf16, {LARGE[context.device] >> 20} MiB: {said}",
+        rates=rates,
+    )
+
+
+def _large(context: RankContext, expect: Callable[[str, torch.Tensor, torch.Tensor], None]) -> dict[str, float]:
+    """Reduce and gather large tensors in bf16, as training does, and return name -> GB/s of the tensor that each rank gets.
+
+    The rates are reported, and judged nowhere: this is one try without a warm-up.
+    """
+    import deepspeed.comm as comm
+
+    ranks, size = context.world_size, LARGE[context.device] // 2 // context.world_size * context.world_size
+    # bf16 has 8 bits of mantissa: integers up to 256 are exact, in whatever order they are added.
+    numbers = torch.arange(size, device=context.torch_device).remainder(max(2, 256 // (ranks * (ranks + 1) // 2)))
+    numbers = numbers.to(torch.bfloat16)
+    rates = {}
+    reduced = numbers * (context.rank + 1)
+    rates["all_reduce"] = _timed(context, lambda: comm.all_reduce(reduced))
+    expect("all_reduce in bf16", reduced, numbers * (ranks * (ranks + 1) // 2))
+    gathered = torch.empty_like(numbers)
+    own = numbers.view(ranks, -1)[context.rank].contiguous()
+    rates["all_gather"] = _timed(context, lambda: comm.all_gather_into_tensor(gathered, own))
+    expect("all_gather in bf16", gathered, numbers)
+    return rates
+
+
+def _timed(context: RankContext, collective: Callable[[], object]) -> float:
+    """Return GB/s of a collective of the large tensors."""
+    began = time.monotonic()
+    collective()
+    if context.device == "cuda":
+        torch.cuda.synchronize()
+    return LARGE[context.device] / 1e9 / (time.monotonic() - began)

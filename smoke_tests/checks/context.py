@@ -88,12 +88,14 @@ class TrainingState:
     loading_info: dict[str, Any] = field(default_factory=dict)  # transformers', of `model`
     engine: Any = None  # DeepSpeed's, of `model`
     gradients: dict[str, torch.Tensor] = field(default_factory=dict)  # of the probes, in the first optimizer step
+    gradient_elements: int = 0  # held by this rank before that step
+    weights: dict[str, list[float]] = field(default_factory=dict)  # a sample of the probes' masters before it
     losses: list[float] = field(default_factory=list)  # global ones, of the optimizer steps so far
 
     def clear(self) -> None:
         """Drop everything and free its memory, so that the next load starts clean."""
         self.model = self.engine = None
-        self.loading_info, self.gradients, self.losses = {}, {}, []
+        self.loading_info, self.gradients, self.gradient_elements, self.weights, self.losses = {}, {}, 0, {}, []
         gc.collect()
         torch.cuda.empty_cache()  # does nothing where CUDA was not initialised
 

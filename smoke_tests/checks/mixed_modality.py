@@ -8,7 +8,7 @@ from smoke_tests.checks.context import RankContext, TrainingState
 from smoke_tests.fixtures import samples
 from smoke_tests.outcome import Outcome, judged, known_issue, passed
 
-# Of a tensor's largest gradient: the same sums in another order. Measured below 1e-3 in fp32 and at most 0.073 in bf16; a rank
+# Of a tensor's largest gradient: the same sums in another order. Measured below 1e-3 in fp32 and at most 0.099 in bf16; a rank
 # whose gradient is lost gives 0.5 and more.
 GRADIENT_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15}
 

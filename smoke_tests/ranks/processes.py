@@ -8,6 +8,7 @@ import pickle
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,10 @@ if os.getppid() != int(parent):
 with open(file, "rb") as brief:
     processes.run_launcher(*pickle.load(brief), "spawn")
 """
+# Seconds in which a killed process is gone, unless a driver holds it.
+STOP_PATIENCE = 10.0
+# How a rank ends that the kernel or a person ended, or a fault of native code; what gloo and NCCL detect ends in an abort.
+FOREIGN_ENDS = frozenset(-number for number in (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL))
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -151,15 +156,29 @@ def adopt_orphans() -> None:
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
-def stop(process: int) -> None:
-    """Kill a launcher and its ranks, and reap them. Does nothing where they are gone."""
+def stop(process: int, patience: float = STOP_PATIENCE) -> bool:
+    """Kill a launcher and its ranks, and reap them; whether all are gone after `patience` seconds.
+
+    A process that waits in a driver (state `D`) does not die before the driver answers, and must not hold up the run.
+    """
     for kill in (os.killpg, os.kill):  # between fork and setsid there is no such group yet
         with contextlib.suppress(ProcessLookupError):
             kill(process, signal.SIGKILL)
-    for target in (process, -process):
-        with contextlib.suppress(ChildProcessError):
-            while True:
-                os.waitpid(target, 0)
+    deadline = time.monotonic() + patience
+    launcher, ranks = _reap(process, deadline), _reap(-process, deadline)
+    return launcher and ranks
+
+
+def _reap(target: int, deadline: float) -> bool:
+    """Reap a process or, by a negative id, those of a group; whether none is left at the deadline."""
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            reaped, _ = os.waitpid(target, os.WNOHANG)
+            if not reaped:
+                if time.monotonic() >= deadline:
+                    return False
+                time.sleep(0.005)  # no call waits for a child with a limit
+    return True
 
 
 def request_stack(process: int) -> None:

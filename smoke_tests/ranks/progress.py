@@ -31,6 +31,7 @@ class RunningJob:
     ranks: list[RankProgress]
     failure: str = ""  # the launcher's error, when it could not go on
     cause: str = ""  # the first death, where ranks may die
+    foreign: bool = False  # whether that was of a kind that no step expects
     ending: float | None = None  # when the remaining ranks are given up
 
     def step(self, rank: RankProgress) -> Step | None:

@@ -166,7 +166,8 @@ class Supervisor:
             self._end(running)
 
     def _end(self, running: RunningJob) -> None:
-        processes.stop(running.launcher)
+        if not processes.stop(running.launcher):
+            self.fatal = f"{running.job.name}: expected its killed processes to end, found some that a driver holds; reboot"
         del self._running[running.job.name]
         (self.broken if any(rank.error for rank in running.ranks) else self.finished).add(running.job.name)
 
@@ -179,6 +180,7 @@ class Supervisor:
         if running.may_end():
             # Ranks that die after the first were ended by the agent, or by the loss of their peer.
             earlier, running.cause = running.cause, running.cause or f"rank {first.number} was {how}"
+            running.foreign = running.foreign or (not earlier and first.exit_code in processes.FOREIGN_ENDS)
             for rank in dead:
                 cause = rank is first and not earlier
                 self._conclude(running, rank, f"dies: {how}" if cause else f"ended after {running.cause}")
@@ -206,6 +208,7 @@ class Supervisor:
             place = f"{running.where(rank)} for {now - rank.since:.0f} s{innermost_frames(rank.stack)}"
             sentences.append(f"rank {rank.number} {what} in {place}")
             self._save_stack(running, rank)
+        running.foreign = running.foreign or bool(stopped)
         for rank, sentence in zip(hung, sentences, strict=True):
             self._conclude(running, rank, f"hangs: {sentence}" if expected else sentence)
         if not expected:
@@ -220,11 +223,13 @@ class Supervisor:
         """Record the outcome of a rank that can no longer report one itself."""
         step = running.step(rank)
         rank.done = True
-        if step is not None and step.may_end:
+        if step is not None and step.may_end and not running.foreign and rank.number != step.witness:
             # A control causes the failure on purpose; in a check it is the known issue that the check is about.
             outcome = passed(f"seen: {sentence}") if step.kind == "control" else known_issue(sentence)
         else:
             rank.error = sentence
+            if step is not None and step.may_end:
+                sentence += "; expected " + (f"rank {rank.number} to report" if rank.number == step.witness else "no such end")
             outcome = failed(sentence)
         number = min(rank.step, len(running.job.steps) - 1)
         self._on_outcome(running.job, number, rank.number, outcome, time.monotonic() - (rank.began or rank.since))

@@ -14,6 +14,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -242,12 +243,75 @@ def stuttering() -> None:
     """Have the plain run generate one token again and again, as a degenerate model does."""
 
     def fault(context: RankContext, state: TrainingState) -> AbstractContextManager[Any]:
-        def repeat(tokens: torch.Tensor, *args: Any, **kwargs: Any) -> None:
-            tokens[0, -generation.NEW_TOKENS :] = 5
+        def repeat(said: Any, *args: Any, **kwargs: Any) -> None:
+            said.sequences[0, -generation.NEW_TOKENS :] = 5
 
         return wrapped(context.model_class, "generate", repeat)
 
     during(baseline, "plain_run", fault)
+
+
+@sabotage
+def unclear_choice() -> None:
+    """Use the prompt whose two best first tokens are as good as equal."""
+    generation.PROMPT = 0
+
+
+def _as_stage(stage: int) -> None:
+    """Have engines of ZeRO-2 run another stage."""
+    original = runtime.config
+
+    def config(*args: Any) -> dict[str, Any]:
+        found = original(*args)
+        found["zero_optimization"]["stage"] = stage if found["zero_optimization"]["stage"] == 2 else 3
+        return found
+
+    setattr(runtime, "config", config)  # noqa: B010 - a function of another signature
+
+
+@sabotage
+def zero1_as_zero2() -> None:
+    """Run ZeRO-1 in place of ZeRO-2: every rank has all gradients until the step."""
+    _as_stage(1)
+
+
+@sabotage
+def no_zero() -> None:
+    """Run plain data parallelism in place of ZeRO-2: every rank keeps everything."""
+    _as_stage(0)
+
+
+@sabotage
+def lost_gradient() -> None:
+    """Lose the gradient of the last rank: its loss is right, and what it adds to the sum is 0."""
+
+    @contextlib.contextmanager
+    def fault(context: RankContext, state: TrainingState) -> Iterator[None]:
+        backward = state.engine.backward
+        lost = context.rank == context.world_size - 1
+        with patch.object(state.engine, "backward", lambda loss: backward(loss * 0.0 if lost else loss)):
+            yield
+
+    during(training, "train", fault)
+
+
+@sabotage
+def fast_learning() -> None:
+    """Train with a learning rate that is a fifth too large."""
+
+    @contextlib.contextmanager
+    def fault(context: RankContext, state: TrainingState) -> Iterator[None]:
+        for group in state.engine.optimizer.param_groups:
+            group["lr"] *= 1.2
+        yield
+
+    during(training, "train", fault)
+
+
+@sabotage
+def main_runs_in_bf16() -> None:
+    """Run everything in bf16, as on a GPU. Breaks nothing."""
+    runtime.PRECISION["cpu"] = "bf16"
 
 
 @sabotage
@@ -354,16 +418,51 @@ def labelled_dummy() -> None:
 
 
 @sabotage
-def frozen_text_rank() -> None:
-    """Stop the rank with text only for good: mixed modality hangs, as reported on NCCL."""
+def hanging_text_rank() -> None:
+    """Have the rank with text only wait for ever: mixed modality hangs, as reported on NCCL."""
 
     @contextlib.contextmanager
     def fault(*_: Any) -> Iterator[None]:
-        os.kill(os.getpid(), signal.SIGSTOP)
+        threading.Event().wait()
         yield
 
     supervisor.MAY_END_DEADLINE = 3.0
     during(mixed_modality, "text_only_ranks", fault, rank=1)
+
+
+def _signalled(step: tuple[ModuleType, str], number: signal.Signals, rank: int) -> None:
+    @contextlib.contextmanager
+    def fault(*_: Any) -> Iterator[None]:
+        os.kill(os.getpid(), number)
+        yield
+
+    supervisor.MAY_END_DEADLINE = 3.0
+    during(*step, fault, rank=rank)
+
+
+@sabotage
+def stopped_text_rank() -> None:
+    """Stop the rank with text only, as a person or a batch system does."""
+    _signalled((mixed_modality, "text_only_ranks"), signal.SIGSTOP, 1)
+
+
+@sabotage
+def killed_text_rank() -> None:
+    """Kill the rank with text only, as the kernel does where memory is short."""
+    _signalled((mixed_modality, "text_only_ranks"), signal.SIGKILL, 1)
+
+
+@sabotage
+def hanging_shape() -> None:
+    """Have rank 0 hang in place of refusing the wrong shape."""
+
+    @contextlib.contextmanager
+    def fault(*_: Any) -> Iterator[None]:
+        threading.Event().wait()
+        yield
+
+    supervisor.MAY_END_DEADLINE = 3.0
+    during(injected, "wrong_shape", fault, stage=3, rank=0)
 
 
 @sabotage

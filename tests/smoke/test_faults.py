@@ -87,6 +87,25 @@ def test_launcher_that_dies(smoke: Starter) -> None:
     assert_fatal(ended, rf"torchrun's agent for zero2 was lost: killed by signal 9 \(SIGKILL\); log: {log}")
 
 
+STOPPING = """
+import os, signal
+from smoke_tests.ranks import processes
+
+waits = os.fork()
+if not waits:
+    os.setsid()
+    signal.pause()
+waitpid, os.waitpid = os.waitpid, lambda target, options: (0, 0)
+print(processes.stop(waits, 0.2))
+os.waitpid = waitpid
+print(processes.stop(waits, 10.0), processes.state(waits) == "")
+"""
+
+
+def test_process_that_does_not_die_holds_nothing_up(lasting: Starter) -> None:
+    assert lasting.inside("-c", STOPPING).split() == ["False", "True", "True"]
+
+
 # ranks that hang
 
 

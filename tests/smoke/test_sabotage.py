@@ -119,7 +119,7 @@ class TestBroken:
 
     def test_collectives(self, broken: Ended, stage: int) -> None:
         names = ["all_reduce", "all_gather", "reduce_scatter", "broadcast from rank 0"]
-        wrong = "; ".join(rf"{name}: 1 of \d+ numbers are wrong" for name in names)
+        wrong = "; ".join(rf"{name}: 1 of \d+ numbers are wrong" for name in names) + "; and 3 more"
         assert_failed(broken, "collectives", stage, (1,), wrong)
 
     def test_parity(self, broken: Ended, stage: int) -> None:
@@ -248,6 +248,38 @@ def test_what_misleads_does_not_spread(misled: Ended) -> None:
     assert {kind for kind, _, _ in misled.failures()} == {"check"}
 
 
+@pytest.mark.parametrize(
+    ("fault", "stage", "whole"), [("zero1_as_zero2", 1, ()), ("no_zero", 0, ("gradient", "master", "moment"))]
+)
+def test_another_stage_than_was_asked_for(smoke: Starter, fault: str, stage: int, whole: tuple[str, ...]) -> None:
+    """The engine admits it, and without ZeRO what each rank holds shows it. ZeRO-1 drops its before the step."""
+    ended = smoke.run("--zero", "2", "--only", "memory", sabotage=(fault,))
+    parts = [rf"[\d,]+ (?P<{what}>{what}) elements held, a rank's share of [\d,]+ is [\d,]+" for what in whole]
+    assert_failed(ended, "memory", 2, BOTH, "; ".join([rf"expected ZeRO stage 2, the engine runs {stage}", *parts]) + "$")
+
+
+def test_choice_that_is_not_clear(smoke: Starter) -> None:
+    ended = smoke.run("--zero", "2", "--only", "plain run", sabotage=("unclear_choice",))
+    unclear = (
+        r"greedy tokens: expected 2 or more clear choices, found 0: their logits lead by 0\.0007 \S+ …, a clear one by 0\.01$"
+    )
+    assert_failed(ended, "plain run", None, (0,), unclear)
+
+
+def test_gradient_of_one_rank_in_eight_that_is_lost(smoke: Starter) -> None:
+    """In bf16, whose tolerance is the larger one."""
+    ended = smoke.run("--zero", "2", "--only", "parity", "--nproc", "8", sabotage=("main_runs_in_bf16", "lost_gradient"))
+    assert_failed(
+        ended, "train", 2, tuple(range(8)), r"gradients: off by \S+ of those of a single process, at most 1e-01 allowed$"
+    )
+
+
+def test_learning_rate_that_is_a_fifth_too_large(smoke: Starter) -> None:
+    ended = smoke.run("--zero", "2", "--only", "parity", sabotage=("main_runs_in_bf16", "fast_learning"))
+    assert ended.found("train", 2)["verdict"] == "passed"
+    assert_failed(ended, "parity", 2, BOTH, r"weights: moved 1\.\d+ times as far as in a single process, ")
+
+
 def test_a_large_model_is_compared_without_an_optimizer_in_one_process(smoke: Starter) -> None:
     ended = smoke.run("--zero", "3", sabotage=("large_model",))
     assert (ended.code, ended.stderr) == (0, "")
@@ -283,16 +315,41 @@ def test_rank_that_raises(smoke: Starter) -> None:
 
 def test_mixed_modality_that_hangs(smoke: Starter) -> None:
     """A hang is detected, reported with the stack of each hung rank, and does not end the run."""
-    ended = smoke.run("--zero", "2", sabotage=("frozen_text_rank",))
+    ended = smoke.run("--zero", "2", sabotage=("hanging_text_rank",))
     assert ended.code == 0, ended.stdout
     entry = ended.found("mixed modality", 2)
     assert entry["verdict"] == "known-issue"
     waiting, frozen = entry["ranks"]
-    assert re.match(r"hangs: rank 1 is stopped \(SIGSTOP\) in zero-2 / mixed modality for 3 s, at ", frozen["detail"])
+    assert re.match(r"hangs: rank 1 hangs in zero-2 / mixed modality for 3 s, at ", frozen["detail"])
     assert "sabotage.py" in frozen["detail"]
     assert re.match(r"hangs: rank 0 hangs in zero-2 / mixed modality for 3 s, at ", waiting["detail"])
     stack = (ended.folder / "logs" / "zero2-fresh" / "rank0.stack").read_text()
     assert re.search(r"checks/mixed_modality\.py\W.* in text_only_ranks$", stack, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("fault", "how"),
+    [
+        ("stopped_text_rank", r"rank 1 is stopped \(SIGSTOP\) in .*; expected no such end$"),
+        ("killed_text_rank", r"dies: killed by signal 9 \(SIGKILL\); expected no such end$"),
+    ],
+)
+def test_mixed_modality_ended_from_outside(smoke: Starter, fault: str, how: str) -> None:
+    """A rank that a person or the kernel ends is no sign of the known issue."""
+    ended = smoke.run("--zero", "2", "--only", "mixed modality", sabotage=(fault,))
+    assert ended.code == 1
+    entry = ended.found("mixed modality", 2)
+    assert entry["verdict"] == "failed"
+    assert re.search(how, entry["ranks"][1]["detail"])
+
+
+def test_wrong_shape_that_hangs_is_not_detected(smoke: Starter) -> None:
+    ended = smoke.run("--zero", "3", "--only", "wrong shape", sabotage=("hanging_shape",))
+    assert ended.code == 1
+    entry = ended.found("wrong shape", 3, "control")
+    assert re.match(
+        r"hangs: rank 0 hangs in zero-3 / wrong shape for 3 s, .*; expected rank 0 to report$", entry["ranks"][0]["detail"]
+    )
 
 
 def test_controls_without_their_failures(smoke: Starter) -> None:
@@ -351,7 +408,8 @@ installed.dist.get_backend = lambda: backend[0]
 found = {}
 for folder in map(pathlib.Path, sys.argv[1:]):
     sysconfig.get_path = lambda kind: str(folder)
-    context = types.SimpleNamespace(lock=folder / "lock", device="cpu")
+    leg = types.SimpleNamespace(backend="gloo")
+    context = types.SimpleNamespace(lock=folder / "lock", device="cpu", leg=leg)
     found[folder.name] = installed.versions(context, None).detail
 backend[0] = "mpi"
 found["backend"] = installed.versions(context, None).detail
