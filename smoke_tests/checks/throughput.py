@@ -8,8 +8,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from smoke_tests import runtime
 from smoke_tests.checks import loading, training
 from smoke_tests.checks.context import RankContext, TrainingState
+from smoke_tests.machine import rates
 from smoke_tests.outcome import Outcome, passed
 
 SIZES = tuple(2**20 * 4**power for power in range(6))  # bytes: 1 MiB to 1 GiB
@@ -54,7 +56,7 @@ def bandwidths(device: torch.device, sizes: Sequence[int]) -> dict[str, dict[int
 
 
 def throughput(context: RankContext, state: TrainingState) -> Outcome:
-    """Report tokens/s, step time, and the bus bandwidth of collectives."""
+    """Report tokens/s, step time, and the bus bandwidth of collectives beside the nominal rate of the GPU's links."""
     state.model = loading.ready_model(context, context.source)
     training.start_engine(context, state)
     sample = training.own_sample(context)
@@ -65,11 +67,13 @@ def throughput(context: RankContext, state: TrainingState) -> Outcome:
 
     seconds = _seconds(step, context.torch_device, TRAINING_STEPS)
     tokens = sample["input_ids"].numel() * context.world_size / seconds
-    rates = bandwidths(context.torch_device, SIZES) if context.world_size > 1 else {}
-    best = [f"{name} {max(by_size.values()):.1f} GB/s" for name, by_size in rates.items()]
+    measured = bandwidths(context.torch_device, SIZES) if context.world_size > 1 else {}
+    nominal = rates.of_gpu(runtime.gpu_uuid())  # after the collectives: an idle GPU lowers its generation of PCIe
+    best = [f"{name} {max(by_size.values()):.1f} GB/s" for name, by_size in measured.items()]
     return passed(
-        ", ".join([f"{tokens:,.0f} tokens/s, {seconds * 1e3:.1f} ms a step", *best]),
+        ", ".join([f"{tokens:,.0f} tokens/s, {seconds * 1e3:.1f} ms a step", *best, rates.described(nominal)]),
         tokens_per_second=tokens,
         step_seconds=seconds,
-        bus_gb_per_second={name: {str(size): rate for size, rate in by_size.items()} for name, by_size in rates.items()},
+        bus_gb_per_second={name: {str(size): rate for size, rate in by_size.items()} for name, by_size in measured.items()},
+        nominal=nominal,
     )

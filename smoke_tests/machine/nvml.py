@@ -60,6 +60,19 @@ class Link:
     nvlinks: int | None
 
 
+@dataclass(frozen=True)
+class Ports:
+    """What a GPU is connected through: active NVLinks, their version as nvmlNvlinkVersion_t counts, and the PCIe link.
+
+    `pcie_generation` and `pcie_lanes` are as negotiated now: an idle GPU lowers its generation. What NVML does not say is None.
+    """
+
+    nvlinks: int | None
+    nvlink_version: int | None
+    pcie_generation: int | None
+    pcie_lanes: int | None
+
+
 class _Memory(ctypes.Structure):
     _fields_ = [("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong)]
 
@@ -83,12 +96,24 @@ def links(indices: Sequence[int]) -> tuple[Link, ...]:
         return tuple(_link(library, devices, pair) for pair in itertools.combinations(indices, 2))
 
 
+def ports_of(uuid: str) -> Ports:
+    """Return what the GPU `uuid` is connected through. Raises NvmlError."""
+    with _opened() as library:
+        device = _handle_of(library, uuid)
+        active = _active_nvlinks(library, device)
+        return Ports(
+            nvlinks=None if active is None else len(active),
+            nvlink_version=_number(library, "nvmlDeviceGetNvLinkVersion", device, active[0]) if active else None,
+            pcie_generation=_number(library, "nvmlDeviceGetCurrPcieLinkGeneration", device),
+            pcie_lanes=_number(library, "nvmlDeviceGetCurrPcieLinkWidth", device),
+        )
+
+
 @contextlib.contextmanager
 def memory_of(uuid: str) -> Iterator[Callable[[], int]]:
     """Yield a function that returns the bytes in use on the GPU `uuid`, by all processes together. Raises NvmlError."""
     with _opened() as library:
-        device = ctypes.c_void_p()
-        _call(library, "nvmlDeviceGetHandleByUUID", uuid.encode(), ctypes.byref(device))
+        device = _handle_of(library, uuid)
 
         def used() -> int:
             memory = _Memory()
@@ -123,17 +148,29 @@ def _handle(library: ctypes.CDLL, index: int) -> ctypes.c_void_p:
     return device
 
 
+def _handle_of(library: ctypes.CDLL, uuid: str) -> ctypes.c_void_p:
+    device = ctypes.c_void_p()
+    _call(library, "nvmlDeviceGetHandleByUUID", uuid.encode(), ctypes.byref(device))
+    return device
+
+
+def _active_nvlinks(library: ctypes.CDLL, device: ctypes.c_void_p) -> list[int] | None:
+    """Return the NVLinks of a card that are active, None for a card without NVLink."""
+    states = {link: _number(library, "nvmlDeviceGetNvLinkState", device, link) for link in range(_MOST_NVLINKS)}
+    known = {link: state for link, state in states.items() if state is not None}  # a card has fewer links, or none
+    return [link for link, state in known.items() if state] if known else None
+
+
 def _link(library: ctypes.CDLL, devices: dict[int, ctypes.c_void_p], pair: tuple[int, int]) -> Link:
     first, second = (devices[index] for index in pair)
     level = _number(library, "nvmlDeviceGetTopologyCommonAncestor", first, second)
     status = _number(library, "nvmlDeviceGetP2PStatus", first, second, _P2P_READ)
-    states = [_number(library, "nvmlDeviceGetNvLinkState", first, link) for link in range(_MOST_NVLINKS)]
-    known = [state for state in states if state is not None]  # a card has fewer links, or none
+    active = _active_nvlinks(library, first)
     return Link(
         between=pair,
         path=None if level is None else _PATHS.get(level, f"level {level}"),
         peer=None if status is None else status == _P2P_OK,
-        nvlinks=sum(known) if known else None,
+        nvlinks=None if active is None else len(active),
     )
 
 

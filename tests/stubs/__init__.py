@@ -38,7 +38,8 @@ def environ(
     `cuda` is the CUDA release of the driver, 1000 * major + 10 * minor. Without `nvml` or `libcuda` that library is not
     found. In a container, `libraries` is the path there, and `made` that here. `more` are other variables of the stubs, in
     lower case without STUB_: nvml_error, name, memory_mib, used_mib, mig (0 or 1), compute_mode, processes, topology (level),
-    p2p (status), nvlinks, full (1: memory cannot be allocated), starts (the file that lists processes that start CUDA).
+    p2p (status), nvlinks, nvlink_version, pcie_generation, pcie_lanes, full (1: memory cannot be allocated), starts (the file
+    that lists processes that start CUDA).
     """
     given = {"gpus": gpus, "capability": capability, "driver": driver, "cuda": cuda, **more}
     found = {f"STUB_{name.upper()}": str(value) for name, value in given.items()}

@@ -74,6 +74,24 @@ int nvmlDeviceGetNvLinkState(void *device, unsigned link, unsigned *active) {
     return SUCCESS;
 }
 
+/* A value of nvmlNvlinkVersion_t. */
+int nvmlDeviceGetNvLinkVersion(void *device, unsigned link, unsigned *version) {
+    if (link >= (unsigned)number("STUB_NVLINKS", 0)) return INVALID_ARGUMENT;
+    (void)device;
+    *version = (unsigned)number("STUB_NVLINK_VERSION", 6);
+    return SUCCESS;
+}
+
+static int pcie(const char *name, unsigned *value) {
+    long found = number(name, -1); /* -1: a driver that does not say */
+    if (found < 0) return NOT_SUPPORTED;
+    *value = (unsigned)found;
+    return SUCCESS;
+}
+
+int nvmlDeviceGetCurrPcieLinkGeneration(void *device, unsigned *value) { (void)device; return pcie("STUB_PCIE_GENERATION", value); }
+int nvmlDeviceGetCurrPcieLinkWidth(void *device, unsigned *value) { (void)device; return pcie("STUB_PCIE_LANES", value); }
+
 static unsigned index_of(void *device) { return (unsigned)(size_t)device - 1; }
 
 int nvmlDeviceGetName(void *device, char *to, unsigned length) { (void)device; return copy(text("STUB_NAME", "Stub GPU"), to, length); }
