@@ -57,6 +57,8 @@ def install(
     `python` is the version or path of the interpreter, by default one of the version of the lock. Where an installation is
     there, only packages that changed or have damaged files are installed again.
     """
+    if python and os.sep in python:
+        python = str(Path(python).absolute())
     return _install(checkout, locked, folder.absolute(), _CHOSEN, bundled, python, additions or Additions())
 
 
