@@ -25,13 +25,21 @@ def bundle(
     channel: ChannelOption = None,
     only: Annotated[Literal["pip"] | None, typer.Option(help="Leave out the conda packages.")] = None,
     devel: DevelOption = False,
+    reuse: Annotated[
+        list[Path] | None,
+        typer.Option("--from", metavar="BUNDLE", help="Take what this other bundle has instead of fetching it; repeatable."),
+    ] = None,
 ) -> int:
     """Fetch everything that is needed to install an environment without a network; continues an interrupted call."""
     from smokehouse import locks
     from smokehouse.installs import bundler
+    from smokehouse.installs.bundle import LOCK
 
     locked = locks.load(Checkout.find(Path.cwd()), name)
-    bundler.make(locked, folder, channel=channel, only_pip=only == "pip", devel=devel)
+    for other in reuse or ():
+        if not (other / LOCK).is_dir():
+            raise UserError(f"--from {other}: expected a bundle, found none; specify the folder of another bundle")
+    bundler.make(locked, folder, channel=channel, only_pip=only == "pip", devel=devel, reuse=reuse or ())
     return 0
 
 
