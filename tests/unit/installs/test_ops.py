@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ..channel import Channel
 from ..conftest import Index, TestCheckout
 from .test_prefix import run
 
@@ -208,6 +209,20 @@ def test_with_cuda_both(gpu: TestCheckout, target: Path, command: list[str], tmp
     assert ended.returncode == 0, ended.stderr
     torch = {"version": "2.6", "bf16_support": False, "cuda_version": "12.4"}
     assert loaded(target) == [{op: f"deepspeed.ops.adam.{op}_op" for op in OPS}, "cuda", torch]
+
+
+def test_prefix_with_conda_packages(cpu: TestCheckout, channel: Channel, target: Path) -> None:
+    """What runs in the staging folder records the ops, and the prefix that comes from it has them."""
+    cpu.lock("--channel", str(channel.folder))
+    command = ["install", "tiny", str(target), "--channel", channel.url, "--ops", "aot"]
+    ended = cpu.run(*command)
+    assert ended.returncode == 0, ended.stderr
+    assert loaded(target)[:2] == [{"cpu_adam": "deepspeed.ops.adam.cpu_adam_op"}, "cpu"]
+    assert cpu.run("install", "tiny", str(target), "--check").returncode == 0
+    assert "compiling" not in cpu.run(*command).stderr
+    # Without the option a DeepSpeed without ops comes back; the conda packages stay.
+    assert cpu.run(*command[:-2]).returncode == 0
+    assert loaded(target)[:2] == [{}, ""]
 
 
 @pytest.mark.parametrize("case", ["no toolkit", "only an answer", "another release", "no compiler"])
