@@ -29,6 +29,7 @@ OPS = "ops"
 _PACKAGE = "deepspeed"
 _FOLDER = Path(_PACKAGE, "ops", "adam")
 _INSTALLED = Path(_PACKAGE, "git_version_info_installed.py")  # in which its setup.py says which ops it built, and for what
+_COMPILER = "gxx_impl_linux-64"  # the conda package with x86_64-conda-linux-gnu-g++; cuda-nvcc depends on it
 _DEADLINE = 3600.0  # seconds: fused_adam alone took 400 on a busy machine
 _NVCC_DEADLINE = 30.0
 # GPUs and CPUs as in images: whoever shares an installation runs it on other machines than the one that compiled it.
@@ -86,6 +87,11 @@ def require_toolkit(locked: LockedEnvironment, environ: Mapping[str, str], *, de
     on_cuda = any(name.startswith("nvidia-cuda-runtime") for name in packages)
     names = ("cpu_adam", "fused_adam") if on_cuda else ("cpu_adam",)
     if devel:
+        needed = {_COMPILER} | ({"cuda-nvcc"} if on_cuda else set())
+        if absent := sorted(needed - {package.name for package in locked.lock.conda}):
+            raise UserError(
+                f"--ops aot: expected {', '.join(absent)} in the lock of {locked.name}, not found; add it to [conda] devel"
+            )
         return Toolkit(names, devel=True)
     compilers = {variable: environ.get(variable) or default for variable, default in (("CC", "gcc"), ("CXX", "g++"))}
     found = {variable: shutil.which(program, path=environ.get("PATH")) for variable, program in compilers.items()}

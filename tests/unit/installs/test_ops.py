@@ -251,6 +251,13 @@ def test_refused_before_anything_is_installed(
     assert not index.downloads
 
 
+def test_devel_without_a_compiler_in_the_lock(gpu: TestCheckout, target: Path) -> None:
+    said = gpu.refused("install", "tiny", str(target), "--devel", "--ops", "aot")
+    remedy = "not found; add it to [conda] devel"
+    assert said == f"smokehouse: --ops aot: expected gxx_impl_linux-64 in the lock of tiny, {remedy}"
+    assert not target.exists()
+
+
 def test_compiler_that_fails(cpu: TestCheckout, target: Path, command: list[str]) -> None:
     ended = cpu.run(*command, CC="false")
     assert ended.returncode == 2
