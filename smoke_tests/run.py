@@ -39,7 +39,8 @@ def smoke(options: Options, began: float) -> int:
         from smoke_tests import plan, runtime
         from smoke_tests.verdicts import Verdicts
 
-        planned = plan.make(options.stages, resources.legs, resources.device, options.stack["expectations"])
+        expectations, family = options.stack["expectations"], options.stack["model"]["family"]
+        planned = plan.make(options.stages, resources.legs, resources.device, expectations, family)
         jobs = _chosen(options, resources, planned.jobs)
         missing = selection.not_requested(planned.jobs, jobs)
         precision = runtime.PRECISION[resources.device]

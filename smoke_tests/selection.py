@@ -19,7 +19,7 @@ DEFAULT = (
 # Those that only --all runs, or --only with their name.
 EXTRA = (
     *("trainer: plain run", "trainer", "real sizes: plain run", "real sizes", "attention", "LoRA", "frozen vision tower"),
-    *("cpu ops", "offload", "throughput"),
+    *("cpu ops", "offload", "throughput", "liger"),
 )
 NAMES = (*DEFAULT, *EXTRA)
 # Every other one loads the checkpoint, and `parity` compares what `train` did.
