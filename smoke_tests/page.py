@@ -17,7 +17,7 @@ _SIGNS = {"passed": "✔", "failed": "✘", "known-issue": "▲", "observed": "�
 _TEMPLATE = Path(__file__).with_name("page.html")
 _CORE = ("torch", "transformers", "deepspeed")
 # Fields of a report that have a place of their own; all others are facts of the run.
-_ELSEWHERE = {"checks", "versions", "machine", "lock", "not_run", "verdict", "failure", "partial", "installed"}
+_ELSEWHERE = {"checks", "versions", "machine", "lock", "not_run", "verdict", "failure", "partial", "installed", "added"}
 _KINDS = {
     "check": ("Checks", "What was verified on every rank."),
     "control": ("Controls", "Failures injected on purpose: ok means that the failure was detected."),
@@ -118,6 +118,9 @@ def _notices(document: Mapping[str, Any]) -> Iterator[str]:
         yield f'<p class="notice failed"><strong>The run ended early:</strong> {_text(document["failure"])}</p>'
     if without := _no_lock(document):
         yield f'<p class="notice"><strong>No lock:</strong> {_text(without)}.</p>'
+    if added := document.get("added"):
+        packages = ", ".join(f"{one['name']} {one['version']} by {one['by']}" for one in added)
+        yield f'<p class="notice"><strong>Beside the lock:</strong> {_text(packages)}.</p>'
     if document.get("partial"):
         part = _text(document["partial"])
         yield f'<p class="notice"><strong>Partial run</strong> with {part}: what it left out is not proven.</p>'

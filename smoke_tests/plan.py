@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from smoke_tests import runtime
+from smoke_tests import families, runtime
 from smoke_tests.checks import (
     RankContext,
     TrainingState,
@@ -23,6 +23,7 @@ from smoke_tests.checks import (
     generation,
     installed,
     kernels,
+    liger,
     loading,
     memory,
     mixed_modality,
@@ -287,7 +288,7 @@ def _extra_alone(leg: Leg, device: str) -> list[Job]:
     return planned
 
 
-def _extra_staged(stage: int, leg: Leg, device: str) -> list[Job]:
+def _extra_staged(stage: int, leg: Leg, device: str, family: str) -> list[Job]:
     """Return a stage's jobs that only --all has: what users train with."""
     name, ops = f"zero{stage}", ("cpu ops",) if _compiles_ops(device) else ()
     steps = [
@@ -300,6 +301,8 @@ def _extra_staged(stage: int, leg: Leg, device: str) -> list[Job]:
         steps.append(Step("offload", offload.offload, hf_config=False, needs=("plain run", *ops)))
     if device == "cuda":
         steps.append(Step("throughput", throughput.throughput))
+        if not liger.why_not(family):
+            steps.append(Step("liger", liger.liger))
     after = ("plain-extra", *(("ops",) if ops else ()))
     overlapping = Step("overlap_comm", overlap.overlap_comm, ranks=2, unproven_alone="one rank reduces no gradients")
     trained = Step("trainer", trainer.train, hf_config=False, needs=("trainer: plain run", *ops))
@@ -324,7 +327,7 @@ def _plain_job(leg: Leg) -> Job:
     )
 
 
-def _leg_jobs(stages: tuple[int, ...], leg: Leg, device: str, expectations: dict[str, Any]) -> list[Job]:
+def _leg_jobs(stages: tuple[int, ...], leg: Leg, device: str, expectations: dict[str, Any], family: str) -> list[Job]:
     """Return all jobs of a leg, whether one rank shows anything or not."""
     # ZeRO-3 first: its chain of jobs is the longest.
     staged = [_stage_jobs(stage, leg, device, expectations) for stage in sorted(stages, reverse=True)]
@@ -332,7 +335,7 @@ def _leg_jobs(stages: tuple[int, ...], leg: Leg, device: str, expectations: dict
     planned = [_plain_job(leg), Job("kernels", (compared,), leg=leg)]
     planned += [*(job for group in zip(*staged, strict=True) for job in group), *_extra_alone(leg, device)]
     for stage in sorted(stages, reverse=True):
-        planned += _extra_staged(stage, leg, device)
+        planned += _extra_staged(stage, leg, device, family)
     return planned
 
 
@@ -378,8 +381,14 @@ class Plan:
                     raise ValueError(f"{job.name}: expected to come after a job or step of the plan, found {earlier!r}; fix it")
 
 
-def make(stages: tuple[int, ...], legs: tuple[Leg, ...], device: str, expectations: dict[str, Any]) -> Plan:
-    """Plan a run on `legs`.
+def make(
+    stages: tuple[int, ...],
+    legs: tuple[Leg, ...],
+    device: str,
+    expectations: dict[str, Any],
+    family: str = families.DEFAULT,
+) -> Plan:
+    """Plan a run on `legs` for a model `family`, which is the model type that packages have kernels for.
 
     `expectations`, those of stack.toml, say for each failure whether this stack has it, and a control injects it, or it is
     fixed, and a check proves that.
@@ -387,7 +396,7 @@ def make(stages: tuple[int, ...], legs: tuple[Leg, ...], device: str, expectatio
     jobs: list[Job] = []
     unproven: list[NotRun] = []
     for number, leg in enumerate(legs):
-        whole = _leg_jobs(stages, leg, device, expectations)
+        whole = _leg_jobs(stages, leg, device, expectations, family)
         alone = [step for job in whole for step in job.steps if leg.world_size == 1 and step.unproven_alone]
         unproven += [NotRun(step.name, f"{step.unproven_alone} ({leg.name})", leg) for step in alone]
         kept = [
@@ -396,10 +405,10 @@ def make(stages: tuple[int, ...], legs: tuple[Leg, ...], device: str, expectatio
         kept = [job for job in kept if job.steps]
         jobs += _later(kept) if number else kept
     names = {step.name for job in jobs for step in job.steps}
-    return Plan(tuple(jobs), (*dict.fromkeys(unproven), *_left_out(names, stages)))
+    return Plan(tuple(jobs), (*dict.fromkeys(unproven), *_left_out(names, stages, device, family)))
 
 
-def _left_out(names: set[str], stages: tuple[int, ...]) -> list[NotRun]:
+def _left_out(names: set[str], stages: tuple[int, ...], device: str, family: str) -> list[NotRun]:
     """Return what this device and stack cannot show, given the names of all planned steps."""
     missing = []
     for control, check in (("gloo race", "late gathers"), ("later key layout", "both key layouts")):
@@ -409,4 +418,6 @@ def _left_out(names: set[str], stages: tuple[int, ...]) -> list[NotRun]:
         missing.append(NotRun("control: gloo race", "requires several ranks on gloo and CPUs"))
     if "bf16" not in names:
         missing.append(NotRun("bf16", "the main precision of this run"))
+    if device == "cuda" and (reason := liger.why_not(family)):
+        missing.append(NotRun("liger", reason))
     return missing

@@ -91,9 +91,10 @@ def write(folder: Path, report: dict[str, Any], results: list[Result], logs: Map
     """
     folder.mkdir(parents=True, exist_ok=True)
     document = report | {"checks": [result.fields for result in results]}
-    _write_whole(folder / "junit.xml", _junit(report, results))
-    _write_whole(folder / "report.html", page.render(document, table(report, results, colour=False), logs or {}))
+    # The others show what it says: without it there is nothing to show.
     _write_whole(folder / "report.json", json.dumps(document, indent=2) + "\n")
+    _write_whole(folder / "report.html", page.render(document, table(report, results, colour=False), logs or {}))
+    _write_whole(folder / "junit.xml", _junit(report, results))
 
 
 def read_logs(folder: Path, jobs: list[str]) -> dict[str, str]:
@@ -216,6 +217,7 @@ def table(report: dict[str, Any], results: list[Result], *, colour: bool) -> str
             rows.append(f"{page.printable(name):<{width}}{''.join(texts)}{page.printable(known[:110])}".rstrip())
         rows.append("")
     rows += [page.printable(f"not run: {entry['name']} ({entry['reason']})") for entry in report["not_run"]]
+    rows += [page.printable(f"added: {one['name']} {one['version']}, by {one['by']}") for one in report.get("added", [])]
     if report.get("partial"):
         rows.append(page.printable(f"partial run: {report['partial']}; it is no proof of an environment"))
     if missing := report.get("not_requested"):

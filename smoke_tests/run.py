@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smoke_tests import distributions, page, preflight, report, selection
+from smoke_tests import additions, distributions, page, preflight, report, selection
 from smoke_tests.options import InputError, Options
 from smoke_tests.outcome import Outcome
 from smoke_tests.preflight import Resources
@@ -39,7 +39,8 @@ def smoke(options: Options, began: float) -> int:
         from smoke_tests import plan, runtime
         from smoke_tests.verdicts import Verdicts
 
-        planned = plan.make(options.stages, resources.legs, resources.device, options.stack["expectations"])
+        expectations, family = options.stack["expectations"], options.stack["model"]["family"]
+        planned = plan.make(options.stages, resources.legs, resources.device, expectations, family)
         jobs = _chosen(options, resources, planned.jobs)
         missing = selection.not_requested(planned.jobs, jobs, resources.device)
         precision = runtime.PRECISION[resources.device]
@@ -86,10 +87,11 @@ def smoke(options: Options, began: float) -> int:
 def _proven(options: Options) -> dict[str, Any]:
     """Return what the report is a proof of: the files of a lock, or, without one, every installed distribution."""
     if options.lock:
-        return {"lock": report.lock_digests(options.lock)}
-    found = distributions.find()
-    notes = [*found.problems, *found.notes]
-    return {"lock": None, "installed": {"prefix": sys.prefix, "packages": found.versions, "notes": notes}}
+        found = [{"name": one.name, "version": str(one.version), "by": one.by} for one in additions.find().values()]
+        return {"lock": report.lock_digests(options.lock), **({"added": found} if found else {})}
+    installed = distributions.find()
+    notes = [*installed.problems, *installed.notes]
+    return {"lock": None, "installed": {"prefix": sys.prefix, "packages": installed.versions, "notes": notes}}
 
 
 def _chosen(options: Options, resources: Resources, possible: "Sequence[Job]") -> "list[Job]":

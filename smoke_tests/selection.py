@@ -19,7 +19,7 @@ DEFAULT = (
 # Those that only --all runs on a CPU, or --only with their name.
 EXTRA = (
     *("trainer: plain run", "trainer", "real sizes: plain run", "real sizes", "attention", "LoRA", "frozen vision tower"),
-    *("cpu ops", "offload", "throughput", "kernels", "overlap_comm"),
+    *("cpu ops", "offload", "throughput", "liger", "kernels", "overlap_comm"),
 )
 # Those of them that a run on GPUs has without --all, since they are about GPUs: on a CPU they show that their code runs.
 ON_GPUS = ("kernels", "overlap_comm")

@@ -3,13 +3,15 @@
 import re
 import sys
 import sysconfig
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch.distributed as dist
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
-from smoke_tests import distributions, runtime
+from smoke_tests import additions, distributions, runtime
+from smoke_tests.additions import Addition
 from smoke_tests.checks.context import RankContext, TrainingState
 from smoke_tests.distributions import Distribution, Installed
 from smoke_tests.outcome import Outcome, judged
@@ -58,20 +60,26 @@ def versions(context: RankContext, _: TrainingState) -> Outcome:
         more = "".join(f"; {note}" for note in [*installed.notes, *notes])
         detail = f"{len(installed.distributions)} packages by their own metadata, no lock{more}"
         return judged(wrong + installed.problems + problems, detail, versions=found, backend=asked)
-    locked = read_lock(context.lock)
+    locked, added = read_lock(context.lock), additions.find()
     installed = distributions.find([sysconfig.get_path(kind) for kind in ("purelib", "platlib")])
-    problems = wrong + _unlike_lock(locked, installed) + _imported(installed)[0] + _loader(installed)
-    return judged(problems, f"{len(locked)} packages as locked", versions=found, backend=asked)
+    problems = wrong + _unlike_lock(locked, installed, added) + _imported(installed)[0] + _loader(installed)
+    beside = f", {len(added)} added beside them" if added else ""
+    return judged(problems, f"{len(locked)} packages as locked{beside}", versions=found, backend=asked)
 
 
-def _unlike_lock(locked: dict[str, Version], installed: Installed) -> list[str]:
-    """Return how what is installed differs from the lock, or is what no lock can specify."""
+def _unlike_lock(locked: dict[str, Version], installed: Installed, added: Mapping[str, Addition]) -> list[str]:
+    """Return how what is installed differs from the lock, or is what no lock can specify.
+
+    What is recorded as added is as it is recorded: a project may be a source tree, but never replaces what is locked.
+    """
+    extra = {name: one.version for name, one in added.items() if name not in locked}
+    locked = locked | extra
     present = {name: found.version for name, found in installed.distributions.items() if name != _LOADER}
     problems = [*installed.problems]
     for name, found in installed.distributions.items():
-        if found.origin:
+        if found.origin and name not in extra:
             problems.append(f"{name} was installed from a path or a URL, not from the lock")
-        if found.version.is_devrelease:
+        if found.version.is_devrelease and name not in extra:
             problems.append(f"{name} {found.version} is a development version")
     problems += [f"{name}: expected {locked[name]}, not installed" for name in sorted(locked.keys() - present.keys())]
     problems += [f"{name}: not in the lock, found {present[name]}" for name in sorted(present.keys() - locked.keys())]

@@ -177,7 +177,7 @@ def ahead_of_time(op: str) -> bool:
 
 # For a configuration of DeepSpeed with an optimizer of type Adam or AdamW, where the op is not there.
 OWN_ADAM = (
-    'use an image with it (build --ops aot), install a CUDA toolkit with nvcc, or set "torch_adam": true in optimizer.params'
+    'run install or build with --ops aot, install a CUDA toolkit with nvcc, or set "torch_adam": true in optimizer.params'
 )
 
 

@@ -74,6 +74,8 @@ def test_rank_that_dies_before_its_first_message(smoke: Starter) -> None:
     """Kill the first rank as soon as it exists, when it may not have connected yet."""
     running = smoke.start("--zero", "2")
     children = Path(f"/proc/{running.process.pid}/task/{running.process.pid}/children")
+    # Before it, the parent starts programs that look at the machine.
+    running.wait_until((running.folder / "logs" / "plain").exists)
     first = running.wait_until(lambda: children.read_text().split()[:1])
     ended = strike(running, int(first[0]), signal.SIGKILL)
     assert_fatal(ended, r"rank 0 was killed by signal 9 \(SIGKILL\) in (start|checkpoint); log: \S+")
@@ -167,10 +169,10 @@ def test_killed_run_ends_its_ranks(smoke: Starter) -> None:
     assert running.process.wait(PATIENCE) == -signal.SIGKILL
     wait_until_dead(ranks, 5.0)
     assert running.living() == []
-    left = list(running.folder.glob("work-*"))
+    left, before = list(running.folder.glob("work-*")), running.pids()
     assert left
     again = smoke.start("--zero", "2", report=running.folder)
-    again.wait_for(lambda e: e["event"] == "hello" and e["pid"] not in ranks)
+    again.wait_for(lambda e: e["event"] == "hello" and e["pid"] not in before)
     assert not set(left) & set(running.folder.glob("work-*"))
 
 

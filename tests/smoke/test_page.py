@@ -207,6 +207,11 @@ def test_a_run_without_a_lock_says_so() -> None:
     assert "SHA-256 of each file" not in text
 
 
+def test_what_was_added_to_a_lock_is_named() -> None:
+    added = [{"name": "open-r1", "version": "0.1.0", "by": "--with-project /work/r1"}]
+    assert "Beside the lock: open-r1 0.1.0 by --with-project /work/r1." in visible(example(added=added))
+
+
 def test_partial_runs_are_marked() -> None:
     text = visible(example(partial="--zero 3 --only load"))
     assert "Partial run with --zero 3 --only load: what it left out is not proven." in text

@@ -409,6 +409,7 @@ from packaging.version import Version
 from smoke_tests import distributions, runtime
 from smoke_tests.checks import installed
 
+added = installed.additions.find
 imported, installed._imported = installed._imported, lambda found: ([], [])
 installed._loader = lambda found: []
 runtime.versions = lambda device: {}
@@ -419,6 +420,7 @@ for folder in map(pathlib.Path, sys.argv[1:]):
     sysconfig.get_path = lambda kind: str(folder)
     leg = types.SimpleNamespace(backend="gloo")
     context = types.SimpleNamespace(lock=folder / "lock", device="cpu", leg=leg)
+    installed.additions.find = lambda: added(folder)
     found[folder.name] = installed.versions(context, None).detail
 backend[0] = "mpi"
 found["backend"] = installed.versions(context, None).detail
@@ -439,17 +441,23 @@ def test_versions_refuses_what_no_lock_can_specify(lasting: Starter) -> None:
         "development": ("b-2.0.dev0",),
         "twice": ("b-2.0", "B-1.5"),
         "path": ("b-2.0",),
+        "project": ("b-2.0.dev0",),
+        "replaced": ("b-2.0",),
     }
     for name, infos in folders.items():
         folder = lasting.folder / "installed" / name
         (folder / "lock").mkdir(parents=True)
         pins = [f"{info.lower().replace('-', '==')}\n" for info in ("a-1.0", *infos[:1])]
-        (folder / "lock" / "requirements.txt").write_text("".join(pins[:1] if name == "added" else pins))
+        (folder / "lock" / "requirements.txt").write_text("".join(pins[:1] if name in ("added", "project") else pins))
         if name == "added":
             (folder / "lock" / "added.txt").write_text("b==2.0 --hash=sha256:0\n")
         for info in ("a-1.0", *infos):
             (folder / f"{info}.dist-info").mkdir()
-    (lasting.folder / "installed" / "path" / "b-2.0.dist-info" / "direct_url.json").write_text("{}")
+    for name, version in (("path", "2.0"), ("project", "2.0.dev0"), ("replaced", "2.0")):
+        (lasting.folder / "installed" / name / f"b-{version}.dist-info" / "direct_url.json").write_text("{}")
+        if name != "path":
+            record = {"project": {"path": "/work/b", "name": "b", "version": version, "added": []}}
+            (lasting.folder / "installed" / name / ".smokehouse.json").write_text(json.dumps(record))
     said = json.loads(lasting.inside("-c", INSTALLED, *(str(lasting.folder / "installed" / name) for name in folders)))
     assert said["sound"] == "1 packages as locked"
     assert said["added"] == "2 packages as locked"
@@ -457,6 +465,9 @@ def test_versions_refuses_what_no_lock_can_specify(lasting: Starter) -> None:
     assert "b 2.0.dev0 is a development version" in said["development"]
     assert re.search(r"b is installed twice in \S+ \(1\.5 and 2\.0\)", said["twice"])
     assert said["path"] == "b was installed from a path or a URL, not from the lock"
+    assert said["project"] == "1 packages as locked, 1 added beside them"
+    # What the lock has cannot be added.
+    assert said["replaced"] == said["path"]
     outside = [problem.split()[0] for problem in said["imported"] if "outside /env, where its metadata is" in problem]
     assert outside == ["torch", "transformers", "deepspeed"]
 

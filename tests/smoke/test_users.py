@@ -50,7 +50,7 @@ def decayed(lasting: Starter, good: Ended) -> Ended:
 
 
 def test_every_check_of_users_is_tested_here() -> None:
-    assert {*EXTRA} == STAGED | ALONE | {"throughput"}
+    assert {*EXTRA} == STAGED | ALONE | {"throughput", "liger"}
 
 
 def test_good_run_passes(good: Ended) -> None:

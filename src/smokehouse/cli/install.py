@@ -1,5 +1,6 @@
 """The verbs that bring an environment to a machine."""
 
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -24,13 +25,21 @@ def bundle(
     channel: ChannelOption = None,
     only: Annotated[Literal["pip"] | None, typer.Option(help="Leave out the conda packages.")] = None,
     devel: DevelOption = False,
+    reuse: Annotated[
+        list[Path] | None,
+        typer.Option("--from", metavar="BUNDLE", help="Take what this other bundle has instead of fetching it; repeatable."),
+    ] = None,
 ) -> int:
     """Fetch everything that is needed to install an environment without a network; continues an interrupted call."""
     from smokehouse import locks
     from smokehouse.installs import bundler
+    from smokehouse.installs.bundle import LOCK
 
     locked = locks.load(Checkout.find(Path.cwd()), name)
-    bundler.make(locked, folder, channel=channel, only_pip=only == "pip", devel=devel)
+    for other in reuse or ():
+        if not (other / LOCK).is_dir():
+            raise UserError(f"--from {other}: expected a bundle, found none; specify the folder of another bundle")
+    bundler.make(locked, folder, channel=channel, only_pip=only == "pip", devel=devel, reuse=reuse or ())
     return 0
 
 
@@ -62,6 +71,10 @@ def install(
         list[str] | None, typer.Option("--extra", metavar="EXTRA", help="Extra of --with-project; repeatable.")
     ] = None,
     added: WithOption = None,
+    ops: Annotated[
+        Literal["aot", "none"],
+        typer.Option(help="Compile DeepSpeed's Adam ops now, with --devel or a CUDA toolkit of this machine."),
+    ] = "none",
     check: Annotated[
         bool, typer.Option("--check", help="Compare all files with their packages; change nothing; exit with 1 if one differs.")
     ] = False,
@@ -70,6 +83,7 @@ def install(
     from smokehouse import locks
     from smokehouse.installs import Additions, activation, extra_wheels, prefix, virtualenv
     from smokehouse.installs import bundle as bundles
+    from smokehouse.installs import ops as op_builds
     from smokehouse.installs import project as projects
 
     _require_fitting(only=only, python=python, devel=devel, used_as=used_as, project=project, extras=extras)
@@ -77,11 +91,12 @@ def install(
     locked = locks.load(checkout, name)
     folder = folder.absolute()
     if check:
-        if bundle or devel or used_as or only or python or project or added:
+        if bundle or devel or used_as or only or python or project or added or ops == "aot":
             raise UserError("--check: expected no other options, as it installs nothing; drop them")
         return _check(folder, locked)
     if project and bundle:
         raise UserError("--with-project: expected an index, found --bundle, which has nothing for a project; drop one of them")
+    toolkit = op_builds.require_toolkit(locked, os.environ, devel=devel) if ops == "aot" else None
     bundled = bundles.read(bundle, locked) if bundle else None
     wheels = tuple(extra_wheels.parse(text) for text in added or ())
     request = projects.parse(project, extras or ()) if project else None
@@ -90,12 +105,20 @@ def install(
         projects.plan(request, locked, activation.recorded_project(folder)) if request else None,
     )
     if only:
-        print(virtualenv.install(checkout, locked, folder, bundled=bundled, python=python, additions=additions))
+        placed = virtualenv.install(
+            checkout, locked, folder, bundled=bundled, python=python, additions=additions, toolkit=toolkit
+        )
     else:
         placed = prefix.install(
-            checkout, locked, folder, bundled=bundled, channel=channel, devel=devel, used_as=used_as, additions=additions
+            *(checkout, locked, folder),
+            bundled=bundled,
+            channel=channel,
+            devel=devel,
+            used_as=used_as,
+            additions=additions,
+            toolkit=toolkit,
         )
-        print(placed)
+    print(placed)
     if added_project := additions.project:
         status(f"added {added_project.name} {added_project.version} and {len(added_project.added)} packages for it")
     status(activation.hint(used_as.absolute() if used_as else folder, name, prefix=True))

@@ -135,7 +135,7 @@ def bundle_for(
         bundle.verify()
         return bundle
     folder = checkout.build / "bundles" / locked.name
-    return bundler.make(locked, folder, channel=channel, devel=True, reuse_siblings=True)
+    return bundler.make(locked, folder, channel=channel, devel=True, reuse=sorted(folder.parent.glob("*")))
 
 
 def base_context(base: Base) -> str:

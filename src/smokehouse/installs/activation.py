@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from smokehouse.checkout import Checkout
 from smokehouse.console import STARTED_BY, as_typed
 from smokehouse.errors import UserError
-from smokehouse.installs import pypi, state
+from smokehouse.installs import ops, pypi, state
 from smokehouse.installs.additions import PROJECT, recorded_versions
 from smokehouse.installs.target import MARKER, read_marker
 from smokehouse.locks import CondaPackage, LockedEnvironment, constraints
@@ -119,6 +119,7 @@ def remedy(found: Installation, locked: LockedEnvironment) -> str:
     if recorded.get("kind") == "smoke":
         return as_typed("smoke", locked.name)
     options = ["--only", "pip"] if recorded.get("kind") == "pip" else ["--devel"] if recorded.get("devel") else []
+    options += ["--ops", "aot"] if recorded.get(ops.OPS) else []
     project = recorded.get(PROJECT)
     if isinstance(project, dict):
         extras = project.get("extras") or []
@@ -203,7 +204,7 @@ def problems(
     added = {name: version for name, (version, _) in recorded_versions(marker).items()}
     found = pypi.differences(folder, locked, packages, added, strict=strict)
     missing = [path for path in (_CONSTRAINTS_FILE, "bin/activate") if not (folder / path).is_file()]
-    return found + [f"{path}: not found" for path in missing]
+    return found + [f"{path}: not found" for path in missing] + ops.missing(folder, locked.lock.python, marker)
 
 
 def execute(folder: Path, command: Sequence[str]) -> NoReturn:

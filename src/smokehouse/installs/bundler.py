@@ -1,10 +1,10 @@
 """Make bundles."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from smokehouse import console
-from smokehouse.console import status
+from smokehouse.console import heartbeat, status
 from smokehouse.errors import UserError
 from smokehouse.installs import bundle, fetch
 from smokehouse.installs.bundle import CONDA, LOCK, MANIFEST, WHEELS, Bundle, BundleManifest
@@ -23,12 +23,12 @@ def make(
     channel: str | None = None,
     only_pip: bool = False,
     devel: bool = False,
-    reuse_siblings: bool = False,
+    reuse: Sequence[Path] = (),
 ) -> Bundle:
     """Make or complete the bundle of an environment in `folder`, and return it; raises UserError.
 
-    With `reuse_siblings`, files of the bundles beside it are linked or copied. manifest.json is written last, so that a
-    bundle with it is complete.
+    What one of the bundles `reuse` has is linked or copied instead of fetched. manifest.json is written last, so that a bundle
+    with it is complete.
     """
     lock, folder = locked.lock, folder.absolute()
     if folder.is_dir() and any(folder.iterdir()) and not (folder / LOCK).is_dir():
@@ -49,12 +49,14 @@ def make(
     with exclusive(folder.with_name(f".{folder.name}.lock"), f"bundling {locked.name}"):
         (folder / LOCK).mkdir(parents=True, exist_ok=True)
         (folder / MANIFEST).unlink(missing_ok=True)
-        if reuse_siblings:
-            _link_siblings(folder, artefacts)
+        copied = _link(_reusable(folder, artefacts, reuse))
         size = sum(file.size for file in artefacts.values())
         present = sum(path.stat().st_size for path in _files(folder))
         require_free_space(folder, max(0, size - present), f"bundle {locked.name}")
         status(f"bundling {locked.name} ({len(artefacts)} files, {console.size(size)})")
+        with heartbeat("copying from other bundles"):
+            for target, source in copied.items():
+                files.link_or_copy(source, target)
         fetch.fetch_pip(lock, folder / WHEELS)
         fetch.fetch_conda(conda, folder / CONDA, channel or lock.channel_url)
         for path, text in texts.items():
@@ -67,15 +69,31 @@ def make(
     return bundle.read(folder, locked)
 
 
-def _link_siblings(folder: Path, artefacts: Mapping[str, LockedFile]) -> None:
-    """Link or copy `artefacts` from the bundles beside `folder`, by path and size; hashes are verified later."""
+def _reusable(folder: Path, artefacts: Mapping[str, LockedFile], bundles: Sequence[Path]) -> dict[Path, Path]:
+    """Return by its path in `folder` the file of another bundle for each artefact that is not there, by name and size.
+
+    Hashes are verified when all files are there.
+    """
+    found = {}
     for path, file in artefacts.items():
-        if (folder / path).exists():
-            continue
-        for other in folder.parent.iterdir():
-            if (other / path).is_file() and (other / path).stat().st_size == file.size:
-                files.link_or_copy(other / path, folder / path)
-                break
+        places = [(bundle / path).resolve() for bundle in (folder, *bundles)]
+        source = next((place for place in places if place.is_file() and place.stat().st_size == file.size), None)
+        if source and source != places[0]:
+            found[folder / path] = source
+    return found
+
+
+def _link(sources: Mapping[Path, Path]) -> dict[Path, Path]:
+    """Hard-link files to their sources, in place of what is there, and return those that must be copied."""
+    left = {}
+    for target, source in sources.items():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        try:
+            target.hardlink_to(source)
+        except OSError:  # another file system, or one without hard links
+            left[target] = source
+    return left
 
 
 def _files(folder: Path) -> list[Path]:

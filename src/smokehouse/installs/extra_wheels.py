@@ -20,7 +20,6 @@ from smokehouse.environments import Environment
 from smokehouse.errors import UserError
 from smokehouse.locks import Lock, LockedFile, markers
 from smokehouse.locks.wheel_tags import Artefact, ranking, why_incompatible
-from smokehouse.storage.download import Download, fetch, is_whole
 from smokehouse.storage.files import SHA256
 from smokehouse.storage.folder_lock import exclusive
 
@@ -147,6 +146,8 @@ def fetch_wheels(
 
 def _download(checkout: Checkout, requested: Sequence[ExtraWheel]) -> dict[ExtraWheel, Path]:
     """Download what is missing in build/with, and return the path of each wheel."""
+    from smokehouse.storage.download import Download, fetch, is_whole  # slow to import, and most commands download nothing
+
     folder = checkout.build / "with"
     paths = {wheel: folder / wheel.sha256 / wheel.name for wheel in requested}
     if paths:

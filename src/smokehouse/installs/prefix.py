@@ -15,7 +15,7 @@ from typing import Any
 
 from smokehouse.checkout import Checkout
 from smokehouse.console import status
-from smokehouse.installs import activation, conda_packages, loader, pypi, site_files, state
+from smokehouse.installs import activation, conda_packages, loader, ops, pypi, site_files, state
 from smokehouse.installs.additions import Additions
 from smokehouse.installs.bundle import Bundle
 from smokehouse.installs.fetch import fetch_conda
@@ -46,6 +46,7 @@ def install(
     devel: bool = False,
     used_as: Path | None = None,
     additions: Additions | None = None,
+    toolkit: ops.Toolkit | None = None,
 ) -> Path:
     """Install an environment in `folder`, completely or not at all, and return its Python; raises UserError.
 
@@ -53,7 +54,7 @@ def install(
     with. `devel` adds the compilers and the CUDA toolkit. The files contain `used_as` as their prefix, by default
     `folder`. What an interrupted call fetched stays beside `folder`, for the next call. Where an installation with the same
     conda packages is there, only PyPI packages that changed or have damaged files are installed again, and the loader where
-    its sources have changed.
+    its sources have changed. With a `toolkit`, DeepSpeed's ops are compiled.
     """
     name, folder = locked.name, folder.absolute()
     used_as = (used_as or folder).absolute()
@@ -61,6 +62,7 @@ def install(
     additions = additions or Additions()
     marker: dict[str, Any] = {"environment": name, "devel": devel, "used_as": str(used_as), LOCK_JSON: locked.digest}
     marker |= {pypi.PACKAGES: pypi.fingerprints(locked, additions), **additions.record}
+    marker |= {ops.OPS: list(toolkit.names)} if toolkit else {}
     if bundled:
         marker["bundle"] = bundled.digest
         bundled.require_conda(devel=devel)
@@ -92,7 +94,10 @@ def install(
             _install_conda(staging, locked, packages, archives, used_as)
         offline = uv.Offline(bundled.wheels, staging / "uv") if bundled else None
         target = staging / "prefix"
-        pypi.install(target, locked, additions, earlier=earlier, offline=offline, pass_fds=[descriptor])
+        kept = ops.kept(earlier, found, toolkit)
+        pypi.install(target, locked, additions, earlier=kept, offline=offline, pass_fds=[descriptor])
+        if toolkit:
+            ops.compile_ahead(target, locked.lock.python, toolkit, activation.variables(target, os.environ))
         _make_scripts_relocatable(target, locked.lock.python)
         _install_loader(checkout, target, locked, descriptor)
         site_files.add(target, locked.lock.python, locked.cuda)

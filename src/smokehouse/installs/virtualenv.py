@@ -9,7 +9,7 @@ from typing import Any
 
 from smokehouse.checkout import Checkout
 from smokehouse.console import status
-from smokehouse.installs import activation, loader, pypi, site_files
+from smokehouse.installs import activation, loader, ops, pypi, site_files
 from smokehouse.installs.additions import Additions
 from smokehouse.installs.bundle import Bundle
 from smokehouse.installs.target import (
@@ -51,13 +51,16 @@ def install(
     bundled: Bundle | None = None,
     python: str | None = None,
     additions: Additions | None = None,
+    toolkit: ops.Toolkit | None = None,
 ) -> Path:
     """Install the PyPI packages of a lock in a virtual environment in `folder`, and return its Python; raises UserError.
 
     `python` is the version or path of the interpreter, by default one of the version of the lock. Where an installation is
-    there, only packages that changed or have damaged files are installed again.
+    there, only packages that changed or have damaged files are installed again. With a `toolkit`, DeepSpeed's ops are compiled.
     """
-    return _install(checkout, locked, folder.absolute(), _CHOSEN, bundled, python, additions or Additions())
+    if python and os.sep in python:
+        python = str(Path(python).absolute())
+    return _install(checkout, locked, folder.absolute(), _CHOSEN, bundled, python, additions or Additions(), toolkit)
 
 
 def _install(
@@ -68,6 +71,7 @@ def _install(
     bundled: Bundle | None,
     python: str | None,
     additions: Additions,
+    toolkit: ops.Toolkit | None = None,
 ) -> Path:
     name, lock, pins = locked.name, locked.lock, locked.files.pins
     marker: dict[str, Any] = {"environment": name, **kind}
@@ -75,6 +79,7 @@ def _install(
     marker |= {"python": python} if python else {}
     marker |= {"bundle": bundled.digest} if bundled else {}
     marker |= {pypi.PACKAGES: pypi.fingerprints(locked, additions), **additions.record}
+    marker |= {ops.OPS: list(toolkit.names)} if toolkit else {}
     interpreter = folder / "bin" / "python"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with exclusive(folder.with_name(f".{folder.name}.lock"), f"installing {name}") as descriptor:
@@ -87,7 +92,8 @@ def _install(
             require_own_folder(folder, name)
         require_platform(lock.platform, pins.name)
         there = found.get(pypi.PACKAGES) if isinstance(found, dict) and found.get("python") == python else None
-        earlier = there if isinstance(there, dict) and _is_usable(interpreter, folder, lock.python) else {}
+        usable = isinstance(there, dict) and _is_usable(interpreter, folder, lock.python)
+        earlier = ops.kept(there, found, toolkit) if usable and isinstance(there, dict) else {}
         changed = {package for package, digest in marker[pypi.PACKAGES].items() if earlier.get(package) != digest}
         size = sum(file.size for file in lock.pip if file.name in changed)
         size += sum(file.size for file in lock.build) if {*lock.sdists} & changed else 0
@@ -107,6 +113,8 @@ def _install(
         with temporary_folder(folder.with_name(f".{folder.name}.cache")) as cache:
             offline = uv.Offline(bundled.wheels, cache) if bundled else None
             pypi.install(folder, locked, additions, earlier=earlier, offline=offline, pass_fds=[descriptor])
+        if toolkit:
+            ops.compile_ahead(folder, lock.python, toolkit, activation.variables(folder, os.environ))
         loader.ensure(checkout, folder, pass_fds=[descriptor])
         site_files.add(folder, lock.python, locked.cuda)
         activation.prepare(folder, locked, folder)

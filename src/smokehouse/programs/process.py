@@ -93,7 +93,7 @@ def _relay(master: int, until: float) -> str:
         output += chunk
         if not re.search(rb"[\r\n](\x1b\[[0-9;?]*[A-Za-z])*error", output):
             os.write(2, chunk)
-    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.decode(errors="replace")).replace("\r", "\n")
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.decode(errors="replace")).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -32,6 +32,9 @@ _BUILD_VARIABLES = {"DS_BUILD_OPS": "0", "SOURCE_DATE_EPOCH": "315532800"}
 # With version and platform given, the interpreter does not matter; searching for one would take most of uv's time.
 ANY_PYTHON = ("--python", sys.executable)
 
+# The variables by which uv wraps or colours what it says, which is read here.
+_OF_OUTPUT = ("COLUMNS", "FORCE_COLOR", "CLICOLOR_FORCE")
+
 
 @dataclass(frozen=True)
 class Offline:
@@ -79,11 +82,12 @@ def find_python(version: str) -> Path | None:
 def create_environment(folder: Path, python: str, interpreter: str | None = None) -> None:
     """Create an empty virtual environment of `python` (such as 3.11) in `folder`; raises UserError.
 
-    `interpreter` is the path, name or version of the Python to use; it must be of that version.
+    `interpreter` is the absolute path, name or version of the Python to use; it must be of that version.
     """
     chosen = interpreter or python
-    command = ["venv", "--quiet", "--no-project", "--allow-existing", "--python", chosen, str(folder)]
-    ended = _run(command, RESOLVE_DEADLINE, cwd=folder.parent)
+    command = ["venv", "--quiet", "--no-project", "--allow-existing", "--python", chosen, str(folder.absolute())]
+    # In any other working directory, uv's messages have relative paths.
+    ended = _run(command, RESOLVE_DEADLINE, cwd=Path("/"))
     if ended.code and re.search(r"Failed to (download|fetch)|error sending request|interpreter", ended.stderr):
         raise UserError(_without_python(chosen, ended.stderr))
     if ended.code:
@@ -258,7 +262,7 @@ def _run(
 def _environ(offline: bool) -> Mapping[str, str]:
     """Return the environment variables for uv; if `offline`, without any that specifies a source of packages."""
     allowed = ("UV_CONCURRENT_", "UV_LINK_MODE", "UV_PYTHON_") if offline else tuple(_ALLOWED.split())
-    foreign = ("UV_", "PIP_", "DS_BUILD_", "PYTHON", "VIRTUAL_ENV", "CONDA_")
+    foreign = ("UV_", "PIP_", "DS_BUILD_", "PYTHON", "VIRTUAL_ENV", "CONDA_", *_OF_OUTPUT)
     variables = {name: value for name, value in os.environ.items() if not name.startswith(foreign) or name.startswith(allowed)}
     if variables.get("UV_LINK_MODE") == "symlink":  # an installation that ends with the cache
         del variables["UV_LINK_MODE"]

@@ -172,6 +172,9 @@ def parse(checkout: Checkout, data: bytes, source: str, remedy: str) -> Report:
         raise UserError(
             f"{source}: expected a report of a lock, found one of {prefix} without a lock, as --here makes; {remedy}"
         )
+    if added := fields.get("added"):
+        found = ", ".join(f"{one['name']} {one['version']}" for one in added)
+        raise UserError(f"{source}: expected a report of a lock alone, found one with {found} added; {remedy}")
     if fields["verdict"] != "passed":
         reason = fields["failure"] or ", ".join(check["name"] for check in fields["checks"] if check["verdict"] == "failed")
         where = fields.get("image") or fields["environment"]

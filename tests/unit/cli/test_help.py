@@ -28,7 +28,7 @@ def with_smoke_tests(checkout: TestCheckout, root: Path) -> TestCheckout:
     """A checkout with the real smoke tests."""
     shutil.rmtree(checkout.root / "smoke_tests")
     (checkout.root / "smoke_tests").symlink_to(root / "smoke_tests")
-    (checkout.root / "src").symlink_to(root / "src")
+    (checkout.root / "packages").symlink_to(root / "packages")
     return checkout
 
 

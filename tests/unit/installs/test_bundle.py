@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import tomllib
 from pathlib import Path
@@ -193,6 +194,46 @@ def test_complete_bundle_is_verified_and_unchanged(
     bundle(checkout, command, UV_DEFAULT_INDEX="http://127.0.0.1:9")
     assert [path for path, _ in channel.requests] == [f"linux-64/{archive.name}"]
     assert (folder / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("hard_links", [True, False])
+def test_bundle_takes_files_from_another_one(
+    checkout: TestCheckout, folder: Path, command: list[str], channel: Channel, index: Index, tmp_path: Path, hard_links: bool
+) -> None:
+    bundle(checkout, command)
+    if hard_links:
+        _take_from(checkout, folder, tmp_path, channel, index, command)
+        return
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as place:  # another file system, to which no hard link is possible
+        assert Path(place).stat().st_dev != tmp_path.stat().st_dev
+        earlier = Path(shutil.move(folder, Path(place, "bundle")))
+        _take_from(checkout, earlier, tmp_path, channel, index, command)
+
+
+def _take_from(
+    checkout: TestCheckout, earlier: Path, tmp_path: Path, channel: Channel, index: Index, command: list[str]
+) -> None:
+    """Check that a second bundle is made of the files of `earlier`, except for one that is damaged."""
+    before = (earlier / "manifest.json").read_bytes()
+    archive = next((earlier / "conda" / "linux-64").glob("libtiny-*"))
+    damaged = bytes(archive.stat().st_size)
+    archive.write_bytes(damaged)
+    channel.requests.clear()
+    requests = index.requests
+    second = tmp_path / "second"
+    bundle(checkout, [*command[:2], str(second), *command[3:], "--from", str(earlier)])
+    assert [path for path, _ in channel.requests] == [f"linux-64/{archive.name}"]
+    assert index.requests == requests
+    assert (second / "manifest.json").read_bytes() == before
+    assert archive.read_bytes() == damaged
+    for path, digest in json.loads(before)["files"].items():
+        assert hashed(second / path) == digest
+
+
+def test_bundle_from_what_is_none(checkout: TestCheckout, command: list[str], tmp_path: Path) -> None:
+    assert checkout.refused(*command, "--from", str(tmp_path)) == (
+        f"smokehouse: --from {tmp_path}: expected a bundle, found none; specify the folder of another bundle"
+    )
 
 
 def test_bundle_of_an_older_lock_is_updated(checkout: TestCheckout, folder: Path, command: list[str], channel: Channel) -> None:

@@ -5,10 +5,14 @@ import os
 import re
 import shutil
 import signal
+import sys
 import threading
 from pathlib import Path
 
 import pytest
+
+from smokehouse import console
+from smokehouse.programs import uv
 
 from ..channel import Channel
 from ..conftest import File, Index, TestCheckout, wheel
@@ -193,9 +197,11 @@ def test_lock_for_a_python_that_is_not_found(checkout: TestCheckout, channel: Ch
     assert not checkout.marker.exists()
 
 
-def test_missing_python_is_not_blamed_on_the_index(checkout: TestCheckout, tmp_path: Path) -> None:
+# As a narrow terminal, and as nox and CI set them: by them, uv wraps and colours its messages.
+@pytest.mark.parametrize("output", [{}, {"COLUMNS": "30"}, {"FORCE_COLOR": "1"}, {"CLICOLOR_FORCE": "1"}], ids=str)
+def test_missing_python_is_not_blamed_on_the_index(checkout: TestCheckout, tmp_path: Path, output: dict[str, str]) -> None:
     checkout.lock()
-    nothing = {"PATH": str(tmp_path), "UV_PYTHON_INSTALL_DIR": str(tmp_path / "pythons")}
+    nothing = {"PATH": str(tmp_path), "UV_PYTHON_INSTALL_DIR": str(tmp_path / "pythons"), **output}
     unreachable = {"UV_PYTHON_DOWNLOADS": "automatic", "UV_PYTHON_INSTALL_MIRROR": "http://user:secret@127.0.0.1:9"}
     said = checkout.refused("smoke", "tiny", **nothing, **unreachable)
     assert "Python 3.11 not found: the machine has none, and uv cannot download it from 127.0.0.1:9; install it" in said
@@ -206,6 +212,38 @@ def test_missing_python_is_not_blamed_on_the_index(checkout: TestCheckout, tmp_p
     broken.chmod(0o755)
     said = checkout.refused("smoke", "tiny", **nothing)
     assert f"Python 3.11 not found: the machine has none, and {broken} does not run; install it" in said
+
+
+def test_python_by_a_relative_path_is_that_of_the_working_folder(checkout: TestCheckout, tmp_path: Path) -> None:
+    checkout.lock()
+    prefix = tmp_path / "elsewhere" / "p"
+    python = os.path.relpath(sys.executable, checkout.root)
+    ended = checkout.run("install", "tiny", str(prefix), "--only", "pip", "--python", python)
+    assert ended.returncode == 0, ended.stderr
+    recorded = Path(json.loads((prefix / ".smokehouse.json").read_text())["python"])
+    assert recorded.is_absolute()
+    assert recorded.samefile(sys.executable)
+
+
+def test_installation_says_every_few_seconds_that_it_goes_on(
+    checkout: TestCheckout, index: Index, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout.lock()
+    sends = gate(index).gate
+    assert sends
+    for name, value in checkout.environ.items():
+        monkeypatch.setenv(name, value)
+    uv.create_environment(tmp_path / "p", "3.11")
+    said: list[str] = []
+
+    def status(text: str) -> None:
+        said.append(text)
+        sends.set()  # the index sends the file, and uv ends, once a line is there
+
+    monkeypatch.setattr(console, "status", status)
+    monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", 0.01)
+    uv.install(tmp_path / "p", checkout.pins, checkout.build_pins, [])
+    assert re.fullmatch(r"installing PyPI packages and compiling them to bytecode, for \d+ s", said[0])
 
 
 def test_disk_too_small_is_reported_first(checkout: TestCheckout, index: Index) -> None:

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from smokehouse.errors import UserError
+from smokehouse.programs import process
 from smokehouse.programs.process import run
 
 
-def ends(process: int) -> bool:
+def ends(pid: int) -> bool:
     """Wait for the end of a process, which a signal that it was sent brings about in its own time."""
     try:
-        descriptor = os.pidfd_open(process)
+        descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
         return True
     try:
@@ -36,3 +37,10 @@ def test_standard_output_and_error_are_separate(tmp_path: Path) -> None:
     script = "import sys; print('out'); print('err', file=sys.stderr); sys.exit(3)"
     ended = run([sys.executable, "-c", script], deadline=60, environ=os.environ, cwd=tmp_path)
     assert (ended.code, ended.stdout, ended.stderr) == (3, "out\n", "err\n")
+
+
+def test_a_line_at_a_terminal_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "is_terminal", lambda: True)
+    script = "import sys; sys.stderr.write('10 %\\r20 %\\nerror: it is\\n  cause: this\\n')"
+    ended = run([sys.executable, "-c", script], deadline=60, environ=os.environ, cwd=tmp_path, progress=True)
+    assert ended.stderr == "10 %\n20 %\nerror: it is\n  cause: this\n"

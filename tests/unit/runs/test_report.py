@@ -97,6 +97,16 @@ def test_a_file_that_cannot_be_read_is_refused(root: Path, tmp_path: Path, name:
     assert ended.stderr.startswith(f"smokehouse: {name}: {problem}")
 
 
+def test_a_report_of_a_lock_with_more_beside_it_is_printed_and_proves_nothing(root: Path, tmp_path: Path) -> None:
+    added = [{"name": "open-r1", "version": "0.1.0", "by": "--with-project /work/r1"}]
+    file = written(tmp_path, added=added)
+    assert "\nadded: open-r1 0.1.0, by --with-project /work/r1\n" in run(root, str(file)).stdout
+    with pytest.raises(
+        UserError, match=r"expected a report of a lock alone, found one with open-r1 0\.1\.0 added; run it again"
+    ):
+        reports.read(Checkout(root), file, "tiny", "run it again")
+
+
 @pytest.mark.parametrize(
     ("changes", "part"),
     [

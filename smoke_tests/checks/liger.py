@@ -1,0 +1,118 @@
+"""Liger's kernels, in place of transformers' modules, train as those do."""
+
+import ast
+import contextlib
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from smoke_tests.checks import loading, training
+from smoke_tests.checks.attention import GRADIENT_TOLERANCE, LOSS_TOLERANCE
+from smoke_tests.checks.context import RankContext, TrainingState
+from smoke_tests.outcome import Outcome, judged
+
+PACKAGE = "liger_kernel"
+# Of liger_kernel.transformers.monkey_patch: model_type of a config -> the function that patches the classes of transformers.
+_TABLE = "MODEL_TYPE_TO_APPLY_LIGER_FN"
+
+
+def model_types() -> list[str]:
+    """Return the model types that the installed package has kernels for; none without it. Imports none of it."""
+    found = importlib.util.find_spec(PACKAGE)
+    file = Path(str(found.origin)).parent / "transformers" / "monkey_patch.py" if found and found.origin else None
+    if not file or not file.is_file():
+        return []
+    for node in ast.parse(file.read_text("utf-8")).body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
+            names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+            if names == [_TABLE]:
+                return [key.value for key in node.value.keys if isinstance(key, ast.Constant) and isinstance(key.value, str)]
+    return []
+
+
+def why_not(model_type: str) -> str:
+    """Return why there is nothing to check for models of this type, "" where there is."""
+    if importlib.util.find_spec(PACKAGE) is None:
+        return "liger-kernel is not installed"
+    if model_type not in model_types():
+        return f"liger-kernel {importlib.metadata.version('liger-kernel')} has no kernels for {model_type}"
+    return ""
+
+
+@contextlib.contextmanager
+def applied(model_class: Any) -> Iterator[list[str]]:
+    """Have models of `model_class` begin with liger's kernels, and yield what was replaced; afterwards nothing is.
+
+    Raises RuntimeError where liger replaces nothing, which it does with a warning for versions that it does not know.
+    """
+    from liger_kernel.transformers import monkey_patch
+
+    module = sys.modules[model_class.__module__]
+    before = _attributes(module)
+    model_type = model_class.config_class.model_type
+    try:
+        monkey_patch._apply_liger_kernel(model_type)
+        replaced = _replaced(before)
+        if not replaced:
+            version = importlib.metadata.version("liger-kernel")
+            raise RuntimeError(f"liger-kernel {version}: expected kernels for {model_type}, found none applied")
+        yield replaced
+    finally:
+        for owner, attributes in before:
+            for name, value in attributes.items():
+                if vars(owner).get(name) is not value:
+                    setattr(owner, name, value)
+            for name in [name for name in vars(owner) if name not in attributes]:
+                delattr(owner, name)
+
+
+def _attributes(module: ModuleType) -> list[tuple[Any, dict[str, Any]]]:
+    """Return the attributes of a module and of the classes that it defines."""
+    classes = [one for _, one in inspect.getmembers(module, inspect.isclass) if one.__module__ == module.__name__]
+    return [(owner, dict(vars(owner))) for owner in (module, *classes)]
+
+
+def _replaced(before: list[tuple[Any, dict[str, Any]]]) -> list[str]:
+    """Return which attributes are others than `before`, by name."""
+    return [
+        name if isinstance(owner, ModuleType) else f"{owner.__name__}.{name}"
+        for owner, attributes in before
+        for name, value in attributes.items()
+        if vars(owner).get(name) is not value
+    ]
+
+
+def _measured(context: RankContext, state: TrainingState) -> tuple[float, dict[str, torch.Tensor]]:
+    """Return the loss of this rank's sample and the ranks' gradients of the probes, and drop the engine."""
+    state.model = loading.ready_model(context, context.source)
+    training.start_engine(context, state)
+    loss = state.engine(**training.own_sample(context)).loss
+    state.engine.backward(loss)
+    found = loss.item(), training.full_gradients(state.engine, training.engine_probes(context, state.engine))
+    state.clear()
+    return found
+
+
+def liger(context: RankContext, state: TrainingState) -> Outcome:
+    """Check that a model with liger's kernels has the loss and the gradients of one without, on an engine of the stage."""
+    importlib.import_module(context.model_class.__module__)
+    expected_loss, expected = _measured(context, state)
+    with applied(context.model_class) as replaced:
+        loss, found = _measured(context, state)
+    problems = training.gradient_problems(found, list(expected))
+    error = abs(loss - expected_loss)
+    if not error <= LOSS_TOLERANCE[context.dtype]:
+        problems.append(f"loss: expected {expected_loss:.6g} (transformers), found {loss:.6g} (liger)")
+    for name in expected.keys() & found.keys():
+        off = (found[name] - expected[name]).abs().max().item() / max(expected[name].abs().max().item(), 1e-12)
+        if not off <= GRADIENT_TOLERANCE[context.dtype]:
+            problems.append(f"the gradient of {name} is off by {off:.2g} of its largest element")
+    return judged(problems, f"loss within {error:.1g} of transformers' with liger's {', '.join(sorted(replaced))}")
