@@ -146,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
         help="Run only these checks and controls, and what they need; the report is partial (default: all but those of --all).",
     )
     add("--skip", type=_names, default=(), metavar="NAME,...", help="Run all but these, unless one that runs needs them.")
-    add("--all", action="store_true", help=f"Run also the checks that take longer: {', '.join(EXTRA)}.")
+    add("--all", action="store_true", help=f"Run also these, on GPUs the last two always: {', '.join(EXTRA)}.")
     add("--checkpoint", metavar="PATH_OR_HUB_ID", help="Test with this checkpoint (default: a tiny synthetic one).")
     add(
         "--timeout",

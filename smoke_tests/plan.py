@@ -22,11 +22,13 @@ from smoke_tests.checks import (
     collectives,
     generation,
     installed,
+    kernels,
     liger,
     loading,
     memory,
     mixed_modality,
     offload,
+    overlap,
     precision,
     saving,
     sizes,
@@ -230,16 +232,19 @@ def _stage_jobs(stage: int, leg: Leg, device: str, expectations: dict[str, Any])
     main = Job(name, tuple(_main_steps()), stage, leg, distributed=True, after=(start,))
     fresh = _fresh_steps(device, leg.world_size)
     last = f"{name}-fresh/{[step for step in fresh if step.ranks <= leg.world_size][-1].name}"
-    fresh.append(
-        Step(
-            *("mixed modality", mixed_modality.text_only_ranks),
-            may_end=True,
-            failure=BY_NAME["mixed-modality"],
-            needs=("plain run",),
-            ranks=2,
-            unproven_alone="requires a rank with text only",
-        )
+    mixed = Step(
+        *("mixed modality", mixed_modality.start_engine),
+        builds="engine",
+        failure=BY_NAME["mixed-modality"],
+        needs=("plain run",),
+        ranks=2,
+        unproven_alone="requires a rank with text only",
     )
+    # Loading is a step of its own, with the usual deadline: that of a large checkpoint must not pass for a hang.
+    fresh += [
+        mixed,
+        dataclasses.replace(mixed, run=mixed_modality.text_only_ranks, builds="", engine_of=mixed.name, may_end=True),
+    ]
     controls = tuple(_control_steps(stage, leg, device, expectations))
     # From the engine checkpoint that `resume` saves, and the 16-bit weights of the bf16 run or, in bf16, of `resume`.
     consolidated = Step(
@@ -299,9 +304,11 @@ def _extra_staged(stage: int, leg: Leg, device: str, family: str) -> list[Job]:
         if not liger.why_not(family):
             steps.append(Step("liger", liger.liger))
     after = ("plain-extra", *(("ops",) if ops else ()))
+    overlapping = Step("overlap_comm", overlap.overlap_comm, ranks=2, unproven_alone="one rank reduces no gradients")
     trained = Step("trainer", trainer.train, hf_config=False, needs=("trainer: plain run", *ops))
     resumed = dataclasses.replace(trained, run=trainer.resume)
     return [
+        Job(f"{name}-overlap", (overlapping,), stage, leg, distributed=True, after=(name,)),
         Job(f"{name}-extra", tuple(steps), stage, leg, distributed=True, after=after),
         Job(f"{name}-trainer", (trained,), stage, leg, distributed=True, after=after),
         Job(f"{name}-trainer-resume", (resumed,), stage, leg, distributed=True, after=(f"{name}-trainer",)),
@@ -324,7 +331,9 @@ def _leg_jobs(stages: tuple[int, ...], leg: Leg, device: str, expectations: dict
     """Return all jobs of a leg, whether one rank shows anything or not."""
     # ZeRO-3 first: its chain of jobs is the longest.
     staged = [_stage_jobs(stage, leg, device, expectations) for stage in sorted(stages, reverse=True)]
-    planned = [_plain_job(leg), *(job for group in zip(*staged, strict=True) for job in group), *_extra_alone(leg, device)]
+    compared = Step("kernels", kernels.kernels, staged=False, hf_config=False, of_leg=False)
+    planned = [_plain_job(leg), Job("kernels", (compared,), leg=leg)]
+    planned += [*(job for group in zip(*staged, strict=True) for job in group), *_extra_alone(leg, device)]
     for stage in sorted(stages, reverse=True):
         planned += _extra_staged(stage, leg, device, family)
     return planned
@@ -393,6 +402,7 @@ def make(
         kept = [
             dataclasses.replace(job, steps=tuple(step for step in job.steps if step.ranks <= leg.world_size)) for job in whole
         ]
+        kept = [job for job in kept if job.steps]
         jobs += _later(kept) if number else kept
     names = {step.name for job in jobs for step in job.steps}
     return Plan(tuple(jobs), (*dict.fromkeys(unproven), *_left_out(names, stages, device, family)))

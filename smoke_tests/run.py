@@ -42,7 +42,7 @@ def smoke(options: Options, began: float) -> int:
         expectations, family = options.stack["expectations"], options.stack["model"]["family"]
         planned = plan.make(options.stages, resources.legs, resources.device, expectations, family)
         jobs = _chosen(options, resources, planned.jobs)
-        missing = selection.not_requested(planned.jobs, jobs)
+        missing = selection.not_requested(planned.jobs, jobs, resources.device)
         precision = runtime.PRECISION[resources.device]
         verdicts = Verdicts(
             jobs,
@@ -96,7 +96,7 @@ def _proven(options: Options) -> dict[str, Any]:
 
 def _chosen(options: Options, resources: Resources, possible: "Sequence[Job]") -> "list[Job]":
     """Return the part of a plan that the user requests. Raises InputError where nothing of it can run here."""
-    requested = options.selection.requested(selection.names_in(possible))
+    requested = options.selection.requested(selection.names_in(possible), resources.device)
     if not requested:
         only, skip = (", ".join(names) for names in (options.selection.only, options.selection.skip))
         stages = ", ".join(f"ZeRO-{stage}" for stage in options.stages)

@@ -16,11 +16,13 @@ DEFAULT = (
     *("missing key", "later key layout", "both key layouts", "flipped bit", "truncated shard", "gloo race", "late gathers"),
     *("seed failure: load_state_dict", "seed failure: zero.Init", "wrong shape"),
 )
-# Those that only --all runs, or --only with their name.
+# Those that only --all runs on a CPU, or --only with their name.
 EXTRA = (
     *("trainer: plain run", "trainer", "real sizes: plain run", "real sizes", "attention", "LoRA", "frozen vision tower"),
-    *("cpu ops", "offload", "throughput", "liger"),
+    *("cpu ops", "offload", "throughput", "liger", "kernels", "overlap_comm"),
 )
+# Those of them that a run on GPUs has without --all, since they are about GPUs: on a CPU they show that their code runs.
+ON_GPUS = ("kernels", "overlap_comm")
 NAMES = (*DEFAULT, *EXTRA)
 # Every other one loads the checkpoint, and `parity` compares what `train` did.
 ALWAYS = "checkpoint"
@@ -35,10 +37,15 @@ class Selection:
     skip: tuple[str, ...] = ()
     extra: bool = False
 
-    def requested(self, names: Iterable[str]) -> list[str]:
-        """Return which of `names` the user requests."""
-        base = self.only or (NAMES if self.extra else DEFAULT)
+    def requested(self, names: Iterable[str], device: str) -> list[str]:
+        """Return which of `names` the user requests on `device` (cpu or cuda)."""
+        base = self.only or (NAMES if self.extra else defaults(device))
         return [name for name in names if name in base and name not in self.skip]
+
+
+def defaults(device: str) -> tuple[str, ...]:
+    """Return the checks and controls of a run without options on `device` (cpu or cuda)."""
+    return (*DEFAULT, *ON_GPUS) if device == "cuda" else DEFAULT
 
 
 def canonical(name: str) -> str:
@@ -70,10 +77,10 @@ def select(jobs: "Sequence[Job]", requested: Collection[str]) -> "list[Job]":
     )
 
 
-def not_requested(jobs: "Iterable[Job]", selected: "Iterable[Job]") -> list[str]:
-    """Return the names of a default run of the plan `jobs` that are not in its part `selected`."""
+def not_requested(jobs: "Iterable[Job]", selected: "Iterable[Job]", device: str) -> list[str]:
+    """Return the names of a default run of the plan `jobs` on `device` that are not in its part `selected`."""
     run = names_in(selected)
-    return [name for name in names_in(jobs) if name in DEFAULT and name not in run]
+    return [name for name in names_in(jobs) if name in defaults(device) and name not in run]
 
 
 def _needed(jobs: "Iterable[Job]", kept: Collection[str]) -> set[str]:

@@ -9,7 +9,7 @@ from smoke_tests.checks import baseline, dtype_of, generation, training
 from smoke_tests.outcome import Outcome, failed, observed
 from smoke_tests.plan import Job, Plan, Step
 from smoke_tests.report import RankVerdict, Result
-from smoke_tests.selection import EXTRA
+from smoke_tests.selection import EXTRA, ON_GPUS
 from smokehouse_loader import explain
 
 
@@ -123,7 +123,7 @@ class Verdicts:
             "throughput": "requires GPUs",
         }
         run = {key.name for key in self._planned}
-        if run & {*EXTRA}:
+        if run & ({*EXTRA} - {*ON_GPUS}):
             missing += [{"name": name, "reason": reason} for name, reason in absent.items() if name not in names]
         if left := [name for name in EXTRA if name in names and name not in run]:
             missing.append({"name": ", ".join(left), "reason": "only with --all"})

@@ -75,6 +75,11 @@ class Workspace:
         return self.root / "real-sizes"
 
     @property
+    def kernels(self) -> Path:
+        """A synthetic checkpoint of the same kind, whose kernels are compared in two precisions."""
+        return self.root / "kernels"
+
+    @property
     def real_losses(self) -> Path:
         """The loss of each sample of usual size in a plain run, as a JSON list."""
         return self.root / "real-losses.json"

@@ -77,12 +77,12 @@ def _peaks(context: RankContext) -> dict[str, int | None]:
     The last one has CUDA's context and NCCL's buffers in it, and other processes' memory; it is None where NVML is silent.
     """
     if context.device == "cpu":
-        return {"RSS": _peak_rss()}
+        return {"RSS": peak_rss()}
     seen = context.gpu_peak.bytes if context.gpu_peak else None
     return {"allocated": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved(), "NVML": seen}
 
 
-def _peak_rss() -> int:
+def peak_rss() -> int:
     """Return this process's peak RSS in bytes, pages shared with its parent included. See: proc(5), VmHWM."""
     match = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     return int(match[1]) * 1024 if match else 0

@@ -20,8 +20,6 @@ def mixed_sample(context: RankContext, rank: int) -> dict[str, torch.Tensor]:
 
 def _gradient_problems(context: RankContext, state: TrainingState, sample: dict[str, torch.Tensor]) -> list[str]:
     """Return how the gradients of one backward pass differ from those of a single process on the same global batch."""
-    state.model = loading.ready_model(context, context.source)
-    training.start_engine(context, state)
     state.engine.backward(state.engine(**context.on_device(sample)).loss)
     reference = load_file(context.workspace.mixed_gradients)
     found = training.full_gradients(state.engine, list(reference))
@@ -37,6 +35,13 @@ def _gradient_problems(context: RankContext, state: TrainingState, sample: dict[
     return problems
 
 
+def start_engine(context: RankContext, state: TrainingState) -> Outcome:
+    """Load the model and initialise an engine, which takes as long as the checkpoint is large."""
+    state.model = loading.ready_model(context, context.source)
+    training.start_engine(context, state)
+    return passed("engine initialised")
+
+
 def text_only_ranks(context: RankContext, state: TrainingState) -> Outcome:
     """Train with an image on one rank and text only on the others, as a data loader that does not know the issue does."""
     problems = _gradient_problems(context, state, mixed_sample(context, context.rank))
@@ -47,6 +52,7 @@ def text_only_ranks(context: RankContext, state: TrainingState) -> Outcome:
 
 def dummy_image(context: RankContext, state: TrainingState) -> Outcome:
     """Check that a dummy image with labels of -100 on each text-only rank gives the right gradients for the same batch."""
+    start_engine(context, state)
     sample = mixed_sample(context, context.rank)
     if context.rank != 0:
         sample = samples.with_dummy_image(context.family, context.processor, sample)

@@ -28,6 +28,8 @@ class Family:
     layouts: tuple[tuple[str, str], ...]
     vision_tower: str  # prefix of its tensors
     language_probe: str  # end of the name of one weight in each layer of the language model, and of no other in it
+    vision_attention: str  # end of the name of the attention in each of its layers
+    language_attention: str  # the same in the language model
     patch_embedding: str
     patch_shape: tuple[int, ...]  # as in the family's real checkpoints
     missing_key: str  # a bias that the controls remove

@@ -33,9 +33,11 @@ from smoke_tests.checks import (
     baseline,
     generation,
     installed,
+    kernels,
     loading,
     mixed_modality,
     offload,
+    overlap,
     precision,
     saving,
     sizes,
@@ -430,6 +432,19 @@ def hanging_text_rank() -> None:
     during(mixed_modality, "text_only_ranks", fault, rank=1)
 
 
+@sabotage
+def slow_loading() -> None:
+    """Have checkpoints load for longer than ranks may hang in what comes after."""
+
+    @contextlib.contextmanager
+    def fault(*_: Any) -> Iterator[None]:
+        threading.Event().wait(1.5 * supervisor.MAY_END_DEADLINE)
+        yield
+
+    supervisor.MAY_END_DEADLINE = 6.0
+    during(mixed_modality, "start_engine", fault)
+
+
 def _signalled(step: tuple[ModuleType, str], number: signal.Signals, rank: int) -> None:
     @contextlib.contextmanager
     def fault(*_: Any) -> Iterator[None]:
@@ -718,15 +733,83 @@ def thawed_vision() -> None:
     during(adapters, "frozen_vision", _with_each_step(_nudge("patch_embed")), stage=3, rank=0)
 
 
-@sabotage
-def unmasked_attention() -> None:
-    """Have torch's attention ignore its mask."""
+def _without_mask(*_: Any) -> AbstractContextManager[Any]:
     original = torch.nn.functional.scaled_dot_product_attention
 
     def unmasked(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **kwargs: Any) -> torch.Tensor:
         return original(query, key, value, **{**kwargs, "attn_mask": None, "is_causal": False})
 
-    during(attention, "attention", lambda *_: patch.object(torch.nn.functional, "scaled_dot_product_attention", unmasked))
+    return patch.object(torch.nn.functional, "scaled_dot_product_attention", unmasked)
+
+
+@sabotage
+def unmasked_attention() -> None:
+    """Have torch's attention ignore its mask."""
+    during(attention, "attention", _without_mask)
+
+
+@sabotage
+def unmasked_kernels() -> None:
+    """Have torch's attention ignore its mask while kernels are compared with the plain formula."""
+    during(kernels, "kernels", _without_mask)
+
+
+def _wrong_convolution(change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Have Conv3d in bf16 give something else, as some versions of cuDNN did."""
+    original = torch.nn.functional.conv3d
+
+    def wrong(values: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        found = original(values, *args, **kwargs)
+        return change(found) if values.dtype == torch.bfloat16 else found
+
+    during(kernels, "kernels", lambda *_: patch.object(torch.nn.functional, "conv3d", wrong))
+
+
+@sabotage
+def scaled_convolution() -> None:
+    """Have Conv3d in bf16 give 1.1 times what is right."""
+    _wrong_convolution(lambda found: found * 1.1)
+
+
+@sabotage
+def lost_channel() -> None:
+    """Have Conv3d in bf16 lose one channel."""
+
+    def lose(found: torch.Tensor) -> torch.Tensor:
+        kept = torch.ones_like(found)
+        kept[:, 7] = 0
+        return found * kept
+
+    _wrong_convolution(lose)
+
+
+@sabotage
+def unreduced_bucket() -> None:
+    """Have DeepSpeed read one bucket before it is reduced, where reductions run beside the backward pass."""
+
+    @contextlib.contextmanager
+    def fault(*_: Any) -> Iterator[None]:
+        import deepspeed
+
+        left: list[bool] = []  # one reduction to skip, once an engine has overlap_comm
+
+        def arm(made: Any, *args: Any, **kwargs: Any) -> None:
+            left[:] = [True] if made[0].zero_overlap_comm() else []
+
+        def skipping(original: runtime.Collective) -> runtime.Collective:
+            def reduce(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+                if left and tensor.numel() > 1000:
+                    left.clear()
+                    return SimpleNamespace(wait=lambda: None)
+                return original(tensor, *args, **kwargs)
+
+            return reduce
+
+        reductions = zero.changed_collectives(skipping, "reduce", "all_reduce", "reduce_scatter_fn")
+        with wrapped(deepspeed, "initialize", arm), reductions:
+            yield
+
+    during(overlap, "overlap_comm", fault)
 
 
 @sabotage

@@ -327,6 +327,15 @@ def test_mixed_modality_that_hangs(smoke: Starter) -> None:
     assert re.search(r"checks/mixed_modality\.py\W.* in text_only_ranks$", stack, re.MULTILINE)
 
 
+def test_mixed_modality_that_loads_for_long(smoke: Starter) -> None:
+    """A large checkpoint is no hang."""
+    ended = smoke.run("--zero", "3", "--only", "mixed modality", sabotage=("slow_loading",))
+    entry = ended.found("mixed modality", 3)
+    assert entry["verdict"] in ("known-issue", "passed"), entry
+    assert "hangs" not in entry["detail"]
+    assert entry["seconds"] > 6.0
+
+
 @pytest.mark.parametrize(
     ("fault", "how"),
     [

@@ -75,9 +75,11 @@ def test_a_name_is_known_in_any_spelling(name: str, separator: str, upper: bool)
 
 
 def test_requested_names() -> None:
-    assert Selection().requested(NAMES) == [*DEFAULT]
-    assert Selection(skip=("load",)).requested(["versions", "load"]) == ["versions"]
-    assert Selection(only=("load", "weights"), skip=("load",)).requested(["versions", "weights", "load"]) == ["weights"]
+    assert Selection().requested(NAMES, "cpu") == [*DEFAULT]
+    assert Selection().requested(NAMES, "cuda") == [*DEFAULT, "kernels", "overlap_comm"]
+    assert Selection(extra=True).requested(NAMES, "cpu") == [*NAMES]
+    assert Selection(skip=("load",)).requested(["versions", "load"], "cpu") == ["versions"]
+    assert Selection(only=("load", "weights"), skip=("load",)).requested(["versions", "weights", "load"], "cpu") == ["weights"]
 
 
 @pytest.mark.parametrize("option", ["--only", "--skip"])

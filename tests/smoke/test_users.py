@@ -12,8 +12,8 @@ from .conftest import Ended, Starter
 from .test_sabotage import assert_failed
 
 BOTH = (0, 1)
-STAGED = {"trainer", "real sizes", "LoRA", "frozen vision tower", "offload"}
-ALONE = {"trainer: plain run", "real sizes: plain run", "attention", "cpu ops"}
+STAGED = {"trainer", "real sizes", "LoRA", "frozen vision tower", "offload", "overlap_comm"}
+ALONE = {"trainer: plain run", "real sizes: plain run", "attention", "cpu ops", "kernels"}
 DEADLINE = 600.0  # seconds of a run; the compilation of two ops takes a busy machine minutes
 SLOW = ("--timeout", "300")  # seconds; compilers share this machine with other tests
 
@@ -32,7 +32,7 @@ def broken(lasting: Starter) -> Ended:
         report=lasting.folder / "broken-users",
         sabotage=(
             *("other_rate", "forgotten_moments", "moved_base", "partitioned_adapter", "thawed_vision"),
-            *("unmasked_attention", "longer_steps"),
+            *("unmasked_attention", "unmasked_kernels", "unreduced_bucket", "longer_steps"),
         ),
         CXX="false",
     )
@@ -78,6 +78,7 @@ def test_ops_are_compiled_once(good: Ended, decayed: Ended) -> None:
 def test_only_what_was_broken_fails(broken: Ended) -> None:
     checks = {("trainer", 2), ("trainer", 3), ("LoRA", 2), ("LoRA", 3), ("frozen vision tower", 3), ("attention", None)}
     checks |= {("real sizes", 3), ("cpu ops", None), ("offload", 2), ("offload", 3)}
+    checks |= {("kernels", None), ("overlap_comm", 2), ("overlap_comm", 3)}
     assert broken.failures() == {("check", *check) for check in checks}
 
 
@@ -114,6 +115,25 @@ def test_attention(broken: Ended) -> None:
 
 def test_real_sizes(broken: Ended) -> None:
     assert_failed(broken, "real sizes", 3, BOTH, r"losses: expected \S+ \S+ \(single process\), found ")
+
+
+def test_attention_kernel(broken: Ended) -> None:
+    parts = ("vision attention: the output of ", "language attention: the ", r"loss: expected \S+ \(fp32 on a CPU\), found ")
+    assert_failed(broken, "kernels", None, (0,), "^" + ".*; ".join(parts))
+
+
+@pytest.mark.parametrize(("fault", "where"), [("scaled_convolution", r"(output|gradient)"), ("lost_channel", "output")])
+def test_convolution_kernel(smoke: Starter, fault: str, where: str) -> None:
+    """Seen in its own part only: each part gets the inputs of the reference."""
+    ended = smoke.run("--only", "kernels", sabotage=(fault,))
+    assert ended.failures() == {("check", "kernels", None)}
+    wrong = rf"^patch embedding: the {where} of \S+ is off by \S+ of its largest element$"
+    assert_failed(ended, "kernels", None, (0,), wrong)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_bucket_that_is_read_too_early(broken: Ended, stage: int) -> None:
+    assert_failed(broken, "overlap_comm", stage, BOTH, r"with overlap_comm the gradient of \S+ is off by ")
 
 
 def test_compiler_that_fails(broken: Ended) -> None:
