@@ -321,9 +321,9 @@ class TestCheckout:
                 env=self.environ | environ,
                 capture_output=True,
                 text=True,
-                timeout=120,
+                timeout=300,
             )
-        return self.server.run(list(arguments), folder=self.root, environ=self.environ | environ, timeout=120)
+        return self.server.run(list(arguments), folder=self.root, environ=self.environ | environ, timeout=300)
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Start the command line in the background."""
