@@ -177,7 +177,7 @@ def test_labels_say_what_an_image_is_of(image: str, tiny: TestCheckout, engine: 
 def test_an_image_says_what_it_is_to_anyone(image: str, engine: Engine) -> None:
     said = engine.docker("run", "--rm", *STRANGER, image).stdout
     assert said.startswith("Smokehouse tiny (runtime)\n")
-    assert "docker run [--gpus all] IMAGE smoke" in said
+    assert "docker run [--gpus all --shm-size 2g] IMAGE smoke" in said
 
 
 def test_an_image_has_the_loader(image: str, tiny: TestCheckout, engine: Engine, root: Path, tmp_path: Path) -> None:
