@@ -279,7 +279,7 @@ def test_doctor_names_what_is_too_small_and_too_old(image: str, engine: Engine, 
     version = tmp_path / "driver" / "nvidia" / "version"
     version.parent.mkdir(parents=True)
     version.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  470.82.01  Wed Oct 27\nGCC version:  gcc\n")
-    old = ["--mount", f"type=bind,source={tmp_path},target=/fake,readonly", "--env", "SMOKEHOUSE_PROC=/fake"]
+    old = ["--mount", f"type=bind,source={tmp_path},target=/fake", "--env", "SMOKEHOUSE_PROC=/fake"]
     line = "this image needs NVIDIA driver 525.60.13 or later, this machine has 470.82.01; update it"
     hidden = "libcuda.so.1 is not found here, so only the CPU works; start with --gpus all"
     ended = engine.docker("run", "--rm", *STRANGER, *old, image, "doctor", check=False)
@@ -292,7 +292,8 @@ def test_doctor_names_what_is_too_small_and_too_old(image: str, engine: Engine, 
     assert "  ok    /dev/shm: 2048 MiB" in ended.stdout
     # What the engine's --gpus all brings: the driver's libraries and devices.
     libraries = stubs.build(tmp_path / "stubs")
-    (tmp_path / "nvidiactl").touch(0o666)
+    (tmp_path / "nvidiactl").touch()
+    (tmp_path / "nvidiactl").chmod(0o666)
     for cuda, code, expected in (
         (12040, 0, "  ok    NVIDIA driver: 550.54.14, supports CUDA 12.4, 525.60.13 or later is needed\n"),
         (11040, 1, "  FAIL  NVIDIA driver: the environment with CUDA 12.4 needs 525.60.13 or later"),
@@ -301,7 +302,7 @@ def test_doctor_names_what_is_too_small_and_too_old(image: str, engine: Engine, 
         brought = [*old, *(word for name, value in variables.items() for word in ("--env", f"{name}={value}"))]
         ended = engine.docker("run", "--rm", *STRANGER, *brought, "--shm-size", "2g", image, "doctor", check=False)
         assert expected in ended.stdout
-        assert ended.returncode == code
+        assert ended.returncode == code, ended.stdout
     assert engine.docker("run", "--rm", *STRANGER, *old, image, "true").stderr == ""
 
 
