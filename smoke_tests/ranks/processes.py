@@ -181,6 +181,21 @@ def _reap(target: int, deadline: float) -> bool:
     return True
 
 
+def stop_children(patience: float = STOP_PATIENCE) -> bool:
+    """Kill and reap all that is left of this process's children; whether all are gone after `patience` seconds.
+
+    Orphans are among them, such as the compilers of a rank that ended, which lead process groups of their own.
+    """
+    deadline = time.monotonic() + patience
+    while children := [int(pid) for file in Path("/proc/self/task").glob("*/children") for pid in file.read_text().split()]:
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+            if not _reap(child, deadline):
+                return False
+    return True
+
+
 def request_stack(process: int) -> None:
     """Have a rank's main thread run its SIGUSR1 handler, and wake the rank if it is stopped. Does nothing where it is gone.
 

@@ -73,6 +73,7 @@ class Supervisor:
         """Kill what still runs, and restore the signal handlers."""
         for running in list(self._running.values()):
             processes.stop(running.launcher)
+        processes.stop_children()
         signal.set_wakeup_fd(self._wakeup)
         for number, handler in self._previous.items():
             signal.signal(number, handler)

@@ -429,3 +429,21 @@ def test_hub_id_that_cannot_be_fetched(smoke: Starter) -> None:
         said,
     )
     assert time.monotonic() - began < 60
+
+
+# A child starts a compiler, as it were, in a session of its own, says so, and ends.
+ORPHANS = """
+import os, subprocess, sys
+from smoke_tests.ranks import processes
+processes.adopt_orphans()
+child = "import subprocess; print(subprocess.Popen(['sleep', '1000'], start_new_session=True).pid, flush=True)"
+with subprocess.Popen([sys.executable, "-c", child], stdout=subprocess.PIPE, text=True) as started:
+    orphan = int(started.stdout.readline())
+assert os.path.exists(f"/proc/{orphan}")
+assert processes.stop_children()
+assert not os.path.exists(f"/proc/{orphan}")
+"""
+
+
+def test_orphans_in_sessions_of_their_own_are_ended(lasting: Starter) -> None:
+    lasting.inside("-c", ORPHANS)
