@@ -152,7 +152,7 @@ class Verdicts:
         """Judge one check over all its ranks. Ranks that gave no outcome fail with `missing`."""
         planned = self._planned[key]
         judged = [self._judge(key, rank, missing) for rank in range(planned.ranks)]
-        if self._observe and any(step.by_version for job in self._jobs for step in job.steps if step.name == key[0]):
+        if self._observe and any(step.by_version for job in self._jobs for step in job.steps if step.name == key.name):
             judged = [(observed(outcome), seconds) for outcome, seconds in judged]
         ranks = [RankVerdict(rank, outcome.verdict, outcome.detail) for rank, (outcome, _) in enumerate(judged)]
         verdict, detail = report.overall(ranks)

@@ -34,7 +34,7 @@ def lora(context: RankContext, state: TrainingState) -> Outcome:
     base = loading.ready_model(context, context.source)
     targets = _targets(context, base)
     state.model = get_peft_model(base, LoraConfig(r=RANK, lora_alpha=SCALE, target_modules=targets))
-    _start_trainable(context, state)
+    training.start_engine(context, state)
     before = saving.digests(context, state.engine)
     losses = training.engine_steps(context, state, training.own_sample(context), STEPS)
     after = saving.digests(context, state.engine)
@@ -45,15 +45,6 @@ def lora(context: RankContext, state: TrainingState) -> Outcome:
     problems += [f"{name} did not change" for name in after if "lora_B" in name and before[name] == after[name]]
     problems += _saving_problems(context, state, context.workspace.adapter(context.stage))
     return judged(problems, f"{len(targets)} modules, loss {training.numbers(losses)}, base equal, adapter saved and merged")
-
-
-def _start_trainable(context: RankContext, state: TrainingState) -> None:
-    """Start an engine whose optimizer has what requires gradients, as the Trainer's does."""
-    import deepspeed
-
-    optimizer = context.optimizer([parameter for parameter in state.model.parameters() if parameter.requires_grad])
-    state.engine, *_ = deepspeed.initialize(model=state.model, optimizer=optimizer, config=context.engine_config())
-    state.engine.train()
 
 
 def _saving_problems(context: RankContext, state: TrainingState, folder: Path) -> list[str]:
@@ -97,7 +88,7 @@ def frozen_vision(context: RankContext, state: TrainingState) -> Outcome:
     state.model = loading.ready_model(context, context.source)
     for name, parameter in state.model.named_parameters():
         parameter.requires_grad = not context.family.is_vision(name)
-    _start_trainable(context, state)
+    training.start_engine(context, state)
     before = saving.digests(context, state.engine)
     losses = training.engine_steps(context, state, training.own_sample(context), STEPS)
     after = saving.digests(context, state.engine)

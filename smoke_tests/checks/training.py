@@ -34,10 +34,10 @@ PACE = {torch.float32: 1e-2, torch.bfloat16: 0.05}
 
 
 def start_engine(context: RankContext, state: TrainingState) -> None:
-    """Initialise a DeepSpeed engine with the loaded model."""
+    """Initialise a DeepSpeed engine with the loaded model; its optimizer has what requires gradients, as the Trainer's does."""
     import deepspeed
 
-    optimizer = context.optimizer(state.model.parameters())
+    optimizer = context.optimizer(parameter for parameter in state.model.parameters() if parameter.requires_grad)
     state.engine, *_ = deepspeed.initialize(model=state.model, optimizer=optimizer, config=context.engine_config())
     state.engine.train()
 
