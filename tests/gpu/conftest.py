@@ -83,3 +83,12 @@ def inside(libraries: Path, home: Path) -> Inside:
 def latest(libraries: Path, home: Path) -> Inside:
     """Return the environment of today."""
     return Inside("qwen2.5-vl-latest", libraries, home)
+
+
+@pytest.fixture
+def devices(tmp_path: Path) -> Path:
+    """Return a folder in place of /dev, with the driver's device."""
+    folder = tmp_path / "dev"
+    folder.mkdir()
+    (folder / "nvidiactl").touch()
+    return folder

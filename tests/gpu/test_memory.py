@@ -39,15 +39,6 @@ def refused(inside: Inside, checkpoint: Path, devices: Path, *options: str, **gi
     return ended.stderr.strip()
 
 
-@pytest.fixture
-def devices(tmp_path: Path) -> Path:
-    """Return a folder in place of /dev, with the driver's device."""
-    folder = tmp_path / "dev"
-    folder.mkdir()
-    (folder / "nvidiactl").touch()
-    return folder
-
-
 def test_one_gpu_cannot_hold_the_optimizer(inside: Inside, checkpoint: Path, devices: Path) -> None:
     said = refused(inside, checkpoint, devices, gpus=1, memory_mib=MIB_80)
     found = re.fullmatch(

@@ -19,15 +19,6 @@ LIMIT = 10.0  # seconds that the preflight may take, here of CPU: a busy machine
 MIG = "a program sees one slice of a GPU in MIG mode, so NCCL runs one rank"
 
 
-@pytest.fixture
-def devices(tmp_path: Path) -> Path:
-    """Return a folder in place of /dev, with the driver's device."""
-    folder = tmp_path / "dev"
-    folder.mkdir()
-    (folder / "nvidiactl").touch()
-    return folder
-
-
 def found(inside: Inside, devices: Path, *options: str, **given: object) -> list[dict[str, Any]]:
     """Return what the preflight finds besides what is fine; the exit code has to follow from it."""
     command = ["-m", "smoke_tests", "preflight", "--json", "--remedies", "host", *options]

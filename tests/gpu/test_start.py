@@ -31,15 +31,6 @@ def starter(tmp_path: Path) -> Iterator[Starter]:
     made.close()
 
 
-@pytest.fixture
-def devices(tmp_path: Path) -> Path:
-    """Return a folder in place of /dev, with the driver's device."""
-    folder = tmp_path / "dev"
-    folder.mkdir()
-    (folder / "nvidiactl").touch()
-    return folder
-
-
 def start(starter: Starter, inside: Inside, devices: Path, *options: str, **given: object) -> tuple[Ended, set[int]]:
     """Run a smoke test on GPUs; its end, and the processes that started CUDA, the smoke test itself as 0."""
     log = devices.parent / "starts"
