@@ -73,9 +73,8 @@ def _first_loss(context: RankContext, model: Any) -> float:
 def _train(context: RankContext, model: Any, probes: list[str]) -> tuple[list[float], list[list[float]], list[list[float]]]:
     """Do the ranks' optimizer steps; return their losses, and samples of the probes' first gradients and of how they moved."""
     batch = [training.own_sample(context, rank) for rank in range(context.leg.world_size)]
-    numbers = [number for number, (name, _) in enumerate(model.named_parameters()) if name in probes]
-    numbers.sort(key=lambda number: probes.index(list(dict(model.named_parameters()))[number]))
-    watch = _Watch(numbers)
+    names = [name for name, _ in model.named_parameters()]
+    watch = _Watch([names.index(probe) for probe in probes])
     losses = optimizer_steps(model, [batch] * training.TRAIN_STEPS, context.optimizer, watch=watch)
     moves = [[b - a for a, b in zip(old, new, strict=True)] for old, new in zip(watch.before, watch.after, strict=True)]
     return losses, watch.gradients, moves
@@ -138,7 +137,7 @@ def compare_losses(reference: Outcome, trained: Outcome, dtype: torch.dtype) -> 
     """
     expected = reference.data["losses"]
     found = trained.data["losses"][: len(expected)]
-    worst = max(abs(a - b) for a, b in zip(expected, found, strict=True))
+    worst = training.off_by(expected, found)
     if not worst <= training.PARITY[dtype]:
         sentence = f"losses: expected {training.numbers(expected)} (single process), found {training.numbers(found)}"
         return failed(f"{sentence}; off by {worst:.2g}, at most {training.PARITY[dtype]:.0e} allowed")

@@ -35,7 +35,6 @@ def _cache(context: RankContext) -> Path:
     """Return the folder of ops for these versions and this CPU: `-march=native` code of another one would crash."""
     versions = [f"{name}{importlib.metadata.version(name)}" for name in ("torch", "deepspeed")]
     found = Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0] or platform.machine()
-
     return context.workspace.ops / "-".join([*versions, hashlib.sha256(found.encode()).hexdigest()[:12]])
 
 
@@ -154,7 +153,7 @@ def offload(context: RankContext, state: TrainingState) -> Outcome:
     problems += [f"optimizer states on {name}" for name in sorted(elsewhere)]
     losses = training.engine_steps(context, state, training.own_sample(context), training.TRAIN_STEPS)
     expected = json.loads(context.workspace.plain_losses.read_text())
-    worst = max(abs(a - b) for a, b in zip(expected, losses, strict=True))
+    worst = training.off_by(expected, losses)
     if not worst <= training.PARITY[context.dtype]:
         said = f"losses: expected {training.numbers(expected)} (plain run), found {training.numbers(losses)}"
         problems.append(f"{said}; off by {worst:.2g}")

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from smoke_tests import needs, runtime
+from smoke_tests import needs
 from smoke_tests.checks import loading, training
 from smoke_tests.checks.context import RankContext, TrainingState
 from smoke_tests.outcome import Outcome, judged
@@ -21,15 +21,11 @@ BUCKET = 500_000  # elements: small enough for several buckets, which take turns
 
 def _gradients(context: RankContext, state: TrainingState, *, overlap: bool) -> dict[str, torch.Tensor]:
     """Return name -> gradient of one backward pass, averaged over the ranks; of a large model, those of the probes."""
-    import deepspeed
-
     state.clear()
     state.model = loading.ready_model(context, context.source)
-    config = runtime.config(context.stage, context.world_size, context.dtype, context.device)
+    config = context.engine_config()
     config["zero_optimization"] |= {"overlap_comm": overlap, "reduce_bucket_size": BUCKET}
-    optimizer = context.optimizer(state.model.parameters())
-    state.engine, *_ = deepspeed.initialize(model=state.model, optimizer=optimizer, config=config)
-    state.engine.train()
+    training.start_engine(context, state, config)
     if state.engine.zero_overlap_comm() is not overlap:
         raise RuntimeError(f"overlap_comm: expected {overlap}, DeepSpeed chose {not overlap}")
     state.engine.backward(state.engine(**training.own_sample(context)).loss)

@@ -33,12 +33,12 @@ MOVES = {torch.float32: 1e-2, torch.bfloat16: 0.25}
 PACE = {torch.float32: 1e-2, torch.bfloat16: 0.05}
 
 
-def start_engine(context: RankContext, state: TrainingState) -> None:
+def start_engine(context: RankContext, state: TrainingState, config: dict[str, Any] | None = None) -> None:
     """Initialise a DeepSpeed engine with the loaded model; its optimizer has what requires gradients, as the Trainer's does."""
     import deepspeed
 
     optimizer = context.optimizer(parameter for parameter in state.model.parameters() if parameter.requires_grad)
-    state.engine, *_ = deepspeed.initialize(model=state.model, optimizer=optimizer, config=context.engine_config())
+    state.engine, *_ = deepspeed.initialize(model=state.model, optimizer=optimizer, config=config or context.engine_config())
     state.engine.train()
 
 
@@ -113,6 +113,11 @@ def gradient_problems(gradients: dict[str, torch.Tensor], names: list[str]) -> l
         if not (math.isfinite(size) and size > 0):
             problems.append(f"no gradient reaches the {tower}: the norm for {name} is {size}")
     return problems
+
+
+def off_by(reference: list[float], losses: list[float]) -> float:
+    """Return the largest difference of `losses` from those of a single process, which does one step of a large model."""
+    return max(abs(a - b) for a, b in zip(reference, losses[: len(reference)], strict=True))
 
 
 def numbers(values: list[float]) -> str:

@@ -288,6 +288,12 @@ def test_a_large_model_is_compared_without_an_optimizer_in_one_process(smoke: St
     assert ended.found("mixed modality: dummy image", 3)["verdict"] == "passed"
 
 
+def test_losses_are_compared_over_the_steps_that_the_reference_has(lasting: Starter) -> None:
+    code = "from smoke_tests.checks import training; print(training.off_by({}, {}))"
+    assert lasting.inside("-c", code.format([7.0, 6.0], [7.0, 6.5])) == "0.5\n"
+    assert lasting.inside("-c", code.format([7.0], [7.25, 6.0, 5.0])) == "0.25\n"
+
+
 def test_checkpoint_that_cannot_be_made(smoke: Starter) -> None:
     ended = smoke.run("--zero", "2", sabotage=("unwritable_checkpoint",))
     assert ended.code == 1
