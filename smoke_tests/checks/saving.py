@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -12,17 +13,26 @@ from smoke_tests.checks.context import RankContext, TrainingState
 from smoke_tests.outcome import Outcome, failed, judged, passed
 
 TAG = "smoke"
+T = TypeVar("T")
 
 
 def digests(context: RankContext, engine: Any) -> dict[str, str]:
     """Return name -> SHA-256 of each whole tensor of the engine's model; empty but on rank 0. Every rank must call it."""
+    return of_whole_tensors(context, engine, digest)
+
+
+def of_whole_tensors(context: RankContext, engine: Any, function: Callable[[torch.Tensor], T]) -> dict[str, T]:
+    """Return name -> what `function` returns for each whole tensor of the engine's model; empty but on rank 0.
+
+    Every rank must call it.
+    """
     import deepspeed
 
     found = {}
     for name, parameter in engine.module.named_parameters():
         with deepspeed.zero.GatheredParameters([parameter], enabled=context.stage == 3):
             if context.rank == 0:
-                found[name] = digest(parameter)
+                found[name] = function(parameter)
     return found
 
 

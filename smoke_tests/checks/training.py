@@ -115,9 +115,9 @@ def gradient_problems(gradients: dict[str, torch.Tensor], names: list[str]) -> l
     return problems
 
 
-def off_by(reference: list[float], losses: list[float]) -> float:
-    """Return the largest difference of `losses` from those of a single process, which does one step of a large model."""
-    return max(abs(a - b) for a, b in zip(reference, losses[: len(reference)], strict=True))
+def off_by(reference: list[float], found: list[float]) -> float:
+    """Return the largest difference of `found` from a reference; losses of a large model have a shorter one, of one step."""
+    return max(abs(a - b) for a, b in zip(reference, found[: len(reference)], strict=True))
 
 
 def numbers(values: list[float]) -> str:

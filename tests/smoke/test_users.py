@@ -42,11 +42,22 @@ def broken(lasting: Starter) -> Ended:
 @pytest.fixture(scope="module")
 def decayed(lasting: Starter, good: Ended) -> Ended:
     """Return a run with the ops that the good run compiled, in which DeepSpeedCPUAdam is not AdamW."""
-    folder = lasting.folder / "decayed"
+    return with_ops(lasting, good, "decayed", "offload", "other_decay")
+
+
+@pytest.fixture(scope="module")
+def forgetful(lasting: Starter, good: Ended) -> Ended:
+    """Return a run with those ops in which the Trainer resumes without optimizer states."""
+    return with_ops(lasting, good, "forgetful", "trainer", "forgotten_moments")
+
+
+def with_ops(lasting: Starter, good: Ended, name: str, check: str, sabotage: str) -> Ended:
+    """Run one check with the ops that the good run compiled, and a sabotage."""
+    folder = lasting.folder / name
     (folder / "logs").mkdir(parents=True)
     (folder / ".lock").touch()
     shutil.copytree(good.folder / "ops", folder / "ops")
-    return lasting.run("--only", "offload", *SLOW, report=folder, sabotage=("other_decay",))
+    return lasting.run("--only", check, *SLOW, report=folder, sabotage=(sabotage,))
 
 
 def test_every_check_of_users_is_tested_here() -> None:
@@ -87,6 +98,11 @@ def test_trainer(broken: Ended) -> None:
         broken, "trainer", 2, BOTH, r"losses: expected \S+ \S+ \S+ \(plain loop\), found \S+ \S+ \S+ \(Trainer\); off by "
     )
     assert_failed(broken, "trainer", 3, (0,), r" differs after the resume")
+
+
+def test_trainer_with_deepspeed_s_own_adamw(forgetful: Ended) -> None:
+    assert forgetful.failures() == {("check", "trainer", 3)}
+    assert_failed(forgetful, "trainer", 3, (0,), r" differs after the resume")
 
 
 def test_trainer_s_saved_model(saved: Ended) -> None:
