@@ -1,6 +1,5 @@
 """Liger's kernels, in place of transformers' modules, train as those do."""
 
-import ast
 import contextlib
 import importlib
 import importlib.metadata
@@ -8,7 +7,6 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -18,33 +16,6 @@ from smoke_tests.checks import loading, training
 from smoke_tests.checks.attention import GRADIENT_TOLERANCE, LOSS_TOLERANCE
 from smoke_tests.checks.context import RankContext, TrainingState
 from smoke_tests.outcome import Outcome, judged
-
-PACKAGE = "liger_kernel"
-# Of liger_kernel.transformers.monkey_patch: model_type of a config -> the function that patches the classes of transformers.
-_TABLE = "MODEL_TYPE_TO_APPLY_LIGER_FN"
-
-
-def model_types() -> list[str]:
-    """Return the model types that the installed package has kernels for; none without it. Imports none of it."""
-    found = importlib.util.find_spec(PACKAGE)
-    file = Path(str(found.origin)).parent / "transformers" / "monkey_patch.py" if found and found.origin else None
-    if not file or not file.is_file():
-        return []
-    for node in ast.parse(file.read_text("utf-8")).body:
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
-            names = [target.id for target in node.targets if isinstance(target, ast.Name)]
-            if names == [_TABLE]:
-                return [key.value for key in node.value.keys if isinstance(key, ast.Constant) and isinstance(key.value, str)]
-    return []
-
-
-def why_not(model_type: str) -> str:
-    """Return why there is nothing to check for models of this type, "" where there is."""
-    if importlib.util.find_spec(PACKAGE) is None:
-        return "liger-kernel is not installed"
-    if model_type not in model_types():
-        return f"liger-kernel {importlib.metadata.version('liger-kernel')} has no kernels for {model_type}"
-    return ""
 
 
 @contextlib.contextmanager

@@ -96,7 +96,9 @@ def _perform(step: Step, given: RankContext, state: TrainingState) -> Outcome:
     """Run one step, with the gloo race's workaround and a live `HfDeepSpeedConfig` where it has them."""
     if not step.continues:
         state.clear()
-    context = dataclasses.replace(given, dtype=step.dtype or given.dtype, failure=step.failure)
+    context = dataclasses.replace(
+        given, dtype=dtype_of(step.precision) if step.precision else given.dtype, failure=step.failure
+    )
     with contextlib.ExitStack() as stack:
         if context.stage and step.workaround:
             stack.enter_context(zero.safe_gathers())

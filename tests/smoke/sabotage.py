@@ -313,7 +313,7 @@ def fast_learning() -> None:
 @sabotage
 def main_runs_in_bf16() -> None:
     """Run everything in bf16, as on a GPU. Breaks nothing."""
-    runtime.PRECISION["cpu"] = "bf16"
+    legs.PRECISION["cpu"] = "bf16"
 
 
 @sabotage
