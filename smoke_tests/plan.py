@@ -138,6 +138,12 @@ def _control(
     )
 
 
+def _other_stage(name: str, run: Check) -> Step:
+    """Return a control that trains with another ZeRO stage: a mistake in a configuration, no failure of the stack."""
+    alone = "one rank's share is everything"
+    return Step(name, run, kind="control", dtype=torch.float32, hf_config=False, ranks=2, unproven_alone=alone)
+
+
 def _fixed(name: str, run: Check, failure: str, *, workaround: bool = True) -> Step:
     """Return the check that takes a control's place where upstream fixed the known failure of that name."""
     return Step(name, run, dtype=torch.float32, failure=BY_NAME[failure], workaround=workaround)
@@ -217,6 +223,11 @@ def _control_steps(stage: int, leg: Leg, device: str, expectations: dict[str, An
         steps += [
             _control("seed failure: load_state_dict", injected.seed_failure_load_state_dict, seed),
             _control("seed failure: zero.Init", injected.seed_failure_zero_init, seed, hf_config=False),
+        ]
+    else:
+        steps += [
+            _other_stage("ZeRO-1 in place of ZeRO-2", injected.zero1_in_place_of_zero2),
+            _other_stage("no ZeRO", injected.no_zero),
         ]
     # Last: under ZeRO-3 it leaves the other ranks without their peer.
     shape = _control("wrong shape", injected.wrong_shape, "wrong-shape", may_end=stage == 3)

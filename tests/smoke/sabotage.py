@@ -35,6 +35,7 @@ from smoke_tests.checks import (
     installed,
     kernels,
     loading,
+    memory,
     mixed_modality,
     offload,
     overlap,
@@ -138,6 +139,40 @@ def collectives() -> None:
             yield
 
     during(collectives_checks, "collectives", fault, rank=1)
+
+
+@sabotage
+def skipped_collective() -> None:
+    """Have rank 1 skip a collective, and go on to the next."""
+
+    @contextlib.contextmanager
+    def fault(*_: Any) -> Iterator[None]:
+        timed, skipped = collectives_checks._timed, iter([1.0])
+
+        def skip(*args: Any) -> float:
+            return next(skipped, 0.0) or timed(*args)
+
+        with patch.object(collectives_checks, "_timed", skip):
+            yield
+
+    during(collectives_checks, "collectives", fault, rank=1)
+
+
+@sabotage
+def stops_itself() -> None:
+    """Stop rank 1 between two collectives of a training step."""
+
+    @contextlib.contextmanager
+    def fault(*_: Any) -> Iterator[None]:
+        import torch.distributed as dist
+
+        def stop(_: Any, *args: Any, **kwargs: Any) -> None:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+        with wrapped(dist, "all_reduce", stop):
+            yield
+
+    during(training, "train", fault, rank=1)
 
 
 @sabotage
@@ -281,6 +316,25 @@ def zero1_as_zero2() -> None:
 def no_zero() -> None:
     """Run plain data parallelism in place of ZeRO-2: every rank keeps everything."""
     _as_stage(0)
+
+
+@sabotage
+def no_other_stage() -> None:
+    """Have the controls of ZeRO's stage run the stage under test."""
+    original = injected._stage_problems
+    injected._stage_problems = lambda context, state, stage: original(context, state, context.stage)
+
+
+@sabotage
+def blind_shares() -> None:
+    """Find a share in whatever a rank holds."""
+    memory.share_problems = lambda *_: ("", [])
+
+
+@sabotage
+def blamed_shares() -> None:
+    """Find no share in whatever a rank holds."""
+    memory.share_problems = lambda *_: ("", ["7 gradient elements held, a rank's share of 6 is 3"])
 
 
 @sabotage
