@@ -91,6 +91,7 @@ def _context(brief: Brief, rank: int) -> RankContext:
         workspace=workspace,
         lock=brief.lock,
         stack=brief.stack,
+        timeout=brief.timeout,
         gpu_peak=PeakMemory(uuid).start() if brief.device == "cuda" and (uuid := runtime.gpu_uuid()) else None,
     )
 

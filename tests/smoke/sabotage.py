@@ -875,7 +875,7 @@ def longer_steps() -> None:
 @sabotage
 def impatient() -> None:
     """Give compilers a second, as a machine that is too busy does."""
-    offload.COMPILE_DEADLINE = 1.0
+    offload.COMPILE_SHARE = 0.01
 
 
 @sabotage
