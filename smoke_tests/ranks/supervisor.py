@@ -181,10 +181,12 @@ class Supervisor:
         if running.may_end():
             # Ranks that die after the first were ended by the agent, or by the loss of their peer.
             earlier, running.cause = running.cause, running.cause or f"rank {first.number} was {how}"
-            running.foreign = running.foreign or (not earlier and first.exit_code in processes.FOREIGN_ENDS)
+            thrown = "" if earlier else processes.collective_error(self._log(running, first))
+            running.foreign = running.foreign or not (earlier or thrown)
+            died = f"dies of {thrown}: {how}" if thrown else f"dies: {how}"
             for rank in dead:
                 cause = rank is first and not earlier
-                self._conclude(running, rank, f"dies: {how}" if cause else f"ended after {running.cause}")
+                self._conclude(running, rank, died if cause else f"ended after {running.cause}")
             running.ending = running.ending or time.monotonic() + GRACE
             return
         self.fatal = f"{sentence}; log: {self._log(running, first)}"

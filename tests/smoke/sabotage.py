@@ -7,6 +7,7 @@ imported here before the smoke tests can set it.
 """
 
 import contextlib
+import ctypes
 import dataclasses
 import errno
 import functools
@@ -519,6 +520,26 @@ def stopped_text_rank() -> None:
 def killed_text_rank() -> None:
     """Kill the rank with text only, as the kernel does where memory is short."""
     _signalled((mixed_modality, "text_only_ranks"), signal.SIGKILL, 1)
+
+
+@sabotage
+def aborted_text_rank() -> None:
+    """Abort the rank with text only, as an assertion in native code does."""
+    _signalled((mixed_modality, "text_only_ranks"), signal.SIGABRT, 1)
+
+
+@sabotage
+def broken_abort() -> None:
+    """Have the handler of SIGABRT crash in the rank with text only, as Python's dump of running threads does at times."""
+
+    @contextlib.contextmanager
+    def fault(*_: Any) -> Iterator[None]:
+        libc = ctypes.CDLL(None)
+        libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+        libc.signal(signal.SIGABRT, 0xBAD)  # no code is there
+        yield
+
+    during(mixed_modality, "text_only_ranks", fault, rank=1)
 
 
 @sabotage

@@ -277,8 +277,9 @@ def test_every_rank_gave_its_verdict(proven: Ended) -> None:
 
 @pytest.mark.parametrize("stage", [2, 3])
 def test_known_issue_says_which_rank_died_of_what(proven: Ended, stage: int) -> None:
-    # The rank with text only aborts in gloo's C++, which ends the other rank too.
-    assert proven.found("mixed modality", stage)["detail"] == "rank 1: dies: killed by signal 6 (SIGABRT)"
+    # The rank with text only aborts in gloo's C++, which ends the other rank too; Python's dump of its threads may crash.
+    detail = proven.found("mixed modality", stage)["detail"]
+    assert re.fullmatch(r"rank 1: dies of gloo::EnforceNotMet: killed by signal (6 \(SIGABRT\)|11 \(SIGSEGV\))", detail)
 
 
 def test_known_issue_is_reported_with_cause_and_fix(proven: Ended) -> None:

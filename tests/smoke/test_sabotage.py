@@ -347,6 +347,7 @@ def test_mixed_modality_that_loads_for_long(smoke: Starter) -> None:
     [
         ("stopped_text_rank", r"rank 1 is stopped \(SIGSTOP\) in .*; expected no such end$"),
         ("killed_text_rank", r"dies: killed by signal 9 \(SIGKILL\); expected no such end$"),
+        ("aborted_text_rank", r"dies: killed by signal 6 \(SIGABRT\); expected no such end$"),
     ],
 )
 def test_mixed_modality_ended_from_outside(smoke: Starter, fault: str, how: str) -> None:
@@ -356,6 +357,14 @@ def test_mixed_modality_ended_from_outside(smoke: Starter, fault: str, how: str)
     entry = ended.found("mixed modality", 2)
     assert entry["verdict"] == "failed"
     assert re.search(how, entry["ranks"][1]["detail"])
+
+
+def test_mixed_modality_is_known_by_what_gloo_says(smoke: Starter) -> None:
+    """Whatever signal the process then ends by: gloo's error is the sign of the known issue."""
+    ended = smoke.run("--zero", "2", "--only", "mixed modality", sabotage=("broken_abort",))
+    entry = ended.found("mixed modality", 2)
+    assert entry["ranks"][1]["detail"] == "dies of gloo::EnforceNotMet: killed by signal 11 (SIGSEGV)"
+    assert (ended.code, entry["verdict"]) == (0, "known-issue")
 
 
 def test_wrong_shape_that_hangs_is_not_detected(smoke: Starter) -> None:
