@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smoke_tests.outcome import Outcome
-
 
 @dataclass(frozen=True)
 class Deferred:
-    """A check: a function by the name of its module and its own, which is called like the function."""
+    """A function, such as a check, by the name of its module and its own; it is called like the function."""
 
     module: str
     name: str
@@ -26,10 +24,9 @@ class Deferred:
         """The function itself; imports its module."""
         return getattr(importlib.import_module(self.module), self.name)
 
-    def __call__(self, *arguments: Any) -> Outcome:
+    def __call__(self, *arguments: Any) -> Any:
         """Call the function; imports its module."""
-        outcome: Outcome = self.function(*arguments)
-        return outcome
+        return self.function(*arguments)
 
 
 class _Module:

@@ -164,6 +164,12 @@ def _control(
     )
 
 
+def _other_stage(name: str, run: Check) -> Step:
+    """Return a control that trains with another ZeRO stage: a mistake in a configuration, no failure of the stack."""
+    alone = "one rank's share is everything"
+    return Step(name, run, kind="control", precision="fp32", hf_config=False, ranks=2, unproven_alone=alone)
+
+
 def _fixed(name: str, run: Check, failure: str, *, workaround: bool = True) -> Step:
     """Return the check that takes a control's place where upstream fixed the known failure of that name."""
     return Step(name, run, precision="fp32", failure=BY_NAME[failure], workaround=workaround)
@@ -244,6 +250,11 @@ def _control_steps(stage: int, leg: Leg, device: str, expectations: dict[str, An
             _control("seed failure: load_state_dict", injected.seed_failure_load_state_dict, seed),
             _control("seed failure: zero.Init", injected.seed_failure_zero_init, seed, hf_config=False),
         ]
+    else:
+        steps += [
+            _other_stage("ZeRO-1 in place of ZeRO-2", injected.zero1_in_place_of_zero2),
+            _other_stage("no ZeRO", injected.no_zero),
+        ]
     # Last: under ZeRO-3 it leaves the other ranks without their peer.
     shape = _control("wrong shape", injected.wrong_shape, "wrong-shape", may_end=stage == 3)
     # Rank 0 reads the file: only what it raises shows that the shape was detected.
@@ -314,7 +325,7 @@ def _extra_alone(leg: Leg, device: str) -> list[Job]:
     return planned
 
 
-def _extra_staged(stage: int, leg: Leg, device: str, family: str) -> list[Job]:
+def _extra_staged(stage: int, leg: Leg, device: str, without_liger: str) -> list[Job]:
     """Return a stage's jobs that only --all has: what users train with."""
     name, ops = f"zero{stage}", ("cpu ops",) if _compiles_ops(device) else ()
     steps = [
@@ -327,7 +338,7 @@ def _extra_staged(stage: int, leg: Leg, device: str, family: str) -> list[Job]:
         steps.append(Step("offload", offload.offload, hf_config=False, needs=("plain run", *ops)))
     if device == "cuda":
         steps.append(Step("throughput", throughput.throughput))
-        if not software.no_liger(family):
+        if not without_liger:
             steps.append(Step("liger", liger.liger))
     after = ("plain-extra", *(("ops",) if ops else ()))
     overlapping = Step("overlap_comm", overlap.overlap_comm, ranks=2, unproven_alone="one rank reduces no gradients")
@@ -353,7 +364,7 @@ def _plain_job(leg: Leg) -> Job:
     )
 
 
-def _leg_jobs(stages: tuple[int, ...], leg: Leg, device: str, expectations: dict[str, Any], family: str) -> list[Job]:
+def _leg_jobs(stages: tuple[int, ...], leg: Leg, device: str, expectations: dict[str, Any], without_liger: str) -> list[Job]:
     """Return all jobs of a leg, whether one rank shows anything or not."""
     # ZeRO-3 first: its chain of jobs is the longest.
     staged = [_stage_jobs(stage, leg, device, expectations) for stage in sorted(stages, reverse=True)]
@@ -361,7 +372,7 @@ def _leg_jobs(stages: tuple[int, ...], leg: Leg, device: str, expectations: dict
     planned = [_plain_job(leg), Job("kernels", (compared,), leg=leg)]
     planned += [*(job for group in zip(*staged, strict=True) for job in group), *_extra_alone(leg, device)]
     for stage in sorted(stages, reverse=True):
-        planned += _extra_staged(stage, leg, device, family)
+        planned += _extra_staged(stage, leg, device, without_liger)
     return planned
 
 
@@ -413,16 +424,23 @@ def make(
     device: str,
     expectations: dict[str, Any],
     family: str = families.DEFAULT,
+    *,
+    apply_liger: bool = False,
 ) -> Plan:
     """Plan a run on `legs` for a model `family`, which is the model type that packages have kernels for.
+
+    With `apply_liger`, liger's kernels are planned on GPUs only where they can be applied, which takes seconds to find out.
 
     `expectations`, those of stack.toml, say for each failure whether this stack has it, and a control injects it, or it is
     fixed, and a check proves that.
     """
     jobs: list[Job] = []
     unproven: list[NotRun] = []
+    without_liger = software.no_liger(family) if device == "cuda" else ""
+    if device == "cuda" and apply_liger and not without_liger:
+        without_liger = liger.problem_when_applied(family)  # a function, not a check: it imports torch
     for number, leg in enumerate(legs):
-        whole = _leg_jobs(stages, leg, device, expectations, family)
+        whole = _leg_jobs(stages, leg, device, expectations, without_liger)
         alone = [step for job in whole for step in job.steps if leg.world_size == 1 and step.unproven_alone]
         unproven += [NotRun(step.name, f"{step.unproven_alone} ({leg.name})", leg) for step in alone]
         kept = [
@@ -431,10 +449,10 @@ def make(
         kept = [job for job in kept if job.steps]
         jobs += _later(kept) if number else kept
     names = {step.name for job in jobs for step in job.steps}
-    return Plan(tuple(jobs), (*dict.fromkeys(unproven), *_left_out(names, stages, device, family)))
+    return Plan(tuple(jobs), (*dict.fromkeys(unproven), *_left_out(names, stages, without_liger)))
 
 
-def _left_out(names: set[str], stages: tuple[int, ...], device: str, family: str) -> list[NotRun]:
+def _left_out(names: set[str], stages: tuple[int, ...], without_liger: str) -> list[NotRun]:
     """Return what this device and stack cannot show, given the names of all planned steps."""
     missing = []
     for control, check in (("gloo race", "late gathers"), ("later key layout", "both key layouts")):
@@ -444,6 +462,6 @@ def _left_out(names: set[str], stages: tuple[int, ...], device: str, family: str
         missing.append(NotRun("control: gloo race", "requires several ranks on gloo and CPUs"))
     if "bf16" not in names:
         missing.append(NotRun("bf16", "the main precision of this run"))
-    if device == "cuda" and (reason := software.no_liger(family)):
-        missing.append(NotRun("liger", reason))
+    if without_liger:
+        missing.append(NotRun("liger", without_liger))
     return missing

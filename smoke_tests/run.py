@@ -40,7 +40,8 @@ def smoke(options: Options, began: float) -> int:
         from smoke_tests.verdicts import Verdicts
 
         expectations, family = options.stack["expectations"], options.stack["model"]["family"]
-        planned = plan.make(options.stages, resources.legs, resources.device, expectations, family)
+        wants_liger = bool(options.selection.requested(["liger"], resources.device))
+        planned = plan.make(options.stages, resources.legs, resources.device, expectations, family, apply_liger=wants_liger)
         jobs = _chosen(options, resources, planned.jobs)
         deferred.import_all(step.run for job in jobs for step in job.steps)
         missing = selection.not_requested(planned.jobs, jobs, resources.device)

@@ -1,14 +1,16 @@
 """A complete report of the committed environment, to break in one place after the other."""
 
 import copy
-import json
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from smokehouse import locks
 from smokehouse.checkout import Checkout
-from smokehouse.locks import LOCK_JSON, LockedEnvironment
+from smokehouse.locks import LockedEnvironment
+
+from ..integration import reports
 
 NAME = "qwen2.5-vl"
 DIGEST = f"sha256:{'d' * 64}"
@@ -20,15 +22,13 @@ def locked(root: Path) -> LockedEnvironment:
 
 
 def report(root: Path) -> dict[str, Any]:
-    """What a run in an image of the committed lock left an hour ago: the committed evidence, of that image and hour."""
-    environment = locked(root)
-    made: dict[str, Any] = copy.deepcopy(json.loads((root / "docs" / "environments" / f"{NAME}.json").read_text()))
-    python = next(package.version for package in environment.lock.conda if package.name == "python")
-    made["image"] = DIGEST
-    made["lock"] = {**environment.lock.files, LOCK_JSON: environment.digest}
-    made["versions"] |= {"python": python}
-    made["started"] = ago(timedelta(hours=1))
-    return made
+    """What a run in an image of the committed lock left an hour ago, with every check and control of its plan."""
+    return copy.deepcopy(_made(root))
+
+
+@cache
+def _made(root: Path) -> dict[str, Any]:
+    return reports.complete(root, root, DIGEST, NAME, seconds=60.0)
 
 
 def ago(age: timedelta) -> str:

@@ -40,12 +40,15 @@ def report(digest: str, locked: str, **changes: Any) -> dict[str, Any]:
     return {name: value for name, value in made.items() if value is not None}
 
 
-def complete(root: Path, checkout: Path, digest: str, **changes: Any) -> dict[str, Any]:
-    """A report with all that the plan in `root` makes for the environment tiny of `checkout`, of a run an hour ago."""
-    folder = checkout / "lockfiles" / "tiny"
+def complete(root: Path, checkout: Path, digest: str, name: str = "tiny", **changes: Any) -> dict[str, Any]:
+    """A report with all that the plan in `root` makes for an environment of `checkout`, of a run in an image an hour ago."""
+    folder = checkout / "lockfiles" / name
     locked = json.loads((folder / "lock.json").read_text())
     [python] = [package["version"] for package in locked["conda"] if package["name"] == "python"]
-    stack = tomllib.loads((checkout / "environments" / "tiny" / "stack.toml").read_text())
+    stack = tomllib.loads((checkout / "environments" / name / "stack.toml").read_text())
+    versions: dict[str, str | None] = {package["name"]: package["version"] for package in locked["pip"]}
+    versions = {package: versions[package] for package in ("torch", "transformers", "deepspeed") if package in versions}
+    versions |= {"python": python, "cuda": stack["cuda"]["version"] if "torch" in versions else None}
     legs = [{"name": "gloo x2", "backend": "gloo", "world_size": 2, "gpus": 0}]
     request = {
         "device": "cpu",
@@ -73,7 +76,8 @@ def complete(root: Path, checkout: Path, digest: str, **changes: Any) -> dict[st
         hashed(folder / "lock.json"),
         lock={**locked["files"], "lock.json": hashed(folder / "lock.json")},
         legs=legs,
-        versions={"python": python},
+        environment=name,
+        versions=versions,
         started=(datetime.now(UTC) - timedelta(hours=1)).isoformat(timespec="seconds"),
         checks=checks,
         **changes,
