@@ -109,9 +109,9 @@ def explain_text(text: str) -> Explanation:
     for order, failure in enumerate(FAILURES):
         matches = [match for sign in failure.signs for match in searcher.first(sign)]
         if matches:
-            found[failure.name] = (min(matches, key=lambda match: match.line), order)
+            found[failure.name] = (min(matches, key=lambda match: match.order), order)
     for match, name in _own(streams):
-        if name not in found or match.line < found[name][0].line:
+        if name not in found or match.order < found[name][0].order:
             found[name] = (match, -1)
     for name in [name for name in found if name in found]:
         for excluded in BY_NAME[name].excludes:
@@ -163,16 +163,16 @@ def _own(streams: Sequence[Stream]) -> Iterator[tuple[Match, str]]:
 
 def _order(failure: Failure, match: Match, order: int) -> tuple[bool, bool, int, int]:
     """Return the place of a failure: causes first, by the lines where their tracebacks begin, then as in the table."""
-    at = match.line
+    at = match.order
     if match.raised:
-        at = match.stream.lines[match.stream.chain_of(match.raised)[0]].number
+        at = match.stream.lines[match.stream.chain_of(match.raised)[0]].order
     return failure.victim, failure.harmless, at, order
 
 
 def _first_raised(streams: Sequence[Stream], searcher: Searcher) -> Raised | None:
     """Return the exception that ended the first rank that failed: the last of its chain."""
     raised = sorted(
-        ((one.line, number, one) for number, stream in enumerate(streams) for one in stream.raised), key=lambda key: key[:2]
+        ((one.order, number, one) for number, stream in enumerate(streams) for one in stream.raised), key=lambda key: key[:2]
     )
     for _, number, one in raised:
         if one.type.rpartition(".")[2] not in _OF_LAUNCHERS and not searcher.is_in(_VICTIMS, streams[number], one):
@@ -188,7 +188,7 @@ def _is_echo(failure: Failure, match: Match, first: Raised | None) -> bool:
     """Return whether a failure is not the cause: it is of a kind that follows from others, and `first` came before it."""
     if failure.victim or failure.harmless:
         return True
-    return failure.may_follow and first is not None and first.line < match.line and not _is_in(match, first)
+    return failure.may_follow and first is not None and first.order < match.order and not _is_in(match, first)
 
 
 def _is_unknown(first: Raised, found: Iterable[tuple[Match, int]]) -> bool:

@@ -41,6 +41,8 @@ _PLACE_AT_END = re.compile(r"\s+\w+\.py:\d+\s*$")
 _TEXTS = ("log", "message", "msg", "text", "event", "exc_info", "exception", "traceback", "stack_trace", "stack")
 _LONGEST_FIELD_NAME = 40
 _PREFIXES = 8  # at most, on one line
+_WIDEST_CONSOLE = 300
+_CONSOLES = (80, 100, 120, 132)  # usual widths
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Line:
     """A line without what its launcher added; one of the file can be several, as of a progress bar or a JSON record."""
 
     number: int  # in the file, from 1
+    order: int  # among all lines, of all streams
     text: str
     starts_record: bool  # it had a time or a level before it
 
@@ -69,6 +72,7 @@ class Raised:
     message: str
     frames: tuple[Frame, ...]
     line: int  # of its type, in the file
+    order: int  # of that line
     rank: str | None
     first: int
     last: int
@@ -149,14 +153,27 @@ class Stream:
 def read(text: str) -> tuple[Stream, ...]:
     """Return the streams of a log: one for each rank that its lines name, one for lines that name none."""
     streams: dict[str | None, Stream] = {}
-    for number, raw in enumerate(_ESCAPES.sub("", text).split("\n"), 1):
+    physical = _ESCAPES.sub("", text).split("\n")
+    width, before, owner, order = _width(physical), "", None, 0
+    for number, raw in enumerate(physical, 1):
         for part in raw.split("\r"):
-            for owner, line, record in _logical(part):
+            continued = owner if len(before) == width else None
+            for named, line, record in _logical(part):
+                owner = continued if named is None else named
                 stream = streams.get(owner)
                 if stream is None:
                     stream = streams[owner] = Stream(owner)
-                stream.lines.append(Line(number, line, record))
+                stream.lines.append(Line(number, order, line, record))
+                order += 1
+            before = part
     return tuple(streams.values())
+
+
+def _width(lines: list[str]) -> int:
+    """Return the width at which a console wrapped its lines, 0 if it did not."""
+    lengths = [len(line) for line in lines]
+    width = max(lengths)
+    return width if width in _CONSOLES or (width <= _WIDEST_CONSOLE and lengths.count(width) > 1) else 0
 
 
 def _logical(raw: str) -> Iterator[tuple[str | None, str, bool]]:
@@ -211,8 +228,10 @@ def _without_prefixes(text: str) -> tuple[str | None, str, bool]:
     if source and text.endswith("cluster]"):
         text = _REPEATED.sub("", text)
     if text.lstrip().startswith(_SIDES):
-        text = text.strip()[1:].rstrip().removesuffix(text.strip()[0]).removeprefix(" ").rstrip()
-    elif _BORDER.match(text.lstrip()[:2]) or _ASCII_BORDER.match(text):
+        inner = text.strip()[1:].rstrip().removesuffix(text.strip()[0]).removeprefix(" ").rstrip()
+        named, text, starts = _without_prefixes(inner)
+        return named or _named(owner, source), text, record or starts
+    if _BORDER.match(text.lstrip()[:2]) or _ASCII_BORDER.match(text):
         text = _HEADER if "Traceback" in text else ""
     elif text.rstrip()[-1:].isdigit() and ".py:" in text[-80:]:
         text = text[:-80] + _PLACE_AT_END.sub("", text[-80:])
@@ -258,7 +277,17 @@ def _exceptions(stream: Stream) -> Iterator[Raised]:
             last = _end_of_message(lines, index)
             first = header if header is not None else max(floor, index - _ABOVE)
             message = "\n".join([(found["message"] or "").strip(), *(line.text for line in lines[index + 1 : last + 1])])
-            yield Raised(found["type"], message, tuple(frames), lines[index].number, stream.rank, first, last, chained)
+            yield Raised(
+                found["type"],
+                message,
+                tuple(frames),
+                lines[index].number,
+                lines[index].order,
+                stream.rank,
+                first,
+                last,
+                chained,
+            )
             index, floor, header, frames, chained = last, last + 1, None, [], False
         index += 1
 
@@ -271,7 +300,12 @@ def _end_of_message(lines: list[Line], index: int) -> int:
         text = line.text
         if not text.strip():
             continue
-        if line.starts_record or "Traceback (most recent call last)" in text or text.startswith(_CHAIN) or _TYPE.match(text):
+        if (
+            (line.starts_record and not lines[index].starts_record)
+            or "Traceback (most recent call last)" in text
+            or text.startswith(_CHAIN)
+            or _TYPE.match(text)
+        ):
             break
         if text[0] not in " \t":
             plain += 1

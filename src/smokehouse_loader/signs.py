@@ -69,6 +69,11 @@ class Match:
         return self.stream.lines[self.stream.index_at(self.position)].number
 
     @property
+    def order(self) -> int:
+        """The order of its line among all lines."""
+        return self.stream.lines[self.stream.index_at(self.position)].order
+
+    @property
     def text(self) -> str:
         """The line, or as much of a long one as the sign is in."""
         text = self.stream.lines[self.stream.index_at(self.position)].text.strip()

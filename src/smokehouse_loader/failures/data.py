@@ -231,7 +231,7 @@ FAILURES = (
         cause="FlashAttention met a batch that is padded on the right while generating.",
         cure="set processor.tokenizer.padding_side = 'left' before generation, or use attn_implementation='sdpa'",
         source="transformers' models of Qwen2 and Mistral",
-        signs=(Sign("You are attempting to perform batched generation with padding_side='right'"),),
+        signs=(Sign("You are attempting to perform batched generation with padding_side='right"),),
     ),
     Failure(
         name="batch-not-tensor",

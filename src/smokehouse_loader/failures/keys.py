@@ -288,7 +288,6 @@ FAILURES = (
                     ),
                 ),
             ),
-            Sign("You are using a model of type {} to instantiate a model of type {}. This", needs=("Error || error",)),
         ),
         excludes=("wrong-shape", "missing-key", "dropped-weights", "text-only-class", "wrong-type-warned"),
     ),

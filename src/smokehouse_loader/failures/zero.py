@@ -232,22 +232,4 @@ FAILURES = (
         source="deepspeed/runtime/engine.py",
         signs=(Sign("no_sync context manager is incompatible with gradient partitioning logic of ZeRO stage"),),
     ),
-    Failure(
-        name="gather-world-mismatch",
-        cause=(
-            "Parameters that ZeRO-3 gathered were used with a size of the other state: size and strides do not "
-            "match the storage."
-        ),
-        cure="read or change them inside deepspeed.zero.GatheredParameters(parameters, modifier_rank=0)",
-        source="DeepSpeed's page on ZeRO",
-        signs=(
-            Sign("Sizes of tensors must match except in dimension 0. Expected size 0", log=_ZERO),
-            Sign("shape '{}' is invalid for input of size 0", log=_ZERO),
-            Sign("mat1 and mat2 shapes cannot be multiplied ({w}x{n} and 0x0)", log=_ZERO),
-            Sign(
-                "inconsistent tensor size, expected tensor {} and src {} to have the same number of elements, but got {} and 0",
-                log=_ZERO,
-            ),
-        ),
-    ),
 )
