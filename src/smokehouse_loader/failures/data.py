@@ -97,8 +97,7 @@ FAILURES = (
         signs=(
             Sign(
                 "Padding_idx must be within num_embeddings",
-                unless=("generate || ref_model || reference || deepcopy",),
-                unless_log=("zero3 || ZeRO-3 || stage 3 || HfDeepSpeedConfig || zero.Init || deepspeed",),
+                needs=('sparse.py", line {n}, in __init__ || sparse.py:{n} in __init__',),
             ),
         ),
     ),

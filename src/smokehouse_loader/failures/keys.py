@@ -7,8 +7,8 @@ _NEW_HEADS = (
     r"^(?:\w+\.){0,2}(?:score|classifier|classification_head|rm_head|reward_head|value_head|v_head|regression_head|qa_outputs|pooler|"
     r"summary|cls|projector_head|action_head|(?!lm_|output_)\w+_head)\.(?:\w+\.){0,4}(?:weight|bias)$"
 )
-_MISSING = "newly initialized: ["
-_NOT_USED = "Some weights of the model checkpoint at {} were not used when initializing {}: ["
+_MISSING = "newly initialized: "
+_NOT_USED = "Some weights of the model checkpoint at {} were not used when initializing {}: "
 _LORA = r"\.lora_[AB]\.|^base_model\.model\."
 _WRAPPED = r"^(?:module|_orig_mod|_fsdp_wrapped_module|model\.module|module\.module)\."
 _QUANTISED = (
@@ -256,7 +256,7 @@ FAILURES = (
         cure="get the complete checkpoint, or use the class that it was saved from",
         source=MEASURED,
         reproduction="missing_key",
-        signs=(Sign("were not initialized from the model checkpoint at {} and are newly initialized: ["), Sign("| MISSING |")),
+        signs=(Sign("were not initialized from the model checkpoint at {} and are newly initialized: "), Sign("| MISSING |")),
     ),
     Failure(
         name="state-dict-keys",

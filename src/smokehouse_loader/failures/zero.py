@@ -3,9 +3,10 @@
 from smokehouse_loader.failures.model import MEASURED, Failure, Sign
 
 _ZERO = ("deepspeed || zero3 || ZeRO || zero_stage || ds_config",)
-_REFERENCE = (
-    "ref_model || reference_model || ref_policy || deepcopy || create_reference_model || ref_per_token || ref_log || reference"
-)
+_REFERENCE = "ref_model || reference_model || ref_policy || deepcopy || create_reference_model || ref_per_token || ref_log || in reference"
+_GENERATION = "in generate || generation/utils.py || .generate("
+_OF_A_MODEL = f"{_GENERATION} || transformers/models || modeling_"
+_ELSEWHERE = 'FSDP || fsdp || fully_shard || sparse.py", line {n}, in __init__ || sparse.py:{n} in __init__'  # of torch's FSDP, or before the model is there
 _EMPTY_WEIGHT = (
     "'weight' must be 2-D",
     "size mismatch, got input ({n}), mat ({}), vec (0)",
@@ -13,23 +14,6 @@ _EMPTY_WEIGHT = (
 )
 
 FAILURES = (
-    Failure(
-        name="deepcopied-model",
-        cause=(
-            "copy.deepcopy of a model that ZeRO-3 has partitioned returns a copy in which every tensor is "
-            "unusable; it says nothing "
-            "until the copy is called: 'weight' must be 2-D."
-        ),
-        cure="load the checkpoint a second time with load_model instead of copying the model",
-        source=f"{MEASURED}",
-        reproduction="deepcopy_partitioned_model",
-        signs=(
-            *(Sign(text, needs=(_REFERENCE,)) for text in _EMPTY_WEIGHT),
-            Sign("DeepSpeed ZeRO-3 is enabled and is not compatible with `create_reference_model()`"),
-        ),
-        excludes=("generate-before-initialize", "padding-index"),
-        apart="the call came from a reference model that was copied, not loaded",
-    ),
     Failure(
         name="dropped-config",
         cause=(
@@ -80,15 +64,30 @@ FAILURES = (
         source=MEASURED,
         reproduction="generate_before_initialize",
         signs=(
-            *(
-                Sign(text, needs=("in generate || generation/utils.py || .generate(",), unless=(_REFERENCE,))
-                for text in _EMPTY_WEIGHT
-            ),
-            *(Sign(text, log=_ZERO, unless=(_REFERENCE,)) for text in _EMPTY_WEIGHT),
+            *(Sign(text, needs=(_OF_A_MODEL,), unless=(_REFERENCE, _ELSEWHERE)) for text in _EMPTY_WEIGHT),
+            *(Sign(text, log=_ZERO, unless=(_REFERENCE, _ELSEWHERE)) for text in _EMPTY_WEIGHT),
         ),
         excludes=("padding-index",),
         apart="the model itself was called, not a copy of it",
         question="Was it the trained model before deepspeed.initialize, or a second one that was copied from it?",
+    ),
+    Failure(
+        name="deepcopied-model",
+        cause=(
+            "copy.deepcopy of a model that ZeRO-3 has partitioned returns a copy in which every tensor is "
+            "unusable; it says nothing "
+            "until the copy is called: 'weight' must be 2-D."
+        ),
+        cure="load the checkpoint a second time with load_model instead of copying the model",
+        source=f"{MEASURED}",
+        reproduction="deepcopy_partitioned_model",
+        signs=(
+            *(Sign(text, needs=(_REFERENCE,), unless=(_ELSEWHERE,)) for text in _EMPTY_WEIGHT),
+            *(Sign(text, needs=(_OF_A_MODEL,), unless=(_GENERATION, _ELSEWHERE)) for text in _EMPTY_WEIGHT),
+            Sign("DeepSpeed ZeRO-3 is enabled and is not compatible with `create_reference_model()`"),
+        ),
+        excludes=("padding-index",),
+        apart="the call came from a reference model that was copied, not loaded",
     ),
     Failure(
         name="inflight-parameters",
