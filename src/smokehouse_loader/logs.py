@@ -156,7 +156,7 @@ def read(text: str) -> tuple[Stream, ...]:
     physical = _ESCAPES.sub("", text).split("\n")
     width, before, owner, order = _width(physical), "", None, 0
     for number, raw in enumerate(physical, 1):
-        for part in raw.split("\r"):
+        for part in raw.removesuffix("\r").split("\r"):
             continued = owner if len(before) == width else None
             for named, line, record in _logical(part):
                 owner = continued if named is None else named
@@ -255,7 +255,7 @@ _TYPE = re.compile(
 )
 _ANY_TYPE = re.compile(r"^(?P<type>(?:[A-Za-z_]\w*\.)*[A-Z_]\w*)(?::(?P<message>.*)|\s*)$")
 _CHAIN = ("During handling of the above exception, another exception occurred", "The above exception was the direct cause of")
-_ABOVE = 8  # lines above an exception whose traceback's header is not in the excerpt
+_ABOVE = 12  # lines above an exception whose traceback's header is not in the excerpt
 _MESSAGE = 60  # lines of a message that are not indented
 
 
@@ -275,7 +275,7 @@ def _exceptions(stream: Stream) -> Iterator[Raised]:
             chained, header, frames = True, None, []
         elif found := _TYPE.match(text) or (_ANY_TYPE.match(text) if header is not None and frames else None):
             last = _end_of_message(lines, index)
-            first = header if header is not None else max(floor, index - _ABOVE)
+            first = header if header is not None else _above(lines, index, floor)
             message = "\n".join([(found["message"] or "").strip(), *(line.text for line in lines[index + 1 : last + 1])])
             yield Raised(
                 found["type"],
@@ -290,6 +290,14 @@ def _exceptions(stream: Stream) -> Iterator[Raised]:
             )
             index, floor, header, frames, chained = last, last + 1, None, [], False
         index += 1
+
+
+def _above(lines: list[Line], index: int, floor: int) -> int:
+    """Return the first line of a traceback without its header that ends at `index`; none before `floor`."""
+    first = index
+    while first > floor and lines[first - 1].text[:1] in (" ", "\t"):
+        first -= 1
+    return max(floor, min(first, index - _ABOVE))
 
 
 def _end_of_message(lines: list[Line], index: int) -> int:

@@ -3,10 +3,11 @@
 from smokehouse_loader.failures.model import MEASURED, Failure, Sign
 
 _ZERO = ("deepspeed || zero3 || ZeRO || zero_stage || ds_config",)
-_REFERENCE = "ref_model || reference_model || ref_policy || deepcopy || create_reference_model || ref_per_token || ref_log || in reference"
+_REFERENCE = "ref_model || reference_model || ref_policy || deepcopy || ref_per_token || ref_log || in reference"
 _GENERATION = "in generate || generation/utils.py || .generate("
 _OF_A_MODEL = f"{_GENERATION} || transformers/models || modeling_"
-_ELSEWHERE = 'FSDP || fsdp || fully_shard || sparse.py", line {n}, in __init__ || sparse.py:{n} in __init__'  # of torch's FSDP, or before the model is there
+# Of torch's FSDP, or before the model is there.
+_ELSEWHERE = 'FSDP || fsdp || fully_shard || sparse.py", line {n}, in __init__ || sparse.py:{n} in __init__'
 _EMPTY_WEIGHT = (
     "'weight' must be 2-D",
     "size mismatch, got input ({n}), mat ({}), vec (0)",
