@@ -20,6 +20,7 @@ class Exchange:
     number: int  # of the request, from 0
     line: str
     headers: CaseInsensitiveDict[str]
+    body: bytes
     connection: socket.socket = field(repr=False)
     stopped: threading.Event = field(repr=False)
 
@@ -120,11 +121,10 @@ class Hostile:
             head, _, body = received.partition(b"\r\n\r\n")
             line, *rest = head.decode("latin-1").split("\r\n")
             headers = CaseInsensitiveDict[str](dict(text.split(": ", 1) for text in rest))
-            left = int(headers.get("Content-Length", "0")) - len(body)
-            while left > 0:
-                left -= len(connection.recv(65536)) or left
+            while len(body) < int(headers.get("Content-Length", "0")) and (more := connection.recv(65536)):
+                body += more
             with self._lock:
-                exchange = Exchange(len(self.requests), line, headers, connection, self._stopped)
+                exchange = Exchange(len(self.requests), line, headers, body, connection, self._stopped)
                 self.requests.append(exchange)
             self._script(exchange)
             connection.shutdown(socket.SHUT_WR)

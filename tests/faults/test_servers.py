@@ -1,6 +1,7 @@
 """Hostile servers end a download, a pull, an upload and a token in a sentence, soon, and with nothing kept."""
 
 import hashlib
+import json
 import os
 import re
 import socket
@@ -305,6 +306,30 @@ def test_registry(fault: Fault, use: str, tmp_path: Path, record_property: Calla
             USES[use](registry, tmp_path / "layout")
         assert len(server.requests) <= 60
     assert time.monotonic() - began < SOON
+
+
+def test_upload_to_a_good_registry(tmp_path: Path) -> None:
+    """The body has a length, and is sent again from its beginning after a challenge."""
+
+    def accept(got: Exchange) -> None:
+        if got.line.startswith("HEAD "):
+            got.answer("404 Not Found")
+        elif got.line.startswith("POST "):
+            got.answer("202 Accepted", b"", "Location: /v2/a/b/blobs/uploads/1", "Content-Length: 0")
+        elif "Authorization" not in got.headers:
+            got.answer("401 Who", b"", "WWW-Authenticate: Basic", "Content-Length: 0")
+        else:
+            got.answer("201 Created")
+
+    with Hostile(accept) as server:
+        (tmp_path / "config.json").write_text(json.dumps({"auths": {server.host: {"auth": "YTpi"}}}))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("DOCKER_CONFIG", str(tmp_path))
+            USES["upload"](Registry(Reference.parse(f"{server.host}/a/b:tag"), push=True, limits=PATIENT), tmp_path)
+    sent = [got for got in server.requests if got.line.startswith("PUT ")]
+    assert [(got.headers["Content-Length"], got.headers.get("Transfer-Encoding"), got.body) for got in sent] == [
+        (str(len(CONTENT)), None, CONTENT)
+    ] * 2
 
 
 @pytest.mark.parametrize("served", ["nothing", "another"])

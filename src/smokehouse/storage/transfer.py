@@ -4,7 +4,6 @@ A socket's own timeout begins again with every byte, so a watch ends what is slo
 apply: docs/how-to/offline.md.
 """
 
-import io
 import os
 import re
 import socket
@@ -16,6 +15,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
@@ -339,8 +339,8 @@ class _Watch:
         return ""
 
 
-class _Counted(io.RawIOBase):
-    """A file that is sent, of which a watch counts what was read."""
+class _Counted:
+    """A file that is sent from its beginning, of which a watch counts what was read; requests takes its length from here."""
 
     def __init__(self, file: IO[bytes], watch: _Watch) -> None:
         self._file, self._watch = file, watch
@@ -349,6 +349,9 @@ class _Counted(io.RawIOBase):
 
     def __len__(self) -> int:
         return self._size
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(partial(self.read, _CHUNK), b"")
 
     def read(self, count: int = -1) -> bytes:
         data = self._file.read(count)
