@@ -86,6 +86,13 @@ def sbom(session: nox.Session) -> None:
 
 
 @nox.session
+def audit(session: nox.Session) -> None:
+    """List the known vulnerabilities of locks: audit -- [NAME...] [--database DIR] [--check] [--format sarif] ..."""
+    install_tools(session)
+    run_smokehouse(session, "audit")
+
+
+@nox.session
 def lock(session: nox.Session) -> None:
     """Lock environments: lock -- [NAME...] [--check]; the tools: lock -- --tools; the base of images: lock -- --base."""
     install_tools(session)

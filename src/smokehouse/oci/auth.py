@@ -15,11 +15,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from urllib.parse import urlencode, urlsplit
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from smokehouse.errors import UserError, first_of
 from smokehouse.oci._http import RESUME, describe, private_url, read_document
 from smokehouse.programs.process import run
+from smokehouse.storage import strict_json
 from smokehouse.storage.transfer import Answer, Client, TransferError
 
 _HELPER_TIMEOUT = 60.0  # seconds
@@ -96,11 +97,11 @@ class Authorization:
                     subject = "anonymous access" if not user else "this identity" if user == _IDENTITY else user
                     remedy = RESUME if answer.status >= 500 else f"log in: docker login {self._login}"
                     raise UserError(f"{self._host}: {server} issued no token for {subject}: {describe(answer)}; {remedy}")
-                return _Token.model_validate_json(read_document(answer, self._host))
-        except ValidationError as invalid:
-            raise UserError(f"{self._host}: invalid token from {server} ({first_of(invalid, 'response')}); {RESUME}") from None
+                return _Token.model_validate(strict_json.parse(read_document(answer, self._host)))
         except TransferError as broken:
             raise UserError(f"{self._host}: no token from {server} ({broken}); {RESUME}") from None
+        except ValueError as invalid:
+            raise UserError(f"{self._host}: invalid token from {server} ({first_of(invalid, 'response')}); {RESUME}") from None
 
     def _send(self, realm: str, user: str, password: str) -> AbstractContextManager[Answer]:
         fields = {"service": self._challenge.get("service", ""), "scope": self._scope}
