@@ -54,8 +54,6 @@ def test_no_file_of_a_bundle_is_believed_instead_of_the_lock(checkout: TestCheck
         if path.startswith(("wheels", "conda")):
             said = checkout.refused("install", "tiny", str(tmp_path / "t"), "--bundle", str(folder), "--devel")
             assert "expected SHA-256" in said
-                "install", "tiny", str(tmp_path / "t"), "--bundle", str(folder), "--devel"
-            )
         digest = hashed(folder / path)
         edit(folder, lambda manifest, path=path, digest=digest: manifest["files"].update({path: digest}))  # type: ignore[misc]
         refused(checkout, folder, tmp_path / "target", f"manifest.json: {path}: expected SHA-256 ", "from the lock, found")

@@ -167,7 +167,8 @@ def test_second_run_on_the_same_report(smoke: Starter) -> None:
     first = smoke.start("--zero", "2")
     first.wait_until((first.folder / "logs").is_dir)
     said = refused_by_tools(smoke, report=first.folder)
-    assert said == f"{first.folder}: in use by another smoke run; wait for it or give another --report"
+    holder = f"process {first.process.pid} on {socket.gethostname()}"
+    assert said == f"{first.folder}: in use by {holder}; wait for it or give another --report"
     assert (first.folder / "logs").is_dir()
     assert list(first.folder.glob("work-*"))
 
