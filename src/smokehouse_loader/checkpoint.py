@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from smokehouse_loader.errors import Finding, shortened
+from smokehouse_loader.errors import Finding, clipped, shortened
 from smokehouse_loader.failures import fix_for
-from smokehouse_loader.safetensors_header import BadFileError, Tensor, read, refuse_foreign
+from smokehouse_loader.safetensors_header import BadFileError, Tensor, parse_json, read, refuse_foreign
 
 # Bytes; the index of a 70 GB checkpoint has 0.1 MB.
 _LARGEST_INDEX = 64 * 2**20
+# The checkpoint with the most of them that is known here has 140,000 tensors in 163 shards.
+_MOST_TENSORS = 2_000_000
+_MOST_SHARDS = 20_000
+_MOST_PROBLEMS = 100
 _BROKEN_LINK = " (broken link: the cache it points into was cleaned)"
 
 # safetensors' names of torch dtypes.
@@ -97,9 +101,15 @@ def _gathered(
     """Return the checkpoint that consists of `files`; `weight_map` is that of its index, empty if it has none."""
     found: dict[str, Tensor] = {}
     wrong = [*problems]
-    unread = set()
+    unread: set[str] = set()
+    doubled: dict[tuple[Path, str], list[str]] = {}
     files = tuple(files)
     for file in files:
+        if len(found) > _MOST_TENSORS or len(wrong) > _MOST_PROBLEMS:
+            what = f"not all of its {len(files)} files were read, after {len(found)} tensors and {len(wrong)} problems"
+            wrong.append(_finding("inconsistent-index", folder, what))
+            unread |= {file.name for file in files}
+            break
         try:
             if not file.is_file():
                 raise BadFileError("missing-shard", f"not found{_BROKEN_LINK if file.is_symlink() else ''}")
@@ -115,8 +125,10 @@ def _gathered(
         for tensor in tensors:
             if tensor.name in found:
                 other = found[tensor.name].file.name
-                wrong.append(_finding("inconsistent-index", file, f"has {tensor.name!r}, which {other} has too"))
+                doubled.setdefault((file, other), []).append(tensor.name)
             found[tensor.name] = tensor
+    for (file, other), names in doubled.items():
+        wrong.append(_finding("inconsistent-index", file, f"has {shortened(names)}, which {other} has too"))
     empty = sorted(name for name, tensor in found.items() if tensor.shape == (0,))
     if empty:
         what = f"{len(empty)} of {len(found)} tensors have shape [0] ({shortened(empty)})"
@@ -170,18 +182,23 @@ def _weight_map(index: Path) -> dict[str, str]:
             raise BadFileError("missing-shard", f"not found{_BROKEN_LINK}")
         if index.stat().st_size > _LARGEST_INDEX:
             raise BadFileError("inconsistent-index", f"expected an index, found more than {_LARGEST_INDEX} bytes")
-        weight_map = json.loads(index.read_bytes())["weight_map"]
+        # As transformers reads it: without a byte-order mark, and the last of two entries of a name counts.
+        weight_map = parse_json(index.read_bytes(), unique=False)["weight_map"]
     except OSError as error:
         raise BadFileError("missing-shard", f"cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError, KeyError, TypeError) as wrong:
+    except (ValueError, KeyError, TypeError) as wrong:
         _refuse_foreign_index(index)
-        raise BadFileError("inconsistent-index", f"invalid index: {type(wrong).__name__}: {wrong}") from None
+        what = f"invalid index: {type(wrong).__name__}: {clipped(str(wrong))}"
+        raise BadFileError("inconsistent-index", what) from None
     if not isinstance(weight_map, dict) or not weight_map:
         raise BadFileError("inconsistent-index", "invalid index: weight_map is empty or not a map of names")
     for name in weight_map.values():
         inside = isinstance(name, str) and name and "\0" not in name and "\\" not in name
         if not inside or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise BadFileError("inconsistent-index", f"lists the file {name!r}, which is outside the checkpoint's directory")
+            what = f"lists the file {clipped(repr(name))}, which is outside the checkpoint's directory"
+            raise BadFileError("inconsistent-index", what)
+    if (shards := len(set(weight_map.values()))) > _MOST_SHARDS:
+        raise BadFileError("inconsistent-index", f"expected at most {_MOST_SHARDS} shards, found {shards}")
     return weight_map
 
 

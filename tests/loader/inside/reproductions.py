@@ -15,7 +15,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -605,26 +604,17 @@ def imports_ask_for_nvcc() -> None:
         raise UnaffectedError("this DeepSpeed asks for no nvcc and compiles nothing when it is imported")
 
 
-def has_setuptools() -> None:
-    """Raise UnaffectedError in a stack without setuptools, where DeepSpeed and triton fail for want of it first."""
-    if not Path(sysconfig.get_path("purelib"), "setuptools").is_dir():
-        raise UnaffectedError("without setuptools it fails before")
-
-
 def import_without_nvcc(context: Context) -> list[str]:
     imports_ask_for_nvcc()
-    has_setuptools()
     without = "import torch.utils.cpp_extension as extension; extension.CUDA_HOME = {}; import deepspeed"
     return [failed_on_gpus(without.format(home)) for home in ("None", repr(str(context.work)))]
 
 
 def triton_without_compiler(context: Context) -> list[str]:
-    has_setuptools()
     return [failed_on_gpus("import triton; triton.runtime.driver.active.utils", PATH=context.work)]
 
 
 def triton_cannot_compile(context: Context) -> list[str]:
-    has_setuptools()
     use = "import triton; triton.runtime.driver.active.utils"
     headers = "import sysconfig; paths = sysconfig.get_paths; "
     headers += (
