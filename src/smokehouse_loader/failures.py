@@ -157,6 +157,69 @@ FAILURES = (
         reproduction="no_model_class",
     ),
     Failure(
+        name="adapter-folder",
+        cause="The directory has an adapter (adapter_config.json), not a whole model.",
+        cure="load base_model_name_or_path of its adapter_config.json with load_model, then peft.PeftModel.from_pretrained",
+        source="the documentation of PEFT's files",
+        reproduction="load_adapter_folder",
+    ),
+    Failure(
+        name="adapter-of-another-base",
+        cause="The adapter was trained on another base model, or on a vocabulary of another size, than the one that it names.",
+        cure="load it into the model that it was trained on",
+        source="PEFT copies lora_A and lora_B by name",
+        reproduction="load_adapter_of_another_base",
+    ),
+    Failure(
+        name="no-model-type",
+        cause="config.json has no model_type, so transformers cannot tell which model this is.",
+        cure="copy config.json from the checkpoint that it was trained from",
+        source="transformers/models/auto/configuration_auto.py",
+        reproduction="config_without_model_type",
+    ),
+    Failure(
+        name="model-type-of-other-code",
+        cause="The model type belongs to a project's own code, such as LLaVA's; no release of transformers has it.",
+        cure="load it with that project's code, or get the checkpoint that was converted for transformers",
+        source="the configurations that LLaVA-NeXT registers",
+        reproduction="model_type_of_other_code",
+    ),
+    Failure(
+        name="remote-code",
+        cause="The checkpoint has Python code of its own, which transformers runs only when it is told to.",
+        cure="review the .py files in it, pin the revision, and pass trust_remote_code=True",
+        source="transformers/dynamic_module_utils.py",
+        reproduction="missing_remote_code",
+    ),
+    Failure(
+        name="image-processor-unknown",
+        cause="preprocessor_config.json names a class that the installed transformers does not have.",
+        cure="set it to a class of this transformers, or use the transformers that saved it",
+        source="transformers/models/auto/image_processing_auto.py",
+        reproduction="unknown_image_processor",
+    ),
+    Failure(
+        name="tokenizer-class-missing",
+        cause="tokenizer_config.json names a class that the installed transformers does not have.",
+        cure="use the transformers that saved it, or copy the file from the checkpoint that it was trained from",
+        source="transformers/models/auto/tokenization_auto.py",
+        reproduction="unknown_tokenizer_class",
+    ),
+    Failure(
+        name="contradicting-architectures",
+        cause="architectures in config.json lists a class for another model type than the one it has.",
+        cure="set architectures to the class that the weights fit",
+        source=f"{MEASURED}: from_pretrained loads it without a word, vLLM and others choose the class by it",
+        reproduction="contradicting_architectures",
+    ),
+    Failure(
+        name="wrapped-keys",
+        cause="The model was saved with what wraps it (DDP, torch.compile, an adapter), whose name is in every key.",
+        cure="save the model inside, or remove the prefix from the keys",
+        source=MEASURED,
+        reproduction="load_wrapped_keys",
+    ),
+    Failure(
         name="key-layout",
         cause=(
             "The checkpoint's keys are in the layout of another transformers: 4.52 moved visual.* and model.* to "
@@ -232,6 +295,13 @@ FAILURES = (
         cure="load again; if it happens again, memory, disk or collectives of this machine corrupt data",
         source=MEASURED,
         reproduction="flipped_bit",
+    ),
+    Failure(
+        name="signature-mismatch",
+        cause="The files are not the ones that the trusted signer signed: one was changed, added or removed since.",
+        cure="do not load it; get it again from who signed it, or find out who changed it",
+        source="OpenSSF model signing, the library model-signing",
+        reproduction="load_changed_after_signing",
     ),
     Failure(
         name="gloo-race",
