@@ -12,12 +12,14 @@ from typing import Any
 
 from smokehouse_loader import config_files
 from smokehouse_loader.errors import Finding, LoadError
-from smokehouse_loader.failures import FAILURES, Failure
+from smokehouse_loader.failures import FAMILIES, PRINTED, Failure
 from smokehouse_loader.safetensors_header import BadFileError
+
+NOTHING_FOUND = 3  # exit code of `explain`
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command and return its exit code: 0 for success, 1 for problems found, 2 for a usage error."""
+    """Run a command and return its exit code: 0 success, 1 problems found, 2 usage error, 3 no explanation."""
     options = _parser().parse_args(arguments)
     try:
         if options.command == "check":
@@ -41,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.add_argument("--trust-remote-code", action="store_true", help="Run Python code from the checkpoint.")
     _add_signature_options(check)
-    explain = commands.add_parser("explain", help="Explain the errors in a training log.")
+    explain = commands.add_parser("explain", help="Explain the errors in a training log; exit with 3 if none is known.")
     explain.add_argument("log", type=Path, metavar="LOGFILE", help="Log to search for known failures.")
     table = commands.add_parser("failures", help="Print the known failures as Markdown.")
     table.add_argument("--check", type=Path, metavar="FILE", help="Report whether FILE is up to date; print nothing else.")
@@ -152,16 +154,19 @@ def _has_code(path: Path) -> bool:
 
 
 def _explain(log: Path, as_json: bool) -> int:
-    from smokehouse_loader.diagnosis import explain_log
+    from smokehouse_loader.diagnosis import ATTACH, explain_log
 
-    found = explain_log(log)
+    explanation = explain_log(log)
     if as_json:
-        print(json.dumps([dataclasses.asdict(diagnosis) for diagnosis in found], indent=1))
-    elif found:
-        print("\n\n".join(map(str, found)))
+        document = dataclasses.asdict(explanation) | ({} if explanation.found else {"attach": ATTACH})
+        print(json.dumps(document, indent=1))
     else:
-        print(f"{log}: no known failure found; docs/known-failures.md lists them")
-    return 0 if found else 1
+        print(
+            explanation
+            if explanation.found
+            else f"{log}: no known failure found; docs/known-failures.md lists them\n{explanation}"
+        )
+    return 0 if explanation.found else NOTHING_FOUND
 
 
 def _failures(file: Path | None) -> int:
@@ -180,32 +185,59 @@ def page() -> str:
     lines = [
         "# Known failures",
         "",
-        "Generated from `src/smokehouse_loader/failures.py` by `python -m smokehouse_loader failures`; do not edit. Each is",
-        "reproduced by the named function in `tests/loader/inside/reproductions.py`, or only a GPU shows it. To explain a log:",
-        "`python -m smokehouse_loader explain LOGFILE`.",
+        (
+            "Generated from `src/smokehouse_loader/failures/` by `python -m smokehouse_loader failures`; do not "
+            "edit. Each is reproduced"
+        ),
+        (
+            "by the named function in `tests/loader/inside/reproductions.py`, or has a public source; a test "
+            "finds the texts in the"
+        ),
+        "programs that print them. To explain a log: `python -m smokehouse_loader explain LOGFILE`.",
         "",
     ]
-    for failure in FAILURES:
-        lines += _section(failure)
+    for family, failures in FAMILIES.items():
+        lines += [f"## {family}", ""]
+        for failure in failures:
+            lines += _section(failure)
     return "\n".join(lines)
 
 
 ONLY_ON_GPU = "none: only a GPU shows it, and nobody has seen it here; the source is the public thread"
+NOT_REPRODUCED = "none: the source is the public thread, and the text is in the program"
 
 
 def _section(failure: Failure) -> list[str]:
-    patterns = " or ".join(f"`{pattern}`" for pattern in failure.patterns)
+    """Return the part of the page about one failure."""
+    none = ONLY_ON_GPU if failure.only_on_gpu else NOT_REPRODUCED
+    texts = dict.fromkeys(sign.text for sign in failure.signs)
+    kinds = [" Follows from a failure elsewhere."] * failure.victim + [" Harmless by itself."] * failure.harmless
+    optional = {"Told apart by": failure.apart, "Ask": failure.question}
     return [
-        f"## {failure.name}",
+        f"### {failure.name}",
         "",
-        failure.cause,
+        f"{failure.cause}{''.join(kinds)}",
         "",
         f"- **Fix:** {failure.cure[0].upper()}{failure.cure[1:]}.",
-        f"- **Log:** {f'matches {patterns}' if patterns else 'no message; the loader detects it'}",
+        *(
+            [f"- **Log:** one of these, where it stands in the context that this failure has ({_PLACEHOLDERS}):"]
+            if texts
+            else []
+        ),
+        *(f"    - `` {text} ``{_printers(text)}" for text in texts),
+        *([] if texts else ["- **Log:** No message; the loader detects it."]),
+        *(f"- **{title}:** {text[0].upper()}{text[1:].rstrip('.')}." for title, text in optional.items() if text),
         f"- **Source:** {failure.source}.",
-        f"- **Reproduction:** {f'`{failure.reproduction}`' if failure.reproduction else ONLY_ON_GPU}",
+        f"- **Reproduction:** {f'`{failure.reproduction}`' if failure.reproduction else none}",
         "",
     ]
+
+
+_PLACEHOLDERS = "`{}` is any text, `{n}` a number, `{w}` a word, `{0}` the shape [0], `{shape}` another"
+
+
+def _printers(text: str) -> str:
+    return f": {', '.join(dict.fromkeys(one.split()[0] for one in PRINTED.get(text, ())))}" if text in PRINTED else ""
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,10 +58,10 @@ class Context:
 
 
 def raised_by(work: Callable[[], Any]) -> str:
-    """Return what `work` raises, formatted as in a log."""
+    """Return what `work` raises, with its traceback, as in a log."""
     with pytest.raises(Exception) as raised:  # noqa: PT011 - explain has to recognise it
         work()
-    return f"{raised.type.__module__}.{raised.type.__name__}: {raised.value}"
+    return "".join(traceback.format_exception(raised.type, raised.value, raised.tb))
 
 
 def refused(path: Path, **options: Any) -> str:
