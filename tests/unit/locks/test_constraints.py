@@ -59,7 +59,7 @@ def test_conda_packages_with_python_modules_are_among_them(checkout: TestCheckou
     [
         ("edited", "expected the versions of the lock, found others"),
         ("removed", "not found"),
-        ("folder", r"cannot be read \(Is a directory\)"),
+        ("folder", "expected a file, found a link, folder or pipe"),
     ],
 )
 def test_check_covers_it(checkout: TestCheckout, edit: str, message: str) -> None:
