@@ -110,6 +110,7 @@ def share_certificates() -> None:
 
 def _main() -> int:
     share_certificates()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, no exit status can be read
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda received, _: sys.exit(128 + received))
     try:
