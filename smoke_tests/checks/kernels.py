@@ -20,7 +20,7 @@ from smoke_tests.outcome import Outcome, judged
 # Pixels of the picture: 1,024 patches and 256 tokens at a usual size. A CPU's bf16 is slow, and needs only run the same code.
 SIZE = {"cuda": (448, 448), "cpu": (224, 224)}
 # Of the largest element of an output or a gradient. Measured with two stacks in bf16 on a CPU at 224 and 448 pixels, with heads
-# of the real models' sizes: at most 0.003, 0.005 and 0.03. A channel that is lost gives 0.5, attention without its mask 0.3 and 7.
+# of the real models' sizes: at most 0.003, 0.005 and 0.03. A lost channel gives 0.5, attention without its mask 0.3 and 7.
 TOLERANCE = {"patch embedding": 0.02, "vision attention": 0.05, "language attention": 0.1}
 LOSS_TOLERANCE = 0.05  # absolute, of a loss near 7; measured 0.008
 
