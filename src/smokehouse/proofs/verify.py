@@ -28,7 +28,6 @@ from smokehouse.oci.filesystem import Entry, Tree
 from smokehouse.oci.layout import Image, Layout
 from smokehouse.oci.registry import Registry
 from smokehouse.proofs import attestation
-from smokehouse.proofs.attestation import Signer
 from smokehouse.proofs.base import ExpectedBase, expect_base
 from smokehouse.proofs.compare import (
     Difference,
@@ -41,6 +40,7 @@ from smokehouse.proofs.compare import (
 )
 from smokehouse.proofs.expected import ExpectedFiles
 from smokehouse.proofs.referrers import fetch_statements
+from smokehouse.proofs.signing import Signer
 from smokehouse.storage.folder_lock import exclusive
 
 
@@ -234,7 +234,7 @@ def _verify_statements(
     checkout: Checkout, registry: Registry, verification: Verification, signer: Signer | None
 ) -> Verification:
     """Return `verification` with what the newest statement by `signer` proves; raises UserError where all are refused."""
-    statements = fetch_statements(registry, verification.digest, work_folder(checkout))
+    statements = fetch_statements(registry, verification.digest, work_folder(checkout), attestation.TEST_RESULT)
     if not statements:
         return replace(verification, proof="nothing: no statement is attached to this image")
     if not signer:
