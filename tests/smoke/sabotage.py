@@ -36,6 +36,7 @@ from smoke_tests.checks import (
     installed,
     kernels,
     loading,
+    memory,
     mixed_modality,
     offload,
     overlap,
@@ -139,6 +140,40 @@ def collectives() -> None:
             yield
 
     during(collectives_checks, "collectives", fault, rank=1)
+
+
+@sabotage
+def skipped_collective() -> None:
+    """Have rank 1 skip a collective, and go on to the next."""
+
+    @contextlib.contextmanager
+    def fault(*_: Any) -> Iterator[None]:
+        timed, skipped = collectives_checks._timed, iter([1.0])
+
+        def skip(*args: Any) -> float:
+            return next(skipped, 0.0) or timed(*args)
+
+        with patch.object(collectives_checks, "_timed", skip):
+            yield
+
+    during(collectives_checks, "collectives", fault, rank=1)
+
+
+@sabotage
+def stops_itself() -> None:
+    """Stop rank 1 between two collectives of a training step."""
+
+    @contextlib.contextmanager
+    def fault(*_: Any) -> Iterator[None]:
+        import torch.distributed as dist
+
+        def stop(_: Any, *args: Any, **kwargs: Any) -> None:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+        with wrapped(dist, "all_reduce", stop):
+            yield
+
+    during(training, "train", fault, rank=1)
 
 
 @sabotage
@@ -285,6 +320,25 @@ def no_zero() -> None:
 
 
 @sabotage
+def no_other_stage() -> None:
+    """Have the controls of ZeRO's stage run the stage under test."""
+    original = injected._stage_problems
+    injected._stage_problems = lambda context, state, stage: original(context, state, context.stage)
+
+
+@sabotage
+def blind_shares() -> None:
+    """Find a share in whatever a rank holds."""
+    memory.share_problems = lambda *_: ("", [])
+
+
+@sabotage
+def blamed_shares() -> None:
+    """Find no share in whatever a rank holds."""
+    memory.share_problems = lambda *_: ("", ["7 gradient elements held, a rank's share of 6 is 3"])
+
+
+@sabotage
 def lost_gradient() -> None:
     """Lose the gradient of the last rank: its loss is right, and what it adds to the sum is 0."""
 
@@ -314,7 +368,7 @@ def fast_learning() -> None:
 @sabotage
 def main_runs_in_bf16() -> None:
     """Run everything in bf16, as on a GPU. Breaks nothing."""
-    runtime.PRECISION["cpu"] = "bf16"
+    legs.PRECISION["cpu"] = "bf16"
 
 
 @sabotage
@@ -842,7 +896,7 @@ def longer_steps() -> None:
 @sabotage
 def impatient() -> None:
     """Give compilers a second, as a machine that is too busy does."""
-    offload.COMPILE_DEADLINE = 1.0
+    offload.COMPILE_SHARE = 0.01
 
 
 @sabotage

@@ -15,11 +15,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import requests
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from smokehouse.errors import UserError, first_of
 from smokehouse.oci._http import RESUME, TIMEOUT, Session, describe, private_url, read_document, root_cause
 from smokehouse.programs.process import run
+from smokehouse.storage import strict_json
 
 _HELPER_TIMEOUT = 60.0  # seconds
 _LIFETIME = 60.0  # seconds that a token is valid where its server does not say
@@ -95,11 +96,11 @@ class Authorization:
                     subject = "anonymous access" if not user else "this identity" if user == _IDENTITY else user
                     remedy = RESUME if response.status_code >= 500 else f"log in: docker login {self._login}"
                     raise UserError(f"{self._host}: {server} issued no token for {subject}: {describe(response)}; {remedy}")
-                return _Token.model_validate_json(read_document(response, self._host))
-        except ValidationError as invalid:
-            raise UserError(f"{self._host}: invalid token from {server} ({first_of(invalid, 'response')}); {RESUME}") from None
+                return _Token.model_validate(strict_json.parse(read_document(response, self._host)))
         except requests.RequestException as broken:
             raise UserError(f"{self._host}: no token from {server} ({root_cause(broken)}); {RESUME}") from None
+        except ValueError as invalid:
+            raise UserError(f"{self._host}: invalid token from {server} ({first_of(invalid, 'response')}); {RESUME}") from None
 
     def _send(self, realm: str, user: str, password: str) -> requests.Response:
         fields = {"service": self._challenge.get("service", ""), "scope": self._scope}

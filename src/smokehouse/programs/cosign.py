@@ -16,7 +16,7 @@ from smokehouse.programs.process import Ended, run
 
 _DEADLINE = 300.0  # seconds; a keyless signature takes requests to three services
 # What `cosign signing-config create` writes without options: neither a transparency log nor a time-stamp authority.
-_NO_SERVICES = {"mediaType": "application/vnd.dev.sigstore.signingconfig.v0.2+json", "rekorTlogConfig": {}, "tsaConfig": {}}
+NO_SERVICES = {"mediaType": "application/vnd.dev.sigstore.signingconfig.v0.2+json", "rekorTlogConfig": {}, "tsaConfig": {}}
 
 
 class CosignError(Exception):
@@ -35,7 +35,7 @@ def attest(statement: bytes, key: Path | None) -> bytes:
         command = ["attest-blob", "--yes", "--statement", str(signed), "--bundle", str(bundle)]
         if key:
             # With a key there is no need to publish what was signed, and without a network no way to.
-            services.write_text(json.dumps(_NO_SERVICES))
+            services.write_text(json.dumps(NO_SERVICES))
             command += ["--key", str(key.absolute()), "--signing-config", str(services)]
         _check(_run(command))
         if not bundle.is_file():

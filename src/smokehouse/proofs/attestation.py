@@ -7,16 +7,21 @@ See: https://github.com/in-toto/attestation/tree/main/spec/v1
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError, first_of
+from smokehouse.locks import LockedEnvironment
 from smokehouse.proofs import signing
 from smokehouse.proofs.signing import SignedStatement, Signer
 from smokehouse.runs import report as reports
+from smokehouse.runs.complete import require_complete
 from smokehouse.runs.report import Report
+from smokehouse.storage import strict_json
 
 TEST_RESULT = "https://in-toto.io/attestation/test-result/v0.1"
 
@@ -26,8 +31,6 @@ class _Model(BaseModel):
 
 
 class _Predicate(_Model):
-    result: Literal["PASSED", "WARNED", "FAILED"]
-    configuration: list[dict[str, Any]]
     report: dict[str, Any] = Field(alias="io.smokehouse.report")
 
 
@@ -38,11 +41,16 @@ class _Statement(_Model):
 
 def statement(report: Mapping[str, Any], name: str, digest: str) -> bytes:
     """Return the statement, as it is signed, that the image `digest` in the repository `name` has the `report`."""
+    return signing.statement(TEST_RESULT, _predicate(report), name, digest)
+
+
+def _predicate(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the predicate of the statement of a report, which is all derived from it."""
     verdicts: dict[str, list[str]] = {"passed": [], "known-issue": [], "failed": []}
     for check in report["checks"]:
         stage = f" (ZeRO-{check['zero_stage']})" if check["zero_stage"] else ""
         verdicts[check["verdict"]].append(f"{check['name']}{stage}")
-    predicate = {
+    return {
         # in-toto's WARNED is for a test that passed with a warning: a known issue of the stack.
         "result": "FAILED" if report["verdict"] != "passed" else "WARNED" if verdicts["known-issue"] else "PASSED",
         "configuration": [{"name": file, "digest": {"sha256": sha256}} for file, sha256 in sorted(report["lock"].items())],
@@ -51,23 +59,48 @@ def statement(report: Mapping[str, Any], name: str, digest: str) -> bytes:
         "failedTests": verdicts["failed"],
         "io.smokehouse.report": report,
     }
-    return signing.statement(TEST_RESULT, predicate, name, digest)
 
 
-def check(checkout: Checkout, signed: SignedStatement, signer: Signer, digest: str, lock: str) -> Report:
-    """Return the report in a statement, verified to be signed by `signer` and to be of the image `digest`.
+@dataclass(frozen=True)
+class TrustedStatement:
+    """A statement of an image, signed by a trusted signer: its predicate, and when the run in it began, in ISO 8601.
 
-    `lock` is the SHA-256 of the image's lock.json. Raises UserError.
+    The signer is trusted to say the truth; whether that is a proof is for `check` to decide.
+    """
+
+    digest: str
+    predicate: Mapping[str, Any]
+    started: datetime
+
+    def check(self, checkout: Checkout, locked: LockedEnvironment) -> Report:
+        """Return the report in the statement, verified to be complete for `locked`; raises UserError."""
+        source = f"report in the statement of {self.digest}"
+        data = json.dumps(self.predicate["io.smokehouse.report"]).encode()
+        report = reports.parse(checkout, data, source, "do not trust it")
+        report.refuse_other_image(self.digest, locked.digest)
+        require_complete(checkout, report, locked, max_age=None)
+        expected = _predicate(report.fields)
+        if wrong := [key for key in expected if self.predicate.get(key) != expected[key]]:
+            found = json.dumps(self.predicate.get(wrong[0]))[:80]
+            raise UserError(f"{self.digest}: {wrong[0]}: expected what its report says, found {found}; do not trust it")
+        return report
+
+
+def open_statement(signed: SignedStatement, signer: Signer, digest: str) -> TrustedStatement | None:
+    """Return a statement that `signer` made of the image `digest`, None where it is not of a test.
+
+    Raises UserError where somebody else signed it, or it is of another image.
     """
     payload = signing.open_signed(signed, signer, digest)
     try:
-        content = _Statement.model_validate_json(payload)
-    except ValidationError as invalid:
+        content = strict_json.parse(payload)
+        if isinstance(content, dict) and content.get("predicateType", TEST_RESULT) != TEST_RESULT:
+            return None
+        found = _Statement.model_validate(content)
+        started = datetime.fromisoformat(str(found.predicate.report.get("started")))
+        if started.tzinfo is None:
+            raise ValueError("started has no time zone")
+    except ValueError as invalid:
         problem = first_of(invalid)
         raise UserError(f"{digest}: its signed payload is not a test-result statement ({problem}); do not trust it") from None
-    data = json.dumps(content.predicate.report).encode()
-    report = reports.parse(checkout, data, f"report in the statement of {digest}", "do not trust it")
-    report.refuse_other_image(digest, lock)
-    if content.predicate.result == "FAILED":
-        raise UserError(f"{digest}: expected a statement of a passed test, found result FAILED; do not use this image")
-    return report
+    return TrustedStatement(digest, content["predicate"], started)

@@ -13,6 +13,7 @@ from smokehouse.errors import UserError
 from smokehouse.oci.layout import Layout
 from smokehouse.oci.model import EMPTY, MANIFEST, MAX_DOCUMENT, Descriptor, Manifest, encode, parse
 from smokehouse.oci.registry import Registry
+from smokehouse.proofs.attestation import TEST_RESULT
 from smokehouse.proofs.signing import BUNDLE, SignedStatement
 from smokehouse.storage import files
 
@@ -35,18 +36,18 @@ def attach_statement(registry: Registry, layout: Layout, image: Descriptor, sign
     _attach(registry, layout, image, BUNDLE, [layout.put(signed.bundle, BUNDLE)], annotations)
 
 
-def fetch_statements(registry: Registry, digest: str, folder: Path, predicate_type: str) -> list[SignedStatement]:
-    """Fetch the signed statements of the image `digest` with a type of predicate, oldest first; raises UserError.
+def fetch_statements(registry: Registry, digest: str, folder: Path) -> list[SignedStatement]:
+    """Fetch the signed test results of the image `digest`; raises UserError.
 
-    The type is that of annotations, which nobody has signed; temporary files go to `folder`.
+    Other statements are told by annotations, which nobody has signed; temporary files go to `folder`.
     """
     statements = []
     for entry in registry.referrers(digest):
         if entry.artifact_type != BUNDLE or not (found := registry.manifest(entry.digest)):
             continue
         manifest = parse(Manifest, found[0], entry.digest)
-        kind = (manifest.annotations or {}).get(_PREDICATE_TYPE, predicate_type)
-        if kind != predicate_type:
+        kind = (manifest.annotations or {}).get(_PREDICATE_TYPE, TEST_RESULT)
+        if kind != TEST_RESULT:
             continue
         bundles = [layer for layer in manifest.layers if layer.media_type == BUNDLE]
         if len(bundles) != 1 or bundles[0].size > MAX_DOCUMENT:

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from smokehouse.audits.documents import InvalidError, parse_json
 from smokehouse.errors import UserError, first_of
-from smokehouse.oci.model import MAX_DOCUMENT
 from smokehouse.programs import cosign
 from smokehouse.programs.cosign import CosignError
+from smokehouse.storage import strict_json
 from smokehouse.storage.files import SHA256
 
 STATEMENT = "https://in-toto.io/Statement/v1"
@@ -110,17 +109,26 @@ def sign(payload: bytes, signer: Signer) -> SignedStatement:
         raise UserError(f"cannot sign the statement: {failed}{'' if signer.key else _KEYLESS}") from None
 
 
+def require_signer(signer: Signer) -> None:
+    """Raise UserError where the key of a trusted `signer` is not found, or neither key nor identity say who it is."""
+    if signer.key:
+        _require_key(signer.key)
+    elif not (signer.identity and signer.issuer):
+        raise UserError("verify: expected a trusted key, or an identity and its issuer, found an empty one; specify --key FILE")
+
+
 def open_signed(signed: SignedStatement, signer: Signer, digest: str) -> bytes:
     """Return a statement, verified to be signed by `signer` and to be of the image `digest`; raises UserError."""
     try:
-        bundle = _Bundle.model_validate(_parse(signed.bundle))
+        bundle = _Bundle.model_validate(strict_json.parse(signed.bundle))
         payload = b64decode(bundle.envelope.payload, validate=True)
-    except (InvalidError, ValidationError, ValueError) as invalid:
-        raise UserError(f"{digest}: its statement is not a Sigstore bundle ({_problem(invalid)}); do not trust it") from None
+    except ValueError as invalid:  # of JSON, of the model, or of base64
+        raise UserError(f"{digest}: its statement is not a Sigstore bundle ({first_of(invalid)}); do not trust it") from None
     try:
-        found = _Statement.model_validate(_parse(payload))
-    except (InvalidError, ValidationError) as invalid:
-        raise UserError(f"{digest}: its signed payload is not a statement ({_problem(invalid)}); do not trust it") from None
+        found = _Statement.model_validate(strict_json.parse(payload))
+    except ValueError as invalid:
+        problem = first_of(invalid)
+        raise UserError(f"{digest}: its signed payload is not a test-result statement ({problem}); do not trust it") from None
     subject = found.subject[0].digest.sha256
     _verify(signed.bundle, bundle, signer, digest, subject, found.predicate_type)
     if f"sha256:{subject}" != digest:
@@ -143,15 +151,6 @@ def _verify(data: bytes, bundle: _Bundle, signer: Signer, digest: str, subject: 
         else:
             problem = f"its statement is not signed by {signer}: {failed}; do not trust it"
         raise UserError(f"{digest}: {problem}") from None
-
-
-def _parse(data: bytes) -> Any:
-    """Return the JSON of a bundle or payload, which cosign and we read alike: a key twice is refused."""
-    return parse_json(data, MAX_DOCUMENT)
-
-
-def _problem(invalid: Exception) -> str:
-    return first_of(invalid) if isinstance(invalid, ValidationError) else str(invalid)
 
 
 def _require_key(key: Path) -> None:
