@@ -16,6 +16,7 @@ from smoke_tests.options import InputError, Options
 from smoke_tests.outcome import Outcome
 from smoke_tests.preflight import Resources
 from smoke_tests.report import Result
+from smoke_tests.report_folder import report_folder
 from smoke_tests.workspace import Workspace
 
 NEVER_MEASURED = "never measured with this version: what controls find is observed, not judged"
@@ -32,7 +33,7 @@ def smoke(options: Options, began: float) -> int:
     started = datetime.datetime.now(datetime.timezone.utc)
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     gc.disable()  # what imports allocate stays; collecting over it again and again takes a tenth of their time
-    with preflight.report_folder(options) as work:
+    with report_folder(options.report, options.partial) as work:
         preflight.prepare_process(offline=options.checkpoint is None or Path(options.checkpoint).exists())
         resources = preflight.check(options, work)
 

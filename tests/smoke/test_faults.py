@@ -167,7 +167,8 @@ def test_second_run_on_the_same_report(smoke: Starter) -> None:
     first = smoke.start("--zero", "2")
     first.wait_until((first.folder / "logs").is_dir)
     said = refused_by_tools(smoke, report=first.folder)
-    assert said == f"{first.folder}: in use by another smoke run; wait for it or give another --report"
+    holder = f"process {first.process.pid} on {socket.gethostname()}"
+    assert said == f"{first.folder}: in use by {holder}; wait for it or give another --report"
     assert (first.folder / "logs").is_dir()
     assert list(first.folder.glob("work-*"))
 
@@ -333,8 +334,8 @@ DAMAGES: dict[str, tuple[str, str, Callable[[Path], None]]] = {
     "an empty shard": (SHARD, "truncated to 0 bytes, before its header", replaced(SHARD, "")),
     "a Git LFS pointer": (SHARD, "expected weights, found a Git LFS pointer", replaced(SHARD, POINTER)),
     "a web page": (SHARD, "expected weights, found a web page", replaced(SHARD, "<!DOCTYPE html>\n<html>404</html>\n")),
-    "a header that is no JSON": (SHARD, "header is not JSON", replaced(SHARD, (9).to_bytes(8, "little") + b"{'a': 1}!")),
-    "a header without end": (SHARD, "header is not JSON", replaced(SHARD, (10**5).to_bytes(8, "little") + b"[" * 10**5)),
+    "a header that is no JSON": (SHARD, "invalid header", replaced(SHARD, (9).to_bytes(8, "little") + b"{'a': 1}!")),
+    "a header without end": (SHARD, "invalid header", replaced(SHARD, (10**5).to_bytes(8, "little") + b"[" * 10**5)),
     "another model": (
         "config.json",
         "model_type: expected 'qwen2_5_vl', found 'llama'",

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -98,7 +99,18 @@ def main() -> int:
     return code
 
 
+def share_certificates() -> None:
+    """Make every program and library that is started trust the same certificates: each reads another of these variables."""
+    names = ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE")
+    place = next((os.environ[name] for name in names if os.environ.get(name)), "")
+    if Path(place).is_file():
+        for name in names:
+            os.environ.setdefault(name, place)
+
+
 def _main() -> int:
+    share_certificates()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, no exit status can be read
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda received, _: sys.exit(128 + received))
     try:

@@ -53,7 +53,11 @@ def verify_attestation(bundle: bytes, digest: str, predicate_type: str, trusted:
         file = Path(folder, "bundle.json")
         file.write_bytes(bundle)
         subject = ["--digest", digest, "--digestAlg", "sha256", "--type", predicate_type]
-        _check(_run(["verify-blob-attestation", "--bundle", str(file), *subject, *trusted]))
+        ended = _run(["verify-blob-attestation", "--bundle", str(file), *subject, *trusted])
+        _check(ended)
+        # The exit code alone could be that of another program with this name.
+        if "Verified OK" not in ended.stderr + ended.stdout:
+            raise CosignError(_explain(ended))
 
 
 def trust_key(key: Path) -> list[str]:
