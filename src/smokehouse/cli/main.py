@@ -133,6 +133,7 @@ def _end_in_order() -> None:
 
 def _main() -> int:
     share_certificates()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, no exit status can be read
     _end_in_order()
     try:
         code = int(app(prog_name="nox -s" if _BY_NOX else "smokehouse", standalone_mode=False) or 0)

@@ -74,7 +74,8 @@ def verify_blob_bundle(blob: bytes, bundle: bytes, identity: str, issuer: str) -
 
 def _verify(arguments: Sequence[str]) -> None:
     ended = _run(["verify-blob", *arguments])
-    if ended.code:
+    # The exit code alone could be that of another program with this name.
+    if ended.code or "Verified OK" not in ended.stderr + ended.stdout:
         raise CosignError(_explain(ended))
 
 
