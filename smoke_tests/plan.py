@@ -1,51 +1,77 @@
 """The plan: which checks and controls run in which process group, in what order, and what each continues with. Data only.
 
-A run has one or several legs (`smoke_tests.legs`), which repeat the jobs with another backend or world size. What one rank
-shows of a check, and what it does not, is data of its step: what shows nothing is not planned, and reported as not run.
+It is made without torch: a check is imported when it runs. A run has one or several legs (`smoke_tests.legs`), which repeat
+the jobs with another backend or world size. What one rank shows of a check, and what it does not, is data of its step: what
+shows nothing is not planned, and reported as not run.
 """
 
 import dataclasses
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from smoke_tests import families, runtime
-from smoke_tests.checks import (
-    RankContext,
-    TrainingState,
-    adapters,
-    attention,
-    baseline,
-    collectives,
-    generation,
-    installed,
-    kernels,
-    liger,
-    loading,
-    memory,
-    mixed_modality,
-    offload,
-    overlap,
-    precision,
-    saving,
-    sizes,
-    synthetic,
-    throughput,
-    trainer,
-    training,
-)
-from smoke_tests.controls import fixed_upstream, injected
+from smoke_tests import families, legs
 from smoke_tests.legs import Leg
 from smoke_tests.machine import software
 from smoke_tests.outcome import Outcome
 from smokehouse_loader import Failure
 from smokehouse_loader.failures import BY_NAME
 
+if TYPE_CHECKING:
+    from smoke_tests.checks import (
+        RankContext,
+        TrainingState,
+        adapters,
+        attention,
+        baseline,
+        collectives,
+        generation,
+        installed,
+        kernels,
+        liger,
+        loading,
+        memory,
+        mixed_modality,
+        offload,
+        overlap,
+        precision,
+        saving,
+        sizes,
+        synthetic,
+        throughput,
+        trainer,
+        training,
+    )
+    from smoke_tests.controls import fixed_upstream, injected
+else:  # imported when a check runs
+    from smoke_tests.deferred import (
+        adapters,
+        attention,
+        baseline,
+        collectives,
+        fixed_upstream,
+        generation,
+        injected,
+        installed,
+        kernels,
+        liger,
+        loading,
+        memory,
+        mixed_modality,
+        offload,
+        overlap,
+        precision,
+        saving,
+        sizes,
+        synthetic,
+        throughput,
+        trainer,
+        training,
+    )
+
 ALONE = Leg("gloo", 1)
-Check = Callable[[RankContext, TrainingState], Outcome]
+Check = Callable[["RankContext", "TrainingState"], Outcome]
 
 
 @dataclass(frozen=True)
@@ -65,7 +91,7 @@ class Step:
     builds: str = ""  # model | engine
     needs: tuple[str, ...] = ()
     staged: bool = True
-    dtype: torch.dtype | None = None
+    precision: str = ""  # fp32 | bf16; empty for that of the run
     hf_config: bool = True  # under a live HfDeepSpeedConfig
     workaround: bool = True  # of the gloo race
     may_end: bool = False  # ranks may die or hang in it without ending the run: how they do is the outcome
@@ -83,7 +109,7 @@ class Step:
     @property
     def by_version(self) -> bool:
         """Whether its outcome is expected only of versions that it was measured with."""
-        return self.kind == "control" or self.failure is not None or self.run is loading.auto_classes
+        return self.kind == "control" or self.failure is not None or self.run == loading.auto_classes
 
 
 @dataclass(frozen=True)
@@ -130,7 +156,7 @@ def _control(
         name,
         run,
         kind="control",
-        dtype=torch.float32,
+        precision="fp32",
         hf_config=hf_config,
         workaround=workaround,
         may_end=may_end,
@@ -141,12 +167,12 @@ def _control(
 def _other_stage(name: str, run: Check) -> Step:
     """Return a control that trains with another ZeRO stage: a mistake in a configuration, no failure of the stack."""
     alone = "one rank's share is everything"
-    return Step(name, run, kind="control", dtype=torch.float32, hf_config=False, ranks=2, unproven_alone=alone)
+    return Step(name, run, kind="control", precision="fp32", hf_config=False, ranks=2, unproven_alone=alone)
 
 
 def _fixed(name: str, run: Check, failure: str, *, workaround: bool = True) -> Step:
     """Return the check that takes a control's place where upstream fixed the known failure of that name."""
-    return Step(name, run, dtype=torch.float32, failure=BY_NAME[failure], workaround=workaround)
+    return Step(name, run, precision="fp32", failure=BY_NAME[failure], workaround=workaround)
 
 
 def _main_steps() -> list[Step]:
@@ -196,8 +222,8 @@ def _fresh_steps(device: str, processes: int) -> list[Step]:
     steps = [start, Step("resume", saving.resume, engine_of=start.name, unproven_alone=resumed)]
     if start is not dummy:
         steps.append(dummy)
-    if runtime.PRECISION[device] != "bf16":  # otherwise it is the main precision already
-        steps.append(Step("bf16", precision.bf16, dtype=torch.bfloat16))
+    if legs.PRECISION[device] != "bf16":  # otherwise it is the main precision already
+        steps.append(Step("bf16", precision.bf16, precision="bf16"))
     return steps
 
 
@@ -278,7 +304,7 @@ def _can_offload(device: str) -> bool:
 
 def _compiles_ops(device: str) -> bool:
     """Whether the run compiles DeepSpeed's ops for the CPU."""
-    return device == "cpu" and not software.ahead_of_time("cpu_adam") and not runtime.missing_for_ops()
+    return device == "cpu" and not software.ahead_of_time("cpu_adam") and not software.missing_for_ops()
 
 
 def _extra_alone(leg: Leg, device: str) -> list[Job]:
@@ -410,7 +436,9 @@ def make(
     """
     jobs: list[Job] = []
     unproven: list[NotRun] = []
-    without_liger = liger.why_not(family, apply=apply_liger) if device == "cuda" else ""
+    without_liger = software.no_liger(family) if device == "cuda" else ""
+    if device == "cuda" and apply_liger and not without_liger:
+        without_liger = liger.problem_when_applied(family)  # a function, not a check: it imports torch
     for number, leg in enumerate(legs):
         whole = _leg_jobs(stages, leg, device, expectations, without_liger)
         alone = [step for job in whole for step in job.steps if leg.world_size == 1 and step.unproven_alone]

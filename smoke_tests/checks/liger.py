@@ -1,6 +1,5 @@
 """Liger's kernels, in place of transformers' modules, train as those do."""
 
-import ast
 import contextlib
 import importlib
 import importlib.metadata
@@ -23,9 +22,6 @@ from smoke_tests.checks.attention import GRADIENT_TOLERANCE, LOSS_TOLERANCE
 from smoke_tests.checks.context import RankContext, TrainingState
 from smoke_tests.outcome import Outcome, judged, one_line
 
-PACKAGE = "liger_kernel"
-# Of liger_kernel.transformers.monkey_patch: model_type of a config -> the function that patches the classes of transformers.
-_TABLE = "MODEL_TYPE_TO_APPLY_LIGER_FN"
 _ANSWER = "liger: "  # before what the process below prints
 _APPLY = """
 import json, sys
@@ -36,33 +32,15 @@ liger.try_to_apply(sys.argv[2])
 _APPLY_DEADLINE = 120.0  # seconds; it imports torch and transformers
 
 
-def model_types() -> list[str]:
-    """Return the model types that the installed package has kernels for; none without it. Imports none of it."""
-    found = importlib.util.find_spec(PACKAGE)
-    file = Path(str(found.origin)).parent / "transformers" / "monkey_patch.py" if found and found.origin else None
-    if not file or not file.is_file():
-        return []
-    for node in ast.parse(file.read_text("utf-8")).body:
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
-            names = [target.id for target in node.targets if isinstance(target, ast.Name)]
-            if names == [_TABLE]:
-                return [key.value for key in node.value.keys if isinstance(key, ast.Constant) and isinstance(key.value, str)]
-    return []
+def problem_when_applied(model_type: str) -> str:
+    """Return why the kernels cannot be applied to a model of this type, "" where they can.
 
-
-def why_not(model_type: str, *, apply: bool) -> str:
-    """Return why there is nothing to check for models of this type, "" where there is.
-
-    With `apply`, a process of its own applies the kernels, without a GPU: some releases raise ImportError when they do, and
-    others replace nothing, with the transformers that is installed.
+    A process of its own applies them, without a GPU: some releases raise ImportError when they do, and others replace nothing,
+    with the transformers that is installed.
     """
-    if importlib.util.find_spec(PACKAGE) is None:
-        return "liger-kernel is not installed"
-    installed = f"liger-kernel {importlib.metadata.version('liger-kernel')}"
-    if model_type not in model_types():
-        return f"{installed} has no kernels for {model_type}"
-    if apply and (problem := _applied_elsewhere(model_type)):
-        return f"{installed} does not work with transformers {importlib.metadata.version('transformers')}: {problem}"
+    if problem := _applied_elsewhere(model_type):
+        versions = (f"{name} {importlib.metadata.version(name)}" for name in ("liger-kernel", "transformers"))
+        return f"{' does not work with '.join(versions)}: {problem}"
     return ""
 
 

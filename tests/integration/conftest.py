@@ -65,8 +65,20 @@ def engine(programs: Path) -> Iterator[Engine]:
 
 @pytest.fixture(scope="session")
 def cosign(programs: Path) -> Path:
-    """The folder of cosign, from Debian 13: 12 has no cosign."""
-    return unpack(("cosign/trixie",), programs / "cosign") / "bin"
+    """The folder of cosign 3, from Debian 14."""
+    return unpack(("cosign/forky",), programs / "cosign-3") / "bin"
+
+
+@pytest.fixture(scope="session")
+def cosign_2(programs: Path) -> Path:
+    """The folder of cosign 2.5, from Debian 13."""
+    return unpack(("cosign/trixie",), programs / "cosign-2") / "bin"
+
+
+@pytest.fixture(scope="session")
+def oras(programs: Path) -> Path:
+    """The program oras, from Debian 14."""
+    return unpack(("oras/forky",), programs / "oras") / "bin" / "oras"
 
 
 @pytest.fixture
@@ -87,6 +99,12 @@ def key_pair(folder: Path, environ: dict[str, str], name: str) -> None:
     subprocess.run(command, cwd=folder, env=environ, check=True, capture_output=True, timeout=60)
 
 
+def add_planner(root: Path, checkout: TestCheckout) -> None:
+    """Add the smoke tests of this repository to a checkout, but for those that its own `__main__` replaces."""
+    unwanted = shutil.ignore_patterns("__main__.py", "machine", "__pycache__")
+    shutil.copytree(root / "smoke_tests", checkout.root / "smoke_tests", ignore=unwanted, dirs_exist_ok=True)
+
+
 @dataclass(frozen=True)
 class Made:
     """An image of tiny that a real engine built, its checkout, and the SHA-256 of its lock.json."""
@@ -105,8 +123,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     if not _made:
         tiny: TestCheckout = request.getfixturevalue("tiny")
         folder = tmp_path_factory.mktemp("made")
-        schema = Path("smoke_tests", "report.schema.json")
-        shutil.copy(request.getfixturevalue("root") / schema, tiny.root / schema)
+        add_planner(request.getfixturevalue("root"), tiny)
         real.run(tiny, "build", "tiny", "--output", f"oci:{folder / 'layout'}")
         shutil.copytree(tiny.root, folder / "checkout", symlinks=True)
         checkout = TestCheckout(

@@ -55,7 +55,7 @@ def with_ops(lasting: Starter, good: Ended, name: str, check: str, sabotage: str
     """Run one check with the ops that the good run compiled, and a sabotage."""
     folder = lasting.folder / name
     (folder / "logs").mkdir(parents=True)
-    (folder / ".lock").touch()
+    shutil.copy(good.folder / ".lock", folder)
     shutil.copytree(good.folder / "ops", folder / "ops")
     return lasting.run("--only", check, *SLOW, report=folder, sabotage=(sabotage,))
 

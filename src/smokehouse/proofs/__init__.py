@@ -13,9 +13,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from smokehouse.proofs.attestation import Signer
     from smokehouse.proofs.compare import Difference, Verification
     from smokehouse.proofs.publish import Publication, PublishOptions, publish_image
+    from smokehouse.proofs.signing import Signer
     from smokehouse.proofs.verify import VerifyOptions, verify_image, verify_reference
 
 __all__ = [
@@ -35,7 +35,7 @@ _MODULES = {
     "Difference": "compare",
     "Publication": "publish",
     "PublishOptions": "publish",
-    "Signer": "attestation",
+    "Signer": "signing",
     "Verification": "compare",
     "VerifyOptions": "verify",
     "publish_image": "publish",

@@ -13,6 +13,7 @@ from smokehouse.oci.filesystem import Entry, Tree, folders
 from smokehouse.oci.layout import Image
 from smokehouse.oci.model import Runtime
 from smokehouse.proofs.expected import COMPILED, CONDA, ExpectedFiles
+from smokehouse.storage import strict_json
 
 # The keys of `files` in the JSON of verify, which scripts read, where they are not what messages say.
 _JSON_OWNERS = {CONDA: "the conda half", COMPILED: "its source, compiled"}
@@ -33,7 +34,8 @@ class Verification:
 
     `lock` is the SHA-256 of lock.json. `files` counts the files by their owner; `uncompared` were built from source when the
     image was. `sbom` is the expected SBOM, a file; `added` lists the image's extra wheels, which are not in the lock.
-    `rebuilt`, `proof` and `base` are sentences; `report` is the report in a statement that was verified.
+    `rebuilt`, `proof` and `base` are sentences; `report` is the report in a statement that was verified. `proven` is whether
+    there is one by the trusted signer, None where none was specified.
     """
 
     image: str
@@ -46,14 +48,15 @@ class Verification:
     differences: list[Difference] = field(default_factory=list)
     rebuilt: str = ""
     proof: str = ""
+    proven: bool | None = None
     report: Mapping[str, Any] | None = None
     sbom: str = ""
     added: list[str] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
-        """Whether nothing differs."""
-        return not self.differences
+        """Whether nothing differs, and a statement by the trusted signer, where one is specified, is a proof."""
+        return not self.differences and self.proven is not False
 
     def as_json(self) -> dict[str, Any]:
         """Return what `verify --json` prints."""
@@ -176,7 +179,7 @@ def compare_list(expected: ExpectedFiles, tree: Tree, known: set[str]) -> list[D
     entry = tree.entries.get(FILES_JSON)
     layer = entry.layer + 1 if entry else 0
     try:
-        document = json.loads(tree.kept[FILES_JSON])
+        document = strict_json.parse(tree.kept[FILES_JSON])
         listed = {str(item["path"]).removeprefix("/"): str(item["sha256"]) for item in document["files"]}
     except (KeyError, ValueError, TypeError, RecursionError):
         return [Difference(layer, FILES_JSON, "missing or invalid list of the files that the build made")]

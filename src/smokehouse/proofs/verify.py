@@ -27,8 +27,7 @@ from smokehouse.locks import LOCK_JSON, LockedEnvironment
 from smokehouse.oci.filesystem import Entry, Tree
 from smokehouse.oci.layout import Image, Layout
 from smokehouse.oci.registry import Registry
-from smokehouse.proofs import attestation
-from smokehouse.proofs.attestation import Signer
+from smokehouse.proofs import signing, trust
 from smokehouse.proofs.base import ExpectedBase, expect_base
 from smokehouse.proofs.compare import (
     Difference,
@@ -41,6 +40,7 @@ from smokehouse.proofs.compare import (
 )
 from smokehouse.proofs.expected import ExpectedFiles
 from smokehouse.proofs.referrers import fetch_statements
+from smokehouse.proofs.signing import Signer
 from smokehouse.storage.folder_lock import exclusive
 
 
@@ -99,10 +99,12 @@ class _Comparison:
 
 def verify_reference(checkout: Checkout, reference: str, options: VerifyOptions) -> Verification:
     """Verify the image `reference`, and in a registry its statements, against the lock in this checkout; raises UserError."""
+    if options.signer:
+        signing.require_signer(options.signer)
     with open_image(checkout, reference) as (image, registry):
-        environment = ImageLabels.parse(image.labels, reference).environment
-        verification = verify_image(checkout, locks.load(checkout, environment), image, reference, options)
-        return _verify_statements(checkout, registry, verification, options.signer) if registry else verification
+        locked = locks.load(checkout, ImageLabels.parse(image.labels, reference).environment)
+        verification = verify_image(checkout, locked, image, reference, options)
+        return _verify_statements(checkout, locked, registry, verification, options.signer)
 
 
 def verify_image(
@@ -231,21 +233,15 @@ def _rebuild(subject: _Subject, expected: _Expectation, options: VerifyOptions) 
 
 
 def _verify_statements(
-    checkout: Checkout, registry: Registry, verification: Verification, signer: Signer | None
+    checkout: Checkout,
+    locked: LockedEnvironment,
+    registry: Registry | None,
+    verification: Verification,
+    signer: Signer | None,
 ) -> Verification:
-    """Return `verification` with what the newest statement by `signer` proves; raises UserError where all are refused."""
-    statements = fetch_statements(registry, verification.digest, work_folder(checkout))
-    if not statements:
-        return replace(verification, proof="nothing: no statement is attached to this image")
-    if not signer:
-        count = f"{len(statements)} signed statements are attached"
-        return replace(verification, proof=f"not verified: {count}; specify a trusted key with --key FILE")
-    refusals = []
-    for signed in reversed(statements):
-        try:
-            report = attestation.check(checkout, signed, signer, verification.digest, verification.lock)
-        except UserError as refused:
-            refusals.append(refused)
-        else:
-            return replace(verification, report=report.fields, proof=report.summary)
-    raise refusals[0]
+    """Return `verification` with what the newest statement by `signer` proves."""
+    statements = fetch_statements(registry, verification.digest, work_folder(checkout)) if registry else []
+    proof = trust.judge(checkout, locked, verification.digest, statements, signer)
+    if not statements and not registry:
+        proof = replace(proof, text="nothing: OCI layouts and engines have no statements")
+    return replace(verification, report=proof.report, proof=proof.text, proven=proof.valid)
