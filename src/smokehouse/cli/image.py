@@ -83,6 +83,10 @@ def verify(
         str | None, typer.Option(metavar="URL", help="Trusted identity for keyless signatures: a workflow.")
     ] = None,
     issuer: Annotated[str, typer.Option(metavar="URL", help="OIDC issuer of the identity.")] = GITHUB,
+    policy: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Policy: who has to have signed, whether on GPUs, and how long ago at most."),
+    ] = None,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Rebuild the image and compare digests.")] = False,
     trust_base: Annotated[bool, typer.Option("--trust-base", help="Skip the comparison of the Debian base.")] = False,
     added: WithOption = None,
@@ -90,14 +94,19 @@ def verify(
 ) -> int:
     """Verify that an image is what this checkout's lock builds, and show what was proven of it.
 
-    With --key or --identity, an image without a valid statement by that signer does not pass.
+    With --key, --identity or --policy, an image without a valid statement by that signer does not pass.
     """
     from smokehouse.installs import extra_wheels
     from smokehouse.proofs import Signer, VerifyOptions, verify_reference
+    from smokehouse.proofs import policy as policies
 
     if key is not None and identity is not None:
         raise UserError("verify: expected --key or --identity, found both; specify who has to have signed")
+    if policy is not None and (key is not None or identity is not None):
+        raise UserError("--policy: expected no --key and no --identity, as it says who has to have signed; drop them")
     signer = Signer(key, identity or "", issuer) if key is not None or identity is not None else None
+    if policy is not None:
+        signer = policies.read(policy)
     options = VerifyOptions(
         bundle, channel, signer, rebuild, trust_base, tuple(extra_wheels.parse(text) for text in added or ())
     )
