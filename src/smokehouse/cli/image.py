@@ -41,13 +41,18 @@ def build(
     compression: Annotated[
         Literal["zstd", "gzip"], typer.Option(help="Compression of layers; gzip for Docker Engine older than 23.")
     ] = "zstd",
-    builder: Annotated[str | None, typer.Option(metavar="NAME", help="Buildx builder or Docker context to use.")] = None,
+    builder: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Build with BuildKit, on this Buildx builder or Docker context.  [default: without an engine]"
+        ),
+    ] = None,
     bundle: BundleOption = None,
     channel: ChannelOption = None,
     source: SourceOption = None,
     ops: OpsOption = None,
     added: WithOption = None,
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Ignore the build cache.")] = False,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Make every layer again.")] = False,
     only_prepare: Annotated[
         bool, typer.Option("--prepare", help="Prepare the inputs of docker buildx bake; print its command.")
     ] = False,

@@ -15,8 +15,10 @@ from smokehouse.checkout import Checkout
 from smokehouse.console import status
 from smokehouse.errors import UserError
 from smokehouse.images.debian_lock import LOCK, DebianPackage, Definition, fetch_packages, read, read_definition, remedy
-from smokehouse.oci.layout import write_layout
+from smokehouse.oci.layout import Image, Layout, write_layout
 from smokehouse.oci.model import DIGEST
+from smokehouse.oci.reference import Reference
+from smokehouse.oci.registry import Registry
 from smokehouse.programs.process import Ended, run
 from smokehouse.storage import files
 from smokehouse.storage.folder_lock import exclusive
@@ -81,6 +83,18 @@ def make(checkout: Checkout) -> Base:
             (folder / "partial").rename(layout)
     digest = json.loads((layout / "index.json").read_text())["manifests"][0]["digest"]
     return Base(f"debian-{definition.suite}", digest, packages, layout, _TAG)
+
+
+def image(checkout: Checkout, base: Base) -> Image:
+    """Return the base with its layers, downloaded where it is in a registry; raises UserError."""
+    if base.layout:
+        return Layout(base.layout).image()
+    folder = checkout.build / "base" / files.sha256(f"{base.name}@{base.digest}")[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    with exclusive(folder / ".lock", "fetching the base image"):
+        layout = Layout(folder / "layout")
+        Registry(Reference.parse(f"{base.name}@{base.digest}")).pull(layout)
+        return layout.image()
 
 
 def _debootstrap(packages: Sequence[DebianPackage], definition: Definition, folder: Path, tree: Path) -> None:

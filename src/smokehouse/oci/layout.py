@@ -23,6 +23,7 @@ from smokehouse.oci.model import (
     Descriptor,
     Index,
     Manifest,
+    Platform,
     choose_image,
     encode,
     parse,
@@ -67,9 +68,13 @@ class Layout:
         if place.stat().st_size != blob.size or files.hashed(place) != blob.digest.removeprefix("sha256:"):
             raise UserError(f"{place}: does not match its digest; build or fetch the layout again")
 
-    def write_index(self, manifest: Descriptor) -> None:
-        """Make `manifest` the only image of the layout."""
+    def write_index(self, manifest: Descriptor, name: str = "") -> None:
+        """Make `manifest`, which engines are to call `name`, the only image of the layout."""
         files.write(self.folder / "oci-layout", '{"imageLayoutVersion":"1.0.0"}')
+        if name:
+            # The first is for containerd, which takes nothing but a full reference, the second for all other programs.
+            full = {"io.containerd.image.name": f"docker.io/library/{name}", "org.opencontainers.image.ref.name": name}
+            manifest = manifest.model_copy(update={"annotations": full, "platform": Platform(architecture="amd64", os="linux")})
         index = Index(schema_version=2, manifests=(manifest,))
         files.write(self.folder / "index.json", encode(index).decode())
 

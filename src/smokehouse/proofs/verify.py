@@ -15,10 +15,11 @@ from smokehouse.console import size, status
 from smokehouse.errors import UserError
 from smokehouse.images import build as building
 from smokehouse.images import contexts
-from smokehouse.images.build import Compression, ImageRequest
+from smokehouse.images.build import ImageRequest
 from smokehouse.images.fetch import open_image, work_folder
 from smokehouse.images.labelled_wheels import from_labels
 from smokehouse.images.labels import ImageLabels
+from smokehouse.images.layers import Compression
 from smokehouse.images.paths import ENV, FILES_JSON
 from smokehouse.images.spec import ImageSpec
 from smokehouse.installs import Bundle, extra_wheels

@@ -1,0 +1,140 @@
+"""Closed documents: JSON of an image that is compared with what is expected of it, member by member, in full.
+
+Nothing is ignored: Docker reads JSON with Go, which takes the last of two equal keys, and keys in any case.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from smokehouse.errors import UserError
+from smokehouse.oci.model import CONFIG, INDEX, MANIFEST, MAX_DOCUMENT
+
+LAYERS = tuple(f"application/vnd.oci.image.layer.v1.tar{suffix}" for suffix in ("", "+gzip", "+zstd"))
+
+# What engines and BuildKit write into the index of a layout: names and the time of the copy, which no runtime uses.
+_INDEX_ANNOTATIONS = ("io.containerd.image.name", "org.opencontainers.image.created", "org.opencontainers.image.ref.name")
+_PLATFORM = {"architecture": "amd64", "os": "linux"}
+_MAX_SHOWN = 120  # characters of a value in a message
+
+
+def read(data: bytes, name: str) -> Any:
+    """Return a JSON document that all programs read alike; raises UserError, calling it `name`.
+
+    Refused are keys that occur twice, floats, NaN, control characters and what is not UTF-8.
+    """
+    if len(data) > MAX_DOCUMENT:
+        raise UserError(f"{name}: expected at most {MAX_DOCUMENT} bytes, found {len(data)}; do not trust this image")
+    try:
+        document = json.loads(data.decode("utf-8"), object_pairs_hook=_object, parse_float=_refuse, parse_constant=_refuse)
+        _require_printable(document)
+    except (ValueError, RecursionError) as invalid:
+        reason = str(invalid) or type(invalid).__name__
+        raise UserError(f"{name}: expected JSON with one meaning, found {reason}; do not trust this image") from None
+    return document
+
+
+def differences(found: object, expected: object, path: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the path and the problem of each member of `found` that is not `expected`; 1 is not true, and {} is not none."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        for key in sorted(found.keys() | expected.keys()):
+            inside = f"{path}.{key}" if path else key
+            if key not in expected:
+                yield inside, f"unexpected, found {show(found[key])}"
+            elif key not in found:
+                yield inside, f"expected {show(expected[key])}, found none"
+            else:
+                yield from differences(found[key], expected[key], inside)
+    elif isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
+        for number, pair in enumerate(zip(found, expected, strict=True)):
+            yield from differences(*pair, f"{path}[{number}]")
+    elif type(found) is not type(expected) or found != expected:
+        yield path or "(document)", f"expected {show(expected)}, found {show(found)}"
+
+
+def check_index(data: bytes, name: str) -> None:
+    """Raise UserError unless `data` is an index of exactly one image for linux/amd64, or of one index, and nothing else."""
+    index = read(data, name)
+    entries = index.get("manifests") if isinstance(index, dict) else None
+    if not isinstance(entries, list) or len(entries) != 1 or not isinstance(entries[0], dict):
+        count = len(entries) if isinstance(entries, list) else "no list"
+        raise UserError(f"{name}: expected an index of exactly one image, found {count}; specify one image by its digest")
+    entry = entries[0]
+    kept = {key: entry.get(key) for key in ("digest", "size")}
+    expected = {"schemaVersion": 2, "manifests": [{"mediaType": MANIFEST, **kept}]}
+    if "mediaType" in index:
+        expected["mediaType"] = INDEX
+    if entry.get("mediaType") == INDEX:
+        expected["manifests"] = [{"mediaType": INDEX, **kept}]
+    listed = expected["manifests"][0]  # type: ignore[index]
+    if "platform" in entry:
+        listed["platform"] = _PLATFORM
+    if isinstance(entry.get("annotations"), dict):
+        listed["annotations"] = {key: text for key, text in entry["annotations"].items() if key in _INDEX_ANNOTATIONS}
+    require_equal(index, expected, name)
+
+
+def require_equal(found: object, expected: object, name: str) -> None:
+    """Raise UserError with the first member of `found` that is not `expected`."""
+    for path, problem in differences(found, expected):
+        raise UserError(f"{name}: {path}: {problem}; do not trust this image")
+
+
+def manifest_differences(data: bytes, name: str, config: bytes, layers: int) -> list[tuple[str, str]]:
+    """Return how a manifest differs from that of an image of `layers` layers whose configuration is `config`.
+
+    What cannot be known are digest and size of the compressed layers, which differ between compressors, and whether they
+    are compressed. Raises UserError for what is not such a document at all.
+    """
+    from smokehouse.storage.files import sha256
+
+    found = read(data, name)
+    listed = found.get("layers") if isinstance(found, dict) else None
+    known: Sequence[Any] = listed if isinstance(listed, list) else ()
+    expected = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "config": {"mediaType": CONFIG, "digest": f"sha256:{sha256(config)}", "size": len(config)},
+        "layers": [_known_layer(known[number] if number < len(known) else None) for number in range(layers)],
+    }
+    return [*differences(found, expected)]
+
+
+def _known_layer(found: object) -> dict[str, object]:
+    """Return the descriptor of a layer that is expected, where `found` is the image's."""
+    if not isinstance(found, dict):
+        return {}
+    media_type = found.get("mediaType")
+    return {
+        "mediaType": media_type if media_type in LAYERS else LAYERS[-1],
+        "digest": found.get("digest"),
+        "size": found.get("size"),
+    }
+
+
+def show(value: object) -> str:
+    """Return `value` for a message: short, in ASCII, so that it can neither paint a terminal nor be lost on one."""
+    text = json.dumps(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {show(key)} twice")
+        found[key] = value
+    return found
+
+
+def _refuse(text: str) -> None:
+    raise ValueError(f"the number {text[:40]}, which is not an integer")
+
+
+def _require_printable(value: object) -> None:
+    """Raise ValueError where a text in `value` has control characters, or such as change the direction of others."""
+    if isinstance(value, str) and not value.isprintable():
+        raise ValueError(f"control characters in {show(value)}")
+    inside = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for each in inside:
+        _require_printable(each)
