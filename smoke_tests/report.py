@@ -91,10 +91,10 @@ def write(folder: Path, report: dict[str, Any], results: list[Result], logs: Map
     """
     folder.mkdir(parents=True, exist_ok=True)
     document = report | {"checks": [result.fields for result in results]}
-    # The others show what it says: without it there is nothing to show.
-    _write_whole(folder / "report.json", json.dumps(document, indent=2) + "\n")
     _write_whole(folder / "report.html", page.render(document, table(report, results, colour=False), logs or {}))
     _write_whole(folder / "junit.xml", _junit(report, results))
+    # Last, since others take it as the proof that the run is whole: where it is, the rest is.
+    _write_whole(folder / "report.json", json.dumps(document, indent=2) + "\n")
 
 
 def read_logs(folder: Path, jobs: list[str]) -> dict[str, str]:

@@ -56,7 +56,7 @@ def locked_bytes(checkout: TestCheckout) -> int:
     lock = json.loads((checkout.root / "lockfiles" / NAME / "lock.json").read_text())
     inside = [entry for entry in lock["conda"] if entry["category"] == "main"] + lock["pip"]
     base = [line.split() for line in (checkout.root / "docker" / "base.lock").read_text().splitlines() if line[0] != "#"]
-    return sum(int(entry["size"]) for entry in inside) + sum(int(size) for _, _, _, size, _ in base)
+    return sum(int(entry["size"]) for entry in inside) + sum(int(size) for _, _, _, size, *_ in base)
 
 
 def run(checkout: TestCheckout, *arguments: str, timeout: float = 1500, code: int = 0) -> subprocess.CompletedProcess[str]:

@@ -93,6 +93,7 @@ def sbom(
 ) -> int:
     """Print the software bill of materials of an environment's lock: each package with its hash, and its licence if known."""
     from smokehouse import locks
+    from smokehouse.images import components
     from smokehouse.images import sbom as documents
     from smokehouse.storage import files
 
@@ -100,8 +101,9 @@ def sbom(
     locked = locks.load(checkout, name)
     conda = locked.lock.conda if devel else locked.lock.main
     licences = _licences(checkout, locked, bundle)
-    contained = documents.components(locked.lock, conda, (), licences)
-    text = documents.cyclonedx(locked.lock, contained) if kind == "cyclonedx" else documents.spdx(locked.lock, contained)
+    contained = components.components(locked.lock, conda, (), licences)
+    write = documents.cyclonedx if kind == "cyclonedx" else documents.spdx
+    text = write(locked.lock, contained, components.dependencies(locked))
     if output:
         files.write(output, text)
     else:
@@ -115,14 +117,14 @@ def sbom(
 
 def _licences(checkout: Checkout, locked: "LockedEnvironment", folder: Path | None) -> dict[str, str]:
     """Return what the wheels in a bundle, or the installed packages, state as their licences, by file name."""
-    from smokehouse.images import sbom as documents
+    from smokehouse.images import components
     from smokehouse.installs import activation
     from smokehouse.installs import bundle as bundles
 
     if folder:
-        return documents.licences(bundles.read(folder, locked).wheels, locked.lock.pip)
+        return components.licences(bundles.read(folder, locked).wheels, locked.lock.pip)
     installed = activation.find(checkout, locked)
-    return documents.installed_licences(installed.folder, locked.lock.pip) if installed else {}
+    return components.installed_licences(installed.folder, locked.lock.pip) if installed else {}
 
 
 _KINDS = (("pypi", "PyPI packages"), ("conda", "conda packages"), ("devel", "conda packages with --devel"))

@@ -12,7 +12,7 @@ from packaging.utils import canonicalize_name
 
 from smokehouse.checkout import Checkout
 from smokehouse.console import status
-from smokehouse.images import sbom
+from smokehouse.images import components, sbom
 from smokehouse.images.base import EPOCH, tini
 from smokehouse.images.labels import Ops
 from smokehouse.images.paths import PREFIX, PROGRAMS, SITE_FILES
@@ -115,7 +115,7 @@ def smokehouse_files(checkout: Checkout, spec: ImageSpec, bundle: Bundle, folder
     inside.mkdir(parents=True)
     _copy_checkout(checkout, spec, inside)
     wheel = loader.build(checkout, context)
-    licences = _licences(spec, bundle) | sbom.licences(context, [wheel])
+    licences = _licences(spec, bundle) | components.licences(context, [wheel])
     for name, text in _texts(checkout, spec, lock, wheel, licences).items():
         (inside / name).write_text(text)
     (inside / "tini").write_bytes(tini(checkout, folder.parent / "packages"))
@@ -180,9 +180,9 @@ def _copy_checkout(checkout: Checkout, spec: ImageSpec, inside: Path) -> None:
 
 def _licences(spec: ImageSpec, bundle: Bundle) -> dict[str, str]:
     """Return the licences that the image's wheels state, by file name."""
-    licences = sbom.licences(bundle.wheels, spec.locked.lock.pip)
+    licences = components.licences(bundle.wheels, spec.locked.lock.pip)
     for wheel in spec.extra_wheels:
-        licences |= sbom.licences(wheel.path.parent, [wheel.file])
+        licences |= components.licences(wheel.path.parent, [wheel.file])
     return licences
 
 
@@ -201,12 +201,13 @@ def _texts(checkout: Checkout, spec: ImageSpec, lock: Lock, wheel: LockedFile, l
         "ops": _OPS[spec.ops],
         "stack": stack(lock, cuda) | {file.name: file.version for file in (wheel, *extra)},
     }
+    contained = components.components(whole, spec.conda, spec.base.packages, licences)
     texts = {
         "constraints.txt": constraints.pins(whole),
         "cuda": f"{cuda}\n",
         "driver": f"{oldest_driver(checkout, cuda)}\n",
         "environment": f"{name}\n",
-        "sbom.spdx.json": sbom.text(whole, spec.conda, spec.base.packages, licences),
+        "sbom.spdx.json": sbom.spdx(whole, contained, components.dependencies(spec.locked), "image"),
     }
     if extra:
         about["with"] = {file.file: file.sha256 for file in extra}

@@ -11,15 +11,18 @@ from typing import Any
 import pytest
 
 from smokehouse.checkout import Checkout
-from smokehouse.images import sbom
+from smokehouse.images import components, sbom
 from smokehouse.images.debian_lock import DebianPackage
 from smokehouse.locks import CondaPackage, Lock, LockedFile
+from smokehouse.locks.model import Channel
 from smokehouse.oci.filesystem import Entry, Tree
 from smokehouse.proofs.expected import ExpectedFiles
 
 from ...unit.conftest import sdist
 
 SITE = "opt/env/lib/python3.11/site-packages"
+
+CHANNEL = Channel(name="conda-forge", snapshot="0" * 64)
 
 
 def part_of_lock(**fields: Any) -> Lock:
@@ -84,33 +87,50 @@ def test_a_wheel_that_is_wrong_about_itself_is_read_as_it_is(root: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("stated", "declared", "comment"),
+    ("stated", "declared", "words"),
     [
         ("License-Expression: mit or apache-2.0 WITH llvm-exception", "MIT OR Apache-2.0 WITH LLVM-exception", None),
         ("License: BSD-3-Clause", "BSD-3-Clause", None),
         ("License: Apache License, Version 2.0", "Apache-2.0", None),
         ("License: MIT License\n \n Copyright (c) x\nClassifier: License :: OSI Approved :: MIT License", "MIT", None),
         ("Classifier: License :: OSI Approved :: Mozilla Public License 2.0 (MPL 2.0)", "MPL-2.0", None),
-        ("License: BSD\nClassifier: License :: OSI Approved :: BSD License", "NOASSERTION", "BSD"),
-        ("Classifier: License :: A :: MIT License\nClassifier: License :: A :: ISC", "NOASSERTION", "MIT License; ISC"),
-        ("License: a\n   b " + "c" * 300, "NOASSERTION", "a b " + "c" * 196),
-        ("License-Expression: LicenseRef-Ours", "NOASSERTION", "LicenseRef-Ours"),
-        ("License-Expression: MIT AND", "NOASSERTION", "MIT AND"),
+        ("License: BSD 3-Clause License\n \n Copyright (c) x", "BSD-3-Clause", None),
+        ("License: BSD\nClassifier: License :: OSI Approved :: BSD License", None, "BSD"),
+        ("Classifier: License :: A :: MIT License\nClassifier: License :: A :: ISC", None, "MIT License; ISC"),
+        ("License: a\n   b " + "c" * 300, None, "a\n   b " + "c" * 300),
+        ("License-Expression: LicenseRef-Ours", None, "LicenseRef-Ours"),
+        ("License-Expression: MIT AND", None, "MIT AND"),
         ("Name: x", "NOASSERTION", None),
     ],
-    ids=["expression", "name", "words", "text", "classifier", "no version", "two", "long", "reference", "broken", "none"],
+    ids=[
+        "expression",
+        "name",
+        "words",
+        "text",
+        "classifier",
+        "title",
+        "no version",
+        "two",
+        "long",
+        "reference",
+        "broken",
+        "none",
+    ],
 )
-def test_a_licence_is_told_as_spdx_has_it_or_in_a_comment(
-    tmp_path: Path, stated: str, declared: str, comment: str | None
+def test_a_licence_is_declared_as_spdx_has_it_or_by_its_words(
+    tmp_path: Path, stated: str, declared: str | None, words: str | None
 ) -> None:
     place = tmp_path / "odd-1.0-py3-none-any.whl"
     with zipfile.ZipFile(place, "w") as archive:
         archive.writestr("odd-1.0.dist-info/METADATA", f"Metadata-Version: 2.4\n{stated}\n")
     locked = LockedFile(name="odd", version="1.0", file=place.name, size=0, sha256="0" * 64)
-    manifest = part_of_lock(environment="tiny", cutoff=date(2025, 3, 15), pip=(locked,))
-    document = json.loads(sbom.text(manifest, (), (), sbom.licences(tmp_path, [locked])))
-    package = document["packages"][1]
-    assert (package["licenseDeclared"], package.get("licenseComments")) == (declared, comment)
+    manifest = part_of_lock(environment="tiny", cutoff=date(2025, 3, 15), channel=CHANNEL, pip=(locked,))
+    contained = components.components(manifest, (), (), components.licences(tmp_path, [locked]))
+    document = json.loads(sbom.spdx(manifest, contained, {}))
+    found = document["packages"][1]["licenseDeclared"]
+    texts = {entry["licenseId"]: entry["extractedText"] for entry in document.get("hasExtractedLicensingInfos", [])}
+    assert texts == ({found: words} if words else {})
+    assert found == declared or (words and re.fullmatch("LicenseRef-smokehouse-[0-9a-f]{16}", found))
 
 
 def test_an_sbom_names_each_package_once_and_by_what_spdx_allows() -> None:
@@ -118,11 +138,13 @@ def test_an_sbom_names_each_package_once_and_by_what_spdx_allows() -> None:
         told = {"version": "1", "file": f"{name}.conda", "size": 1, "sha256": "0" * 64, "build": "0", "subdir": "noarch"}
         return CondaPackage.model_validate({"name": name, "category": "main", "license": "LGPL-2.1-or-later", **told})
 
-    manifest = part_of_lock(environment="tiny", cutoff=date(2025, 3, 15), pip=())
-    debian = [DebianPackage(name, "1:2+3", "0" * 64, 1, f"pool/{name}.deb") for name in ("libstdc++6", "libstdc--6")]
+    manifest = part_of_lock(environment="tiny", cutoff=date(2025, 3, 15), channel=CHANNEL, pip=())
+    debian = [
+        DebianPackage(name, "1:2+3", "0" * 64, 1, f"pool/{name}_1_all.deb", name, "1") for name in ("libstdc++6", "libstdc--6")
+    ]
     packages = [conda(name) for name in ("typing-extensions", "typing_extensions", "_libgcc_mutex")]
-    text = sbom.text(manifest, packages, debian, {})
-    assert text == sbom.text(manifest, packages[::-1], debian[::-1], {})
+    text = sbom.spdx(manifest, components.components(manifest, packages, debian, {}), {}, "image")
+    assert text == sbom.spdx(manifest, components.components(manifest, packages[::-1], debian[::-1], {}), {}, "image")
     names = [package["SPDXID"] for package in json.loads(text)["packages"]]
     assert len({*names}) == 6
     assert all(re.fullmatch(r"SPDXRef-[A-Za-z0-9.-]+", name) for name in names)

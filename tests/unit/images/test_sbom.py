@@ -7,18 +7,23 @@ import shlex
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jsonschema
+import packageurl
 import pytest
 import referencing
 from packaging.licenses import canonicalize_license_expression
 
+from smokehouse import __version__
 from smokehouse.checkout import Checkout
-from smokehouse.images import sbom
+from smokehouse.images import components as parts
+from smokehouse.images import debian_lock, sbom
 from smokehouse.locks import check
 
 from ..conftest import Index, TestCheckout, wheel
@@ -45,9 +50,11 @@ def validators(root: Path) -> dict[str, jsonschema.Draft7Validator]:
 
 def documents(root: Path, name: str, licences: dict[str, str]) -> dict[str, Any]:
     """Return both SBOMs of a lock of this repository, parsed."""
-    lock = check.load(Checkout(root), name).lock
-    contained = sbom.components(lock, lock.conda, (), licences)
-    return {"spdx": json.loads(sbom.spdx(lock, contained)), "cyclonedx": json.loads(sbom.cyclonedx(lock, contained))}
+    locked = check.load(Checkout(root), name)
+    contained = parts.components(locked.lock, locked.lock.conda, debian_lock.read(Checkout(root)), licences)
+    depends = parts.dependencies(locked)
+    written = {"spdx": sbom.spdx, "cyclonedx": sbom.cyclonedx}
+    return {kind: json.loads(write(locked.lock, contained, depends, "image")) for kind, write in written.items()}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -105,7 +112,12 @@ def test_each_package_of_the_lock_is_listed_with_its_hash(checkout: TestCheckout
         document, said = printed(checkout, "--format", kind, *(["--devel"] if devel else []))
         conda = [entry for entry in lock["conda"] if devel or entry["category"] == "main"]
         assert len(conda) < len(lock["conda"]) or devel
-        wanted = {f"pkg:conda/{entry['name']}@{entry['version']}": entry["sha256"] for entry in conda}
+        wanted = {
+            f"pkg:conda/{e['name']}@{e['version']}?build={e['build']}&channel=conda-forge&subdir={e['subdir']}&type=conda": e[
+                "sha256"
+            ]
+            for e in conda
+        }
         wanted |= {f"pkg:pypi/{entry['name']}@{entry['version']}": entry["sha256"] for entry in lock["pip"]}
         assert packages(document) == wanted
     assert re.fullmatch(
@@ -139,12 +151,13 @@ def of_wheels(document: dict[str, Any]) -> dict[str, object]:
     """Return what either format says of the licences of the PyPI packages."""
     if "components" in document:
         return {e["name"]: e.get("licenses") for e in document["components"] if e["purl"].startswith("pkg:pypi/")}
+    texts = {e["licenseId"]: e["extractedText"] for e in document.get("hasExtractedLicensingInfos", [])}
     entries = [e for e in document["packages"][1:] if e["packageFileName"].endswith(".whl")]
-    return {e["name"]: (e["licenseDeclared"], e.get("licenseComments")) for e in entries}
+    return {e["name"]: texts.get(e["licenseDeclared"], e["licenseDeclared"]) for e in entries}
 
 
 LICENCES: dict[str, dict[str, object]] = {
-    "spdx": {"alpha": ("MIT", None), "beta": ("NOASSERTION", None), "gamma": ("NOASSERTION", "as is, mostly")},
+    "spdx": {"alpha": "MIT", "beta": "NOASSERTION", "gamma": "as is, mostly"},
     "cyclonedx": {"alpha": [{"expression": "MIT"}], "beta": None, "gamma": [{"license": {"name": "as is, mostly"}}]},
 }
 
@@ -169,14 +182,70 @@ def test_a_package_of_another_version_states_nothing(licensed: TestCheckout) -> 
     [metadata] = licensed.installed.glob("lib/python3.*/site-packages/alpha-1.0.dist-info/METADATA")
     metadata.write_text(metadata.read_text().replace("Version: 1.0", "Version: 1.1"))
     document, _ = printed(licensed)
-    assert of_wheels(document)["alpha"] == ("NOASSERTION", None)
+    assert of_wheels(document)["alpha"] == "NOASSERTION"
 
 
 def test_conda_licences_that_are_expressions_are_declared_as_such(root: Path) -> None:
     document = documents(root, "qwen2.5-vl", {})["spdx"]
     declared = {e["licenseDeclared"] for e in document["packages"][1:]} - {"NOASSERTION"}
+    declared -= {entry["licenseId"] for entry in document["hasExtractedLicensingInfos"]}
     assert len(declared) > 5
     assert all(canonicalize_license_expression(licence) == licence for licence in declared)
+
+
+def test_debian_packages_have_the_qualifiers_by_which_scanners_match(root: Path) -> None:
+    """Without distro, they know no advisories; without upstream, they miss those of the source package."""
+    document = documents(root, "qwen2.5-vl", {})["spdx"]
+    entries = [entry for entry in document["packages"][1:] if entry["SPDXID"].startswith("SPDXRef-deb-")]
+    found = {entry["name"]: entry["externalRefs"][0]["referenceLocator"] for entry in entries}
+    version = {package.name: package.version for package in debian_lock.read(Checkout(root))}
+    assert len(found) == len(version)
+    assert found["bsdutils"] == (
+        f"pkg:deb/debian/bsdutils@{quote(version['bsdutils'], safe=':')}?arch=amd64&distro=debian-12"
+        f"&upstream=util-linux%40{quote(version['libmount1'], safe=':')}"  # the source has no epoch
+    )
+    assert found["adduser"] == f"pkg:deb/debian/adduser@{version['adduser']}?arch=all&distro=debian-12"
+    for text in found.values():
+        parsed = packageurl.PackageURL.from_string(text)
+        assert (parsed.type, parsed.namespace, parsed.to_string()) == ("deb", "debian", text)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_dependencies_are_those_of_the_lock(root: Path, name: str) -> None:
+    both = documents(root, name, {})
+    pins = (root / "lockfiles" / name / "requirements.txt").read_text()
+    lock = check.load(Checkout(root), name).lock
+    locked = {file.name for file in lock.pip}
+    expected = {
+        (requirer, package)
+        for package, via in re.findall(r"^([\w.-]+)==[^#]*# via (.*)$", pins, re.MULTILINE)
+        for requirer in via.split(", ")
+        if requirer in locked
+    }
+    assert ("peft", "accelerate") in expected
+    related = both["spdx"]["relationships"]
+    edges = {(e["spdxElementId"][8:], e["relatedSpdxElement"][8:]) for e in related if e["relationshipType"] == "DEPENDS_ON"}
+    assert {edge for edge in edges if edge[0].startswith("pypi-")} == {(f"pypi-{a}", f"pypi-{b}") for a, b in expected}
+    assert ("conda-python", "conda-openssl") in edges
+    listed = {entry["ref"]: entry["dependsOn"] for entry in both["cyclonedx"]["dependencies"]}
+    assert {(a, b) for a, others in listed.items() for b in others if a != "image"} == edges
+    reached, queue = set[str](), ["image"]
+    while queue:
+        reached.add(queue[-1])
+        queue += [other for other in listed[queue.pop()] if other not in reached]
+    assert len(reached) == len(both["cyclonedx"]["components"]) + 1  # nothing that only a circle refers to
+
+
+def test_the_tool_and_suppliers_are_named(root: Path) -> None:
+    both = documents(root, NAMES[0], {})
+    version = tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"]
+    assert __version__ == version
+    assert both["spdx"]["creationInfo"]["creators"] == [f"Tool: smokehouse-{version}"]
+    assert both["cyclonedx"]["metadata"]["tools"]["components"] == [
+        {"type": "application", "name": "smokehouse", "version": version}
+    ]
+    suppliers = {(e["SPDXID"].split("-")[1], e["supplier"]) for e in both["spdx"]["packages"][1:]}
+    assert suppliers == {("deb", "Organization: Debian"), ("conda", "Organization: conda-forge"), ("pypi", "NOASSERTION")}
 
 
 # pip-audit
