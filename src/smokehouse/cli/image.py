@@ -85,18 +85,18 @@ def verify(
     key: Annotated[Path | None, typer.Option(metavar="FILE", help="Trusted public key.")] = None,
     identity: Annotated[str, typer.Option(metavar="URL", help="Trusted identity for keyless signatures: a workflow.")] = "",
     issuer: Annotated[str, typer.Option(metavar="URL", help="OIDC issuer of the identity.")] = GITHUB,
-    rebuild: Annotated[bool, typer.Option("--rebuild", help="Rebuild the image and compare digests.")] = False,
-    trust_base: Annotated[bool, typer.Option("--trust-base", help="Skip the comparison of the Debian base.")] = False,
+    trust_base: Annotated[bool, typer.Option("--trust-base", help="Take the Debian base from the image, unverified.")] = False,
+    source: Annotated[str | None, typer.Option(metavar="URL", help="URL of the checkout that the labels must have.")] = None,
     added: WithOption = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Verify that an image is what this checkout's lock builds, and show what was proven of it."""
+    """Make an image again from this checkout's lock, compare the two by hash, and show what was proven of it."""
     from smokehouse.installs import extra_wheels
     from smokehouse.proofs import Signer, VerifyOptions, verify_reference
 
     signer = Signer(key, identity, issuer) if key or identity else None
     options = VerifyOptions(
-        bundle, channel, signer, rebuild, trust_base, tuple(extra_wheels.parse(text) for text in added or ())
+        bundle, channel, signer, trust_base, tuple(extra_wheels.parse(text) for text in added or ()), source
     )
     verification = verify_reference(Checkout.find(Path.cwd()), reference, options)
     if as_json:
@@ -114,17 +114,15 @@ def _print_verification(verification: "Verification") -> None:
     if (more := len(verification.differences) - _SHOWN) > 0:
         print(f"and {more} more; --json lists them all")
     print(f"image    {verification.digest}")
+    print(f"id       {verification.id}")
     print(f"lock     {verification.environment}, sha256:{verification.lock}")
     for text in verification.added:
         print(f"with     {text}, which is not in the lock")
     print(f"base     {verification.base}")
-    print(f"files    {', '.join(f'{count} of {owner}' for owner, count in verification.files.items())}")
-    if verification.uncompared:
-        some = ", ".join(path.rpartition("/")[2] for path in verification.uncompared[:4])
-        how = "compared by the rebuild" if verification.rebuilt else "not compared; use --rebuild"
-        print(f"built    {len(verification.uncompared)} files were built from source ({some} ...), {how}")
-    if verification.rebuilt:
-        print(f"rebuilt  {verification.rebuilt}")
+    if verification.layers:
+        print(f"layers   {len(verification.layers)}, made again here from the lock and compared by hash")
+    for text in verification.claims:
+        print(f"claim    {text}")
     print(f"proven   {verification.proof or 'nothing: OCI layouts and engines have no statements'}")
     builds = f"what the lock builds{' with the wheels above' if verification.added else ''}"
     print(f"VERIFIED  this is {builds}" if verification.passed else f"DIFFERENT  this is not {builds}")

@@ -127,6 +127,8 @@ def build_image(
         raise UserError(f"--output: expected oci:DIR, docker or push:REF, found {output}")
     if kind == "oci":
         _require_layout(Path(place))
+    if kind == "push" and Reference.parse(place).digest:
+        raise UserError(f"--output: expected push:HOST/NAME:TAG, found {place}; the digest follows from the image")
     if kind == "docker":
         engine.require(checkout.root)  # before the work, not after it
     if builder is not None:
@@ -162,8 +164,6 @@ def _built(assembled: Assembled, prepared: Prepared, place: str) -> Built:
 def _push(assembled: Assembled, prepared: Prepared, place: str, layout: Layout) -> Built:
     """Send the image to the reference `place`, and its tag last."""
     reference = Reference.parse(place)
-    if reference.digest:
-        raise UserError(f"--output: expected push:HOST/NAME:TAG, found {place}; the digest follows from the image")
     manifest = assembled.write(layout, prepared.tags[0])
     registry, image = Registry(reference, push=True), layout.open(manifest)
     for blob in image.blobs:
@@ -249,20 +249,36 @@ def _labels(checkout: Checkout, spec: ImageSpec, request: ImageRequest) -> Image
     return spec.labels(source=request.source or "", revision=_revision(checkout, spec.locked.name))
 
 
+def compare_revision(checkout: Checkout, name: str, revision: str) -> str | None:
+    """Return how the commit `revision`, from which an image says to be, differs from this checkout, empty if it does not.
+
+    None where this checkout has no history to know.
+    """
+    if _git(checkout, name, "rev-parse", "--verify", "HEAD", paths=False) is None:
+        return None
+    if not re.fullmatch(r"[0-9a-f]{40}", revision):
+        return "expected a commit, found another text"
+    if _git(checkout, name, "cat-file", "-e", f"{revision}^{{commit}}", paths=False) is None:
+        return f"expected a commit of this checkout, found {revision}; fetch it, or do not trust this image"
+    differs = _git(checkout, name, "diff", "--quiet", revision) is None
+    return f"expected a commit with the files of this checkout, found {revision}" if differs else ""
+
+
 def _revision(checkout: Checkout, name: str) -> str:
     """Return the commit that the image's files are from; empty where one of them differs from it."""
-    if checkout.packaged or not shutil.which("git"):  # the package is not in the user's repository, and has no history
-        return ""
-    paths = ["docker", "smoke_tests", "packages", "src/smokehouse_loader", f"environments/{name}", f"lockfiles/{name}"]
-    present = [path for path in paths if (checkout.root / path).exists()]
-
-    def git(*arguments: str) -> str | None:
-        ended = run(["git", *arguments, "--", *present], deadline=60, environ=os.environ, cwd=checkout.root)
-        return None if ended.code else ended.stdout.strip()
-
-    revision = git("log", "-1", "--format=%H")
-    clean = revision and re.fullmatch(r"[0-9a-f]{40}", revision) and git("status", "--porcelain") == ""
+    revision = _git(checkout, name, "log", "-1", "--format=%H")
+    clean = revision and re.fullmatch(r"[0-9a-f]{40}", revision) and _git(checkout, name, "status", "--porcelain") == ""
     return revision if revision and clean else ""
+
+
+def _git(checkout: Checkout, name: str, *arguments: str, paths: bool = True) -> str | None:
+    """Return the output of git, with `paths` about the files of an image of the environment `name`; None where it fails."""
+    if checkout.packaged or not shutil.which("git"):  # the package is not in the user's repository, and has no history
+        return None
+    inside = ["docker", "smoke_tests", "packages", "src/smokehouse_loader", f"environments/{name}", f"lockfiles/{name}"]
+    present = ["--", *(path for path in inside if (checkout.root / path).exists())] if paths else []
+    ended = run(["git", *arguments, *present], deadline=60, environ=os.environ, cwd=checkout.root)
+    return None if ended.code else ended.stdout.strip()
 
 
 def _bake_target(spec: ImageSpec, plan: Plan, contexts: Mapping[str, str], labels: ImageLabels) -> dict[str, object]:

@@ -31,6 +31,8 @@ from smokehouse.programs.process import run
 from smokehouse.storage import files
 from smokehouse.storage.folder_lock import exclusive
 
+NO_PROGRAMS = "the base image has no {}; use one that has a shell, tar and glibc, such as Debian"
+
 Compression = Literal["zstd", "gzip"]
 
 _FORMAT = 1  # raised whenever the same inputs make another layer
@@ -57,9 +59,10 @@ class Made:
 
 @dataclass(frozen=True)
 class Packed:
-    """A layer as a file: the digest of its tar stream, and the compressed `blob`, which is at `path`."""
+    """A layer as a file: digest and size in bytes of its tar stream, and the compressed `blob`, which is at `path`."""
 
     diff_id: str
+    unpacked: int
     blob: Descriptor
     path: Path
 
@@ -168,6 +171,9 @@ class LayerStore:
                 f"{step.name}: requires a user namespace to run without an engine, cannot create one "
                 f"({ended.stderr.strip() or 'no reason given'}); allow them on this machine, or build with --builder"
             )
+        if ended.code == namespace.NOT_STARTED:  # which is also what a shell returns
+            what = "shell" if ended.stderr.startswith("/bin/sh:") and "python" not in ended.stderr else "glibc"
+            raise UserError(f"{step.name} cannot be built: {NO_PROGRAMS.format(what)}")
         if ended.code:
             reasons = re.findall(r"smokehouse: (.*)", ended.stderr) or ended.stderr.split("\n")[-2:-1] or ["no reason given"]
             raise UserError(f"{step.name} cannot be built: {reasons[-1]}")
@@ -187,7 +193,13 @@ class LayerStore:
                 os.fsync(file.fileno())
             partial.replace(path)
             stat = path.stat()
-            content = {"diff_id": out.diff_id, "digest": out.blob, "size": stat.st_size, "mtime": stat.st_mtime_ns}
+            content = {
+                "diff_id": out.diff_id,
+                "unpacked": out.size,
+                "digest": out.blob,
+                "size": stat.st_size,
+                "mtime": stat.st_mtime_ns,
+            }
             files.write(record, json.dumps(content))
             packed = _recorded(record, path, compression)
             assert packed
@@ -202,7 +214,8 @@ def _recorded(record: Path, path: Path, compression: Compression) -> Packed | No
     if (content["size"], content["mtime"]) != (stat.st_size, stat.st_mtime_ns):
         return None
     media_type = f"application/vnd.oci.image.layer.v1.tar+{compression}"
-    return Packed(content["diff_id"], Descriptor(media_type=media_type, digest=content["digest"], size=stat.st_size), path)
+    blob = Descriptor(media_type=media_type, digest=content["digest"], size=stat.st_size)
+    return Packed(content["diff_id"], content["unpacked"], blob, path)
 
 
 class _Sink(Protocol):
@@ -233,7 +246,7 @@ class _Tee:
     """Compresses a tar stream to a file, and hashes both."""
 
     def __init__(self, file: IO[bytes], compression: Compression, stack: ExitStack) -> None:
-        self._compressed, self._digest = _Hashing(file), hashlib.sha256()
+        self._compressed, self._digest, self.size = _Hashing(file), hashlib.sha256(), 0
         self._sink: _Sink
         if compression == "zstd":
             compressor = zstandard.ZstdCompressor(level=_LEVELS["zstd"], write_checksum=True)
@@ -244,6 +257,7 @@ class _Tee:
     def write(self, data: bytes) -> None:
         """Write a part of the stream."""
         self._digest.update(data)
+        self.size += len(data)
         self._sink.write(data)
 
     @property

@@ -7,13 +7,18 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from smokehouse.errors import UserError
-from smokehouse.oci.model import CONFIG, INDEX, MANIFEST, MAX_DOCUMENT
+from pydantic import ValidationError
+
+from smokehouse.errors import UserError, first_of
+from smokehouse.oci.model import CONFIG, INDEX, MANIFEST, MAX_DOCUMENT, Descriptor
+from smokehouse.storage import files
 
 LAYERS = tuple(f"application/vnd.oci.image.layer.v1.tar{suffix}" for suffix in ("", "+gzip", "+zstd"))
 
 # What engines and BuildKit write into the index of a layout: names and the time of the copy, which no runtime uses.
 _INDEX_ANNOTATIONS = ("io.containerd.image.name", "org.opencontainers.image.created", "org.opencontainers.image.ref.name")
+# Where the engine pulled an image from.
+_SOURCE_ANNOTATIONS = "containerd.io/distribution.source."
 _PLATFORM = {"architecture": "amd64", "os": "linux"}
 _MAX_SHOWN = 120  # characters of a value in a message
 
@@ -52,64 +57,57 @@ def differences(found: object, expected: object, path: str = "") -> Iterator[tup
         yield path or "(document)", f"expected {show(expected)}, found {show(found)}"
 
 
-def check_index(data: bytes, name: str) -> None:
-    """Raise UserError unless `data` is an index of exactly one image for linux/amd64, or of one index, and nothing else."""
+def check_index(data: bytes, name: str) -> dict[str, Any]:
+    """Return the only entry of an index, an image for linux/amd64 or an index; raises UserError for all other members."""
     index = read(data, name)
     entries = index.get("manifests") if isinstance(index, dict) else None
     if not isinstance(entries, list) or len(entries) != 1 or not isinstance(entries[0], dict):
         count = len(entries) if isinstance(entries, list) else "no list"
         raise UserError(f"{name}: expected an index of exactly one image, found {count}; specify one image by its digest")
     entry = entries[0]
-    kept = {key: entry.get(key) for key in ("digest", "size")}
-    expected = {"schemaVersion": 2, "manifests": [{"mediaType": MANIFEST, **kept}]}
-    if "mediaType" in index:
-        expected["mediaType"] = INDEX
-    if entry.get("mediaType") == INDEX:
-        expected["manifests"] = [{"mediaType": INDEX, **kept}]
-    listed = expected["manifests"][0]  # type: ignore[index]
+    try:
+        described = Descriptor.model_validate(entry)
+    except ValidationError as invalid:
+        raise UserError(f"{name}: invalid entry ({first_of(invalid, 'entry')}); do not trust this image") from None
+    media_type = INDEX if described.media_type == INDEX else MANIFEST
+    listed: dict[str, Any] = {"mediaType": media_type, "digest": described.digest, "size": described.size}
     if "platform" in entry:
         listed["platform"] = _PLATFORM
     if isinstance(entry.get("annotations"), dict):
-        listed["annotations"] = {key: text for key, text in entry["annotations"].items() if key in _INDEX_ANNOTATIONS}
-    require_equal(index, expected, name)
-
-
-def require_equal(found: object, expected: object, name: str) -> None:
-    """Raise UserError with the first member of `found` that is not `expected`."""
-    for path, problem in differences(found, expected):
+        listed["annotations"] = {key: text for key, text in entry["annotations"].items() if _is_name(key, text)}
+    expected = {"schemaVersion": 2, "manifests": [listed], **({"mediaType": INDEX} if "mediaType" in index else {})}
+    for path, problem in differences(index, expected):
         raise UserError(f"{name}: {path}: {problem}; do not trust this image")
+    return listed
 
 
-def manifest_differences(data: bytes, name: str, config: bytes, layers: int) -> list[tuple[str, str]]:
-    """Return how a manifest differs from that of an image of `layers` layers whose configuration is `config`.
+def _is_name(key: str, text: object) -> bool:
+    return isinstance(text, str) and (key in _INDEX_ANNOTATIONS or key.startswith(_SOURCE_ANNOTATIONS))
 
-    What cannot be known are digest and size of the compressed layers, which differ between compressors, and whether they
-    are compressed. Raises UserError for what is not such a document at all.
+
+def manifest_differences(
+    data: bytes, name: str, config: bytes, layers: Sequence[Descriptor], expected_layers: int
+) -> list[tuple[str, str]]:
+    """Return how a manifest differs from that of an image of so many layers whose configuration is `config`.
+
+    `layers` are those that the manifest was read to have: digest and size of compressed layers differ between compressors, so
+    they are compared by what is in them. Raises UserError for what is not such a document at all.
     """
-    from smokehouse.storage.files import sha256
-
-    found = read(data, name)
-    listed = found.get("layers") if isinstance(found, dict) else None
-    known: Sequence[Any] = listed if isinstance(listed, list) else ()
+    known = [
+        {
+            "mediaType": layer.media_type if layer.media_type in LAYERS else LAYERS[-1],
+            "digest": layer.digest,
+            "size": layer.size,
+        }
+        for layer in layers[:expected_layers]
+    ]
     expected = {
         "schemaVersion": 2,
         "mediaType": MANIFEST,
-        "config": {"mediaType": CONFIG, "digest": f"sha256:{sha256(config)}", "size": len(config)},
-        "layers": [_known_layer(known[number] if number < len(known) else None) for number in range(layers)],
+        "config": {"mediaType": CONFIG, "digest": f"sha256:{files.sha256(config)}", "size": len(config)},
+        "layers": [*known, *([{}] * (expected_layers - len(known)))],
     }
-    return [*differences(found, expected)]
-
-
-def _known_layer(found: object) -> dict[str, object]:
-    """Return the descriptor of a layer that is expected, where `found` is the image's."""
-    if not isinstance(found, dict):
-        return {}
-    media_type = found.get("mediaType")
-    return {
-        "mediaType": media_type if media_type in LAYERS else LAYERS[-1],
-        "digest": found.get("digest"),
-        "size": found.get("size"),
-    }
+    return [*differences(read(data, name), expected)]
 
 
 def show(value: object) -> str:

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smokehouse.errors import UserError
+from smokehouse.oci import closed
 from smokehouse.oci.filesystem import Keep, Tree
 from smokehouse.oci.model import (
     CONFIG,
+    INDEX,
     INDEXES,
     MANIFEST,
     MAX_DOCUMENT,
@@ -95,6 +97,16 @@ class Layout:
                 return self.open(chosen)
             index = parse(Index, self.read(chosen), chosen.digest)
         raise UserError(f"{self.folder}: expected at most two nested indexes, found more; specify a layout with one image")
+
+    def only_image(self) -> "Image":
+        """Return the image of a layout that has no other, so that all programs choose this one; raises UserError."""
+        place = self.folder / "index.json"
+        if place.is_file() and place.stat().st_size <= MAX_DOCUMENT:
+            entry = closed.check_index(place.read_bytes(), str(place))
+            if entry["mediaType"] == INDEX:  # docker save writes an index that lists an index
+                nested = Descriptor.model_validate(entry)
+                closed.check_index(self.read(nested), nested.digest)
+        return self.image()
 
     def open(self, chosen: Descriptor) -> "Image":
         """Return the image whose manifest is `chosen`; raises UserError."""

@@ -22,7 +22,8 @@ _SYS_PIVOT_ROOT = {"x86_64": 155}.get(os.uname().machine, 41)
 # Flags that a bind mount must keep when it is made read-only in a user namespace, by their option.
 _LOCKED = {"nosuid": _NOSUID, "nodev": _NODEV, "noexec": 0x8, "noatime": 0x400, "nodiratime": 0x800, "relatime": 0x200000}
 
-FAILED = 125  # exit code where the namespace cannot be made; the reason is the last line of standard error
+# Exit codes where the namespace cannot be made, and where the program cannot be started in it; standard error has the reason.
+FAILED, NOT_STARTED = 125, 127
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def command(root: Root, program: Sequence[str], environ: Mapping[str, str]) -> l
 
 
 def main(spec: str) -> int:
-    """Run the program that `spec` describes; return its exit code, or FAILED."""
+    """Run the program that `spec` describes; return its exit code, FAILED or NOT_STARTED."""
     found = json.loads(spec)
     root = Root(**found["root"])
     try:
@@ -64,7 +65,8 @@ def main(spec: str) -> int:
     try:
         os.execve(program[0], program, found["environ"])
     except OSError as refused:
-        os._exit(_failed(refused, program[0]))
+        _failed(refused, program[0])
+        os._exit(NOT_STARTED)
 
 
 def _failed(refused: OSError, what: str = "") -> int:

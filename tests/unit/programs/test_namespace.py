@@ -54,7 +54,7 @@ def test_the_exit_code_is_that_of_the_program(tmp_path: Path) -> None:
     assert run(tmp_path, "exit 7").returncode == 7
     root = namespace.Root([str(tmp_path / "lower")], {}, [], str(tmp_path / "work"))
     ended = subprocess.run(namespace.command(root, ["/no/such"], {}), capture_output=True, text=True, timeout=60)
-    assert (ended.returncode, ended.stderr) == (namespace.FAILED, "/no/such: No such file or directory\n")
+    assert (ended.returncode, ended.stderr) == (namespace.NOT_STARTED, "/no/such: No such file or directory\n")
 
 
 def test_what_it_has_started_ends_with_it(tmp_path: Path) -> None:
