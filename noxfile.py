@@ -20,7 +20,7 @@ OLDEST_PYTHON = (3, 11)  # as in pyproject.toml
 TOOLS = Path("lockfiles/tools.txt")
 FAILURES = Path("docs/known-failures.md")
 COMMANDS = "docs/site/commands.py"  # writes docs/reference/commands.md
-UNIT_TESTS, IMAGE_TESTS = "tests/unit", "tests/integration"
+UNIT_TESTS, FAULT_TESTS, IMAGE_TESTS = "tests/unit", "tests/faults", "tests/integration"
 TOOLS_ENVIRONMENT = Path(".nox", "tools")
 BIN = TOOLS_ENVIRONMENT.absolute() / "bin"
 # With the second one, messages of the builder show commands as nox takes them.
@@ -83,6 +83,13 @@ def sbom(session: nox.Session) -> None:
     """Print the software bill of materials of a lock: sbom -- NAME [--format spdx|cyclonedx] [--output FILE] ..."""
     install_tools(session)
     run_smokehouse(session, "sbom")
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """List the known vulnerabilities of locks: audit -- [NAME...] [--database DIR] [--check] [--format sarif] ..."""
+    install_tools(session)
+    run_smokehouse(session, "audit")
 
 
 @nox.session
@@ -178,9 +185,10 @@ def tests(session: nox.Session) -> None:
         named = any(argument.partition("/")[0] == "tests" for argument in session.posargs)
         run_pytest(session, *parallel(session.posargs), *([] if named else [f"--ignore={IMAGE_TESTS}"]))
         return
-    rest = ("tests", f"--ignore={UNIT_TESTS}", f"--ignore={IMAGE_TESTS}")
+    first = (UNIT_TESTS, FAULT_TESTS)
+    rest = ("tests", *(f"--ignore={path}" for path in (*first, IMAGE_TESTS)))
     failed = []
-    for paths in ((UNIT_TESTS,), rest):
+    for paths in (first, rest):
         try:
             run_pytest(session, *parallel(paths))
         except CommandFailed:
@@ -193,7 +201,8 @@ def parallel(arguments: Sequence[str]) -> list[str]:
     """Return the arguments of pytest with those that run unit tests on all cores; smoke runs keep the cores busy themselves."""
     paths = [argument for argument in arguments if argument.partition("/")[0] == "tests"]
     alone = any(argument.startswith(("-n", "-s", "--pdb", "--cov")) for argument in arguments)
-    several = bool(paths) and all(Path(path).is_relative_to(UNIT_TESTS) for path in paths)
+    fast = (UNIT_TESTS, FAULT_TESTS)
+    several = bool(paths) and all(any(Path(path).is_relative_to(folder) for folder in fast) for path in paths)
     return [*arguments, *(("-n", "auto", "--maxprocesses", "8") if several and not alone else ())]
 
 

@@ -24,7 +24,7 @@ refuse() {
     exit 2
 }
 
-MORE="trainer,real sizes,attention,LoRA,frozen vision tower,cpu ops,offload,throughput"
+MORE="trainer,real sizes,attention,LoRA,frozen vision tower,cpu ops,offload,throughput,liger"
 environment=qwen2.5-vl python="" out="" device=cuda budget=${GPU_BUDGET:-570}
 while [ $# -gt 0 ]; do
     case $1 in

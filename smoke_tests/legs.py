@@ -6,6 +6,8 @@ from smoke_tests.options import InputError
 
 MAX_RANKS = 8  # by default
 BACKENDS = ("gloo", "nccl")
+# The usual precision for training on each device.
+PRECISION = {"cpu": "fp32", "cuda": "bf16"}
 
 
 @dataclass(frozen=True)

@@ -1,51 +1,77 @@
 """The plan: which checks and controls run in which process group, in what order, and what each continues with. Data only.
 
-A run has one or several legs (`smoke_tests.legs`), which repeat the jobs with another backend or world size. What one rank
-shows of a check, and what it does not, is data of its step: what shows nothing is not planned, and reported as not run.
+It is made without torch: a check is imported when it runs. A run has one or several legs (`smoke_tests.legs`), which repeat
+the jobs with another backend or world size. What one rank shows of a check, and what it does not, is data of its step: what
+shows nothing is not planned, and reported as not run.
 """
 
 import dataclasses
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from smoke_tests import families, runtime
-from smoke_tests.checks import (
-    RankContext,
-    TrainingState,
-    adapters,
-    attention,
-    baseline,
-    collectives,
-    generation,
-    installed,
-    kernels,
-    liger,
-    loading,
-    memory,
-    mixed_modality,
-    offload,
-    overlap,
-    precision,
-    saving,
-    sizes,
-    synthetic,
-    throughput,
-    trainer,
-    training,
-)
-from smoke_tests.controls import fixed_upstream, injected
+from smoke_tests import families, legs
 from smoke_tests.legs import Leg
 from smoke_tests.machine import software
 from smoke_tests.outcome import Outcome
 from smokehouse_loader import Failure
 from smokehouse_loader.failures import BY_NAME
 
+if TYPE_CHECKING:
+    from smoke_tests.checks import (
+        RankContext,
+        TrainingState,
+        adapters,
+        attention,
+        baseline,
+        collectives,
+        generation,
+        installed,
+        kernels,
+        liger,
+        loading,
+        memory,
+        mixed_modality,
+        offload,
+        overlap,
+        precision,
+        saving,
+        sizes,
+        synthetic,
+        throughput,
+        trainer,
+        training,
+    )
+    from smoke_tests.controls import fixed_upstream, injected
+else:  # imported when a check runs
+    from smoke_tests.deferred import (
+        adapters,
+        attention,
+        baseline,
+        collectives,
+        fixed_upstream,
+        generation,
+        injected,
+        installed,
+        kernels,
+        liger,
+        loading,
+        memory,
+        mixed_modality,
+        offload,
+        overlap,
+        precision,
+        saving,
+        sizes,
+        synthetic,
+        throughput,
+        trainer,
+        training,
+    )
+
 ALONE = Leg("gloo", 1)
-Check = Callable[[RankContext, TrainingState], Outcome]
+Check = Callable[["RankContext", "TrainingState"], Outcome]
 
 
 @dataclass(frozen=True)
@@ -65,7 +91,7 @@ class Step:
     builds: str = ""  # model | engine
     needs: tuple[str, ...] = ()
     staged: bool = True
-    dtype: torch.dtype | None = None
+    precision: str = ""  # fp32 | bf16; empty for that of the run
     hf_config: bool = True  # under a live HfDeepSpeedConfig
     workaround: bool = True  # of the gloo race
     may_end: bool = False  # ranks may die or hang in it without ending the run: how they do is the outcome
@@ -83,7 +109,7 @@ class Step:
     @property
     def by_version(self) -> bool:
         """Whether its outcome is expected only of versions that it was measured with."""
-        return self.kind == "control" or self.failure is not None or self.run is loading.auto_classes
+        return self.kind == "control" or self.failure is not None or self.run == loading.auto_classes
 
 
 @dataclass(frozen=True)
@@ -130,7 +156,7 @@ def _control(
         name,
         run,
         kind="control",
-        dtype=torch.float32,
+        precision="fp32",
         hf_config=hf_config,
         workaround=workaround,
         may_end=may_end,
@@ -138,9 +164,15 @@ def _control(
     )
 
 
+def _other_stage(name: str, run: Check) -> Step:
+    """Return a control that trains with another ZeRO stage: a mistake in a configuration, no failure of the stack."""
+    alone = "one rank's share is everything"
+    return Step(name, run, kind="control", precision="fp32", hf_config=False, ranks=2, unproven_alone=alone)
+
+
 def _fixed(name: str, run: Check, failure: str, *, workaround: bool = True) -> Step:
     """Return the check that takes a control's place where upstream fixed the known failure of that name."""
-    return Step(name, run, dtype=torch.float32, failure=BY_NAME[failure], workaround=workaround)
+    return Step(name, run, precision="fp32", failure=BY_NAME[failure], workaround=workaround)
 
 
 def _main_steps() -> list[Step]:
@@ -190,8 +222,8 @@ def _fresh_steps(device: str, processes: int) -> list[Step]:
     steps = [start, Step("resume", saving.resume, engine_of=start.name, unproven_alone=resumed)]
     if start is not dummy:
         steps.append(dummy)
-    if runtime.PRECISION[device] != "bf16":  # otherwise it is the main precision already
-        steps.append(Step("bf16", precision.bf16, dtype=torch.bfloat16))
+    if legs.PRECISION[device] != "bf16":  # otherwise it is the main precision already
+        steps.append(Step("bf16", precision.bf16, precision="bf16"))
     return steps
 
 
@@ -217,6 +249,11 @@ def _control_steps(stage: int, leg: Leg, device: str, expectations: dict[str, An
         steps += [
             _control("seed failure: load_state_dict", injected.seed_failure_load_state_dict, seed),
             _control("seed failure: zero.Init", injected.seed_failure_zero_init, seed, hf_config=False),
+        ]
+    else:
+        steps += [
+            _other_stage("ZeRO-1 in place of ZeRO-2", injected.zero1_in_place_of_zero2),
+            _other_stage("no ZeRO", injected.no_zero),
         ]
     # Last: under ZeRO-3 it leaves the other ranks without their peer.
     shape = _control("wrong shape", injected.wrong_shape, "wrong-shape", may_end=stage == 3)
@@ -267,7 +304,7 @@ def _can_offload(device: str) -> bool:
 
 def _compiles_ops(device: str) -> bool:
     """Whether the run compiles DeepSpeed's ops for the CPU."""
-    return device == "cpu" and not software.ahead_of_time("cpu_adam") and not runtime.missing_for_ops()
+    return device == "cpu" and not software.ahead_of_time("cpu_adam") and not software.missing_for_ops()
 
 
 def _extra_alone(leg: Leg, device: str) -> list[Job]:
@@ -288,7 +325,7 @@ def _extra_alone(leg: Leg, device: str) -> list[Job]:
     return planned
 
 
-def _extra_staged(stage: int, leg: Leg, device: str, family: str) -> list[Job]:
+def _extra_staged(stage: int, leg: Leg, device: str, without_liger: str) -> list[Job]:
     """Return a stage's jobs that only --all has: what users train with."""
     name, ops = f"zero{stage}", ("cpu ops",) if _compiles_ops(device) else ()
     steps = [
@@ -301,7 +338,7 @@ def _extra_staged(stage: int, leg: Leg, device: str, family: str) -> list[Job]:
         steps.append(Step("offload", offload.offload, hf_config=False, needs=("plain run", *ops)))
     if device == "cuda":
         steps.append(Step("throughput", throughput.throughput))
-        if not liger.why_not(family):
+        if not without_liger:
             steps.append(Step("liger", liger.liger))
     after = ("plain-extra", *(("ops",) if ops else ()))
     overlapping = Step("overlap_comm", overlap.overlap_comm, ranks=2, unproven_alone="one rank reduces no gradients")
@@ -327,7 +364,7 @@ def _plain_job(leg: Leg) -> Job:
     )
 
 
-def _leg_jobs(stages: tuple[int, ...], leg: Leg, device: str, expectations: dict[str, Any], family: str) -> list[Job]:
+def _leg_jobs(stages: tuple[int, ...], leg: Leg, device: str, expectations: dict[str, Any], without_liger: str) -> list[Job]:
     """Return all jobs of a leg, whether one rank shows anything or not."""
     # ZeRO-3 first: its chain of jobs is the longest.
     staged = [_stage_jobs(stage, leg, device, expectations) for stage in sorted(stages, reverse=True)]
@@ -335,7 +372,7 @@ def _leg_jobs(stages: tuple[int, ...], leg: Leg, device: str, expectations: dict
     planned = [_plain_job(leg), Job("kernels", (compared,), leg=leg)]
     planned += [*(job for group in zip(*staged, strict=True) for job in group), *_extra_alone(leg, device)]
     for stage in sorted(stages, reverse=True):
-        planned += _extra_staged(stage, leg, device, family)
+        planned += _extra_staged(stage, leg, device, without_liger)
     return planned
 
 
@@ -387,16 +424,23 @@ def make(
     device: str,
     expectations: dict[str, Any],
     family: str = families.DEFAULT,
+    *,
+    apply_liger: bool = False,
 ) -> Plan:
     """Plan a run on `legs` for a model `family`, which is the model type that packages have kernels for.
+
+    With `apply_liger`, liger's kernels are planned on GPUs only where they can be applied, which takes seconds to find out.
 
     `expectations`, those of stack.toml, say for each failure whether this stack has it, and a control injects it, or it is
     fixed, and a check proves that.
     """
     jobs: list[Job] = []
     unproven: list[NotRun] = []
+    without_liger = software.no_liger(family) if device == "cuda" else ""
+    if device == "cuda" and apply_liger and not without_liger:
+        without_liger = liger.problem_when_applied(family)  # a function, not a check: it imports torch
     for number, leg in enumerate(legs):
-        whole = _leg_jobs(stages, leg, device, expectations, family)
+        whole = _leg_jobs(stages, leg, device, expectations, without_liger)
         alone = [step for job in whole for step in job.steps if leg.world_size == 1 and step.unproven_alone]
         unproven += [NotRun(step.name, f"{step.unproven_alone} ({leg.name})", leg) for step in alone]
         kept = [
@@ -405,10 +449,10 @@ def make(
         kept = [job for job in kept if job.steps]
         jobs += _later(kept) if number else kept
     names = {step.name for job in jobs for step in job.steps}
-    return Plan(tuple(jobs), (*dict.fromkeys(unproven), *_left_out(names, stages, device, family)))
+    return Plan(tuple(jobs), (*dict.fromkeys(unproven), *_left_out(names, stages, without_liger)))
 
 
-def _left_out(names: set[str], stages: tuple[int, ...], device: str, family: str) -> list[NotRun]:
+def _left_out(names: set[str], stages: tuple[int, ...], without_liger: str) -> list[NotRun]:
     """Return what this device and stack cannot show, given the names of all planned steps."""
     missing = []
     for control, check in (("gloo race", "late gathers"), ("later key layout", "both key layouts")):
@@ -418,6 +462,6 @@ def _left_out(names: set[str], stages: tuple[int, ...], device: str, family: str
         missing.append(NotRun("control: gloo race", "requires several ranks on gloo and CPUs"))
     if "bf16" not in names:
         missing.append(NotRun("bf16", "the main precision of this run"))
-    if device == "cuda" and (reason := liger.why_not(family)):
-        missing.append(NotRun("liger", reason))
+    if without_liger:
+        missing.append(NotRun("liger", without_liger))
     return missing

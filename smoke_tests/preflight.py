@@ -3,20 +3,18 @@
 import contextlib
 import ctypes
 import errno
-import fcntl
 import os
 import platform
 import re
 import shutil
 import socket
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smoke_tests import families, legs, needs, report
+from smoke_tests import families, legs, needs
 from smoke_tests import options as options_module
 from smoke_tests.legs import Leg
 from smoke_tests.machine import Situation, Visible, evidence, findings, visible_gpus
@@ -37,41 +35,6 @@ class Resources:
     legs: tuple[Leg, ...]  # on which the ZeRO jobs run
     timeout: float  # seconds that a check may take
     source: Path | None  # the folder of the requested checkpoint; None for the synthetic one
-
-
-@contextlib.contextmanager
-def report_folder(options: Options) -> Iterator[Path]:
-    """Lock the report folder for this run, and yield a work folder in it that is deleted at the end. Raises InputError."""
-    folder = options.report
-    unwritable = "give --report a folder that can be written"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / ".lock").exists() and any(folder.iterdir()):
-            raise InputError(f"{folder}: expected an empty or a report folder, found other files; give --report a new folder")
-        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise InputError(f"{folder}: {error.strerror}; {unwritable}") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise InputError(f"{folder}: in use by another smoke run; wait for it or give another --report") from error
-    try:
-        options_module.refuse_full_report(folder, options.partial)  # again, as another run may have ended since
-        # This run holds the lock, so what is left is a killed run's.
-        for stale in folder.glob("work-*"):
-            shutil.rmtree(stale, ignore_errors=True)
-        for name in report.FILES:
-            (folder / name).unlink(missing_ok=True)
-        shutil.rmtree(folder / "logs", ignore_errors=True)
-        (folder / "logs").mkdir()
-        work = Path(tempfile.mkdtemp(prefix="work-", dir=folder))
-    except OSError as error:
-        raise InputError(f"{folder}: {error.strerror}; {unwritable}") from error
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-        os.close(lock)
 
 
 def prepare_process(*, offline: bool) -> None:

@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smoke_tests import additions, distributions, page, preflight, report, selection
+from smoke_tests import additions, deferred, distributions, legs, page, preflight, report, selection
 from smoke_tests.options import InputError, Options
 from smoke_tests.outcome import Outcome
 from smoke_tests.preflight import Resources
 from smoke_tests.report import Result
+from smoke_tests.report_folder import report_folder
 from smoke_tests.workspace import Workspace
 
 NEVER_MEASURED = "never measured with this version: what controls find is observed, not judged"
@@ -32,18 +33,20 @@ def smoke(options: Options, began: float) -> int:
     started = datetime.datetime.now(datetime.timezone.utc)
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     gc.disable()  # what imports allocate stays; collecting over it again and again takes a tenth of their time
-    with preflight.report_folder(options) as work:
+    with report_folder(options.report, options.partial) as work:
         preflight.prepare_process(offline=options.checkpoint is None or Path(options.checkpoint).exists())
         resources = preflight.check(options, work)
 
-        from smoke_tests import plan, runtime
+        from smoke_tests import plan
         from smoke_tests.verdicts import Verdicts
 
         expectations, family = options.stack["expectations"], options.stack["model"]["family"]
-        planned = plan.make(options.stages, resources.legs, resources.device, expectations, family)
+        wants_liger = bool(options.selection.requested(["liger"], resources.device))
+        planned = plan.make(options.stages, resources.legs, resources.device, expectations, family, apply_liger=wants_liger)
         jobs = _chosen(options, resources, planned.jobs)
+        deferred.import_all(step.run for job in jobs for step in job.steps)
         missing = selection.not_requested(planned.jobs, jobs, resources.device)
-        precision = runtime.PRECISION[resources.device]
+        precision = legs.PRECISION[resources.device]
         verdicts = Verdicts(
             jobs,
             planned,
@@ -128,7 +131,7 @@ def _supervise(
         job=jobs[0],
         address="",
         device=resources.device,
-        precision=runtime.PRECISION[resources.device],
+        precision=legs.PRECISION[resources.device],
         timeout=resources.timeout,
         port=options.port,
         source=resources.source or workspace.synthetic,

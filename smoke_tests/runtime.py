@@ -11,7 +11,6 @@ import importlib.metadata
 import importlib.util
 import logging
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,8 +23,6 @@ from smokehouse_loader import zero
 
 # A function of deepspeed.comm; asynchronous calls return a handle to wait for.
 Collective = Callable[..., Any]
-# The usual precision for training on each device.
-PRECISION = {"cpu": "fp32", "cuda": "bf16"}
 # transformers renamed the argument of `from_pretrained`; 5.x still accepts the old name, with a warning.
 DTYPE_ARGUMENT_SINCE = Version("4.56")
 
@@ -236,13 +233,6 @@ def offloaded(config: dict[str, Any]) -> dict[str, Any]:
     if zero_optimization["stage"] == 3:
         zero_optimization |= {"offload_param": host}
     return config | {"zero_optimization": zero_optimization}
-
-
-def missing_for_ops() -> list[str]:
-    """Return what is missing here to compile DeepSpeed's ops for the CPU."""
-    compiler = os.environ.get("CXX", "c++")
-    missing = [] if shutil.which(compiler) else [f"a C++ compiler ({compiler})"]
-    return missing + [name for name in ("ninja", "setuptools") if importlib.util.find_spec(name) is None]
 
 
 def op_builder(name: str) -> Any:

@@ -14,7 +14,7 @@ DEFAULT = (
     *("checkpoint", "plain run", "auto classes", "versions", "collectives", "load", "weights", "generate", "train", "parity"),
     *("resume", "memory", "mixed modality: dummy image", "mixed modality", "bf16", "consolidated weights"),
     *("missing key", "later key layout", "both key layouts", "flipped bit", "truncated shard", "gloo race", "late gathers"),
-    *("seed failure: load_state_dict", "seed failure: zero.Init", "wrong shape"),
+    *("seed failure: load_state_dict", "seed failure: zero.Init", "ZeRO-1 in place of ZeRO-2", "no ZeRO", "wrong shape"),
 )
 # Those that only --all runs on a CPU, or --only with their name.
 EXTRA = (

@@ -1,42 +1,16 @@
 """From the ranks' outcomes to verdicts: when a check is complete, how it is judged, and what a run could not show."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-from smoke_tests import report
+from smoke_tests import deferred, expected, report
 from smoke_tests.checks import baseline, dtype_of, generation, training
+from smoke_tests.expected import Key
 from smoke_tests.outcome import Outcome, failed, observed
 from smoke_tests.plan import Job, Plan, Step
 from smoke_tests.report import RankVerdict, Result
 from smoke_tests.selection import EXTRA, ON_GPUS
 from smokehouse_loader import explain
-
-
-class Key(NamedTuple):
-    """A check or control, as in the report: the stage is None for what runs once, the leg empty where there is only one."""
-
-    name: str
-    stage: int | None
-    leg: str = ""
-
-    def of(self, name: str) -> "Key":
-        """Return another check of the same stage and leg."""
-        return self._replace(name=name)
-
-    @property
-    def plain(self) -> "Key":
-        """The plain run of the same leg."""
-        return Key("plain run", None, self.leg)
-
-
-@dataclass(frozen=True)
-class Planned:
-    """What the plan says of one check: its kind, how many ranks run it, and how many outcomes each gives."""
-
-    kind: str
-    ranks: int
-    outcomes: int
 
 
 class Verdicts:
@@ -55,24 +29,12 @@ class Verdicts:
         self._several_legs = len({job.leg for job in plan.jobs}) > 1
         self._dtype = dtype_of(precision)
         self._on_result = on_result
-        self._planned = self._expected()
+        self._planned = expected.of_jobs(jobs, several_legs=self._several_legs)
         self._outcomes: dict[Key, dict[int, list[tuple[Outcome, float]]]] = {}
         self._results: dict[Key, Result] = {}
 
-    def _expected(self) -> dict[Key, Planned]:
-        """Return all that the plan reports, in order. `parity` has no step: it compares `train` with the plain run."""
-        planned: dict[Key, Planned] = {}
-        for job in self._jobs:
-            for step in job.steps:
-                key = self._key(job, step)
-                before = planned.get(key, Planned(step.kind, job.processes, 0))
-                planned[key] = Planned(before.kind, before.ranks, before.outcomes + 1)
-                if step.name == "train":
-                    planned[key.of("parity")] = Planned("check", job.processes, 1)
-        return planned
-
     def _key(self, job: Job, step: Step) -> Key:
-        return Key(step.name, job.stage if step.staged else None, job.leg.name if self._several_legs and step.of_leg else "")
+        return expected.key_of(job, step, several_legs=self._several_legs)
 
     def add(self, job: Job, number: int, rank: int, outcome: Outcome, seconds: float) -> None:
         """Take one rank's outcome of a step, and conclude the checks that it completes."""
@@ -183,7 +145,7 @@ class Verdicts:
             step.run for job in self._jobs for step in job.steps if self._key(job, step) == key
         ]
         functions = dict.fromkeys(steps or [baseline.compare_losses])  # parity has no step
-        lines = [(function.__doc__ or "").partition("\n")[0] for function in functions]
+        lines = [deferred.docstring(function).partition("\n")[0] for function in functions]
         return " ".join(filter(None, lines))
 
     def _judge(self, key: Key, rank: int, missing: str) -> tuple[Outcome, float]:

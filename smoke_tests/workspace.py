@@ -105,6 +105,10 @@ class Workspace:
         """What a launcher that begins with an exec is told, as a pickle."""
         return self.root / f"{job}.brief"
 
+    def collectives(self, job: str, rank: int) -> Path:
+        """Which collectives a rank entered last; see `smoke_tests.ranks.recorder`."""
+        return self.root / f"{job}-{rank}.collectives"
+
     @property
     def agent_logs(self) -> Path:
         """The folder of the logs of torchrun's agent."""

@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import signal
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,22 @@ def pytest_configure() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGCHLD):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print how many faults were injected, by kind, and how many of them ended right."""
+    injected, right = Counter[str](), Counter[str]()
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.stats.get(outcome, []):
+            for name, kind in getattr(report, "user_properties", []):
+                if name == "fault" and (report.when == "call" or outcome == "failed"):
+                    injected[kind] += 1
+                    right[kind] += outcome == "passed"
+    if injected:
+        terminalreporter.section("faults")
+        for kind in sorted(injected):
+            terminalreporter.write_line(f"{kind}: {right[kind]} of {injected[kind]} ended right")
+        terminalreporter.write_line(f"all: {right.total()} of {injected.total()} ended right")
 
 
 @pytest.fixture(scope="session")

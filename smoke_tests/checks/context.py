@@ -30,6 +30,7 @@ class RankContext:
     workspace: Workspace
     lock: Path | None  # None for a run without one
     stack: dict[str, Any]  # stack.toml
+    timeout: float  # seconds that a step may take
     failure: Failure | None = None  # the known failure that the step is about
     gpu_peak: PeakMemory | None = None  # of this rank's GPU; None on a CPU, and where torch does not know which one it is
 

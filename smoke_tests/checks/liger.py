@@ -1,11 +1,13 @@
 """Liger's kernels, in place of transformers' modules, train as those do."""
 
-import ast
 import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
 import inspect
+import json
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,37 +16,58 @@ from typing import Any
 
 import torch
 
+from smoke_tests import families
 from smoke_tests.checks import loading, training
 from smoke_tests.checks.attention import GRADIENT_TOLERANCE, LOSS_TOLERANCE
 from smoke_tests.checks.context import RankContext, TrainingState
-from smoke_tests.outcome import Outcome, judged
+from smoke_tests.outcome import Outcome, judged, one_line
 
-PACKAGE = "liger_kernel"
-# Of liger_kernel.transformers.monkey_patch: model_type of a config -> the function that patches the classes of transformers.
-_TABLE = "MODEL_TYPE_TO_APPLY_LIGER_FN"
-
-
-def model_types() -> list[str]:
-    """Return the model types that the installed package has kernels for; none without it. Imports none of it."""
-    found = importlib.util.find_spec(PACKAGE)
-    file = Path(str(found.origin)).parent / "transformers" / "monkey_patch.py" if found and found.origin else None
-    if not file or not file.is_file():
-        return []
-    for node in ast.parse(file.read_text("utf-8")).body:
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
-            names = [target.id for target in node.targets if isinstance(target, ast.Name)]
-            if names == [_TABLE]:
-                return [key.value for key in node.value.keys if isinstance(key, ast.Constant) and isinstance(key.value, str)]
-    return []
+_ANSWER = "liger: "  # before what the process below prints
+_APPLY = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from smoke_tests.checks import liger
+liger.try_to_apply(sys.argv[2])
+"""
+_APPLY_DEADLINE = 120.0  # seconds; it imports torch and transformers
 
 
-def why_not(model_type: str) -> str:
-    """Return why there is nothing to check for models of this type, "" where there is."""
-    if importlib.util.find_spec(PACKAGE) is None:
-        return "liger-kernel is not installed"
-    if model_type not in model_types():
-        return f"liger-kernel {importlib.metadata.version('liger-kernel')} has no kernels for {model_type}"
+def problem_when_applied(model_type: str) -> str:
+    """Return why the kernels cannot be applied to a model of this type, "" where they can.
+
+    A process of its own applies them, without a GPU: some releases raise ImportError when they do, and others replace nothing,
+    with the transformers that is installed.
+    """
+    if problem := _applied_elsewhere(model_type):
+        versions = (f"{name} {importlib.metadata.version(name)}" for name in ("liger-kernel", "transformers"))
+        return f"{' does not work with '.join(versions)}: {problem}"
     return ""
+
+
+def _applied_elsewhere(model_type: str) -> str:
+    """Return what goes wrong when a new process applies the kernels, in one line, "" for nothing."""
+    place = str(Path(__file__).parents[2])
+    command = [sys.executable, "-c", _APPLY, json.dumps([place, *sys.path]), model_type]
+    environ = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    try:
+        ended = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=_APPLY_DEADLINE)
+    except subprocess.TimeoutExpired:
+        return f"it was not applied within {_APPLY_DEADLINE:.0f} s"
+    said = [line for line in ended.stdout.splitlines() if line.startswith(_ANSWER)]
+    return said[-1].removeprefix(_ANSWER) if said else f"Python ended with {ended.returncode} when it was applied"
+
+
+def try_to_apply(model_type: str) -> None:
+    """Apply the kernels to the class of this model type, and print what goes wrong, for `_applied_elsewhere`."""
+    import transformers
+
+    problem = ""
+    try:
+        with applied(getattr(transformers, families.get(model_type).model_class)):
+            pass
+    except Exception as error:  # noqa: BLE001 - any error says that the kernels cannot be used
+        problem = one_line(error)
+    print(f"{_ANSWER}{problem}", flush=True)
 
 
 @contextlib.contextmanager

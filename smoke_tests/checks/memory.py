@@ -14,8 +14,8 @@ from smoke_tests.outcome import Outcome, judged
 
 def memory(context: RankContext, state: TrainingState) -> Outcome:
     """Check that this rank holds its share of parameters (ZeRO-3), gradients and optimizer state; report its peak memory."""
-    problems = _stage_problems(context, state) + loading.partition_problems(context, state.model)
-    shares, unshared = _shares(context, state)
+    problems = stage_problems(context, state) + loading.partition_problems(context, state.model)
+    shares, unshared = share_problems(context, state)
     problems += unshared
     parameters = list(state.model.parameters())
     held = sum(getattr(p, "ds_tensor", p).numel() + (p.numel() if hasattr(p, "ds_tensor") else 0) for p in parameters)
@@ -25,17 +25,18 @@ def memory(context: RankContext, state: TrainingState) -> Outcome:
     return judged(problems, detail, peaks=peaks, peak_bytes=next(iter(peaks.values())), elements=held)
 
 
-def _stage_problems(context: RankContext, state: TrainingState) -> list[str]:
+def stage_problems(context: RankContext, state: TrainingState) -> list[str]:
     """Return how the engine's own ZeRO stage differs from the one under test."""
     found = int(state.engine.zero_optimization_stage())
     return [] if found == context.stage else [f"expected ZeRO stage {context.stage}, the engine runs {found}"]
 
 
-def _shares(context: RankContext, state: TrainingState) -> tuple[str, list[str]]:
+def share_problems(context: RankContext, state: TrainingState, straddling: int = 0) -> tuple[str, list[str]]:
     """Return the elements of gradients, masters and moments that this rank holds in words, and what is not a share.
 
     Both stages partition them: a rank holds one part in `world_size`, with the padding of each partition, and all ranks
-    together hold every element. ZeRO-1 keeps whole gradients, and without ZeRO everything is whole.
+    together hold every element. ZeRO-1 keeps whole gradients, and without ZeRO everything is whole. A rank may also hold
+    `straddling` elements: of tensors that lie across the borders of its partition, where those are kept whole.
     """
     parameters = list(state.model.parameters())
     whole = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in parameters)
@@ -46,7 +47,7 @@ def _shares(context: RankContext, state: TrainingState) -> tuple[str, list[str]]
         padding = 2 * (len(parameters) + 2 * context.world_size)
         together = torch.tensor([found], dtype=torch.float64, device=context.torch_device)
         dist.all_reduce(together)
-        if found > of_all / context.world_size + padding:
+        if found > of_all / context.world_size + padding + straddling:
             problems.append(f"{found:,} {what} elements held, a rank's share of {of_all:,} is {of_all // context.world_size:,}")
         elif together.item() < of_all:
             problems.append(f"{int(together.item()):,} {what} elements held on all ranks, expected {of_all:,}")
@@ -59,6 +60,19 @@ def gradient_elements(engine: Any) -> int:
     for of_group in (getattr(engine.optimizer, "averaged_gradients", None) or {}).values():
         kept += [of_group] if isinstance(of_group, torch.Tensor) else (of_group or [])
     return sum(gradient.numel() for gradient in kept if gradient is not None)
+
+
+def accumulated_elements(engine: Any) -> int:
+    """Return how many gradient elements this rank holds between the micro-batches of a step.
+
+    From 0.19 on, DeepSpeed keeps whole tensors for its partition until the step, and refers to one of them in several places.
+    """
+    parameters = list(engine.module.parameters())
+    kept = [getattr(parameter, name, None) for parameter in parameters for name in ("grad", "grad_accum")]
+    for name in ("averaged_gradients", "all_grad_tensors"):
+        for of_group in (getattr(engine.optimizer, name, None) or {}).values():
+            kept += [of_group] if isinstance(of_group, torch.Tensor) else (of_group or [])
+    return sum({tensor.data_ptr(): tensor.numel() for tensor in kept if tensor is not None}.values())
 
 
 def optimizer_elements(engine: Any) -> tuple[int, int]:

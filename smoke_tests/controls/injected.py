@@ -6,6 +6,7 @@ matter, a slim one with a narrow vision tower. All are in fp32, so that one flip
 """
 
 import contextlib
+import dataclasses
 import logging
 import re
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from smoke_tests.checks import loading
+from smoke_tests.checks import loading, memory, training
 from smoke_tests.checks.context import RankContext, TrainingState
 from smoke_tests.fixtures import damage
 from smoke_tests.outcome import Outcome, failed, one_line, passed
@@ -188,3 +189,53 @@ def gloo_race(context: RankContext, state: TrainingState) -> Outcome:
         if wrong.item():
             return passed(f"detected at try {attempt}: {own} tensors silently wrong on this rank, {int(wrong.item())} in all")
     return failed(f"not detected in {RACE_TRIES} tries; where the race is fixed, set gloo_race = 'fixed' in stack.toml")
+
+
+def zero1_in_place_of_zero2(context: RankContext, state: TrainingState) -> Outcome:
+    """Run ZeRO-1 in place of ZeRO-2: between the micro-batches of a step every rank then holds all gradients."""
+    return _of_another_stage(context, state, 1, ("gradient",))
+
+
+def no_zero(context: RankContext, state: TrainingState) -> Outcome:
+    """Run without ZeRO in place of ZeRO-2: every rank then holds all gradients, master weights and moments."""
+    return _of_another_stage(context, state, 0, ("gradient", "master", "moment"))
+
+
+def _of_another_stage(context: RankContext, state: TrainingState, stage: int, whole: tuple[str, ...]) -> Outcome:
+    """Train with ZeRO `stage`; what the check `memory` looks at must show it, and that what is `whole` is no share.
+
+    The stage under test is trained in the same way first, and must show nothing: else anything would be taken for a fault.
+    """
+    if said := _stage_problems(context, state, context.stage):
+        return failed(f"expected no difference under ZeRO-{context.stage}, found {'; '.join(said)}")
+    admitted, *said = _stage_problems(context, state, stage) or [""]
+    missed = [what for what in whole if not any(f" {what} elements held, a rank's share of " in text for text in said)]
+    if str(stage) in admitted and not missed and len(said) == len(whole):
+        return passed(f"detected: {'; '.join([admitted, *said])}")
+    return failed(
+        f"not detected: {', '.join(missed) or 'the stage'}; found {'; '.join(filter(None, [admitted, *said])) or 'nothing'}"
+    )
+
+
+def _stage_problems(context: RankContext, state: TrainingState, stage: int) -> list[str]:
+    """Do a step of two micro-batches with ZeRO `stage`, and return what is not as under the stage under test.
+
+    ZeRO-1 and ZeRO-2 hold the same when the last backward pass of a step is over, so gradients are counted after the first.
+    """
+    state.clear()
+    slim = dataclasses.replace(context, source=context.workspace.slim)
+    state.model = loading.ready_model(slim, slim.source)
+    config = slim.engine_config()
+    config |= {"gradient_accumulation_steps": 2, "train_batch_size": 2 * context.world_size}
+    config["zero_optimization"] |= {"stage": stage}
+    training.start_engine(slim, state, config)
+    sample = training.own_sample(slim)
+    for micro_batch in range(2):
+        state.engine.backward(state.engine(**sample).loss)
+        if not micro_batch:
+            state.gradient_elements = memory.accumulated_elements(state.engine)
+        state.engine.step()
+    # A partition has two borders, but for the first and the last.
+    sizes = sorted((parameter.numel() for parameter in state.model.parameters()), reverse=True)
+    _shares, problems = memory.share_problems(slim, state, sum(sizes[: min(2, context.world_size - 1)]))
+    return memory.stage_problems(slim, state) + problems

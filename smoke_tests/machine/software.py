@@ -1,5 +1,6 @@
 """What is installed for the Python that runs, and what compiles for it: torch, DeepSpeed, nvcc, a C compiler."""
 
+import ast
 import importlib.metadata
 import importlib.util
 import os
@@ -15,6 +16,9 @@ from smoke_tests.machine.finding import Finding, ok
 
 # The first DeepSpeed whose import does not ask for nvcc (its PR 8216); the same releases import no triton kernels.
 IMPORTS_WITHOUT_NVCC = "0.19.8"
+LIGER = "liger_kernel"
+# Of liger_kernel.transformers.monkey_patch: model_type of a config -> the function that patches the classes of transformers.
+_LIGER_TABLE = "MODEL_TYPE_TO_APPLY_LIGER_FN"
 _COMPILE_DEADLINE = 30.0  # seconds
 _NVCC_DEADLINE = 10.0
 
@@ -196,3 +200,33 @@ def op_builder(software: Software) -> Iterator[Finding]:
         yield Finding(
             "warn", f"not found, and DeepSpeed {software.deepspeed} imports it to compile an op", "setuptools", "install it"
         )
+
+
+def missing_for_ops() -> list[str]:
+    """Return what is missing here to compile DeepSpeed's ops for the CPU."""
+    compiler = os.environ.get("CXX", "c++")
+    missing = [] if shutil.which(compiler) else [f"a C++ compiler ({compiler})"]
+    return missing + [name for name in ("ninja", "setuptools") if importlib.util.find_spec(name) is None]
+
+
+def _liger_model_types() -> list[str]:
+    """Return the model types that the installed package has kernels for; none without it. Imports none of it."""
+    found = importlib.util.find_spec(LIGER)
+    file = Path(str(found.origin)).parent / "transformers" / "monkey_patch.py" if found and found.origin else None
+    if not file or not file.is_file():
+        return []
+    for node in ast.parse(file.read_text("utf-8")).body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
+            names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+            if names == [_LIGER_TABLE]:
+                return [key.value for key in node.value.keys if isinstance(key, ast.Constant) and isinstance(key.value, str)]
+    return []
+
+
+def no_liger(model_type: str) -> str:
+    """Return why there is nothing to check for models of this type, "" where there is."""
+    if importlib.util.find_spec(LIGER) is None:
+        return "liger-kernel is not installed"
+    if model_type not in _liger_model_types():
+        return f"liger-kernel {importlib.metadata.version('liger-kernel')} has no kernels for {model_type}"
+    return ""

@@ -5,6 +5,7 @@ import ctypes
 import multiprocessing.popen_fork
 import os
 import pickle
+import re
 import signal
 import socket
 import sys
@@ -33,8 +34,13 @@ with open(file, "rb") as brief:
 """
 # Seconds in which a killed process is gone, unless a driver holds it.
 STOP_PATIENCE = 10.0
-# How a rank ends that the kernel or a person ended, or a fault of native code; what gloo and NCCL detect ends in an abort.
-FOREIGN_ENDS = frozenset(-number for number in (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL))
+# What the C++ runtime prints when gloo or torch's NCCL process group throws in a thread of its own, which ends the process.
+# The signal does not show it: an abort may have any cause, and Python's dump of the threads after it may itself end in SIGSEGV.
+_COLLECTIVE_ERROR = re.compile(
+    rb"^terminate called after throwing an instance of '(gloo::\w+|c10::DistBackendError)'", re.MULTILINE
+)
+# The dump of the threads, which follows it in the log, is shorter.
+_LOG_END = 1 << 20
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -224,6 +230,17 @@ def state(process: int) -> str:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
         return ""
+
+
+def collective_error(log: Path) -> str:
+    """Return the class of the error that gloo or NCCL ended a process with, by the end of its log; empty where none did."""
+    try:
+        with log.open("rb") as stream:
+            stream.seek(max(0, stream.seek(0, os.SEEK_END) - _LOG_END))
+            found = _COLLECTIVE_ERROR.search(stream.read(_LOG_END))
+    except OSError:
+        return ""
+    return found[1].decode() if found else ""
 
 
 def signal_name(code: int) -> str:

@@ -20,6 +20,7 @@ from smoke_tests.plan import Step
 from smoke_tests.ranks.brief import Brief
 from smoke_tests.ranks.channel import Begin, Bye, Channel, End, Fatal
 from smoke_tests.ranks.processes import die_with_parent, log_to
+from smoke_tests.ranks.recorder import Recorder
 from smokehouse_loader import zero
 
 # Collectives time out this many seconds after the supervisor does: the supervisor sees the whole job, and requests stacks.
@@ -71,6 +72,8 @@ def _context(brief: Brief, rank: int) -> RankContext:
     if brief.job.stage is not None:
         runtime.import_deepspeed(brief.device)
     if brief.job.distributed:
+        with contextlib.suppress(OSError):  # it names what hangs, and is no condition of a run
+            Recorder(brief.workspace.collectives(brief.job.name, rank)).install()
         runtime.init_distributed(leg.backend, brief.timeout + COLLECTIVE_MARGIN)
     from transformers.utils import logging
 
@@ -88,6 +91,7 @@ def _context(brief: Brief, rank: int) -> RankContext:
         workspace=workspace,
         lock=brief.lock,
         stack=brief.stack,
+        timeout=brief.timeout,
         gpu_peak=PeakMemory(uuid).start() if brief.device == "cuda" and (uuid := runtime.gpu_uuid()) else None,
     )
 
@@ -96,7 +100,9 @@ def _perform(step: Step, given: RankContext, state: TrainingState) -> Outcome:
     """Run one step, with the gloo race's workaround and a live `HfDeepSpeedConfig` where it has them."""
     if not step.continues:
         state.clear()
-    context = dataclasses.replace(given, dtype=step.dtype or given.dtype, failure=step.failure)
+    context = dataclasses.replace(
+        given, dtype=dtype_of(step.precision) if step.precision else given.dtype, failure=step.failure
+    )
     with contextlib.ExitStack() as stack:
         if context.stage and step.workaround:
             stack.enter_context(zero.safe_gathers())

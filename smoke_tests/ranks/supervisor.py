@@ -13,7 +13,7 @@ from pathlib import Path
 
 from smoke_tests.outcome import Outcome, failed, known_issue, passed
 from smoke_tests.plan import Job
-from smoke_tests.ranks import channel, processes
+from smoke_tests.ranks import channel, processes, recorder
 from smoke_tests.ranks.brief import Brief
 from smoke_tests.ranks.channel import Begin, Bye, End, Exit, Fatal, Hello, ProtocolError, Received, Receiver, StackLine
 from smoke_tests.ranks.progress import RankProgress, RunningJob, innermost_frames
@@ -181,10 +181,12 @@ class Supervisor:
         if running.may_end():
             # Ranks that die after the first were ended by the agent, or by the loss of their peer.
             earlier, running.cause = running.cause, running.cause or f"rank {first.number} was {how}"
-            running.foreign = running.foreign or (not earlier and first.exit_code in processes.FOREIGN_ENDS)
+            thrown = "" if earlier else processes.collective_error(self._log(running, first))
+            running.foreign = running.foreign or not (earlier or thrown)
+            died = f"dies of {thrown}: {how}" if thrown else f"dies: {how}"
             for rank in dead:
                 cause = rank is first and not earlier
-                self._conclude(running, rank, f"dies: {how}" if cause else f"ended after {running.cause}")
+                self._conclude(running, rank, died if cause else f"ended after {running.cause}")
             running.ending = running.ending or time.monotonic() + GRACE
             return
         self.fatal = f"{sentence}; log: {self._log(running, first)}"
@@ -202,6 +204,7 @@ class Supervisor:
         stopped = {rank.number for rank in hung if rank.pid and processes.state(rank.pid) == "T"}
         for rank in hung:
             rank.done = True  # what it sends once it is woken for its stack is no outcome
+        waits = self._collectives(running)  # before a stopped rank is woken, and goes on
         self._request_stacks(hung)
         sentences = []
         for rank in hung:
@@ -211,9 +214,9 @@ class Supervisor:
             self._save_stack(running, rank)
         running.foreign = running.foreign or bool(stopped)
         for rank, sentence in zip(hung, sentences, strict=True):
-            self._conclude(running, rank, f"hangs: {sentence}" if expected else sentence)
+            self._conclude(running, rank, (f"hangs: {sentence}" if expected else sentence) + waits)
         if not expected:
-            self.fatal = "; ".join(sentences) + f"; logs: {self._brief.logs / running.job.name}"
+            self.fatal = "; ".join(sentences) + f"{waits}; logs: {self._brief.logs / running.job.name}"
             for rank in running.ranks:
                 if not rank.done:
                     self._conclude(running, rank, f"ended because {sentences[0]}")
@@ -247,6 +250,17 @@ class Supervisor:
     def _save_stack(self, running: RunningJob, rank: RankProgress) -> None:
         with contextlib.suppress(OSError):  # its first frames are in the message
             self._log(running, rank).with_suffix(".stack").write_text("\n".join(rank.stack) + "\n")
+
+    def _collectives(self, running: RunningJob) -> str:
+        """Save which collectives each rank entered last, and return in words which of them is the one that hangs."""
+        entries = {}
+        for rank in running.ranks:
+            entries[rank.number] = recorder.read(self._brief.workspace.collectives(running.job.name, rank.number))
+            lines = [f"{entry.state} {entry.number} {entry.group} {entry}\n" for entry in entries[rank.number]]
+            with contextlib.suppress(OSError):  # the one that hangs is in the message
+                self._log(running, rank).with_suffix(".collectives").write_text("".join(lines))
+        said = recorder.explain(entries)
+        return f"; collective: {said}" if said else ""
 
     def _log(self, running: RunningJob, rank: RankProgress) -> Path:
         return self._brief.logs / running.job.name / f"rank{rank.number}.log"

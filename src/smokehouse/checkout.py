@@ -134,6 +134,10 @@ class Checkout:
         """Return the page about `name`, whether it exists or not."""
         return self.report(name).with_suffix(".md")
 
+    def audit(self, name: str) -> Path:
+        """Return the result of an audit of `name` that is committed, of the Debian base for "", whether it exists or not."""
+        return (self._owner(name) if name else self.root) / "docs" / "audits" / f"{name or '_base'}.json"
+
     def tools_lock(self) -> Path:
         """Return the file that locks the builder's own tools."""
         return self.root / "lockfiles" / "tools.txt"

@@ -73,7 +73,7 @@ def test_every_step_runs_and_its_report_is_shown(machine: Machine) -> None:
         f"-m smoke_tests --here --device cuda --report {proof}",
     ]
     assert machine.calls()[2].startswith("-m smoke_tests --here --only trainer,")
-    assert machine.calls()[2].endswith(f"throughput --device cuda --report {more}")
+    assert machine.calls()[2].endswith(f"throughput,liger --device cuda --report {more}")
     assert "this is proof" in (machine.out / "proof.log").read_text()
     summary = (machine.out / "summary.md").read_text()
     assert summary.startswith("# GPU run\n")

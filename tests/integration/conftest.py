@@ -87,6 +87,12 @@ def key_pair(folder: Path, environ: dict[str, str], name: str) -> None:
     subprocess.run(command, cwd=folder, env=environ, check=True, capture_output=True, timeout=60)
 
 
+def add_planner(root: Path, checkout: TestCheckout) -> None:
+    """Add the smoke tests of this repository to a checkout, but for those that its own `__main__` replaces."""
+    unwanted = shutil.ignore_patterns("__main__.py", "machine", "__pycache__")
+    shutil.copytree(root / "smoke_tests", checkout.root / "smoke_tests", ignore=unwanted, dirs_exist_ok=True)
+
+
 @dataclass(frozen=True)
 class Made:
     """An assembled image of tiny, its checkout, and the SHA-256 of its lock.json."""
@@ -107,8 +113,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         fixtures = [request.getfixturevalue(name) for name in ("checkout", "root", "mmdebstrap")]
         tiny = locked_tiny(fixtures[0], fixtures[1], None, fixtures[2])
         folder = tmp_path_factory.mktemp("made")
-        schema = Path("smoke_tests", "report.schema.json")
-        shutil.copy(request.getfixturevalue("root") / schema, tiny.root / schema)
+        add_planner(request.getfixturevalue("root"), tiny)
         real.run(tiny, "build", "tiny", "--output", f"oci:{folder / 'layout'}")
         shutil.copytree(tiny.root, folder / "checkout", symlinks=True)
         checkout = TestCheckout(

@@ -1,6 +1,15 @@
 """Reports of smoke tests that were never run."""
 
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
+
+from smokehouse.storage.files import hashed
 
 
 def report(digest: str, locked: str, **changes: Any) -> dict[str, Any]:
@@ -29,6 +38,50 @@ def report(digest: str, locked: str, **changes: Any) -> dict[str, Any]:
         **changes,
     }
     return {name: value for name, value in made.items() if value is not None}
+
+
+def complete(root: Path, checkout: Path, digest: str, name: str = "tiny", **changes: Any) -> dict[str, Any]:
+    """A report with all that the plan in `root` makes for an environment of `checkout`, of a run in an image an hour ago."""
+    folder = checkout / "lockfiles" / name
+    locked = json.loads((folder / "lock.json").read_text())
+    [python] = [package["version"] for package in locked["conda"] if package["name"] == "python"]
+    stack = tomllib.loads((checkout / "environments" / name / "stack.toml").read_text())
+    versions: dict[str, str | None] = {package["name"]: package["version"] for package in locked["pip"]}
+    versions = {package: versions[package] for package in ("torch", "transformers", "deepspeed") if package in versions}
+    versions |= {"python": python, "cuda": stack["cuda"]["version"] if "torch" in versions else None}
+    legs = [{"name": "gloo x2", "backend": "gloo", "world_size": 2, "gpus": 0}]
+    request = {
+        "device": "cpu",
+        "legs": legs,
+        "expectations": stack["expectations"],
+        "family": stack["model"]["family"],
+    }
+    ended = subprocess.run(
+        [sys.executable, "-m", "smoke_tests.expected"],
+        input=json.dumps(request),
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root / "src")},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    checks = []
+    for planned in json.loads(ended.stdout)["checks"]:
+        verdict = "known-issue" if planned["known_issue"] else "passed"
+        made = check(planned["name"], planned["kind"], planned["zero_stage"], verdict)
+        checks.append(made | {"ranks": [made["ranks"][0] | {"rank": rank} for rank in range(planned["ranks"])]})
+    return report(
+        digest,
+        hashed(folder / "lock.json"),
+        lock={**locked["files"], "lock.json": hashed(folder / "lock.json")},
+        legs=legs,
+        environment=name,
+        versions=versions,
+        started=(datetime.now(UTC) - timedelta(hours=1)).isoformat(timespec="seconds"),
+        checks=checks,
+        **changes,
+    )
 
 
 def check(name: str, kind: str, stage: int | None = None, verdict: str = "passed") -> dict[str, Any]:

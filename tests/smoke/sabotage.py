@@ -7,6 +7,7 @@ imported here before the smoke tests can set it.
 """
 
 import contextlib
+import ctypes
 import dataclasses
 import errno
 import functools
@@ -35,6 +36,7 @@ from smoke_tests.checks import (
     installed,
     kernels,
     loading,
+    memory,
     mixed_modality,
     offload,
     overlap,
@@ -138,6 +140,40 @@ def collectives() -> None:
             yield
 
     during(collectives_checks, "collectives", fault, rank=1)
+
+
+@sabotage
+def skipped_collective() -> None:
+    """Have rank 1 skip a collective, and go on to the next."""
+
+    @contextlib.contextmanager
+    def fault(*_: Any) -> Iterator[None]:
+        timed, skipped = collectives_checks._timed, iter([1.0])
+
+        def skip(*args: Any) -> float:
+            return next(skipped, 0.0) or timed(*args)
+
+        with patch.object(collectives_checks, "_timed", skip):
+            yield
+
+    during(collectives_checks, "collectives", fault, rank=1)
+
+
+@sabotage
+def stops_itself() -> None:
+    """Stop rank 1 between two collectives of a training step."""
+
+    @contextlib.contextmanager
+    def fault(*_: Any) -> Iterator[None]:
+        import torch.distributed as dist
+
+        def stop(_: Any, *args: Any, **kwargs: Any) -> None:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+        with wrapped(dist, "all_reduce", stop):
+            yield
+
+    during(training, "train", fault, rank=1)
 
 
 @sabotage
@@ -284,6 +320,25 @@ def no_zero() -> None:
 
 
 @sabotage
+def no_other_stage() -> None:
+    """Have the controls of ZeRO's stage run the stage under test."""
+    original = injected._stage_problems
+    injected._stage_problems = lambda context, state, stage: original(context, state, context.stage)
+
+
+@sabotage
+def blind_shares() -> None:
+    """Find a share in whatever a rank holds."""
+    memory.share_problems = lambda *_: ("", [])
+
+
+@sabotage
+def blamed_shares() -> None:
+    """Find no share in whatever a rank holds."""
+    memory.share_problems = lambda *_: ("", ["7 gradient elements held, a rank's share of 6 is 3"])
+
+
+@sabotage
 def lost_gradient() -> None:
     """Lose the gradient of the last rank: its loss is right, and what it adds to the sum is 0."""
 
@@ -313,7 +368,7 @@ def fast_learning() -> None:
 @sabotage
 def main_runs_in_bf16() -> None:
     """Run everything in bf16, as on a GPU. Breaks nothing."""
-    runtime.PRECISION["cpu"] = "bf16"
+    legs.PRECISION["cpu"] = "bf16"
 
 
 @sabotage
@@ -465,6 +520,26 @@ def stopped_text_rank() -> None:
 def killed_text_rank() -> None:
     """Kill the rank with text only, as the kernel does where memory is short."""
     _signalled((mixed_modality, "text_only_ranks"), signal.SIGKILL, 1)
+
+
+@sabotage
+def aborted_text_rank() -> None:
+    """Abort the rank with text only, as an assertion in native code does."""
+    _signalled((mixed_modality, "text_only_ranks"), signal.SIGABRT, 1)
+
+
+@sabotage
+def broken_abort() -> None:
+    """Have the handler of SIGABRT crash in the rank with text only, as Python's dump of running threads does at times."""
+
+    @contextlib.contextmanager
+    def fault(*_: Any) -> Iterator[None]:
+        libc = ctypes.CDLL(None)
+        libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+        libc.signal(signal.SIGABRT, 0xBAD)  # no code is there
+        yield
+
+    during(mixed_modality, "text_only_ranks", fault, rank=1)
 
 
 @sabotage
@@ -821,7 +896,7 @@ def longer_steps() -> None:
 @sabotage
 def impatient() -> None:
     """Give compilers a second, as a machine that is too busy does."""
-    offload.COMPILE_DEADLINE = 1.0
+    offload.COMPILE_SHARE = 0.01
 
 
 @sabotage

@@ -122,10 +122,33 @@ def test_rank_that_is_stopped(smoke: Starter) -> None:
     stack = rf"at {frame}( < {frame})*"
     waits, stops = (f"zero-3 / {running.reached('zero3', rank)} for [56] s, {stack}" for rank in (0, 1))
     logs = re.escape(str(ended.folder / "logs" / "zero3"))
-    assert_fatal(ended, rf"rank 0 hangs in {waits}; rank 1 is stopped \(SIGSTOP\) in {stops}; logs: {logs}")
+    which = r"(; collective: [^;]+(; not arrived [^;]+)?)?"
+    assert_fatal(ended, rf"rank 0 hangs in {waits}; rank 1 is stopped \(SIGSTOP\) in {stops}{which}; logs: {logs}")
     for rank in (0, 1):
         whole = (ended.folder / "logs" / "zero3" / f"rank{rank}.stack").read_text()
         assert re.search(r"smoke_tests/checks/\w+\.py\W.* in \w+$", whole, re.MULTILINE)
+
+
+def test_rank_that_is_stopped_before_a_collective(smoke: Starter) -> None:
+    """The one that hangs, and who has not arrived, is in the printed line, in the report and in the logs."""
+    ended = smoke.run("--zero", "2", "--only", "train", "--timeout", "8", sabotage=("stops_itself",))
+    collective = r"\w+ of float32\[\d+\], number \d+ of [^;]+: arrived rank 0; not arrived rank 1 \(last: number \d+, .+\)"
+    place = r"in zero-2 / train for \d+ s, at [^;]+"
+    waits = rf"rank 0 hangs {place}; rank 1 is stopped \(SIGSTOP\) {place}"
+    assert_fatal(ended, rf"{waits}; collective: {collective}; logs: \S+")
+    for rank in ended.found("train", 2)["ranks"]:
+        assert re.search(rf"; collective: {collective}$", rank["detail"])
+    entered = [(ended.folder / "logs" / "zero2" / f"rank{rank}.collectives").read_text().splitlines() for rank in (0, 1)]
+    assert entered[0][-1].startswith("w ")
+    assert [line[2:] for line in entered[0][:-1]] == [line[2:] for line in entered[1]]
+
+
+def test_rank_that_skips_a_collective(smoke: Starter) -> None:
+    """Both ranks hang, each in another collective."""
+    ended = smoke.run("--zero", "2", "--only", "collectives", "--timeout", "10", sabotage=("skipped_collective",))
+    differ = r"rank 0 entered all_reduce of bfloat16\[\d+\], rank 1 entered all_gather_into_tensor of bfloat16\[\d+\]"
+    assert ended.code == 1
+    assert re.search(rf"; collective: ranks run different collectives: as number \d+ of [^;]+ {differ}; logs: ", ended.stderr)
 
 
 # the run itself
@@ -144,7 +167,8 @@ def test_second_run_on_the_same_report(smoke: Starter) -> None:
     first = smoke.start("--zero", "2")
     first.wait_until((first.folder / "logs").is_dir)
     said = refused_by_tools(smoke, report=first.folder)
-    assert said == f"{first.folder}: in use by another smoke run; wait for it or give another --report"
+    holder = f"process {first.process.pid} on {socket.gethostname()}"
+    assert said == f"{first.folder}: in use by {holder}; wait for it or give another --report"
     assert (first.folder / "logs").is_dir()
     assert list(first.folder.glob("work-*"))
 

@@ -4,6 +4,7 @@ The kernels themselves run on a GPU alone.
 """
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from smoke_tests import plan
 from smoke_tests.legs import Leg
 
 expectations = {"gloo_race": "fixed", "later_key_layout": "whole"}
-made = plan.make((2, 3), (Leg("nccl", 2, 2),), sys.argv[1], expectations, "qwen2_5_vl")
+made = plan.make((2, 3), (Leg("nccl", 2, 2),), sys.argv[1], expectations, "qwen2_5_vl", apply_liger=True)
 jobs = [job.stage for job in made.jobs for step in job.steps if step.name == "liger"]
 print(json.dumps([jobs, [entry.reason for entry in made.not_run if entry.name == "liger"]]))
 """
@@ -74,12 +75,15 @@ def planned(lasting: Starter, device: str, *folders: Path, before: str = "") -> 
     return found
 
 
-def package(folder: Path, types: str) -> Path:
-    """Write a liger_kernel 9.9 that has kernels for the model types in `types`, and fails when it is imported."""
+def package(folder: Path, types: str, apply: str) -> Path:
+    """Write a liger_kernel 9.9 that has kernels for the model types in `types`, and does `apply` to apply them."""
     patches = folder / "liger_kernel" / "transformers" / "monkey_patch.py"
     patches.parent.mkdir(parents=True)
-    patches.write_text(f"raise RuntimeError\nMODEL_TYPE_TO_APPLY_LIGER_FN = {{{types}}}\n")
-    (folder / "liger_kernel" / "__init__.py").write_text("raise RuntimeError\n")
+    body = "\n    ".join(["from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl", apply])
+    table = f"MODEL_TYPE_TO_APPLY_LIGER_FN = {{{types}}}"
+    patches.write_text(f"{table}\ndef _apply_liger_kernel(model_type):\n    {body}\n")
+    for init in (folder / "liger_kernel", patches.parent):
+        (init / "__init__.py").write_text("")
     info = folder / "liger_kernel-9.9.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: liger-kernel\nVersion: 9.9\n")
@@ -95,17 +99,36 @@ def test_without_the_package_it_is_not_run(lasting: Starter) -> None:
     assert planned(lasting, "cuda", before=WITHOUT) == [[], ["liger-kernel is not installed"]]
 
 
+ALL = '"qwen2_vl": 1, "qwen2_5_vl": 2'
+REPLACED = "modeling_qwen2_5_vl.Qwen2RMSNorm = dict"
+
+
 @pytest.mark.parametrize(
-    ("types", "found"),
+    ("types", "apply", "reason"),
     [
-        ('"qwen2_vl": 1, "qwen2_5_vl": 2', [[3, 2], []]),
-        ('"qwen2_vl": 1', [[], ["liger-kernel 9.9 has no kernels for qwen2_5_vl"]]),
+        (ALL, REPLACED, ""),
+        ('"qwen2_vl": 1', REPLACED, r"liger-kernel 9\.9 has no kernels for qwen2_5_vl"),
+        # As 0.8.5 does for this model.
+        (
+            *(ALL, "from transformers import NeverThere"),
+            r"liger-kernel 9\.9 does not work with transformers \S+: ImportError: cannot import name 'NeverThere' from .*",
+        ),
+        # As it does, with a warning, for versions of transformers that it does not know.
+        (
+            *(ALL, "return"),
+            r"liger-kernel 9\.9 does not work with transformers \S+: RuntimeError: .*: expected kernels .*, found none applied",
+        ),
+        (ALL, "import os; os._exit(7)", r"liger-kernel 9\.9 does not work .*: Python ended with 7 when it was applied"),
     ],
 )
-def test_it_is_planned_for_models_that_the_package_has_kernels_for(
-    lasting: Starter, tmp_path: Path, types: str, found: list[list[object]]
+def test_it_is_planned_where_its_kernels_can_be_applied(
+    lasting: Starter, tmp_path: Path, types: str, apply: str, reason: str
 ) -> None:
-    assert planned(lasting, "cuda", package(tmp_path, types)) == found
+    """Otherwise it is not run, with the reason that the package itself gives; it never fails for that."""
+    stages, reasons = planned(lasting, "cuda", package(tmp_path, types, apply))
+    assert stages == ([] if reason else [3, 2])
+    assert len(reasons) == bool(reason)
+    assert all(re.fullmatch(reason, str(said)) for said in reasons), reasons
 
 
 def test_kernels_are_applied_and_gone_afterwards(lasting: Starter) -> None:

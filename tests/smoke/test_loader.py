@@ -72,9 +72,14 @@ def test_smoke_tests_without_a_checkout_use_the_installed_loader(lasting: Starte
 
 
 def test_every_control_injects_a_known_failure(lasting: Starter) -> None:
-    """So that what a control should detect, its cause and its fix come from the table alone."""
+    """So that what a control should detect, its cause and its fix come from the table alone.
+
+    But for those that run another ZeRO stage than was configured, which is no failure of the stack.
+    """
     steps = [tuple(step) for step in json.loads(lasting.inside("-c", PLANS))]
     controls = {name: failure for kind, name, failure in steps if kind == "control"}
+    assert {name for name, failure in controls.items() if not failure} == {"ZeRO-1 in place of ZeRO-2", "no ZeRO"}
+    controls = {name: failure for name, failure in controls.items() if failure}
     assert len(controls) == 8
     assert {*controls.values()} <= {failure.name for failure in FAILURES}
     # What is fixed upstream is the failure of the control whose place the check takes.

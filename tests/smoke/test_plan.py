@@ -112,6 +112,7 @@ def test_job_comes_only_after_what_is_planned(lasting: Starter) -> None:
 # legs
 
 NEEDS_SEVERAL = {"collectives", "memory", "overlap_comm", "mixed modality", "mixed modality: dummy image"}
+NEEDS_SEVERAL |= {"ZeRO-1 in place of ZeRO-2", "no ZeRO"}
 NEEDS_SEVERAL_IN_PART = {"load", "generate", "train", "resume", "consolidated weights"}
 
 

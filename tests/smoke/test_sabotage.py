@@ -347,6 +347,7 @@ def test_mixed_modality_that_loads_for_long(smoke: Starter) -> None:
     [
         ("stopped_text_rank", r"rank 1 is stopped \(SIGSTOP\) in .*; expected no such end$"),
         ("killed_text_rank", r"dies: killed by signal 9 \(SIGKILL\); expected no such end$"),
+        ("aborted_text_rank", r"dies: killed by signal 6 \(SIGABRT\); expected no such end$"),
     ],
 )
 def test_mixed_modality_ended_from_outside(smoke: Starter, fault: str, how: str) -> None:
@@ -356,6 +357,14 @@ def test_mixed_modality_ended_from_outside(smoke: Starter, fault: str, how: str)
     entry = ended.found("mixed modality", 2)
     assert entry["verdict"] == "failed"
     assert re.search(how, entry["ranks"][1]["detail"])
+
+
+def test_mixed_modality_is_known_by_what_gloo_says(smoke: Starter) -> None:
+    """Whatever signal the process then ends by: gloo's error is the sign of the known issue."""
+    ended = smoke.run("--zero", "2", "--only", "mixed modality", sabotage=("broken_abort",))
+    entry = ended.found("mixed modality", 2)
+    assert entry["ranks"][1]["detail"] == "dies of gloo::EnforceNotMet: killed by signal 11 (SIGSEGV)"
+    assert (ended.code, entry["verdict"]) == (0, "known-issue")
 
 
 def test_wrong_shape_that_hangs_is_not_detected(smoke: Starter) -> None:
@@ -369,11 +378,12 @@ def test_wrong_shape_that_hangs_is_not_detected(smoke: Starter) -> None:
 
 def test_controls_without_their_failures(smoke: Starter) -> None:
     """What a control injects does not fail: each reports that it detected nothing, which fails the run."""
-    ended = smoke.run(sabotage=("no_damage", "no_seed_failure", "no_race"))
+    ended = smoke.run(sabotage=("no_damage", "no_seed_failure", "no_race", "no_other_stage"))
     both = {"missing key", "later key layout", "flipped bit", "truncated shard", "wrong shape"}
     controls: set[tuple[str, int | None]] = {(name, stage) for name in both for stage in (2, 3)}
     three = {("gloo race", 3), ("seed failure: load_state_dict", 3), ("seed failure: zero.Init", 3)}
-    assert_failures(ended, checks=set(), controls=controls | three)
+    two = {("ZeRO-1 in place of ZeRO-2", 2), ("no ZeRO", 2)}
+    assert_failures(ended, checks=set(), controls=controls | two | three)
 
     loaded = "not detected: the checkpoint loaded without an error"
     for stage in (2, 3):
@@ -389,6 +399,8 @@ def test_controls_without_their_failures(smoke: Starter) -> None:
         assert_failed(
             ended, "wrong shape", stage, BOTH, r"not detected: (the checkpoint loaded|loads) without an error", "control"
         )
+    for name, whole in {"ZeRO-1 in place of ZeRO-2": "gradient", "no ZeRO": "gradient, master, moment"}.items():
+        assert_failed(ended, name, 2, BOTH, f"^not detected: {whole}; found nothing$", "control")
     assert_failed(ended, "gloo race", 3, BOTH, "not detected in 3 tries", "control")
     race = BY_NAME["gloo-race"]
     assert ended.found("gloo race", 3, "control")["diagnosis"] == f"gloo-race: {race.cause} Fix: {race.cure}."
@@ -407,6 +419,25 @@ def test_blind_comparison_is_detected_by_the_controls(smoke: Starter) -> None:
     assert_failed(ended, "gloo race", 3, BOTH, "not detected in 3 tries", "control")
     # Rank 0 reads the shape from the file; on the others only the comparison could detect it.
     assert_failed(ended, "wrong shape", 3, (1,), r"not detected: loads without an error, wrong tensors \{\}", "control")
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (
+            "blind_shares",
+            r"^not detected: (gradient|gradient, master, moment); found expected ZeRO stage 2, the engine runs [01]$",
+        ),
+        ("blamed_shares", "^expected no difference under ZeRO-2, found 7 gradient elements held, a rank's share of 6 is 3$"),
+    ],
+)
+def test_share_that_is_not_counted_is_detected_by_the_controls(smoke: Starter, fault: str, said: str) -> None:
+    """An engine that admits another stage is no proof that what it holds was counted."""
+    names = ("ZeRO-1 in place of ZeRO-2", "no ZeRO")
+    ended = smoke.run("--zero", "2", "--only", ",".join(names), sabotage=(fault,))
+    assert_failures(ended, checks=set(), controls={(name, 2) for name in names})
+    for name in names:
+        assert_failed(ended, name, 2, BOTH, said, "control")
 
 
 INSTALLED = """

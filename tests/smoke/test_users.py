@@ -55,7 +55,7 @@ def with_ops(lasting: Starter, good: Ended, name: str, check: str, sabotage: str
     """Run one check with the ops that the good run compiled, and a sabotage."""
     folder = lasting.folder / name
     (folder / "logs").mkdir(parents=True)
-    (folder / ".lock").touch()
+    shutil.copy(good.folder / ".lock", folder)
     shutil.copytree(good.folder / "ops", folder / "ops")
     return lasting.run("--only", check, *SLOW, report=folder, sabotage=(sabotage,))
 
@@ -159,11 +159,51 @@ def test_compiler_that_fails(broken: Ended) -> None:
 
 
 def test_compiler_that_is_late(smoke: Starter) -> None:
-    """The run goes on without the ops, and no compiler is left."""
-    ended = smoke.run("--only", "cpu ops", sabotage=("impatient",))
+    """The run goes on without the ops, and no compiler is left. What it has follows --timeout."""
+    ended = smoke.run("--only", "cpu ops", "--timeout", "300", sabotage=("impatient",))
     assert ended.failures() == {("check", "cpu ops", None)}
-    assert_failed(ended, "cpu ops", None, (0,), r"^cpu_adam: not compiled within 1 s; ")
+    assert_failed(ended, "cpu ops", None, (0,), r"^cpu_adam: not compiled within 3 s; give --timeout more than 300$")
     assert not list((ended.folder / "ops").rglob("*.ready"))
+
+
+CACHES = """
+import json, os, pathlib, sys
+from types import SimpleNamespace
+import torch
+from smoke_tests.checks import offload
+from smoke_tests.workspace import Workspace
+
+context = SimpleNamespace(workspace=Workspace(pathlib.Path(sys.argv[1]) / "work"), device="cpu")
+cache = offload._cache(context)
+cache.mkdir(parents=True)
+(cache / "cpu_adam.ready").touch()
+found = {"unchanged": offload.ready(context, "cpu_adam")}
+other = pathlib.Path(sys.argv[1]) / "other-c++"
+other.write_text("#!/bin/sh\\necho other c++ 1.0\\n")
+other.chmod(0o755)
+for name, owner, attribute, value in (
+    ("torch's build", torch.version, "git_version", "0" * 40),
+    ("torch's place", torch, "__file__", "/elsewhere/torch/__init__.py"),
+    ("Python", sys, "version", "3.11.99"),
+    ("prefix", sys, "prefix", "/elsewhere"),
+):
+    kept = getattr(owner, attribute)
+    setattr(owner, attribute, value)
+    found[name] = offload.ready(context, "cpu_adam")
+    setattr(owner, attribute, kept)
+for name, variable, value in (("compiler", "CXX", str(other)), ("options", "CXXFLAGS", "-O0")):
+    os.environ[variable] = value
+    found[name] = offload.ready(context, "cpu_adam")
+    del os.environ[variable]
+found["as before"] = offload.ready(context, "cpu_adam")
+print(json.dumps(found))
+"""
+
+
+def test_ops_of_another_installation_are_not_used(lasting: Starter, tmp_path: Path) -> None:
+    found = json.loads(lasting.inside("-c", CACHES, str(tmp_path)).splitlines()[-1])
+    others = ("torch's build", "torch's place", "Python", "prefix", "compiler", "options")
+    assert found == {"unchanged": True, "as before": True} | dict.fromkeys(others, False)
 
 
 def test_offload(decayed: Ended) -> None:

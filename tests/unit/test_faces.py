@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-PACKAGES = ("images", "oci", "programs", "proofs", "runs", "storage")
+PACKAGES = ("audits", "images", "oci", "programs", "proofs", "runs", "storage")
 
 
 @pytest.mark.parametrize("package", PACKAGES)

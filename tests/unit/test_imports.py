@@ -10,6 +10,7 @@ import pytest
 FLOORS = (
     {"cli"},
     {"proofs", "pages"},
+    {"audits"},
     {"images", "runs"},
     {"installs"},
     {"locks"},

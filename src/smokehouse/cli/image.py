@@ -19,6 +19,7 @@ from smokehouse.cli.options import (
     SourceOption,
     WithOption,
 )
+from smokehouse.errors import UserError
 
 if TYPE_CHECKING:
     from smokehouse.proofs import Verification
@@ -83,18 +84,25 @@ def verify(
     bundle: Annotated[Path | None, typer.Option(metavar="DIR", help="Compare with this bundle.")] = None,
     channel: ChannelOption = None,
     key: Annotated[Path | None, typer.Option(metavar="FILE", help="Trusted public key.")] = None,
-    identity: Annotated[str, typer.Option(metavar="URL", help="Trusted identity for keyless signatures: a workflow.")] = "",
+    identity: Annotated[
+        str | None, typer.Option(metavar="URL", help="Trusted identity for keyless signatures: a workflow.")
+    ] = None,
     issuer: Annotated[str, typer.Option(metavar="URL", help="OIDC issuer of the identity.")] = GITHUB,
     trust_base: Annotated[bool, typer.Option("--trust-base", help="Take the Debian base from the image, unverified.")] = False,
     source: Annotated[str | None, typer.Option(metavar="URL", help="URL of the checkout that the labels must have.")] = None,
     added: WithOption = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Make an image again from this checkout's lock, compare the two by hash, and show what was proven of it."""
+    """Make an image again from this checkout's lock, compare the two by hash, and show what was proven of it.
+
+    With --key or --identity, an image without a valid statement by that signer does not pass.
+    """
     from smokehouse.installs import extra_wheels
     from smokehouse.proofs import Signer, VerifyOptions, verify_reference
 
-    signer = Signer(key, identity, issuer) if key or identity else None
+    if key is not None and identity is not None:
+        raise UserError("verify: expected --key or --identity, found both; specify who has to have signed")
+    signer = Signer(key, identity or "", issuer) if key is not None or identity is not None else None
     options = VerifyOptions(
         bundle, channel, signer, trust_base, tuple(extra_wheels.parse(text) for text in added or ()), source
     )
@@ -123,9 +131,14 @@ def _print_verification(verification: "Verification") -> None:
         print(f"layers   {len(verification.layers)}, made again here from the lock and compared by hash")
     for text in verification.claims:
         print(f"claim    {text}")
-    print(f"proven   {verification.proof or 'nothing: OCI layouts and engines have no statements'}")
+    print(f"proven   {verification.proof}")
     builds = f"what the lock builds{' with the wheels above' if verification.added else ''}"
-    print(f"VERIFIED  this is {builds}" if verification.passed else f"DIFFERENT  this is not {builds}")
+    if verification.differences:
+        print(f"DIFFERENT  this is not {builds}")
+    elif verification.proven is False:
+        print(f"NOT PROVEN  this is {builds}, but no valid statement by the trusted signer proves it")
+    else:
+        print(f"VERIFIED  this is {builds}")
 
 
 def publish(

@@ -4,12 +4,13 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
-from smokehouse.cli import catalog, docs, doctor, image, install, lock, smoke
+from smokehouse.cli import audit, catalog, docs, doctor, image, install, lock, smoke
 from smokehouse.console import STARTED_BY, as_typed, status
 from smokehouse.errors import UserError
 
@@ -24,6 +25,7 @@ VERBS: tuple[tuple[str, Callable[..., Any], tuple[str, ...]], ...] = (
     ("bundle", install.bundle, ("qwen2.5-vl", "/media/disk/bundle")),
     ("doctor", doctor.doctor, ("qwen2.5-vl-latest",)),
     ("sbom", catalog.sbom, ("qwen2.5-vl", "--format", "cyclonedx", "--output", "sbom.cdx.json")),
+    ("audit", audit.audit, ("qwen2.5-vl", "--database", "~/vulnerabilities")),
     ("lock", lock.lock, ("qwen2.5-vl", "--upgrade", "transformers", "--diff")),
     ("build", image.build, ("qwen2.5-vl", "--flavour", "devel", "--output", "oci:build/image")),
     ("verify", image.verify, ("ghcr.io/OWNER/qwen2.5-vl@sha256:…", "--key", "cosign.pub")),
@@ -97,7 +99,17 @@ def main() -> int:
     return code
 
 
+def share_certificates() -> None:
+    """Make every program and library that is started trust the same certificates: each reads another of these variables."""
+    names = ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE")
+    place = next((os.environ[name] for name in names if os.environ.get(name)), "")
+    if Path(place).is_file():
+        for name in names:
+            os.environ.setdefault(name, place)
+
+
 def _main() -> int:
+    share_certificates()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda received, _: sys.exit(128 + received))
     try:

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from smokehouse.errors import UserError, first_of, raise_all
+from smokehouse.storage import strict_json
 from smokehouse.storage.files import sha256
 
 _LARGEST = 1 << 20  # bytes; a definition is a page of text, and the parsers are not made for large files
@@ -98,12 +99,12 @@ def read_json(path: Path, name: str, model: type[M], remedy: str) -> tuple[M, st
     """
     try:
         data = path.read_bytes()
-        return model.model_validate_json(data), sha256(data)
+        return model.model_validate(strict_json.parse(data)), sha256(data)
     except FileNotFoundError:
         raise UserError(f"{name}: not found; {remedy}") from None
     except OSError as broken:
         raise UserError(f"{name}: cannot be read ({broken.strerror}); {remedy}") from None
-    except ValidationError as invalid:
+    except ValueError as invalid:
         raise UserError(f"{name}: {first_of(invalid)}; {remedy}") from None
 
 

@@ -13,7 +13,7 @@ from smokehouse.oci.layout import Image, Layout
 from smokehouse.oci.reference import Reference
 from smokehouse.oci.registry import Registry
 from smokehouse.programs import docker as engine
-from smokehouse.storage import files
+from smokehouse.storage import exclusive, files
 
 
 @contextmanager
@@ -34,12 +34,13 @@ def open_image(checkout: Checkout, text: str) -> Iterator[tuple[Image, Registry 
     registry = Registry(reference)
     # Kept until it is verified, so that an interrupted download can resume.
     downloaded = work_folder(checkout) / files.sha256(text)[:16]
-    layout = Layout(downloaded)
-    manifest = registry.pull(layout, only=True)
-    if not reference.digest:
-        status(f"resolved {text} to {reference.name}@{manifest.digest}")
-    yield layout.image(), registry
-    shutil.rmtree(downloaded, ignore_errors=True)
+    with exclusive(downloaded.with_name(f".{downloaded.name}.lock"), f"verifying {text}"):
+        layout = Layout(downloaded)
+        manifest = registry.pull(layout, only=True)
+        if not reference.digest:
+            status(f"resolved {text} to {reference.name}@{manifest.digest}")
+        yield layout.image(), registry
+        shutil.rmtree(downloaded, ignore_errors=True)
 
 
 def copy_from_engine(checkout: Checkout, reference: str, folder: Path) -> Image:

@@ -1,5 +1,8 @@
 """Make bundles."""
 
+import json
+import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,9 +14,14 @@ from smokehouse.installs.bundle import CONDA, LOCK, MANIFEST, WHEELS, Bundle, Bu
 from smokehouse.locks import LOCK_JSON, LockedEnvironment, LockedFile
 from smokehouse.storage import files
 from smokehouse.storage.disk import require_free_space
+from smokehouse.storage.download import is_whole
 from smokehouse.storage.folder_lock import exclusive
 
 _PYLOCK = "pylock.toml"
+# Of an unfinished call: the paths that it and earlier ones write. Nothing else is ever deleted.
+_RECORD = ".files.json"
+_LONGEST_RECORD = 8 << 20  # bytes
+_OWN_PATH = re.compile(rf"({LOCK}|{WHEELS}|{CONDA})(/[A-Za-z0-9_][A-Za-z0-9._!+-]*)+")
 
 
 def make(
@@ -48,6 +56,9 @@ def make(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with exclusive(folder.with_name(f".{folder.name}.lock"), f"bundling {locked.name}"):
         (folder / LOCK).mkdir(parents=True, exist_ok=True)
+        _require_own_names(folder, artefacts)
+        earlier = _recorded(folder)
+        files.write(folder / _RECORD, json.dumps(sorted({*earlier, *manifest.files})))
         (folder / MANIFEST).unlink(missing_ok=True)
         copied = _link(_reusable(folder, artefacts, reuse))
         size = sum(file.size for file in artefacts.values())
@@ -61,10 +72,10 @@ def make(
         fetch.fetch_conda(conda, folder / CONDA, channel or lock.channel_url)
         for path, text in texts.items():
             files.write(folder / path, text)
-        for file in _files(folder):
-            if str(file.relative_to(folder)) not in manifest.files:
-                file.unlink()
+        for path in earlier - manifest.files.keys():
+            _remove(folder, path)
         files.write(folder / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
+        (folder / _RECORD).unlink()
     status(f"bundled {locked.name} in {folder}")
     return bundle.read(folder, locked)
 
@@ -94,6 +105,42 @@ def _link(sources: Mapping[Path, Path]) -> dict[Path, Path]:
         except OSError:  # another file system, or one without hard links
             left[target] = source
     return left
+
+
+def _recorded(folder: Path) -> set[str]:
+    """Return the paths that an earlier call wrote: of the complete bundle that is there, and of calls that were interrupted."""
+    found: set[str] = set()
+    for name in (MANIFEST, _RECORD):
+        try:
+            with files.open_regular(folder / name) as file:
+                content = json.loads(file.read(_LONGEST_RECORD))
+            found |= {path for path in (content["files"] if name == MANIFEST else content) if _OWN_PATH.fullmatch(path)}
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            continue
+    return found
+
+
+def _require_own_names(folder: Path, artefacts: Mapping[str, LockedFile]) -> None:
+    """Raise UserError where a link leads to a folder in which another file has the name of an artefact: it is not replaced."""
+    for path, file in artefacts.items():
+        place = folder / path
+        if os.path.lexists(place) and not _is_inside(folder, path) and not is_whole(place, file.sha256):
+            raise UserError(
+                f"{place}: expected SHA-256 {file.sha256}, found another file in a linked folder; remove it or the link"
+            )
+
+
+def _is_inside(folder: Path, path: str) -> bool:
+    return (folder / path).parent.resolve() == folder.resolve() / Path(path).parent
+
+
+def _remove(folder: Path, path: str) -> None:
+    """Remove the file `path` of an earlier bundle, and its partial download, unless a link leads elsewhere."""
+    place = folder / path
+    if _is_inside(folder, path):
+        for file in (place, place.with_name(f"{place.name}.part")):
+            if file.is_symlink() or file.is_file():
+                file.unlink()
 
 
 def _files(folder: Path) -> list[Path]:

@@ -19,7 +19,17 @@ from smokehouse.installs import activation, conda_packages, loader, ops, pypi, s
 from smokehouse.installs.additions import Additions
 from smokehouse.installs.bundle import Bundle
 from smokehouse.installs.fetch import fetch_conda
-from smokehouse.installs.target import MARKER, PYPI_GROWTH, is_same, read_marker, require_own_folder, require_platform
+from smokehouse.installs.target import (
+    MARKER,
+    PYPI_GROWTH,
+    carry_over,
+    is_same,
+    others_in,
+    read_marker,
+    require_own_folder,
+    require_platform,
+    write_record,
+)
 from smokehouse.locks import LOCK_JSON, CondaPackage, LockedEnvironment
 from smokehouse.programs import uv
 from smokehouse.storage import files
@@ -70,12 +80,14 @@ def install(
     staging = folder.with_name(f".{folder.name}.partial")
     with exclusive(folder.with_name(f".{folder.name}.lock"), f"installing {name}") as descriptor:
         python = folder / "bin" / "python"
+        _finish(staging / "replaced", folder, locked)
         found = read_marker(folder)
         if is_same(found, marker) and not activation.problems(folder, locked, packages, marker):
             _install_loader(checkout, folder, locked, descriptor)
             return python
         require_own_folder(folder, name)
         shutil.rmtree(staging / "prefix", ignore_errors=True)
+        others = others_in(folder, locked.lock.python)
         earlier = _reusable(folder, found, marker, locked, packages)
         _check_machine(staging, locked, packages, reused=bool(earlier))
         if bundled:
@@ -103,13 +115,27 @@ def install(
         site_files.add(target, locked.lock.python, locked.cuda)
         activation.prepare(target, locked, used_as)
         pypi.require_complete(target, locked, packages, additions)
-        files.write(staging / "prefix" / MARKER, json.dumps(marker, indent=2) + "\n")
+        write_record(target, others if earlier else set())
+        files.write(target / MARKER, json.dumps(marker, indent=2) + "\n")
         if folder.exists():
             folder.rename(staging / "replaced")
-        (staging / "prefix").rename(folder)
+        target.rename(folder)
+        _finish(staging / "replaced", folder, locked)
         shutil.rmtree(staging)
         status(f"installed {name} in {time.monotonic() - began:.0f} s")
     return python
+
+
+def _finish(replaced: Path, folder: Path, locked: LockedEnvironment) -> None:
+    """Remove an installation that was `replaced` by that in `folder`, but for files that are not its own; raises OSError.
+
+    Where the call that replaced it ended in between, it is put back.
+    """
+    if replaced.exists() and not folder.exists():
+        replaced.rename(folder)
+    elif replaced.exists():
+        carry_over(replaced, folder, locked.lock.python)
+        shutil.rmtree(replaced)
 
 
 def _reusable(

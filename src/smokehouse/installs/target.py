@@ -1,17 +1,23 @@
 """The folder that an environment is installed in, and the machine it must be installed on."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from packaging.tags import platform_tags
 
+from smokehouse.console import status
 from smokehouse.errors import UserError
+from smokehouse.storage import files
 
 MARKER = ".smokehouse.json"
+_RECORD = ".smokehouse-files"  # in an installation: the paths of its own files, a line each
+_LONGEST_RECORD = 256 << 20  # bytes
 
 # Installed size by the size of the wheels. Measured on qwen2.5-vl: 3.3 GB of wheels take 6.6 GB with their bytecode.
 PYPI_GROWTH = 2.0
@@ -43,6 +49,47 @@ def require_own_folder(folder: Path, name: str) -> None:
         marker = read_marker(folder)
         if not isinstance(marker, dict) or marker.get("environment") != name:
             raise UserError(f"{folder}: expected an installation of {name}, found other files; specify an empty or new folder")
+
+
+def write_record(folder: Path, others: AbstractSet[str]) -> None:
+    """List the files of an installation in `folder`, all but `others`, for `others_in`; raises OSError."""
+    text = "".join(f"{path}\n" for path in sorted(_paths(folder) - others))
+    files.write(folder / _RECORD, text.encode("utf-8", "surrogateescape"))
+
+
+def others_in(folder: Path, python: str) -> set[str]:
+    """Return the paths of the files in an installation that it does not list, those in site-packages apart.
+
+    Site-packages belong to the installation, with whatever was installed there since. Empty without a list.
+    """
+    try:
+        with files.open_regular(folder / _RECORD) as file:
+            listed = set(file.read(_LONGEST_RECORD).decode("utf-8", "surrogateescape").split("\n"))
+    except OSError:
+        return set()
+    packages = f"lib/python{python}/"
+    return {path for path in _paths(folder) - listed if not path.startswith(packages) and not path.endswith(".pyc")}
+
+
+def carry_over(old: Path, new: Path, python: str) -> None:
+    """Move the files in `old` that are no part of its installation to the same places in `new`; raises OSError."""
+    others = others_in(old, python)
+    for path in sorted(others):
+        target = new / path
+        if not os.path.lexists(target) and target.parent.resolve().is_relative_to(new.resolve()):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (old / path).rename(target)
+    if others:
+        status(f"kept {len(others)} files in {new} that are not of the installation")
+
+
+def _paths(folder: Path) -> set[str]:
+    """Return the paths of all files and links below `folder`."""
+    found = set()
+    for place, folders, names in os.walk(folder):
+        links = [name for name in folders if Path(place, name).is_symlink()]
+        found |= {str(Path(place, name).relative_to(folder)) for name in (*names, *links)}
+    return found - {_RECORD, MARKER}
 
 
 @contextmanager

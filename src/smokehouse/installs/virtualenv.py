@@ -15,12 +15,15 @@ from smokehouse.installs.bundle import Bundle
 from smokehouse.installs.target import (
     MARKER,
     PYPI_GROWTH,
+    carry_over,
     is_same,
+    others_in,
     read_marker,
     require_own_folder,
     require_platform,
     temporary_folder,
     unfinished,
+    write_record,
 )
 from smokehouse.locks import LockedEnvironment
 from smokehouse.programs import uv
@@ -102,8 +105,9 @@ def _install(
             bundled.verify()
         began = time.monotonic()
         status(f"installing {name} ({len(lock.pip)} packages)")
+        others = others_in(folder, lock.python)
         if not earlier:
-            _remove(folder)
+            _remove(folder, lock.python)
         if kind == _CHOSEN:  # so that a second call knows whose folder it is, whenever this one ends
             files.write(folder / MARKER, unfinished(name))
         else:
@@ -119,13 +123,26 @@ def _install(
         site_files.add(folder, lock.python, locked.cuda)
         activation.prepare(folder, locked, folder)
         pypi.require_complete(folder, locked, (), additions)
+        write_record(folder, others if earlier else set())
+        if (kept := _kept(folder)).exists():
+            carry_over(kept, folder, lock.python)
+            shutil.rmtree(kept)
         files.write(folder / MARKER, json.dumps(marker, indent=2) + "\n")
         status(f"installed {name} in {time.monotonic() - began:.0f} s")
     return interpreter
 
 
-def _remove(folder: Path) -> None:
-    """Remove `folder` so that, wherever this is interrupted, no part of it remains in its place."""
+def _kept(folder: Path) -> Path:
+    """Return the folder for the files of an installation that is replaced which are not its own."""
+    return folder.with_name(f".{folder.name}.kept")
+
+
+def _remove(folder: Path, python: str) -> None:
+    """Remove `folder` so that, wherever this is interrupted, no part of it remains in its place.
+
+    Files that are not of the installation are moved aside, and back at the end.
+    """
+    carry_over(folder, _kept(folder), python)
     removed = folder.with_name(f".{folder.name}.removed")
     shutil.rmtree(removed, ignore_errors=True)
     if folder.exists():

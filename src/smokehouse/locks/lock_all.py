@@ -14,6 +14,7 @@ from smokehouse.errors import UserError
 from smokehouse.locks import check, pins, tools, undeclared
 from smokehouse.locks.model import Lock
 from smokehouse.locks.pins import LockFiles
+from smokehouse.storage import strict_json
 
 if TYPE_CHECKING:  # checking a lock imports no solver
     from smokehouse.locks.draft import Draft
@@ -162,7 +163,7 @@ def _environments(checkout: Checkout, names: Sequence[str]) -> Iterable[tuple[En
 def _old(files: LockFiles) -> Lock | None:
     """Return the lock on disk, without verifying the files beside it; None where lock.json is missing or invalid."""
     try:
-        return Lock.model_validate_json(files.lock_json.read_bytes())
+        return Lock.model_validate(strict_json.parse(files.lock_json.read_bytes()))
     except (OSError, ValueError):
         return None
 

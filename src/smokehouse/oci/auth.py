@@ -11,15 +11,17 @@ import shutil
 import threading
 import time
 from base64 import b64decode, b64encode
+from contextlib import AbstractContextManager
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
-import requests
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from smokehouse.errors import UserError, first_of
-from smokehouse.oci._http import RESUME, TIMEOUT, Session, describe, private_url, read_document, root_cause
+from smokehouse.oci._http import RESUME, describe, private_url, read_document
 from smokehouse.programs.process import run
+from smokehouse.storage import strict_json
+from smokehouse.storage.transfer import Answer, Client, TransferError
 
 _HELPER_TIMEOUT = 60.0  # seconds
 _LIFETIME = 60.0  # seconds that a token is valid where its server does not say
@@ -46,9 +48,9 @@ class Authorization:
     Threads may share it.
     """
 
-    def __init__(self, host: str, login: str, scope: str, session: Session) -> None:
+    def __init__(self, host: str, login: str, scope: str, client: Client) -> None:
         """Authorize for `scope` at the registry `host`, with what docker login stored for the host `login`."""
-        self._host, self._login, self._scope, self._session = host, login, scope, session
+        self._host, self._login, self._scope, self._client = host, login, scope, client
         self._header, self._expires = "", 0.0
         self._challenge: dict[str, str] = {}
         self._lock = threading.RLock()
@@ -60,10 +62,10 @@ class Authorization:
                 self._renew()
             return self._header
 
-    def challenge(self, response: requests.Response) -> bool:
-        """Read the challenge of a 401 `response`; return whether to repeat the request. Raises UserError."""
+    def challenge(self, answer: Answer) -> bool:
+        """Read the challenge of the 401 `answer`; return whether to repeat the request. Raises UserError."""
         # Several challenges can stand in one header or in several, which requests joins.
-        parts = re.split(r"(?:^|,)\s*(bearer|basic)\b", response.headers.get("WWW-Authenticate", ""), flags=re.IGNORECASE)
+        parts = re.split(r"(?:^|,)\s*(bearer|basic)\b", answer.headers.get("WWW-Authenticate", ""), flags=re.IGNORECASE)
         challenges = {scheme.lower(): rest for scheme, rest in zip(parts[1::2], parts[2::2], strict=True)}
         scheme = "bearer" if "bearer" in challenges else "basic"
         if scheme not in challenges:
@@ -90,25 +92,26 @@ class Authorization:
     def _request_token(self, realm: str, user: str, password: str) -> _Token:
         server = urlsplit(realm).netloc
         try:
-            with self._send(realm, user, password) as response:
-                if response.status_code != 200:
+            with self._send(realm, user, password) as answer:
+                if answer.status != 200:
                     subject = "anonymous access" if not user else "this identity" if user == _IDENTITY else user
-                    remedy = RESUME if response.status_code >= 500 else f"log in: docker login {self._login}"
-                    raise UserError(f"{self._host}: {server} issued no token for {subject}: {describe(response)}; {remedy}")
-                return _Token.model_validate_json(read_document(response, self._host))
-        except ValidationError as invalid:
+                    remedy = RESUME if answer.status >= 500 else f"log in: docker login {self._login}"
+                    raise UserError(f"{self._host}: {server} issued no token for {subject}: {describe(answer)}; {remedy}")
+                return _Token.model_validate(strict_json.parse(read_document(answer, self._host)))
+        except TransferError as broken:
+            raise UserError(f"{self._host}: no token from {server} ({broken}); {RESUME}") from None
+        except ValueError as invalid:
             raise UserError(f"{self._host}: invalid token from {server} ({first_of(invalid, 'response')}); {RESUME}") from None
-        except requests.RequestException as broken:
-            raise UserError(f"{self._host}: no token from {server} ({root_cause(broken)}); {RESUME}") from None
 
-    def _send(self, realm: str, user: str, password: str) -> requests.Response:
+    def _send(self, realm: str, user: str, password: str) -> AbstractContextManager[Answer]:
         fields = {"service": self._challenge.get("service", ""), "scope": self._scope}
         if user == _IDENTITY:
-            fields |= {"grant_type": "refresh_token", "client_id": "smokehouse", "refresh_token": password}
+            form = urlencode(fields | {"grant_type": "refresh_token", "client_id": "smokehouse", "refresh_token": password})
+            headers = {"Content-Type": "application/x-www-form-urlencoded"}
             # A redirect would take the body, and with it the identity token, along.
-            return self._session.post(realm, data=fields, allow_redirects=False, timeout=TIMEOUT, stream=True)
+            return self._client.open("POST", realm, data=form.encode(), headers=headers, redirect=False)
         headers = {"Authorization": _basic(user, password)} if user else {}
-        return self._session.get(realm, params=fields, headers=headers, timeout=TIMEOUT, stream=True)
+        return self._client.ask("GET", f"{realm}{'&' if urlsplit(realm).query else '?'}{urlencode(fields)}", headers=headers)
 
 
 def _basic(user: str, password: str) -> str:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from smokehouse.errors import UserError, first_of
 from smokehouse.oci.model import CONFIG, INDEX, MANIFEST, MAX_DOCUMENT, Descriptor
-from smokehouse.storage import files
+from smokehouse.storage import files, strict_json
 
 LAYERS = tuple(f"application/vnd.oci.image.layer.v1.tar{suffix}" for suffix in ("", "+gzip", "+zstd"))
 
@@ -31,8 +31,8 @@ def read(data: bytes, name: str) -> Any:
     if len(data) > MAX_DOCUMENT:
         raise UserError(f"{name}: expected at most {MAX_DOCUMENT} bytes, found {len(data)}; do not trust this image")
     try:
-        document = json.loads(data.decode("utf-8"), object_pairs_hook=_object, parse_float=_refuse, parse_constant=_refuse)
-        _require_printable(document)
+        document = strict_json.parse(data)
+        _require_plain(document)
     except (ValueError, RecursionError) as invalid:
         reason = str(invalid) or type(invalid).__name__
         raise UserError(f"{name}: expected JSON with one meaning, found {reason}; do not trust this image") from None
@@ -116,23 +116,12 @@ def show(value: object) -> str:
     return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"the key {show(key)} twice")
-        found[key] = value
-    return found
-
-
-def _refuse(text: str) -> None:
-    raise ValueError(f"the number {text[:40]}, which is not an integer")
-
-
-def _require_printable(value: object) -> None:
-    """Raise ValueError where a text in `value` has control characters, or such as change the direction of others."""
+def _require_plain(value: object) -> None:
+    """Raise ValueError where `value` has a float, control characters, or such as change the direction of others."""
+    if isinstance(value, float):
+        raise ValueError(f"the number {value}, which is not an integer")
     if isinstance(value, str) and not value.isprintable():
         raise ValueError(f"control characters in {show(value)}")
     inside = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()
     for each in inside:
-        _require_printable(each)
+        _require_plain(each)

@@ -45,10 +45,11 @@ Keep = Callable[[str], bool]
 
 @dataclass(frozen=True)
 class Limits:
-    """The most `unpacked` bytes and `entries` that one image may have, over all of its layers."""
+    """The most `unpacked` bytes and `entries` that one image may have, over all of its layers, and `kept` bytes of content."""
 
     unpacked: int = 100 << 30
     entries: int = 2_000_000
+    kept: int = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class Tree:
     kept: dict[str, bytes] = field(default_factory=dict)
     unpacked: int = 0
     count: int = 0
+    _kept: int = 0
     _inside: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
     def apply(self, blob: Path, media_type: str, name: str, layer: int, keep: Keep = lambda path: False) -> str:
@@ -152,7 +154,14 @@ class Tree:
             if target in self.kept and keep(path):
                 self.kept[path] = self.kept[target]
             return Entry("file", layer, linked.mode, linked.owner, linked.size, linked.sha256, attributes=linked.attributes)
-        digest = self._read(tar, member, path, kept=keep(path) and member.size <= _MAX_KEPT)
+        kept = keep(path) and member.size <= _MAX_KEPT
+        self._kept += member.size if kept else 0
+        if self._kept > self.limits.kept:
+            raise UserError(
+                f"{name}: expected at most {self.limits.kept} bytes of unknown Python files and records, found more at {path}; "
+                "do not trust this image"
+            )
+        digest = self._read(tar, member, path, kept=kept)
         return Entry("file", layer, mode, owner, member.size, digest, attributes=attributes)
 
     def _read(self, tar: tarfile.TarFile, member: tarfile.TarInfo, path: str, *, kept: bool) -> str:

@@ -84,13 +84,15 @@ class Layout:
         """Return the only linux/amd64 image of the layout; raises UserError."""
         place = self.folder / "index.json"
         try:
-            if place.stat().st_size > MAX_DOCUMENT:
-                raise UserError(f"{place}: expected at most {MAX_DOCUMENT} bytes, found more; do not trust this image")
-            index = parse(Index, place.read_bytes(), str(place))
+            with files.open_regular(place) as file:
+                data = file.read(MAX_DOCUMENT + 1)
         except FileNotFoundError:
             raise UserError(f"{self.folder}: not an OCI layout, index.json not found; specify a folder that has one") from None
         except OSError as broken:
-            raise UserError(f"{place}: cannot be read ({broken.strerror}); fix its permissions") from None
+            raise UserError(f"{place}: cannot be read ({broken.strerror}); specify a folder that has an OCI layout") from None
+        if len(data) > MAX_DOCUMENT:
+            raise UserError(f"{place}: expected at most {MAX_DOCUMENT} bytes, found more; do not trust this image")
+        index = parse(Index, data, str(place))
         for _ in range(2):  # docker save writes an index that lists an index
             chosen = choose_image(index, str(self.folder))
             if chosen.media_type not in INDEXES:

@@ -6,10 +6,10 @@ See: https://github.com/opencontainers/image-spec
 import json
 from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from smokehouse.errors import UserError, first_of
-from smokehouse.storage import files
+from smokehouse.storage import files, strict_json
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
@@ -104,8 +104,8 @@ _Document = TypeVar("_Document", bound=BaseModel)
 def parse(document: type[_Document], data: bytes, name: str) -> _Document:
     """Return `data` as a `document`; raises UserError, calling it `name`."""
     try:
-        return document.model_validate_json(data)
-    except ValidationError as invalid:
+        return document.model_validate(strict_json.parse(data))
+    except ValueError as invalid:
         raise UserError(
             f"{name}: invalid OCI document ({first_of(invalid, 'document')}); specify an OCI image, or build it again"
         ) from None

@@ -3,45 +3,57 @@
 See: https://github.com/opencontainers/distribution-spec/blob/main/spec.md
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
-import requests
-
 from smokehouse.errors import UserError
 from smokehouse.oci import closed
-from smokehouse.oci._http import RESUME, TIMEOUT, Session, describe, is_loopback, private_url, read_document, root_cause
+from smokehouse.oci._http import RESUME, describe, private_url, read_document
 from smokehouse.oci.auth import Authorization
 from smokehouse.oci.layout import Layout
 from smokehouse.oci.model import INDEX, INDEXES, MANIFESTS, Descriptor, Index, Manifest, choose_image, encode, parse
 from smokehouse.oci.reference import Reference
 from smokehouse.storage import files
 from smokehouse.storage.download import Download, fetch, is_whole
+from smokehouse.storage.transfer import (
+    DOWNLOAD,
+    REGISTRY,
+    Answer,
+    Client,
+    InvalidAnswerError,
+    Limits,
+    TransferError,
+    UnreachableError,
+    UntrustedError,
+    is_loopback,
+)
 
 
 class Registry:
     """A repository in a registry."""
 
-    def __init__(self, reference: Reference, *, push: bool = False) -> None:
+    def __init__(
+        self, reference: Reference, *, push: bool = False, limits: Limits = REGISTRY, downloads: Limits = DOWNLOAD
+    ) -> None:
         """Open the repository of `reference`, for reading and, with `push`, for writing; sends no request."""
         self.reference = reference
         self.host = "registry-1.docker.io" if reference.host == "docker.io" else reference.host
         self.base = f"{'http' if is_loopback(self.host) else 'https'}://{self.host}/v2/{reference.repository}"
-        self._session = Session(self.host)
+        self._client, self._downloads = Client(limits), downloads
         scope = f"repository:{reference.repository}:{'pull,push' if push else 'pull'}"
-        self._authorization = Authorization(self.host, reference.host, scope, self._session)
+        self._authorization = Authorization(self.host, reference.host, scope, self._client)
 
     def manifest(self, name: str) -> tuple[bytes, Descriptor] | None:
         """Return the manifest or index of a tag or digest with its descriptor, None if not found; raises UserError."""
         accept = ", ".join((*MANIFESTS, *INDEXES))
-        with self._open("GET", f"manifests/{name}", {200, 404}, headers={"Accept": accept}) as response:
-            if response.status_code == 404:
+        with self._open("GET", f"manifests/{name}", {200, 404}, headers={"Accept": accept}) as answer:
+            if answer.status == 404:
                 return None
-            data = read_document(response, self.host)
-            media_type = response.headers.get("Content-Type", "").partition(";")[0]
+            data = read_document(answer, self.host)
+            media_type = answer.headers.get("Content-Type", "").partition(";")[0]
         digest = f"sha256:{files.sha256(data)}"
         if ":" in name and digest != name:
             raise UserError(f"{self.reference.name}: expected {name}, {self.host} serves {digest}; do not trust this registry")
@@ -49,8 +61,8 @@ class Registry:
 
     def has(self, blob: Descriptor) -> bool:
         """Return whether the registry has a blob of this digest and size; raises UserError."""
-        with self._open("HEAD", f"blobs/{blob.digest}", {200, 404}) as response:
-            return response.status_code == 200 and response.headers.get("Content-Length", str(blob.size)) == str(blob.size)
+        with self._open("HEAD", f"blobs/{blob.digest}", {200, 404}) as answer:
+            return answer.status == 200 and answer.headers.get("Content-Length", str(blob.size)) == str(blob.size)
 
     def fetch(self, blobs: tuple[Descriptor, ...], layout: Layout) -> None:
         """Download `blobs` to `layout` and verify their digests; resumes partial downloads. Raises UserError."""
@@ -63,14 +75,15 @@ class Registry:
         missing = [file for file in downloads if not is_whole(file.path, file.sha256)]
         if missing:
             self.has(blobs[0])  # to meet the challenge of the registry once, not in each thread
-            fetch(missing, remedy="fetch it from a registry with an intact copy", authorize=self._authorization.header)
+            remedy = "fetch it from a registry with an intact copy"
+            fetch(missing, remedy=remedy, authorize=self._authorization.header, limits=self._downloads)
 
     def upload(self, path: Path, blob: Descriptor) -> None:
         """Upload the blob in the file `path`, unless the registry has it; raises UserError."""
         if self.has(blob):
             return
-        with self._open("POST", "blobs/uploads/", {202}) as response:
-            url = private_url(self.host, response.headers.get("Location", ""), response.url, blob.digest)
+        with self._open("POST", "blobs/uploads/", {202}) as answer:
+            url = private_url(self.host, answer.headers.get("Location", ""), answer.url, blob.digest)
         url += f"{'&' if urlsplit(url).query else '?'}digest={blob.digest}"
         with path.open("rb") as data:
             self._write("PUT", url, data, "application/octet-stream", {201}, blob)
@@ -82,20 +95,27 @@ class Registry:
         """
         digest = f"sha256:{files.sha256(data)}"
         blob = Descriptor(media_type=media_type, digest=digest, size=len(data))
-        response = self._write("PUT", f"{self.base}/manifests/{name or digest}", data, media_type, {201}, blob)
-        stored = response.headers.get("Docker-Content-Digest", digest)
+        headers = self._write("PUT", f"{self.base}/manifests/{name or digest}", data, media_type, {201}, blob)
+        stored = headers.get("Docker-Content-Digest", digest)
         if stored != digest:
             raise UserError(f"{self.reference.name}: expected {digest}, {self.host} stored {stored}; use another registry")
-        return bool(response.headers.get("OCI-Subject"))
+        kept = self.manifest(name or digest)  # a proxy can answer 201 and keep nothing
+        if not kept or kept[1].digest != digest:
+            found = kept[1].digest if kept else "nothing"
+            raise UserError(
+                f"{self.reference.name}: expected {digest} at {name or 'its digest'} after it was stored, {self.host} serves "
+                f"{found}; use another registry"
+            )
+        return bool(headers.get("OCI-Subject"))
 
     def referrers(self, digest: str) -> tuple[Descriptor, ...]:
         """Return the manifests whose subject is `digest`, from the referrers API or the referrers tag.
 
         Raises UserError.
         """
-        with self._open("GET", f"referrers/{digest}", {200, 404}, headers={"Accept": INDEX}) as response:
-            if response.status_code == 200:
-                return parse(Index, read_document(response, self.host), f"{self.host}'s referrers of {digest}").manifests
+        with self._open("GET", f"referrers/{digest}", {200, 404}, headers={"Accept": INDEX}) as answer:
+            if answer.status == 200:
+                return parse(Index, read_document(answer, self.host), f"{self.host}'s referrers of {digest}").manifests
         found = self.manifest(_referrers_tag(digest))
         return parse(Index, found[0], _referrers_tag(digest)).manifests if found else ()
 
@@ -134,55 +154,58 @@ class Registry:
         return manifest
 
     @contextmanager
-    def _open(
-        self, method: str, path: str, expected: set[int], *, headers: dict[str, str] | None = None
-    ) -> Iterator[requests.Response]:
-        """Yield the response to a request, its body unread; raises UserError where its status is not `expected`."""
-        url = f"{self.base}/{path}"
+    def _open(self, method: str, path: str, expected: set[int], *, headers: dict[str, str] | None = None) -> Iterator[Answer]:
+        """Yield the answer to a request, its body unread; raises UserError where its status is not `expected`."""
         try:
-            response = self._request(method, url, headers or {}, None)
-            with response:
-                if response.status_code not in expected:
-                    raise self._refused(method, path, response)
-                yield response
-        except requests.RequestException as broken:
+            with self._request(method, f"{self.base}/{path}", headers or {}, None) as answer:
+                if answer.status not in expected:
+                    raise self._refused(method, path, answer)
+                yield answer
+        except TransferError as broken:
             raise self._lost(f"during {method} {path}", broken) from None
 
     def _write(
         self, method: str, url: str, data: bytes | IO[bytes], media_type: str, expected: set[int], blob: Descriptor
-    ) -> requests.Response:
+    ) -> Mapping[str, str]:
+        """Send `blob` and return the headers of the answer; raises UserError."""
         headers = {"Content-Type": media_type, "Content-Length": str(blob.size)}
         try:
-            response = self._request(method, url, headers, data)
-        except requests.RequestException as broken:
+            with self._request(method, url, headers, data) as answer:
+                if answer.status not in expected:
+                    raise self._refused(method, blob.digest, answer)
+                return answer.headers
+        except TransferError as broken:
             raise self._lost(f"while sending {blob.digest}", broken) from None
-        with response:
-            if response.status_code not in expected:
-                raise self._refused(method, blob.digest, response)
-        return response
 
-    def _request(self, method: str, url: str, headers: dict[str, str], data: bytes | IO[bytes] | None) -> requests.Response:
+    @contextmanager
+    def _request(self, method: str, url: str, headers: dict[str, str], data: bytes | IO[bytes] | None) -> Iterator[Answer]:
+        """Yield the answer to a request, which is sent again after the challenge of the registry; raises TransferError."""
+        own = urlsplit(url)[:2] == urlsplit(self.base)[:2]
         for attempt in range(2):
-            own = urlsplit(url)[:2] == urlsplit(self.base)[:2]
             sent = headers | ({"Authorization": value} if own and (value := self._authorization.header()) else {})
-            response = self._session.request(method, url, headers=sent, data=data, timeout=TIMEOUT, stream=True)
-            if response.status_code != 401 or attempt or not own or not self._authorization.challenge(response):
-                break
-            response.close()
-            if data is not None and not isinstance(data, bytes):
-                data.seek(0)
-        return response
+            repeated = method in ("GET", "HEAD")
+            client = self._client
+            with (
+                client.ask(method, url, headers=sent) if repeated else client.open(method, url, headers=sent, data=data) as got
+            ):
+                if got.status == 401 and not attempt and own and self._authorization.challenge(got):
+                    continue
+                yield got
+                return
 
-    def _lost(self, when: str, broken: requests.RequestException) -> UserError:
-        cause = root_cause(broken)
-        if "Failed to establish" in cause or "resolve" in cause:
-            return UserError(f"{self.host}: cannot be reached ({cause}); check its name and the network, then {RESUME}")
-        return UserError(f"{self.host}: connection lost {when} ({cause}); {RESUME}")
+    def _lost(self, when: str, broken: TransferError) -> UserError:
+        if isinstance(broken, UnreachableError):
+            return UserError(f"{self.host}: cannot be reached ({broken}); check its name and the network, then {RESUME}")
+        if isinstance(broken, UntrustedError):
+            return UserError(f"{self.host}: certificate not trusted ({broken}); set SSL_CERT_FILE or REQUESTS_CA_BUNDLE")
+        if isinstance(broken, InvalidAnswerError):
+            return UserError(f"{self.host}: invalid answer {when} ({broken}); do not trust this registry")
+        return UserError(f"{self.host}: connection lost {when} ({broken}); {RESUME}")
 
-    def _refused(self, method: str, what: str, response: requests.Response) -> UserError:
-        description = describe(response)
+    def _refused(self, method: str, what: str, answer: Answer) -> UserError:
+        description = describe(answer)
         remedy = RESUME
-        if response.status_code in (401, 403):
+        if answer.status in (401, 403):
             remedy = f"log in with sufficient rights: docker login {self.reference.host}"
         elif "no space left" in description:
             return UserError(f"{self.host}: registry disk full at {what}; free disk space there, then {RESUME} ({description})")

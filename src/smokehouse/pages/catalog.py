@@ -1,12 +1,15 @@
 """What is known of each environment: its definition, its lock and the evidence for the lock."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from smokehouse.audits.result import Audit
 from smokehouse.checkout import Checkout
 from smokehouse.console import as_typed
 from smokehouse.environments import definition
+from smokehouse.environments.documents import read_json
+from smokehouse.images import debian_lock
 from smokehouse.installs import activation
 from smokehouse.installs.activation import Installation
 from smokehouse.locks import LockedEnvironment
@@ -27,8 +30,23 @@ def read(checkout: Checkout, name: str, adopted: Report | None = None) -> Docume
     lock = read_lock(lock_files)
     report = checkout.report(name)
     found = adopted or (read_report(checkout, name, report) if report.exists() else None)
-    proves = found and found.proves(lock, files.hashed(lock_files.lock_json))
-    return Documented(definition.read(checkout, name), lock, found if proves else None)
+    digest = files.hashed(lock_files.lock_json)
+    proves = found and found.proves(lock, digest)
+    return Documented(definition.read(checkout, name), lock, found if proves else None, tuple(_audits(checkout, name, digest)))
+
+
+def _audits(checkout: Checkout, name: str, digest: str) -> Iterator[Audit]:
+    """Yield the recorded audits of an environment's lock, whose SHA-256 is `digest`, and of the Debian base's lock.
+
+    Raises UserError where one is invalid. An audit of another lock says nothing of this one.
+    """
+    base = checkout.file(debian_lock.LOCK)
+    for target, lock in ((name, digest), ("", files.hashed(base) if base.is_file() else "")):
+        path = checkout.audit(target)
+        if path.is_file():
+            audit, _ = read_json(path, checkout.relative(path), Audit, f"run {as_typed('audit', name, '--record')}")
+            if all((found.name, found.lock) == (target, lock) for found in audit.targets):
+                yield audit
 
 
 def read_report(checkout: Checkout, name: str, path: Path) -> Report:

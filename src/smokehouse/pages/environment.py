@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from smokehouse import console
+from smokehouse.audits.result import Audit
 from smokehouse.environments import Environment
 from smokehouse.locks import CondaPackage, Lock, LockedFile
 from smokehouse.pages.markdown import code, plain, table
@@ -15,11 +16,15 @@ _CORE = ("torch", "transformers", "deepspeed", "accelerate")
 
 @dataclass(frozen=True)
 class Documented:
-    """An environment, its lock, and the evidence for exactly this lock, if any."""
+    """An environment, its lock, and the evidence for exactly this lock, if any.
+
+    `audits` are recorded audits of exactly this lock and of the lock of the Debian base.
+    """
 
     environment: Environment
     lock: Lock
     evidence: Report | None
+    audits: tuple[Audit, ...] = ()
 
     @property
     def name(self) -> str:
@@ -63,6 +68,7 @@ def render(shown: Documented) -> str:
             *_install(shown),
             *_proof(shown),
             *_issues(shown),
+            *_vulnerabilities(shown),
             *_packages(shown.lock),
         ]
     )
@@ -186,6 +192,37 @@ def _issues(shown: Documented) -> list[str]:
         f"- Left out, {plain(left_out.package)}: {plain(left_out.reason)}\n" for left_out in shown.environment.stack.left_out
     ]
     return ["## Known issues\n", "".join(lines) or "None.\n"]
+
+
+def _vulnerabilities(shown: Documented) -> list[str]:
+    """Return what a recorded audit of this lock found, when it was made, and what was decided."""
+    title = "## Known vulnerabilities\n"
+    if not shown.audits:
+        return [
+            title,
+            f"No audit of this lock is recorded. `nox -s audit -- {shown.name}` asks OSV and Debian's security tracker, and\n"
+            "with `--record` the result is shown here.\n",
+        ]
+    lines = [title]
+    for audit in shown.audits:
+        for target in audit.targets:
+            audited = target.packages - target.unaudited
+            lines.append(
+                f"**{plain(target.title)}**: {len(target.found)} known in {audited} packages, {len(target.undecided)} of them "
+                f"without a decision; {plain(audit.database)} as of {plain(audit.asked)}.\n"
+            )
+            rows = [
+                [
+                    f"{plain(one.package)} {plain(one.version)}",
+                    plain(one.id),
+                    one.severity,
+                    plain(one.fixed) or "-",
+                    plain(f"{one.decided.status} until {one.decided.expires}: {one.decided.reason}") if one.decided else "none",
+                ]
+                for one in target.found
+            ]
+            lines += [table(["package", "vulnerability", "severity", "fixed in", "decision"], rows)] if rows else []
+    return [*lines, "There are no records of conda packages.\n"]
 
 
 def _packages(lock: Lock) -> list[str]:

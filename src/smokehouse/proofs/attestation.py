@@ -11,17 +11,21 @@ import re
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError, first_of
+from smokehouse.locks import LockedEnvironment
 from smokehouse.programs import cosign
 from smokehouse.programs.cosign import CosignError
 from smokehouse.runs import report as reports
+from smokehouse.runs.complete import require_complete
 from smokehouse.runs.report import Report
+from smokehouse.storage import strict_json
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 TEST_RESULT = "https://in-toto.io/attestation/test-result/v0.1"
@@ -62,8 +66,6 @@ class _Subject(_Model):
 
 
 class _Predicate(_Model):
-    result: Literal["PASSED", "WARNED", "FAILED"]
-    configuration: list[dict[str, Any]]
     report: dict[str, Any] = Field(alias="io.smokehouse.report")
 
 
@@ -87,25 +89,30 @@ class _Envelope(_Model):
 
 def statement(report: Mapping[str, Any], name: str, digest: str) -> bytes:
     """Return the statement, as it is signed, that the image `digest` in the repository `name` has the `report`."""
-    verdicts: dict[str, list[str]] = {"passed": [], "known-issue": [], "failed": []}
-    for check in report["checks"]:
-        stage = f" (ZeRO-{check['zero_stage']})" if check["zero_stage"] else ""
-        verdicts[check["verdict"]].append(f"{check['name']}{stage}")
     content = {
         "_type": STATEMENT,
         "subject": [{"name": name, "digest": {"sha256": digest.removeprefix("sha256:")}}],
         "predicateType": TEST_RESULT,
-        "predicate": {
-            # in-toto's WARNED is for a test that passed with a warning: a known issue of the stack.
-            "result": "FAILED" if report["verdict"] != "passed" else "WARNED" if verdicts["known-issue"] else "PASSED",
-            "configuration": [{"name": file, "digest": {"sha256": sha256}} for file, sha256 in sorted(report["lock"].items())],
-            "passedTests": verdicts["passed"],
-            "warnedTests": verdicts["known-issue"],
-            "failedTests": verdicts["failed"],
-            "io.smokehouse.report": report,
-        },
+        "predicate": _predicate(report),
     }
     return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _predicate(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the predicate of the statement of a report, which is all derived from it."""
+    verdicts: dict[str, list[str]] = {"passed": [], "known-issue": [], "failed": []}
+    for check in report["checks"]:
+        stage = f" (ZeRO-{check['zero_stage']})" if check["zero_stage"] else ""
+        verdicts[check["verdict"]].append(f"{check['name']}{stage}")
+    return {
+        # in-toto's WARNED is for a test that passed with a warning: a known issue of the stack.
+        "result": "FAILED" if report["verdict"] != "passed" else "WARNED" if verdicts["known-issue"] else "PASSED",
+        "configuration": [{"name": file, "digest": {"sha256": sha256}} for file, sha256 in sorted(report["lock"].items())],
+        "passedTests": verdicts["passed"],
+        "warnedTests": verdicts["known-issue"],
+        "failedTests": verdicts["failed"],
+        "io.smokehouse.report": report,
+    }
 
 
 def sign(payload: bytes, signer: Signer) -> SignedStatement:
@@ -127,38 +134,70 @@ def sign(payload: bytes, signer: Signer) -> SignedStatement:
     return SignedStatement(json.dumps(envelope, sort_keys=True).encode(), made.bundle)
 
 
-def check(checkout: Checkout, signed: SignedStatement, signer: Signer, digest: str, lock: str) -> Report:
-    """Return the report in a statement, verified to be signed by `signer` and to be of the image `digest`.
+@dataclass(frozen=True)
+class TrustedStatement:
+    """A statement of an image, signed by a trusted signer: its predicate, and when the run in it began, in ISO 8601.
 
-    `lock` is the SHA-256 of the image's lock.json. Raises UserError.
+    The signer is trusted to say the truth; whether that is a proof is for `check` to decide.
+    """
+
+    digest: str
+    predicate: Mapping[str, Any]
+    started: datetime
+
+    def check(self, checkout: Checkout, locked: LockedEnvironment) -> Report:
+        """Return the report in the statement, verified to be complete for `locked`; raises UserError."""
+        source = f"report in the statement of {self.digest}"
+        data = json.dumps(self.predicate["io.smokehouse.report"]).encode()
+        report = reports.parse(checkout, data, source, "do not trust it")
+        report.refuse_other_image(self.digest, locked.digest)
+        require_complete(checkout, report, locked, max_age=None)
+        expected = _predicate(report.fields)
+        if wrong := [key for key in expected if self.predicate.get(key) != expected[key]]:
+            found = json.dumps(self.predicate.get(wrong[0]))[:80]
+            raise UserError(f"{self.digest}: {wrong[0]}: expected what its report says, found {found}; do not trust it")
+        return report
+
+
+def open_statement(signed: SignedStatement, signer: Signer, digest: str) -> TrustedStatement | None:
+    """Return a statement that `signer` made of the image `digest`, None where it is not of a test.
+
+    Raises UserError where somebody else signed it, or it is of another image.
     """
     payload, signature = _open_envelope(signed.envelope, digest)
     _verify_signature(signed, payload, signature, signer, digest)
     try:
-        content = _Statement.model_validate_json(payload)
-    except ValidationError as invalid:
+        content = strict_json.parse(payload)
+        if isinstance(content, dict) and content.get("predicateType", TEST_RESULT) != TEST_RESULT:
+            return None
+        found = _Statement.model_validate(content)
+        started = datetime.fromisoformat(str(found.predicate.report.get("started")))
+        if started.tzinfo is None:
+            raise ValueError("started has no time zone")
+    except ValueError as invalid:
         problem = first_of(invalid)
         raise UserError(f"{digest}: its signed payload is not a test-result statement ({problem}); do not trust it") from None
-    subject = content.subject[0].digest.get("sha256", "")
+    subject = found.subject[0].digest.get("sha256", "")
     if f"sha256:{subject}" != digest:
         raise UserError(f"{digest}: expected a statement of this image, found one of sha256:{subject}; do not trust it")
-    data = json.dumps(content.predicate.report).encode()
-    report = reports.parse(checkout, data, f"report in the statement of {digest}", "do not trust it")
-    report.refuse_other_image(digest, lock)
-    if content.predicate.result == "FAILED":
-        raise UserError(f"{digest}: expected a statement of a passed test, found result FAILED; do not use this image")
-    return report
+    return TrustedStatement(digest, content["predicate"], started)
+
+
+def require_signer(signer: Signer) -> None:
+    """Raise UserError where the key of a trusted `signer` is not found, or neither key nor identity say who it is."""
+    if signer.key:
+        _require_key(signer.key)
+    elif not (signer.identity and signer.issuer):
+        raise UserError("verify: expected a trusted key, or an identity and its issuer, found an empty one; specify --key FILE")
 
 
 def _open_envelope(envelope: bytes, digest: str) -> tuple[bytes, bytes]:
     """Return the payload and the signature in a DSSE envelope; raises UserError."""
     try:
-        found = _Envelope.model_validate_json(envelope)
+        found = _Envelope.model_validate(strict_json.parse(envelope))
         return b64decode(found.payload, validate=True), b64decode(found.signatures[0].sig, validate=True)
-    except ValidationError as invalid:
+    except ValueError as invalid:  # of JSON, of the model, or of base64
         problem = first_of(invalid)
-    except ValueError as error:
-        problem = str(error)
     raise UserError(f"{digest}: its statement is not a DSSE envelope ({problem}); do not trust it")
 
 
@@ -189,7 +228,7 @@ def _pre_authentication(payload: bytes) -> bytes:
 
 def _refuse_other_signature(sigstore_bundle: bytes, signature: bytes, digest: str) -> None:
     try:
-        same = b64decode(json.loads(sigstore_bundle)["base64Signature"]) == signature
+        same = b64decode(strict_json.parse(sigstore_bundle)["base64Signature"]) == signature
     except (ValueError, KeyError, TypeError):
         same = False
     if not same:

@@ -35,7 +35,8 @@ class Verification:
 
     `id` is its image ID, `lock` the SHA-256 of lock.json. `layers` has the diff_id of each expected layer, bottom first, with
     what is in it. `sbom` is the expected SBOM, a file; `added` lists the image's extra wheels, which are not in the lock.
-    `base`, `proof` and `claims`, which nothing here can verify, are sentences; `report` is the report in a verified statement.
+    `base`, `proof` and `claims`, which nothing here can verify, are sentences; `report` is the report in a verified statement,
+    and `proven` whether there is one by the trusted signer, None where none was specified.
     """
 
     image: str
@@ -48,14 +49,15 @@ class Verification:
     claims: list[str] = field(default_factory=list)
     differences: list[Difference] = field(default_factory=list)
     proof: str = ""
+    proven: bool | None = None
     report: Mapping[str, Any] | None = None
     sbom: str = ""
     added: list[str] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
-        """Whether nothing differs."""
-        return not self.differences
+        """Whether nothing differs, and a statement by the trusted signer, where one is specified, is a proof."""
+        return not self.differences and self.proven is not False
 
     def as_json(self) -> dict[str, Any]:
         """Return what `verify --json` prints."""

@@ -27,6 +27,7 @@ from smokehouse.proofs.compare import Verification
 from smokehouse.proofs.referrers import attach_sbom, attach_statement
 from smokehouse.proofs.verify import VerifyOptions, verify_image
 from smokehouse.runs import report as reports
+from smokehouse.runs.complete import MAX_AGE, require_complete
 from smokehouse.runs.container import prove
 from smokehouse.runs.report import Report
 from smokehouse.storage import files
@@ -168,15 +169,21 @@ def _prove(job: _Job, image: Image) -> Report:
         raise UserError(f"{options.built}: report of this image not found; {_remedy()}")
     status(f"proving {job.names[0]}")
     report = prove(job.checkout, job.names[0], job.folder / "smoke")
-    report.refuse_other_image(image.digest, job.locked.digest)
+    _require_proof(job, image, report)
     files.write(kept, report.text)
     return report
 
 
 def _read_report(job: _Job, image: Image, path: Path) -> Report:
     report = reports.read(job.checkout, path, job.locked.name, _remedy())
-    report.refuse_other_image(image.digest, job.locked.digest)
+    _require_proof(job, image, report)
     return report
+
+
+def _require_proof(job: _Job, image: Image, report: Report) -> None:
+    """Raise UserError where the report is of another image or lock, or does not have all that the plan of its run makes."""
+    report.refuse_other_image(image.digest, job.locked.digest)
+    require_complete(job.checkout, report, job.locked, max_age=MAX_AGE)
 
 
 def _refuse_other_version(job: _Job, image: Image) -> None:

@@ -27,7 +27,7 @@ from smokehouse.locks import LOCK_JSON, LockedEnvironment
 from smokehouse.oci import closed
 from smokehouse.oci.layout import Image
 from smokehouse.oci.registry import Registry
-from smokehouse.proofs import attestation
+from smokehouse.proofs import attestation, trust
 from smokehouse.proofs.attestation import Signer
 from smokehouse.proofs.base import expect_base
 from smokehouse.proofs.compare import Difference, Verification, compare, printable
@@ -69,10 +69,12 @@ class _Subject:
 
 def verify_reference(checkout: Checkout, reference: str, options: VerifyOptions) -> Verification:
     """Verify the image `reference`, and in a registry its statements, against the lock in this checkout; raises UserError."""
+    if options.signer:
+        attestation.require_signer(options.signer)
     with open_image(checkout, reference) as (image, registry):
-        environment = ImageLabels.parse(image.labels, reference).environment
-        verification = verify_image(checkout, locks.load(checkout, environment), image, reference, options)
-        return _verify_statements(checkout, registry, verification, options.signer) if registry else verification
+        locked = locks.load(checkout, ImageLabels.parse(image.labels, reference).environment)
+        verification = verify_image(checkout, locked, image, reference, options)
+        return _verify_statements(checkout, locked, registry, verification, options.signer)
 
 
 def verify_image(
@@ -157,21 +159,15 @@ def _compare_origin(subject: _Subject, options: VerifyOptions) -> tuple[list[str
 
 
 def _verify_statements(
-    checkout: Checkout, registry: Registry, verification: Verification, signer: Signer | None
+    checkout: Checkout,
+    locked: LockedEnvironment,
+    registry: Registry | None,
+    verification: Verification,
+    signer: Signer | None,
 ) -> Verification:
-    """Return `verification` with what the newest statement by `signer` proves; raises UserError where all are refused."""
-    statements = fetch_statements(registry, verification.digest, work_folder(checkout))
-    if not statements:
-        return replace(verification, proof="nothing: no statement is attached to this image")
-    if not signer:
-        count = f"{len(statements)} signed statements are attached"
-        return replace(verification, proof=f"not verified: {count}; specify a trusted key with --key FILE")
-    refusals = []
-    for signed in reversed(statements):
-        try:
-            report = attestation.check(checkout, signed, signer, verification.digest, verification.lock)
-        except UserError as refused:
-            refusals.append(refused)
-        else:
-            return replace(verification, report=report.fields, proof=report.summary)
-    raise refusals[0]
+    """Return `verification` with what the newest statement by `signer` proves."""
+    statements = fetch_statements(registry, verification.digest, work_folder(checkout)) if registry else []
+    proof = trust.judge(checkout, locked, verification.digest, statements, signer)
+    if not statements and not registry:
+        proof = replace(proof, text="nothing: OCI layouts and engines have no statements")
+    return replace(verification, report=proof.report, proof=proof.text, proven=proof.valid)

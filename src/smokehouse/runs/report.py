@@ -22,6 +22,7 @@ from smokehouse.console import as_typed
 from smokehouse.errors import UserError
 from smokehouse.locks import LOCK_JSON, Lock
 from smokehouse.programs.process import run
+from smokehouse.storage import strict_json
 
 SCHEMA = "smoke_tests/report.schema.json"
 _MAX_SIZE = 8 << 20  # bytes; a run of eight ranks reports 0.1 MB
@@ -211,9 +212,8 @@ def _validate(checkout: Checkout, data: bytes, source: str, remedy: str) -> Repo
     if len(data) > _MAX_SIZE:
         raise UserError(f"{source}: expected a report of at most {_MAX_SIZE >> 20} MiB, found a larger file; {remedy}")
     try:
-        text = data.decode()
-        fields = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        fields, text = strict_json.parse(data), data.decode()
+    except ValueError as error:
         raise UserError(f"{source}: invalid report: not JSON ({error}); {remedy}") from None
     schema = json.loads(checkout.file(SCHEMA).read_text("utf-8"))
     if wrong := best_match(Draft202012Validator(schema).iter_errors(fields)):

@@ -1,10 +1,13 @@
 """Write files atomically, link or copy them, and hash them."""
 
+import errno
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from pathlib import Path
+from typing import IO
 
 SHA256 = "[0-9a-f]{64}"  # the regular expression of a hex digest
 
@@ -23,6 +26,15 @@ def write(path: Path, content: bytes | str) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def open_regular(path: Path) -> IO[bytes]:
+    """Open `path` to read it; raises OSError, also for a FIFO or a device, which could block or have no end."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "expected a regular file", str(path))
+    return os.fdopen(handle, "rb")
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -2,15 +2,35 @@
 
 import fcntl
 import os
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from errno import EISDIR, ELOOP, ENXIO
 from pathlib import Path
+from typing import IO
 
 from smokehouse.console import status
 from smokehouse.errors import UserError
 
 _DEADLINE = 2 * 3600.0  # seconds to wait for another process; installing takes long
+
+_LONGEST = 200  # characters of who holds a lock
+
+
+def _opened(path: Path) -> IO[str]:
+    """Open a lock file; raises UserError where it is a link, a folder or a FIFO, and OSError."""
+    try:
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        handle = os.open(path, flags, 0o666)
+    except OSError as broken:
+        if broken.errno not in (ELOOP, EISDIR, ENXIO):
+            raise
+    else:
+        if stat.S_ISREG(os.fstat(handle).st_mode):
+            return os.fdopen(handle, "r+", encoding="utf-8", errors="replace")
+        os.close(handle)
+    raise UserError(f"{path}: expected a lock file or nothing, found a link, folder or FIFO; remove it")
 
 
 @contextmanager
@@ -19,7 +39,7 @@ def exclusive(path: Path, activity: str) -> Iterator[int]:
 
     Yields the file descriptor; the lock lasts until every copy of it is closed. Raises UserError after two hours.
     """
-    with path.open("a+") as file:
+    with _opened(path) as file:
         until = time.monotonic() + _DEADLINE
         announced = False
         while True:
@@ -27,7 +47,8 @@ def exclusive(path: Path, activity: str) -> Iterator[int]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                holder = path.read_text().strip() or "another process"
+                file.seek(0)
+                holder = file.read(_LONGEST).strip() or "another process"
                 if time.monotonic() > until:
                     raise UserError(
                         f"{path}: timed out after {_DEADLINE / 3600:.0f} h; {holder} is still {activity}; end it"

@@ -1,5 +1,6 @@
 """A statement is accepted for one image, with a trusted signature and the report of a passed test; anything else is refused."""
 
+import dataclasses
 import json
 import os
 from base64 import b64decode, b64encode
@@ -11,33 +12,52 @@ import pytest
 
 from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
-from smokehouse.proofs.attestation import PAYLOAD, STATEMENT, TEST_RESULT, SignedStatement, Signer, check, sign, statement
-from smokehouse.runs.report import parse, read
+from smokehouse.locks import LockedEnvironment
+from smokehouse.proofs.attestation import (
+    PAYLOAD,
+    STATEMENT,
+    TEST_RESULT,
+    SignedStatement,
+    Signer,
+    open_statement,
+    sign,
+    statement,
+)
+from smokehouse.runs.report import Report, parse, read
 
+from ...faults import complete_reports
 from .. import reports
 
-DIGEST = f"sha256:{'d' * 64}"
+DIGEST = complete_reports.DIGEST
 OTHER = f"sha256:{'e' * 64}"
 LOCK = "a" * 64
 Edit = Callable[[dict[str, Any]], None]
 
 
 def test_a_statement_is_read_by_whom_it_is_for(root: Path, keys: Path) -> None:
-    report = reports.report(DIGEST, LOCK)
+    report, locked = complete_reports.report(root), complete_reports.locked(root)
     payload = statement(report, "ghcr.io/owner/tiny", DIGEST)
     content = json.loads(payload)
     assert (content["_type"], content["predicateType"]) == (STATEMENT, TEST_RESULT)
     assert content["subject"] == [{"name": "ghcr.io/owner/tiny", "digest": {"sha256": "d" * 64}}]
     assert content["predicate"]["result"] == "WARNED"
-    assert content["predicate"]["passedTests"] == ["load (ZeRO-3)", "flipped bit"]
-    assert content["predicate"]["warnedTests"] == ["mixed modality (ZeRO-2)"]
-    assert {"name": "lock.json", "digest": {"sha256": LOCK}} in content["predicate"]["configuration"]
+    assert {"load (ZeRO-3)", "flipped bit (ZeRO-2)"} <= {*content["predicate"]["passedTests"]}
+    assert content["predicate"]["warnedTests"] == ["mixed modality (ZeRO-3)", "mixed modality (ZeRO-2)"]
+    assert {"name": "lock.json", "digest": {"sha256": locked.digest}} in content["predicate"]["configuration"]
     signed = sign(payload, Signer(keys / "ours.key"))
-    assert check(Checkout(root), signed, Signer(keys / "ours.pub"), DIGEST, LOCK).fields == report
+    assert check(Checkout(root), signed, Signer(keys / "ours.pub"), DIGEST, locked).fields == report
+    report = reports.report(DIGEST, LOCK)
     assert parse(Checkout(root), json.dumps(report).encode(), "a report", "run it").summary == (
         "2 checks and 1 controls passed under ZeRO-2, ZeRO-3 with torch 2.6.0+cu124 on cpu, gloo, fp32, 2 ranks; "
         "A CPU (2 CPUs, 8 GB), 2026-11-22T05:00:00+00:00"
     )
+
+
+def check(checkout: Checkout, signed: SignedStatement, signer: Signer, digest: str, locked: LockedEnvironment) -> Report:
+    """Return the report in a statement that `signer` made, which has to be a proof."""
+    found = open_statement(signed, signer, digest)
+    assert found
+    return found.check(checkout, locked)
 
 
 def _payload(edit: Edit) -> Callable[[dict[str, Any]], None]:
@@ -62,33 +82,36 @@ def _payload(edit: Edit) -> Callable[[dict[str, Any]], None]:
     ids=["another subject", "edited result", "another signature", "another type", "no payload", "no signature"],
 )
 def test_an_edited_statement_is_refused(root: Path, keys: Path, edit: Edit, said: str) -> None:
-    signed = sign(statement(reports.report(DIGEST, LOCK), "tiny", DIGEST), Signer(keys / "ours.key"))
+    signed = sign(statement(complete_reports.report(root), "tiny", DIGEST), Signer(keys / "ours.key"))
+    locked = complete_reports.locked(root)
     envelope = json.loads(signed.envelope)
     edit(envelope)
     with pytest.raises(UserError, match=said) as raised:
-        check(Checkout(root), SignedStatement(json.dumps(envelope).encode()), Signer(keys / "ours.pub"), DIGEST, LOCK)
+        check(Checkout(root), SignedStatement(json.dumps(envelope).encode()), Signer(keys / "ours.pub"), DIGEST, locked)
     assert str(raised.value).startswith(f"{DIGEST}: its statement ")
 
 
 def test_a_signature_by_another_key_or_of_another_image_is_refused(root: Path, keys: Path) -> None:
-    checkout = Checkout(root)
-    signed = sign(statement(reports.report(DIGEST, LOCK), "tiny", DIGEST), Signer(keys / "ours.key"))
+    checkout, locked = Checkout(root), complete_reports.locked(root)
+    signed = sign(statement(complete_reports.report(root), "tiny", DIGEST), Signer(keys / "ours.key"))
     with pytest.raises(UserError, match=r"is not signed by the key .*/other\.pub"):
-        check(checkout, signed, Signer(keys / "other.pub"), DIGEST, LOCK)
+        check(checkout, signed, Signer(keys / "other.pub"), DIGEST, locked)
     with pytest.raises(UserError, match=f"{OTHER}: expected a statement of this image, found one of {DIGEST}; do not trust it"):
-        check(checkout, signed, Signer(keys / "ours.pub"), OTHER, LOCK)
-    with pytest.raises(UserError, match=f"expected a report of lock.json {'b' * 64}, found one of {LOCK}; do not trust it"):
-        check(checkout, signed, Signer(keys / "ours.pub"), DIGEST, "b" * 64)
+        check(checkout, signed, Signer(keys / "ours.pub"), OTHER, locked)
+    with pytest.raises(
+        UserError, match=f"expected a report of lock.json {'b' * 64}, found one of {locked.digest}; do not trust it"
+    ):
+        check(checkout, signed, Signer(keys / "ours.pub"), DIGEST, dataclasses.replace(locked, digest="b" * 64))
     with pytest.raises(UserError, match="was signed with a key; specify the public key with --key FILE"):
-        check(checkout, signed, Signer(identity="https://github.com/x", issuer="https://issuer.example"), DIGEST, LOCK)
+        check(checkout, signed, Signer(identity="https://github.com/x", issuer="https://issuer.example"), DIGEST, locked)
     # Valid signatures of invalid statements: the key alone proves nothing.
-    report = reports.report(OTHER, LOCK)
+    report = complete_reports.report(root) | {"image": OTHER}
     signed = sign(statement(report, "tiny", DIGEST), Signer(keys / "ours.key"))
     with pytest.raises(UserError, match=f"expected a report of image {DIGEST}, found one of image {OTHER}; do not trust it"):
-        check(checkout, signed, Signer(keys / "ours.pub"), DIGEST, LOCK)
+        check(checkout, signed, Signer(keys / "ours.pub"), DIGEST, locked)
     signed = sign(b'{"_type": "something else"}', Signer(keys / "ours.key"))
     with pytest.raises(UserError, match="its signed payload is not a test-result statement"):
-        check(checkout, signed, Signer(keys / "ours.pub"), DIGEST, LOCK)
+        check(checkout, signed, Signer(keys / "ours.pub"), DIGEST, locked)
 
 
 def test_what_takes_a_network_says_so(root: Path, cosign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +134,9 @@ def test_what_takes_a_network_says_so(root: Path, cosign: Path, tmp_path: Path, 
     who = Signer(identity="https://github.com/x", issuer="https://issuer.example")
     said = rf"^{DIGEST}: cosign cannot reach Sigstore to verify .*sigstore\.dev.*; fix the network connection$"
     with pytest.raises(UserError, match=said):
-        check(Checkout(root), SignedStatement(json.dumps(envelope).encode(), bundle), who, DIGEST, LOCK)
+        check(
+            Checkout(root), SignedStatement(json.dumps(envelope).encode(), bundle), who, DIGEST, complete_reports.locked(root)
+        )
 
 
 def test_a_key_that_is_not_there_or_not_open_is_named(root: Path, keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:

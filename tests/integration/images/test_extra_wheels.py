@@ -13,7 +13,7 @@ from ...unit.channel import Channel
 from ...unit.conftest import Index, TestCheckout, wheel
 from ...unit.installs.test_extra_wheels import FLASH, flash, hashed, with_torch
 from .. import reports
-from ..conftest import STRANGER, Made, built, locked_tiny
+from ..conftest import STRANGER, Made, add_planner, built, locked_tiny
 from ..engine import Engine
 from ..real import run
 from .test_verify import SITE, altered, verified
@@ -141,12 +141,12 @@ def test_an_image_with_an_extra_wheel_never_takes_the_tags_of_one_without(
 ) -> None:
     monkeypatch.setitem(extra.tiny.environ, "PATH", f"{cosign}:{extra.tiny.environ['PATH']}")
     monkeypatch.setitem(extra.tiny.environ, "COSIGN_PASSWORD", "a password")
-    schema = Path("smoke_tests", "report.schema.json")
-    (extra.tiny.root / schema).write_bytes((Path(__file__).parents[3] / schema).read_bytes())
+    root = Path(__file__).parents[3]
+    add_planner(root, extra.tiny)
     layout = tmp_path / "layout"
     digest = built(extra.tiny, "--with", extra.flash, "--output", f"oci:{layout}")["digest"]
     report = tmp_path / "report.json"
-    report.write_text(json.dumps(reports.report(digest, extra.lock)))
+    report.write_text(json.dumps(reports.complete(root, extra.tiny.root, digest)))
     where = f"127.0.0.1:{registry_port}/checkout/added"
     options = ["--image", str(layout), "--report", str(report), "--key", str(keys / "ours.key")]
     version = Layout(layout).image().labels["org.opencontainers.image.version"]

@@ -25,11 +25,12 @@ from .test_verify import verified
 class Publisher:
     """Publishes the image of tiny, built before, to a repository of its own, with a report that was never run."""
 
-    def __init__(self, made: Made, proxy: Proxy, keys: Path, folder: Path, repository: str) -> None:
+    def __init__(self, root: Path, made: Made, proxy: Proxy, keys: Path, folder: Path, repository: str) -> None:
         self.made, self.proxy, self.keys = made, proxy, keys
         self.digest = Layout(made.layout).image().digest
         self.report = folder / "report.json"
-        self.report.write_text(json.dumps(reports.report(self.digest, made.lock)))
+        self.complete = reports.complete(root, made.checkout.root, self.digest)
+        self.report.write_text(json.dumps(self.complete))
         self.where = f"{proxy.host}/{repository}"
         self.tag = f"cu124-torchnone-{made.lock[:12]}"
         self.tags = [self.tag, f"20250315-{made.lock[:12]}"]
@@ -56,6 +57,7 @@ class Publisher:
 
 @pytest.fixture
 def publisher(
+    root: Path,
     made: Made,
     registry: Proxy,
     keys: Path,
@@ -68,7 +70,7 @@ def publisher(
     monkeypatch.setitem(made.checkout.environ, "PATH", f"{cosign}:{made.checkout.environ['PATH']}")
     monkeypatch.setitem(made.checkout.environ, "COSIGN_PASSWORD", "a password")
     name = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")
-    return Publisher(made, registry, keys, tmp_path, f"checkout/{name}")
+    return Publisher(root, made, registry, keys, tmp_path, f"checkout/{name}")
 
 
 def test_what_is_published_is_verified_by_whoever_has_the_key(publisher: Publisher) -> None:
@@ -79,12 +81,16 @@ def test_what_is_published_is_verified_by_whoever_has_the_key(publisher: Publish
     assert verdict["passed"]
     assert verdict["digest"] == publisher.digest
     assert verdict["report"] == json.loads(publisher.report.read_text())
-    assert verdict["proof"].startswith("2 checks and 1 controls passed under ZeRO-2, ZeRO-3 ")
+    assert re.match(r"\d+ checks and \d+ controls passed under ZeRO-2, ZeRO-3 ", verdict["proof"])
     said = run(publisher.made.checkout, "verify", f"{publisher.where}@{publisher.digest}").stdout
     assert "proven   not verified: 1 signed statements are attached; specify a trusted key with --key FILE" in said
     other = str(publisher.keys / "other.pub")
-    refused = run(publisher.made.checkout, "verify", f"{publisher.where}:{publisher.tag}", "--key", other, code=2).stderr
-    assert f"{publisher.digest}: its statement is not signed by the key {other}" in refused
+    refused = run(publisher.made.checkout, "verify", f"{publisher.where}:{publisher.tag}", "--key", other, code=1).stdout
+    assert f"proven   nothing: {publisher.digest}: its statement is not signed by the key {other}" in refused
+    assert "\nNOT PROVEN  this is what the lock builds, but no valid statement by the trusted signer proves it\n" in refused
+    in_layout = verified(publisher.made.checkout, f"oci:{publisher.made.layout}", "--key", key, code=1)
+    assert (in_layout["proven"], in_layout["differences"]) == (False, [])
+    assert in_layout["proof"] == "nothing: OCI layouts and engines have no statements"
     attached = Registry(Reference.parse(publisher.where)).referrers(publisher.digest)
     assert [entry.artifact_type for entry in attached] == [SBOM, ENVELOPE]
     # The tags go last, the one by stack and lock after the date; none is ever `latest`.
@@ -136,9 +142,14 @@ def test_a_broken_push_leaves_no_tag_and_a_second_call_completes(
         ({"verdict": "failed", "failure": "rank 1 died"}, "failed (rank 1 died), so it proves nothing"),
         ({"image": None}, "found one of an environment outside an image"),
         ({"world_size": 0}, "invalid report: world_size: 0 is less than the minimum of 1"),
+        ({"checks": [reports.check("load", "check", 3)]}, "of ZeRO-3 alone"),
+        (
+            {"checks": [reports.check("load", "check", stage) for stage in (2, 3)]},
+            "checks and controls of the plan, found none of checkpoint, plain run",
+        ),
         (None, "report.json: report not found"),
     ],
-    ids=["another image", "failed", "no image", "schema", "missing"],
+    ids=["another image", "failed", "no image", "schema", "one stage", "one check", "missing"],
 )
 def test_an_image_without_a_good_report_is_not_published(
     publisher: Publisher, changes: dict[str, Any] | None, said: str
@@ -146,7 +157,8 @@ def test_an_image_without_a_good_report_is_not_published(
     if changes is None:
         publisher.report.unlink()
     else:
-        publisher.report.write_text(json.dumps(reports.report(publisher.digest, publisher.made.lock, **changes)))
+        made = {name: value for name, value in (publisher.complete | changes).items() if value is not None}
+        publisher.report.write_text(json.dumps(made))
     assert said in publisher(code=2)
     assert publisher.sent() == []
 

@@ -8,8 +8,10 @@ from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import requests
 
 from smokehouse.errors import UserError
 from smokehouse.oci import Layout, Reference, Registry, auth
@@ -113,8 +115,14 @@ def test_a_token_is_renewed_before_it_expires(guarded: Guarded, tmp_path: Path, 
     image(tmp_path / "a", [{"big": BIG}, {"small": b"1"}], kind="")
     layout = Layout(tmp_path / "a")
     there = Registry(Reference.parse(f"{guarded.host}/short/lived"), push=True)
-    refused = []
-    monkeypatch.setattr(there._session, "hooks", {"response": [lambda answer, **_: refused.append(answer.status_code == 401)]})
+    refused, send = [], there._client._adapter.send
+
+    def counted(*arguments: Any, **options: Any) -> requests.Response:
+        response = send(*arguments, **options)
+        refused.append(response.status_code == 401)
+        return response
+
+    monkeypatch.setattr(there._client._adapter, "send", counted)
     guarded.tokens.valid = guarded.tokens.announced = 2.0
     for blob in layout.image().blobs:
         there.upload(layout.blob(blob.digest), blob)

@@ -149,9 +149,7 @@ def test_references_are_read_as_docker_reads_them(text: str, name: str) -> None:
     assert str(Reference.parse(text)) == name
 
 
-@pytest.mark.parametrize(
-    "text", ["", "UPPER/case", "a b", "ghcr.io/", "ghcr.io/a:", "ghcr.io/a@sha256:0", "ghcr.io/../a", "-x"]
-)
+@pytest.mark.parametrize("text", ["", "a b", "ghcr.io/", "ghcr.io/a:", "ghcr.io/a@sha256:0", "ghcr.io/../a", "-x"])
 def test_an_invalid_reference_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="not an image reference; expected oci:DIR"):
         Reference.parse(text)

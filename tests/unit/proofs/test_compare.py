@@ -272,7 +272,7 @@ def test_each_member_of_the_index_is_compared(case: Case) -> None:
     # What is allowed: names, in whatever words, and neither of them; BuildKit leaves the media type out.
     names = [what for what in accepted if "'annotations'" in what]
     rest = [what for what in accepted if what not in names]
-    assert rest == ["('mediaType',) taken away", "('manifests', 0, 'platform') taken away"]
+    assert {*rest} == {"('mediaType',) taken away", "('manifests', 0, 'platform') taken away"}
     assert not [what for what in names if "evil" in what and "=" not in what]
 
 
@@ -494,7 +494,7 @@ def test_the_json_of_verify_keeps_its_keys() -> None:
     printed = verification.as_json()
     assert [*printed] == [
         *("image", "digest", "environment", "lock", "id", "base", "layers", "claims", "differences"),
-        *("proof", "report", "sbom", "added", "passed"),
+        *("proof", "proven", "report", "sbom", "added", "passed"),
     ]
     assert printed["differences"] == [{"layer": 2, "path": "etc/passwd", "problem": difference.problem}]
     assert printed["passed"] is False

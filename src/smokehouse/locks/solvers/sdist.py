@@ -5,13 +5,13 @@ import json
 import re
 import tarfile
 import tomllib
-import urllib.request
 import zipfile
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from packaging.requirements import Requirement
 
@@ -21,11 +21,12 @@ from smokehouse.locks.solvers import UnsolvableError
 from smokehouse.locks.wheel_tags import Artefact
 from smokehouse.storage import files
 from smokehouse.storage.files import sha256
+from smokehouse.storage.transfer import Client, TransferError
 
 _LARGEST = 256 << 20  # bytes of an sdist
 _LARGEST_UNPACKED = 4 << 30
 _LARGEST_PYPROJECT = 1 << 20
-_TIMEOUT = 60.0  # seconds without a byte
+_CHUNK = 1 << 20
 
 _LARGEST_TO_BUILD = 1 << 30  # bytes, unpacked
 _MOST_MEMBERS = 50_000
@@ -77,15 +78,34 @@ def download(sdist: Artefact) -> bytes:
     if urlsplit(sdist.url).scheme not in ("https", "http", "file"):
         raise UserError(f"{sdist.name}: expected an https, http or file URL, found {sdist.url}; use another index")
     try:
-        with urllib.request.urlopen(sdist.url, timeout=_TIMEOUT) as response:
-            data: bytes = response.read(_LARGEST + 1)
-    except OSError as broken:
+        data = b"".join(_chunks(sdist))
+    except (TransferError, OSError) as broken:
         raise UserError(f"{sdist.name}: cannot be downloaded ({broken}); check the network") from None
     if len(data) > _LARGEST:
         raise UserError(f"{sdist.name}: expected at most {_LARGEST >> 20} MiB, found more; add it to left_out in stack.toml")
     if sha256(data) != sdist.sha256:
         raise UserError(f"{sdist.name}: expected SHA-256 {sdist.sha256}, the index serves another file; use another index")
     return data
+
+
+def _chunks(sdist: Artefact) -> Iterator[bytes]:
+    """Yield the bytes of `sdist`, and few more than are allowed; raises TransferError or OSError."""
+    left = _LARGEST + 1
+    with ExitStack() as stack:
+        if urlsplit(sdist.url).scheme == "file":
+            file = stack.enter_context(files.open_regular(Path(unquote(urlsplit(sdist.url).path))))
+            chunks = iter(partial(file.read, _CHUNK), b"")
+        else:
+            client = stack.enter_context(closing(Client()))
+            answer = stack.enter_context(client.ask("GET", sdist.url))
+            if answer.status != 200:
+                raise TransferError(f"status {answer.status} {answer.reason}")
+            chunks = answer.chunks()
+        for chunk in chunks:
+            yield chunk
+            left -= len(chunk)
+            if left <= 0:
+                return
 
 
 def build_system(data: bytes, name: str) -> BuildSystem:

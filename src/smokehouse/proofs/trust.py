@@ -1,0 +1,52 @@
+"""Decide what the statements that are attached to an image prove to those who trust a signer."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from smokehouse.checkout import Checkout
+from smokehouse.errors import UserError, collecting
+from smokehouse.locks import LockedEnvironment
+from smokehouse.proofs import attestation
+from smokehouse.proofs.attestation import SignedStatement, Signer, TrustedStatement
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What statements prove, as a sentence; whether that is `valid`, None where no signer was specified; and the report."""
+
+    text: str
+    valid: bool | None
+    report: Mapping[str, Any] | None = None
+
+
+def judge(
+    checkout: Checkout, locked: LockedEnvironment, digest: str, statements: Sequence[SignedStatement], signer: Signer | None
+) -> Proof:
+    """Return what the newest statement by `signer` proves of the image `digest`.
+
+    Newest is what it says itself: the registry that lists statements is not trusted, and may give them in any order.
+    """
+    if not statements:
+        return Proof("nothing: no statement is attached to this image", False if signer else None)
+    if not signer:
+        count = f"{len(statements)} signed statements are attached"
+        return Proof(f"not verified: {count}; specify a trusted key with --key FILE", None)
+    trusted: list[TrustedStatement] = []
+    refusals: list[str] = []
+    for signed in statements:
+        with collecting(refusals):
+            found = attestation.open_statement(signed, signer, digest)
+            trusted += [found] if found else []
+    if not trusted:
+        return Proof(f"nothing: {refusals[0] if refusals else 'no statement of a smoke test is attached'}", False)
+    started = max(statement.started for statement in trusted)
+    newest = [statement for statement in trusted if statement.started == started]
+    try:
+        report = [statement.check(checkout, locked) for statement in newest][-1]  # of several, each has to be a proof
+    except UserError as refused:
+        return Proof(f"nothing: {refused}", False)
+    days = (datetime.now(UTC) - started).days
+    age = "today" if not days else "yesterday" if days == 1 else f"{days} days ago"
+    return Proof(f"{report.summary}, {age}", True, report.fields)

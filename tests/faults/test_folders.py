@@ -1,0 +1,238 @@
+"""What others have in a folder that is given to Smokehouse is neither deleted nor replaced."""
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import tarfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from smoke_tests import report_folder
+from smoke_tests.options import InputError
+from smokehouse.errors import UserError
+from smokehouse.installs import bundler, target
+from smokehouse.locks import LockedFile
+from smokehouse.oci.filesystem import Limits, Tree
+from smokehouse.oci.layout import Layout
+from smokehouse.storage import exclusive
+
+RECORD = Callable[[str, object], None]
+
+
+# --report
+
+
+def test_report_folder_is_used_again(tmp_path: Path) -> None:
+    for _ in range(2):
+        with report_folder.report_folder(tmp_path, "") as work:
+            (tmp_path / "report.json").touch()
+            (tmp_path / "notes.txt").write_text("mine")
+            assert json.loads((tmp_path / ".lock").read_text())["process"] == os.getpid()
+        assert not work.exists()
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_report_folder_of_a_killed_run(tmp_path: Path) -> None:
+    """Only the work folder that the lock file names is deleted."""
+    with report_folder.report_folder(tmp_path, "") as work:
+        text = (tmp_path / ".lock").read_text()
+    (tmp_path / ".lock").write_text(text)
+    work.mkdir()
+    (tmp_path / "work-mine").mkdir()
+    with report_folder.report_folder(tmp_path, ""):
+        assert not work.exists()
+    assert (tmp_path / "work-mine").is_dir()
+
+
+LOCKS: dict[str, Callable[[Path], object]] = {
+    "none": lambda lock: None,
+    "empty": lambda lock: lock.touch(),
+    "of another program": lambda lock: lock.write_text("{}"),
+    "a FIFO": os.mkfifo,
+    "a folder": lambda lock: lock.mkdir(),
+    "a link": lambda lock: lock.symlink_to("logs"),
+    "zeros": lambda lock: lock.write_bytes(bytes(10_000)),
+}
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_report_folder_of_others(lock: str, tmp_path: Path, record_property: RECORD) -> None:
+    record_property("fault", "folder")
+    for name in ("logs", "ops", "work-abc"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("mine")
+    LOCKS[lock](tmp_path / ".lock")
+    with pytest.raises(InputError, match=f"{tmp_path}: .*give --report a"), report_folder.report_folder(tmp_path, ""):
+        pytest.fail("it was taken for a report folder")
+    assert all((tmp_path / name / "file").read_text() == "mine" for name in ("logs", "ops", "work-abc"))
+
+
+def test_report_folder_in_use(tmp_path: Path, record_property: RECORD) -> None:
+    record_property("fault", "folder")
+    with (
+        report_folder.report_folder(tmp_path, ""),
+        pytest.raises(InputError, match=rf"in use by process {os.getpid()} on \S+; wait for it"),
+        report_folder.report_folder(tmp_path, ""),
+    ):
+        pytest.fail("two runs have it")
+
+
+# bundles
+
+
+def locked(data: bytes) -> LockedFile:
+    """Return a locked file with this content."""
+    return LockedFile(
+        name="a", version="1", file="a-1-py3-none-any.whl", size=len(data), sha256=hashlib.sha256(data).hexdigest()
+    )
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_only_recorded_files_of_a_bundle_are_removed(linked: bool, tmp_path: Path, record_property: RECORD) -> None:
+    record_property("fault", "folder")
+    wheelhouse, folder = tmp_path / "wheelhouse", tmp_path / "bundle"
+    wheelhouse.mkdir()
+    folder.mkdir()
+    (folder / "wheels").symlink_to(wheelhouse) if linked else (folder / "wheels").mkdir()
+    for name in ("old.whl", "foreign.whl"):
+        (folder / "wheels" / name).touch()
+    paths = ["wheels/old.whl", "wheels/../../escaped", "/etc/passwd", "manifest.json", "wheels", 5]
+    (folder / "manifest.json").write_text(json.dumps({"files": dict.fromkeys(map(str, paths), "")}))
+    recorded = bundler._recorded(folder)
+    assert recorded == {"wheels/old.whl"}
+    for path in recorded:
+        bundler._remove(folder, path)
+    assert {path.name for path in (folder / "wheels").iterdir()} == {"foreign.whl", *(["old.whl"] if linked else [])}
+
+
+@pytest.mark.parametrize("record", ["[]", "{}", '{"files": 5}', "[[]]", "null", "[" * 100_000, "\0", '{"files": {"a": 1}}'])
+def test_record_of_a_bundle_that_is_none(record: str, tmp_path: Path, record_property: RECORD) -> None:
+    record_property("fault", "record")
+    for name in ("manifest.json", ".files.json"):
+        (tmp_path / name).write_text(record)
+    assert bundler._recorded(tmp_path) == set()
+
+
+def test_file_in_a_linked_wheelhouse_is_not_replaced(tmp_path: Path, record_property: RECORD) -> None:
+    record_property("fault", "folder")
+    (tmp_path / "wheelhouse").mkdir()
+    (tmp_path / "wheels").symlink_to(tmp_path / "wheelhouse")
+    file = locked(b"ours")
+    (tmp_path / "wheels" / file.file).write_bytes(b"ours")
+    bundler._require_own_names(tmp_path, {f"wheels/{file.file}": file})
+    (tmp_path / "wheels" / file.file).write_bytes(b"theirs")
+    with pytest.raises(UserError, match=rf"expected SHA-256 {file.sha256}, found another file in a linked folder; remove"):
+        bundler._require_own_names(tmp_path, {f"wheels/{file.file}": file})
+
+
+# prefixes
+
+
+def test_files_of_others_in_a_prefix_are_carried_over(tmp_path: Path, record_property: RECORD) -> None:
+    record_property("fault", "folder")
+    old, new = tmp_path / "old", tmp_path / "new"
+    for path in ("bin/python", "lib/python3.11/site-packages/a.py"):
+        for folder in (old, new):
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_text("ours")
+    target.write_record(old, set())
+    (old / "data").mkdir()
+    mine = {os.fsencode(old) + b"/data/caf\xe9", os.fsencode(old / "data" / "two\nlines"), os.fsencode(old / "bin" / "mine")}
+    for name in mine:
+        Path(os.fsdecode(name)).write_text("mine")
+    (old / "data" / "link").symlink_to("/nowhere")
+    (old / "lib/python3.11/site-packages/b.py").write_text("a package that somebody added")
+    target.carry_over(old, new, "3.11")
+    assert {path.read_text() for path in new.rglob("*") if path.is_file()} == {"ours", "mine"}
+    assert sum(path.is_file() and path.read_text() == "mine" for path in new.rglob("*")) == 3
+    assert (new / "data" / "link").is_symlink()
+    assert not (new / "lib/python3.11/site-packages/b.py").exists()
+
+
+def test_nothing_is_carried_through_a_link(tmp_path: Path, record_property: RECORD) -> None:
+    record_property("fault", "folder")
+    old, new = tmp_path / "old", tmp_path / "new"
+    (old / "data").mkdir(parents=True)
+    target.write_record(old, set())
+    (old / "data" / "file").write_text("mine")
+    new.mkdir()
+    (new / "data").symlink_to(tmp_path)
+    target.carry_over(old, new, "3.11")
+    assert not (tmp_path / "file").exists()
+
+
+# images
+
+
+def layer(folder: Path, files: dict[str, bytes]) -> Path:
+    """Return a compressed layer with `files`."""
+    with gzip.open(folder / "layer", "wb", 1) as zipped, tarfile.open(fileobj=zipped, mode="w|") as tar:
+        for path, content in files.items():
+            member = tarfile.TarInfo(path)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return folder / "layer"
+
+
+def test_unknown_python_files_of_a_layer_are_bounded(tmp_path: Path, record_property: RECORD) -> None:
+    record_property("fault", "layer")
+    place = layer(tmp_path, {f"{number}.py": bytes(1 << 20) for number in range(20)})
+    tree = Tree(Limits(kept=5 << 20))
+    with pytest.raises(UserError, match=r"a layer: expected at most 5242880 bytes of unknown Python files .* more at 5\.py"):
+        tree.apply(place, "tar+gzip", "a layer", 0, lambda path: path.endswith(".py"))
+    assert sum(map(len, tree.kept.values())) <= 5 << 20
+    assert Tree(Limits(kept=5 << 20)).apply(place, "tar+gzip", "a layer", 0)
+
+
+INDEXES: dict[str, Callable[[Path], object]] = {
+    "a device": lambda index: index.symlink_to("/dev/zero"),
+    "a FIFO": os.mkfifo,
+    "a folder": lambda index: index.mkdir(),
+    "a loop": lambda index: index.symlink_to("index.json"),
+    "large": lambda index: index.write_bytes(bytes(5 << 20)),
+    "nothing": lambda index: None,
+    "empty": lambda index: index.touch(),
+    "nested": lambda index: index.write_bytes(b"[" * 1_000_000),
+}
+
+
+@pytest.mark.parametrize("kind", INDEXES)
+def test_index_that_is_none(kind: str, tmp_path: Path, record_property: RECORD) -> None:
+    record_property("fault", "layout")
+    INDEXES[kind](tmp_path / "index.json")
+    with pytest.raises(UserError, match=rf"{tmp_path}.*; (specify|do not trust)"):
+        Layout(tmp_path).image()
+
+
+def test_two_at_once_wait_for_each_other(tmp_path: Path) -> None:
+    """Both verifications of a reference work in one folder, so the second one begins when the first one ended."""
+    inside, leave, order = threading.Event(), threading.Event(), []
+
+    def first() -> None:
+        with exclusive(tmp_path / ".lock", "verifying x"):
+            inside.set()
+            assert leave.wait(30)
+            order.append("first")
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert inside.wait(30)
+    timer = threading.Timer(0.2, leave.set)
+    timer.start()
+    with exclusive(tmp_path / ".lock", "verifying x"):
+        order.append("second")
+    thread.join()
+    assert order == ["first", "second"]
+
+
+@pytest.mark.parametrize("kind", ["a FIFO", "a folder", "a link"])
+def test_lock_file_that_is_none(kind: str, tmp_path: Path, record_property: RECORD) -> None:
+    record_property("fault", "lock file")
+    LOCKS[kind](tmp_path / ".lock")
+    with pytest.raises(UserError, match="expected a lock file or nothing"), exclusive(tmp_path / ".lock", "testing"):
+        pytest.fail("it was locked")

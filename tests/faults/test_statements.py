@@ -1,0 +1,191 @@
+"""Whoever trusts a signer gets a proof or a refusal: what is missing, old, failed or of somebody else is no proof."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smokehouse.checkout import Checkout
+from smokehouse.proofs.attestation import TEST_RESULT, SignedStatement, Signer, sign, statement
+from smokehouse.proofs.compare import Verification
+from smokehouse.proofs.trust import Proof, judge
+
+from . import complete_reports
+from .complete_reports import DIGEST, ago
+
+Report = dict[str, Any]
+OTHER = f"sha256:{'e' * 64}"
+
+
+class Signing:
+    """Signs statements with real keys, and judges what was signed as someone who trusts `ours`."""
+
+    def __init__(self, root: Path, keys: Path) -> None:
+        self.root, self.keys = root, keys
+        self.report = complete_reports.report(root)
+        self.locked = complete_reports.locked(root)
+
+    def sign(self, payload: bytes, key: str = "ours") -> SignedStatement:
+        """Sign a payload."""
+        return sign(payload, Signer(self.keys / f"{key}.key"))
+
+    def of(self, age: timedelta, edit: Callable[[Report], object] = lambda content: None, key: str = "ours") -> SignedStatement:
+        """Sign a statement of that age, edited before it is signed."""
+        content = json.loads(statement(self.report | {"started": ago(age)}, "tiny", DIGEST))
+        edit(content)
+        return self.sign(json.dumps(content).encode(), key)
+
+    def judge(self, *statements: SignedStatement) -> Proof:
+        """Judge the statements of the image."""
+        return judge(Checkout(self.root), self.locked, DIGEST, statements, Signer(self.keys / "ours.pub"))
+
+
+@pytest.fixture
+def signing(root: Path, keys: Path) -> Signing:
+    """Signs with keys of its own."""
+    return Signing(root, keys)
+
+
+def fail(content: Report) -> None:
+    """Let the statement say that a check failed, as an honest one does."""
+    report = content["predicate"]["io.smokehouse.report"]
+    failed = report["checks"][5]
+    failed["verdict"] = "failed"
+    for rank in failed["ranks"]:
+        rank["verdict"] = "failed"
+    report["verdict"] = "failed"
+    content["predicate"].update(result="FAILED", failedTests=[failed["name"]])
+
+
+def in_predicate(**changes: Any) -> Callable[[Report], object]:
+    """Change the predicate alone."""
+    return lambda content: content["predicate"].update(changes)
+
+
+def in_report(**changes: Any) -> Callable[[Report], object]:
+    """Change the report alone."""
+    return lambda content: content["predicate"]["io.smokehouse.report"].update(changes)
+
+
+def test_newest_statement_of_the_trusted_signer_counts_in_any_order(signing: Signing) -> None:
+    old, failed = signing.of(timedelta(days=9)), signing.of(timedelta(days=3), fail)
+    foreign = signing.of(timedelta(hours=1), key="other")
+    fixed = signing.of(timedelta(hours=2))
+    for given in itertools.permutations((old, failed, foreign)):
+        found = signing.judge(*given)
+        assert found.valid is False
+        assert "so it proves nothing" in found.text
+    for given in itertools.permutations((failed, foreign, fixed)):
+        found = signing.judge(*given)
+        assert found.valid
+        assert found.text.endswith(", today")
+    assert signing.judge(old).text.endswith(", 9 days ago")
+
+
+def test_of_two_that_are_equally_new_each_has_to_be_a_proof(signing: Signing) -> None:
+    moment = ago(timedelta(hours=1))
+
+    def at_moment(content: Report) -> None:
+        content["predicate"]["io.smokehouse.report"]["started"] = moment
+
+    def failed_then(content: Report) -> None:
+        at_moment(content)
+        fail(content)
+
+    both = signing.of(timedelta(), at_moment), signing.of(timedelta(), failed_then)
+    assert signing.judge(both[0]).valid
+    assert signing.judge(*both).valid is False
+    assert signing.judge(*both[::-1]).valid is False
+
+
+FAULTS: dict[str, tuple[Callable[[Report], object], str]] = {
+    "failed tests": (in_predicate(failedTests=["load (ZeRO-3)"]), 'failedTests: expected what its report says, found ["load'),
+    "passed tests": (in_predicate(passedTests=[]), "passedTests: expected what its report says, found []"),
+    "result": (in_predicate(result="PASSED"), 'result: expected what its report says, found "PASSED"'),
+    "failed result": (in_predicate(result="FAILED"), 'result: expected what its report says, found "FAILED"'),
+    "configuration": (in_predicate(configuration=[]), "configuration: expected what its report says, found []"),
+    "1999": (in_report(started="1999-12-31T23:59:59+00:00"), "expected a run after the lock's cut-off"),
+    "the future": (in_report(started=ago(-timedelta(days=400))), "expected a run in the past"),
+    "no zone": (
+        in_report(started="2026-01-01T00:00:00"),
+        "invalid JSON: started has no time zone",
+    ),
+    "no date": (lambda content: content["predicate"]["io.smokehouse.report"].pop("started"), "is not a test-result statement"),
+    "a partial run": (in_report(partial="--zero 3"), "found a partial one, with --zero 3"),
+    "a check less": (
+        lambda content: content["predicate"]["io.smokehouse.report"]["checks"].pop(),
+        "checks and controls of the plan, found none of ",
+    ),
+    "another subject": (
+        lambda content: content["subject"][0]["digest"].update(sha256="e" * 64),
+        f"expected a statement of this image, found one of {OTHER}",
+    ),
+    "another image": (in_report(image=OTHER), f"found one of image {OTHER}"),
+    "two subjects": (lambda content: content["subject"].append(content["subject"][0]), "is not a test-result statement"),
+    "of something else": (
+        lambda content: content.update(predicateType="https://slsa.dev/provenance/v1"),
+        "nothing: no statement of a smoke test is attached",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_a_signed_statement_that_is_no_proof_is_refused(signing: Signing, kind: str) -> None:
+    edit, said = FAULTS[kind]
+    found = signing.judge(signing.of(timedelta(hours=1), edit))
+    assert (found.valid, found.report) == (False, None)
+    assert said in found.text
+
+
+def test_readers_of_json_agree_on_what_was_signed(signing: Signing) -> None:
+    text = statement(signing.report, "tiny", DIGEST).decode()
+    assert signing.judge(signing.sign(text.encode())).valid
+    for payload in (text.replace('"result":', '"result":"FAILED","result":'), "\ufeff" + text, text.replace("42", "NaN", 1)):
+        if payload != text:
+            assert signing.judge(signing.sign(payload.encode())).valid is False
+
+
+def test_without_statements_or_of_others_nothing_is_proven(signing: Signing) -> None:
+    assert signing.judge() == Proof("nothing: no statement is attached to this image", valid=False)
+    found = signing.judge(signing.of(timedelta(hours=1), key="other"))
+    assert found.valid is False
+    assert "is not signed by the key" in found.text
+    assert judge(Checkout(signing.root), signing.locked, DIGEST, [], None).valid is None
+    assert TEST_RESULT in statement(signing.report, "tiny", DIGEST).decode()
+
+
+def test_without_a_proof_a_verification_fails() -> None:
+    assert Verification("x", "y", "z", "0").passed
+    assert Verification("x", "y", "z", "0", proven=True).passed
+    assert not Verification("x", "y", "z", "0", proven=False).passed
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--key", "nowhere.pub"], "nowhere.pub: key not found"),
+        (["--key", ""], ".: key not found"),
+        (["--identity", ""], "expected a trusted key, or an identity and its issuer, found an empty one"),
+        (["--identity", "https://example.com", "--issuer", ""], "expected a trusted key, or an identity and its issuer, found"),
+        (["--key", "nowhere.pub", "--identity", "x"], "expected --key or --identity, found both"),
+    ],
+)
+def test_a_signer_that_cannot_be_trusted_is_refused_before_anything_is_read(root: Path, options: list[str], said: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "smokehouse", "verify", "oci:nowhere", *options],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root / "src")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert said in ended.stderr
+    assert "Traceback" not in ended.stderr
