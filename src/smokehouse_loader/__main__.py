@@ -10,17 +10,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from smokehouse_loader.errors import LoadError
-from smokehouse_loader.failures import FAILURES, Failure
+from smokehouse_loader import config_files
+from smokehouse_loader.errors import Finding, LoadError
+from smokehouse_loader.failures import FAMILIES, PRINTED, Failure
+from smokehouse_loader.safetensors_header import BadFileError
+
+NOTHING_FOUND = 3  # exit code of `explain`
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command and return its exit code: 0 for success, 1 for problems found, 2 for a usage error."""
+    """Run a command and return its exit code: 0 success, 1 problems found, 2 usage error, 3 no explanation."""
     options = _parser().parse_args(arguments)
     try:
         if options.command == "check":
             with _quiet():
-                return _check(options.path, options.model_class, options.trust_remote_code, options.json)
+                return _check(options)
         if options.command == "explain":
             return _explain(options.log, options.json)
         return _failures(options.check)
@@ -38,13 +42,27 @@ def _parser() -> argparse.ArgumentParser:
         "--class", dest="model_class", metavar="NAME", help="Class of transformers (default: the one config.json specifies)."
     )
     check.add_argument("--trust-remote-code", action="store_true", help="Run Python code from the checkpoint.")
-    explain = commands.add_parser("explain", help="Explain the errors in a training log.")
+    _add_signature_options(check)
+    explain = commands.add_parser("explain", help="Explain the errors in a training log; exit with 3 if none is known.")
     explain.add_argument("log", type=Path, metavar="LOGFILE", help="Log to search for known failures.")
     table = commands.add_parser("failures", help="Print the known failures as Markdown.")
     table.add_argument("--check", type=Path, metavar="FILE", help="Report whether FILE is up to date; print nothing else.")
     for command in (check, explain):
         command.add_argument("--json", action="store_true", help="Print JSON.")
     return parser
+
+
+def _add_signature_options(check: argparse.ArgumentParser) -> None:
+    group = check.add_argument_group("signatures", "Requires one of --public-key, --identity and --certificate-chain.")
+    group.add_argument(
+        "--signature", nargs="?", const="", metavar="FILE", help="Verify this signature first (default: model.sig in PATH)."
+    )
+    group.add_argument("--public-key", type=Path, metavar="FILE", help="Trusted public key, an elliptic-curve key as PEM.")
+    group.add_argument("--identity", metavar="NAME", help="Trusted identity, with --oidc-issuer.")
+    group.add_argument("--oidc-issuer", metavar="URL", help="OIDC issuer of the identity.")
+    group.add_argument(
+        "--certificate-chain", type=Path, nargs="+", default=[], metavar="FILE", help="Certificates that the signer's ends at."
+    )
 
 
 def _usage_error(message: str) -> int:
@@ -63,20 +81,44 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _check(path: Path, model_class: str | None, trust: bool, as_json: bool) -> int:
+def _check(options: argparse.Namespace) -> int:
+    path, trust = options.path, options.trust_remote_code
     if not path.is_dir():
         return _usage_error(f"{path}: not a directory; pass the directory of a checkpoint")
-    if not trust and _has_code(path):
+    try:
+        unsigned = _unsigned(options)
+    except ValueError as wrong:
+        return _usage_error(str(wrong))
+    if not unsigned and not trust and _has_code(path):
         return _usage_error(f"{path}: requires Python code of its own; review it, then add --trust-remote-code")
-    result = _result(path, model_class, trust)
-    if as_json:
+    if unsigned:
+        result: dict[str, Any] = {"path": str(path), "ok": False, "problems": unsigned}
+    else:
+        result = _result(path, options.model_class, trust)
+    if options.signature is not None:
+        result["signed"] = not unsigned
+    if options.json:
         result["problems"] = [dataclasses.asdict(problem) for problem in result["problems"]]
         print(json.dumps(result, indent=1))
     elif result["ok"]:
-        print(f"{path}: {result['tensors']} tensors, {result['elements']} elements, fits {result['class']}")
+        signed = ", signature verified" if options.signature is not None else ""
+        print(f"{path}: {result['tensors']} tensors, {result['elements']} elements, fits {result['class']}{signed}")
     else:
         print(*result["problems"], sep="\n")
     return 0 if result["ok"] else 1
+
+
+def _unsigned(options: argparse.Namespace) -> list[Finding]:
+    """Return why the signature does not verify, where one is to be verified. Raises ValueError for a usage error."""
+    trusted: dict[str, Any] = {name: getattr(options, name) for name in ("public_key", "identity", "oidc_issuer")}
+    trusted["certificate_chain"] = tuple(options.certificate_chain)
+    if options.signature is None:
+        if given := next((name for name, value in trusted.items() if value), None):
+            raise ValueError(f"--{given.replace('_', '-')}: expected --signature beside it; add it")
+        return []
+    from smokehouse_loader import signature
+
+    return [*signature.problems(options.path, signature.Signer(**trusted, signature=options.signature or None))]
 
 
 def _result(path: Path, model_class: str | None, trust: bool) -> dict[str, Any]:
@@ -87,12 +129,13 @@ def _result(path: Path, model_class: str | None, trust: bool) -> dict[str, Any]:
     result: dict[str, Any] = {"path": str(path), "layout": checkpoint.layout, "tensors": len(checkpoint.tensors)}
     result |= {"elements": checkpoint.elements, "files": [file.name for file in checkpoint.files]}
     try:
-        from smokehouse_loader.fit import check_checkpoint
+        from smokehouse_loader.fit import check_checkpoint, refuse_unreadable
         from smokehouse_loader.model_class import read_config
 
-        config = None if checkpoint.problems else read_config(path, trust_remote_code=trust)
+        refuse_unreadable(checkpoint)
+        config = read_config(path, trust_remote_code=trust)
         fit = check_checkpoint(checkpoint, model_class, config=config)
-        problems = fit.problems
+        problems = (*fit.problems, *config_files.processor_problems(path))
         result |= {"class": fit.class_name, "fits_class": fit.fits_class, "layout_of": fit.layout}
         result |= {"missing": fit.missing, "unexpected": fit.unexpected}
         result["mismatched"] = [dataclasses.asdict(mismatch) for mismatch in fit.mismatched]
@@ -102,25 +145,28 @@ def _result(path: Path, model_class: str | None, trust: bool) -> dict[str, Any]:
 
 
 def _has_code(path: Path) -> bool:
+    """Return whether the checkpoint has code that has to run; without its files there is something else to say first."""
     try:
-        with (path / "config.json").open("rb") as file:
-            config = json.loads(file.read(2**20))
-    except (OSError, ValueError, RecursionError):
+        config = config_files.read_object(path / "config.json")
+        return config_files.needs_code(config) and config_files.config_problem(path) is None
+    except BadFileError:
         return False
-    return isinstance(config, dict) and bool(config.get("auto_map"))
 
 
 def _explain(log: Path, as_json: bool) -> int:
-    from smokehouse_loader.diagnosis import explain_log
+    from smokehouse_loader.diagnosis import ATTACH, explain_log
 
-    found = explain_log(log)
+    explanation = explain_log(log)
     if as_json:
-        print(json.dumps([dataclasses.asdict(diagnosis) for diagnosis in found], indent=1))
-    elif found:
-        print("\n\n".join(map(str, found)))
+        document = dataclasses.asdict(explanation) | ({} if explanation.found else {"attach": ATTACH})
+        print(json.dumps(document, indent=1))
     else:
-        print(f"{log}: no known failure found; docs/known-failures.md lists them")
-    return 0 if found else 1
+        print(
+            explanation
+            if explanation.found
+            else f"{log}: no known failure found; docs/known-failures.md lists them\n{explanation}"
+        )
+    return 0 if explanation.found else NOTHING_FOUND
 
 
 def _failures(file: Path | None) -> int:
@@ -139,32 +185,59 @@ def page() -> str:
     lines = [
         "# Known failures",
         "",
-        "Generated from `src/smokehouse_loader/failures.py` by `python -m smokehouse_loader failures`; do not edit. Each is",
-        "reproduced by the named function in `tests/loader/inside/reproductions.py`, or only a GPU shows it. To explain a log:",
-        "`python -m smokehouse_loader explain LOGFILE`.",
+        (
+            "Generated from `src/smokehouse_loader/failures/` by `python -m smokehouse_loader failures`; do not "
+            "edit. Each is reproduced"
+        ),
+        (
+            "by the named function in `tests/loader/inside/reproductions.py`, or has a public source; a test "
+            "finds the texts in the"
+        ),
+        "programs that print them. To explain a log: `python -m smokehouse_loader explain LOGFILE`.",
         "",
     ]
-    for failure in FAILURES:
-        lines += _section(failure)
+    for family, failures in FAMILIES.items():
+        lines += [f"## {family}", ""]
+        for failure in failures:
+            lines += _section(failure)
     return "\n".join(lines)
 
 
 ONLY_ON_GPU = "none: only a GPU shows it, and nobody has seen it here; the source is the public thread"
+NOT_REPRODUCED = "none: the source is the public thread, and the text is in the program"
 
 
 def _section(failure: Failure) -> list[str]:
-    patterns = " or ".join(f"`{pattern}`" for pattern in failure.patterns)
+    """Return the part of the page about one failure."""
+    none = ONLY_ON_GPU if failure.only_on_gpu else NOT_REPRODUCED
+    texts = dict.fromkeys(sign.text for sign in failure.signs)
+    kinds = [" Follows from a failure elsewhere."] * failure.victim + [" Harmless by itself."] * failure.harmless
+    optional = {"Told apart by": failure.apart, "Ask": failure.question}
     return [
-        f"## {failure.name}",
+        f"### {failure.name}",
         "",
-        failure.cause,
+        f"{failure.cause}{''.join(kinds)}",
         "",
         f"- **Fix:** {failure.cure[0].upper()}{failure.cure[1:]}.",
-        f"- **Log:** {f'matches {patterns}' if patterns else 'no message; the loader detects it'}",
+        *(
+            [f"- **Log:** one of these, where it stands in the context that this failure has ({_PLACEHOLDERS}):"]
+            if texts
+            else []
+        ),
+        *(f"    - `` {text} ``{_printers(text)}" for text in texts),
+        *([] if texts else ["- **Log:** No message; the loader detects it."]),
+        *(f"- **{title}:** {text[0].upper()}{text[1:].rstrip('.')}." for title, text in optional.items() if text),
         f"- **Source:** {failure.source}.",
-        f"- **Reproduction:** {f'`{failure.reproduction}`' if failure.reproduction else ONLY_ON_GPU}",
+        f"- **Reproduction:** {f'`{failure.reproduction}`' if failure.reproduction else none}",
         "",
     ]
+
+
+_PLACEHOLDERS = "`{}` is any text, `{n}` a number, `{w}` a word, `{0}` the shape [0], `{shape}` another"
+
+
+def _printers(text: str) -> str:
+    return f": {', '.join(dict.fromkeys(one.split()[0] for one in PRINTED.get(text, ())))}" if text in PRINTED else ""
 
 
 if __name__ == "__main__":

@@ -142,7 +142,7 @@ def test_files_of_others_in_a_prefix_are_carried_over(tmp_path: Path, record_pro
             (folder / path).write_text("ours")
     target.write_record(old, set())
     (old / "data").mkdir()
-    mine = {os.fsencode(old) + b"/data/caf\xe9", os.fsencode(old / "data" / "two\nlines"), os.fsencode(old / "bin" / "mine")}
+    mine = {os.fsencode(old) + b"/data/na\xefve", os.fsencode(old / "data" / "two\nlines"), os.fsencode(old / "bin" / "mine")}
     for name in mine:
         Path(os.fsdecode(name)).write_text("mine")
     (old / "data" / "link").symlink_to("/nowhere")

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smokehouse_loader import FAILURES, Finding, LoadError, explain
+from smokehouse_loader.diagnosis import ATTACH
 
 SEED = (
     "RuntimeError: Error(s) in loading state_dict for Qwen2_5_VLForConditionalGeneration:\n"
@@ -17,6 +18,7 @@ SEED = (
     "checkpoint, the shape in current model is torch.Size([0]).\n"
 )
 VICTIM = "RuntimeError: [../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1\n"
+UNKNOWN = "Traceback (most recent call last):\n[rank0]:   File \"loop.py\", line 7, in step\n[rank0]: KeyError: 'pixels'\n"
 DEADLINE = 60.0  # seconds
 
 
@@ -74,10 +76,24 @@ def test_command(root: Path, tmp_path: Path) -> None:
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "partitioned-before-load" in ended.stdout
     assert "line 3" in ended.stdout
-    [found] = json.loads(command(root, "explain", "--json", str(log)).stdout)
+    [found] = json.loads(command(root, "explain", "--json", str(log)).stdout)["found"]
     assert found["failure"]["name"] == "partitioned-before-load"
+
+
+def test_command_without_an_explanation(root: Path, tmp_path: Path) -> None:
+    """It names the exception that ended the first rank, not its echo, and what to attach to an issue."""
+    log = tmp_path / "train.log"
+    log.write_text(f"[rank1]: {VICTIM}[rank0]: {UNKNOWN}")
+    ended = command(root, "explain", str(log))
+    assert (ended.returncode, ended.stderr) == (3, "")
+    assert "no known failure found" in ended.stdout
+    assert "rank 0, which failed first, ended with, in line 4: KeyError: 'pixels' (raised in step, loop.py:7)" in ended.stdout
+    assert "what followed: lost-peer (line 1)" in ended.stdout
+    assert ATTACH in ended.stdout
+    document = json.loads(command(root, "explain", "--json", str(log)).stdout)
+    assert (document["found"], document["first"]["type"], document["attach"]) == ([], "KeyError", ATTACH)
     log.write_text("all is well\n")
-    assert command(root, "explain", str(log)).returncode == 1
+    assert command(root, "explain", str(log)).returncode == 3
 
 
 @pytest.mark.parametrize(

@@ -334,8 +334,8 @@ DAMAGES: dict[str, tuple[str, str, Callable[[Path], None]]] = {
     "an empty shard": (SHARD, "truncated to 0 bytes, before its header", replaced(SHARD, "")),
     "a Git LFS pointer": (SHARD, "expected weights, found a Git LFS pointer", replaced(SHARD, POINTER)),
     "a web page": (SHARD, "expected weights, found a web page", replaced(SHARD, "<!DOCTYPE html>\n<html>404</html>\n")),
-    "a header that is no JSON": (SHARD, "header is not JSON", replaced(SHARD, (9).to_bytes(8, "little") + b"{'a': 1}!")),
-    "a header without end": (SHARD, "header is not JSON", replaced(SHARD, (10**5).to_bytes(8, "little") + b"[" * 10**5)),
+    "a header that is no JSON": (SHARD, "invalid header", replaced(SHARD, (9).to_bytes(8, "little") + b"{'a': 1}!")),
+    "a header without end": (SHARD, "invalid header", replaced(SHARD, (10**5).to_bytes(8, "little") + b"[" * 10**5)),
     "another model": (
         "config.json",
         "model_type: expected 'qwen2_5_vl', found 'llama'",

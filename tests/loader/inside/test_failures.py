@@ -9,7 +9,7 @@ import reproductions
 
 from smokehouse_loader import FAILURES, Failure, explain
 
-REPRODUCED = [failure for failure in FAILURES if not failure.only_on_gpu]
+REPRODUCED = [failure for failure in FAILURES if failure.reproduction]
 
 
 @pytest.mark.parametrize("failure", REPRODUCED, ids=lambda failure: failure.name)

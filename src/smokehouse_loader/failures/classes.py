@@ -1,0 +1,232 @@
+"""Classes and configurations: which model, processor and tokenizer a directory is for."""
+
+from smokehouse_loader.failures.model import MEASURED, Failure, Sign
+
+_LLAVA = (
+    "has model type `llava_qwen` || has model type `llava_llama` || has model type `llava_mistral` || "
+    "has model type `llava_mpt`"
+)
+_NEWER = "install a transformers release that has it"
+
+FAILURES = (
+    Failure(
+        name="wrong-auto-class",
+        cause=(
+            "The auto class has no entry for this config: AutoModelForCausalLM has none for most models with vision, "
+            "AutoModelForImageTextToText none for those of text alone."
+        ),
+        cure="use smokehouse_loader.load_model without model_class, or the class that architectures in config.json lists",
+        source=f"{MEASURED}: every version, for qwen2_5_vl",
+        reproduction="wrong_auto_class",
+        signs=(Sign("Unrecognized configuration class {} for this kind of AutoModel"),),
+    ),
+    Failure(
+        name="model-type-of-other-code",
+        cause=(
+            "config.json has a model type of another project's code (llava_qwen and its like belong to LLaVA's "
+            "repository), which no "
+            "release of transformers will ever know."
+        ),
+        cure=(
+            "load it with that project's own package, such as llava.model.builder.load_pretrained_model, or get the checkpoint "
+            "converted for transformers (llava-hf, model type llava_onevision or llava)"
+        ),
+        source="the repository's own classes register llava_qwen",
+        reproduction="model_type_of_other_code",
+        signs=(
+            Sign(
+                "The checkpoint you are trying to load has model type `llava_",
+                unless=("`llava_next` || `llava_onevision` || `llava_next_video`",),
+            ),
+            Sign("The checkpoint you are trying to load has model type `vila"),
+            Sign("The checkpoint you are trying to load has model type `bunny-"),
+            Sign("The checkpoint you are trying to load has model type `TinyLlava"),
+            Sign("The checkpoint you are trying to load has model type `tinyllava"),
+            Sign("The checkpoint you are trying to load has model type `mplug_owl"),
+            Sign(
+                "KeyError: 'llava_",
+                needs=("CONFIG_MAPPING || configuration_auto || config_class || AutoConfig",),
+                unless=("'llava_next' || 'llava_onevision' || 'llava_next_video'",),
+            ),
+        ),
+        excludes=("unknown-model-type",),
+    ),
+    Failure(
+        name="unknown-model-type",
+        cause="The installed transformers has no model of the type that config.json specifies.",
+        cure=_NEWER,
+        source="the models that releases of transformers list",
+        reproduction="unknown_model_type",
+        signs=(
+            Sign("but Transformers does not recognize this architecture"),
+            Sign("KeyError: '", needs=("CONFIG_MAPPING[config_dict[ || config_class = CONFIG_MAPPING[",)),
+        ),
+        question=(
+            "Does a later release of transformers list this model type, or does the type belong to another project's code?"
+        ),
+    ),
+    Failure(
+        name="no-model-type",
+        cause="config.json has no model_type, so transformers cannot tell which model this is.",
+        cure=(
+            "get the config.json that belongs to the weights (the one of the base model that was trained), or, "
+            "where the directory has "
+            "adapter_config.json, load its base model and then the adapter"
+        ),
+        source="transformers/models/auto/configuration_auto.py",
+        reproduction="config_without_model_type",
+        signs=(Sign("Unrecognized model in {}. Should have a `model_type` key"),),
+        question="Which files does the directory have: adapter_config.json, only global_step folders, or none that say config?",
+    ),
+    Failure(
+        name="no-model-class",
+        cause="No class of the installed transformers loads the whole checkpoint.",
+        cure="pass model_class=, or register one with smokehouse_loader.register",
+        source=MEASURED,
+        reproduction="no_model_class",
+    ),
+    Failure(
+        name="contradicting-architectures",
+        cause="architectures in config.json lists a class for another model type than the one it has.",
+        cure="set architectures to the class that the weights fit",
+        source=f"{MEASURED}: from_pretrained loads it without a word; other programs choose the class by it",
+        reproduction="contradicting_architectures",
+    ),
+    Failure(
+        name="remote-code",
+        cause="The checkpoint has Python code of its own, which transformers runs only when it is told to.",
+        cure="review the .py files in it, pin the revision, and pass trust_remote_code=True",
+        source="transformers/dynamic_module_utils.py, resolve_trust_remote_code",
+        reproduction="missing_remote_code",
+        signs=(
+            Sign("contains custom code which must be executed to correctly load the model. You can inspect"),
+            Sign("requires you to execute the configuration file in that repo on your local machine"),
+            Sign("Please pass the argument `trust_remote_code=True` to allow custom code to be run"),
+        ),
+    ),
+    Failure(
+        name="remote-code-imports",
+        cause="The checkpoint's own Python code imports a package that is not installed.",
+        cure="install the packages that the message names, or use a transformers release that has the model itself",
+        source="transformers/dynamic_module_utils.py, check_imports",
+        signs=(Sign("This modeling file requires the following packages that were not found in your environment: "),),
+    ),
+    Failure(
+        name="class-not-in-transformers",
+        cause="The class is not in the installed transformers: it came with a later release, or left with an earlier one.",
+        cure=(
+            "install a release that has the class (Qwen2_5_VL* came with 4.49.0, Qwen3VL* with 4.57.0; "
+            "AutoModelForVision2Seq left with 5.0)"
+        ),
+        source="transformers/utils/import_utils.py",
+        signs=(
+            Sign("cannot import name '{w}' from 'transformers'"),
+            Sign("cannot import name '{w}' from 'transformers.{w}'"),
+            Sign("module 'transformers' has no attribute"),
+            Sign("module transformers has no attribute"),
+            Sign("module transformers.{w} has no attribute"),
+            Sign("No module named 'transformers.models."),
+        ),
+        excludes=(),
+    ),
+    Failure(
+        name="image-processor-unknown",
+        cause=(
+            "preprocessor_config.json names an image processor that the installed transformers does not have, such as "
+            "Qwen2_5_VLImageProcessor, which only some checkpoints name."
+        ),
+        cure=(
+            "set image_processor_type to Qwen2VLImageProcessor (or Qwen2VLImageProcessorFast) in "
+            "preprocessor_config.json, or use the "
+            "transformers that saved it"
+        ),
+        source="transformers/models/auto/image_processing_auto.py",
+        reproduction="unknown_image_processor",
+        signs=(
+            Sign("Unrecognized image processor in {}. Should have a `image_processor_type` key"),
+            Sign("Unrecognized image processor in {}. Should have an `image_processor_type` key"),
+            Sign("Unrecognized video processor in"),
+            Sign("AttributeError: module transformers has no attribute {w}ImageProcessor"),
+            Sign("module transformers has no attribute {w}ImageProcessor"),
+            Sign("module transformers has no attribute {w}VideoProcessor"),
+            Sign("module 'transformers' has no attribute '{w}ImageProcessor"),
+            Sign("module 'transformers.models.{w}' has no attribute '{w}ImageProcessor"),
+        ),
+        excludes=("class-not-in-transformers",),
+    ),
+    Failure(
+        name="processor-files-missing",
+        cause="The directory has no files of a processor or tokenizer: only the model was saved into it.",
+        cure=(
+            "copy preprocessor_config.json, the tokenizer's files and the chat template from the base model, or "
+            "save the processor too"
+        ),
+        source="transformers/models/auto/processing_auto.py",
+        signs=(
+            Sign("Unrecognized processing class in"),
+            Sign("does not appear to have a file named preprocessor_config.json"),
+            Sign("Can't load image processor for"),
+            Sign("Can't load feature extractor for"),
+            Sign("Can't load tokenizer for"),
+            Sign("Can't load processor for"),
+        ),
+        excludes=("hub-file-missing",),
+    ),
+    Failure(
+        name="tokenizer-class-missing",
+        cause=(
+            "tokenizer_config.json names a tokenizer that the installed transformers does not have, or whose "
+            "package is missing."
+        ),
+        cure=(
+            "use the transformers that saved it, install sentencepiece or tiktoken if the message names it, or "
+            "copy the base model's tokenizer"
+        ),
+        source="transformers/models/auto/tokenization_auto.py",
+        reproduction="unknown_tokenizer_class",
+        signs=(
+            Sign("Tokenizer class {w} does not exist or is not currently imported"),
+            Sign("ValueError: Tokenizer class {w} is not currently imported"),
+            Sign("Couldn't instantiate the backend tokenizer from one of"),
+            Sign("data did not match any variant of untagged enum"),
+        ),
+    ),
+    Failure(
+        name="chat-template-missing",
+        cause="The tokenizer or processor has no chat template: it is a base model's, or chat_template.json was not copied.",
+        cure="copy chat_template.json (or .jinja) from the model that was trained, or set processor.chat_template",
+        source="transformers/processing_utils.py and tokenization_utils_base.py",
+        signs=(
+            Sign("Cannot use chat template functions because tokenizer.chat_template is not set"),
+            Sign("Cannot use apply_chat_template because this processor does not have a chat template"),
+            Sign("No chat template is set for this processor"),
+        ),
+    ),
+    Failure(
+        name="config-not-json",
+        cause="config.json is not valid JSON: it was cut off, merged by hand, or is an error page.",
+        cure="get the file again, or validate it with python -m json.tool",
+        source="transformers/configuration_utils.py",
+        signs=(
+            Sign("It looks like the config file at {} is not a valid JSON file"),
+            Sign(
+                "JSONDecodeError",
+                needs=("_dict_from_json_file || from_json_file || config.json",),
+                unless=("hf_raise_for_status || requests/models.py",),
+            ),
+        ),
+    ),
+    Failure(
+        name="attention-not-supported",
+        cause=(
+            "The class does not have the attention that was asked for: this release of the model has no flash or SDPA version."
+        ),
+        cure='pass attn_implementation="sdpa" or "eager", or use a release of transformers whose model has it',
+        source="transformers/modeling_utils.py",
+        signs=(
+            Sign("does not support Flash Attention {} yet. Please request to add support"),
+            Sign("does not support an attention implementation through torch.nn.functional.scaled_dot_product_attention yet"),
+            Sign("Specified `attn_implementation={}` is not supported"),
+        ),
+    ),
+)

@@ -1,0 +1,440 @@
+"""Loading and keys: the tensors of a checkpoint against the parameters of a model."""
+
+from smokehouse_loader.failures.model import MEASURED, Failure, Sign
+
+# Heads that a task adds to a pretrained model, and that no checkpoint of the base model has.
+_NEW_HEADS = (
+    r"^(?:\w+\.){0,2}(?:score|classifier|classification_head|rm_head|reward_head|value_head|v_head|regression_head|qa_outputs|pooler|"
+    r"summary|cls|projector_head|action_head|(?!lm_|output_)\w+_head)\.(?:\w+\.){0,4}(?:weight|bias)$"
+)
+_MISSING = "newly initialized: "
+_NOT_USED = "Some weights of the model checkpoint at {} were not used when initializing {}: "
+_LORA = r"\.lora_[AB]\.|^base_model\.model\."
+_WRAPPED = r"^(?:module|_orig_mod|_fsdp_wrapped_module|model\.module|module\.module)\."
+_QUANTISED = (
+    r"\.(?:qweight|qzeros|g_idx|absmax|quant_map|quant_state\.bitsandbytes\S*|SCB|weight_scale(?:_inv)?|weight_format)$"
+)
+_NOT_EMBEDDINGS = (
+    "_proj.weight: copying || norm.weight: copying || .lora_A. || .lora_B. || qkv.weight: copying || .bias: copying",
+)
+_VISION = r"(?:^|\.)(?:visual|vision_tower|vision_model)\."
+
+FAILURES = (
+    Failure(
+        name="partitioned-before-load",
+        cause=(
+            "ZeRO-3 had partitioned the parameters (shape [0]) before weights were copied into them by code that does not "
+            "gather them."
+        ),
+        cure=(
+            "create the HfDeepSpeedConfig first, keep a reference to it, do not enter deepspeed.zero.Init yourself, and load "
+            "with smokehouse_loader.load_model (or from_pretrained) before deepspeed.initialize"
+        ),
+        source=(
+            "transformers between PR #36335 and PR #36455 (4.50.0.dev0) by itself; on releases zero.Init around "
+            "from_pretrained without a HfDeepSpeedConfig, or load_state_dict on a partitioned model"
+        ),
+        reproduction="load_into_partitioned_parameters",
+        signs=(
+            Sign(
+                "size mismatch for {}: copying a param with shape {shape} from checkpoint, the shape in current model is {0}",
+                unless=("size mismatch for base_model.model. || .lora_A. || .lora_B.",),
+            ),
+            Sign("MISMATCH | {} ckpt: {shape} vs model:{0}"),
+            Sign("Trying to set a tensor of shape {shape} in {} (which has shape {0}"),
+        ),
+        excludes=("wrong-shape", "wrong-class-warned", "embeddings-of-another-vocabulary"),
+    ),
+    Failure(
+        name="saved-partitioned",
+        cause="The checkpoint was saved from a model that ZeRO-3 had partitioned, so its tensors have shape [0].",
+        cure=(
+            "save with engine.save_16bit_model, or with Trainer.save_model and stage3_gather_16bit_weights_on_model_save, or "
+            "convert the engine's own checkpoint with zero_to_fp32.py"
+        ),
+        source=f"{MEASURED}: save_pretrained on a partitioned model",
+        reproduction="save_partitioned_model",
+        signs=(
+            Sign("copying a param with shape {0} from checkpoint", unless=("base_model.model. || .lora_A. || .lora_B.",)),
+            Sign("MISMATCH | {} ckpt: {0} vs model:{shape}"),
+            Sign("Trying to set a tensor of shape {0} in {} (which has shape"),
+        ),
+        excludes=("wrong-shape", "partitioned-before-load"),
+        question="Which file did the shape [0] come from: was it written by save_pretrained or torch.save under ZeRO-3?",
+    ),
+    Failure(
+        name="left-on-meta",
+        cause="A parameter is still on the meta device: nothing was loaded into it.",
+        cure=(
+            "load with load_model and without device_map; from_pretrained inside your own zero.Init, or with "
+            "low_cpu_mem_usage, leaves parameters there"
+        ),
+        source=f"{MEASURED}: from transformers 4.51.3 on, the mistakes behind partitioned-before-load end like this",
+        reproduction="train_model_on_meta",
+        signs=(
+            Sign("Cannot copy out of meta tensor; no data!"),
+            Sign("Tensor on device meta is not on the expected device"),
+            Sign("copying from a non-meta parameter in the checkpoint to a meta parameter in the current model"),
+        ),
+    ),
+    Failure(
+        name="ignore-mismatched-sizes",
+        cause=(
+            "Under ZeRO-3 every parameter appears to have shape [0], so ignore_mismatched_sizes=True ignores every tensor "
+            "and loads none."
+        ),
+        cure="remove ignore_mismatched_sizes=True; load_model reports the tensors that really differ",
+        source=f"{MEASURED}: 57 of 57 tensors wrong without an error, transformers 4.49.0 to 4.57.6",
+        reproduction="ignore_mismatched_sizes",
+        signs=(
+            Sign(
+                "IndexError: index {n} is out of bounds for dimension 0 with size 0",
+                needs=(
+                    "_load_state_dict || load_pretrained_model || _find_mismatched_keys || from_pretrained || _init_weights",
+                ),
+            ),
+            Sign("newly initialized because the shapes did not match", needs=("and {0} in the model instantiated",)),
+            Sign(
+                "newly initialized because the shapes did not match", needs=("found shape {shape} in the checkpoint and {0}",)
+            ),
+        ),
+        excludes=("wrong-shape",),
+    ),
+    Failure(
+        name="device-map",
+        cause="device_map places whole parameters and ZeRO-3 partitions them; they cannot be combined.",
+        cure="remove device_map and low_cpu_mem_usage; DeepSpeed places the weights",
+        source="transformers refuses the combination",
+        reproduction="device_map_under_zero3",
+        signs=(
+            Sign("DeepSpeed Zero-3 is not compatible with `low_cpu_mem_usage=True` or with passing a `device_map`"),
+            Sign("DeepSpeed Zero-3 is not compatible with passing a `device_map`"),
+        ),
+    ),
+    Failure(
+        name="device-map-distributed",
+        cause="A model that device_map='auto' spread over several GPUs cannot be trained with one process per GPU.",
+        cure="remove device_map, or pass device_map={'': LOCAL_RANK} so that each process has the whole model on its GPU",
+        source="accelerate/accelerator.py, prepare_model",
+        signs=(
+            Sign("You can't train a model that has been loaded with `device_map='auto'` in any distributed mode"),
+            Sign("You can't train a model that has been loaded in 8-bit or 4-bit precision on a different device than the one"),
+        ),
+    ),
+    Failure(
+        name="key-layout",
+        cause=(
+            "The checkpoint's keys are in the layout of another transformers: 4.52 moved visual.* and model.* to "
+            "model.visual.* and model.language_model.*."
+        ),
+        cure="use transformers 4.52 or later, which loads both, or save the checkpoint again with the installed version",
+        source=f"{MEASURED}: 56 of 57 tensors stay random on 4.49.0, without an error",
+        reproduction="later_key_layout",
+        signs=(
+            Sign(_MISSING, any_name=r"^(?:model\.)?visual\.patch_embed"),
+            Sign("| MISSING", any_name=r"^(?:model\.)?visual\.patch_embed"),
+            Sign(_NOT_USED, any_name=r"^model\.(?:visual|language_model)\."),
+            Sign(
+                "| UNEXPECTED",
+                any_name=r"^(?:model\.visual|model\.language_model)\.",
+                log=("| MISSING",),
+                unless_log=("lora_A",),
+            ),
+        ),
+        excludes=("missing-key", "dropped-weights", "text-only-class"),
+    ),
+    Failure(
+        name="adapter-as-checkpoint",
+        cause="The checkpoint has the keys of an adapter (lora_A, base_model.model), which the plain model does not have.",
+        cure="load the base model with load_model, then the adapter with peft.PeftModel.from_pretrained(model, DIRECTORY)",
+        source="peft/utils/save_and_load.py writes these keys",
+        signs=(
+            Sign(_NOT_USED, any_name=_LORA),
+            Sign("| UNEXPECTED", any_name=_LORA),
+            Sign("Unexpected key(s) in state_dict: ", any_name=_LORA),
+        ),
+        excludes=("dropped-weights", "missing-key", "key-layout", "state-dict-keys", "wrapped-keys"),
+    ),
+    Failure(
+        name="wrapped-keys",
+        cause=(
+            "The keys begin with what wrapped the model when it was saved: module. (DDP, DeepSpeed) or "
+            "_orig_mod. (torch.compile)."
+        ),
+        cure="save the inner model (engine.module, model._orig_mod), or remove the prefix from every key and save again",
+        source="torch/nn/parallel/distributed.py",
+        reproduction="load_wrapped_keys",
+        signs=(
+            Sign(_NOT_USED, any_name=_WRAPPED),
+            Sign("| UNEXPECTED", any_name=_WRAPPED),
+            Sign("Unexpected key(s) in state_dict: ", any_name=_WRAPPED),
+            Sign("Missing key(s) in state_dict: ", any_name=_WRAPPED),
+        ),
+        excludes=("dropped-weights", "missing-key", "key-layout", "state-dict-keys", "new-head"),
+    ),
+    Failure(
+        name="quantised-keys",
+        cause=(
+            "The checkpoint is quantised (GPTQ, AWQ, bitsandbytes, FP8), but config.json or the installed "
+            "packages do not say how."
+        ),
+        cure=(
+            "restore quantization_config in config.json and install its package, or load the checkpoint that it "
+            "was quantised from; "
+            "quantised weights cannot be trained, only adapters on them"
+        ),
+        source="transformers/quantizers",
+        signs=(
+            Sign(_NOT_USED, any_name=_QUANTISED),
+            Sign("| UNEXPECTED", any_name=_QUANTISED),
+            Sign("Unexpected key(s) in state_dict: ", any_name=_QUANTISED),
+        ),
+        excludes=("dropped-weights", "missing-key", "state-dict-keys"),
+    ),
+    Failure(
+        name="new-head",
+        cause=(
+            "The class adds a head that no checkpoint of the base model has, and that is to be trained: this "
+            "message is expected."
+        ),
+        cure=(
+            "train the head, and check that no other tensor is in the list; where the checkpoint should have the "
+            "head, save it with "
+            "modules_to_save and load it with the same class"
+        ),
+        source="transformers/modeling_utils.py: every key that the file lacks is listed",
+        signs=(Sign(_MISSING, all_names=_NEW_HEADS), Sign("| MISSING", all_names=_NEW_HEADS)),
+        harmless=True,
+        excludes=("missing-key",),
+    ),
+    Failure(
+        name="output-embedding-missing",
+        cause=(
+            "Only lm_head.weight is missing: the checkpoint was saved with tied embeddings, and config.json says "
+            "that they are not tied."
+        ),
+        cure="set tie_word_embeddings to true in config.json (in text_config, too), and load again",
+        source="transformers/modeling_utils.py, tie_weights; Qwen2.5-VL-3B ties its embeddings and the 7B does not",
+        signs=(
+            Sign(_MISSING, all_names=r"^(?:\w+\.)?lm_head\.(?:weight|bias)$"),
+            Sign("| MISSING", all_names=r"^(?:\w+\.)?lm_head\.(?:weight|bias)$"),
+        ),
+        excludes=("missing-key", "new-head"),
+    ),
+    Failure(
+        name="text-only-class",
+        cause=(
+            "The vision tower is missing as a whole: the checkpoint is of a model of text alone, or was saved "
+            "without its tower."
+        ),
+        cure=(
+            "load it with the class of text that architectures in config.json lists, or get the checkpoint of "
+            "the model with vision"
+        ),
+        source="transformers/modeling_utils.py lists what the file lacks",
+        signs=(
+            Sign(_MISSING, all_names=_VISION, no_name=r"^(?:model\.)?visual\.patch_embed"),
+            Sign("| MISSING", all_names=_VISION, no_name=r"^(?:model\.)?visual\.patch_embed"),
+        ),
+        excludes=("missing-key",),
+    ),
+    Failure(
+        name="dropped-weights",
+        cause=(
+            "The class has no parameters for part of the checkpoint: AutoModel up to transformers 4.51 drops the vision "
+            "tower of Qwen2.5-VL."
+        ),
+        cure="let load_model choose the class, or use the one that architectures in config.json lists",
+        source=f"{MEASURED}: 31 unexpected keys, none missing, no error",
+        reproduction="drop_vision_tower",
+        signs=(Sign(_NOT_USED), Sign("| UNEXPECTED |")),
+    ),
+    Failure(
+        name="missing-key",
+        cause=(
+            "The model has tensors that the checkpoint does not have; they stay random, or zero under ZeRO-3, without an error."
+        ),
+        cure="get the complete checkpoint, or use the class that it was saved from",
+        source=MEASURED,
+        reproduction="missing_key",
+        signs=(Sign("were not initialized from the model checkpoint at {} and are newly initialized: "), Sign("| MISSING |")),
+    ),
+    Failure(
+        name="state-dict-keys",
+        cause=(
+            "load_state_dict was given tensors of other names than the model has: another class, or another part of the model."
+        ),
+        cure=(
+            "load with load_model, which translates keys, or compare both lists of names: a common prefix shows "
+            "which part it is"
+        ),
+        source="torch/nn/modules/module.py, load_state_dict",
+        signs=(
+            Sign("Missing key(s) in state_dict: ", needs=("Error(s) in loading state_dict for",)),
+            Sign("Unexpected key(s) in state_dict: ", needs=("Error(s) in loading state_dict for",)),
+        ),
+    ),
+    Failure(
+        name="wrong-class-warned",
+        cause="config.json is of one type of model and the class of another: the weights do not fit, or only by chance.",
+        cure="use the class that architectures in config.json lists, or let smokehouse_loader.load_model choose it",
+        source="transformers/configuration_utils.py",
+        signs=(
+            Sign(
+                "You are using a model of type {} to instantiate a model of type {}. This",
+                log=(
+                    (
+                        "size mismatch for || MISMATCH || newly initialized || Trying to set a tensor of shape || | MISSING "
+                        "|| | UNEXPECTED"
+                    ),
+                ),
+            ),
+        ),
+        excludes=("wrong-shape", "missing-key", "dropped-weights", "text-only-class", "wrong-type-warned"),
+    ),
+    Failure(
+        name="wrong-type-warned",
+        cause="config.json is of one type of model and the class of another; nothing in this log shows that it did harm.",
+        cure="use the class that architectures in config.json lists, or let smokehouse_loader.load_model choose it",
+        source="transformers/configuration_utils.py",
+        signs=(Sign("You are using a model of type {} to instantiate a model of type {}. This"),),
+        harmless=True,
+    ),
+    Failure(
+        name="embeddings-of-another-vocabulary",
+        cause=(
+            "Only embeddings differ in their first dimension: tokens were added to the tokenizer or the "
+            "vocabulary was padded, in one "
+            "of model and checkpoint."
+        ),
+        cure=(
+            "call model.resize_token_embeddings(len(tokenizer)) before loading such a checkpoint or adapter, or "
+            "use the tokenizer and "
+            "config.json (vocab_size) that it was saved with"
+        ),
+        source="transformers/modeling_utils.py, resize_token_embeddings",
+        signs=(
+            Sign(
+                "size mismatch for {w}embed_tokens.weight: copying a param with shape {shape} from checkpoint, {} is {shape}",
+                unless=_NOT_EMBEDDINGS,
+            ),
+            Sign(
+                "size mismatch for {w}lm_head.weight: copying a param with shape {shape} from checkpoint, {} is {shape}",
+                unless=_NOT_EMBEDDINGS,
+            ),
+            Sign(
+                "size mismatch for lm_head.weight: copying a param with shape {shape} from checkpoint, {} is {shape}",
+                unless=_NOT_EMBEDDINGS,
+            ),
+            Sign(
+                (
+                    "size mismatch for {w}embed_tokens.modules_to_save{w}weight: copying a param with shape {shape} from "
+                    "checkpoint"
+                ),
+                unless=_NOT_EMBEDDINGS,
+            ),
+            Sign(
+                "size mismatch for {w}wte.weight: copying a param with shape {shape} from checkpoint, {} is {shape}",
+                unless=_NOT_EMBEDDINGS,
+            ),
+        ),
+        excludes=("wrong-shape", "adapter-of-another-base"),
+        apart="the vocabulary: only the first number of the two shapes differs, and only in embeddings and the output layer",
+        question="Do other tensors than embed_tokens and lm_head differ?",
+    ),
+    Failure(
+        name="wrong-shape",
+        cause="A tensor has another shape in the checkpoint than in the model: config.json does not belong to these weights.",
+        cure="use the config.json that belongs to the weights, and the transformers version that wrote it",
+        source=f"{MEASURED}: under ZeRO-3 only rank 0 raises; the others hang or lose the connection to it",
+        reproduction="wrong_shape",
+        signs=(
+            Sign(
+                (
+                    "size mismatch for {}: copying a param with shape {shape} from checkpoint, the shape in current "
+                    "model is {shape}"
+                ),
+                unless=("size mismatch for base_model.model. || .lora_A. || .lora_B.",),
+            ),
+            Sign("MISMATCH | {} ckpt: {shape} vs model:{shape}"),
+            Sign("Trying to set a tensor of shape {shape} in {} (which has shape {shape}"),
+            Sign("found shape {shape} in the checkpoint and {shape} in the model instantiated"),
+            Sign("You set `ignore_mismatched_sizes` to `False`, thus raising an error"),
+        ),
+        apart="whole layers differ, not only embeddings",
+    ),
+    Failure(
+        name="wrong-type",
+        cause=(
+            "A tensor has integers in the checkpoint and floating-point values in the model; copying would make them "
+            "meaningless."
+        ),
+        cure="download the checkpoint again, or dequantise it",
+        source=MEASURED,
+        reproduction="wrong_type",
+        signs=(
+            Sign(
+                "Only Tensors of floating point and complex dtype can require gradients",
+                unless=("bitsandbytes || Params4bit || Int8Params || quantizer",),
+            ),
+        ),
+    ),
+    Failure(
+        name="quantised",
+        cause=(
+            "The checkpoint is quantised: weights in memory differ from those in the file, so neither shapes nor bits can be "
+            "compared."
+        ),
+        cure="load it with verify='none', or load the checkpoint that it was quantised from",
+        source="quantisers of transformers rewrite tensors while loading",
+        reproduction="quantised_checkpoint",
+    ),
+    Failure(
+        name="signature-mismatch",
+        cause="The files are not the ones that the trusted signer signed: one was changed, added or removed since.",
+        cure="do not load it; get it again from who signed it, or find out who changed it",
+        source="OpenSSF model signing, the library model-signing",
+        reproduction="load_changed_after_signing",
+    ),
+    Failure(
+        name="wrong-bits",
+        cause="A tensor in memory differs from the one in the file.",
+        cure="load again; if it happens again, memory, disk or collectives of this machine corrupt data",
+        source=MEASURED,
+        reproduction="flipped_bit",
+    ),
+    Failure(
+        name="not-loaded",
+        cause="A parameter has no value of the checkpoint: it still has its default initialisation.",
+        cure="call load_model, and nothing that initialises weights after it, before deepspeed.initialize",
+        source=MEASURED,
+        reproduction="reinitialised_weights",
+    ),
+    Failure(
+        name="tied-weights-differ",
+        cause=(
+            "config.json ties two tensors, such as the output embedding to the input embedding, but the checkpoint has "
+            "different values for them: transformers 4 keeps one of the two, without an error."
+        ),
+        cure=(
+            "set tie_word_embeddings in config.json as the model was trained (false, if both are needed), or remove the tensor "
+            "that is not needed from the checkpoint"
+        ),
+        source=MEASURED,
+        reproduction="differing_tied_weights",
+    ),
+    Failure(
+        name="untied-weights",
+        cause="config.json ties the output embedding to the input embedding, but in this model they are two parameters.",
+        cure="call model.tie_weights() after anything that replaces embeddings, and before deepspeed.initialize",
+        source=MEASURED,
+        reproduction="untie_weights",
+    ),
+    Failure(
+        name="unmeasured",
+        cause="An unknown failure occurred during the load.",
+        cure="read the original error; smokehouse_loader.explain may recognise it",
+        source=MEASURED,
+        reproduction="failure_in_the_middle",
+    ),
+)

@@ -1,0 +1,3 @@
+"""The programs that print the texts of the table."""
+
+PRINTED: dict[str, tuple[str, ...]] = {}

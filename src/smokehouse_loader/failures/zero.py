@@ -1,0 +1,235 @@
+"""ZeRO at run time: engines that train, and models that ZeRO-3 has partitioned."""
+
+from smokehouse_loader.failures.model import MEASURED, Failure, Sign
+
+_ZERO = ("deepspeed || zero3 || ZeRO || zero_stage || ds_config",)
+_REFERENCE = "ref_model || reference_model || ref_policy || deepcopy || ref_per_token || ref_log || in reference"
+_GENERATION = "in generate || generation/utils.py || .generate("
+_OF_A_MODEL = f"{_GENERATION} || transformers/models || modeling_"
+# Of torch's FSDP, or before the model is there.
+_ELSEWHERE = 'FSDP || fsdp || fully_shard || sparse.py", line {n}, in __init__ || sparse.py:{n} in __init__'
+_EMPTY_WEIGHT = (
+    "'weight' must be 2-D",
+    "size mismatch, got input ({n}), mat ({}), vec (0)",
+    "Padding_idx must be within num_embeddings",
+)
+
+FAILURES = (
+    Failure(
+        name="dropped-config",
+        cause=(
+            "Nothing refers to the HfDeepSpeedConfig any more, so transformers loads the whole model: ZeRO-3 is off, without "
+            "an error."
+        ),
+        cure=(
+            "keep a reference, as in dschf = HfDeepSpeedConfig(config), until deepspeed.initialize has returned; before a "
+            "plain load call transformers.integrations.unset_hf_deepspeed_config()"
+        ),
+        source=f"{MEASURED}; transformers documents that it keeps only a weak reference",
+        reproduction="drop_deepspeed_config",
+    ),
+    Failure(
+        name="development-version",
+        cause="Development versions of transformers share one version number, and some of them cannot load under ZeRO-3.",
+        cure="install a release of transformers",
+        source="transformers PR #36335, fixed by PR #36455; both are 4.50.0.dev0",
+        reproduction="development_version",
+    ),
+    Failure(
+        name="gloo-race",
+        cause=(
+            "Up to DeepSpeed 0.19.7, ZeRO-3 waits only for the last gather; on gloo it reads parameters before they have "
+            "arrived, which can silently corrupt weights while they load."
+        ),
+        cure="load with load_model, which waits for each gather on gloo, or use DeepSpeed 0.19.8 or later",
+        source="DeepSpeed PR #8539, released in 0.19.8",
+        reproduction="gloo_race",
+    ),
+    Failure(
+        name="not-partitioned",
+        cause="ZeRO-3 is requested but the model is not partitioned, or the reverse.",
+        cure=(
+            "create the model with load_model after the HfDeepSpeedConfig of the run, and not inside your own "
+            "deepspeed.zero.Init"
+        ),
+        source=MEASURED,
+        reproduction="partition_without_request",
+    ),
+    Failure(
+        name="generate-before-initialize",
+        cause=(
+            "A model that ZeRO-3 has partitioned was called before deepspeed.initialize installed the hooks that gather its "
+            "weights."
+        ),
+        cure="call deepspeed.initialize first, and engine.module.generate(..., synced_gpus=True)",
+        source=MEASURED,
+        reproduction="generate_before_initialize",
+        signs=(
+            *(Sign(text, needs=(_OF_A_MODEL,), unless=(_REFERENCE, _ELSEWHERE)) for text in _EMPTY_WEIGHT),
+            *(Sign(text, log=_ZERO, unless=(_REFERENCE, _ELSEWHERE)) for text in _EMPTY_WEIGHT),
+        ),
+        excludes=("padding-index",),
+        apart="the model itself was called, not a copy of it",
+        question="Was it the trained model before deepspeed.initialize, or a second one that was copied from it?",
+    ),
+    Failure(
+        name="deepcopied-model",
+        cause=(
+            "copy.deepcopy of a model that ZeRO-3 has partitioned returns a copy in which every tensor is "
+            "unusable; it says nothing "
+            "until the copy is called: 'weight' must be 2-D."
+        ),
+        cure="load the checkpoint a second time with load_model instead of copying the model",
+        source=f"{MEASURED}",
+        reproduction="deepcopy_partitioned_model",
+        signs=(
+            *(Sign(text, needs=(_REFERENCE,), unless=(_ELSEWHERE,)) for text in _EMPTY_WEIGHT),
+            *(Sign(text, needs=(_OF_A_MODEL,), unless=(_GENERATION, _ELSEWHERE)) for text in _EMPTY_WEIGHT),
+            Sign("DeepSpeed ZeRO-3 is enabled and is not compatible with `create_reference_model()`"),
+        ),
+        excludes=("padding-index",),
+        apart="the call came from a reference model that was copied, not loaded",
+    ),
+    Failure(
+        name="inflight-parameters",
+        cause=(
+            "ZeRO-3 prefetches the modules that ran in the first steps, and a later step ran others: modules "
+            "depend on data (images, "
+            "experts), a forward was interrupted, or a model was called outside the engine."
+        ),
+        cure=(
+            "run the same modules in every step and on every rank (a dummy image where there is none), set "
+            "stage3_prefetch_bucket_size and stage3_max_live_parameters to 0 to confirm it, and for mixtures of experts call "
+            "deepspeed.utils.set_z3_leaf_modules"
+        ),
+        source="DeepSpeed issues #5828 and #3156: parameters selected by the data, DeepSpeed 0.9 to 0.14",
+        signs=(Sign("still have inflight params"),),
+        question="Do all ranks run the vision tower in every step?",
+    ),
+    Failure(
+        name="parameter-not-available",
+        cause=(
+            "ZeRO-3 released or had not gathered a parameter that a module used: activation checkpointing that "
+            "recomputes in another "
+            "order, a module whose parameters another one uses, or modules that depend on data."
+        ),
+        cure=(
+            "use gradient_checkpointing_kwargs={'use_reentrant': True} under ZeRO-3 with this release of "
+            "DeepSpeed, register external "
+            "parameters (deepspeed.zero.register_external_parameter), and give every rank the same modules to run"
+        ),
+        source="deepspeed/runtime/zero/partitioned_param_coordinator.py, fetch_sub_module",
+        signs=(
+            Sign("assert param.ds_status == ZeroParamStatus.AVAILABLE"),
+            Sign("'status': 'NOT_AVAILABLE'", needs=("AssertionError || RuntimeError",)),
+            Sign("'status': 'INFLIGHT'", needs=("AssertionError || RuntimeError",)),
+            Sign("expected there to be only one unique element in", needs=("deepspeed || zero",)),
+        ),
+        question="Does it go away without gradient checkpointing, or with images in every batch?",
+    ),
+    Failure(
+        name="checkpoint-recomputation",
+        cause=(
+            "Activation checkpointing recomputed other tensors than the forward had saved: under ZeRO-3 "
+            "parameters are empty (shape [0]) "
+            "in one of the two, or the forward depends on state."
+        ),
+        cure=(
+            "under ZeRO-3 pass gradient_checkpointing_kwargs={'use_reentrant': True}; without it look for caches "
+            "(use_cache=False) and "
+            "dropout that change between the two"
+        ),
+        source="torch/utils/checkpoint.py",
+        signs=(
+            Sign("torch.utils.checkpoint: Recomputed values for the following tensors have different metadata"),
+            Sign(
+                "torch.utils.checkpoint: A different number of tensors was saved during the original forward and recomputation"
+            ),
+            Sign(
+                "torch.utils.checkpoint: trying to save more tensors during recomputation than during the original forward pass"
+            ),
+        ),
+        excludes=(),
+    ),
+    Failure(
+        name="gradient-reduced-twice",
+        cause=(
+            "A parameter's gradient was computed twice in one backward: reentrant activation checkpointing with "
+            "shared or unused "
+            "modules, or two backwards without a step, under ZeRO-1 or 2."
+        ),
+        cure=(
+            "pass gradient_checkpointing_kwargs={'use_reentrant': False}, run each module once per backward, and "
+            "call engine.backward "
+            "once per engine.step or gradient accumulation step"
+        ),
+        source="deepspeed/runtime/zero/stage_1_and_2.py",
+        signs=(Sign("has already been reduced. {} Gradient computed twice for this partition"),),
+    ),
+    Failure(
+        name="ready-twice",
+        cause=(
+            "DistributedDataParallel saw a parameter's gradient twice: reentrant checkpointing, or parameters "
+            "shared by two forwards."
+        ),
+        cure=(
+            "pass gradient_checkpointing_kwargs={'use_reentrant': False}; set find_unused_parameters=False if "
+            "every parameter is used"
+        ),
+        source="torch/nn/parallel/distributed.py and reducer.cpp",
+        signs=(Sign("Expected to mark a variable ready only once"),),
+    ),
+    Failure(
+        name="unused-parameters",
+        cause=(
+            "DistributedDataParallel waits for gradients of parameters that took no part in the loss, such as a "
+            "vision tower without images."
+        ),
+        cure=(
+            "give every rank an image (or add 0 * visual(dummy).sum()), freeze what is not trained, or set "
+            "find_unused_parameters=True"
+        ),
+        source="torch's reducer.cpp",
+        signs=(Sign("Expected to have finished reduction in the prior iteration before starting a new one"),),
+    ),
+    Failure(
+        name="loss-scale-at-minimum",
+        cause=(
+            "fp16 overflowed in every step until DeepSpeed's loss scale reached its minimum: the loss or "
+            "gradients are not finite."
+        ),
+        cure=(
+            "train in bf16 (models trained in bf16 overflow in fp16), and check that weights were loaded and "
+            "labels are not all -100"
+        ),
+        source="deepspeed/runtime/fp16/loss_scaler.py",
+        signs=(Sign("Current loss scale already at minimum - cannot decrease scale anymore"),),
+    ),
+    Failure(
+        name="batch-size-contradiction",
+        cause="train_batch_size is not micro batch times accumulation steps times ranks, in the DeepSpeed configuration.",
+        cure='set all three to "auto" with the Trainer, or omit train_batch_size',
+        source="deepspeed/runtime/config.py",
+        signs=(
+            Sign("Check batch related parameters. train_batch_size is not equal to micro_batch_per_gpu"),
+            Sign("Please correct the following DeepSpeed config values that mismatch TrainingArguments values"),
+        ),
+    ),
+    Failure(
+        name="offload-optimizer",
+        cause="ZeRO-Offload runs the optimizer on the CPU, and this one is not made for it.",
+        cure='use DeepSpeedCPUAdam (optim="adamw_torch" in the Trainer and none in the DeepSpeed configuration), or set '
+        "zero_force_ds_cpu_optimizer to false",
+        source="deepspeed/runtime/engine.py",
+        signs=(Sign("You are using ZeRO-Offload with a client provided optimizer"),),
+    ),
+    Failure(
+        name="no-sync-under-zero",
+        cause="no_sync was entered under ZeRO-2 or 3, which partition gradients and cannot keep them for later.",
+        cure=(
+            "accumulate with gradient_accumulation_steps of the DeepSpeed configuration, and upgrade accelerate to 1.3 or later"
+        ),
+        source="deepspeed/runtime/engine.py",
+        signs=(Sign("no_sync context manager is incompatible with gradient partitioning logic of ZeRO stage"),),
+    ),
+)
