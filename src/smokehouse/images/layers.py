@@ -152,8 +152,11 @@ class LayerStore:
             partial = made.folder / "partial"
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
-            write(partial)
-            partial.rename(made.tree)
+            try:
+                write(partial)
+                partial.rename(made.tree)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
 
     def _run(self, step: Step, tree: Path) -> None:
         with TemporaryDirectory(dir=tree.parent) as name:
