@@ -65,8 +65,20 @@ def engine(programs: Path) -> Iterator[Engine]:
 
 @pytest.fixture(scope="session")
 def cosign(programs: Path) -> Path:
-    """The folder of cosign, from Debian 13: 12 has no cosign."""
-    return unpack(("cosign/trixie",), programs / "cosign") / "bin"
+    """The folder of cosign 3, from Debian 14."""
+    return unpack(("cosign/forky",), programs / "cosign-3") / "bin"
+
+
+@pytest.fixture(scope="session")
+def cosign_2(programs: Path) -> Path:
+    """The folder of cosign 2.5, from Debian 13."""
+    return unpack(("cosign/trixie",), programs / "cosign-2") / "bin"
+
+
+@pytest.fixture(scope="session")
+def oras(programs: Path) -> Path:
+    """The program oras, from Debian 14."""
+    return unpack(("oras/forky",), programs / "oras") / "bin" / "oras"
 
 
 @pytest.fixture

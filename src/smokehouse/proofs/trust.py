@@ -9,7 +9,8 @@ from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError, collecting
 from smokehouse.locks import LockedEnvironment
 from smokehouse.proofs import attestation
-from smokehouse.proofs.attestation import SignedStatement, Signer, TrustedStatement
+from smokehouse.proofs.attestation import TrustedStatement
+from smokehouse.proofs.signing import SignedStatement, Signer
 
 
 @dataclass(frozen=True)

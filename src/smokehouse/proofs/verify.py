@@ -27,11 +27,11 @@ from smokehouse.locks import LOCK_JSON, LockedEnvironment
 from smokehouse.oci import closed
 from smokehouse.oci.layout import Image
 from smokehouse.oci.registry import Registry
-from smokehouse.proofs import attestation, trust
-from smokehouse.proofs.attestation import Signer
+from smokehouse.proofs import signing, trust
 from smokehouse.proofs.base import expect_base
 from smokehouse.proofs.compare import Difference, Verification, compare, printable
 from smokehouse.proofs.referrers import fetch_statements
+from smokehouse.proofs.signing import Signer
 from smokehouse.storage.folder_lock import exclusive
 
 
@@ -70,7 +70,7 @@ class _Subject:
 def verify_reference(checkout: Checkout, reference: str, options: VerifyOptions) -> Verification:
     """Verify the image `reference`, and in a registry its statements, against the lock in this checkout; raises UserError."""
     if options.signer:
-        attestation.require_signer(options.signer)
+        signing.require_signer(options.signer)
     with open_image(checkout, reference) as (image, registry):
         locked = locks.load(checkout, ImageLabels.parse(image.labels, reference).environment)
         verification = verify_image(checkout, locked, image, reference, options)
