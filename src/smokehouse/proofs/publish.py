@@ -98,7 +98,9 @@ def publish_image(checkout: Checkout, name: str, repository: str, options: Publi
         image = _build(job)
         _refuse_existing_tags(job, registry, image.digest)  # first, because the rest takes long
         report = _prove(job, image)
-        verify_options = VerifyOptions(bundle=request.bundle, channel=request.channel, added=request.extra_wheels)
+        verify_options = VerifyOptions(
+            bundle=request.bundle, channel=request.channel, added=request.extra_wheels, source=request.source
+        )
         verification = verify_image(checkout, locked, image, names[0], verify_options)
         if not verification.passed:
             return Publication((), verification)
@@ -123,7 +125,7 @@ def _parse_repository(text: str) -> Reference:
 def _build(job: _Job) -> Image:
     """Return the image in a layout, which is built where the options specify none."""
     built = job.options.built
-    image = Layout(built).image() if built else _build_to_layout(job)
+    image = Layout(built).only_image() if built else _build_to_layout(job)
     labels = ImageLabels.parse(image.labels, job.names[0])
     expected = f"{job.locked.name} ({job.options.request.flavour})"
     if (found := f"{labels.environment} ({labels.flavour})") != expected:

@@ -40,7 +40,8 @@ class Publisher:
         given = ["--image", str(self.made.layout), "--report", str(self.report), "--key", str(self.keys / "ours.key")]
         ended = run(self.made.checkout, "publish", "tiny", self.where, *given, *options, code=code)
         if code == 2:
-            lines = [line for line in ended.stderr.splitlines() if not re.match(r"smokehouse: (verifying|sending|bundl)", line)]
+            progress = r"smokehouse: (verifying|assembling|sending|bundl)"
+            lines = [line for line in ended.stderr.splitlines() if not re.match(progress, line)]
             assert len(lines) == 1, ended.stderr
             return lines[0]
         return ended.stdout
