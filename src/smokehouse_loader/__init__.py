@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from smokehouse_loader.checkpoint import Checkpoint, inspect_checkpoint
+    from smokehouse_loader.collators import dummy_images
     from smokehouse_loader.diagnosis import Diagnosis, explain
     from smokehouse_loader.digests import check_digests, save_digests
     from smokehouse_loader.errors import Finding, LoadError
@@ -38,6 +39,7 @@ _MODULES = {
     "assert_ready": "ready",
     "check_checkpoint": "fit",
     "check_digests": "digests",
+    "dummy_images": "collators",
     "explain": "diagnosis",
     "inspect_checkpoint": "checkpoint",
     "load_model": "loading",
@@ -59,6 +61,7 @@ __all__ = [
     "assert_ready",
     "check_checkpoint",
     "check_digests",
+    "dummy_images",
     "explain",
     "inspect_checkpoint",
     "load_model",

@@ -14,8 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from smokehouse.audits import service
 from smokehouse.cli.main import share_certificates
 from smokehouse.errors import UserError
+from smokehouse.locks.solvers import sdist
+from smokehouse.locks.wheel_tags import Artefact
 from smokehouse.oci import Descriptor, Layout, Reference, Registry
 from smokehouse.storage import download
 from smokehouse.storage.download import Download
@@ -24,6 +27,7 @@ from smokehouse.storage.transfer import Client, Limits
 from .answers import CONTENT, HURRIED, PATIENT, Fault, faults
 from .server import Exchange, Hostile
 
+RECORD = Callable[[str, object], None]
 HASH = hashlib.sha256(CONTENT).hexdigest()
 FAULTS = list(faults())
 SOON = 30.0  # seconds in which everything here ends, on a busy machine
@@ -55,7 +59,7 @@ def sentence(says: str, host: str) -> str:
         if fault.known_size in (None, known)
     ],
 )
-def test_download(fault: Fault, known: bool, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+def test_download(fault: Fault, known: bool, tmp_path: Path, record_property: RECORD) -> None:
     record_property("fault", fault.kind)
     began = time.monotonic()
     with Hostile(fault.script) as server:
@@ -69,7 +73,7 @@ def test_download(fault: Fault, known: bool, tmp_path: Path, record_property: Ca
 
 @pytest.mark.parametrize("fault", FAULTS, ids=case)
 @pytest.mark.parametrize("kept", [100, len(CONTENT) + 5])
-def test_download_that_goes_on(fault: Fault, kept: int, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+def test_download_that_goes_on(fault: Fault, kept: int, tmp_path: Path, record_property: RECORD) -> None:
     record_property("fault", fault.kind)
     (tmp_path / "file.part").write_bytes(CONTENT[:100])
     began = time.monotonic()
@@ -160,7 +164,7 @@ def test_url_that_is_not_ascii(path: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("url", ["http://[", "http://h:many/x", "http://\ud800/x", "http://", "http://..../x", "http://a\0b/x"])
-def test_url_that_is_none(url: str, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+def test_url_that_is_none(url: str, tmp_path: Path, record_property: RECORD) -> None:
     record_property("fault", "URL")
     with pytest.raises(UserError, match=f"; {REMEDY}|run it again"):
         fetch(tmp_path, url)
@@ -178,7 +182,7 @@ PARTS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("kind", PARTS)
 def test_partial_download_that_is_none(
-    kind: str, tmp_path: Path, record_property: Callable[[str, object], None], monkeypatch: pytest.MonkeyPatch
+    kind: str, tmp_path: Path, record_property: RECORD, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record_property("fault", "partial download")
     make, found = PARTS[kind]
@@ -195,7 +199,7 @@ def test_partial_download_that_is_none(
 @pytest.mark.parametrize("kind", ["FIFO", "device", "folder", "missing", "socket"])
 @pytest.mark.parametrize("scheme", ["file:", ""])
 def test_source_that_is_no_file(
-    kind: str, scheme: str, tmp_path: Path, record_property: Callable[[str, object], None], monkeypatch: pytest.MonkeyPatch
+    kind: str, scheme: str, tmp_path: Path, record_property: RECORD, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record_property("fault", "source")
     source = tmp_path / "source"
@@ -227,7 +231,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "pair"
 
 
-def test_server_without_encryption(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+def test_server_without_encryption(tmp_path: Path, record_property: RECORD) -> None:
     record_property("fault", "certificate")
     with (
         Hostile(serve) as server,
@@ -295,7 +299,7 @@ def written(place: Path) -> Path:
 
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("fault", FAULTS, ids=case)
-def test_registry(fault: Fault, use: str, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+def test_registry(fault: Fault, use: str, tmp_path: Path, record_property: RECORD) -> None:
     """It fails with a sentence, or has an answer where the fault is none for it, such as a 404; and soon."""
     record_property("fault", f"registry, {use}")
     began = time.monotonic()
@@ -332,8 +336,28 @@ def test_upload_to_a_good_registry(tmp_path: Path) -> None:
     ] * 2
 
 
+@pytest.mark.parametrize("fault", FAULTS, ids=case)
+def test_advisories_and_source_distributions(fault: Fault, record_property: RECORD) -> None:
+    """Both end soon: in a sentence, or for an answer that is one, with its bytes."""
+    record_property("fault", "advisories")
+    began = time.monotonic()
+    with Hostile(fault.script) as server:
+        try:
+            assert len(service._Client(fault.limits).request(f"{server.url}/x", limit=1 << 20)) <= 1 << 20
+        except UserError as refused:
+            assert_sentence(str(refused), server.host, "try again later, or use --database DIR")
+        with pytest.raises(UserError, match=r"^a-1\.tar\.gz: .*; (check the network|use another index)"):
+            sdist.download(Artefact("a-1.tar.gz", f"{server.url}/x", "0" * 64, 0), replace(fault.limits, deadline=2.0))
+    assert time.monotonic() - began < SOON
+
+
+def assert_sentence(said: str, host: str, remedy: str) -> None:
+    """Check for one line that begins with the host and ends with what to do."""
+    assert re.fullmatch(rf"{re.escape(host)}: .*; {re.escape(remedy)}", said), said
+
+
 @pytest.mark.parametrize("served", ["nothing", "another"])
-def test_registry_that_keeps_nothing(served: str, record_property: Callable[[str, object], None]) -> None:
+def test_registry_that_keeps_nothing(served: str, record_property: RECORD) -> None:
     record_property("fault", "registry, put")
 
     def accept(got: Exchange) -> None:
