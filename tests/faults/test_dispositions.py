@@ -59,7 +59,8 @@ def test_a_program_that_is_not_cosign_verifies_nothing(
     root: Path, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from smokehouse.checkout import Checkout
-    from smokehouse.proofs.attestation import Signer, sign, statement
+    from smokehouse.proofs.attestation import statement
+    from smokehouse.proofs.signing import Signer, sign
     from smokehouse.proofs.trust import judge
 
     signed = sign(statement(complete_reports.report(root), "tiny", complete_reports.DIGEST), Signer(keys / "other.key"))

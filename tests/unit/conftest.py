@@ -365,7 +365,7 @@ class TestCheckout:
         lines = [
             line
             for line in ended.stderr.splitlines()
-            if not re.match("smokehouse: (installing|fetching|linking|bundl(ing|ed)|building|preparing) ", line)
+            if not re.match("smokehouse: (installing|fetching|linking|bundl(ing|ed)|building|preparing|assembling) ", line)
         ]
         assert len(lines) == 1, ended.stderr
         assert lines[0].startswith("smokehouse: ")

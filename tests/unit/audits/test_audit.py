@@ -448,7 +448,7 @@ def test_a_service_that_fails_for_a_moment_is_asked_again(copy: Path, osv: Servi
         ("/v1/querybatch", (200, b'{"results": []}'), "results, found another reply"),
         ("/v1/querybatch", (200, b'{"results": {}}'), "results, found another reply"),
         ("/v1/vulns/PYSEC-2", (200, json.dumps(TORCH_BAD).encode()), "expected the record PYSEC-2, found GHSA-torch"),
-        ("/v1/vulns/PYSEC-2", (200, b'{"id": "A", "id": "PYSEC-2"}'), "duplicate key 'id'"),
+        ("/v1/vulns/PYSEC-2", (200, b'{"id": "A", "id": "PYSEC-2"}'), "key 'id' occurs twice"),
         ("/v1/vulns/PYSEC-2", (200, b'{"id": []}'), "not an OSV record"),
         ("/tracker", (200, b"[]"), "invalid record (not an object)"),
         ("/tracker", (403, b""), "found status 403 Forbidden"),
