@@ -1,7 +1,7 @@
 # ruff: noqa: E501, S108 - texts as they are printed
 """The programs that print the texts of the table: each with its versions, and its files in site-packages.
 
-A text that is put together from a message and a name, or that no Python package prints, is in ELSEWHERE with what prints it.
+Ranges begin and end at versions that the stacks have: what lies between two of them has not been read. A text that is put together from a message and a name, or that no Python package prints, is in ELSEWHERE with what prints it.
 """
 
 PRINTED: dict[str, tuple[str, ...]] = {
