@@ -1,10 +1,11 @@
 """`python -m smoke_tests [preflight]`: exit code 0 when everything passed, 1 when something failed, 2 for invalid input."""
 
 import os
+import signal
 import sys
 import time
 
-from smoke_tests import here
+from smoke_tests import endings, here
 from smoke_tests.options import InputError, read
 from smoke_tests.outcome import one_line
 
@@ -12,6 +13,9 @@ from smoke_tests.outcome import one_line
 def main(arguments: list[str]) -> int:
     """Run the smoke tests with the command line `arguments`, and return the exit code."""
     began = time.monotonic()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, no exit status can be read
+    endings.keep_output_harmless()
+    endings.end_in_order()
     try:
         if sys.version_info < here.PYTHON:
             oldest = ".".join(map(str, here.PYTHON))
@@ -49,7 +53,7 @@ def _explained(error: OSError | ImportError) -> str:
     """Return what the system or an import refused, and what to do, in one line."""
     if isinstance(error, OSError) and error.errno is not None:
         where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror or error}; free disk space or fix permissions"
+        return f"{where}{error.strerror or error}; {endings.remedy(error)}"
     from smokehouse_loader import explain
 
     known = explain(error)

@@ -56,6 +56,7 @@ def import_deepspeed(device: str) -> None:
     logging.disable(logging.INFO)  # it logs to standard output
     importlib.import_module("deepspeed")
     logging.disable(logging.NOTSET)
+    _import_muon()
     if device == "cpu":
         # Its JIT build takes half a minute, and a killed build leaves a lock file on which later runs hang. From 0.19 on,
         # DeepSpeed does not find out on import what it can build; it must not later either, as it starts compilers for that.
@@ -81,6 +82,26 @@ def import_engine_code() -> None:
         "transformers.integrations.deepspeed",
     ):
         importlib.import_module(module)
+
+
+def _import_muon() -> None:
+    """Import DeepSpeed's Muon, which in later versions the first engine does that a process starts, whatever its optimizer.
+
+    It decorates a function with `torch.compile`, for which torch imports its compiler: a second of CPU in each rank. No
+    check uses Muon, so that function may stay as it is written.
+    """
+    before = os.environ.get("TORCHDYNAMO_DISABLE")
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("deepspeed.runtime.zero.muon"):
+            raise
+    finally:
+        if before is None:
+            del os.environ["TORCHDYNAMO_DISABLE"]
+        else:
+            os.environ["TORCHDYNAMO_DISABLE"] = before
 
 
 def import_trainer() -> None:

@@ -50,9 +50,9 @@ _OPS = {
 def main(context: Path, out: Path) -> None:
     """Build every source distribution of the plan, with no other build dependencies than the plan lists."""
     plan = tree.plan(context)
-    out.mkdir()
+    out.mkdir(exist_ok=True)
     folder = out.with_name("build")  # the same in every build, because compilers write the path into their output
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     tools = folder / "tools"
     for file in plan["build"]:
         tree.check_sha256(context / file["file"], file["sha256"])
@@ -60,7 +60,8 @@ def main(context: Path, out: Path) -> None:
     for file in plan["files"]:
         tree.check_sha256(context / file["file"], file["sha256"])
         _build(context / file["file"], tools, folder, out, plan)
-    shutil.rmtree(folder)
+    for path in (tools, folder / "source"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _build(sdist: Path, tools: Path, folder: Path, out: Path, plan: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ def files(token: Token, vision_width: int) -> dict[str, dict[str, Any]]:
 
 def realistic_files(token: Token, vision_width: int) -> dict[str, dict[str, Any]]:
     """Return the small files of a synthetic checkpoint for usual sizes, whose first vision layer attends in windows."""
-    found = qwen2_vl.realistic(files(token, vision_width))
+    found = qwen2_vl.realistic(files(token, vision_width), vision_width)
     found["config.json"]["vision_config"] |= {"window_size": 112, "fullatt_block_indexes": [1]}
     return found
 

@@ -7,6 +7,10 @@ from . import Family, Token
 VOCABULARY_SIZE = 320
 # Of the synthetic checkpoint's language model.
 WIDTH = 64
+# Channels of an attention head in language model and vision tower, and how many pairs of them turn with time, height and width,
+# in the published checkpoints of all sizes; see https://huggingface.co/Qwen/Qwen2.5-VL-7B-Instruct/blob/main/config.json.
+HEAD, VISION_HEAD = 128, 80
+ROPE_SCALING = {"type": "mrope", "mrope_section": [16, 24, 24]}
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -36,15 +40,21 @@ def files(token: Token, vision_width: int) -> dict[str, dict[str, Any]]:
 
 def realistic_files(token: Token, vision_width: int) -> dict[str, dict[str, Any]]:
     """Return the small files of a synthetic checkpoint for usual sizes."""
-    return realistic(files(token, vision_width))
+    return realistic(files(token, vision_width), vision_width)
 
 
-def realistic(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return small files with merged patches, larger images and longer texts."""
+def realistic(found: dict[str, dict[str, Any]], vision_width: int) -> dict[str, dict[str, Any]]:
+    """Return small files with merged patches, larger images, longer texts, and heads as large as in the real models.
+
+    The size of a head decides which kernel computes attention. `vision_width` is a multiple of a vision head's.
+    """
     config, preprocessor, tokenizer = (found[f"{name}.json"] for name in ("config", "preprocessor_config", "tokenizer_config"))
-    vision = config["vision_config"] | {"spatial_merge_size": 2, "depth": 2}
+    width = 2 * HEAD
+    vision = config["vision_config"] | {"spatial_merge_size": 2, "depth": 2, "num_heads": vision_width // VISION_HEAD}
+    vision |= {name: width for name in ("out_hidden_size", "hidden_size") if vision.get(name) == WIDTH}
+    language = {"hidden_size": width, "num_attention_heads": 2, "num_key_value_heads": 1, "rope_scaling": ROPE_SCALING}
     return found | {
-        "config.json": config | {"max_position_embeddings": 4096, "vision_config": vision},
+        "config.json": config | language | {"max_position_embeddings": 4096, "vision_config": vision},
         "preprocessor_config.json": preprocessor | {"merge_size": 2, "max_pixels": 448 * 448},
         "tokenizer_config.json": tokenizer | {"model_max_length": 4096},
     }
@@ -133,5 +143,5 @@ FAMILY = Family(
     image_markup="<|vision_start|><|image_pad|><|vision_end|>",
     files=files,
     realistic_files=realistic_files,
-    realistic_width=128,
+    realistic_width=2 * VISION_HEAD,
 )

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import os
+import signal
 from typing import NoReturn
 
 from smoke_tests.machine.finding import Finding
@@ -30,6 +31,7 @@ def _ranks(text: str) -> int:
 
 def main(arguments: list[str]) -> int:
     """Check this machine with the command line `arguments`, and return the exit code; for wrong ones, exit with 2."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, no exit status can be read
     description = "Check driver, GPUs, shared memory, limits and compilers; exit with 1 where training would not work."
     parser = _Parser(prog=os.environ.get("SMOKEHOUSE_PROG", "python -m smoke_tests preflight"), description=description)
     parser.add_argument("--json", action="store_true", help="Print JSON.")

@@ -53,6 +53,14 @@ def loopback() -> Finding:
     return ok("127.0.0.1", "reachable")
 
 
+def processes(folder: Path = Path("/proc")) -> Finding:
+    """Return whether processes can be looked at, as torch, a smoke run and every profiler do."""
+    if not (folder / "self" / "stat").exists():
+        fix = f"run mount -t proc proc {folder}"
+        return Finding("fail", "not mounted, so that no process can be looked at", str(folder), fix)
+    return ok(str(folder), "mounted")
+
+
 def limits(*, container: bool, training: bool) -> Iterator[Finding]:
     """Yield the limits of this process; those that only `training` across machines needs if asked for."""
     how = (lambda flag, _: f"start with --ulimit {flag}") if container else (lambda _, command: f"run {command} first")

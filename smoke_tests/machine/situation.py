@@ -56,6 +56,7 @@ def findings(situation: Situation, visible: Visible | None = None) -> list[Findi
     ranks = (situation.ranks or min(len(visible.gpus), 8)) if on_gpu else None
     listed.append(host.shared_memory(ranks, container=container, training=situation.training))
     listed.append(host.loopback())
+    listed.append(host.processes())
     listed += host.limits(container=container, training=situation.training)
     listed.append(host.temporary(container=container))
     return listed

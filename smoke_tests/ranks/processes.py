@@ -84,7 +84,8 @@ def run_launcher(entry: Callable[[Brief], None], brief: Brief, start_method: str
     try:
         die_with_parent()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+            signal.signal(number, signal.SIG_DFL)
         log_to(brief.logs / brief.job.name / "launcher.log")
         if brief.job.distributed:
             _launch(entry, brief, start_method)
@@ -101,7 +102,7 @@ def log_to(file: Path) -> None:
     """Redirect what this process and its libraries print to `file`, or to nowhere when the file cannot be created."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
     except OSError:
         descriptor = os.open(os.devnull, os.O_WRONLY)
     os.dup2(descriptor, 1)

@@ -32,7 +32,8 @@ def run(brief: Brief) -> None:
     die_with_parent()
     gc.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor answers Ctrl-C
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for ends in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(ends, signal.SIG_DFL)
     rank = int(os.environ.get("RANK", "0")) if brief.job.distributed else 0
     log_to(brief.logs / brief.job.name / f"rank{rank}.log")
     channel = Channel(brief.address, brief.job.name, rank, steps=tuple(step.name for step in brief.job.steps))
@@ -52,7 +53,7 @@ def run(brief: Brief) -> None:
             outcome = _perform(step, context, state)
             channel.send(End(number, time.monotonic() - started, time.process_time() - busy, outcome))
         channel.send(Bye())
-    except Exception as error:  # noqa: BLE001 - the one place where what no check expects ends
+    except BaseException as error:  # noqa: BLE001 - the one place where what no check expects ends, an exit among it
         traceback.print_exc()
         sys.stderr.flush()
         channel.send(Fatal(one_line(error), current))

@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from smoke_tests import endings
 from smoke_tests.outcome import Outcome, failed, known_issue, passed
 from smoke_tests.plan import Job
-from smoke_tests.ranks import channel, processes, recorder
+from smoke_tests.ranks import channel, logs, processes, recorder
 from smoke_tests.ranks.brief import Brief
 from smoke_tests.ranks.channel import Begin, Bye, End, Exit, Fatal, Hello, ProtocolError, Received, Receiver, StackLine
 from smoke_tests.ranks.progress import RankProgress, RunningJob, innermost_frames
@@ -27,6 +28,10 @@ MAY_END_DEADLINE = 15.0
 # Seconds to wait for a dead rank's exit code, and for the stack of a rank that hangs.
 EXIT_CODE_WAIT = 2.0
 STACK_WAIT = 1.0
+# Seconds by which a wait takes longer than it may where this process was stopped: by Ctrl-Z, or with its machine.
+_STOPPED = 2.0
+# The most messages that are heard before the clock is judged again.
+_WAITING = 10_000
 
 
 class Supervisor:
@@ -43,7 +48,7 @@ class Supervisor:
         on_outcome: Callable[[Job, int, int, Outcome, float], None],
         listener: Listener | None = None,
     ) -> None:
-        """Listen for ranks, and take over SIGINT and SIGTERM. `brief` is every rank's, but for its job and address."""
+        """Listen for ranks, and take over the signals that end a run. `brief` is every rank's, but for its job and address."""
         processes.adopt_orphans()
         self._brief = brief
         self._start_method = start_method
@@ -58,12 +63,14 @@ class Supervisor:
         self._woken.setblocking(False)
         self._wake.setblocking(False)
         self._selector.register(self._wake, selectors.EVENT_READ, self._drain_wakeups)
-        self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        handled = [number for number in endings.SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        self._previous = {number: signal.signal(number, self._note) for number in handled}
         self._wakeup = signal.set_wakeup_fd(self._woken.fileno(), warn_on_full_buffer=False)
         self.finished: set[str] = set()
         self.broken: set[str] = set()
         self.fatal = ""
         self._interrupted = 0
+        self._trimmed = 0.0  # when the logs were last looked at
 
     def __enter__(self) -> "Supervisor":
         """Return itself."""
@@ -76,7 +83,8 @@ class Supervisor:
         processes.stop_children()
         signal.set_wakeup_fd(self._wakeup)
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            # Whoever presses Ctrl-C ten times gets the report of the first: what is left takes no time.
+            signal.signal(number, signal.SIG_IGN if self._interrupted else handler)
         self._selector.close()
         for connection in (*self._connections, self._wake, self._woken):
             connection.close()
@@ -121,7 +129,12 @@ class Supervisor:
         """Handle what the ranks send until something happens, then check every job once."""
         now = time.monotonic()
         deadline = min((self._deadline(r, rank) for r in self._running.values() for rank in r.ranks), default=now + 1)
-        self._handle(max(0.0, min(deadline - now, 1.0)))
+        patience = max(0.0, min(deadline - now, 1.0))
+        self._handle(patience)
+        self._forgive(time.monotonic() - now - patience)
+        if now - self._trimmed > 1.0:
+            logs.trim(self._brief.logs)
+            self._trimmed = now
         if self.fatal:
             return
         if self._interrupted:
@@ -133,6 +146,18 @@ class Supervisor:
             return
         for running in list(self._running.values()):
             self._check(running)
+
+    def _forgive(self, gap: float) -> None:
+        """Take a `gap` of seconds, in which this process was stopped, off the ranks' clocks, and hear what they sent since."""
+        if gap < _STOPPED:
+            return
+        for running in self._running.values():
+            running.ending = running.ending and running.ending + gap
+            for rank in running.ranks:
+                rank.since += gap
+        for _ in range(_WAITING):
+            if not self._handle(0.0) or self.fatal:
+                return
 
     def _deadline(self, running: RunningJob, rank: RankProgress) -> float:
         if rank.done:
@@ -200,6 +225,14 @@ class Supervisor:
         left = [rank for rank in running.ranks if not rank.done and not rank.closed]
         # Ranks that wait for each other began to wait at about the same time: report them all.
         hung = [rank for rank in left if now - rank.since > (self._deadline(running, rank) - rank.since) / 2]
+        if running.job.distributed and processes.state(running.launcher) == "T":
+            self.fatal = (
+                f"torchrun's agent for {running.job.name} is stopped (SIGSTOP), so nobody tends its ranks; continue or end "
+                f"whatever stopped it; logs: {self._brief.logs / running.job.name}"
+            )
+            for rank in left:
+                self._conclude(running, rank, "ended because the agent is stopped")
+            return
         expected = running.may_end() or running.ending is not None
         stopped = {rank.number for rank in hung if rank.pid and processes.state(rank.pid) == "T"}
         for rank in hung:

@@ -65,6 +65,6 @@ def raise_all(mistakes: Sequence[str]) -> None:
 def first_of(invalid: "ValueError | ValidationError", whole: str = "the file") -> str:
     """Return the first problem of invalid data, also of such that is not JSON, and its place: `whole` if that is all of it."""
     if not hasattr(invalid, "errors"):
-        return f"{whole}: invalid JSON: {invalid}"
+        return f"{whole}: Invalid JSON: {invalid}"
     first = invalid.errors()[0]
     return f"{'.'.join(str(part) for part in first['loc']) or whole}: {first['msg']}"

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from smokehouse_loader.checkpoint import Checkpoint, inspect_checkpoint
+    from smokehouse_loader.collators import dummy_images
     from smokehouse_loader.diagnosis import Diagnosis, explain
+    from smokehouse_loader.digests import check_digests, save_digests
     from smokehouse_loader.errors import Finding, LoadError
     from smokehouse_loader.failures import FAILURES, Failure
     from smokehouse_loader.fit import Fit, check_checkpoint
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from smokehouse_loader.model_class import register, resolve_model_class
     from smokehouse_loader.ready import assert_ready
     from smokehouse_loader.safetensors_header import Tensor
+    from smokehouse_loader.signature import Signer
 
 _MODULES = {
     "Checkpoint": "checkpoint",
@@ -31,14 +34,18 @@ _MODULES = {
     "Finding": "errors",
     "Fit": "fit",
     "LoadError": "errors",
+    "Signer": "signature",
     "Tensor": "safetensors_header",
     "assert_ready": "ready",
     "check_checkpoint": "fit",
+    "check_digests": "digests",
+    "dummy_images": "collators",
     "explain": "diagnosis",
     "inspect_checkpoint": "checkpoint",
     "load_model": "loading",
     "register": "model_class",
     "resolve_model_class": "model_class",
+    "save_digests": "digests",
 }
 
 __all__ = [
@@ -49,14 +56,18 @@ __all__ = [
     "Finding",
     "Fit",
     "LoadError",
+    "Signer",
     "Tensor",
     "assert_ready",
     "check_checkpoint",
+    "check_digests",
+    "dummy_images",
     "explain",
     "inspect_checkpoint",
     "load_model",
     "register",
     "resolve_model_class",
+    "save_digests",
 ]
 
 

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from smokehouse_loader.errors import LoadError
+from smokehouse_loader import config_files
+from smokehouse_loader.errors import Finding, LoadError
 from smokehouse_loader.failures import FAMILIES, PRINTED, Failure
+from smokehouse_loader.safetensors_header import BadFileError
 
 NOTHING_FOUND = 3  # exit code of `explain`
 
@@ -22,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.command == "check":
             with _quiet():
-                return _check(options.path, options.model_class, options.trust_remote_code, options.json)
+                return _check(options)
         if options.command == "explain":
             return _explain(options.log, options.json)
         return _failures(options.check)
@@ -40,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
         "--class", dest="model_class", metavar="NAME", help="Class of transformers (default: the one config.json specifies)."
     )
     check.add_argument("--trust-remote-code", action="store_true", help="Run Python code from the checkpoint.")
+    _add_signature_options(check)
     explain = commands.add_parser("explain", help="Explain the errors in a training log; exit with 3 if none is known.")
     explain.add_argument("log", type=Path, metavar="LOGFILE", help="Log to search for known failures.")
     table = commands.add_parser("failures", help="Print the known failures as Markdown.")
@@ -47,6 +50,19 @@ def _parser() -> argparse.ArgumentParser:
     for command in (check, explain):
         command.add_argument("--json", action="store_true", help="Print JSON.")
     return parser
+
+
+def _add_signature_options(check: argparse.ArgumentParser) -> None:
+    group = check.add_argument_group("signatures", "Requires one of --public-key, --identity and --certificate-chain.")
+    group.add_argument(
+        "--signature", nargs="?", const="", metavar="FILE", help="Verify this signature first (default: model.sig in PATH)."
+    )
+    group.add_argument("--public-key", type=Path, metavar="FILE", help="Trusted public key, an elliptic-curve key as PEM.")
+    group.add_argument("--identity", metavar="NAME", help="Trusted identity, with --oidc-issuer.")
+    group.add_argument("--oidc-issuer", metavar="URL", help="OIDC issuer of the identity.")
+    group.add_argument(
+        "--certificate-chain", type=Path, nargs="+", default=[], metavar="FILE", help="Certificates that the signer's ends at."
+    )
 
 
 def _usage_error(message: str) -> int:
@@ -65,20 +81,44 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _check(path: Path, model_class: str | None, trust: bool, as_json: bool) -> int:
+def _check(options: argparse.Namespace) -> int:
+    path, trust = options.path, options.trust_remote_code
     if not path.is_dir():
         return _usage_error(f"{path}: not a directory; pass the directory of a checkpoint")
-    if not trust and _has_code(path):
+    try:
+        unsigned = _unsigned(options)
+    except ValueError as wrong:
+        return _usage_error(str(wrong))
+    if not unsigned and not trust and _has_code(path):
         return _usage_error(f"{path}: requires Python code of its own; review it, then add --trust-remote-code")
-    result = _result(path, model_class, trust)
-    if as_json:
+    if unsigned:
+        result: dict[str, Any] = {"path": str(path), "ok": False, "problems": unsigned}
+    else:
+        result = _result(path, options.model_class, trust)
+    if options.signature is not None:
+        result["signed"] = not unsigned
+    if options.json:
         result["problems"] = [dataclasses.asdict(problem) for problem in result["problems"]]
         print(json.dumps(result, indent=1))
     elif result["ok"]:
-        print(f"{path}: {result['tensors']} tensors, {result['elements']} elements, fits {result['class']}")
+        signed = ", signature verified" if options.signature is not None else ""
+        print(f"{path}: {result['tensors']} tensors, {result['elements']} elements, fits {result['class']}{signed}")
     else:
         print(*result["problems"], sep="\n")
     return 0 if result["ok"] else 1
+
+
+def _unsigned(options: argparse.Namespace) -> list[Finding]:
+    """Return why the signature does not verify, where one is to be verified. Raises ValueError for a usage error."""
+    trusted: dict[str, Any] = {name: getattr(options, name) for name in ("public_key", "identity", "oidc_issuer")}
+    trusted["certificate_chain"] = tuple(options.certificate_chain)
+    if options.signature is None:
+        if given := next((name for name, value in trusted.items() if value), None):
+            raise ValueError(f"--{given.replace('_', '-')}: expected --signature beside it; add it")
+        return []
+    from smokehouse_loader import signature
+
+    return [*signature.problems(options.path, signature.Signer(**trusted, signature=options.signature or None))]
 
 
 def _result(path: Path, model_class: str | None, trust: bool) -> dict[str, Any]:
@@ -89,12 +129,13 @@ def _result(path: Path, model_class: str | None, trust: bool) -> dict[str, Any]:
     result: dict[str, Any] = {"path": str(path), "layout": checkpoint.layout, "tensors": len(checkpoint.tensors)}
     result |= {"elements": checkpoint.elements, "files": [file.name for file in checkpoint.files]}
     try:
-        from smokehouse_loader.fit import check_checkpoint
+        from smokehouse_loader.fit import check_checkpoint, refuse_unreadable
         from smokehouse_loader.model_class import read_config
 
-        config = None if checkpoint.problems else read_config(path, trust_remote_code=trust)
+        refuse_unreadable(checkpoint)
+        config = read_config(path, trust_remote_code=trust)
         fit = check_checkpoint(checkpoint, model_class, config=config)
-        problems = fit.problems
+        problems = (*fit.problems, *config_files.processor_problems(path))
         result |= {"class": fit.class_name, "fits_class": fit.fits_class, "layout_of": fit.layout}
         result |= {"missing": fit.missing, "unexpected": fit.unexpected}
         result["mismatched"] = [dataclasses.asdict(mismatch) for mismatch in fit.mismatched]
@@ -104,12 +145,12 @@ def _result(path: Path, model_class: str | None, trust: bool) -> dict[str, Any]:
 
 
 def _has_code(path: Path) -> bool:
+    """Return whether the checkpoint has code that has to run; without its files there is something else to say first."""
     try:
-        with (path / "config.json").open("rb") as file:
-            config = json.loads(file.read(2**20))
-    except (OSError, ValueError, RecursionError):
+        config = config_files.read_object(path / "config.json")
+        return config_files.needs_code(config) and config_files.config_problem(path) is None
+    except BadFileError:
         return False
-    return isinstance(config, dict) and bool(config.get("auto_map"))
 
 
 def _explain(log: Path, as_json: bool) -> int:

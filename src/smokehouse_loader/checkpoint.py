@@ -1,18 +1,21 @@
 """Inspect a checkpoint on disk: where its tensors are and what is wrong with it, without reading weights."""
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from smokehouse_loader.errors import Finding, shortened
+from smokehouse_loader.errors import Finding, clipped, shortened
 from smokehouse_loader.failures import fix_for
-from smokehouse_loader.safetensors_header import BadFileError, Tensor, read, refuse_foreign
+from smokehouse_loader.safetensors_header import BadFileError, Tensor, parse_json, read, refuse_foreign
 
 # Bytes; the index of a 70 GB checkpoint has 0.1 MB.
 _LARGEST_INDEX = 64 * 2**20
+# The checkpoint with the most of them that is known here has 140,000 tensors in 163 shards.
+_MOST_TENSORS = 2_000_000
+_MOST_SHARDS = 20_000
+_MOST_PROBLEMS = 100
 _BROKEN_LINK = " (broken link: the cache it points into was cleaned)"
 
 # safetensors' names of torch dtypes.
@@ -43,8 +46,9 @@ DTYPES = {
 class Checkpoint:
     """The contents of a checkpoint.
 
-    `layout` is `safetensors`, `bin`, `deepspeed` (an engine's own checkpoint), `consolidated` (the model publisher's own
-    format) or `none`; from_pretrained reads the first two. `tensors` are by name; `problems` is empty if it is intact.
+    `layout` is `safetensors`, `bin`, `adapter` (PEFT's), `deepspeed` (an engine's own checkpoint), `consolidated` (the model
+    publisher's own format) or `none`; from_pretrained reads the first two. `tensors` are by name; `problems` is empty if it is
+    intact.
     """
 
     path: Path
@@ -97,9 +101,15 @@ def _gathered(
     """Return the checkpoint that consists of `files`; `weight_map` is that of its index, empty if it has none."""
     found: dict[str, Tensor] = {}
     wrong = [*problems]
-    unread = set()
+    unread: set[str] = set()
+    doubled: dict[tuple[Path, str], list[str]] = {}
     files = tuple(files)
     for file in files:
+        if len(found) > _MOST_TENSORS or len(wrong) > _MOST_PROBLEMS:
+            what = f"not all of its {len(files)} files were read, after {len(found)} tensors and {len(wrong)} problems"
+            wrong.append(_finding("inconsistent-index", folder, what))
+            unread |= {file.name for file in files}
+            break
         try:
             if not file.is_file():
                 raise BadFileError("missing-shard", f"not found{_BROKEN_LINK if file.is_symlink() else ''}")
@@ -115,8 +125,10 @@ def _gathered(
         for tensor in tensors:
             if tensor.name in found:
                 other = found[tensor.name].file.name
-                wrong.append(_finding("inconsistent-index", file, f"has {tensor.name!r}, which {other} has too"))
+                doubled.setdefault((file, other), []).append(tensor.name)
             found[tensor.name] = tensor
+    for (file, other), names in doubled.items():
+        wrong.append(_finding("inconsistent-index", file, f"has {shortened(names)}, which {other} has too"))
     empty = sorted(name for name, tensor in found.items() if tensor.shape == (0,))
     if empty:
         what = f"{len(empty)} of {len(found)} tensors have shape [0] ({shortened(empty)})"
@@ -170,18 +182,23 @@ def _weight_map(index: Path) -> dict[str, str]:
             raise BadFileError("missing-shard", f"not found{_BROKEN_LINK}")
         if index.stat().st_size > _LARGEST_INDEX:
             raise BadFileError("inconsistent-index", f"expected an index, found more than {_LARGEST_INDEX} bytes")
-        weight_map = json.loads(index.read_bytes())["weight_map"]
+        # As transformers reads it: without a byte-order mark, and the last of two entries of a name counts.
+        weight_map = parse_json(index.read_bytes(), unique=False, strict=False)["weight_map"]
     except OSError as error:
         raise BadFileError("missing-shard", f"cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError, KeyError, TypeError) as wrong:
+    except (ValueError, KeyError, TypeError) as wrong:
         _refuse_foreign_index(index)
-        raise BadFileError("inconsistent-index", f"invalid index: {type(wrong).__name__}: {wrong}") from None
+        what = f"invalid index: {type(wrong).__name__}: {clipped(str(wrong))}"
+        raise BadFileError("inconsistent-index", what) from None
     if not isinstance(weight_map, dict) or not weight_map:
         raise BadFileError("inconsistent-index", "invalid index: weight_map is empty or not a map of names")
     for name in weight_map.values():
         inside = isinstance(name, str) and name and "\0" not in name and "\\" not in name
         if not inside or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise BadFileError("inconsistent-index", f"lists the file {name!r}, which is outside the checkpoint's directory")
+            what = f"lists the file {clipped(repr(name))}, which is outside the checkpoint's directory"
+            raise BadFileError("inconsistent-index", what)
+    if (shards := len(set(weight_map.values()))) > _MOST_SHARDS:
+        raise BadFileError("inconsistent-index", f"expected at most {_MOST_SHARDS} shards, found {shards}")
     return weight_map
 
 
@@ -234,29 +251,70 @@ def _foreign(folder: Path) -> Checkpoint:
     """Return what is in a directory from which from_pretrained loads nothing."""
     if not folder.is_dir():
         return Checkpoint(folder, "none", (), {}, (_finding("not-a-checkpoint", folder, "not a directory"),))
-    engine = _engine_files(folder)
-    if engine:
+    if (folder / "adapter_config.json").is_file():
+        return _adapter(folder)
+    if engine := _engine_files(folder):
         return _engine(folder, engine)
     if consolidated := sorted(folder.glob("consolidated*.safetensors")):
         return _gathered(folder, "consolidated", consolidated, read, {})
     if consolidated := sorted([*folder.glob("consolidated*.pth"), *folder.glob("consolidated*.pt")]):
         return _gathered(folder, "consolidated", consolidated, _read_bin, {})
-    loose = sorted(file.name for file in folder.glob("*.safetensors"))
-    if loose:
-        problem = _finding("missing-shard", folder, f"has shards but no index ({shortened(loose)})")
-    else:
-        problem = _finding("not-a-checkpoint", folder, "has no weights that from_pretrained reads")
-    return Checkpoint(folder, "none", (), {}, (problem,))
+    return Checkpoint(folder, "none", (), {}, (_no_weights(folder),))
+
+
+def _no_weights(folder: Path) -> Finding:
+    """Return what a directory without weights has instead, and what to do."""
+    if loose := sorted(file.name for file in folder.glob("*.safetensors")):
+        return _finding("missing-shard", folder, f"has shards but no index ({shortened(loose)})")
+    if saved := sorted((file.parent for file in folder.glob("checkpoint-*/trainer_state.json")), key=_number):
+        what = f"expected a checkpoint, found a Trainer's output folder with {len(saved)} of them"
+        return Finding("not-a-checkpoint", str(folder), what, f"pass one of them, the last is {saved[-1]}")
+    if ggufs := sorted(file.name for file in folder.glob("*.gguf")):
+        what = f"expected a checkpoint of transformers, found GGUF files ({shortened(ggufs)})"
+        return Finding("not-a-checkpoint", str(folder), what, "get the checkpoint that they were converted from")
+    if others := [name for name in ("tf_model.h5", "flax_model.msgpack") if (folder / name).is_file()]:
+        what = f"expected weights of PyTorch, found {others[0]}"
+        return Finding("not-a-checkpoint", str(folder), what, "get the checkpoint as safetensors")
+    if (folder / "zero_to_fp32.py").is_file() or any(folder.glob("global_step*")):
+        what = "has the remains of a DeepSpeed engine's checkpoint without its model states"
+        fix = "copy the global_step folder that the file latest specifies from the machine that saved it, all ranks' files"
+        return Finding("engine-checkpoint", str(folder), what, fix)
+    what = "has no weights that from_pretrained reads"
+    return Finding(
+        "not-a-checkpoint", str(folder), what, "download or copy the weights too, or pass the directory that has them"
+    )
+
+
+def _adapter(folder: Path) -> Checkpoint:
+    """Return the contents of an adapter's folder; it is a problem that it has not got its weights."""
+    for name, load in (("adapter_model.safetensors", read), ("adapter_model.bin", _read_bin)):
+        if (folder / name).exists() or (folder / name).is_symlink():
+            return _gathered(folder, "adapter", [folder / name], load, {})
+    fix = "save it again with save_pretrained, or copy adapter_model.safetensors from the machine of rank 0"
+    problem = Finding("missing-shard", str(folder), "has adapter_config.json but no adapter_model.safetensors", fix)
+    return Checkpoint(folder, "adapter", (), {}, (problem,))
+
+
+def _number(folder: Path) -> int:
+    """Return the number at the end of a folder's name: numbers, unlike names, are in the order of steps."""
+    found = re.search(r"\d{1,18}$", folder.name)
+    return int(found[0]) if found else -1
 
 
 def _engine_files(folder: Path) -> list[Path]:
-    """Return the model state files of a DeepSpeed engine's checkpoint, in `folder` or in the step that `latest` specifies."""
+    """Return the model state files of a DeepSpeed engine's checkpoint.
+
+    They are in `folder`, in the step that its file `latest` specifies, or, without that file, in the last of its steps.
+    """
     places = [folder]
     latest = folder / "latest"
     if latest.is_file():
-        tag = latest.read_text(errors="replace")[:200].strip()
-        if tag and PurePosixPath(tag).name == tag:
+        with latest.open("rb") as file:
+            tag = file.read(200).decode(errors="replace").strip()
+        if tag and "\0" not in tag and PurePosixPath(tag).name == tag:
             places.append(folder / tag)
+    else:
+        places += sorted(folder.glob("global_step*"), key=_number)[-1:]
     return sorted(file for place in places for file in place.glob("*_model_states.pt"))
 
 
@@ -278,12 +336,28 @@ _ENGINE_CLASSES = (
 )
 
 
+def _lost_ranks(folder: Path, files: list[Path]) -> Iterable[Finding]:
+    """Yield the ranks whose files an engine's checkpoint lacks; each machine writes those of its own ranks."""
+    for kind in ("model", "optim"):
+        found = {int(number) for file in files for number in _ranks_in(file.parent, kind)}
+        if found and len(found) <= max(found):
+            lost = [str(rank) for rank in range(min(max(found), 10**6)) if rank not in found]
+            what = f"has {kind} states of {len(found)} of at least {max(found) + 1} ranks (not of {shortened(lost)})"
+            fix = "copy their files from the machines that saved them"
+            yield Finding("missing-shard", str(folder), what, fix)
+
+
+def _ranks_in(folder: Path, kind: str) -> set[str]:
+    names = (re.search(rf"zero_pp_rank_(\d{{1,9}})_mp_rank_00_{kind}_states\.pt$", file.name) for file in folder.iterdir())
+    return {name[1] for name in names if name}
+
+
 def _engine(folder: Path, files: list[Path]) -> Checkpoint:
     """Return the contents of an engine's checkpoint, from the parameter shapes that it records."""
     import torch
 
     found: dict[str, Tensor] = {}
-    problems = []
+    problems = list(_lost_ranks(folder, files))
     allowed: Any = [(_Opaque, name) for name in _ENGINE_CLASSES]
     try:
         with torch.serialization.safe_globals(allowed):

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 # A message spells out this many findings and counts the rest.
 _SPELLED_OUT = 3
+# Characters of a name from a file in a message; the longest of a published checkpoint have 90.
+_LONGEST_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,9 @@ class Finding:
     def __str__(self) -> str:
         """Return the finding as one line."""
         prefix = "" if self.rank is None else f"rank {self.rank}: "
-        return " ".join(f"{prefix}{self.where}: {self.what}; {self.cure} [{self.failure}]".split())
+        line = " ".join(f"{prefix}{self.where}: {self.what}; {self.cure} [{self.failure}]".split())
+        # Names come from files: none may move the cursor of a terminal or break a log's encoding.
+        return line if line.isprintable() else "".join(one if one.isprintable() else ascii(one)[1:-1] for one in line)
 
     def on(self, rank: int | None) -> "Finding":
         """Return the same finding, attributed to `rank`."""
@@ -53,7 +57,12 @@ class LoadError(Exception):
 def shortened(names: Sequence[str], limit: int = 3) -> str:
     """Return the first `limit` names as a list, followed by the number of the others."""
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + rest
+    return ", ".join(map(clipped, names[:limit])) + rest
+
+
+def clipped(text: str) -> str:
+    """Return `text`, or its beginning if it is longer than a name in a message should be."""
+    return text if len(text) <= _LONGEST_NAME else f"{text[:_LONGEST_NAME]}…"
 
 
 def first_line(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import importlib.util
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,11 +12,11 @@ from typing import Any
 
 import torch
 
-from smokehouse_loader import keys, zero
+from smokehouse_loader import adapter, config_files, keys, zero
 from smokehouse_loader.checkpoint import DTYPES, Checkpoint, inspect_checkpoint
-from smokehouse_loader.errors import Finding, LoadError, first_line, shortened
+from smokehouse_loader.errors import Finding, LoadError, clipped, first_line, shortened
 from smokehouse_loader.failures import fix_for
-from smokehouse_loader.model_class import concrete_class, read_config
+from smokehouse_loader.model_class import concrete_class, contradicting_architecture, read_config
 
 # transformers 4.52 moved the parts of vision-language models below `model.`, and the language model from there to
 # `model.language_model.`. Of each list the first rule that matches renames a key from one layout to the other.
@@ -81,11 +82,51 @@ def check_checkpoint(
         return Fit(checkpoint, name, problems=refused.findings)
     config = read_config(checkpoint.path) if config is None else config
     found = concrete_class(model_class, config)
-    if getattr(config, "quantization_config", None) is not None:
-        problem = Finding("quantised", str(checkpoint.path), "config.json has a quantization_config", fix_for("quantised"))
+    if problem := _foreign_tensors(checkpoint, config):
         return Fit(checkpoint, found.__name__, problems=(problem,))
     fit = _compare(checkpoint, found, config, key_mapping)
-    return fit if fit.ok else _with_alternatives(fit, found, config)
+    if fit.ok:
+        contradiction = contradicting_architecture(config, found) if model_class is None else None
+        problems = (dataclasses.replace(contradiction, where=f"{checkpoint.path}/config.json"),) if contradiction else ()
+        return dataclasses.replace(fit, problems=problems)
+    return _with_alternatives(fit, found, config)
+
+
+# What training code puts before every key when it saves a model that something wraps -> what to do.
+_WRAPPERS = {
+    "_orig_mod.": "save model._orig_mod, not what torch.compile returned",
+    "module.": "save model.module, or trainer.accelerator.unwrap_model(model)",
+    "_fsdp_wrapped_module.": "save with the state_dict of FSDP, or trainer.save_model",
+    "pretrained_model.": "save model.pretrained_model: TRL's value head wraps it",
+}
+
+
+def _foreign_tensors(checkpoint: Checkpoint, config: Any) -> Finding | None:
+    """Return what shows that the tensors are not a plain model's: a quantiser, an adapter or a wrapper; else None."""
+    names, where = checkpoint.tensors, str(checkpoint.path)
+    fix = fix_for("quantised")
+    if found := config_files.quantisation(_as_mapping(config)):
+        return Finding("quantised", where, f"config.json has a quantization_config ({found})", fix)
+    if found := config_files.quantised_tensors(names):
+        what = f"its tensors are quantised ({found}), and config.json has no quantization_config"
+        fix = "copy config.json from the quantised checkpoint, or load the checkpoint that it was quantised from"
+        return Finding("quantised", where, what, fix)
+    if adapter.embedded(names):
+        fix = "call merge_and_unload() before save_pretrained, or save the adapter alone with the PeftModel's save_pretrained"
+        return Finding("wrapped-keys", where, "its tensors are those of a model with an adapter inside", fix)
+    for prefix, fix in _WRAPPERS.items():
+        if names and all(name.startswith(prefix) for name in names):
+            fix = f"{fix}; in this file, remove {prefix!r} from the keys"
+            return Finding("wrapped-keys", where, f"all its keys begin with {prefix!r}, which belongs to no model", fix)
+    return None
+
+
+def _as_mapping(config: Any) -> Mapping[str, Any]:
+    """Return what a config says of quantisation, as in config.json."""
+    found = getattr(config, "quantization_config", None)
+    if found is not None and not isinstance(found, Mapping):
+        found = found.to_dict() if hasattr(found, "to_dict") else {"quant_method": str(found)}
+    return {"quantization_config": found}
 
 
 def refuse_unreadable(checkpoint: Checkpoint) -> None:
@@ -94,8 +135,27 @@ def refuse_unreadable(checkpoint: Checkpoint) -> None:
         raise LoadError(checkpoint.problems)
     where = str(checkpoint.path)
     if checkpoint.layout == "deepspeed":
-        what = "expected a checkpoint of transformers, found a DeepSpeed engine's"
-        raise LoadError([Finding("engine-checkpoint", where, what, fix_for("engine-checkpoint"))])
+        what, fix = "expected a checkpoint of transformers, found a DeepSpeed engine's", fix_for("engine-checkpoint")
+        if (checkpoint.path / "trainer_state.json").is_file():
+            what = "expected a checkpoint of transformers, found a Trainer's with ZeRO partitions that are not consolidated"
+            fix = (
+                "run `python zero_to_fp32.py . .` in it, or resume from it with resume_from_checkpoint; "
+                "stage3_gather_16bit_weights_on_model_save makes later ones whole"
+            )
+        raise LoadError([Finding("engine-checkpoint", where, what, fix)])
+    if checkpoint.layout == "adapter":
+        what, base = adapter.read(checkpoint.path)
+        if wrong := [*adapter.problems(checkpoint, base)]:
+            raise LoadError(wrong)
+        fix = f"load {clipped(str(base))} with load_model, then peft.PeftModel.from_pretrained(model, {where!r})"
+        raise LoadError([Finding("adapter-folder", where, f"expected a whole model, found {what}", fix)])
+    if (checkpoint.path / adapter.CONFIG).is_file() and importlib.util.find_spec("peft"):
+        what, base = adapter.read(checkpoint.path)
+        what = (
+            f"has a whole model beside {what}: from_pretrained, with peft installed, loads {clipped(str(base))} and the adapter"
+        )
+        fix = f"move {adapter.CONFIG} and the adapter's weights to a folder of their own"
+        raise LoadError([Finding("adapter-folder", where, what, fix)])
     if checkpoint.layout not in ("safetensors", "bin"):
         what = f"expected a checkpoint of transformers, found the {checkpoint.layout} layout"
         raise LoadError([Finding("not-a-checkpoint", where, what, "convert it to the layout of transformers")])
@@ -230,9 +290,25 @@ def _problems(fit: Fit, state: Mapping[str, torch.Tensor], broken: Sequence[str]
         yield finding("dropped-weights", f"{count} tensors would be dropped by {model} ({shortened(fit.unexpected)})")
 
 
+_CLASS_OF_WEIGHTS = (
+    "use the config.json and the class that the weights were saved with: these keys are of another model, or of one that other "
+    "code wraps"
+)
+
+
 def _with_alternatives(fit: Fit, model_class: Any, config: Any) -> Fit:
-    """Return `fit` with what would be a better match: another layout of keys, or another class."""
+    """Return `fit` with what would be a better match: another model type, another layout of keys, or another class."""
     import transformers
+
+    if contradiction := contradicting_architecture(config, model_class):
+        fix = "copy the config.json that belongs to the weights: they fit neither what it is nor what it lists"
+        type_of = getattr(getattr(transformers, config.architectures[0], None), "config_class", None)
+        if type_of is not None:
+            fix = (
+                f'set model_type to "{type_of.model_type}", which architectures expect: the weights do not fit {fit.class_name}'
+            )
+        problem = dataclasses.replace(contradiction, where=f"{fit.checkpoint.path}/config.json", cure=fix)
+        return dataclasses.replace(fit, problems=(problem, *(dataclasses.replace(one, cure=fix) for one in fit.problems)))
 
     if fit.missing or fit.unexpected:
         if found := _other_layout(fit, set(build_on_meta(model_class, config).state_dict())):
@@ -242,6 +318,13 @@ def _with_alternatives(fit: Fit, model_class: Any, config: Any) -> Fit:
                 fix = f"load it with {candidate.__name__}, which it fits"
                 problems = tuple(dataclasses.replace(problem, cure=fix) for problem in fit.problems)
                 return dataclasses.replace(fit, problems=problems, fits_class=candidate.__name__)
+    # One cause, one cure: tensors that are missing, unexpected or of another shape are so for the same reason.
+    kinds = {"wrong-shape", "missing-key", "dropped-weights"}
+    cure = next((problem.cure for problem in fit.problems if problem.failure in kinds), "")
+    if fit.missing and fit.unexpected and not fit.mismatched:
+        cure = _CLASS_OF_WEIGHTS
+    problems = tuple(dataclasses.replace(one, cure=cure) if one.failure in kinds else one for one in fit.problems)
+    fit = dataclasses.replace(fit, problems=problems)
     saved_by = getattr(config, "transformers_version", None)
     if saved_by and saved_by != transformers.__version__:
         note = f"; saved by transformers {saved_by}, installed is {transformers.__version__}"
@@ -266,7 +349,9 @@ def _other_layout(fit: Fit, model_keys: set[str]) -> Fit | None:
             mapping = _key_mapping(fit.checkpoint.tensors, model_keys)
             fix = f"load it with transformers' own class, or pass key_mapping={mapping} to rename its keys for {fit.class_name}"
         problem = Finding("key-layout", str(fit.checkpoint.path), what, fix)
-        return dataclasses.replace(fit, problems=(problem, *fit.problems), layout=layout)
+        # The layout is why they are missing and unexpected: their own cures would contradict this one.
+        others = [one for one in fit.problems if one.failure not in ("missing-key", "dropped-weights")]
+        return dataclasses.replace(fit, problems=(problem, *others), layout=layout)
     return None
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from smokehouse_loader import compare, hub, ready, zero
+from smokehouse_loader import compare, hub, ready, signature, zero
 from smokehouse_loader.checkpoint import Checkpoint, inspect_checkpoint
 from smokehouse_loader.consensus import Consensus
 from smokehouse_loader.diagnosis import explain
@@ -33,7 +33,8 @@ def load_model(
     path: str | Path,
     *,
     model_class: Any = None,
-    verify: Literal["shapes", "bits", "none"] = "shapes",
+    verify: Literal["shapes", "bits", "signature", "none"] = "shapes",
+    signer: signature.Signer | None = None,
     **kwargs: Any,
 ) -> Any:
     """Load a checkpoint as from_pretrained does, or raise the same LoadError on every rank.
@@ -44,18 +45,22 @@ def load_model(
 
     Checks the headers of the checkpoint against the class before it allocates memory, loads, then verifies: "shapes" that
     every parameter has the shape in the file and is partitioned if and only if ZeRO-3 is requested; "bits" also every bit on
-    this rank; "none" skips both the check and the verification. While loading on gloo, waits for gathers if DeepSpeed does not.
+    this rank; "signature" also that the files are the ones that `signer` signed, before anything of them is read; "none" skips
+    both the check and the verification. While loading on gloo, waits for gathers if DeepSpeed does not.
 
     Returns the model, or from_pretrained's pair with `output_loading_info=True`. Raises LoadError, whose findings give the
     rank that found them, and ValueError for arguments that cannot be verified.
     """
-    if verify not in ("shapes", "bits", "none"):
-        raise ValueError(f"verify: expected 'shapes', 'bits' or 'none', found {verify!r}; use one of them")
+    if verify not in ("shapes", "bits", "signature", "none"):
+        raise ValueError(f"verify: expected 'shapes', 'bits', 'signature' or 'none', found {verify!r}; use one of them")
+    if (verify == "signature") != (signer is not None):
+        given = "a signer with verify='signature', and only then"
+        raise ValueError(f"signer: expected {given}, found {signer!r}; pass both, or neither")
     if others := [name for name in _OTHER_SOURCES if kwargs.get(name)]:
         raise ValueError(f"{others[0]}: expected weights from {path} alone, found another source; use from_pretrained for it")
     _join()
     consensus = Consensus()
-    plan, findings = _caught(lambda: _prepare(path, model_class, verify, kwargs))
+    plan, findings = _caught(lambda: _prepare(path, model_class, verify, signer, kwargs))
     consensus.agree(findings)
     with_info = bool(kwargs.pop("output_loading_info", False))
     try:
@@ -104,10 +109,12 @@ def _failure(consensus: Consensus, path: str | Path, error: Exception) -> LoadEr
     return consensus.failed(_unexpected(str(path), error))
 
 
-def _prepare(path: str | Path, model_class: Any, verify: str, kwargs: dict[str, Any]) -> _Plan:
+def _prepare(path: str | Path, model_class: Any, verify: str, signer: signature.Signer | None, kwargs: dict[str, Any]) -> _Plan:
     """Check everything that can be checked before the load. Raises LoadError."""
     if refused := [*_refusals(kwargs)]:
         raise LoadError(refused)
+    if signer is not None:
+        _require_signature(path, signer)
     variant = kwargs.get("variant")
     source = {name: kwargs[name] for name in hub.SOURCE_OPTIONS if name in kwargs}
     folder = hub.folder(path, variant, source)
@@ -128,6 +135,15 @@ def _prepare(path: str | Path, model_class: Any, verify: str, kwargs: dict[str, 
     if wrong := [problem for problem in fit.problems if not (problem.failure == "wrong-shape" and _ignores_shapes(kwargs))]:
         raise LoadError(wrong)
     return _Plan(checkpoint, concrete_class(model_class, config), fit)
+
+
+def _require_signature(path: str | Path, signer: signature.Signer) -> None:
+    """Raise LoadError unless the files in `path` are those that `signer` signed; one rank of a machine reads them."""
+    if not Path(path).is_dir():
+        fix = "download the whole checkpoint into a directory, and pass that"
+        raise LoadError([Finding("signature-mismatch", str(path), "expected a directory for verify='signature'", fix)])
+    if signature.reads_here() and (wrong := [*signature.problems(Path(path), signer)]):
+        raise LoadError(wrong)
 
 
 def _ignores_shapes(kwargs: dict[str, Any]) -> bool:
@@ -161,7 +177,7 @@ def _verify(model: Any, info: dict[str, Any], plan: _Plan, verify: str) -> Itera
         what = f"transformers loaded nothing into {len(missing)} tensors ({shortened(missing)})"
         yield Finding("missing-key", str(plan.checkpoint.path), what, fix_for("missing-key"))
     yield from ready.problems(model)
-    compared = compare.wrong_tensors if verify == "bits" else compare.wrong_shapes
+    compared = compare.wrong_tensors if verify in ("bits", "signature") else compare.wrong_shapes
     for name, what in compared(model, plan.checkpoint, plan.fit.plan).items():
         if name in skipped:
             continue

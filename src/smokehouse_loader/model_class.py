@@ -1,13 +1,16 @@
 """Find the model class that loads a config."""
 
 import functools
+import inspect
 import json
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from smokehouse_loader.errors import Finding, LoadError, first_line
+from smokehouse_loader import config_files
+from smokehouse_loader.errors import Finding, LoadError, clipped, first_line
 from smokehouse_loader.failures import fix_for
+from smokehouse_loader.safetensors_header import BadFileError
 
 
 def concrete_class(model_class: Any, config: Any) -> Any:
@@ -130,28 +133,69 @@ def read_config(path: Any, **options: Any) -> Any:
     """
     import transformers
 
+    folder = Path(path, options.get("subfolder") or "")
+    if folder.is_dir() and (problem := config_files.config_problem(folder)):
+        raise LoadError([problem])
     try:
         return transformers.AutoConfig.from_pretrained(path, **options)
-    except (ValueError, KeyError, OSError, TypeError, AttributeError) as wrong:
-        raise _unreadable(path, wrong) from wrong
+    except (ValueError, KeyError, OSError, TypeError, AttributeError, ImportError) as wrong:
+        raise _unreadable(path, folder, wrong) from wrong
 
 
-def _unreadable(path: Any, wrong: Exception) -> LoadError:
+def _unreadable(path: Any, folder: Path, wrong: Exception) -> LoadError:
     import transformers
 
     where = f"{path}/config.json"
     try:
-        with Path(where).open("rb") as file:
-            model_type = json.loads(file.read(2**20)).get("model_type")
-    except (OSError, ValueError, AttributeError, RecursionError) as unreadable:
-        return LoadError([Finding("not-a-checkpoint", where, f"cannot be read: {unreadable}", fix_for("not-a-checkpoint"))])
+        model_type = config_files.read_object(folder / "config.json").get("model_type")
+    except BadFileError:  # a name on a hub
+        return LoadError(
+            [Finding("not-a-checkpoint", where, first_line(wrong), "pass a directory, or a name that the hub has")]
+        )
     versions = known_versions(model_type) if isinstance(model_type, str) else None
+    if isinstance(model_type, str) and (code := config_files.code_of(model_type)):
+        what = f"model_type {clipped(repr(model_type))} belongs to a project's own code: no release of transformers has it"
+        fix = f"load it with {code}, or get the checkpoint that was converted for transformers"
+        return LoadError([Finding("model-type-of-other-code", where, what, fix)])
     if versions and "does not recognize" in str(wrong):
         since, until = versions
         what = f"model_type {model_type!r} is unknown to transformers {transformers.__version__}"
         fix = f"install transformers {since} or later" if since else f"install transformers {until}, the last that knows it"
         return LoadError([Finding("unknown-model-type", where, what, fix)])
-    return LoadError([Finding("unknown-model-type", where, first_line(wrong), fix_for("unknown-model-type"))])
+    if isinstance(model_type, str) and "does not recognize" in str(wrong):
+        what = f"model_type {clipped(repr(model_type))} is unknown to transformers {transformers.__version__}"
+        fix = f"load it with the code that wrote it: no release up to {LAST_KNOWN} has this type"
+        return LoadError([Finding("unknown-model-type", where, what, fix)])
+    what = f"transformers {transformers.__version__} cannot read it: {first_line(wrong)}"
+    return LoadError([Finding("unknown-model-type", where, what, "use the transformers that saved it, or correct it")])
+
+
+def contradicting_architecture(config: Any, loaded: Any) -> Finding | None:
+    """Return a finding if `architectures` lists a class of transformers for another model type than the config has.
+
+    `loaded` is the class that the weights fit. A class for a part of the model, or for what has it as a part, does not
+    contradict.
+    """
+    import transformers
+
+    for name in getattr(config, "architectures", None) or ():
+        found = getattr(transformers, name, None) if isinstance(name, str) else None
+        expected: Any = getattr(found, "config_class", None)
+        if not inspect.isclass(expected) or isinstance(config, expected) or issubclass(expected, type(config)):
+            continue
+        parts = {type(value) for value in vars(config).values() if hasattr(value, "model_type")}
+        inner = set((getattr(expected, "sub_configs", None) or {}).values())
+        if expected in parts or type(config) in inner:
+            continue
+        kind = getattr(expected, "model_type", "")
+        what = f"architectures lists {name}, a class for model_type {kind!r}, found {config.model_type!r}"
+        fix = f'set architectures to ["{loaded.__name__}"], which the weights fit'
+        return Finding("contradicting-architectures", "config.json", what, fix)
+    return None
+
+
+# The last release whose model types are in model_types.json.
+LAST_KNOWN = "5.23.0"
 
 
 @functools.cache

@@ -2,6 +2,9 @@
 
 The format: 8 bytes with the length of the header, little-endian; the header, a JSON object; the tensors, back to back.
 Source: the specification of the format in the README of the safetensors project.
+
+Time and memory are bounded for any file: a header is parsed only if it has no more than `MOST_VALUES` values, and numbers are
+not multiplied beyond what a file can have. On an idle core the worst header takes a few seconds and less than 1 GB.
 """
 
 import json
@@ -9,10 +12,19 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+from smokehouse_loader.errors import clipped
 
 # The limit of safetensors itself.
 LARGEST_HEADER = 100_000_000
+# JSON values in a header: its limit in bytes alone allows 33 million, of 64 bytes of memory each. A tensor has about eight;
+# 61 layers of 384 experts with scales, 140,000 tensors, in a single file would have 1.1 million.
+MOST_VALUES = 2_000_000
+# No size or offset of a file reaches it; safetensors refuses it too.
+_END = 2**63
+# Dimensions from which on a product could take for ever; models have five.
+_MANY = 9
 _LENGTH = 8
 
 # Bytes per element. Types narrower than a byte are left out: no checkpoint to train from has them.
@@ -86,21 +98,45 @@ def refuse_foreign(start: bytes) -> None:
 
 
 def _parse(text: bytes) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            names = [name for name, _ in pairs]
-            duplicate = next(name for name in names if names.count(name) > 1)
-            raise BadFileError("broken-header", f"header lists {duplicate!r} twice")
-        return found
-
+    """Return the header in `text` as safetensors reads it: UTF-8 without a byte-order mark, and strict JSON."""
     try:
-        header = json.loads(text, object_pairs_hook=unique)
-    except (ValueError, RecursionError) as wrong:
-        raise BadFileError("broken-header", f"header is not JSON: {wrong}") from None
+        header = parse_json(text)
+    except ValueError as wrong:
+        raise BadFileError("broken-header", f"invalid header: {clipped(str(wrong))}") from None
     if not isinstance(header, dict):
         raise BadFileError("broken-header", "header is not a JSON object")
     return header
+
+
+def parse_json(text: bytes, *, unique: bool = True, strict: bool = True) -> Any:
+    """Return the JSON in `text`, UTF-8 without a byte-order mark. Raises ValueError if it is not, or has too many values.
+
+    With `unique`, a name that an object has twice is an error, as it is for safetensors; otherwise the last one counts, as it
+    does for transformers. With `strict`, so is NaN, which Python reads.
+    """
+    # At most this many: those in strings count too.
+    values = sum(map(text.count, (b",", b"[", b"{")))
+    if values > MOST_VALUES:
+        raise ValueError(f"expected at most {MOST_VALUES} values, found {values}")
+    try:
+        return json.loads(
+            text.decode(), object_pairs_hook=_unique if unique else None, parse_constant=_no_number if strict else None
+        )
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"found {name}, which JSON does not have")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        duplicate = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise ValueError(f"it lists {clipped(repr(duplicate))} twice")
+    return found
 
 
 def _tensors(file: Path, header: dict[str, Any], data: int, size: int) -> list[Tensor]:
@@ -112,7 +148,8 @@ def _tensors(file: Path, header: dict[str, Any], data: int, size: int) -> list[T
     at = data
     for start, stop, name in sorted((tensor.start or 0, tensor.stop or 0, tensor.name) for tensor in found):
         if start != at:
-            raise BadFileError("broken-header", f"expected {name!r} at byte {at}, found it at byte {start}")
+            what = f"expected {clipped(repr(name))} at byte {at}, found it at byte {clipped(str(start))}"
+            raise BadFileError("broken-header", what)
         at = stop
     if at != size:
         failure = "truncated-shard" if size < at else "broken-header"
@@ -125,12 +162,32 @@ def _tensor(file: Path, name: str, entry: Any, data: int) -> Tensor:
     try:
         dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (KeyError, TypeError, ValueError):
-        raise BadFileError("broken-header", f"{name!r} has no dtype, shape or data_offsets in the header") from None
-    if not isinstance(shape, list) or not all(type(number) is int and number >= 0 for number in (*shape, start, stop)):
-        raise BadFileError("broken-header", f"{name!r} has an invalid shape or invalid data_offsets in the header")
+        raise _bad(name, " has no dtype, shape or data_offsets in the header") from None
+    for number in (*shape, start, stop) if isinstance(shape, list) else (None,):
+        # A loop, as `all` would make a generator for each of 100,000 tensors.
+        if type(number) is not int or not 0 <= number < _END:
+            raise _bad(name, " has an invalid shape or invalid data_offsets in the header")
     if not isinstance(dtype, str) or dtype not in SIZES:
-        raise BadFileError("broken-header", f"{name!r} has the unknown dtype {str(dtype)[:20]!r}")
-    needed = math.prod(shape) * SIZES[dtype]
+        raise _bad(name, f" has the unknown dtype {str(dtype)[:20]!r}")
+    needed = math.prod(shape) * SIZES[dtype] if len(shape) < _MANY else _product(shape, SIZES[dtype])
+    if needed >= _END:
+        raise _bad(name, f": more bytes than any file has, for {clipped(str(shape[:9]))} of {dtype}")
     if stop - start != needed:
-        raise BadFileError("broken-header", f"{name!r}: expected {needed} bytes for {shape} of {dtype}, found {stop - start}")
+        raise _bad(name, f": expected {needed} bytes for {clipped(str(shape[:99]))} of {dtype}, found {stop - start}")
+    if not name.isascii() and any("\ud800" <= one <= "\udfff" for one in name):
+        raise _bad(name, " is not text: half of a surrogate pair")
     return Tensor(name, tuple(shape), dtype, file, data + start, data + stop)
+
+
+def _bad(name: str, what: str) -> BadFileError:
+    return BadFileError("broken-header", f"{clipped(repr(name))}{what}")
+
+
+def _product(shape: list[int], size: int) -> int:
+    """Return the number of bytes of a tensor with elements of `size` bytes, or one that is too large for any file."""
+    product = size
+    for number in shape:
+        product *= number
+        if product >= _END:
+            break
+    return product

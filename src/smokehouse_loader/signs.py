@@ -56,6 +56,13 @@ class Pattern:
         return None if match is None else match.end()
 
 
+def lines_with(signs: Sequence[Sign], text: str) -> list[str]:
+    """Return the lines that have the text of one of `signs`, whatever stands around them."""
+    patterns = [pattern(sign.text) for sign in signs]
+    lines = ((line, "".join(line.split())) for line in text.splitlines())
+    return [line for line, squeezed in lines if any(next(one.matches(squeezed), None) for one in patterns)]
+
+
 @dataclass(frozen=True)
 class Match:
     """An occurrence of a sign, at a position of its stream; `raised` if it is in a traceback."""

@@ -6,6 +6,7 @@ import os
 import re
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,8 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from smokehouse.audits import service
 from smokehouse.cli.main import share_certificates
 from smokehouse.errors import UserError
+from smokehouse.locks.solvers import sdist
+from smokehouse.locks.wheel_tags import Artefact
 from smokehouse.oci import Descriptor, Layout, Reference, Registry
 from smokehouse.storage import download
 from smokehouse.storage.download import Download
@@ -24,6 +28,7 @@ from smokehouse.storage.transfer import Client, Limits
 from .answers import CONTENT, HURRIED, PATIENT, Fault, faults
 from .server import Exchange, Hostile
 
+RECORD = Callable[[str, object], None]
 HASH = hashlib.sha256(CONTENT).hexdigest()
 FAULTS = list(faults())
 SOON = 30.0  # seconds in which everything here ends, on a busy machine
@@ -55,7 +60,7 @@ def sentence(says: str, host: str) -> str:
         if fault.known_size in (None, known)
     ],
 )
-def test_download(fault: Fault, known: bool, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+def test_download(fault: Fault, known: bool, tmp_path: Path, record_property: RECORD) -> None:
     record_property("fault", fault.kind)
     began = time.monotonic()
     with Hostile(fault.script) as server:
@@ -69,7 +74,7 @@ def test_download(fault: Fault, known: bool, tmp_path: Path, record_property: Ca
 
 @pytest.mark.parametrize("fault", FAULTS, ids=case)
 @pytest.mark.parametrize("kept", [100, len(CONTENT) + 5])
-def test_download_that_goes_on(fault: Fault, kept: int, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+def test_download_that_goes_on(fault: Fault, kept: int, tmp_path: Path, record_property: RECORD) -> None:
     record_property("fault", fault.kind)
     (tmp_path / "file.part").write_bytes(CONTENT[:100])
     began = time.monotonic()
@@ -160,7 +165,7 @@ def test_url_that_is_not_ascii(path: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("url", ["http://[", "http://h:many/x", "http://\ud800/x", "http://", "http://..../x", "http://a\0b/x"])
-def test_url_that_is_none(url: str, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+def test_url_that_is_none(url: str, tmp_path: Path, record_property: RECORD) -> None:
     record_property("fault", "URL")
     with pytest.raises(UserError, match=f"; {REMEDY}|run it again"):
         fetch(tmp_path, url)
@@ -178,7 +183,7 @@ PARTS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("kind", PARTS)
 def test_partial_download_that_is_none(
-    kind: str, tmp_path: Path, record_property: Callable[[str, object], None], monkeypatch: pytest.MonkeyPatch
+    kind: str, tmp_path: Path, record_property: RECORD, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record_property("fault", "partial download")
     make, found = PARTS[kind]
@@ -195,7 +200,7 @@ def test_partial_download_that_is_none(
 @pytest.mark.parametrize("kind", ["FIFO", "device", "folder", "missing", "socket"])
 @pytest.mark.parametrize("scheme", ["file:", ""])
 def test_source_that_is_no_file(
-    kind: str, scheme: str, tmp_path: Path, record_property: Callable[[str, object], None], monkeypatch: pytest.MonkeyPatch
+    kind: str, scheme: str, tmp_path: Path, record_property: RECORD, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record_property("fault", "source")
     source = tmp_path / "source"
@@ -227,7 +232,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "pair"
 
 
-def test_server_without_encryption(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+def test_server_without_encryption(tmp_path: Path, record_property: RECORD) -> None:
     record_property("fault", "certificate")
     with (
         Hostile(serve) as server,
@@ -295,7 +300,7 @@ def written(place: Path) -> Path:
 
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("fault", FAULTS, ids=case)
-def test_registry(fault: Fault, use: str, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+def test_registry(fault: Fault, use: str, tmp_path: Path, record_property: RECORD) -> None:
     """It fails with a sentence, or has an answer where the fault is none for it, such as a 404; and soon."""
     record_property("fault", f"registry, {use}")
     began = time.monotonic()
@@ -332,8 +337,28 @@ def test_upload_to_a_good_registry(tmp_path: Path) -> None:
     ] * 2
 
 
+@pytest.mark.parametrize("fault", FAULTS, ids=case)
+def test_advisories_and_source_distributions(fault: Fault, record_property: RECORD) -> None:
+    """Both end soon: in a sentence, or for an answer that is one, with its bytes."""
+    record_property("fault", "advisories")
+    began = time.monotonic()
+    with Hostile(fault.script) as server:
+        try:
+            assert len(service._Client(fault.limits).request(f"{server.url}/x", limit=1 << 20)) <= 1 << 20
+        except UserError as refused:
+            assert_sentence(str(refused), server.host, "try again later, or use --database DIR")
+        with pytest.raises(UserError, match=r"^a-1\.tar\.gz: .*; (check the network|use another index)"):
+            sdist.download(Artefact("a-1.tar.gz", f"{server.url}/x", "0" * 64, 0), replace(fault.limits, deadline=2.0))
+    assert time.monotonic() - began < SOON
+
+
+def assert_sentence(said: str, host: str, remedy: str) -> None:
+    """Check for one line that begins with the host and ends with what to do."""
+    assert re.fullmatch(rf"{re.escape(host)}: .*; {re.escape(remedy)}", said), said
+
+
 @pytest.mark.parametrize("served", ["nothing", "another"])
-def test_registry_that_keeps_nothing(served: str, record_property: Callable[[str, object], None]) -> None:
+def test_registry_that_keeps_nothing(served: str, record_property: RECORD) -> None:
     record_property("fault", "registry, put")
 
     def accept(got: Exchange) -> None:
@@ -350,3 +375,39 @@ def test_registry_that_keeps_nothing(served: str, record_property: Callable[[str
             UserError, match=f"expected sha256:{HASH} at tag after it was stored, {server.host} serves {found}; use"
         ):
             USES["put"](Registry(Reference.parse(f"{server.host}/a/b:tag"), push=True, limits=PATIENT), Path())
+
+
+# Reads the records of a channel, and prints what is said; rattler's threads can crash an interpreter that ends in order.
+CONDA = """
+import os, sys
+from datetime import date
+from smokehouse.environments.inputs import CondaInputs
+from smokehouse.errors import UserError
+from smokehouse.locks.solvers import conda
+conda._TIMEOUT = float(sys.argv[2])
+inputs = CondaInputs("environment.yml", ("python=3.11",), frozenset(), "conda-forge", "linux-64", (), date(2025, 1, 1))
+try:
+    source = conda._open("conda-forge", "linux-64", sys.argv[1])
+    print(len(conda._read(source.candidates(inputs), source.name)), flush=True)
+except UserError as refused:
+    print(refused, flush=True)
+os._exit(0)
+"""
+# Of those that send without end and without pause, rattler, which has no limit of size, would fill the memory.
+CHANNELS = [fault for fault in FAULTS if fault.name in (
+    "a word", "no HTTP", "nothing", "a line of 1 MB", "404 Not Found", "a web page", "around", "cut each time", "another file",
+    "of words", "no answer", "a header each moment", "a byte each moment", "stops",
+)]  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", CHANNELS, ids=case)
+def test_conda_channels(fault: Fault, root: Path, tmp_path: Path, record_property: RECORD) -> None:
+    record_property("fault", "conda channel")
+    command = [sys.executable, "-c", CONDA]
+    variables = {**os.environ, "PYTHONPATH": str(root / "src"), "XDG_CACHE_HOME": str(tmp_path), "HOME": str(tmp_path)}
+    with Hostile(fault.script) as server:
+        ended = subprocess.run([*command, server.url, "3"], env=variables, capture_output=True, text=True, timeout=2 * SOON)
+    said = rf"{server.url}.*(timed out after 3 s|cannot be read|found truncated or other data).*; check the network, or specify"
+    assert re.match(said, ended.stdout), ended.stdout + ended.stderr
+    assert ended.returncode == 0
+    assert ended.stdout.count("\n") == 1

@@ -65,8 +65,20 @@ def engine(programs: Path) -> Iterator[Engine]:
 
 @pytest.fixture(scope="session")
 def cosign(programs: Path) -> Path:
-    """The folder of cosign, from Debian 13: 12 has no cosign."""
-    return unpack(("cosign/trixie",), programs / "cosign") / "bin"
+    """The folder of cosign 3, from Debian 14."""
+    return unpack(("cosign/forky",), programs / "cosign-3") / "bin"
+
+
+@pytest.fixture(scope="session")
+def cosign_2(programs: Path) -> Path:
+    """The folder of cosign 2.5, from Debian 13."""
+    return unpack(("cosign/trixie",), programs / "cosign-2") / "bin"
+
+
+@pytest.fixture(scope="session")
+def oras(programs: Path) -> Path:
+    """The program oras, from Debian 14."""
+    return unpack(("oras/forky",), programs / "oras") / "bin" / "oras"
 
 
 @pytest.fixture
@@ -95,7 +107,7 @@ def add_planner(root: Path, checkout: TestCheckout) -> None:
 
 @dataclass(frozen=True)
 class Made:
-    """An image of tiny that a real engine built, its checkout, and the SHA-256 of its lock.json."""
+    """An assembled image of tiny, its checkout, and the SHA-256 of its lock.json."""
 
     checkout: TestCheckout
     layout: Path
@@ -109,7 +121,9 @@ _made: list[Made] = []
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
     """One image for all tests; its checkout has no index any more, but the bundle that the image was built from."""
     if not _made:
-        tiny: TestCheckout = request.getfixturevalue("tiny")
+        # No engine is needed to assemble an image.
+        fixtures = [request.getfixturevalue(name) for name in ("checkout", "root", "mmdebstrap")]
+        tiny = locked_tiny(fixtures[0], fixtures[1], None, fixtures[2])
         folder = tmp_path_factory.mktemp("made")
         add_planner(request.getfixturevalue("root"), tiny)
         real.run(tiny, "build", "tiny", "--output", f"oci:{folder / 'layout'}")
@@ -170,14 +184,15 @@ def tiny(checkout: TestCheckout, root: Path, engine: Engine, mmdebstrap: str) ->
     return locked_tiny(checkout, root, engine, mmdebstrap)
 
 
-def locked_tiny(checkout: TestCheckout, root: Path, engine: Engine, mmdebstrap: str) -> TestCheckout:
-    """Let `checkout` build on `engine`; bases are shared with the checkout at `root`, for all tests and the next run."""
+def locked_tiny(checkout: TestCheckout, root: Path, engine: Engine | None, mmdebstrap: str) -> TestCheckout:
+    """Let `checkout` build, on `engine` if there is one; bases are shared with the checkout at `root`, and kept."""
     shutil.copytree(root / "docker", checkout.root / "docker", ignore=shutil.ignore_patterns("__pycache__"))
     (root / "build" / "base").mkdir(parents=True, exist_ok=True)
     (checkout.root / "build").mkdir()
     (checkout.root / "build" / "base").symlink_to(root / "build" / "base")
-    checkout.environ.update({name: engine.environ[name] for name in ("DOCKER_HOST", "DOCKER_CONFIG") if name in engine.environ})
-    checkout.environ["PATH"] = f"{mmdebstrap}:{engine.environ['PATH']}"
+    environ = engine.environ if engine else dict(os.environ)
+    checkout.environ.update({name: environ[name] for name in ("DOCKER_HOST", "DOCKER_CONFIG") if name in environ})
+    checkout.environ["PATH"] = f"{mmdebstrap}:{environ['PATH']}"
     checkout.lock()
     return checkout
 

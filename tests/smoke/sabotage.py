@@ -160,6 +160,33 @@ def skipped_collective() -> None:
 
 
 @sabotage
+def leaves() -> None:
+    """End rank 1 in a training step as Ctrl-C and sys.exit end a program."""
+
+    @contextlib.contextmanager
+    def fault(*_: Any) -> Iterator[None]:
+        raise KeyboardInterrupt
+        yield
+
+    during(training, "train", fault, rank=1)
+
+
+@sabotage
+def chatters() -> None:
+    """Write 1 GB to standard error in a training step of rank 1."""
+
+    @contextlib.contextmanager
+    def fault(*_: Any) -> Iterator[None]:
+        line = b"chatter\n" * (1 << 17)
+        for _count in range(1 << 10):
+            os.write(2, line)
+        os.write(2, b"the last word\n")
+        yield
+
+    during(training, "train", fault, rank=1, stage=2)
+
+
+@sabotage
 def stops_itself() -> None:
     """Stop rank 1 between two collectives of a training step."""
 

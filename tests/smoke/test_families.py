@@ -47,6 +47,18 @@ def test_family_estimates_its_synthetic_checkpoint(
     assert all((synthetic[family] / name).is_file() for name in FAMILIES[family].processor_files)
 
 
+def test_realistic_model_has_the_heads_of_real_ones(family: str) -> None:
+    """Their size decides which kernel computes attention. Both widths: of a CPU's checks, and of a GPU's."""
+    found = FAMILIES[family]
+    for width in (found.realistic_width, found.patch_shape[0]):
+        config = found.realistic_files(lambda _: 0, width)["config.json"]
+        vision = config["vision_config"]
+        assert config["hidden_size"] / config["num_attention_heads"] == 128
+        assert sum(config["rope_scaling"]["mrope_section"]) == 64  # half of a head
+        assert width / vision["num_heads"] == 80
+        assert config["hidden_size"] in (vision.get("out_hidden_size"), vision["hidden_size"])
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

@@ -129,6 +129,57 @@ def test_rank_that_is_stopped(smoke: Starter) -> None:
         assert re.search(r"smoke_tests/checks/\w+\.py\W.* in \w+$", whole, re.MULTILINE)
 
 
+def test_agent_that_is_stopped(smoke: Starter) -> None:
+    """Its ranks wait for nobody: what hangs is named, not who waits for it."""
+    timeout = 20
+    running = smoke.start("--zero", "2", "--timeout", str(timeout))
+    running.wait_for_step("zero2", 1, "load")
+    os.kill(running.pid("zero2", None), signal.SIGSTOP)
+    os.kill(running.pid("zero2", 1), signal.SIGSTOP)
+    ended = running.finish(timeout + PATIENCE)
+    logs = re.escape(str(ended.folder / "logs" / "zero2"))
+    assert_fatal(ended, rf"torchrun's agent for zero2 is stopped \(SIGSTOP\), so nobody tends its ranks; .*; logs: {logs}")
+
+
+def test_rank_that_leaves(smoke: Starter) -> None:
+    """Neither Ctrl-C in a rank nor an exit is a good end."""
+    ended = smoke.run("--zero", "2", "--only", "train", sabotage=("leaves",))
+    assert ended.code == 1
+    assert "KeyboardInterrupt" in ended.found("train", 2)["ranks"][1]["detail"]
+    assert "KeyboardInterrupt" in (ended.folder / "logs" / "zero2" / "rank1.log").read_text()
+
+
+def test_rank_that_writes_without_end(smoke: Starter) -> None:
+    ended = smoke.run("--zero", "2", "--only", "train", sabotage=("chatters",))
+    assert ended.code == 0, ended.stderr
+    log = ended.folder / "logs" / "zero2" / "rank1.log"
+    assert log.stat().st_size < 200 << 20
+    assert "the last word" in log.read_text()
+
+
+def test_run_that_is_continued_judges_what_waited(smoke: Starter) -> None:
+    """While it was stopped (Ctrl-Z), its ranks went on; nothing of that is a hang."""
+    running = smoke.start("--zero", "2", "--only", "train", "--timeout", "6")
+    running.wait_for_step("zero2", 1, "load")
+    os.kill(running.process.pid, signal.SIGSTOP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        running.process.wait(8)  # longer than the timeout: only the clock of the run can tell
+    os.kill(running.process.pid, signal.SIGCONT)
+    ended = running.finish()
+    assert ended.code == 0, ended.stderr
+
+
+def test_ten_interrupts_are_one(smoke: Starter) -> None:
+    running = smoke.start("--zero", "2")
+    running.wait_for_step("zero2", 0, "load")
+    for _ in range(10):
+        os.kill(running.process.pid, signal.SIGINT)
+    ended = running.finish(PATIENCE)
+    assert ended.code == 1
+    assert ended.report["failure"].startswith("interrupted by SIGINT with ")
+    assert not list(ended.folder.glob("work-*"))
+
+
 def test_rank_that_is_stopped_before_a_collective(smoke: Starter) -> None:
     """The one that hangs, and who has not arrived, is in the printed line, in the report and in the logs."""
     ended = smoke.run("--zero", "2", "--only", "train", "--timeout", "8", sabotage=("stops_itself",))
@@ -154,7 +205,7 @@ def test_rank_that_skips_a_collective(smoke: Starter) -> None:
 # the run itself
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
 def test_interrupted_run(smoke: Starter, number: signal.Signals) -> None:
     running = smoke.start("--zero", "2")
     running.wait_for_step("zero2", 0, "generate")
@@ -334,8 +385,8 @@ DAMAGES: dict[str, tuple[str, str, Callable[[Path], None]]] = {
     "an empty shard": (SHARD, "truncated to 0 bytes, before its header", replaced(SHARD, "")),
     "a Git LFS pointer": (SHARD, "expected weights, found a Git LFS pointer", replaced(SHARD, POINTER)),
     "a web page": (SHARD, "expected weights, found a web page", replaced(SHARD, "<!DOCTYPE html>\n<html>404</html>\n")),
-    "a header that is no JSON": (SHARD, "header is not JSON", replaced(SHARD, (9).to_bytes(8, "little") + b"{'a': 1}!")),
-    "a header without end": (SHARD, "header is not JSON", replaced(SHARD, (10**5).to_bytes(8, "little") + b"[" * 10**5)),
+    "a header that is no JSON": (SHARD, "invalid header", replaced(SHARD, (9).to_bytes(8, "little") + b"{'a': 1}!")),
+    "a header without end": (SHARD, "invalid header", replaced(SHARD, (10**5).to_bytes(8, "little") + b"[" * 10**5)),
     "another model": (
         "config.json",
         "model_type: expected 'qwen2_5_vl', found 'llama'",

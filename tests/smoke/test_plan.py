@@ -1,6 +1,7 @@
 """The plan: a step continues only with what a step before it in its job built and left."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -228,3 +229,31 @@ def test_job_of_one_process_has_one_rank(lasting: Starter) -> None:
     assert {name: job["ranks"] for name, job in jobs.items()} == {
         name: 1 if name in ("plain", "plain-extra", "ops", "kernels") or name.endswith("consolidated") else 2 for name in jobs
     }
+
+
+IMPORTS = """
+import json, os, sys
+from smoke_tests import runtime
+
+os.environ.update(json.loads(sys.argv[1]))
+runtime.choose_accelerator("cpu")
+runtime.import_deepspeed("cpu")
+import deepspeed
+
+place = {"init_method": f"file://{sys.argv[2]}", "rank": 0, "world_size": 1}
+deepspeed.init_distributed("gloo", auto_mpi_discovery=False, verbose=False, **place)
+before = {*sys.modules}
+from deepspeed.runtime.zero.utils import is_zero_supported_optimizer
+import torch
+
+is_zero_supported_optimizer(torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))]))
+print(json.dumps([sorted({*sys.modules} - before), os.environ.get("TORCHDYNAMO_DISABLE")]))
+"""
+
+
+@pytest.mark.parametrize("given", [{}, {"TORCHDYNAMO_DISABLE": "0"}])
+def test_first_engine_imports_no_compiler(latest: Starter, given: dict[str, str], tmp_path: Path) -> None:
+    """DeepSpeed would import torch's in every rank, for a second each; what the user said of torch.compile stays."""
+    imported, left = json.loads(latest.inside("-c", IMPORTS, json.dumps(given), str(tmp_path / "store")).splitlines()[-1])
+    assert not [name for name in imported if name.startswith(("torch._inductor", "torch._functorch", "networkx"))]
+    assert left == given.get("TORCHDYNAMO_DISABLE")

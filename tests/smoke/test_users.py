@@ -134,7 +134,7 @@ def test_real_sizes(broken: Ended) -> None:
 
 
 def test_attention_kernel(broken: Ended) -> None:
-    parts = ("vision attention: the output of ", "language attention: the ", r"loss: expected \S+ \(fp32 on a CPU\), found ")
+    parts = ("vision attention: the gradient of ", "language attention: the ", r"loss: expected \S+ \(fp32 on a CPU\), found ")
     assert_failed(broken, "kernels", None, (0,), "^" + ".*; ".join(parts))
 
 

@@ -54,15 +54,15 @@ version = "12.4"
 package = "vllm"
 reason = "needs another torch"
 
-[expectations]
-gloo_race = "present"
-later_key_layout = "random"
-
 [expectations.auto_classes]
 AutoModel = "part"
 
 [conda]
 devel = ["cuda-nvcc"]
+
+[expectations]
+gloo_race = "present"
+later_key_layout = "random"
 """
 
 # Replaces the real smoke tests: refuses one option, and otherwise prints how it was started.
@@ -365,7 +365,7 @@ class TestCheckout:
         lines = [
             line
             for line in ended.stderr.splitlines()
-            if not re.match("smokehouse: (installing|fetching|linking|bundl(ing|ed)|building|preparing) ", line)
+            if not re.match("smokehouse: (installing|fetching|linking|bundl(ing|ed)|building|preparing|assembling) ", line)
         ]
         assert len(lines) == 1, ended.stderr
         assert lines[0].startswith("smokehouse: ")

@@ -3,6 +3,7 @@
 See: https://google.github.io/osv.dev/api/
 """
 
+import json
 import re
 import time
 from collections.abc import Sequence
@@ -10,7 +11,6 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-import requests
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
@@ -21,59 +21,39 @@ from smokehouse.audits.model import Package
 from smokehouse.audits.osv import Record
 from smokehouse.console import progress, status
 from smokehouse.errors import UserError
+from smokehouse.storage.transfer import Client, Limits, TransferError
 
 OSV = "https://api.osv.dev"
 TRACKER = "https://security-tracker.debian.org/tracker/data/json"
-_DEADLINE = 300.0  # seconds for all requests together
-_TIMEOUT = (10.0, 30.0)  # seconds to connect, and without a byte
+_LIMITS = Limits(connect=10.0, answer=30.0, deadline=300.0, attempts=3, pause=0.5)  # all requests have one deadline
 _MAX_REPLY = 32 << 20  # bytes
 _BATCH = 500  # packages in one request; the service accepts 1000
 _MAX_PAGES = 100
-_ATTEMPTS = 3
-_PAUSE = 0.5  # seconds before the second attempt, then doubling
 _REMEDY = "try again later, or use --database DIR"
 
 
 class _Client:
-    """A session with a deadline for all of its requests, of bounded replies."""
+    """A client with a deadline for all of its requests, of bounded replies."""
 
-    def __init__(self) -> None:
-        self._session = requests.Session()
-        self._session.headers["User-Agent"] = "smokehouse"
-        self._until = time.monotonic() + _DEADLINE
+    def __init__(self, limits: Limits = _LIMITS) -> None:
+        self._client = Client(limits)
+        self._until = time.monotonic() + limits.deadline
 
     def request(self, url: str, content: object = None, limit: int = _MAX_REPLY) -> bytes:
         """Return the reply to a GET, or to a POST of the JSON `content`; raises UserError."""
         host, method = urlsplit(url).netloc, "GET" if content is None else "POST"
-        for attempt in range(_ATTEMPTS):
-            try:
-                with self._session.request(
-                    method, url, json=content, timeout=_TIMEOUT, stream=True, allow_redirects=False
-                ) as reply:
-                    if reply.status_code == 200:
-                        return self._body(reply, host, limit)
-                    problem = f"status {reply.status_code} {reply.reason}"
-                    if reply.status_code not in (429, 500, 502, 503, 504):
-                        break
-            except requests.RequestException as broken:
-                problem = _cause(broken)
-            if attempt + 1 < _ATTEMPTS:
-                time.sleep(max(0.0, min(_PAUSE * 2**attempt, self._until - time.monotonic())))
-            self._check(host)
-        raise UserError(f"{host}: expected an answer, found {problem}; {_REMEDY}")
-
-    def _body(self, reply: requests.Response, host: str, limit: int) -> bytes:
-        body = bytearray()
-        for chunk in reply.iter_content(1 << 16):
-            body += chunk
-            self._check(host)
-            if len(body) > limit:
-                raise UserError(f"{host}: expected a reply of at most {limit >> 20} MiB, found more; {_REMEDY}")
-        return bytes(body)
-
-    def _check(self, host: str) -> None:
-        if time.monotonic() > self._until:
-            raise UserError(f"{host}: timed out after {_DEADLINE:.0f} s; {_REMEDY}")
+        data = None if content is None else json.dumps(content).encode()
+        headers = {} if data is None else {"Content-Type": "application/json"}
+        try:
+            with self._client.ask(method, url, headers=headers, data=data, until=self._until, redirect=False) as answer:
+                if answer.status != 200:
+                    raise UserError(f"{host}: expected an answer, found status {answer.status} {answer.reason}; {_REMEDY}")
+                body = answer.read(limit)
+        except TransferError as broken:
+            raise UserError(f"{host}: expected an answer, found {broken}; {_REMEDY}") from None
+        if len(body) > limit:
+            raise UserError(f"{host}: expected a reply of at most {limit >> 20} MiB, found more; {_REMEDY}")
+        return body
 
 
 def ask(packages: Sequence[Package], service: str, tracker: str) -> Database:
@@ -157,12 +137,3 @@ def _require_private(url: str) -> None:
     parts = urlsplit(url)
     if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost", "::1")):
         raise UserError(f"{url}: expected an https URL, found another; only services on this machine may use http")
-
-
-def _cause(broken: Exception) -> str:
-    """Return the innermost reason of a failed request, without addresses of objects."""
-    inner: Any = broken
-    while nested := [part for part in inner.args if isinstance(part, Exception)]:
-        inner = nested[-1]
-    text = str(getattr(inner, "reason", None) or inner) or type(inner).__name__
-    return " ".join(re.sub(r"<[^>]*>[:,]? ?|HTTPS?Connection\([^)]*\): ", "", text).split())[:200]

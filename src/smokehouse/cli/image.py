@@ -42,13 +42,18 @@ def build(
     compression: Annotated[
         Literal["zstd", "gzip"], typer.Option(help="Compression of layers; gzip for Docker Engine older than 23.")
     ] = "zstd",
-    builder: Annotated[str | None, typer.Option(metavar="NAME", help="Buildx builder or Docker context to use.")] = None,
+    builder: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Build with BuildKit, on this Buildx builder or Docker context.  [default: without an engine]"
+        ),
+    ] = None,
     bundle: BundleOption = None,
     channel: ChannelOption = None,
     source: SourceOption = None,
     ops: OpsOption = None,
     added: WithOption = None,
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Ignore the build cache.")] = False,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Make every layer again.")] = False,
     only_prepare: Annotated[
         bool, typer.Option("--prepare", help="Prepare the inputs of docker buildx bake; print its command.")
     ] = False,
@@ -83,23 +88,32 @@ def verify(
         str | None, typer.Option(metavar="URL", help="Trusted identity for keyless signatures: a workflow.")
     ] = None,
     issuer: Annotated[str, typer.Option(metavar="URL", help="OIDC issuer of the identity.")] = GITHUB,
-    rebuild: Annotated[bool, typer.Option("--rebuild", help="Rebuild the image and compare digests.")] = False,
-    trust_base: Annotated[bool, typer.Option("--trust-base", help="Skip the comparison of the Debian base.")] = False,
+    policy: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Policy: who has to have signed, whether on GPUs, and how long ago at most."),
+    ] = None,
+    trust_base: Annotated[bool, typer.Option("--trust-base", help="Take the Debian base from the image, unverified.")] = False,
+    source: Annotated[str | None, typer.Option(metavar="URL", help="URL of the checkout that the labels must have.")] = None,
     added: WithOption = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Verify that an image is what this checkout's lock builds, and show what was proven of it.
+    """Make an image again from this checkout's lock, compare the two by hash, and show what was proven of it.
 
-    With --key or --identity, an image without a valid statement by that signer does not pass.
+    With --key, --identity or --policy, an image without a valid statement by that signer does not pass.
     """
     from smokehouse.installs import extra_wheels
     from smokehouse.proofs import Signer, VerifyOptions, verify_reference
+    from smokehouse.proofs import policy as policies
 
     if key is not None and identity is not None:
         raise UserError("verify: expected --key or --identity, found both; specify who has to have signed")
+    if policy is not None and (key is not None or identity is not None):
+        raise UserError("--policy: expected no --key and no --identity, as it says who has to have signed; drop them")
     signer = Signer(key, identity or "", issuer) if key is not None or identity is not None else None
+    if policy is not None:
+        signer = policies.read(policy)
     options = VerifyOptions(
-        bundle, channel, signer, rebuild, trust_base, tuple(extra_wheels.parse(text) for text in added or ())
+        bundle, channel, signer, trust_base, tuple(extra_wheels.parse(text) for text in added or ()), source
     )
     verification = verify_reference(Checkout.find(Path.cwd()), reference, options)
     if as_json:
@@ -117,17 +131,15 @@ def _print_verification(verification: "Verification") -> None:
     if (more := len(verification.differences) - _SHOWN) > 0:
         print(f"and {more} more; --json lists them all")
     print(f"image    {verification.digest}")
+    print(f"id       {verification.id}")
     print(f"lock     {verification.environment}, sha256:{verification.lock}")
     for text in verification.added:
         print(f"with     {text}, which is not in the lock")
     print(f"base     {verification.base}")
-    print(f"files    {', '.join(f'{count} of {owner}' for owner, count in verification.files.items())}")
-    if verification.uncompared:
-        some = ", ".join(path.rpartition("/")[2] for path in verification.uncompared[:4])
-        how = "compared by the rebuild" if verification.rebuilt else "not compared; use --rebuild"
-        print(f"built    {len(verification.uncompared)} files were built from source ({some} ...), {how}")
-    if verification.rebuilt:
-        print(f"rebuilt  {verification.rebuilt}")
+    if verification.layers:
+        print(f"layers   {len(verification.layers)}, made again here from the lock and compared by hash")
+    for text in verification.claims:
+        print(f"claim    {text}")
     print(f"proven   {verification.proof}")
     builds = f"what the lock builds{' with the wheels above' if verification.added else ''}"
     if verification.differences:

@@ -1,5 +1,8 @@
 """The table of verbs, and the one place where errors become a line and an exit code."""
 
+import ctypes
+import errno
+import io
 import os
 import signal
 import sys
@@ -34,6 +37,7 @@ VERBS: tuple[tuple[str, Callable[..., Any], tuple[str, ...]], ...] = (
 )
 # Typer breaks no line of a paragraph that begins so.
 _AS_IT_IS = "\b\n"
+_PR_SET_PDEATHSIG = 1
 _BY_NOX = os.environ.get(STARTED_BY) == "nox"
 
 
@@ -108,12 +112,32 @@ def share_certificates() -> None:
             os.environ.setdefault(name, place)
 
 
+def _end_in_order() -> None:
+    """Have signals end this process as an exception does, and the end of its parent, such as nox, send one.
+
+    Whoever ignores SIGHUP, as nohup does, keeps it running.
+    """
+    # Otherwise the next file that is opened gets the number of a standard stream, and output goes there.
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda received, _: sys.exit(128 + received))
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGHUP)
+
+
 def _main() -> int:
     share_certificates()
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda received, _: sys.exit(128 + received))
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, no exit status can be read
+    _end_in_order()
     try:
-        return int(app(prog_name="nox -s" if _BY_NOX else "smokehouse", standalone_mode=False) or 0)
+        code = int(app(prog_name="nox -s" if _BY_NOX else "smokehouse", standalone_mode=False) or 0)
+        return _flush(code)
     except KeyboardInterrupt:
         return _complain("interrupted; no partial result is in use", 130)
     except typer.Abort:
@@ -124,7 +148,34 @@ def _main() -> int:
         return _complain("\nsmokehouse: ".join(mistake.lines), 2)
     except OSError as broken:
         where = f"{broken.filename}: " if broken.filename else ""
-        return _complain(f"{where}{broken.strerror or broken}; free disk space or fix permissions", 2)
+        return _complain(f"{where}{broken.strerror or broken}; {_remedy(broken)}", 2)
+
+
+def _flush(code: int) -> int:
+    """Return the exit code after writing what was printed; raises OSError where that fails, but for a closed pipe."""
+    try:
+        if sys.stdout:
+            sys.stdout.flush()
+    except OSError as broken:
+        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - it has no path; Python would fail again when it exits
+            os.dup2(nowhere.fileno(), 1)
+        if broken.errno != errno.EPIPE:
+            raise
+    return code
+
+
+def _remedy(broken: OSError) -> str:
+    """Return what to do about an error of the system."""
+    remedies = {
+        "free disk space": (errno.ENOSPC, errno.EDQUOT),
+        "fix permissions": (errno.EACCES, errno.EPERM, errno.EROFS),
+        "raise the limit of open files (ulimit -n)": (errno.EMFILE, errno.ENFILE),
+        "raise the limit of file sizes (ulimit -f)": (errno.EFBIG,),
+        "raise the limit of processes (ulimit -u)": (errno.EAGAIN,),
+        "free memory": (errno.ENOMEM,),
+        "specify a shorter path": (errno.ENAMETOOLONG,),
+    }
+    return next((text for text, numbers in remedies.items() if broken.errno in numbers), "fix it and run it again")
 
 
 def _complain(message: str, code: int) -> int:

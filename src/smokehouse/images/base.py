@@ -15,14 +15,16 @@ from smokehouse.checkout import Checkout
 from smokehouse.console import status
 from smokehouse.errors import UserError
 from smokehouse.images.debian_lock import LOCK, DebianPackage, Definition, fetch_packages, read, read_definition, remedy
-from smokehouse.oci.layout import write_layout
+from smokehouse.oci.layout import Image, Layout, write_layout
 from smokehouse.oci.model import DIGEST
+from smokehouse.oci.reference import Reference
+from smokehouse.oci.registry import Registry
 from smokehouse.programs.process import Ended, run
 from smokehouse.storage import files
 from smokehouse.storage.folder_lock import exclusive
 
+TAG = "base"  # of the base in its layout
 EPOCH = 315532800  # seconds: 1980, the earliest time that zip files have, so every step can set it
-_TAG = "base"
 _FORMAT = 2  # raised whenever the same lock builds another base
 _TIMEOUT = 1200.0  # seconds
 
@@ -74,13 +76,30 @@ def make(checkout: Checkout) -> Base:
             tree = folder / "layer.tar"
             _debootstrap(packages, definition, folder, tree)
             _normalize_devices(tree)
-            # No time of its own: BuildKit would give it to every image above.
-            write_layout(tree, folder / "partial", name=_TAG, created="1980-01-01T00:00:00Z", created_by="mmdebstrap")
+            write(tree, folder / "partial")
             tree.unlink()
             shutil.rmtree(layout, ignore_errors=True)
             (folder / "partial").rename(layout)
     digest = json.loads((layout / "index.json").read_text())["manifests"][0]["digest"]
-    return Base(f"debian-{definition.suite}", digest, packages, layout, _TAG)
+    return Base(f"debian-{definition.suite}", digest, packages, layout, TAG)
+
+
+def write(tree: Path, folder: Path) -> None:
+    """Make `folder` an OCI layout of the base whose file system is the tar file `tree`."""
+    # No time of its own: BuildKit would give it to every image above.
+    write_layout(tree, folder, name=TAG, created="1980-01-01T00:00:00Z", created_by="mmdebstrap")
+
+
+def image(checkout: Checkout, base: Base) -> Image:
+    """Return the base with its layers, downloaded where it is in a registry; raises UserError."""
+    if base.layout:
+        return Layout(base.layout).image()
+    folder = checkout.build / "bases" / files.sha256(f"{base.name}@{base.digest}")[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    with exclusive(folder / ".lock", "fetching the base image"):
+        layout = Layout(folder / "layout")
+        Registry(Reference.parse(f"{base.name}@{base.digest}")).pull(layout)
+        return layout.image()
 
 
 def _debootstrap(packages: Sequence[DebianPackage], definition: Definition, folder: Path, tree: Path) -> None:

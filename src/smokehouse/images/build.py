@@ -1,29 +1,37 @@
-"""Build images: every input is downloaded and verified here, then passed to BuildKit as named build contexts."""
+"""Build images: every input is downloaded and verified here, then assembled, or passed to BuildKit as build contexts.
+
+Both ways give the same layers and the same configuration, and so the same image ID.
+"""
 
 import json
 import os
 import re
 import shutil
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from tempfile import TemporaryDirectory
 
 from smokehouse.checkout import Checkout
 from smokehouse.console import status
 from smokehouse.errors import UserError
 from smokehouse.images import base as bases
 from smokehouse.images import dockerfile
+from smokehouse.images.assemble import Assembled, Inputs, assemble
 from smokehouse.images.base import Base
 from smokehouse.images.contexts import make_contexts
 from smokehouse.images.labels import Flavour, ImageLabels, Ops
+from smokehouse.images.layers import Compression
 from smokehouse.images.plan import Plan, plan_layers
 from smokehouse.images.spec import ImageSpec, created, oldest_driver
 from smokehouse.installs import Bundle, bundler
 from smokehouse.installs import bundle as bundles
 from smokehouse.installs.extra_wheels import ExtraWheel, fetch_wheels, require_torch_abi
 from smokehouse.locks import Lock, LockedEnvironment
+from smokehouse.oci.layout import Layout
+from smokehouse.oci.reference import Reference
+from smokehouse.oci.registry import Registry
 from smokehouse.programs import docker as engine
 from smokehouse.programs.process import run
 from smokehouse.storage import files
@@ -31,8 +39,7 @@ from smokehouse.storage.folder_lock import exclusive
 
 _TOOLKIT = {"cuda-nvcc", "cuda-cuobjdump"}  # in conda-forge, the first does not depend on the second
 
-Compression = Literal["zstd", "gzip"]
-_Bake = Callable[[str], str]  # builds an image to an output of buildx and returns its digest
+_Bake = Callable[[str], engine.Baked]  # builds an image to an output of buildx
 
 
 @dataclass(frozen=True)
@@ -55,22 +62,33 @@ class ImageRequest:
 
 @dataclass(frozen=True)
 class Prepared:
-    """An image that is ready to be built: `bake` is the file that complements docker/docker-bake.hcl in `folder`."""
+    """An image that is ready to be built: `bake` is the file that complements docker/docker-bake.hcl in `folder`.
+
+    `contexts` has the folder of each build context but the base's by its name.
+    """
 
     bake: Path
     target: str
-    tags: Sequence[str]
-    labels: Mapping[str, str]
+    spec: ImageSpec
+    plan: Plan
+    contexts: Mapping[str, Path]
+    labels: ImageLabels
     folder: Path
+
+    @property
+    def tags(self) -> Sequence[str]:
+        """The image's names."""
+        return self.spec.tags
 
 
 @dataclass(frozen=True)
 class Built:
-    """An image that was built: the `digest` of its manifest, and its destination."""
+    """An image that was built: the `digest` of its manifest, its destination, and its `id`, that of its configuration."""
 
     digest: str
     place: str
     labels: Mapping[str, str]
+    id: str
 
 
 def prepare_image(checkout: Checkout, locked: LockedEnvironment, request: ImageRequest) -> Prepared:
@@ -83,11 +101,12 @@ def prepare_image(checkout: Checkout, locked: LockedEnvironment, request: ImageR
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder / ".lock", f"preparing the image of {locked.name}"):
         status(f"preparing {spec.tags[0]} ({len(plan.numbered) + 1} layers of wheels)")
-        contexts = {name: str(path) for name, path in make_contexts(checkout, spec, plan, bundle, folder).items()}
-        target = _bake_target(spec, plan, {"base": base_context(spec.base)} | contexts, labels)
+        contexts = make_contexts(checkout, spec, plan, bundle, folder)
+        named = {name: str(path) for name, path in contexts.items()}
+        target = _bake_target(spec, plan, {"base": base_context(spec.base)} | named, labels)
         bake = folder / "bake.json"
         files.write(bake, json.dumps({"target": {engine.bake_target(locked.name): target}}, indent=1) + "\n")
-    return Prepared(bake, engine.bake_target(locked.name), spec.tags, labels.as_dict(), bake_folder)
+    return Prepared(bake, engine.bake_target(locked.name), spec, plan, contexts, labels, bake_folder)
 
 
 def build_image(
@@ -101,28 +120,83 @@ def build_image(
 ) -> Built:
     """Build a prepared image to `output`: oci:DIR, docker or push:REF; a failed build leaves the output as it was.
 
-    `builder` is a Buildx builder or a Docker context. Raises UserError.
+    BuildKit builds it where `builder`, a Buildx builder or a Docker context, is specified. Raises UserError.
     """
     kind, _, place = output.partition(":")
     if kind not in ("oci", "docker", "push") or bool(place) == (kind == "docker"):
         raise UserError(f"--output: expected oci:DIR, docker or push:REF, found {output}")
+    if kind == "oci":
+        _require_layout(Path(place))
+    if kind == "push" and Reference.parse(place).digest:
+        raise UserError(f"--output: expected push:HOST/NAME:TAG, found {place}; the digest follows from the image")
+    if kind == "docker":
+        engine.require(checkout.root)  # before the work, not after it
+    if builder is not None:
+        return _build_with_buildkit(checkout, prepared, (kind, place), compression, builder, no_cache=no_cache)
+    with TemporaryDirectory(dir=prepared.bake.parent) as folder:
+        store = Path(folder, "layers") if no_cache else None
+        assembled = assemble_image(checkout, prepared, compression, store)
+        if kind == "push":
+            return _push(assembled, prepared, place, Layout(Path(folder, "layout")))
+        if kind == "docker":
+            archive = Path(folder, "image.tar")
+            assembled.archive(archive, prepared.tags[0])
+            engine.load(archive, checkout.root)
+            engine.tag(prepared.tags[0], prepared.tags[1:], checkout.root)
+            return _built(assembled, prepared, prepared.tags[0])
+        target = Path(place).absolute()
+        with _replacing(target) as partial:
+            assembled.write(Layout(partial), prepared.tags[0])
+        return _built(assembled, prepared, str(target))
+
+
+def assemble_image(checkout: Checkout, prepared: Prepared, compression: Compression, store: Path | None = None) -> Assembled:
+    """Assemble a prepared image, with the layers in `store`, by default the checkout's; raises UserError."""
+    spec = prepared.spec
+    inputs = Inputs(spec, prepared.plan, prepared.contexts, bases.image(checkout, spec.base), prepared.labels)
+    return assemble(checkout, inputs, compression, store)
+
+
+def _built(assembled: Assembled, prepared: Prepared, place: str) -> Built:
+    return Built(assembled.digest, place, prepared.labels.as_dict(), assembled.id)
+
+
+def _push(assembled: Assembled, prepared: Prepared, place: str, layout: Layout) -> Built:
+    """Send the image to the reference `place`, and its tag last."""
+    reference = Reference.parse(place)
+    manifest = assembled.write(layout, prepared.tags[0])
+    registry, image = Registry(reference, push=True), layout.open(manifest)
+    for blob in image.blobs:
+        registry.upload(layout.blob(blob.digest), blob)
+    registry.put(layout.read(manifest), manifest.media_type, reference.tag or "latest")
+    return _built(assembled, prepared, f"{place}@{manifest.digest}")
+
+
+def _build_with_buildkit(
+    checkout: Checkout, prepared: Prepared, output: tuple[str, str], compression: Compression, builder: str, *, no_cache: bool
+) -> Built:
+    """Build the image from docker/Dockerfile."""
+    kind, place = output
     options = f"compression={compression},force-compression=true,oci-mediatypes=true"
     options += ",compression-level=3" if compression == "zstd" else ""
     bake_files = [Path("docker/docker-bake.hcl"), prepared.bake]
 
-    def bake(output: str) -> str:
+    def bake(output: str) -> engine.Baked:
         status(f"building {prepared.tags[0]}")
         output = f"{output},{options}"
         return engine.bake(prepared.folder, bake_files, prepared.target, output, builder=builder, no_cache=no_cache)
 
+    labels = prepared.labels.as_dict()
     if kind == "push":
-        digest = bake(f"type=image,name={place},push=true")
-        return Built(digest, f"{place}@{digest}", prepared.labels)
+        baked = bake(f"type=image,name={place},push=true")
+        return Built(baked.digest, f"{place}@{baked.digest}", labels, baked.id)
     if kind == "docker":
-        digest = _build_to_engine(checkout, prepared, bake, other_engine=builder is not None)
-        return Built(digest, prepared.tags[0], prepared.labels)
+        baked = _bake_to_engine(checkout, prepared, bake)
+        return Built(baked.digest, prepared.tags[0], labels, baked.id)
     folder = Path(place).absolute()
-    return Built(_build_to_layout(prepared, bake, folder), str(folder), prepared.labels)
+    with _replacing(folder) as partial:
+        baked = bake(f"type=oci,dest={partial},tar=false,name={prepared.tags[0]}")
+    return Built(baked.digest, str(folder), labels, baked.id)
 
 
 def bundle_for(
@@ -175,20 +249,36 @@ def _labels(checkout: Checkout, spec: ImageSpec, request: ImageRequest) -> Image
     return spec.labels(source=request.source or "", revision=_revision(checkout, spec.locked.name))
 
 
+def compare_revision(checkout: Checkout, name: str, revision: str) -> str | None:
+    """Return how the commit `revision`, from which an image says to be, differs from this checkout, empty if it does not.
+
+    None where this checkout has no history to know.
+    """
+    if _git(checkout, name, "rev-parse", "--verify", "HEAD", paths=False) is None:
+        return None
+    if not re.fullmatch(r"[0-9a-f]{40}", revision):
+        return "expected a commit, found another text"
+    if _git(checkout, name, "cat-file", "-e", f"{revision}^{{commit}}", paths=False) is None:
+        return f"expected a commit of this checkout, found {revision}; fetch it, or do not trust this image"
+    differs = _git(checkout, name, "diff", "--quiet", revision) is None
+    return f"expected a commit with the files of this checkout, found {revision}" if differs else ""
+
+
 def _revision(checkout: Checkout, name: str) -> str:
     """Return the commit that the image's files are from; empty where one of them differs from it."""
-    if checkout.packaged or not shutil.which("git"):  # the package is not in the user's repository, and has no history
-        return ""
-    paths = ["docker", "smoke_tests", "packages", "src/smokehouse_loader", f"environments/{name}", f"lockfiles/{name}"]
-    present = [path for path in paths if (checkout.root / path).exists()]
-
-    def git(*arguments: str) -> str | None:
-        ended = run(["git", *arguments, "--", *present], deadline=60, environ=os.environ, cwd=checkout.root)
-        return None if ended.code else ended.stdout.strip()
-
-    revision = git("log", "-1", "--format=%H")
-    clean = revision and re.fullmatch(r"[0-9a-f]{40}", revision) and git("status", "--porcelain") == ""
+    revision = _git(checkout, name, "log", "-1", "--format=%H")
+    clean = revision and re.fullmatch(r"[0-9a-f]{40}", revision) and _git(checkout, name, "status", "--porcelain") == ""
     return revision if revision and clean else ""
+
+
+def _git(checkout: Checkout, name: str, *arguments: str, paths: bool = True) -> str | None:
+    """Return the output of git, with `paths` about the files of an image of the environment `name`; None where it fails."""
+    if checkout.packaged or not shutil.which("git"):  # the package is not in the user's repository, and has no history
+        return None
+    inside = ["docker", "smoke_tests", "packages", "src/smokehouse_loader", f"environments/{name}", f"lockfiles/{name}"]
+    present = ["--", *(path for path in inside if (checkout.root / path).exists())] if paths else []
+    ended = run(["git", *arguments, *present], deadline=60, environ=os.environ, cwd=checkout.root)
+    return None if ended.code else ended.stdout.strip()
 
 
 def _bake_target(spec: ImageSpec, plan: Plan, contexts: Mapping[str, str], labels: ImageLabels) -> dict[str, object]:
@@ -209,33 +299,34 @@ def _bake_target(spec: ImageSpec, plan: Plan, contexts: Mapping[str, str], label
     }
 
 
-def _build_to_engine(checkout: Checkout, prepared: Prepared, bake: _Bake, *, other_engine: bool) -> str:
-    """Build the image to the engine under all its tags, and return its digest."""
-    if other_engine:
-        # That engine would keep the image.
-        with tempfile.TemporaryDirectory(dir=prepared.bake.parent) as folder:
-            archive = Path(folder, "image.tar")
-            digest = bake(f"type=docker,dest={archive},name={prepared.tags[0]}")
-            engine.load(archive, checkout.root)
-    else:
-        digest = bake(f"type=image,name={prepared.tags[0]}")
+def _bake_to_engine(checkout: Checkout, prepared: Prepared, bake: _Bake) -> engine.Baked:
+    """Build the image on the builder, which is another engine than this one, and load it here under all its tags."""
+    with TemporaryDirectory(dir=prepared.bake.parent) as folder:
+        archive = Path(folder, "image.tar")
+        baked = bake(f"type=docker,dest={archive},name={prepared.tags[0]}")
+        engine.load(archive, checkout.root)
     engine.tag(prepared.tags[0], prepared.tags[1:], checkout.root)
-    return digest
+    return baked
 
 
-def _build_to_layout(prepared: Prepared, bake: _Bake, folder: Path) -> str:
-    """Build the image to an OCI layout that replaces `folder`, and return its digest."""
+def _require_layout(folder: Path) -> None:
+    """Raise UserError where `folder` has other files than an OCI layout, which would be replaced."""
     if folder.exists() and not (folder / "oci-layout").is_file() and any(folder.iterdir()):
+        folder = folder.absolute()
         raise UserError(f"{folder}: expected an OCI layout or an empty folder, found other files; specify another folder")
+
+
+@contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """Yield a folder for an OCI layout, which replaces `folder` when it is complete."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        digest = bake(f"type=oci,dest={partial},tar=false,name={prepared.tags[0]}")
+        yield partial
         if folder.exists():
             folder.rename(partial / "replaced")
             shutil.rmtree(partial / "replaced")
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return digest

@@ -24,7 +24,7 @@ def open_image(checkout: Checkout, text: str) -> Iterator[tuple[Image, Registry 
     """
     kind, _, rest = text.partition(":")
     if kind == "oci":
-        yield Layout(Path(rest)).image(), None
+        yield Layout(Path(rest)).only_image(), None
         return
     if kind == "docker":
         with tempfile.TemporaryDirectory(dir=work_folder(checkout)) as folder:
@@ -36,7 +36,7 @@ def open_image(checkout: Checkout, text: str) -> Iterator[tuple[Image, Registry 
     downloaded = work_folder(checkout) / files.sha256(text)[:16]
     with exclusive(downloaded.with_name(f".{downloaded.name}.lock"), f"verifying {text}"):
         layout = Layout(downloaded)
-        manifest = registry.pull(layout)
+        manifest = registry.pull(layout, only=True)
         if not reference.digest:
             status(f"resolved {text} to {reference.name}@{manifest.digest}")
         yield layout.image(), registry
@@ -48,7 +48,7 @@ def copy_from_engine(checkout: Checkout, reference: str, folder: Path) -> Image:
     archive = folder.with_name(f"{folder.name}.tar")
     try:
         engine.save(reference, archive, checkout.root)
-        return oci.unpack_layout(archive, folder).image()
+        return oci.unpack_layout(archive, folder).only_image()
     finally:
         archive.unlink(missing_ok=True)
 

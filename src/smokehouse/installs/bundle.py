@@ -1,6 +1,7 @@
 """Bundles: folders with everything that a machine without a network needs to install an environment."""
 
 import json
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from smokehouse.console import as_typed
 from smokehouse.environments.documents import read_json
 from smokehouse.errors import UserError
-from smokehouse.locks import LOCK_JSON, Lock, LockedEnvironment
+from smokehouse.locks import LOCK_JSON, Lock, LockedEnvironment, LockedFile
 from smokehouse.storage import files
 
 MANIFEST = "manifest.json"
 LOCK = "lock"
 WHEELS = "wheels"
 CONDA = "conda"
+PYLOCK = "pylock.toml"
 
 _PART = r"[A-Za-z0-9_][A-Za-z0-9._!+-]*"  # no leading dot, so that no path leaves the folder
 _Path = Annotated[str, StringConstraints(pattern=rf"^{_PART}(/{_PART})*$")]
@@ -38,7 +40,7 @@ class BundleManifest(BaseModel):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A complete bundle. `digest` is the SHA-256 of its manifest.json."""
+    """A complete bundle, whose manifest has the hashes of the lock. `digest` is the SHA-256 of its manifest.json."""
 
     folder: Path
     manifest: BundleManifest
@@ -96,7 +98,29 @@ def read(folder: Path, locked: LockedEnvironment) -> Bundle:
     if manifest.files.get(f"{LOCK}/{LOCK_JSON}") != locked.digest:
         lock = locked.files.name
         raise UserError(f"{folder}: expected a bundle of {lock}, found one of another lock; check that one out, or {remedy}")
+    expected = {path: file.sha256 for path, file in artefacts(locked.lock, manifest.halves, devel=manifest.devel).items()}
+    expected |= {path: files.sha256(text) for path, text in texts(locked).items()}
+    # Its manifest says what was copied with it, the lock what has to be there: only files with the lock's hashes are used.
+    for file in sorted(expected.keys() | manifest.files.keys()):
+        found, locked_digest = manifest.files.get(file), expected.get(file)
+        if found != locked_digest:
+            wanted = f"SHA-256 {locked_digest} from the lock" if locked_digest else "no such file"
+            raise UserError(f"{path}: {file}: expected {wanted}, found {found or 'none'}; do not trust it, or {remedy}")
     return Bundle(folder, manifest, digest)
+
+
+def artefacts(lock: Lock, halves: Collection[str], *, devel: bool) -> dict[str, LockedFile]:
+    """Return the artefacts of a lock by their paths in a bundle that has packages for the installers `halves`."""
+    found: dict[str, LockedFile] = {f"{WHEELS}/{file.file}": file for file in (*lock.pip, *lock.build)}
+    conda = () if "conda" not in halves else lock.conda if devel else lock.main
+    return found | {f"{CONDA}/{package.path}": package for package in conda}
+
+
+def texts(locked: LockedEnvironment) -> dict[str, str]:
+    """Return the files of the lock itself by their paths in a bundle, and a lock of its PyPI packages for other installers."""
+    names = (LOCK_JSON, *locked.lock.files)
+    found = {f"{LOCK}/{name}": (locked.files.folder / name).read_text("utf-8") for name in names}
+    return found | {PYLOCK: pylock(locked.lock)}
 
 
 def pylock(lock: Lock) -> str:

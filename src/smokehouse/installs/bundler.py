@@ -5,19 +5,19 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from smokehouse import console
 from smokehouse.console import heartbeat, status
 from smokehouse.errors import UserError
 from smokehouse.installs import bundle, fetch
 from smokehouse.installs.bundle import CONDA, LOCK, MANIFEST, WHEELS, Bundle, BundleManifest
-from smokehouse.locks import LOCK_JSON, LockedEnvironment, LockedFile
+from smokehouse.locks import LockedEnvironment, LockedFile
 from smokehouse.storage import files
 from smokehouse.storage.disk import require_free_space
 from smokehouse.storage.download import is_whole
 from smokehouse.storage.folder_lock import exclusive
 
-_PYLOCK = "pylock.toml"
 # Of an unfinished call: the paths that it and earlier ones write. Nothing else is ever deleted.
 _RECORD = ".files.json"
 _LONGEST_RECORD = 8 << 20  # bytes
@@ -42,13 +42,11 @@ def make(
     if folder.is_dir() and any(folder.iterdir()) and not (folder / LOCK).is_dir():
         raise UserError(f"{folder}: expected a bundle or an empty folder, found other files; specify another folder")
     conda = () if only_pip else lock.conda if devel else lock.main
-    artefacts: dict[str, LockedFile] = {f"{WHEELS}/{file.file}": file for file in (*lock.pip, *lock.build)}
-    artefacts |= {f"{CONDA}/{package.path}": package for package in conda}
-    texts = {f"{LOCK}/{name}": (locked.files.folder / name).read_text("utf-8") for name in (LOCK_JSON, *lock.files)}
-    texts[_PYLOCK] = bundle.pylock(lock)
+    halves: tuple[Literal["conda", "pip"], ...] = ("pip",) if only_pip else ("conda", "pip")
+    artefacts, texts = bundle.artefacts(lock, halves, devel=devel), bundle.texts(locked)
     manifest = BundleManifest(
         environment=locked.name,
-        halves=("pip",) if only_pip else ("conda", "pip"),
+        halves=halves,
         devel=devel,
         files={path: files.sha256(text) for path, text in texts.items()}
         | {path: file.sha256 for path, file in artefacts.items()},

@@ -89,7 +89,7 @@ class Tree:
         outside of the image or unsupported entries, or exceeds the limits.
         """
         with blob.open("rb") as file:
-            source = _HashingReader(_decompress(file, media_type, name), self.limits.unpacked - self.unpacked, name)
+            source = _HashingReader(decompress(file, media_type, name), self.limits.unpacked - self.unpacked, name)
             try:
                 # tarfile only reads from it.
                 stream = cast("IO[bytes]", source)
@@ -248,7 +248,7 @@ class _HashingReader:
         return data
 
 
-def _decompress(file: IO[bytes], media_type: str, name: str) -> _Reader:
+def decompress(file: IO[bytes], media_type: str, name: str) -> _Reader:
     """Return a reader of the tar stream in `file`; raises UserError for an unsupported `media_type`."""
     if media_type.endswith("tar"):
         return file

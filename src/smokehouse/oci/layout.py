@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smokehouse.errors import UserError
+from smokehouse.oci import closed
 from smokehouse.oci.filesystem import Keep, Tree
 from smokehouse.oci.model import (
     CONFIG,
+    INDEX,
     INDEXES,
     MANIFEST,
     MAX_DOCUMENT,
@@ -23,6 +25,7 @@ from smokehouse.oci.model import (
     Descriptor,
     Index,
     Manifest,
+    Platform,
     choose_image,
     encode,
     parse,
@@ -67,9 +70,13 @@ class Layout:
         if place.stat().st_size != blob.size or files.hashed(place) != blob.digest.removeprefix("sha256:"):
             raise UserError(f"{place}: does not match its digest; build or fetch the layout again")
 
-    def write_index(self, manifest: Descriptor) -> None:
-        """Make `manifest` the only image of the layout."""
+    def write_index(self, manifest: Descriptor, name: str = "") -> None:
+        """Make `manifest`, which engines are to call `name`, the only image of the layout."""
         files.write(self.folder / "oci-layout", '{"imageLayoutVersion":"1.0.0"}')
+        if name:
+            # The first is for containerd, which takes nothing but a full reference, the second for all other programs.
+            full = {"io.containerd.image.name": f"docker.io/library/{name}", "org.opencontainers.image.ref.name": name}
+            manifest = manifest.model_copy(update={"annotations": full, "platform": Platform(architecture="amd64", os="linux")})
         index = Index(schema_version=2, manifests=(manifest,))
         files.write(self.folder / "index.json", encode(index).decode())
 
@@ -92,6 +99,16 @@ class Layout:
                 return self.open(chosen)
             index = parse(Index, self.read(chosen), chosen.digest)
         raise UserError(f"{self.folder}: expected at most two nested indexes, found more; specify a layout with one image")
+
+    def only_image(self) -> "Image":
+        """Return the image of a layout that has no other, so that all programs choose this one; raises UserError."""
+        place = self.folder / "index.json"
+        if place.is_file() and place.stat().st_size <= MAX_DOCUMENT:
+            entry = closed.check_index(place.read_bytes(), str(place))
+            if entry["mediaType"] == INDEX:  # docker save writes an index that lists an index
+                nested = Descriptor.model_validate(entry)
+                closed.check_index(self.read(nested), nested.digest)
+        return self.image()
 
     def open(self, chosen: Descriptor) -> "Image":
         """Return the image whose manifest is `chosen`; raises UserError."""

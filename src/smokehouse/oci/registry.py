@@ -10,6 +10,7 @@ from typing import IO
 from urllib.parse import urlsplit
 
 from smokehouse.errors import UserError
+from smokehouse.oci import closed
 from smokehouse.oci._http import RESUME, describe, private_url, read_document
 from smokehouse.oci.auth import Authorization
 from smokehouse.oci.layout import Layout
@@ -127,8 +128,11 @@ class Registry:
         if artefact.digest not in {entry.digest for entry in known}:
             self.put(encode(Index(schema_version=2, manifests=(*known, artefact))), INDEX, _referrers_tag(subject))
 
-    def pull(self, layout: Layout) -> Descriptor:
-        """Download the image of the reference to `layout` and return its manifest; raises UserError."""
+    def pull(self, layout: Layout, *, only: bool = False) -> Descriptor:
+        """Download the image of the reference to `layout` and return its manifest; raises UserError.
+
+        With `only`, an index that lists anything else is refused.
+        """
         reference = self.reference
         name = reference.digest or reference.tag
         if not name:
@@ -140,6 +144,8 @@ class Registry:
             data, manifest = found
             if manifest.media_type not in INDEXES:
                 break
+            if only:
+                closed.check_index(data, str(reference))
             name = choose_image(parse(Index, data, str(reference)), str(reference)).digest
         layout.put(data, manifest.media_type)
         parsed = parse(Manifest, data, str(reference))

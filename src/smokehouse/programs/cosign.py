@@ -1,87 +1,88 @@
-"""cosign, which signs and verifies files.
+"""cosign 3, which signs and verifies statements; tried with 3.1.1.
 
-See: https://docs.sigstore.dev/cosign/signing/signing_with_blobs/
+See: https://docs.sigstore.dev/cosign/verifying/attestation/
 """
 
+import json
 import os
 import re
 import shutil
 import tempfile
-from base64 import b64decode, b64encode
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from smokehouse.errors import UserError
 from smokehouse.programs.process import Ended, run
 
 _DEADLINE = 300.0  # seconds; a keyless signature takes requests to three services
+# What `cosign signing-config create` writes without options: neither a transparency log nor a time-stamp authority.
+NO_SERVICES = {"mediaType": "application/vnd.dev.sigstore.signingconfig.v0.2+json", "rekorTlogConfig": {}, "tsaConfig": {}}
 
 
 class CosignError(Exception):
     """A failure of cosign; its text is the reason that cosign gave, in one line."""
 
 
-@dataclass(frozen=True)
-class BlobSignature:
-    """A signature, and for one made without a key, the bundle with its certificate and transparency log entry."""
+def attest(statement: bytes, key: Path | None) -> bytes:
+    """Sign an in-toto statement and return the Sigstore bundle, which has both.
 
-    signature: bytes
-    bundle: bytes | None = None
-
-
-def sign_blob(blob: bytes, key: Path | None) -> BlobSignature:
-    """Sign `blob` with the private key in the file `key`, without one as the identity that cosign finds.
-
-    The password of a key is COSIGN_PASSWORD. Raises CosignError, and UserError where cosign is not installed.
+    It is signed with the private key in the file `key`, without one as the identity that cosign finds. The password of a key
+    is COSIGN_PASSWORD. Raises CosignError, and UserError where cosign is not installed or too old.
     """
     with tempfile.TemporaryDirectory() as folder:
-        payload, signature, bundle = (Path(folder, name) for name in ("blob", "signature", "bundle"))
-        payload.write_bytes(blob)
-        command = ["sign-blob", "--yes", "--output-signature", str(signature)]
-        # With a key there is no need to publish what was signed, and without a network no way to.
-        command += ["--key", str(key.absolute()), "--tlog-upload=false"] if key else ["--bundle", str(bundle)]
-        ended = _run([*command, str(payload)])
-        if ended.code or not signature.is_file():
-            raise CosignError(_explain(ended))
-        return BlobSignature(b64decode(signature.read_text()), bundle.read_bytes() if bundle.is_file() else None)
+        signed, bundle, services = (Path(folder, name) for name in ("statement.json", "bundle.json", "services.json"))
+        signed.write_bytes(statement)
+        command = ["attest-blob", "--yes", "--statement", str(signed), "--bundle", str(bundle)]
+        if key:
+            # With a key there is no need to publish what was signed, and without a network no way to.
+            services.write_text(json.dumps(NO_SERVICES))
+            command += ["--key", str(key.absolute()), "--signing-config", str(services)]
+        _check(_run(command))
+        if not bundle.is_file():
+            raise CosignError("cosign wrote no bundle")
+        return bundle.read_bytes()
 
 
-def verify_blob(blob: bytes, signature: bytes, key: Path) -> None:
-    """Verify `signature` of `blob` with the public key in the file `key`.
+def verify_attestation(bundle: bytes, digest: str, predicate_type: str, trusted: Sequence[str]) -> None:
+    """Verify that the statement in a Sigstore bundle is signed as `trusted` says, for the SHA-256 `digest` in hex.
 
-    Raises CosignError, and UserError where cosign is not installed.
+    `trusted` is the result of `trust_key` or `trust_identity`. Raises CosignError, and UserError where cosign is not installed
+    or too old.
     """
     with tempfile.TemporaryDirectory() as folder:
-        payload, file = Path(folder, "blob"), Path(folder, "signature")
-        payload.write_bytes(blob)
-        file.write_text(b64encode(signature).decode())
-        _verify(["--key", str(key.absolute()), "--signature", str(file), "--insecure-ignore-tlog=true", str(payload)])
-
-
-def verify_blob_bundle(blob: bytes, bundle: bytes, identity: str, issuer: str) -> None:
-    """Verify that the keyless signature in `bundle` is of `blob`, made as `identity` according to the OIDC `issuer`.
-
-    Raises CosignError, and UserError where cosign is not installed.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        payload, file = Path(folder, "blob"), Path(folder, "bundle")
-        payload.write_bytes(blob)
+        file = Path(folder, "bundle.json")
         file.write_bytes(bundle)
-        command = ["--bundle", str(file), "--certificate-identity", identity, "--certificate-oidc-issuer", issuer]
-        _verify([*command, str(payload)])
+        subject = ["--digest", digest, "--digestAlg", "sha256", "--type", predicate_type]
+        ended = _run(["verify-blob-attestation", "--bundle", str(file), *subject, *trusted])
+        _check(ended)
+        # The exit code alone could be that of another program with this name.
+        if "Verified OK" not in ended.stderr + ended.stdout:
+            raise CosignError(_explain(ended))
 
 
-def _verify(arguments: Sequence[str]) -> None:
-    ended = _run(["verify-blob", *arguments])
-    if ended.code:
-        raise CosignError(_explain(ended))
+def trust_key(key: Path) -> list[str]:
+    """Return the options that trust the public key in the file `key`: its signatures are in no transparency log."""
+    return ["--key", str(key.absolute()), "--insecure-ignore-tlog=true"]
+
+
+def trust_identity(identity: str, issuer: str) -> list[str]:
+    """Return the options that trust keyless signatures made as `identity` according to the OIDC `issuer`."""
+    return ["--certificate-identity", identity, "--certificate-oidc-issuer", issuer]
+
+
+def _check(ended: Ended) -> None:
+    """Raise CosignError where cosign failed, and UserError where it does not know an option of version 3."""
+    if not ended.code:
+        return
+    if "unknown flag" in ended.stderr:
+        raise UserError("cosign: expected version 3 or later, found an older one; install 3, for instance from Debian 14")
+    raise CosignError(_explain(ended))
 
 
 def _run(arguments: Sequence[str]) -> Ended:
     program = shutil.which("cosign")
     if not program:
-        raise UserError("cosign not found; it signs and verifies statements; install it, for instance from Debian 13")
+        raise UserError("cosign not found; it signs and verifies statements; install version 3, for instance from Debian 14")
     # Without a terminal, cosign would wait for a password that nobody types.
     environ = {"COSIGN_PASSWORD": "", **os.environ}
     with tempfile.TemporaryDirectory() as folder:

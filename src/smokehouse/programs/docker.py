@@ -34,8 +34,23 @@ class EngineImage:
     labels: Mapping[str, str]
 
 
-def bake(root: Path, bake_files: Sequence[Path], target: str, output: str, *, builder: str | None, no_cache: bool) -> str:
-    """Build `target` of `bake_files`, whose paths are relative to `root`, to `output`; return the image's digest.
+@dataclass(frozen=True)
+class Baked:
+    """An image that BuildKit built: the `digest` of its manifest, and its `id`, that of its configuration."""
+
+    digest: str
+    id: str
+
+
+def require(root: Path) -> None:
+    """Raise UserError where the engine cannot be reached."""
+    ended = _docker(["version", "--format", "{{.Server.Version}}"], _QUERY_DEADLINE, root)
+    if ended.code:
+        raise UserError(_explain(ended.stderr))
+
+
+def bake(root: Path, bake_files: Sequence[Path], target: str, output: str, *, builder: str, no_cache: bool) -> Baked:
+    """Build `target` of `bake_files`, whose paths are relative to `root`, to `output`.
 
     `builder` is a buildx builder, or a Docker context, which is another engine. Raises UserError with the error of the
     failed step.
@@ -43,18 +58,18 @@ def bake(root: Path, bake_files: Sequence[Path], target: str, output: str, *, bu
     with tempfile.TemporaryDirectory() as folder:
         metadata = Path(folder, "metadata.json")
         # buildx uses the engine of a context only if docker is started with that context.
-        command = ["--context", builder] if builder and _is_context(builder, root) else []
+        command = ["--context", builder] if _is_context(builder, root) else []
         command += ["buildx", "bake", *(part for path in bake_files for part in ("-f", str(path))), target]
         command += ["--set", f"{target}.output={output}", "--metadata-file", str(metadata)]
-        command += ["--provenance=false", "--sbom=false"]
-        command += ["--builder", builder] if builder else []
+        command += ["--provenance=false", "--sbom=false", "--builder", builder]
         command += ["--no-cache"] if no_cache else []
         ended = _docker(command, _BUILD_DEADLINE, root, progress=True)
         if ended.code and _LOST_SNAPSHOT.search(ended.stderr):
             ended = _docker(command, _BUILD_DEADLINE, root, progress=True)
         if ended.code:
             raise UserError(f"{target} cannot be built: {_explain(ended.stderr)}")
-        return str(json.loads(metadata.read_text())[target]["containerimage.digest"])
+        found = json.loads(metadata.read_text())[target]
+        return Baked(found["containerimage.digest"], found["containerimage.config.digest"])
 
 
 def bake_target(name: str) -> str:

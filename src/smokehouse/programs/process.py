@@ -43,6 +43,10 @@ def run(
     `pass_fds` open. Raises UserError when it has not ended after `deadline` seconds; on that and any other exception, it
     and every process that it started are ended.
     """
+    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:  # Python then takes every exit status for 0
+        raise UserError(
+            f"{Path(command[0]).name}: SIGCHLD is ignored, so that no exit status can be read; reset it (trap - CHLD)"
+        )
     interactive = progress and is_terminal()
     master, slave = pty.openpty() if interactive else (None, subprocess.PIPE)
     try:

@@ -2,7 +2,7 @@
 
     >>> from smokehouse.proofs import PublishOptions, VerifyOptions, publish_image, verify_reference
     >>> from smokehouse.images import ImageRequest
-    >>> verify_reference(checkout, "oci:folder", VerifyOptions(rebuild=True)).differences
+    >>> verify_reference(checkout, "oci:folder", VerifyOptions(trust_base=True)).differences
     >>> publish_image(checkout, "qwen2.5-vl", "ghcr.io/owner/name", PublishOptions(ImageRequest(), key)).references
 
 A lock decides what an image has to be: everything is made again and compared by hash. What a smoke test proved is a
@@ -13,9 +13,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from smokehouse.proofs.attestation import Signer
     from smokehouse.proofs.compare import Difference, Verification
     from smokehouse.proofs.publish import Publication, PublishOptions, publish_image
+    from smokehouse.proofs.signing import Signer
     from smokehouse.proofs.verify import VerifyOptions, verify_image, verify_reference
 
 __all__ = [
@@ -35,7 +35,7 @@ _MODULES = {
     "Difference": "compare",
     "Publication": "publish",
     "PublishOptions": "publish",
-    "Signer": "attestation",
+    "Signer": "signing",
     "Verification": "compare",
     "VerifyOptions": "verify",
     "publish_image": "publish",

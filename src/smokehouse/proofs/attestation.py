@@ -1,18 +1,14 @@
-"""Make, sign and verify statements of what was proven of an image.
+"""Make and check statements of what was proven of an image.
 
-A statement is an in-toto Statement v1 with a test-result predicate that contains the report, in a DSSE envelope. cosign
-signs and verifies it.
+A statement is an in-toto Statement v1 with a test-result predicate that contains the report.
 
-See: https://github.com/in-toto/attestation/tree/main/spec/v1, https://github.com/secure-systems-lab/dsse
+See: https://github.com/in-toto/attestation/tree/main/spec/v1
 """
 
 import json
-import re
-from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -20,49 +16,18 @@ from pydantic import BaseModel, ConfigDict, Field
 from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError, first_of
 from smokehouse.locks import LockedEnvironment
-from smokehouse.programs import cosign
-from smokehouse.programs.cosign import CosignError
+from smokehouse.proofs import signing
+from smokehouse.proofs.signing import SignedStatement, Signer
 from smokehouse.runs import report as reports
 from smokehouse.runs.complete import require_complete
 from smokehouse.runs.report import Report
 from smokehouse.storage import strict_json
 
-STATEMENT = "https://in-toto.io/Statement/v1"
 TEST_RESULT = "https://in-toto.io/attestation/test-result/v0.1"
-PAYLOAD = "application/vnd.in-toto+json"
-ENVELOPE = "application/vnd.dsse.envelope.v1+json"
-SIGSTORE_BUNDLE = "application/vnd.dev.cosign.bundle.v1+json"
-_KEYLESS = "; keyless signing requires Sigstore and a workflow with the permission id-token: write; or use --key FILE"
-
-
-@dataclass(frozen=True)
-class Signer:
-    """A signer: the holder of a key, by the file `key`, or an `identity` that the OIDC `issuer` confirms."""
-
-    key: Path | None = None
-    identity: str = ""
-    issuer: str = ""
-
-    def __str__(self) -> str:
-        """Return the signer as messages name it."""
-        return f"the key {self.key}" if self.key else f"{self.identity} ({self.issuer})"
-
-
-@dataclass(frozen=True)
-class SignedStatement:
-    """A signed statement: its DSSE envelope and, where it was signed without a key, the Sigstore bundle of the signature."""
-
-    envelope: bytes
-    sigstore_bundle: bytes | None = None
 
 
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True)
-
-
-class _Subject(_Model):
-    name: str = ""
-    digest: dict[str, str]
 
 
 class _Predicate(_Model):
@@ -70,32 +35,13 @@ class _Predicate(_Model):
 
 
 class _Statement(_Model):
-    type: Literal["https://in-toto.io/Statement/v1"] = Field(alias="_type")
-    subject: list[_Subject] = Field(min_length=1, max_length=1)
     predicate_type: Literal["https://in-toto.io/attestation/test-result/v0.1"] = Field(alias="predicateType")
     predicate: _Predicate
 
 
-class _Signature(_Model):
-    sig: str
-    keyid: str = ""
-
-
-class _Envelope(_Model):
-    payload_type: Literal["application/vnd.in-toto+json"] = Field(alias="payloadType")
-    payload: str
-    signatures: list[_Signature] = Field(min_length=1, max_length=1)
-
-
 def statement(report: Mapping[str, Any], name: str, digest: str) -> bytes:
     """Return the statement, as it is signed, that the image `digest` in the repository `name` has the `report`."""
-    content = {
-        "_type": STATEMENT,
-        "subject": [{"name": name, "digest": {"sha256": digest.removeprefix("sha256:")}}],
-        "predicateType": TEST_RESULT,
-        "predicate": _predicate(report),
-    }
-    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+    return signing.statement(TEST_RESULT, _predicate(report), name, digest)
 
 
 def _predicate(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,25 +59,6 @@ def _predicate(report: Mapping[str, Any]) -> dict[str, Any]:
         "failedTests": verdicts["failed"],
         "io.smokehouse.report": report,
     }
-
-
-def sign(payload: bytes, signer: Signer) -> SignedStatement:
-    """Sign a statement with the signer's key, or without one as the identity that cosign finds; raises UserError.
-
-    The password of a key is COSIGN_PASSWORD.
-    """
-    if signer.key:
-        _require_key(signer.key)
-    try:
-        made = cosign.sign_blob(_pre_authentication(payload), signer.key)
-    except CosignError as failed:
-        raise UserError(f"cannot sign the statement: {failed}{'' if signer.key else _KEYLESS}") from None
-    envelope = {
-        "payloadType": PAYLOAD,
-        "payload": b64encode(payload).decode(),
-        "signatures": [{"keyid": "", "sig": b64encode(made.signature).decode()}],
-    }
-    return SignedStatement(json.dumps(envelope, sort_keys=True).encode(), made.bundle)
 
 
 @dataclass(frozen=True)
@@ -164,8 +91,7 @@ def open_statement(signed: SignedStatement, signer: Signer, digest: str) -> Trus
 
     Raises UserError where somebody else signed it, or it is of another image.
     """
-    payload, signature = _open_envelope(signed.envelope, digest)
-    _verify_signature(signed, payload, signature, signer, digest)
+    payload = signing.open_signed(signed, signer, digest)
     try:
         content = strict_json.parse(payload)
         if isinstance(content, dict) and content.get("predicateType", TEST_RESULT) != TEST_RESULT:
@@ -177,64 +103,4 @@ def open_statement(signed: SignedStatement, signer: Signer, digest: str) -> Trus
     except ValueError as invalid:
         problem = first_of(invalid)
         raise UserError(f"{digest}: its signed payload is not a test-result statement ({problem}); do not trust it") from None
-    subject = found.subject[0].digest.get("sha256", "")
-    if f"sha256:{subject}" != digest:
-        raise UserError(f"{digest}: expected a statement of this image, found one of sha256:{subject}; do not trust it")
     return TrustedStatement(digest, content["predicate"], started)
-
-
-def require_signer(signer: Signer) -> None:
-    """Raise UserError where the key of a trusted `signer` is not found, or neither key nor identity say who it is."""
-    if signer.key:
-        _require_key(signer.key)
-    elif not (signer.identity and signer.issuer):
-        raise UserError("verify: expected a trusted key, or an identity and its issuer, found an empty one; specify --key FILE")
-
-
-def _open_envelope(envelope: bytes, digest: str) -> tuple[bytes, bytes]:
-    """Return the payload and the signature in a DSSE envelope; raises UserError."""
-    try:
-        found = _Envelope.model_validate(strict_json.parse(envelope))
-        return b64decode(found.payload, validate=True), b64decode(found.signatures[0].sig, validate=True)
-    except ValueError as invalid:  # of JSON, of the model, or of base64
-        problem = first_of(invalid)
-    raise UserError(f"{digest}: its statement is not a DSSE envelope ({problem}); do not trust it")
-
-
-def _verify_signature(signed: SignedStatement, payload: bytes, signature: bytes, signer: Signer, digest: str) -> None:
-    """Verify that `signature` is of `payload` and by `signer`; raises UserError."""
-    blob = _pre_authentication(payload)
-    try:
-        if signer.key:
-            _require_key(signer.key)
-            cosign.verify_blob(blob, signature, signer.key)
-        elif signed.sigstore_bundle is None:
-            raise UserError(f"{digest}: its statement was signed with a key; specify the public key with --key FILE")
-        else:
-            _refuse_other_signature(signed.sigstore_bundle, signature, digest)
-            cosign.verify_blob_bundle(blob, signed.sigstore_bundle, signer.identity, signer.issuer)
-    except CosignError as failed:
-        if not signer.key and re.search(r"dial tcp|i/o timeout|TLS handshake", str(failed)):
-            problem = f"cosign cannot reach Sigstore to verify its statement ({failed}); fix the network connection"
-        else:
-            problem = f"its statement is not signed by {signer}: {failed}; do not trust it"
-        raise UserError(f"{digest}: {problem}") from None
-
-
-def _pre_authentication(payload: bytes) -> bytes:
-    """Return what DSSE signs: the payload with its type, so that neither can be replaced."""
-    return b"DSSEv1 %d %s %d %s" % (len(PAYLOAD), PAYLOAD.encode(), len(payload), payload)
-
-
-def _refuse_other_signature(sigstore_bundle: bytes, signature: bytes, digest: str) -> None:
-    try:
-        same = b64decode(strict_json.parse(sigstore_bundle)["base64Signature"]) == signature
-    except (ValueError, KeyError, TypeError):
-        same = False
-    if not same:
-        raise UserError(f"{digest}: its statement and the Sigstore bundle have different signatures; do not trust it")
-
-
-def _require_key(key: Path) -> None:
-    if not key.is_file():
-        raise UserError(f"{key}: key not found; create a pair with cosign generate-key-pair, or specify another with --key")

@@ -1,22 +1,23 @@
-"""Compare an image with what is expected of it: its config, its files, and the list of files that its build made."""
+"""Compare an image with the same image made here: by hashes and closed documents, so that no difference can be overlooked.
 
-import json
-import shlex
-from collections import Counter
-from collections.abc import Mapping
+A layer whose hash differs is read to explain it, never to excuse it.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
 from typing import Any
 
-from smokehouse.checkout import Checkout
-from smokehouse.images.paths import FILES_JSON
-from smokehouse.oci.filesystem import Entry, Tree, folders
+from smokehouse.errors import UserError
+from smokehouse.images.assemble import Assembled, AssembledLayer
+from smokehouse.oci import closed
+from smokehouse.oci.blobs import unpacked_digest
+from smokehouse.oci.filesystem import Entry, Limits, Tree
 from smokehouse.oci.layout import Image
-from smokehouse.oci.model import Runtime
-from smokehouse.proofs.expected import COMPILED, CONDA, ExpectedFiles
-from smokehouse.storage import strict_json
+from smokehouse.oci.model import Descriptor
 
-# The keys of `files` in the JSON of verify, which scripts read, where they are not what messages say.
-_JSON_OWNERS = {CONDA: "the conda half", COMPILED: "its source, compiled"}
+_MOST = 1000  # files of one layer that are listed as different
+_EXPLAINED = Limits(unpacked=20 << 30, entries=500_000)
 
 
 @dataclass(frozen=True)
@@ -32,21 +33,21 @@ class Difference:
 class Verification:
     """The result of verifying an image.
 
-    `lock` is the SHA-256 of lock.json. `files` counts the files by their owner; `uncompared` were built from source when the
-    image was. `sbom` is the expected SBOM, a file; `added` lists the image's extra wheels, which are not in the lock.
-    `rebuilt`, `proof` and `base` are sentences; `report` is the report in a statement that was verified. `proven` is whether
-    there is one by the trusted signer, None where none was specified.
+    `id` is its image ID, `lock` the SHA-256 of lock.json. `layers` has the diff_id of each expected layer, bottom first, with
+    what is in it. `sbom` is the expected SBOM, a file; `added` lists the image's extra wheels, which are not in the lock.
+    `base`, `proof` and `claims`, which nothing here can verify, are sentences; `report` is the report in a verified statement,
+    and `proven` whether there is one by the trusted signer, None where none was specified.
     """
 
     image: str
     digest: str
     environment: str
     lock: str
+    id: str = ""
     base: str = ""
-    files: Mapping[str, int] = field(default_factory=dict)
-    uncompared: list[str] = field(default_factory=list)
+    layers: Sequence[Mapping[str, str]] = ()
+    claims: list[str] = field(default_factory=list)
     differences: list[Difference] = field(default_factory=list)
-    rebuilt: str = ""
     proof: str = ""
     proven: bool | None = None
     report: Mapping[str, Any] | None = None
@@ -60,155 +61,83 @@ class Verification:
 
     def as_json(self) -> dict[str, Any]:
         """Return what `verify --json` prints."""
-        files = {_JSON_OWNERS.get(owner, owner): count for owner, count in self.files.items()}
-        return {**asdict(self), "files": files, "passed": self.passed}
+        return {**asdict(self), "passed": self.passed}
 
 
-def compare_config(checkout: Checkout, image: Image, labels: Mapping[str, str], base: Runtime) -> list[Difference]:
-    """Return how the config of `image` differs from `labels`, docker/Dockerfile and the config of its `base`."""
-    found, dockerfile = image.config.config, _read_dockerfile(checkout)
-    found_env, expected_env = _variables(found), _variables(base) | dockerfile["ENV"]
-    settings: list[tuple[str, object, object, str]] = [
-        (f"label {name}", image.labels.get(name), text, "the lock") for name, text in labels.items()
-    ]
-    settings += [
-        (f"ENV {name}", found_env.get(name), expected_env.get(name), "docker/Dockerfile and the base")
-        for name in sorted(found_env.keys() | expected_env.keys())
-    ]
-    settings += [
-        ("ENTRYPOINT", list(found.entrypoint or ()), dockerfile["ENTRYPOINT"], "docker/Dockerfile"),
-        ("CMD", list(found.cmd or ()), dockerfile["CMD"], "docker/Dockerfile"),
-        ("USER", found.user, base.user, "the base"),
-    ]
-    return [
-        Difference(0, f"(config) {name}", f"expected {_show(wanted)} from {source}, found {_show(value)}")
-        for name, value, wanted, source in settings
-        if value != wanted
-    ]
-
-
-def _show(value: object) -> str:
-    return repr(value) if value else "none"
-
-
-def _variables(config: Runtime) -> dict[str, str]:
-    return dict(entry.partition("=")[::2] for entry in config.env or ())
-
-
-def _read_dockerfile(checkout: Checkout) -> dict[str, Any]:
-    """Return ENV, ENTRYPOINT and CMD of the last stage of docker/Dockerfile."""
-    text = checkout.file("docker/Dockerfile").read_text("utf-8")
-    lines = text.rpartition("\nFROM ")[2].replace("\\\n", " ").splitlines()
-    found: dict[str, Any] = {"ENV": {}, "ENTRYPOINT": [], "CMD": []}
-    for line in lines:
-        word, _, rest = line.partition(" ")
-        if word == "ENV":
-            found["ENV"] |= dict(entry.partition("=")[::2] for entry in shlex.split(rest))
-        elif word in ("ENTRYPOINT", "CMD"):
-            found[word] = json.loads(rest)
-    return found
-
-
-def compare_base(tree: Tree, base: Mapping[str, Entry]) -> list[Difference]:
-    """Return the files of the `base` that later layers deleted or replaced in `tree`."""
-    differences = []
-    for path, was in base.items():
-        entry = tree.entries.get(path)
-        if entry is None:
-            differences.append(Difference(0, path, "base file deleted by a later layer"))
-        # COPY --link adds the directories above what it copies, unchanged.
-        elif entry != was and (entry.kind != "folder" or was.kind != "folder"):
-            differences.append(Difference(entry.layer + 1, path, "base file replaced by a later layer"))
+def compare(image: Image, expected: Assembled) -> list[Difference]:
+    """Return how `image` differs from what is `expected`; raises UserError where a part of it has more than one meaning."""
+    layout = image.layout
+    config = layout.read(image.manifest.config)
+    manifest, layers = layout.read(image.descriptor), image.manifest.layers
+    found = closed.manifest_differences(manifest, f"manifest {image.digest}", config, layers, len(expected.layers))
+    differences = [Difference(0, f"(manifest) {path}", problem) for path, problem in found]
+    differences += [Difference(0, f"(config) {path}", problem) for path, problem in compare_config(config, expected.config)]
+    for number, pair in enumerate(zip_longest(image.manifest.layers, expected.layers), 1):
+        differences += _compare_layer(image, number, *pair)
     return differences
 
 
-def compare_files(expected: ExpectedFiles, tree: Tree, base: Mapping[str, Entry]) -> tuple[list[Difference], dict[str, int]]:
-    """Return the files of `tree`, but for those of the `base`, that are not as expected, and how many are, by owner."""
-    parents = folders(expected.files)
-    counts: Counter[str] = Counter()
-    differences = []
-    for path, entry in tree.entries.items():
-        was = base.get(path)
-        if was and entry.kind != "folder":
-            continue
-        if (problem := _problem(expected, path, entry, parents, was)) is not None:
-            differences.append(Difference(entry.layer + 1, path, problem))
-        elif path in expected.files:
-            counts[_group(expected.files[path].owner)] += 1
-    differences += [
-        Difference(0, path, f"file of {expected.files[path].owner} not found in the image")
-        for path in expected.files.keys() - tree.entries.keys() - {FILES_JSON}
-    ]
-    return differences, dict(counts)
+def compare_config(found: bytes, expected: bytes) -> list[tuple[str, str]]:
+    """Return how a configuration differs from the expected one; raises UserError where it is ambiguous."""
+    if found == expected:
+        return []
+    differences = [*closed.differences(closed.read(found, "configuration"), closed.read(expected, "expected configuration"))]
+    return differences or [("(document)", "expected other white space or another order, which the image ID depends on")]
 
 
-def _problem(files: ExpectedFiles, path: str, entry: Entry, parents: set[str], was: Entry | None) -> str | None:
-    """Return what is wrong with a file, link or folder, None where nothing is; `was` is the base's folder."""
-    if was and was.kind == "folder":
-        before, now = _permissions(was), _permissions(entry)
-        return None if before == now else f"base directory changed: expected {before}, found {now}"
-    if entry.owner != (0, 0) or entry.attributes:
-        attributes = ", ".join(entry.attributes) or "no attributes"
-        return f"expected owner 0:0 and no attributes, found {entry.owner[0]}:{entry.owner[1]} and {attributes}"
-    if entry.kind == "folder":
-        if path not in parents:
-            return "unexpected directory"
-        return None if entry.mode == 0o755 else f"directory: expected mode 755, found {entry.mode:o}"
-    if path == FILES_JSON:
-        return None  # compare_list is stricter
-    expected = files.files.get(path)
+def _compare_layer(image: Image, number: int, layer: Descriptor | None, expected: AssembledLayer | None) -> list[Difference]:
+    if layer is None:
+        assert expected
+        return [Difference(number, "(the whole layer)", f"expected {expected.content}, found no such layer")]
     if expected is None:
-        return f"unexpected {entry.kind}"
-    if not expected.fits(entry):
-        return f"differs from that of {expected.owner}"
-    if entry.kind == "file" and entry.mode != (mode := 0o755 if expected.runs else 0o644):
-        return f"expected mode {mode:o} from {expected.owner}, found {entry.mode:o}"
-    return None
+        return [
+            Difference(number, "(the whole layer)", "unexpected, the lock builds no such layer"),
+            *_explain(image, number, None),
+        ]
+    name = f"layer {number} ({layer.short})"
+    image.layout.verify_blob(layer)
+    found = unpacked_digest(image.layout.blob(layer.digest), layer.media_type, expected.packed.unpacked, name)
+    if found == expected.packed.diff_id:
+        return []
+    problem = f"expected {expected.packed.diff_id} ({expected.content}), found {found or 'more bytes than that has'}"
+    return [Difference(number, "(the whole layer)", problem), *_explain(image, number, expected)]
 
 
-def _permissions(entry: Entry) -> str:
-    return ", ".join([f"mode {entry.mode:o}", f"owner {entry.owner[0]}:{entry.owner[1]}", *entry.attributes])
-
-
-def _group(owner: str) -> str:
-    return "wheels" if owner.endswith(".whl") else owner
-
-
-def compare_list(expected: ExpectedFiles, tree: Tree, known: set[str]) -> list[Difference]:
-    """Return how files.json in the image differs from the files that its build made; paths in `known` are skipped."""
-    entry = tree.entries.get(FILES_JSON)
-    layer = entry.layer + 1 if entry else 0
+def _explain(image: Image, number: int, expected: AssembledLayer | None) -> Iterator[Difference]:
+    """Yield the files in which a layer differs from the expected one, as far as it can be read."""
+    layer = image.manifest.layers[number - 1]
     try:
-        document = strict_json.parse(tree.kept[FILES_JSON])
-        listed = {str(item["path"]).removeprefix("/"): str(item["sha256"]) for item in document["files"]}
-    except (KeyError, ValueError, TypeError, RecursionError):
-        return [Difference(layer, FILES_JSON, "missing or invalid list of the files that the build made")]
-    differences = []
-    for path, digest in listed.items():
-        found = tree.entries.get(path)
-        if path not in known and (found is None or found.sha256 != digest):
-            problem = f"files.json lists SHA-256 {digest}, found {found.sha256 if found else 'no such file'}"
-            differences.append(Difference(layer, path, problem))
-    for path, file in expected.files.items():
-        if file.made and not file.target and path in tree.entries and path not in listed:
-            differences.append(Difference(layer, path, "made in the build, but not listed in files.json"))
-    return differences
+        found, wanted = Tree(_EXPLAINED), Tree()
+        found.apply(image.layout.blob(layer.digest), layer.media_type, f"layer {number}", number)
+        if expected:
+            packed = expected.packed
+            wanted.apply(packed.path, packed.blob.media_type, f"layer {number}", number)
+    except UserError as unreadable:
+        yield Difference(number, "(the whole layer)", f"cannot be read to explain it: {unreadable}")
+        return
+    paths = sorted(found.entries.keys() | wanted.entries.keys())
+    different = [path for path in paths if found.entries.get(path) != wanted.entries.get(path)]
+    for path in different[:_MOST]:
+        yield Difference(number, printable(path), _problem(found.entries.get(path), wanted.entries.get(path)))
+    if not different:
+        yield Difference(number, "(the whole layer)", "the same files with other headers, times or order, or deletions")
 
 
-def first_difference(image: Image, rebuilt: Image) -> Difference:
-    """Return the first difference between two images of different digests, by layer and path."""
-    layers = [*zip(image.config.rootfs.diff_ids, rebuilt.config.rootfs.diff_ids, strict=False)]
-    for number, (one, other) in enumerate(layers):
-        if one == other:
-            continue
-        found, expected = (side.tree(lambda path: False, first=number, last=number + 1).entries for side in (image, rebuilt))
-        for path in sorted(found.keys() | expected.keys()):
-            if found.get(path) != expected.get(path):
-                problem = "not found in the rebuilt image" if path not in expected else "differs from the rebuilt image"
-                return Difference(number + 1, path, problem if path in found else "found only in the rebuilt image")
-        return Difference(number + 1, "(the layer)", "has the same files with other times, or in another order")
-    if len(image.manifest.layers) != len(rebuilt.manifest.layers):
-        return Difference(len(layers) + 1, "(the layer)", "found in only one of the images")
-    if image.config != rebuilt.config:
-        return Difference(0, "(config)", "differs from the rebuilt image")
-    return Difference(0, "(manifest)", "has the same files, compressed or described differently")
+def _problem(found: Entry | None, expected: Entry | None) -> str:
+    if found is None or expected is None:
+        return f"unexpected {found.kind}" if found else "not found in the image"
+    for name, one, other in (
+        ("kind", found.kind, expected.kind),
+        ("mode", f"{found.mode:o}", f"{expected.mode:o}"),
+        ("owner", found.owner, expected.owner),
+        ("target", printable(found.target), printable(expected.target)),
+        ("SHA-256", found.sha256, expected.sha256),
+    ):
+        if one != other:
+            return f"expected {name} {other}, found {one}"
+    return f"expected no extended attributes, found {printable(', '.join(found.attributes))}"
+
+
+def printable(text: str) -> str:
+    """Return a text from an image in ASCII, with an escape for what could paint a terminal."""
+    return text.encode("unicode_escape").decode("ascii")

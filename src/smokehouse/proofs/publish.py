@@ -5,6 +5,7 @@ call made or sent is used by the next.
 """
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,10 +22,10 @@ from smokehouse.locks import LockedEnvironment
 from smokehouse.oci.layout import Image, Layout
 from smokehouse.oci.reference import Reference
 from smokehouse.oci.registry import Registry
-from smokehouse.proofs import attestation
-from smokehouse.proofs.attestation import SignedStatement, Signer
+from smokehouse.proofs import attestation, provenance, signing
 from smokehouse.proofs.compare import Verification
 from smokehouse.proofs.referrers import attach_sbom, attach_statement
+from smokehouse.proofs.signing import SignedStatement, Signer
 from smokehouse.proofs.verify import VerifyOptions, verify_image
 from smokehouse.runs import report as reports
 from smokehouse.runs.complete import MAX_AGE, require_complete
@@ -97,13 +98,16 @@ def publish_image(checkout: Checkout, name: str, repository: str, options: Publi
         image = _build(job)
         _refuse_existing_tags(job, registry, image.digest)  # first, because the rest takes long
         report = _prove(job, image)
-        verify_options = VerifyOptions(bundle=request.bundle, channel=request.channel, added=request.extra_wheels)
+        verify_options = VerifyOptions(
+            bundle=request.bundle, channel=request.channel, added=request.extra_wheels, source=request.source
+        )
         verification = verify_image(checkout, locked, image, names[0], verify_options)
         if not verification.passed:
             return Publication((), verification)
         _refuse_other_version(job, image)
-        signed = _sign(job, image, report)
-        _send(job, registry, image, Path(verification.sbom).read_bytes(), signed)
+        sbom = Path(verification.sbom).read_text()
+        signed = [_sign(job, payload) for payload in _statements(job, image, report, sbom)]
+        _send(job, registry, image, sbom.encode(), signed)
         _clean(job)
     return Publication(tuple(f"{reference.name}:{tag}" for tag in job.tags), verification)
 
@@ -121,7 +125,7 @@ def _parse_repository(text: str) -> Reference:
 def _build(job: _Job) -> Image:
     """Return the image in a layout, which is built where the options specify none."""
     built = job.options.built
-    image = Layout(built).image() if built else _build_to_layout(job)
+    image = Layout(built).only_image() if built else _build_to_layout(job)
     labels = ImageLabels.parse(image.labels, job.names[0])
     expected = f"{job.locked.name} ({job.options.request.flavour})"
     if (found := f"{labels.environment} ({labels.flavour})") != expected:
@@ -193,21 +197,23 @@ def _refuse_other_version(job: _Job, image: Image) -> None:
         )
 
 
-def _sign(job: _Job, image: Image, report: Report) -> SignedStatement:
-    """Return the signed statement; that of an interrupted call where it is the same."""
-    payload = attestation.statement(report.fields, job.repository.name, image.digest)
+def _statements(job: _Job, image: Image, report: Report, sbom: str) -> list[bytes]:
+    """Return the statements about the image: what it was proven to do, where it comes from, and what is in it."""
+    labels, name = ImageLabels.parse(image.labels, job.names[0]), job.repository.name
+    about = provenance.statements(job.checkout, job.locked, labels, sbom, name, image.digest)
+    return [attestation.statement(report.fields, name, image.digest), *about]
+
+
+def _sign(job: _Job, payload: bytes) -> SignedStatement:
+    """Return a signed statement; that of an interrupted call where it is the same."""
     kept = job.folder / f"{files.sha256(payload + str(job.options.key).encode())}.signed"
-    bundle = kept.with_name(f"bundle.{kept.name}")
     if not kept.is_file():
-        signed = attestation.sign(payload, Signer(job.options.key))
-        if signed.sigstore_bundle:
-            files.write(bundle, signed.sigstore_bundle)
-        files.write(kept, signed.envelope)
-    return SignedStatement(kept.read_bytes(), bundle.read_bytes() if bundle.is_file() else None)
+        files.write(kept, signing.sign(payload, Signer(job.options.key)).bundle)
+    return SignedStatement(kept.read_bytes(), signing.predicate_type(payload))
 
 
-def _send(job: _Job, registry: Registry, image: Image, sbom: bytes, signed: SignedStatement) -> None:
-    """Send the image, its SBOM and its statement, and then the tags; raises UserError."""
+def _send(job: _Job, registry: Registry, image: Image, sbom: bytes, signed: Sequence[SignedStatement]) -> None:
+    """Send the image, its SBOM and its statements, and then the tags; raises UserError."""
     layout, manifest = image.layout, image.descriptor
     status(f"sending {job.repository.name}@{image.digest}")
     for blob in image.blobs:
@@ -215,7 +221,8 @@ def _send(job: _Job, registry: Registry, image: Image, sbom: bytes, signed: Sign
         registry.upload(layout.blob(blob.digest), blob)
     registry.put(layout.read(manifest), manifest.media_type)
     attach_sbom(registry, layout, manifest, sbom)
-    attach_statement(registry, layout, manifest, signed)
+    for statement in signed:
+        attach_statement(registry, layout, manifest, statement)
     for tag in reversed(job.tags):  # the one by stack and lock, which says that all is there, last
         registry.put(layout.read(manifest), manifest.media_type, tag)
     status(f"published {job.repository.name}@{image.digest}")

@@ -13,10 +13,13 @@ from smokehouse.errors import UserError
 from smokehouse.oci.layout import Layout
 from smokehouse.oci.model import EMPTY, MANIFEST, MAX_DOCUMENT, Descriptor, Manifest, encode, parse
 from smokehouse.oci.registry import Registry
-from smokehouse.proofs.attestation import ENVELOPE, SIGSTORE_BUNDLE, SignedStatement
+from smokehouse.proofs.attestation import TEST_RESULT
+from smokehouse.proofs.signing import BUNDLE, SignedStatement
 from smokehouse.storage import files
 
 SBOM = "application/spdx+json"
+_CONTENT = "dev.sigstore.bundle.content"
+_PREDICATE_TYPE = "dev.sigstore.bundle.predicateType"
 
 
 def attach_sbom(registry: Registry, layout: Layout, image: Descriptor, sbom: bytes) -> None:
@@ -25,39 +28,60 @@ def attach_sbom(registry: Registry, layout: Layout, image: Descriptor, sbom: byt
 
 
 def attach_statement(registry: Registry, layout: Layout, image: Descriptor, signed: SignedStatement) -> None:
-    """Attach a signed statement to `image`; `layout` keeps what is uploaded. Raises UserError."""
-    blobs = [layout.put(signed.envelope, ENVELOPE)]
-    if signed.sigstore_bundle:
-        blobs.append(layout.put(signed.sigstore_bundle, SIGSTORE_BUNDLE))
-    _attach(registry, layout, image, ENVELOPE, blobs)
+    """Attach a signed statement to `image` as cosign does; `layout` keeps what is uploaded. Raises UserError.
+
+    See: https://github.com/sigstore/cosign/blob/main/specs/BUNDLE_SPEC.md
+    """
+    annotations = {_CONTENT: "dsse-envelope", _PREDICATE_TYPE: signed.predicate_type}
+    _attach(registry, layout, image, BUNDLE, [layout.put(signed.bundle, BUNDLE)], annotations)
 
 
 def fetch_statements(registry: Registry, digest: str, folder: Path) -> list[SignedStatement]:
-    """Fetch the signed statements of the image `digest`, oldest first; temporary files go to `folder`. Raises UserError."""
+    """Fetch the signed test results of the image `digest`; raises UserError.
+
+    Other statements are told by annotations, which nobody has signed; temporary files go to `folder`.
+    """
     statements = []
     for entry in registry.referrers(digest):
-        if entry.artifact_type != ENVELOPE or not (found := registry.manifest(entry.digest)):
+        if entry.artifact_type != BUNDLE or not (found := registry.manifest(entry.digest)):
             continue
         manifest = parse(Manifest, found[0], entry.digest)
-        blobs = {layer.media_type: layer for layer in manifest.layers}
-        if ENVELOPE not in blobs or any(blob.size > MAX_DOCUMENT for blob in blobs.values()):
+        kind = (manifest.annotations or {}).get(_PREDICATE_TYPE, TEST_RESULT)
+        if kind != TEST_RESULT:
+            continue
+        bundles = [layer for layer in manifest.layers if layer.media_type == BUNDLE]
+        if len(bundles) != 1 or bundles[0].size > MAX_DOCUMENT:
             limit = f"{MAX_DOCUMENT >> 20} MiB"
-            raise UserError(f"{entry.digest}: expected a DSSE envelope of at most {limit}, found none; do not trust it")
+            raise UserError(f"{entry.digest}: expected one Sigstore bundle of at most {limit}, found none; do not trust it")
         with TemporaryDirectory(dir=folder) as temporary:
             layout = Layout(Path(temporary))
-            registry.fetch(tuple(blobs.values()), layout)
-            bundle = layout.read(blobs[SIGSTORE_BUNDLE]) if SIGSTORE_BUNDLE in blobs else None
-            statements.append(SignedStatement(layout.read(blobs[ENVELOPE]), bundle))
+            registry.fetch(tuple(bundles), layout)
+            statements.append(SignedStatement(layout.read(bundles[0]), kind))
     return statements
 
 
-def _attach(registry: Registry, layout: Layout, image: Descriptor, kind: str, blobs: Sequence[Descriptor]) -> None:
+def _attach(
+    registry: Registry,
+    layout: Layout,
+    image: Descriptor,
+    kind: str,
+    blobs: Sequence[Descriptor],
+    annotations: dict[str, str] | None = None,
+) -> None:
     empty = layout.put(b"{}", EMPTY)
     for blob in (empty, *blobs):
         registry.upload(layout.blob(blob.digest), blob)
     subject = image.model_copy(update={"annotations": None, "platform": None})
-    manifest = Manifest(schema_version=2, artifact_type=kind, config=empty, layers=tuple(blobs), subject=subject)
+    manifest = Manifest(
+        schema_version=2, artifact_type=kind, config=empty, layers=tuple(blobs), subject=subject, annotations=annotations
+    )
     data = encode(manifest)
-    artifact = Descriptor(media_type=MANIFEST, digest=f"sha256:{files.sha256(data)}", size=len(data), artifact_type=kind)
+    artifact = Descriptor(
+        media_type=MANIFEST,
+        digest=f"sha256:{files.sha256(data)}",
+        size=len(data),
+        artifact_type=kind,
+        annotations=annotations,
+    )
     if not registry.put(data, MANIFEST):
         registry.add_referrer(artifact, image.digest)

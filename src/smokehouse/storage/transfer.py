@@ -178,14 +178,25 @@ class Client:
             yield Answer(got, watch)
 
     @contextmanager
-    def ask(self, method: str, url: str, *, headers: Mapping[str, str] | None = None) -> Iterator[Answer]:
-        """Like `open` for GET and HEAD, and send it again, a few times, where that can help."""
-        limits, until = self.limits, time.monotonic() + self.limits.deadline
+    def ask(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        data: bytes | None = None,
+        until: float | None = None,
+        redirect: bool = True,
+    ) -> Iterator[Answer]:
+        """Like `open` for a request that changes nothing, and send it again, a few times, where that can help."""
+        limits = self.limits
+        until = time.monotonic() + limits.deadline if until is None else until
         with ExitStack() as stack:
             for attempt in range(limits.attempts):
                 last, pause = attempt == limits.attempts - 1, limits.pause * 2**attempt
                 try:
-                    answer = stack.enter_context(self.open(method, url, headers=headers, until=until))
+                    opened = self.open(method, url, headers=headers, data=data, until=until, redirect=redirect)
+                    answer = stack.enter_context(opened)
                 except TransferError as failed:
                     if last or isinstance(failed, (UntrustedError, InvalidAnswerError)):
                         raise
@@ -194,7 +205,7 @@ class Client:
                         break
                     pause = answer.wait(limits.retry_after) or pause
                     stack.close()
-                time.sleep(pause)
+                time.sleep(max(0.0, min(pause, until - time.monotonic())))
             yield answer
 
     def _send(
@@ -266,6 +277,8 @@ class _Watch:
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Self:
+        if time.monotonic() >= self._until:
+            raise TransferError(f"timed out after {self._limits.deadline:g} s")
         self._thread.start()
         return self
 

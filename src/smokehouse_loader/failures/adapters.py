@@ -41,6 +41,7 @@ FAILURES = (
         cause="The adapter was trained on another base model, or with another rank r, than the one that it is loaded into.",
         cure="load it into base_model_name_or_path of adapter_config.json, with the r and modules_to_save that it has there",
         source="peft/utils/save_and_load.py",
+        reproduction="load_adapter_of_another_base",
         signs=(
             Sign(
                 "size mismatch for base_model.model.{}: copying a param with shape {shape} from checkpoint, the "
@@ -60,6 +61,7 @@ FAILURES = (
             "peft.PeftModel.from_pretrained(model, DIRECTORY)"
         ),
         source="transformers/models/auto/configuration_auto.py; peft documents the files of an adapter",
+        reproduction="load_adapter_folder",
         signs=(
             Sign("Unrecognized model in {w}lora{}. Should have a `model_type` key"),
             Sign("Unrecognized model in {w}adapter{}. Should have a `model_type` key"),

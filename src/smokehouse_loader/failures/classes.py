@@ -32,6 +32,7 @@ FAILURES = (
             "converted for transformers (llava-hf, model type llava_onevision or llava)"
         ),
         source="the repository's own classes register llava_qwen",
+        reproduction="model_type_of_other_code",
         signs=(
             Sign(
                 "The checkpoint you are trying to load has model type `llava_",
@@ -73,6 +74,7 @@ FAILURES = (
             "adapter_config.json, load its base model and then the adapter"
         ),
         source="transformers/models/auto/configuration_auto.py",
+        reproduction="config_without_model_type",
         signs=(Sign("Unrecognized model in {}. Should have a `model_type` key"),),
         question="Which files does the directory have: adapter_config.json, only global_step folders, or none that say config?",
     ),
@@ -84,10 +86,18 @@ FAILURES = (
         reproduction="no_model_class",
     ),
     Failure(
+        name="contradicting-architectures",
+        cause="architectures in config.json lists a class for another model type than the one it has.",
+        cure="set architectures to the class that the weights fit",
+        source=f"{MEASURED}: from_pretrained loads it without a word; other programs choose the class by it",
+        reproduction="contradicting_architectures",
+    ),
+    Failure(
         name="remote-code",
         cause="The checkpoint has Python code of its own, which transformers runs only when it is told to.",
         cure="review the .py files in it, pin the revision, and pass trust_remote_code=True",
         source="transformers/dynamic_module_utils.py, resolve_trust_remote_code",
+        reproduction="missing_remote_code",
         signs=(
             Sign("contains custom code which must be executed to correctly load the model. You can inspect"),
             Sign("requires you to execute the configuration file in that repo on your local machine"),
@@ -131,6 +141,7 @@ FAILURES = (
             "transformers that saved it"
         ),
         source="transformers/models/auto/image_processing_auto.py",
+        reproduction="unknown_image_processor",
         signs=(
             Sign("Unrecognized image processor in {}. Should have a `image_processor_type` key"),
             Sign("Unrecognized image processor in {}. Should have an `image_processor_type` key"),
@@ -172,6 +183,7 @@ FAILURES = (
             "copy the base model's tokenizer"
         ),
         source="transformers/models/auto/tokenization_auto.py",
+        reproduction="unknown_tokenizer_class",
         signs=(
             Sign("Tokenizer class {w} does not exist or is not currently imported"),
             Sign("ValueError: Tokenizer class {w} is not currently imported"),

@@ -163,6 +163,7 @@ FAILURES = (
         ),
         cure="save the inner model (engine.module, model._orig_mod), or remove the prefix from every key and save again",
         source="torch/nn/parallel/distributed.py",
+        reproduction="load_wrapped_keys",
         signs=(
             Sign(_NOT_USED, any_name=_WRAPPED),
             Sign("| UNEXPECTED", any_name=_WRAPPED),
@@ -387,6 +388,13 @@ FAILURES = (
         cure="load it with verify='none', or load the checkpoint that it was quantised from",
         source="quantisers of transformers rewrite tensors while loading",
         reproduction="quantised_checkpoint",
+    ),
+    Failure(
+        name="signature-mismatch",
+        cause="The files are not the ones that the trusted signer signed: one was changed, added or removed since.",
+        cure="do not load it; get it again from who signed it, or find out who changed it",
+        source="OpenSSF model signing, the library model-signing",
+        reproduction="load_changed_after_signing",
     ),
     Failure(
         name="wrong-bits",

@@ -1,8 +1,10 @@
 """A statement is accepted for one image, with a trusted signature and the report of a passed test; anything else is refused."""
 
 import dataclasses
+import hashlib
 import json
 import os
+import subprocess
 from base64 import b64decode, b64encode
 from collections.abc import Callable
 from pathlib import Path
@@ -13,16 +15,9 @@ import pytest
 from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
 from smokehouse.locks import LockedEnvironment
-from smokehouse.proofs.attestation import (
-    PAYLOAD,
-    STATEMENT,
-    TEST_RESULT,
-    SignedStatement,
-    Signer,
-    open_statement,
-    sign,
-    statement,
-)
+from smokehouse.proofs import signing
+from smokehouse.proofs.attestation import TEST_RESULT, open_statement, statement
+from smokehouse.proofs.signing import BUNDLE, STATEMENT, SignedStatement, Signer, sign
 from smokehouse.runs.report import Report, parse, read
 
 from ...faults import complete_reports
@@ -60,8 +55,9 @@ def check(checkout: Checkout, signed: SignedStatement, signer: Signer, digest: s
     return found.check(checkout, locked)
 
 
-def _payload(edit: Edit) -> Callable[[dict[str, Any]], None]:
-    def edited(envelope: dict[str, Any]) -> None:
+def _payload(edit: Edit) -> Edit:
+    def edited(bundle: dict[str, Any]) -> None:
+        envelope = bundle["dsseEnvelope"]
         content = json.loads(b64decode(envelope["payload"]))
         edit(content)
         envelope["payload"] = b64encode(json.dumps(content).encode()).decode()
@@ -74,21 +70,93 @@ def _payload(edit: Edit) -> Callable[[dict[str, Any]], None]:
     [
         (_payload(lambda content: content["subject"][0]["digest"].update(sha256="e" * 64)), "is not signed by the key"),
         (_payload(lambda content: content["predicate"].update(passedTests=[])), "is not signed by the key"),
-        (lambda envelope: envelope["signatures"][0].update(sig="AAAA"), "is not signed by the key"),
-        (lambda envelope: envelope.update(payloadType="text/plain"), "is not a DSSE envelope"),
-        (lambda envelope: envelope.update(payload="%%"), "is not a DSSE envelope"),
-        (lambda envelope: envelope.update(signatures=[]), "is not a DSSE envelope"),
+        (_payload(lambda content: content.update(predicateType="https://slsa.dev/provenance/v1")), "is not signed by the key"),
+        (lambda bundle: bundle["dsseEnvelope"]["signatures"][0].update(sig="AAAA"), "is not signed by the key"),
+        (lambda bundle: bundle["dsseEnvelope"].update(payloadType="text/plain"), "is not a Sigstore bundle"),
+        (lambda bundle: bundle["dsseEnvelope"].update(payload="%%"), "is not a Sigstore bundle"),
+        (lambda bundle: bundle["dsseEnvelope"].update(signatures=[]), "is not a Sigstore bundle"),
+        (lambda bundle: bundle.update(mediaType="application/vnd.dev.sigstore.bundle+json;version=0.1"), "is not a Sigstore"),
+        (lambda bundle: bundle.pop("verificationMaterial"), "is not a Sigstore bundle"),
     ],
-    ids=["another subject", "edited result", "another signature", "another type", "no payload", "no signature"],
+    ids=[
+        "another subject",
+        "edited result",
+        "another predicate",
+        "another signature",
+        "another type",
+        "no payload",
+        "no signature",
+        "another version",
+        "no material",
+    ],
 )
 def test_an_edited_statement_is_refused(root: Path, keys: Path, edit: Edit, said: str) -> None:
-    signed = sign(statement(complete_reports.report(root), "tiny", DIGEST), Signer(keys / "ours.key"))
-    locked = complete_reports.locked(root)
-    envelope = json.loads(signed.envelope)
-    edit(envelope)
+    signed = sign(statement(reports.report(DIGEST, LOCK), "tiny", DIGEST), Signer(keys / "ours.key"))
+    bundle, locked = json.loads(signed.bundle), complete_reports.locked(root)
+    edit(bundle)
     with pytest.raises(UserError, match=said) as raised:
-        check(Checkout(root), SignedStatement(json.dumps(envelope).encode()), Signer(keys / "ours.pub"), DIGEST, locked)
+        check(Checkout(root), SignedStatement(json.dumps(bundle).encode()), Signer(keys / "ours.pub"), DIGEST, locked)
     assert str(raised.value).startswith(f"{DIGEST}: its statement ")
+
+
+def test_what_two_parsers_read_differently_is_refused(root: Path, keys: Path) -> None:
+    """Go takes the last of two equal keys and Python, too, but neither has to."""
+    signed = sign(statement(reports.report(DIGEST, LOCK), "tiny", DIGEST), Signer(keys / "ours.key"))
+    locked = complete_reports.locked(root)
+    twice = signed.bundle.replace(b'"payloadType"', b'"payloadType":"application/vnd.in-toto+json","payloadType"', 1)
+    assert twice != signed.bundle
+    with pytest.raises(UserError, match="key 'payloadType' occurs twice"):
+        check(Checkout(root), SignedStatement(twice), Signer(keys / "ours.pub"), DIGEST, locked)
+    payload = statement(reports.report(DIGEST, LOCK), "tiny", DIGEST).replace(b'"subject"', b'"subject":[],"subject"', 1)
+    with pytest.raises(UserError, match=r"its signed payload is not a test-result statement .*key 'subject' occurs twice"):
+        check(Checkout(root), sign(payload, Signer(keys / "ours.key")), Signer(keys / "ours.pub"), DIGEST, locked)
+
+
+def test_one_bundle_is_written_as_sigstore_specifies_and_read_by_cosign_2_and_3(
+    keys: Path, cosign: Path, cosign_2: Path, tmp_path: Path
+) -> None:
+    """Version 2 needs the subject itself, and a trusted root to ask no service for; 3 is what we call."""
+    subject = tmp_path / "manifest"
+    subject.write_bytes(b"an image")
+    digest = f"sha256:{hashlib.sha256(b'an image').hexdigest()}"
+    bundle = json.loads(sign(statement(reports.report(digest, LOCK), "tiny", digest), Signer(keys / "ours.key")).bundle)
+    assert bundle["mediaType"] == BUNDLE
+    assert set(bundle) == {"mediaType", "verificationMaterial", "dsseEnvelope"}
+    assert set(bundle["verificationMaterial"]) == {"publicKey"}
+    (tmp_path / "bundle.json").write_text(json.dumps(bundle))
+    root = {"mediaType": "application/vnd.dev.sigstore.trustedroot+json;version=0.1"}
+    (tmp_path / "root.json").write_text(json.dumps(root | {"tlogs": [], "ctlogs": [], "certificateAuthorities": []}))
+    command: list[str | Path] = [
+        "--bundle",
+        tmp_path / "bundle.json",
+        "--new-bundle-format",
+        "--trusted-root",
+        tmp_path / "root.json",
+    ]
+    command += ["--insecure-ignore-tlog=true", "--type", TEST_RESULT]
+    for folder in (cosign_2, cosign):
+        for key, code in (("ours", 0), ("other", 1)):
+            whole: list[str | Path] = [
+                folder / "cosign",
+                "verify-blob-attestation",
+                "--key",
+                keys / f"{key}.pub",
+                *command,
+                subject,
+            ]
+            ended = subprocess.run(whole, capture_output=True, text=True, timeout=120)
+            assert (ended.returncode != 0) == code, ended.stderr
+
+
+def test_an_older_cosign_is_named(keys: Path, root: Path, cosign_2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    signed = sign(statement(reports.report(DIGEST, LOCK), "tiny", DIGEST), Signer(keys / "ours.key"))
+    locked = complete_reports.locked(root)
+    monkeypatch.setenv("PATH", str(cosign_2), prepend=":")
+    said = "cosign: expected version 3 or later, found an older one; install 3"
+    with pytest.raises(UserError, match=said):
+        sign(statement(reports.report(DIGEST, LOCK), "tiny", DIGEST), Signer(keys / "ours.key"))
+    with pytest.raises(UserError, match=said):
+        check(Checkout(root), signed, Signer(keys / "ours.pub"), DIGEST, locked)
 
 
 def test_a_signature_by_another_key_or_of_another_image_is_refused(root: Path, keys: Path) -> None:
@@ -109,7 +177,15 @@ def test_a_signature_by_another_key_or_of_another_image_is_refused(root: Path, k
     signed = sign(statement(report, "tiny", DIGEST), Signer(keys / "ours.key"))
     with pytest.raises(UserError, match=f"expected a report of image {DIGEST}, found one of image {OTHER}; do not trust it"):
         check(checkout, signed, Signer(keys / "ours.pub"), DIGEST, locked)
-    signed = sign(b'{"_type": "something else"}', Signer(keys / "ours.key"))
+    assert (
+        open_statement(
+            sign(signing.statement("https://slsa.dev/provenance/v1", {}, "tiny", DIGEST), Signer(keys / "ours.key")),
+            Signer(keys / "ours.pub"),
+            DIGEST,
+        )
+        is None
+    )
+    signed = sign(b'{"predicateType": "something else"}', Signer(keys / "ours.key"))
     with pytest.raises(UserError, match="its signed payload is not a test-result statement"):
         check(checkout, signed, Signer(keys / "ours.pub"), DIGEST, locked)
 
@@ -128,15 +204,13 @@ def test_what_takes_a_network_says_so(root: Path, cosign: Path, tmp_path: Path, 
         match=r"^cannot sign the statement: .*sigstore\.dev.*; keyless signing requires Sigstore .*; or use --key FILE$",
     ):
         sign(payload, Signer())
-    signature = b64encode(b"signature").decode()
-    envelope = {"payloadType": PAYLOAD, "payload": b64encode(payload).decode(), "signatures": [{"sig": signature}]}
-    bundle = json.dumps({"base64Signature": signature, "cert": "", "rekorBundle": {}}).encode()
+    envelope: dict[str, Any] = {"payloadType": "application/vnd.in-toto+json", "payload": b64encode(payload).decode()}
+    envelope["signatures"] = [{"sig": b64encode(b"signature").decode()}]
+    bundle = {"mediaType": BUNDLE, "verificationMaterial": {"certificate": {"rawBytes": ""}}, "dsseEnvelope": envelope}
     who = Signer(identity="https://github.com/x", issuer="https://issuer.example")
     said = rf"^{DIGEST}: cosign cannot reach Sigstore to verify .*sigstore\.dev.*; fix the network connection$"
     with pytest.raises(UserError, match=said):
-        check(
-            Checkout(root), SignedStatement(json.dumps(envelope).encode(), bundle), who, DIGEST, complete_reports.locked(root)
-        )
+        check(Checkout(root), SignedStatement(json.dumps(bundle).encode()), who, DIGEST, complete_reports.locked(root))
 
 
 def test_a_key_that_is_not_there_or_not_open_is_named(root: Path, keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:

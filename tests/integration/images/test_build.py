@@ -12,17 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 
 from smokehouse.checkout import Checkout
 from smokehouse.images.plan import plan_layers
 from smokehouse.installs import loader
 from smokehouse.locks import model
+from smokehouse.oci import Layout, Reference, Registry
 
 from ... import stubs
 from ...unit.conftest import TestCheckout
 from ..conftest import STRANGER, UID, as_builder, built, locked_tiny
 from ..debian import unpack
 from ..engine import Engine, started
+from ..registries import Proxy
 
 
 def blob(layout: Path, digest: str) -> bytes:
@@ -90,6 +93,48 @@ def test_two_clean_builds_are_the_same_image(
         assert {path.stat().st_uid for path in second.root.glob("build/base/*/layout")} == {UID}
         assert manifest(two) == manifest(one)
     assert json.loads(ended.stdout)["digest"] == digest
+
+
+def test_both_builders_make_the_same_image(tiny: TestCheckout, tmp_path: Path) -> None:
+    """What is assembled without an engine is, byte for byte, what BuildKit makes of docker/Dockerfile."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    unreachable = {"DOCKER_HOST": f"unix://{tmp_path}/nothing.sock"}
+    ended = tiny.run("build", "tiny", "--json", "--output", f"oci:{one}", **unreachable)
+    assert ended.returncode == 0, ended.stderr
+    assembled = json.loads(ended.stdout)
+    baked = built(tiny, "--builder", "default", "--output", f"oci:{two}")
+    configs = [blob(layout, manifest(layout)["config"]["digest"]) for layout in (one, two)]
+    diff_ids = [json.loads(config)["rootfs"]["diff_ids"] for config in configs]
+    assert diff_ids[0] == diff_ids[1]
+    assert configs[0] == configs[1]
+    assert assembled["id"] == baked["id"] == f"sha256:{hashlib.sha256(configs[0]).hexdigest()}"
+    # The compressors differ, and with them the digests of what is sent.
+    assert assembled["digest"] != baked["digest"]
+    for layer, diff_id in zip(manifest(one)["layers"], diff_ids[0], strict=True):
+        stream = zstandard.ZstdDecompressor().decompressobj().decompress(blob(one, layer["digest"]))
+        assert f"sha256:{hashlib.sha256(stream).hexdigest()}" == diff_id
+
+
+def test_an_assembled_image_is_pushed_and_compressed_as_requested(tiny: TestCheckout, registry: Proxy, tmp_path: Path) -> None:
+    place = f"{registry.host}/some/tiny:new"
+    pushed = built(tiny, "--output", f"push:{place}", "--compression", "gzip")
+    found = Registry(Reference.parse(place)).pull(Layout(tmp_path / "pulled"))
+    assert pushed["place"] == f"{place}@{found.digest}"
+    pulled = Layout(tmp_path / "pulled").image()
+    assert {layer.media_type.rpartition("+")[2] for layer in pulled.manifest.layers} == {"gzip"}
+    assert pulled.manifest.config.digest == pushed["id"] == built(tiny, "--output", f"oci:{tmp_path / 'zstd'}")["id"]
+    pulled.tree(lambda path: False)  # verifies both digests of each layer
+    refused = tiny.refused("build", "tiny", "--output", f"push:{place}@{found.digest}")
+    assert "--output: expected push:HOST/NAME:TAG, found" in refused
+
+
+def test_an_edited_layer_is_made_again(tiny: TestCheckout, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    digest = built(tiny, "--output", f"oci:{one}")["digest"]
+    for layer in (tiny.root / "build" / "layers").glob("*/layer.zstd"):
+        layer.write_bytes(b"edited")
+    assert built(tiny, "--output", f"oci:{two}")["digest"] == digest
+    Layout(two).image().tree(lambda path: False)
 
 
 def test_another_environment_shares_layers_and_downloads(tiny: TestCheckout, tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import pytest
 from smokehouse.oci.layout import Layout
 from smokehouse.oci.reference import Reference
 from smokehouse.oci.registry import Registry
-from smokehouse.proofs.attestation import ENVELOPE
 from smokehouse.proofs.referrers import SBOM
+from smokehouse.proofs.signing import BUNDLE
 
 from .. import registries, reports
 from ..conftest import Made
@@ -40,7 +40,8 @@ class Publisher:
         given = ["--image", str(self.made.layout), "--report", str(self.report), "--key", str(self.keys / "ours.key")]
         ended = run(self.made.checkout, "publish", "tiny", self.where, *given, *options, code=code)
         if code == 2:
-            lines = [line for line in ended.stderr.splitlines() if not re.match(r"smokehouse: (verifying|sending|bundl)", line)]
+            progress = r"smokehouse: (verifying|assembling|sending|bundl)"
+            lines = [line for line in ended.stderr.splitlines() if not re.match(progress, line)]
             assert len(lines) == 1, ended.stderr
             return lines[0]
         return ended.stdout
@@ -92,7 +93,7 @@ def test_what_is_published_is_verified_by_whoever_has_the_key(publisher: Publish
     assert (in_layout["proven"], in_layout["differences"]) == (False, [])
     assert in_layout["proof"] == "nothing: OCI layouts and engines have no statements"
     attached = Registry(Reference.parse(publisher.where)).referrers(publisher.digest)
-    assert [entry.artifact_type for entry in attached] == [SBOM, ENVELOPE]
+    assert [entry.artifact_type for entry in attached] == [SBOM, *[BUNDLE] * 4]
     # The tags go last, the one by stack and lock after the date; none is ever `latest`.
     written = [line for line in publisher.sent() if "/manifests/" in line]
     assert [line.rpartition("/")[2] for line in written[-2:]] == publisher.tags[::-1]
@@ -128,11 +129,11 @@ def test_a_broken_push_leaves_no_tag_and_a_second_call_completes(
     publisher()
     assert publisher.there() == publisher.tags
     attached = Registry(Reference.parse(publisher.where)).referrers(publisher.digest)
-    assert [entry.artifact_type for entry in attached] == [SBOM, ENVELOPE]
+    assert [entry.artifact_type for entry in attached] == [SBOM, *[BUNDLE] * 4]
     before = len(publisher.proxy.received)
     publisher()
     again = [line for line, _ in publisher.proxy.received[before:] if line.startswith("POST")]
-    assert len(again) == 1  # a statement signed anew; no layer is sent twice
+    assert len(again) == 4  # statements signed anew; no layer is sent twice
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,14 @@
 
 import contextlib
 import importlib
+import importlib.util
 import json
 import logging
 import multiprocessing
 import multiprocessing.connection
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -283,6 +285,19 @@ def reindex(path: Path, change: Callable[[dict[str, str]], object]) -> None:
     index = json.loads((path / INDEX).read_text())
     change(index["weight_map"])
     (path / INDEX).write_text(json.dumps(index))
+
+
+def signed(path: Path, keys: Path) -> Path:
+    """Sign a checkpoint with a new key, as model.sig in it, and return the public key's file."""
+    library = importlib.util.find_spec("model_signing")
+    assert library is not None
+    assert library.origin is not None
+    tools = Path(library.origin).parents[4] / "bin/python"
+    command = [tools, Path(__file__).with_name("sign.py"), path, keys]
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    ended = subprocess.run(list(map(str, command)), env=environ, capture_output=True, text=True, timeout=DEADLINE)
+    assert ended.returncode == 0, ended.stderr
+    return keys / "public.pem"
 
 
 def wrong_shape(path: Path) -> None:

@@ -8,6 +8,7 @@ failure, after it has checked that.
 import contextlib
 import copy
 import ctypes
+import io
 import json
 import logging
 import os
@@ -15,7 +16,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
@@ -454,6 +454,116 @@ def untie_weights(context: Context) -> list[str]:
     return [unready(model)]
 
 
+# Descriptions: what the files beside the weights say
+
+
+def checked(path: Path) -> str:
+    """Return what `check` prints of a checkpoint that it must refuse, as load_model raises it."""
+    from smokehouse_loader.__main__ import main
+
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert main(["check", str(path)]) == 1
+    return f"LoadError: {printed.getvalue()}"
+
+
+def _adapter(path: Path, base: str, width: int) -> Path:
+    from safetensors.torch import save_file
+
+    path.mkdir()
+    config = {"peft_type": "LORA", "r": 2, "base_model_name_or_path": base}
+    (path / "adapter_config.json").write_text(json.dumps(config))
+    at = "base_model.model.model.layers.0.self_attn.q_proj"
+    save_file(
+        {f"{at}.lora_A.weight": torch.ones(2, width), f"{at}.lora_B.weight": torch.ones(width, 2)},
+        path / "adapter_model.safetensors",
+    )
+    return path
+
+
+def load_adapter_folder(context: Context) -> list[str]:
+    path = _adapter(context.work / "lora", "some/base", 64)
+    raised_by(lambda: naive(path))
+    text = refused(path)
+    assert "an adapter of some/base" in text
+    return [text, checked(path)]
+
+
+def load_adapter_of_another_base(context: Context) -> list[str]:
+    return [checked(_adapter(context.work / "lora", str(context.slim), 48))]
+
+
+def config_without_model_type(context: Context) -> list[str]:
+    def forget(path: Path) -> None:
+        config = json.loads((path / "config.json").read_text())
+        del config["model_type"]
+        (path / "config.json").write_text(json.dumps(config))
+
+    path = context.damaged(forget)
+    assert "Unrecognized model" in raised_by(lambda: naive_auto(path))
+    return [refused(path)]
+
+
+def model_type_of_other_code(context: Context) -> list[str]:
+    path = _with_config(context, "llava", model_type="llava_qwen")
+    assert "llava_qwen" in raised_by(lambda: naive_auto(path))
+    return [refused(path)]
+
+
+def missing_remote_code(context: Context) -> list[str]:
+    path = _with_config(context, "code", model_type="nobodys", auto_map={"AutoConfig": "configuration_nobodys.Config"})
+    raised_by(lambda: naive_auto(path))
+    return [refused(path)]
+
+
+def unknown_image_processor(context: Context) -> list[str]:
+    from transformers import AutoImageProcessor
+
+    path = lab.damaged(
+        context.slim, context.work / "processor", lambda path: _describe(path, "preprocessor", "image_processor_type")
+    )
+    assert "NobodysThing" in checked(path)
+    raised_by(lambda: AutoImageProcessor.from_pretrained(path))
+    return [checked(path)]
+
+
+def unknown_tokenizer_class(context: Context) -> list[str]:
+    return [
+        checked(
+            lab.damaged(context.slim, context.work / "tokenizer", lambda path: _describe(path, "tokenizer", "tokenizer_class"))
+        )
+    ]
+
+
+def _describe(path: Path, name: str, key: str) -> None:
+    (path / f"{name}_config.json").write_text(json.dumps({key: "NobodysThing"}))
+
+
+def contradicting_architectures(context: Context) -> list[str]:
+    path = _with_config(context, "contradiction", architectures=["Qwen2VLForConditionalGeneration"])
+    naive_auto(path)  # without a word
+    return [refused(path)]
+
+
+def load_wrapped_keys(context: Context) -> list[str]:
+    def wrap(path: Path) -> None:
+        tensors = {f"module.{name}": tensor for name, tensor in lab.stored_tensors(path).items()}
+        for file in path.glob("model-*"):
+            file.unlink()
+        lab.write_shards(path, [tensors])
+
+    return [refused(context.damaged(wrap))]
+
+
+def load_changed_after_signing(context: Context) -> list[str]:
+    path = context.damaged(lab.flipped_bit)
+    key = lab.signed(path, context.work / "keys")
+    loaded = smokehouse_loader.load_model(path, verify="signature", signer=smokehouse_loader.Signer(public_key=key))
+    assert loaded is not None
+    lab.flipped_bit(path)
+    return [refused(path, verify="signature", signer=smokehouse_loader.Signer(public_key=key))]
+
+
 # Files
 
 
@@ -606,26 +716,17 @@ def imports_ask_for_nvcc() -> None:
         raise UnaffectedError("this DeepSpeed asks for no nvcc and compiles nothing when it is imported")
 
 
-def has_setuptools() -> None:
-    """Raise UnaffectedError in a stack without setuptools, where DeepSpeed and triton fail for want of it first."""
-    if not Path(sysconfig.get_path("purelib"), "setuptools").is_dir():
-        raise UnaffectedError("without setuptools it fails before")
-
-
 def import_without_nvcc(context: Context) -> list[str]:
     imports_ask_for_nvcc()
-    has_setuptools()
     without = "import torch.utils.cpp_extension as extension; extension.CUDA_HOME = {}; import deepspeed"
     return [failed_on_gpus(without.format(home)) for home in ("None", repr(str(context.work)))]
 
 
 def triton_without_compiler(context: Context) -> list[str]:
-    has_setuptools()
     return [failed_on_gpus("import triton; triton.runtime.driver.active.utils", PATH=context.work)]
 
 
 def triton_cannot_compile(context: Context) -> list[str]:
-    has_setuptools()
     use = "import triton; triton.runtime.driver.active.utils"
     headers = "import sysconfig; paths = sysconfig.get_paths; "
     headers += (

@@ -21,7 +21,7 @@ from smokehouse.locks.solvers import UnsolvableError
 from smokehouse.locks.wheel_tags import Artefact
 from smokehouse.storage import files
 from smokehouse.storage.files import sha256
-from smokehouse.storage.transfer import Client, TransferError
+from smokehouse.storage.transfer import DOWNLOAD, Client, Limits, TransferError
 
 _LARGEST = 256 << 20  # bytes of an sdist
 _LARGEST_UNPACKED = 4 << 30
@@ -73,12 +73,12 @@ def unbuildable(pin: str, reason: str) -> UnsolvableError:
     )
 
 
-def download(sdist: Artefact) -> bytes:
+def download(sdist: Artefact, limits: Limits = DOWNLOAD) -> bytes:
     """Return the bytes of `sdist`, verified by their hash; raises UserError."""
     if urlsplit(sdist.url).scheme not in ("https", "http", "file"):
         raise UserError(f"{sdist.name}: expected an https, http or file URL, found {sdist.url}; use another index")
     try:
-        data = b"".join(_chunks(sdist))
+        data = b"".join(_chunks(sdist, limits))
     except (TransferError, OSError) as broken:
         raise UserError(f"{sdist.name}: cannot be downloaded ({broken}); check the network") from None
     if len(data) > _LARGEST:
@@ -88,7 +88,7 @@ def download(sdist: Artefact) -> bytes:
     return data
 
 
-def _chunks(sdist: Artefact) -> Iterator[bytes]:
+def _chunks(sdist: Artefact, limits: Limits) -> Iterator[bytes]:
     """Yield the bytes of `sdist`, and few more than are allowed; raises TransferError or OSError."""
     left = _LARGEST + 1
     with ExitStack() as stack:
@@ -96,7 +96,7 @@ def _chunks(sdist: Artefact) -> Iterator[bytes]:
             file = stack.enter_context(files.open_regular(Path(unquote(urlsplit(sdist.url).path))))
             chunks = iter(partial(file.read, _CHUNK), b"")
         else:
-            client = stack.enter_context(closing(Client()))
+            client = stack.enter_context(closing(Client(limits)))
             answer = stack.enter_context(client.ask("GET", sdist.url))
             if answer.status != 200:
                 raise TransferError(f"status {answer.status} {answer.reason}")

@@ -1,0 +1,314 @@
+"""Layers made here: a step of docker/Dockerfile runs in a namespace, and what it writes to /out becomes a layer.
+
+A layer is kept under a hash of what it is made from, so environments share it, and only what has changed is made again.
+"""
+
+import gzip
+import hashlib
+import json
+import os
+import re
+import shutil
+import tarfile
+import zlib
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import IO, Literal, Protocol
+
+import zstandard
+
+from smokehouse.checkout import Checkout
+from smokehouse.errors import UserError
+from smokehouse.oci.changeset import write_layer
+from smokehouse.oci.filesystem import decompress
+from smokehouse.oci.layout import Image
+from smokehouse.oci.model import Descriptor
+from smokehouse.programs import namespace
+from smokehouse.programs.process import run
+from smokehouse.storage import files
+from smokehouse.storage.folder_lock import exclusive
+
+NO_PROGRAMS = "the base image has no {}; use one that has a shell, tar and glibc, such as Debian"
+
+Compression = Literal["zstd", "gzip"]
+
+_FORMAT = 1  # raised whenever the same inputs make another layer
+_DEADLINE = 7200.0  # seconds of one step
+_CHUNK = 1 << 20
+_LEVELS: dict[Compression, int] = {"zstd": 3, "gzip": 6}
+_WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
+# Of a step; those that are compiled set their own.
+_ENVIRON = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a step has written, in `tree`, with the `key` of what it was made from."""
+
+    key: str
+    folder: Path
+
+    @property
+    def tree(self) -> Path:
+        """The folder that was /out of the step."""
+        return self.folder / "tree"
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A layer as a file: digest and size in bytes of its tar stream, and the compressed `blob`, which is at `path`."""
+
+    diff_id: str
+    unpacked: int
+    blob: Descriptor
+    path: Path
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step: `program` runs with `scripts` of docker/steps in the file systems `below`, the topmost first.
+
+    It reads `inputs`, folders by their absolute path; each has a text that its content depends on, and nothing else.
+    """
+
+    name: str
+    program: tuple[str, ...]
+    scripts: tuple[str, ...]
+    below: tuple[Made, ...]
+    inputs: Mapping[str, tuple[Path, str]]
+
+
+class LayerStore:
+    """A folder of layers that were made in a checkout, which later builds use again."""
+
+    def __init__(self, checkout: Checkout, folder: Path | None = None) -> None:
+        """Open the store of `checkout`, or that in `folder`, which need not exist."""
+        self._folder = folder or checkout.build / "layers"
+        self._steps = checkout.file("docker/steps")
+
+    def make(self, step: Step) -> Made:
+        """Run `step` unless what it makes is there; raises UserError with the reason that the step gives."""
+        made = self._place(
+            {
+                "program": step.program,
+                "scripts": {name: files.hashed(self._steps / name) for name in step.scripts},
+                "below": [lower.key for lower in step.below],
+                "inputs": {place: text for place, (_, text) in step.inputs.items()},
+            }
+        )
+        self._once(made, step.name, lambda tree: self._run(step, tree))
+        return made
+
+    def unpack(self, image: Image) -> Made:
+        """Unpack the base `image`, for steps to run on; raises UserError."""
+        made = self._place({"base": image.config.rootfs.diff_ids})
+
+        def extract(tree: Path) -> None:
+            for number, layer in enumerate(image.manifest.layers):
+                image.layout.verify_blob(layer)
+                with image.layout.blob(layer.digest).open("rb") as file:
+                    _extract(decompress(file, layer.media_type, f"layer {number + 1}"), tree)
+
+        self._once(made, "base", extract)
+        return made
+
+    def pack(self, made: Made, compression: Compression) -> Packed:
+        """Write what a step has made as a layer, unless it is there."""
+        return self._pack(made, compression, lambda out: write_layer(made.tree, out))
+
+    def repack(self, image: Image, compression: Compression) -> tuple[Packed, ...]:
+        """Write the layers of the base `image` again, so that they are compressed as all others are."""
+        return tuple(self._repack(image, number, compression) for number in range(len(image.manifest.layers)))
+
+    def _repack(self, image: Image, number: int, compression: Compression) -> Packed:
+        layer, diff_id = image.manifest.layers[number], image.config.rootfs.diff_ids[number]
+
+        def copy(out: _Tee) -> None:
+            image.layout.verify_blob(layer)
+            with image.layout.blob(layer.digest).open("rb") as file:
+                source = decompress(file, layer.media_type, diff_id)
+                while chunk := source.read(_CHUNK):
+                    out.write(chunk)
+
+        packed = self._pack(self._place({"layer": diff_id}), compression, copy)
+        if packed.diff_id != diff_id:
+            raise UserError(f"layer {number + 1} of the base: expected {diff_id}, found {packed.diff_id}; do not trust it")
+        return packed
+
+    def _place(self, content: Mapping[str, object]) -> Made:
+        key = files.sha256(json.dumps({"format": _FORMAT, **content}, sort_keys=True))
+        return Made(key, self._folder / key)
+
+    def _once(self, made: Made, name: str, write: Callable[[Path], None]) -> None:
+        if made.tree.is_dir():
+            return
+        made.folder.mkdir(parents=True, exist_ok=True)
+        with exclusive(made.folder / ".lock", f"making {name}"):
+            if made.tree.is_dir():
+                return
+            partial = made.folder / "partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            try:
+                write(partial)
+                partial.rename(made.tree)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+
+    def _run(self, step: Step, tree: Path) -> None:
+        with TemporaryDirectory(dir=tree.parent) as name:
+            work, build = Path(name, "work"), Path(name, "build")
+            work.mkdir()
+            build.mkdir()
+            mounts = {place: str(folder) for place, (folder, _) in step.inputs.items()}
+            mounts |= {f"/steps/{script}": str(self._steps / script) for script in step.scripts}
+            mounts |= {"/out": str(tree), "/build": str(build)}
+            root = namespace.Root([str(lower.tree) for lower in step.below], mounts, ["/out", "/build"], str(work))
+            command = namespace.command(root, step.program, _ENVIRON)
+            ended = run(command, deadline=_DEADLINE, environ=_ENVIRON, cwd=tree.parent)
+        if ended.code == namespace.FAILED:
+            raise UserError(
+                f"{step.name}: requires a user namespace to run without an engine, cannot create one "
+                f"({ended.stderr.strip() or 'no reason given'}); allow them on this machine, or build with --builder"
+            )
+        if ended.code == namespace.NOT_STARTED:  # which is also what a shell returns
+            what = "shell" if ended.stderr.startswith("/bin/sh:") and "python" not in ended.stderr else "glibc"
+            raise UserError(f"{step.name} cannot be built: {NO_PROGRAMS.format(what)}")
+        if ended.code:
+            reasons = re.findall(r"smokehouse: (.*)", ended.stderr) or ended.stderr.split("\n")[-2:-1] or ["no reason given"]
+            raise UserError(f"{step.name} cannot be built: {reasons[-1]}")
+
+    def _pack(self, made: Made, compression: Compression, write: "Callable[[_Tee], None]") -> Packed:
+        record, path = made.folder / f"{compression}.json", made.folder / f"layer.{compression}"
+        made.folder.mkdir(parents=True, exist_ok=True)
+        with exclusive(made.folder / ".lock", "writing a layer"):
+            if (packed := _recorded(record, path, compression)) is not None:
+                return packed
+            partial = made.folder / "layer.partial"
+            with partial.open("wb") as file, ExitStack() as stack:
+                out = _Tee(file, compression, stack)
+                write(out)
+                stack.close()
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+            stat = path.stat()
+            content = {
+                "diff_id": out.diff_id,
+                "unpacked": out.size,
+                "digest": out.blob,
+                "size": stat.st_size,
+                "mtime": stat.st_mtime_ns,
+            }
+            files.write(record, json.dumps(content))
+            packed = _recorded(record, path, compression)
+            assert packed
+            return packed
+
+
+def _recorded(record: Path, path: Path, compression: Compression) -> Packed | None:
+    """Return the layer that is at `path`, None where there is none or where it has been edited."""
+    if not record.is_file() or not path.is_file():
+        return None
+    content, stat = json.loads(record.read_text()), path.stat()
+    if (content["size"], content["mtime"]) != (stat.st_size, stat.st_mtime_ns):
+        return None
+    media_type = f"application/vnd.oci.image.layer.v1.tar+{compression}"
+    blob = Descriptor(media_type=media_type, digest=content["digest"], size=stat.st_size)
+    return Packed(content["diff_id"], content["unpacked"], blob, path)
+
+
+class _Sink(Protocol):
+    def write(self, data: bytes, /) -> object: ...
+
+
+class _Hashing:
+    """A file that hashes what is written to it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._digest = file, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        """Write `data`."""
+        self._digest.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        """Do nothing: the file is flushed once it is whole."""
+
+    @property
+    def digest(self) -> str:
+        """The digest of what was written."""
+        return f"sha256:{self._digest.hexdigest()}"
+
+
+class _Tee:
+    """Compresses a tar stream to a file, and hashes both."""
+
+    def __init__(self, file: IO[bytes], compression: Compression, stack: ExitStack) -> None:
+        self._compressed, self._digest, self.size = _Hashing(file), hashlib.sha256(), 0
+        self._sink: _Sink
+        if compression == "zstd":
+            compressor = zstandard.ZstdCompressor(level=_LEVELS["zstd"], write_checksum=True)
+            self._sink = stack.enter_context(compressor.stream_writer(self._compressed, closefd=False))  # type: ignore[arg-type]
+        else:
+            self._sink = stack.enter_context(gzip.GzipFile("", "wb", _LEVELS["gzip"], self._compressed, mtime=0))
+
+    def write(self, data: bytes) -> None:
+        """Write a part of the stream."""
+        self._digest.update(data)
+        self.size += len(data)
+        self._sink.write(data)
+
+    @property
+    def diff_id(self) -> str:
+        """The digest of the tar stream."""
+        return f"sha256:{self._digest.hexdigest()}"
+
+    @property
+    def blob(self) -> str:
+        """The digest of the file."""
+        return self._compressed.digest
+
+
+def _extract(stream: object, tree: Path) -> None:
+    """Unpack a layer of a base on top of `tree`, as far as programs need it: no devices, and all of it this user's."""
+
+    def fit(member: tarfile.TarInfo, destination: str) -> tarfile.TarInfo | None:
+        kept = tarfile.tar_filter(member, destination)  # refuses what is outside, before anything is removed
+        path = Path(destination, kept.name)
+        if path.name.startswith(_WHITEOUT):
+            _hide(path)
+            return None
+        if not (member.isreg() or member.isdir() or member.issym() or member.islnk()):
+            return None
+        if os.path.lexists(path) and not (member.isdir() and path.is_dir() and not path.is_symlink()):
+            _remove(path)
+        mode = member.mode & 0o777 | (0o700 if member.isdir() else 0o400)
+        return kept.replace(uid=None, gid=None, uname=None, gname=None, mode=mode, deep=False)  # type: ignore[arg-type]
+
+    try:
+        with tarfile.open(fileobj=stream, mode="r|") as tar:  # type: ignore[call-overload]
+            tar.extractall(tree, filter=fit)  # noqa: S202 - the filter refuses what is outside
+    except (tarfile.TarError, EOFError, OSError, zlib.error, zstandard.ZstdError, ValueError) as broken:
+        raise UserError(f"base: a layer cannot be unpacked ({broken}); use another base") from None
+
+
+def _hide(whiteout: Path) -> None:
+    """Remove what a `whiteout` of an upper layer hides."""
+    hidden = whiteout.name.removeprefix(_WHITEOUT)
+    if whiteout.name == _OPAQUE:
+        for inside in whiteout.parent.iterdir():
+            _remove(inside)
+    elif hidden not in ("", ".", ".."):
+        _remove(whiteout.with_name(hidden))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

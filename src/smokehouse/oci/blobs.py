@@ -1,0 +1,90 @@
+"""Hash a compressed layer without looking into it: what is in it is not interpreted, only unpacked, and within bounds."""
+
+import hashlib
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import zstandard
+
+from smokehouse.errors import UserError
+
+_CHUNK = 1 << 18
+_MAX_WINDOW = 1 << 27  # bytes of memory that a zstd stream may request
+_FRAME_HEADER = 18  # bytes, at most
+_REPEATED, _RESERVED = 1, 3  # kinds of blocks
+_GZIP = 16 + zlib.MAX_WBITS  # zlib's way to say that the stream has a header of gzip
+
+
+def unpacked_digest(blob: Path, media_type: str, limit: int, name: str) -> str:
+    """Return the digest of the stream in the file `blob`, empty where it has more than `limit` bytes.
+
+    The file has exactly one stream of `media_type`: programs differ in what they do with a second one, and with what is no
+    stream at all. Raises UserError, calling the layer `name`.
+    """
+    digest, size = hashlib.sha256(), 0
+    with blob.open("rb") as file:
+        try:
+            for chunk in _unpack(file, media_type):
+                size += len(chunk)
+                if size > limit:
+                    return ""
+                digest.update(chunk)
+        except (ValueError, EOFError, zlib.error, zstandard.ZstdError) as broken:
+            kind = media_type.rpartition(".")[2]
+            raise UserError(f"{name}: expected one stream of {kind}, found {broken}; do not trust this image") from None
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _unpack(file: IO[bytes], media_type: str) -> Iterator[bytes]:
+    if media_type.endswith(".tar"):
+        while chunk := file.read(_CHUNK):
+            yield chunk
+    elif media_type.endswith("+gzip"):
+        yield from _gunzip(file)
+    else:
+        _require_one_frame(file)
+        file.seek(0)
+        reader = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW).stream_reader(file, read_size=_CHUNK)
+        while chunk := reader.read(_CHUNK):
+            yield chunk
+
+
+def _require_one_frame(file: IO[bytes]) -> None:
+    """Raise ValueError unless the file is one frame of zstd, and nothing else.
+
+    See: https://github.com/facebook/zstd/blob/dev/doc/zstd_compression_format.md
+    """
+    header = file.read(_FRAME_HEADER)
+    if not header.startswith(zstandard.FRAME_HEADER):
+        raise ValueError("no frame at its start")
+    file.seek(zstandard.frame_header_size(header))
+    last = False
+    while not last:
+        block = int.from_bytes(file.read(3), "little")
+        last, kind, size = bool(block & 1), block >> 1 & 3, block >> 3
+        if kind == _RESERVED:
+            raise ValueError("an invalid block")
+        if file.seek(1 if kind == _REPEATED else size, os.SEEK_CUR) > os.fstat(file.fileno()).st_size:
+            raise EOFError("its end missing")
+    checksum = 4 if zstandard.get_frame_parameters(header).has_checksum else 0
+    if file.tell() + checksum != os.fstat(file.fileno()).st_size:
+        raise ValueError("data after its end, or its end missing")
+
+
+def _gunzip(file: IO[bytes]) -> Iterator[bytes]:
+    header = file.read(4)
+    if len(header) < 4 or header[3]:  # its flags announce a name, a comment or other data
+        raise ValueError("a header with more than it needs")
+    stream, data = zlib.decompressobj(_GZIP), header
+    while data and not stream.eof:
+        chunk = stream.decompress(data, _CHUNK)
+        if chunk:
+            yield chunk
+        data = stream.unconsumed_tail or (b"" if stream.eof else file.read(_CHUNK))
+    if not stream.eof:
+        raise EOFError("its end missing")
+    if stream.unused_data or file.read(1):
+        raise ValueError("data after its end")

@@ -1,0 +1,97 @@
+"""Statements of where an image comes from and what is in it: SLSA provenance, and its SBOM in two formats.
+
+See: https://slsa.dev/spec/v1.0/provenance, https://github.com/in-toto/attestation/tree/main/spec/predicates
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from smokehouse import __version__
+from smokehouse.checkout import Checkout
+from smokehouse.images import debian_lock, sbom
+from smokehouse.images.labels import ImageLabels
+from smokehouse.locks import LOCK_JSON, LockedEnvironment
+from smokehouse.proofs import signing
+from smokehouse.storage import files
+
+PROVENANCE = "https://slsa.dev/provenance/v1"
+SPDX = "https://spdx.dev/Document"
+CYCLONEDX = "https://cyclonedx.org/bom"
+
+# How `build` makes an image from a lock, and who runs it where no workflow does.
+BUILD_TYPE = "urn:smokehouse:image-from-lock:v1"
+LOCAL_BUILDER = "urn:smokehouse:local-builder"
+
+
+@dataclass(frozen=True)
+class Workflow:
+    """A run of a GitHub workflow: the URL of the workflow with its ref, and the URL of the run."""
+
+    identity: str
+    run: str
+
+    @classmethod
+    def current(cls, environ: Mapping[str, str] = os.environ) -> "Workflow | None":
+        """Return the run that this process is part of, None outside of one.
+
+        See: https://docs.github.com/en/actions/reference/workflows-and-actions/variables
+        """
+        names = ("GITHUB_SERVER_URL", "GITHUB_WORKFLOW_REF", "GITHUB_REPOSITORY", "GITHUB_RUN_ID", "GITHUB_RUN_ATTEMPT")
+        if environ.get("GITHUB_ACTIONS") != "true" or not all(environ.get(name) for name in names):
+            return None
+        server, ref, repository, run, attempt = (environ[name] for name in names)
+        return cls(f"{server}/{ref}", f"{server}/{repository}/actions/runs/{run}/attempts/{attempt}")
+
+
+def statements(
+    checkout: Checkout, locked: LockedEnvironment, labels: ImageLabels, spdx: str, name: str, digest: str
+) -> list[bytes]:
+    """Return the statements about the image `digest` in the repository `name`: its provenance, and its SBOM in two formats.
+
+    `spdx` is the SBOM that the image contains, `labels` are the image's.
+    """
+    components, depends = sbom.read_spdx(spdx)
+    cyclonedx = sbom.cyclonedx(locked.lock, components, depends, "image")
+    predicates: dict[str, dict[str, Any]] = {
+        PROVENANCE: provenance(checkout, locked, labels, Workflow.current()),
+        SPDX: json.loads(spdx),
+        CYCLONEDX: json.loads(cyclonedx),
+    }
+    return [signing.statement(kind, predicate, name, digest) for kind, predicate in predicates.items()]
+
+
+def provenance(checkout: Checkout, locked: LockedEnvironment, labels: ImageLabels, workflow: Workflow | None) -> dict[str, Any]:
+    """Return the SLSA provenance of an image: what it was requested as, what it was built from, and by whom."""
+    invocation = {"metadata": {"invocationId": workflow.run}} if workflow else {}
+    return {
+        "buildDefinition": {
+            "buildType": BUILD_TYPE,
+            "externalParameters": {
+                "environment": labels.environment,
+                "flavour": labels.flavour,
+                "ops": labels.ops,
+                "with": list(labels.extra_wheels),
+            },
+            "internalParameters": {"smokehouse": __version__},
+            "resolvedDependencies": list(_dependencies(checkout, locked, labels)),
+        },
+        "runDetails": {"builder": {"id": workflow.identity if workflow else LOCAL_BUILDER}, **invocation},
+    }
+
+
+def _dependencies(checkout: Checkout, locked: LockedEnvironment, labels: ImageLabels) -> Iterator[dict[str, Any]]:
+    """Yield what an image was built from, each with its digest: the locks list all of its artefacts by theirs."""
+    if labels.source and labels.revision:
+        yield {"uri": f"git+{labels.source}@{labels.revision}", "digest": {"gitCommit": labels.revision}}
+    yield {"name": f"{locked.files.name}/{LOCK_JSON}", "digest": {"sha256": labels.lock}}
+    for file, digest in sorted(locked.lock.files.items()):
+        yield {"name": f"{locked.files.name}/{file}", "digest": {"sha256": digest}}
+    if labels.base_name.startswith("debian-"):
+        yield {"name": debian_lock.LOCK, "digest": {"sha256": files.hashed(checkout.file(debian_lock.LOCK))}}
+    yield {"name": labels.base_name, "digest": {"sha256": labels.base_digest.removeprefix("sha256:")}}
+    for text in labels.extra_wheels:
+        wheel, _, sha256 = text.partition("#sha256=")
+        yield {"name": wheel, "digest": {"sha256": sha256}}

@@ -1,0 +1,170 @@
+"""Sign and verify in-toto statements: one Sigstore bundle each, which cosign writes and reads.
+
+See: https://github.com/sigstore/protobuf-specs/blob/main/protos/sigstore_bundle.proto
+"""
+
+import json
+import re
+from base64 import b64decode
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from smokehouse.errors import UserError, first_of
+from smokehouse.programs import cosign
+from smokehouse.programs.cosign import CosignError
+from smokehouse.storage import strict_json
+from smokehouse.storage.files import SHA256
+
+STATEMENT = "https://in-toto.io/Statement/v1"
+BUNDLE = "application/vnd.dev.sigstore.bundle.v0.3+json"
+_KEYLESS = "; keyless signing requires Sigstore and a workflow with the permission id-token: write; or use --key FILE"
+
+
+@dataclass(frozen=True)
+class Requirements:
+    """What a report has to show besides: that it ran on GPUs with NCCL, and at most `max_days` ago, None for any time."""
+
+    gpu: bool = False
+    max_days: int | None = None
+
+
+@dataclass(frozen=True)
+class Signer:
+    """A signer: the holder of a key, by the file `key`, or an `identity` that the OIDC `issuer` confirms.
+
+    Where it is trusted, `requirements` say for which reports.
+    """
+
+    key: Path | None = None
+    identity: str = ""
+    issuer: str = ""
+    requirements: Requirements = Requirements()
+
+    def __str__(self) -> str:
+        """Return the signer as messages name it."""
+        return f"the key {self.key}" if self.key else f"{self.identity} ({self.issuer})"
+
+
+@dataclass(frozen=True)
+class SignedStatement:
+    """A signed statement: a Sigstore bundle. `predicate_type` is what its bundle says, before anybody has verified it."""
+
+    bundle: bytes
+    predicate_type: str = ""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class _Signature(_Model):
+    sig: str
+    keyid: str = ""
+
+
+class _Envelope(_Model):
+    payload_type: Literal["application/vnd.in-toto+json"] = Field(alias="payloadType")
+    payload: str
+    signatures: list[_Signature] = Field(min_length=1, max_length=1)
+
+
+class _Bundle(_Model):
+    media_type: Literal["application/vnd.dev.sigstore.bundle.v0.3+json"] = Field(alias="mediaType")
+    material: dict[str, Any] = Field(alias="verificationMaterial")
+    envelope: _Envelope = Field(alias="dsseEnvelope")
+
+
+class _Digest(_Model):
+    sha256: Annotated[str, StringConstraints(pattern=f"^{SHA256}$")]
+
+
+class _Subject(_Model):
+    digest: _Digest
+
+
+class _Statement(_Model):
+    type: Literal["https://in-toto.io/Statement/v1"] = Field(alias="_type")
+    subject: list[_Subject] = Field(min_length=1, max_length=1)
+    predicate_type: str = Field(alias="predicateType", pattern=r"^https?://[!-~]+$")
+
+
+def statement(predicate_type: str, predicate: Mapping[str, Any], name: str, digest: str) -> bytes:
+    """Return a statement, as it is signed, about the image `digest` in the repository `name`."""
+    content = {
+        "_type": STATEMENT,
+        "subject": [{"name": name, "digest": {"sha256": digest.removeprefix("sha256:")}}],
+        "predicateType": predicate_type,
+        "predicate": predicate,
+    }
+    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+
+
+def predicate_type(payload: bytes) -> str:
+    """Return the type of the predicate of a statement that was made here."""
+    return str(json.loads(payload)["predicateType"])
+
+
+def sign(payload: bytes, signer: Signer) -> SignedStatement:
+    """Sign a statement with the signer's key, or without one as the identity that cosign finds; raises UserError.
+
+    The password of a key is COSIGN_PASSWORD.
+    """
+    if signer.key:
+        _require_key(signer.key)
+    try:
+        return SignedStatement(cosign.attest(payload, signer.key), predicate_type(payload))
+    except CosignError as failed:
+        raise UserError(f"cannot sign the statement: {failed}{'' if signer.key else _KEYLESS}") from None
+
+
+def require_signer(signer: Signer) -> None:
+    """Raise UserError where the key of a trusted `signer` is not found, or neither key nor identity say who it is."""
+    if signer.key:
+        _require_key(signer.key)
+    elif not (signer.identity and signer.issuer):
+        raise UserError("verify: expected a trusted key, or an identity and its issuer, found an empty one; specify --key FILE")
+
+
+def open_signed(signed: SignedStatement, signer: Signer, digest: str) -> bytes:
+    """Return a statement, verified to be signed by `signer` and to be of the image `digest`; raises UserError."""
+    try:
+        bundle = _Bundle.model_validate(strict_json.parse(signed.bundle))
+        payload = b64decode(bundle.envelope.payload, validate=True)
+    except ValueError as invalid:  # of JSON, of the model, or of base64
+        raise UserError(f"{digest}: its statement is not a Sigstore bundle ({first_of(invalid)}); do not trust it") from None
+    try:
+        found = _Statement.model_validate(strict_json.parse(payload))
+    except ValueError as invalid:
+        problem = first_of(invalid)
+        raise UserError(f"{digest}: its signed payload is not a test-result statement ({problem}); do not trust it") from None
+    subject = found.subject[0].digest.sha256
+    _verify(signed.bundle, bundle, signer, digest, subject, found.predicate_type)
+    if f"sha256:{subject}" != digest:
+        raise UserError(f"{digest}: expected a statement of this image, found one of sha256:{subject}; do not trust it")
+    return payload
+
+
+def _verify(data: bytes, bundle: _Bundle, signer: Signer, digest: str, subject: str, predicate_type: str) -> None:
+    """Verify the signature in a bundle; cosign reads subject and predicate from it, too. Raises UserError."""
+    if signer.key:
+        _require_key(signer.key)
+    elif "publicKey" in bundle.material:
+        raise UserError(f"{digest}: its statement was signed with a key; specify the public key with --key FILE")
+    trusted = cosign.trust_key(signer.key) if signer.key else cosign.trust_identity(signer.identity, signer.issuer)
+    try:
+        cosign.verify_attestation(data, subject, predicate_type, trusted)
+    except CosignError as failed:
+        if not signer.key and re.search(r"dial tcp|i/o timeout|TLS handshake", str(failed)):
+            problem = f"cosign cannot reach Sigstore to verify its statement ({failed}); fix the network connection"
+        else:
+            problem = f"its statement is not signed by {signer}: {failed}; do not trust it"
+        raise UserError(f"{digest}: {problem}") from None
+
+
+def _require_key(key: Path) -> None:
+    if not key.is_file():
+        raise UserError(f"{key}: key not found; create a pair with cosign generate-key-pair, or specify another with --key")

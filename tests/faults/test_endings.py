@@ -1,0 +1,175 @@
+"""How processes end: lost output, signals, a parent that is gone, logs without bound. What it takes ranks for: tests/smoke."""
+
+import errno
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from smoke_tests import endings
+from smoke_tests.machine import host
+from smoke_tests.ranks import logs
+from smokehouse.cli.main import _remedy
+
+RECORD = Callable[[str, object], None]
+SOON = 30.0  # seconds
+# A program of ours that prints, decides, writes its report and returns its verdict.
+VERDICT = """
+import sys
+from smoke_tests import endings
+endings.keep_output_harmless()
+report = open(sys.argv[1], "w")
+assert report.fileno() > 2
+print("\\u2713 na\\xefve \\udcff", flush=True)
+print("x" * 100_000)
+print("said", file=sys.stderr)
+report.write("complete")
+report.close()
+sys.exit(1)
+"""
+# One that cleans up, and says when it can be killed.
+CLEANS = """
+import os, pathlib, sys, time
+from smoke_tests import endings
+endings.end_in_order()
+place = pathlib.Path(sys.argv[1])
+place.mkdir()
+try:
+    os.write(3, b"%d\\n" % os.getpid())
+    time.sleep(60)
+finally:
+    place.rmdir()
+"""
+
+
+def environ(**more: str) -> dict[str, str]:
+    """Return the variables of a program that imports what is tested."""
+    return {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **more}
+
+
+@pytest.mark.parametrize("how", [">&-", "2>&-", "<&- >&- 2>&-", ">/dev/full", "2>/dev/full", ">/dev/full 2>&1", "| true", ""])
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8", "latin-1"])
+def test_lost_output_changes_no_verdict(how: str, encoding: str, root: Path, tmp_path: Path, record_property: RECORD) -> None:
+    record_property("fault", "output")
+    command = f'set -o pipefail; "$1" -c "$2" "$3" {how}'
+    program = ["bash", "-c", command, "bash", sys.executable, VERDICT, str(tmp_path / "report")]
+    variables = environ(PYTHONIOENCODING=encoding)
+    ended = subprocess.run(program, cwd=root, env=variables, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, timeout=SOON)
+    assert ended.returncode == 1, ended.stderr
+    assert (tmp_path / "report").read_text() == "complete"
+    assert b"Traceback" not in ended.stderr
+    assert b"Exception" not in ended.stderr
+
+
+@pytest.mark.parametrize("how", [">&-", "2>&-", "<&- >&- 2>&-", ""])
+def test_commands_without_streams(how: str, root: Path, record_property: RECORD) -> None:
+    record_property("fault", "output")
+    program = ["bash", "-c", f'"$1" -m smokehouse show qwen2.5-vl {how}', "bash", sys.executable]
+    variables = environ(PYTHONIOENCODING="ascii")
+    ended = subprocess.run(program, cwd=root, env=variables, capture_output=True, timeout=SOON)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert ended.stdout.isascii()
+
+
+def test_output_of_a_command_on_a_full_disk(root: Path, record_property: RECORD) -> None:
+    """What a command prints is its result, so losing it is a failure, in one sentence."""
+    record_property("fault", "output")
+    program = ["bash", "-c", '"$1" -m smokehouse list >/dev/full', "bash", sys.executable]
+    ended = subprocess.run(program, cwd=root, env=environ(), stderr=subprocess.PIPE, timeout=SOON)
+    assert ended.returncode == 2
+    assert ended.stderr == b"smokehouse: No space left on device; free disk space\n"
+
+
+def cleaner(place: Path, prefix: tuple[str, ...] = ()) -> tuple["subprocess.Popen[bytes]", int]:
+    """Start a program that cleans up `place`; return it, or what started it, and its process ID once it runs."""
+    reading, writing = os.pipe()
+    command = [*prefix, sys.executable, "-c", CLEANS, str(place)]
+    shell = ["bash", "-c", f'exec 3>&{writing} {writing}>&-; "$@" & wait', "bash", *command]
+    started = subprocess.Popen(shell if prefix else ["bash", "-c", f'exec 3>&{writing} "$@"', "bash", *command], env=environ(),
+                               pass_fds=[writing], start_new_session=True)  # fmt: skip
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        return started, int(pipe.readline())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGINT])
+def test_signals_leave_nothing_behind(number: signal.Signals, tmp_path: Path, record_property: RECORD) -> None:
+    record_property("fault", "signal")
+    started, process = cleaner(tmp_path / "work")
+    os.kill(process, number)
+    started.wait(SOON)
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_killed_parent(ignored: bool, tmp_path: Path, record_property: RECORD) -> None:
+    """The kernel ends what a killed shell or nox started, in order; nohup prevents that."""
+    record_property("fault", "parent")
+    started, process = cleaner(tmp_path / "work", ("nohup",) if ignored else ("env",))
+    watched = os.pidfd_open(process)
+    try:
+        started.kill()
+        started.wait(SOON)
+        ended = wait_for(watched, 1.0 if ignored else SOON)
+        assert ended != ignored
+        assert (tmp_path / "work").exists() == ignored
+    finally:
+        if ignored:
+            os.kill(process, signal.SIGTERM)
+            wait_for(watched, SOON)
+        os.close(watched)
+
+
+def wait_for(process: int, seconds: float) -> bool:
+    """Return whether a process, given by its descriptor, ends in time."""
+    return bool(select.select([process], [], [], seconds)[0])
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EMFILE, errno.EACCES, errno.EPIPE, errno.EIO])
+def test_remedies_are_about_their_errors(number: int, record_property: RECORD) -> None:
+    record_property("fault", "remedy")
+    broken = OSError(number, os.strerror(number))
+    expected = {
+        errno.ENOSPC: "free disk space",
+        errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
+        errno.EMFILE: "raise the limit of open files (ulimit -n)",
+        errno.EACCES: "fix permissions",
+    }.get(number, "fix it and run it again")
+    assert endings.remedy(broken) == _remedy(broken) == expected
+
+
+def test_logs_are_bounded_and_keep_their_ends(tmp_path: Path, record_property: RECORD) -> None:
+    record_property("fault", "log")
+    (tmp_path / "zero3").mkdir()
+    log = tmp_path / "zero3" / "rank0.log"
+    with log.open("ab", buffering=0) as writer:
+        for number in range(200):
+            writer.write(b"%07d\n" % number * 1000)
+            logs.trim(tmp_path, largest=100_000, kept=8_000)
+            assert log.stat().st_size <= 108_100
+        writer.write(b"the end\n")
+    lines = log.read_text().splitlines()
+    assert lines[-1] == "the end"
+    assert lines[-1001:-1] == ["0000199"] * 1000
+    assert lines[0].endswith("bytes before this were dropped]")
+    assert "\0" not in log.read_text()
+
+
+def test_small_logs_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "zero3").mkdir()
+    (tmp_path / "zero3" / "rank0.log").write_text("all of it")
+    logs.trim(tmp_path, largest=100, kept=10)
+    assert (tmp_path / "zero3" / "rank0.log").read_text() == "all of it"
+
+
+def test_machine_without_proc(tmp_path: Path, record_property: RECORD) -> None:
+    record_property("fault", "machine")
+    assert str(host.processes(tmp_path)) == (
+        f"{tmp_path}: not mounted, so that no process can be looked at; run mount -t proc proc {tmp_path}"
+    )
+    assert host.processes().level == "ok"

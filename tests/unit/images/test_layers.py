@@ -1,0 +1,140 @@
+"""The base that steps run on is unpacked as a runtime would show it; the configuration is that of BuildKit on any base."""
+
+import json
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from smokehouse.checkout import Checkout
+from smokehouse.errors import UserError
+from smokehouse.images.config import image_config
+from smokehouse.images.layers import LayerStore
+from smokehouse.oci import Image, Layout
+
+from ...integration.tiny_images import FOLDER, Member, image, link, packed, tar
+
+CREATED = "2025-03-15T00:00:00Z"
+
+
+@pytest.fixture
+def checkout(root: Path, tmp_path: Path) -> Checkout:
+    """A checkout with nothing but docker/."""
+    shutil.copytree(root / "docker", tmp_path / "checkout" / "docker")
+    (tmp_path / "checkout" / "environments").mkdir()
+    return Checkout(tmp_path / "checkout")
+
+
+def base(folder: Path, *layers: dict[str, Member | bytes]) -> Image:
+    """A base of `layers`."""
+    image(folder, list(layers))
+    return Layout(folder).image()
+
+
+def test_a_base_is_unpacked_with_what_its_layers_take_away(checkout: Checkout, tmp_path: Path) -> None:
+    found = base(
+        tmp_path / "base",
+        {
+            "bin": FOLDER,
+            "bin/sh": Member(b"#!", 0o755),
+            "etc": FOLDER,
+            "etc/old": b"",
+            "etc/x": b"1",
+            "srv/a": b"",
+            "srv/b": b"",
+        },
+        {
+            "etc/.wh.old": b"",
+            "etc/x": link("/bin/sh"),
+            "srv/.wh..wh..opq": b"",
+            "srv/c": b"",
+            "bin": Member(type=b"5", mode=0o0),
+        },
+    )
+    tree = LayerStore(checkout).unpack(found).tree
+    assert sorted(str(path.relative_to(tree)) for path in tree.rglob("*")) == [
+        *("bin", "bin/sh", "etc", "etc/x", "srv", "srv/c"),
+    ]
+    assert (tree / "etc" / "x").readlink() == Path("/bin/sh")
+    assert (tree / "bin" / "sh").stat().st_mode & 0o777 == 0o755
+    assert (tree / "bin").stat().st_mode & 0o700 == 0o700
+
+
+@pytest.mark.parametrize("path", ["../out", "srv/../../out", "../.wh.kept", ".wh...", "escape/out", "escape/.wh.kept"])
+def test_a_base_writes_and_removes_nothing_outside(checkout: Checkout, tmp_path: Path, path: str) -> None:
+    store = LayerStore(checkout, tmp_path / "store")
+    kept = tmp_path / "store" / "kept"
+    kept.parent.mkdir()
+    kept.touch()
+    found = base(tmp_path / "base", {"escape": link("../.."), path: b"evil"})
+    with suppress(UserError):
+        assert [path.name for path in store.unpack(found).tree.iterdir()] == ["escape"]
+    assert kept.exists()
+    assert not [*tmp_path.rglob("out")]
+
+
+def test_a_layer_is_packed_anew_when_it_was_edited_or_is_not_what_it_says(checkout: Checkout, tmp_path: Path) -> None:
+    found = base(tmp_path / "base", {"etc/x": b"1"})
+    store = LayerStore(checkout)
+    [first] = store.repack(found, "zstd")
+    assert first.diff_id == found.config.rootfs.diff_ids[0]
+    assert first.unpacked == len(tar({"etc/x": b"1"}))
+    first.path.write_bytes(b"edited")
+    assert store.repack(found, "zstd") == (first,)
+    assert first.path.read_bytes() != b"edited"
+    [zipped] = store.repack(found, "gzip")
+    assert (zipped.diff_id, zipped.blob.media_type) == (first.diff_id, "application/vnd.oci.image.layer.v1.tar+gzip")
+    other = tar({"etc/y": b"2"})
+    image(tmp_path / "lies", [other], diff_ids=[f"sha256:{'0' * 64}"])
+    with pytest.raises(UserError, match=f"layer 1 of the base: expected sha256:{'0' * 64}, found sha256:"):
+        store.repack(Layout(tmp_path / "lies").image(), "zstd")
+    assert packed(other, "")
+
+
+def configured(folder: Path, **members: object) -> Image:
+    """A base with these members in its configuration."""
+    found = base(folder, {"etc/x": b"1"})
+    config = json.loads(found.layout.read(found.manifest.config)) | members
+    manifest = json.loads(found.layout.read(found.descriptor))
+    blob = found.layout.put(json.dumps(config).encode(), found.manifest.config.media_type)
+    manifest["config"] = blob.model_dump(by_alias=True, exclude_none=True)
+    found.layout.write_index(found.layout.put(json.dumps(manifest).encode(), found.descriptor.media_type))
+    return found.layout.image()
+
+
+def test_a_base_gives_what_buildkit_takes_from_it(checkout: Checkout, tmp_path: Path) -> None:
+    settings = {"Env": ["LANG=de", "SITE=a&b"], "User": "site", "Cmd": ["sh"], "Labels": {"theirs": "<x>"}, "Unknown": 1}
+    history = [{"created": CREATED, "created_by": "theirs"}]
+    found = configured(tmp_path / "base", config=settings, history=history, author="site", docker_version="1", created="2020")
+    diff_ids = [*found.config.rootfs.diff_ids, f"sha256:{'1' * 64}"]
+    data = image_config(checkout, found, {"ours": "y"}, CREATED, diff_ids)
+    config = json.loads(data)
+    assert [*config] == ["architecture", "author", "config", "created", "history", "os", "rootfs"]
+    assert [*config["config"]] == ["User", "Env", "Entrypoint", "Cmd", "WorkingDir", "Labels", "ArgsEscaped"]
+    env = dict(entry.split("=", 1) for entry in config["config"]["Env"])
+    assert (env["LANG"], env["SITE"], [*env][:2]) == ("C.UTF-8", "a&b", ["LANG", "SITE"])
+    assert (config["config"]["User"], config["config"]["Cmd"]) == ("site", ["describe"])
+    assert config["config"]["Labels"] == {"ours": "y", "theirs": "<x>"}
+    assert b"a\\u0026b" in data
+    assert b"\\u003cx\\u003e" in data  # as encoding/json of Go writes it
+    assert config["created"] == CREATED
+    assert [entry["created_by"].split()[0] for entry in config["history"]] == [
+        *("theirs", "COPY", "ENV", "WORKDIR", "ENTRYPOINT", "CMD"),
+    ]
+    assert [entry.get("empty_layer", False) for entry in config["history"]] == [False, False, True, True, True, True]
+    assert config["rootfs"] == {"type": "layers", "diff_ids": diff_ids}
+
+
+def test_a_base_that_runs_something_in_its_children_is_refused(checkout: Checkout, tmp_path: Path) -> None:
+    found = configured(tmp_path / "base", config={"OnBuild": ["RUN theirs"]})
+    with pytest.raises(UserError, match="expected no ONBUILD, found one; use a base that runs nothing in its children"):
+        image_config(checkout, found, {}, CREATED, found.config.rootfs.diff_ids)
+
+
+def test_another_instruction_in_the_last_stage_is_refused(checkout: Checkout, tmp_path: Path) -> None:
+    dockerfile = checkout.root / "docker" / "Dockerfile"
+    dockerfile.write_text(dockerfile.read_text() + "USER nobody\n")
+    found = base(tmp_path / "base", {"etc/x": b"1"})
+    with pytest.raises(UserError, match="expected ENV, WORKDIR, ENTRYPOINT or CMD in the last stage, found USER"):
+        image_config(checkout, found, {}, CREATED, found.config.rootfs.diff_ids)
