@@ -20,6 +20,7 @@ from smoke_tests.checks.context import RankContext, TrainingState
 from smoke_tests.fixtures import damage
 from smoke_tests.outcome import Outcome, failed, one_line, passed
 from smokehouse_loader import inspect_checkpoint, zero
+from smokehouse_loader.signs import lines_with
 
 # Measured: lost at the first try in most runs and at the third at the latest, over some thirty runs.
 RACE_TRIES = 30
@@ -49,9 +50,8 @@ def _transformers_log() -> Iterator[_LogCapture]:
 
 
 def _matching_lines(context: RankContext, text: str) -> list[str]:
-    """Return the lines of a text in which the table recognises the failure."""
-    patterns = context.failure.patterns if context.failure else ()
-    return [line for line in text.splitlines() if any(re.search(pattern, line) for pattern in patterns)]
+    """Return the lines of a text that have what the table knows the failure by."""
+    return lines_with(context.failure.signs, text) if context.failure else []
 
 
 def missing_key(context: RankContext, state: TrainingState) -> Outcome:

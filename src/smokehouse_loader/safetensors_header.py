@@ -23,6 +23,8 @@ LARGEST_HEADER = 100_000_000
 MOST_VALUES = 2_000_000
 # No size or offset of a file reaches it; safetensors refuses it too.
 _END = 2**63
+# Dimensions from which on a product could take for ever; models have five.
+_MANY = 9
 _LENGTH = 8
 
 # Bytes per element. Types narrower than a byte are left out: no checkpoint to train from has them.
@@ -157,32 +159,35 @@ def _tensors(file: Path, header: dict[str, Any], data: int, size: int) -> list[T
 
 
 def _tensor(file: Path, name: str, entry: Any, data: int) -> Tensor:
-    shown = clipped(repr(name))
     try:
         dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        name.encode()
-    except UnicodeEncodeError:
-        raise BadFileError("broken-header", f"{shown} is not text: half of a surrogate pair") from None
     except (KeyError, TypeError, ValueError):
-        raise BadFileError("broken-header", f"{shown} has no dtype, shape or data_offsets in the header") from None
-    if not isinstance(shape, list) or not all(type(number) is int and 0 <= number < _END for number in (*shape, start, stop)):
-        raise BadFileError("broken-header", f"{shown} has an invalid shape or invalid data_offsets in the header")
+        raise _bad(name, " has no dtype, shape or data_offsets in the header") from None
+    for number in (*shape, start, stop) if isinstance(shape, list) else (None,):
+        # A loop, as `all` would make a generator for each of 100,000 tensors.
+        if type(number) is not int or not 0 <= number < _END:
+            raise _bad(name, " has an invalid shape or invalid data_offsets in the header")
     if not isinstance(dtype, str) or dtype not in SIZES:
-        raise BadFileError("broken-header", f"{shown} has the unknown dtype {str(dtype)[:20]!r}")
-    needed = _bytes(shape, SIZES[dtype])
-    if needed is None:
-        raise BadFileError("broken-header", f"{shown}: more bytes than any file has, for {clipped(str(shape[:9]))} of {dtype}")
+        raise _bad(name, f" has the unknown dtype {str(dtype)[:20]!r}")
+    needed = math.prod(shape) * SIZES[dtype] if len(shape) < _MANY else _product(shape, SIZES[dtype])
+    if needed >= _END:
+        raise _bad(name, f": more bytes than any file has, for {clipped(str(shape[:9]))} of {dtype}")
     if stop - start != needed:
-        what = f"expected {needed} bytes for {clipped(str(shape[:99]))} of {dtype}, found {clipped(str(stop - start))}"
-        raise BadFileError("broken-header", f"{shown}: {what}")
+        raise _bad(name, f": expected {needed} bytes for {clipped(str(shape[:99]))} of {dtype}, found {stop - start}")
+    if not name.isascii() and any("\ud800" <= one <= "\udfff" for one in name):
+        raise _bad(name, " is not text: half of a surrogate pair")
     return Tensor(name, tuple(shape), dtype, file, data + start, data + stop)
 
 
-def _bytes(shape: list[int], size: int) -> int | None:
-    """Return the number of bytes of a tensor with elements of `size` bytes, None if no file has so many."""
+def _bad(name: str, what: str) -> BadFileError:
+    return BadFileError("broken-header", f"{clipped(repr(name))}{what}")
+
+
+def _product(shape: list[int], size: int) -> int:
+    """Return the number of bytes of a tensor with elements of `size` bytes, or one that is too large for any file."""
     product = size
     for number in shape:
         product *= number
         if product >= _END:
-            return None
+            break
     return product

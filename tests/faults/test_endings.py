@@ -25,7 +25,7 @@ from smoke_tests import endings
 endings.keep_output_harmless()
 report = open(sys.argv[1], "w")
 assert report.fileno() > 2
-print("\\u2713 caf\\xe9 \\udcff", flush=True)
+print("\\u2713 na\\xefve \\udcff", flush=True)
 print("x" * 100_000)
 print("said", file=sys.stderr)
 report.write("complete")

@@ -19,7 +19,7 @@ from smokehouse.installs import bundler, target
 from smokehouse.locks import LockedFile
 from smokehouse.oci.filesystem import Limits, Tree
 from smokehouse.oci.layout import Layout
-from smokehouse.storage import exclusive
+from smokehouse.storage import exclusive, files
 
 RECORD = Callable[[str, object], None]
 
@@ -236,3 +236,39 @@ def test_lock_file_that_is_none(kind: str, tmp_path: Path, record_property: RECO
     LOCKS[kind](tmp_path / ".lock")
     with pytest.raises(UserError, match="expected a lock file or nothing"), exclusive(tmp_path / ".lock", "testing"):
         pytest.fail("it was locked")
+
+
+def test_a_file_that_many_write_is_always_whole(tmp_path: Path) -> None:
+    """Each reads what one of them wrote, and nothing else stays."""
+    place = tmp_path / "folder" / "file"
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / ".file.new").write_text("of a call that was killed, and longer than what is written now")
+    seen: set[bytes] = set()
+
+    def write(number: int) -> None:
+        for _ in range(20):
+            files.write(place, bytes([number]) * 1000)
+            seen.add(place.read_bytes())
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen <= {bytes([number]) * 1000 for number in range(8)}
+    assert [path.name for path in place.parent.iterdir()] == ["file"]
+
+
+def test_a_file_whose_disk_is_full_stays_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: RECORD
+) -> None:
+    record_property("fault", "folder")
+    files.write(tmp_path / "file", "earlier")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        files.write(tmp_path / "file", "later")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "earlier")]

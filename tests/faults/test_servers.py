@@ -6,6 +6,7 @@ import os
 import re
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -374,3 +375,39 @@ def test_registry_that_keeps_nothing(served: str, record_property: RECORD) -> No
             UserError, match=f"expected sha256:{HASH} at tag after it was stored, {server.host} serves {found}; use"
         ):
             USES["put"](Registry(Reference.parse(f"{server.host}/a/b:tag"), push=True, limits=PATIENT), Path())
+
+
+# Reads the records of a channel, and prints what is said; rattler's threads can crash an interpreter that ends in order.
+CONDA = """
+import os, sys
+from datetime import date
+from smokehouse.environments.inputs import CondaInputs
+from smokehouse.errors import UserError
+from smokehouse.locks.solvers import conda
+conda._TIMEOUT = float(sys.argv[2])
+inputs = CondaInputs("environment.yml", ("python=3.11",), frozenset(), "conda-forge", "linux-64", (), date(2025, 1, 1))
+try:
+    source = conda._open("conda-forge", "linux-64", sys.argv[1])
+    print(len(conda._read(source.candidates(inputs), source.name)), flush=True)
+except UserError as refused:
+    print(refused, flush=True)
+os._exit(0)
+"""
+# Of those that send without end and without pause, rattler, which has no limit of size, would fill the memory.
+CHANNELS = [fault for fault in FAULTS if fault.name in (
+    "a word", "no HTTP", "nothing", "a line of 1 MB", "404 Not Found", "a web page", "around", "cut each time", "another file",
+    "of words", "no answer", "a header each moment", "a byte each moment", "stops",
+)]  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", CHANNELS, ids=case)
+def test_conda_channels(fault: Fault, root: Path, tmp_path: Path, record_property: RECORD) -> None:
+    record_property("fault", "conda channel")
+    command = [sys.executable, "-c", CONDA]
+    variables = {**os.environ, "PYTHONPATH": str(root / "src"), "XDG_CACHE_HOME": str(tmp_path), "HOME": str(tmp_path)}
+    with Hostile(fault.script) as server:
+        ended = subprocess.run([*command, server.url, "3"], env=variables, capture_output=True, text=True, timeout=2 * SOON)
+    said = rf"{server.url}.*(timed out after 3 s|cannot be read|found truncated or other data).*; check the network, or specify"
+    assert re.match(said, ended.stdout), ended.stdout + ended.stderr
+    assert ended.returncode == 0
+    assert ended.stdout.count("\n") == 1

@@ -88,6 +88,10 @@ def verify(
         str | None, typer.Option(metavar="URL", help="Trusted identity for keyless signatures: a workflow.")
     ] = None,
     issuer: Annotated[str, typer.Option(metavar="URL", help="OIDC issuer of the identity.")] = GITHUB,
+    policy: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Policy: who has to have signed, whether on GPUs, and how long ago at most."),
+    ] = None,
     trust_base: Annotated[bool, typer.Option("--trust-base", help="Take the Debian base from the image, unverified.")] = False,
     source: Annotated[str | None, typer.Option(metavar="URL", help="URL of the checkout that the labels must have.")] = None,
     added: WithOption = None,
@@ -95,14 +99,19 @@ def verify(
 ) -> int:
     """Make an image again from this checkout's lock, compare the two by hash, and show what was proven of it.
 
-    With --key or --identity, an image without a valid statement by that signer does not pass.
+    With --key, --identity or --policy, an image without a valid statement by that signer does not pass.
     """
     from smokehouse.installs import extra_wheels
     from smokehouse.proofs import Signer, VerifyOptions, verify_reference
+    from smokehouse.proofs import policy as policies
 
     if key is not None and identity is not None:
         raise UserError("verify: expected --key or --identity, found both; specify who has to have signed")
+    if policy is not None and (key is not None or identity is not None):
+        raise UserError("--policy: expected no --key and no --identity, as it says who has to have signed; drop them")
     signer = Signer(key, identity or "", issuer) if key is not None or identity is not None else None
+    if policy is not None:
+        signer = policies.read(policy)
     options = VerifyOptions(
         bundle, channel, signer, trust_base, tuple(extra_wheels.parse(text) for text in added or ()), source
     )
@@ -159,6 +168,7 @@ def publish(
     source: SourceOption = None,
     move: Annotated[bool, typer.Option("--move", help="Overwrite existing tags.")] = False,
     added: WithOption = None,
+    as_json: JsonOption = False,
 ) -> int:
     """Build, prove, verify, sign and push an image; tags are pushed last."""
     from smokehouse.images import ImageRequest
@@ -172,6 +182,9 @@ def publish(
     if not publication.verification.passed:
         _print_verification(publication.verification)
         return 1
+    if as_json:
+        print(json.dumps(publication.as_json()))
+        return 0
     for tagged in publication.references:
         print(tagged)
     return 0

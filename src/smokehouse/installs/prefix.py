@@ -84,6 +84,7 @@ def install(
         found = read_marker(folder)
         if is_same(found, marker) and not activation.problems(folder, locked, packages, marker):
             _install_loader(checkout, folder, locked, descriptor)
+            shutil.rmtree(staging, ignore_errors=True)  # of a call that was killed at its very end
             return python
         require_own_folder(folder, name)
         shutil.rmtree(staging / "prefix", ignore_errors=True)

@@ -25,12 +25,24 @@ _KEYLESS = "; keyless signing requires Sigstore and a workflow with the permissi
 
 
 @dataclass(frozen=True)
+class Requirements:
+    """What a report has to show besides: that it ran on GPUs with NCCL, and at most `max_days` ago, None for any time."""
+
+    gpu: bool = False
+    max_days: int | None = None
+
+
+@dataclass(frozen=True)
 class Signer:
-    """A signer: the holder of a key, by the file `key`, or an `identity` that the OIDC `issuer` confirms."""
+    """A signer: the holder of a key, by the file `key`, or an `identity` that the OIDC `issuer` confirms.
+
+    Where it is trusted, `requirements` say for which reports.
+    """
 
     key: Path | None = None
     identity: str = ""
     issuer: str = ""
+    requirements: Requirements = Requirements()
 
     def __str__(self) -> str:
         """Return the signer as messages name it."""

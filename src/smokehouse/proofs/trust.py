@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from smokehouse.checkout import Checkout
@@ -10,7 +10,8 @@ from smokehouse.errors import UserError, collecting
 from smokehouse.locks import LockedEnvironment
 from smokehouse.proofs import attestation
 from smokehouse.proofs.attestation import TrustedStatement
-from smokehouse.proofs.signing import SignedStatement, Signer
+from smokehouse.proofs.signing import Requirements, SignedStatement, Signer
+from smokehouse.runs.report import Report
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,19 @@ def judge(
     newest = [statement for statement in trusted if statement.started == started]
     try:
         report = [statement.check(checkout, locked) for statement in newest][-1]  # of several, each has to be a proof
+        _require(signer.requirements, report, started, digest)
     except UserError as refused:
         return Proof(f"nothing: {refused}", False)
     days = (datetime.now(UTC) - started).days
     age = "today" if not days else "yesterday" if days == 1 else f"{days} days ago"
     return Proof(f"{report.summary}, {age}", True, report.fields)
+
+
+def _require(requirements: Requirements, report: Report, started: datetime, digest: str) -> None:
+    """Raise UserError where a report does not show what is required of it."""
+    if requirements.gpu and not report.on_gpu:
+        raise UserError(f"{digest}: expected a run on GPUs with NCCL, found one on {report.where}; prove it on GPUs")
+    age = datetime.now(UTC) - started
+    if requirements.max_days is not None and age > timedelta(days=requirements.max_days):
+        limit = f"{requirements.max_days} days"
+        raise UserError(f"{digest}: expected a run of at most {limit} ago, found one of {age.days} days ago; prove it again")

@@ -1,11 +1,13 @@
 """Write files atomically, link or copy them, and hash them."""
 
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
 import stat
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -15,17 +17,42 @@ SHA256 = "[0-9a-f]{64}"  # the regular expression of a hex digest
 def write(path: Path, content: bytes | str) -> None:
     """Write `content`, a string as UTF-8, to `path` atomically, creating its folder; raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with _unfinished(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+        os.fchmod(file.fileno(), 0o644)
+        _name_of_unfinished(path).replace(path)
+
+
+@contextmanager
+def _unfinished(path: Path) -> Iterator[IO[bytes]]:
+    """Yield an empty file beside `path`, which becomes it; it has one name, so that what a killed call left is used again."""
+    name = _name_of_unfinished(path)
+    while True:
+        handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+        with os.fdopen(handle, "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # another process may write it, too
+            if not _has_name(file, name):  # that process has finished it meanwhile
+                continue
+            file.truncate()
+            try:
+                yield file
+            except BaseException:
+                name.unlink(missing_ok=True)
+                raise
+            return
+
+
+def _has_name(file: IO[bytes], name: Path) -> bool:
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-            os.fchmod(file.fileno(), 0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        return os.path.samestat(os.fstat(file.fileno()), name.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def _name_of_unfinished(path: Path) -> Path:
+    return path.with_name(f".{path.name}.new")
 
 
 def open_regular(path: Path) -> IO[bytes]:

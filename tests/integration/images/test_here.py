@@ -12,18 +12,21 @@ PYTHON = "/opt/env/bin/python"
 
 
 @pytest.fixture
-def theirs(image: str, engine: Engine) -> Iterator[str]:
-    """An image that has nothing of ours but files: exported and imported, it has no configuration."""
+def theirs(image: str, engine: Engine, tmp_path: Path) -> Iterator[str]:
+    """An image that has nothing of ours but files: exported and imported, it has no configuration.
+
+    Its tag is of this test alone, as the engine may be the machine's.
+    """
     container = engine.docker("create", image).stdout.strip()
-    archive = f"/tmp/{container[:12]}.tar"
-    engine.docker("export", "--output", archive, container)
+    archive, tag = tmp_path / "exported.tar", f"theirs:{container[:12]}"
     try:
-        engine.docker("import", archive, "theirs:test")
+        engine.docker("export", "--output", str(archive), container)
+        engine.docker("import", str(archive), tag)
     finally:
         engine.docker("rm", container)
-        Path(archive).unlink()
-    yield "theirs:test"
-    engine.docker("rmi", "--force", "theirs:test")
+        archive.unlink(missing_ok=True)
+    yield tag
+    engine.docker("rmi", "--force", tag)
 
 
 def test_what_the_image_lacks_is_named(tiny: TestCheckout, theirs: str, engine: Engine, root: Path) -> None:

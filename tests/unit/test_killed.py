@@ -1,0 +1,128 @@
+"""A command that is killed anywhere, as by `kill -9`, leaves nothing half-made in use: a second call completes it.
+
+Python raises an audit event for every call that changes the file system; the command is killed before one of them. Sampled over
+the whole command, since all of them would take hours.
+"""
+
+import json
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from smokehouse.storage.files import hashed
+
+from .channel import Channel
+from .conftest import TestCheckout
+
+# Of all the changes that a command makes, those before which it is killed.
+SAMPLED = (0.0, 0.2, 0.4, 0.6, 0.8, 0.95, 1.0)
+# Counts changes as bytes in a file, and kills this process, but none that it starts, before one of them.
+HOOK = """
+import os, signal, sys
+_at, _file = os.environ.pop("KILLED_AT", ""), os.environ.pop("COUNTED_IN", "")
+if _file:
+    _counted, _number = os.open(_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT), 0
+    _changes = {"os.rename", "os.remove", "os.link", "os.symlink", "os.mkdir", "os.rmdir", "os.truncate", "os.chmod"}
+
+    def _hook(event, arguments):
+        global _number
+        writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if writes or event in _changes:
+            if _at and _number == int(_at):
+                os.kill(os.getpid(), signal.SIGKILL)
+            _number += 1
+            os.write(_counted, b".")
+
+    sys.addaudithook(_hook)
+"""
+
+
+def snapshot(folder: Path) -> dict[str, str]:
+    """Return the hash of every file below `folder`, by its path."""
+    return {str(path.relative_to(folder)): hashed(path) for path in folder.rglob("*") if path.is_file()}
+
+
+class Killer:
+    """Runs one command, killed or not."""
+
+    def __init__(self, checkout: TestCheckout, command: list[str], folder: Path) -> None:
+        (folder / "hook").mkdir(parents=True)
+        (folder / "hook" / "sitecustomize.py").write_text(HOOK)
+        self.checkout, self.command, self.folder = checkout, command, folder
+        self.path = f"{folder / 'hook'}:{checkout.environ['PYTHONPATH']}"
+
+    def run(self, at: int | None = None) -> subprocess.CompletedProcess[str]:
+        """Run the command, killed before the change number `at`."""
+        variables = {"COUNTED_IN": str(self.folder / "count"), **({} if at is None else {"KILLED_AT": str(at)})}
+        return self.checkout.run(*self.command, PYTHONPATH=self.path, PYTHONDONTWRITEBYTECODE="1", **variables)
+
+    def changes(self) -> int:
+        """Run the command to its end, and return how many changes it makes."""
+        (self.folder / "count").unlink(missing_ok=True)
+        ended = self.run()
+        assert ended.returncode == 0, ended.stderr
+        return (self.folder / "count").stat().st_size
+
+
+def kill_everywhere(killer: Killer, remove: Callable[[], object], check: Callable[[], object]) -> int:
+    """Kill the command at sampled changes, each time from the start, and check what a second call makes; return how often."""
+    remove()
+    count = killer.changes()
+    assert count >= 10
+    expected = check()
+    for at in sorted({min(int(count * part), count - 1) for part in SAMPLED}):
+        remove()
+        assert killer.run(at).returncode == -signal.SIGKILL, at
+        ended = killer.checkout.run(*killer.command)
+        assert ended.returncode == 0, (at, ended.stderr)
+        assert check() == expected, at
+    return count
+
+
+def test_killed_lock(checkout: TestCheckout, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+    record_property("fault", "kill -9")
+    locks = checkout.pins.parent
+
+    def check() -> object:
+        assert not [path.name for path in locks.iterdir() if path.name.startswith(".")]
+        assert checkout.run("lock", "tiny", "--check").returncode == 0
+        return snapshot(locks)
+
+    kill_everywhere(Killer(checkout, ["lock", "tiny"], tmp_path), lambda: shutil.rmtree(locks, ignore_errors=True), check)
+
+
+def test_killed_bundle(
+    checkout: TestCheckout, channel: Channel, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("fault", "kill -9")
+    checkout.lock()
+    place = tmp_path / "stick"
+
+    def check() -> object:
+        found = snapshot(place / "bundle")
+        listed = json.loads((place / "bundle" / "manifest.json").read_text())["files"]
+        assert {path: digest for path, digest in found.items() if path != "manifest.json"} == listed
+        return found
+
+    command = ["bundle", "tiny", str(place / "bundle"), "--channel", channel.url]
+    kill_everywhere(Killer(checkout, command, tmp_path), lambda: shutil.rmtree(place, ignore_errors=True), check)
+
+
+def test_killed_install(
+    checkout: TestCheckout, channel: Channel, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("fault", "kill -9")
+    checkout.lock()
+    place = tmp_path / "disk"
+
+    def check() -> object:
+        assert {path.name for path in place.iterdir()} == {"envs", ".envs.lock"}
+        ended = checkout.run("install", "tiny", str(place / "envs"), "--check")
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        imported = subprocess.run([place / "envs" / "bin" / "python", "-c", "import alpha"], capture_output=True, timeout=60)
+        return imported.returncode
+
+    command = ["install", "tiny", str(place / "envs"), "--channel", channel.url]
+    kill_everywhere(Killer(checkout, command, tmp_path), lambda: shutil.rmtree(place, ignore_errors=True), check)
