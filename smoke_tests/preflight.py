@@ -9,7 +9,7 @@ import re
 import shutil
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,17 @@ PREFLIGHT = "python -m smoke_tests preflight"
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
+# Of accelerate's launcher, transformers and torch's logs: they choose precision, DeepSpeed's configuration, or what is printed.
+_CLEARED = ("ACCELERATE_", "TRANSFORMERS_", "TORCH_LOGS", "TORCHDYNAMO_", "TORCHINDUCTOR_")
+# Where files are, and what is set below.
+_PLACES = ("TRANSFORMERS_CACHE", "TRANSFORMERS_OFFLINE", "TORCHINDUCTOR_CACHE_DIR", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+    "TRANSFORMERS_CACHE",
+    "TRANSFORMERS_OFFLINE",
+    "TORCHINDUCTOR_CACHE_DIR",
+)  # where files are, and whether from a network
+_NAMED = ("NCCL_", "TORCH_NCCL_", "GLOO_")
+
+
 @dataclass(frozen=True)
 class Resources:
     """What a run has."""
@@ -37,8 +48,24 @@ class Resources:
     source: Path | None  # the folder of the requested checkpoint; None for the synthetic one
 
 
+def foreign_variables(environ: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """Return the variables that change what is measured: those to clear, and those to keep, since a machine may need them."""
+    names = sorted({*environ} - {*_PLACES})
+    return [name for name in names if name.startswith(_CLEARED)], [name for name in names if name.startswith(_NAMED)]
+
+
+def _clear_variables() -> None:
+    cleared, kept = foreign_variables(os.environ)
+    for name in cleared:
+        del os.environ[name]
+    for names, what in ((cleared, "cleared, since they change what is measured"), (kept, "kept, and may change the outcome")):
+        if names:
+            print(f"smoke: warning: {', '.join(names)}: {what}", flush=True)
+
+
 def prepare_process(*, offline: bool) -> None:
     """Set the environment variables that torch and other libraries read when they are imported."""
+    _clear_variables()
     defaults = {
         "TOKENIZERS_PARALLELISM": "false",
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # looks for GPUs without initialising CUDA, which does not survive a fork

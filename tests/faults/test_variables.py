@@ -1,0 +1,55 @@
+"""Variables of a cluster that change what a smoke test measures are cleared or named."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PREPARE = """
+import os
+from smoke_tests import preflight
+preflight.prepare_process(offline=True)
+print(sorted(os.environ))
+"""
+CLEARED = (
+    "ACCELERATE_USE_DEEPSPEED",
+    "ACCELERATE_MIXED_PRECISION",
+    "TRANSFORMERS_VERBOSITY",
+    "TORCH_LOGS",
+    "TORCHDYNAMO_DISABLE",
+)
+KEPT = ("NCCL_P2P_DISABLE", "TORCH_NCCL_ASYNC_ERROR_HANDLING", "GLOO_TIMEOUT")
+PLACES = ("TRANSFORMERS_CACHE", "TRANSFORMERS_OFFLINE", "HF_HOME", "GLOO_SOCKET_IFNAME")
+
+
+def prepared(root: Path, *names: str) -> tuple[str, str]:
+    """Return what the preparation of a run prints with these variables set, and the variables that it leaves."""
+    environ = {name: text for name, text in os.environ.items() if not name.startswith((*CLEARED, *KEPT))}
+    environ |= dict.fromkeys(names, "1")
+    ended = subprocess.run(
+        [sys.executable, "-c", PREPARE], cwd=root, env=environ, capture_output=True, text=True, check=True, timeout=60
+    )
+    *said, left = ended.stdout.splitlines()
+    return "\n".join(said), left
+
+
+@pytest.mark.parametrize("name", CLEARED)
+def test_what_changes_the_measurement_is_cleared_and_named(root: Path, name: str) -> None:
+    said, left = prepared(root, name)
+    assert f"warning: {name}: cleared, since they change what is measured" in said
+    assert f"'{name}'" not in left
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_what_a_machine_may_need_is_kept_and_named(root: Path, name: str) -> None:
+    said, left = prepared(root, name)
+    assert f"warning: {name}: kept, and may change the outcome" in said
+    assert f"'{name}'" in left
+
+
+def test_places_are_kept_without_a_word(root: Path) -> None:
+    said, left = prepared(root, *PLACES)
+    assert not any(name in said for name in PLACES)
+    assert all(f"'{name}'" in left for name in PLACES)
