@@ -405,6 +405,9 @@ PRINTED: dict[str, tuple[str, ...]] = {
 }
 
 ELSEWHERE: dict[str, str] = {
+    "exits with return code = -7{/}": "deepspeed/launcher/launch.py; Linux ends a process with SIGBUS where /dev/shm is full",
+    "Signal 7 (SIGBUS) received by PID": "torch/distributed/elastic/multiprocessing/api.py",
+    "failed (exitcode: -7)": "torch/distributed/elastic/multiprocessing/api.py",
     "MISMATCH | {} ckpt: {shape} vs model:{0}": (
         "transformers between PR #36335 and PR #36455 (4.50.0.dev0) by itself; on releases zero.Init around "
         "from_pretrained without a HfDeepSpeedConfig, or load_state_dict on a partitioned model"
