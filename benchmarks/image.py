@@ -1,6 +1,6 @@
-"""Measure how long an image takes to build, change and start, and its size, against a Dockerfile with one RUN.
+"""Measure how long an image takes to build, change and start, and its size: assembled, by BuildKit, and with one RUN.
 
-Both use the same base, conda packages, lock and package index, and begin with empty caches; the engine is that of the tests.
+All use the same base, conda packages, lock and package index, and begin with empty caches; the engine is that of the tests.
 The conda packages are those of the tests' channel: the Python of this machine and little else.
 """
 
@@ -52,6 +52,7 @@ COPY pip.whl requirements.txt /
 RUN --mount=type=secret,id=certificates,target=/certificates --mount=type=secret,id=pip,target=/etc/pip.conf \\
     python /pip.whl/pip install --no-cache-dir --break-system-packages --require-hashes --requirement /requirements.txt
 """
+BUILDKIT = ("--builder", "default")
 DEADLINE = 3600.0  # seconds
 
 
@@ -79,6 +80,16 @@ class Image:
         return sum(size for digest, size in self.layers.items() if digest not in older.layers)
 
 
+@dataclass(frozen=True)
+class Way:
+    """A way to build: with empty caches, after a package changed, with the bytes new in that, and again after the downloads."""
+
+    cold: Image | None
+    changed: Image
+    new: int
+    again: Image | None
+
+
 class Contest:
     """A checkout, an engine with empty stores, and both ways to build an image there."""
 
@@ -99,10 +110,10 @@ class Contest:
         """The lock of the PyPI packages."""
         return self.checkout.root / "lockfiles" / real.NAME / "requirements.txt"
 
-    def build(self, name: str) -> Image:
+    def build(self, name: str, *options: str) -> Image:
         """Build the image of `name` as `nox -s build` does."""
         printed: list[dict[str, Any]] = []
-        command = ("build", name, "--ops", "none", "--json")
+        command = ("build", name, "--ops", "none", "--json", *options)
         seconds = timed(lambda: printed.append(json.loads(real.run(self.checkout, *command, timeout=DEADLINE).stdout)))
         return self.inspect(printed[0]["place"], printed[0]["digest"], seconds)
 
@@ -195,9 +206,9 @@ def timed(work: Callable[[], object]) -> float:
     return perf_counter() - began
 
 
-def row(what: str, ours: str, plain: str, ratio: str) -> str:
+def row(*cells: str) -> str:
     """Return a line of the table."""
-    return f"| {what} | {ours} | {plain} | {ratio} |"
+    return f"| {' | '.join(cells)} |"
 
 
 def measure_starts(contest: Contest, image: Image, rounds: int) -> Starts:
@@ -229,6 +240,8 @@ def measure(contest: Contest, rounds: int) -> Sequence[str]:
     # The tar file of the conda packages, which the plain image adds, is prepared for both.
     cold = contest.build(real.NAME)
     second = contest.build(SECOND)
+    again = contest.build(real.NAME, "--no-cache")
+    baked = contest.build(real.NAME, *BUILDKIT)
     starts = measure_starts(contest, cold, rounds)
 
     contest.checkout.edit(contest.checkout.root / "environments" / real.NAME / "environment.yml", *CHANGED)
@@ -236,6 +249,7 @@ def measure(contest: Contest, rounds: int) -> Sequence[str]:
     real.run(contest.checkout, "lock", real.NAME)
     after = contest.requirements.read_bytes()
     changed = contest.build(real.NAME)
+    baked_changed = contest.build(real.NAME, *BUILDKIT)
     contest.remove(cold.reference)
 
     contest.requirements.write_bytes(before)
@@ -247,7 +261,12 @@ def measure(contest: Contest, rounds: int) -> Sequence[str]:
     package_layer = new - [*changed.layers.values()][-1]  # the last layer has the lock
     added = second.new_bytes(cold)
     return [
-        *table((cold, changed, new), (plain, plain_changed, plain_new), hardware(contest)),
+        *table(
+            Way(cold, changed, new, again),
+            Way(None, baked_changed, baked_changed.new_bytes(baked), baked),
+            Way(plain, plain_changed, plain_new, None),
+            hardware(contest),
+        ),
         "",
         f"Compressed size over that of all wheels, conda and Debian packages in it: "
         f"{cold.size / real.locked_bytes(contest.checkout):.3f}",
@@ -267,28 +286,35 @@ def hardware(contest: Contest) -> str:
     return f"{found[1] if found else 'a CPU'}, {len(os.sched_getaffinity(0))} CPUs, Docker Engine {version}"
 
 
-def table(ours: tuple[Image, Image, int], rival: tuple[Image, Image, int], hardware: str) -> Sequence[str]:
-    """Return the lines of the table; each way has an image, the image after the change, and the new bytes of that."""
-    (cold, changed, new), (plain, plain_changed, plain_new) = ours, rival
+def table(ours: Way, baked: Way, plain: Way, hardware: str) -> Sequence[str]:
+    """Return the lines of the table; the ratio is that of one RUN to what is assembled."""
+
+    def seconds(what: str, *images: Image | None, digits: int) -> str:
+        taken = [f"{image.seconds:.{digits}f} s" if image else "-" for image in images]
+        first, last = images[0], images[-1]
+        return row(what, *taken, f"{last.seconds / first.seconds:.1f}" if first and last else "-")
+
+    sizes = [way.changed for way in (ours, baked, plain)]
     return [
         hardware,
         "",
-        f"| the image of {real.NAME} | Smokehouse | one `RUN pip install` | ratio |",
-        "|---|---:|---:|---:|",
+        f"| the image of {real.NAME} | assembled | its Dockerfile, by BuildKit | one `RUN pip install` | ratio |",
+        "|---|---:|---:|---:|---:|",
+        seconds("cold build, downloads included", ours.cold, baked.cold, plain.cold, digits=0),
+        seconds("cold build, after the downloads", ours.again, baked.again, plain.again, digits=0),
+        seconds(f"build after {CHANGED[0]} became {CHANGED[1].partition('==')[2]}", *sizes, digits=1),
         row(
-            "cold build, downloads included",
-            f"{cold.seconds:.0f} s",
-            f"{plain.seconds:.0f} s",
-            f"{plain.seconds / cold.seconds:.1f}",
+            "new bytes for that",
+            f"{ours.new / 1e6:.1f} MB",
+            f"{baked.new / 1e6:.1f} MB",
+            f"{plain.new / 1e6:.0f} MB",
+            f"{plain.new / ours.new:.0f}",
         ),
         row(
-            f"build after {CHANGED[0]} became {CHANGED[1].partition('==')[2]}",
-            f"{changed.seconds:.1f} s",
-            f"{plain_changed.seconds:.0f} s",
-            f"{plain_changed.seconds / changed.seconds:.0f}",
+            "compressed size",
+            *(f"{image.size / 1e6:.0f} MB" for image in sizes),
+            f"{sizes[-1].size / sizes[0].size:.2f}",
         ),
-        row("new bytes for that", f"{new / 1e6:.1f} MB", f"{plain_new / 1e6:.0f} MB", f"{plain_new / new:.0f}"),
-        row("compressed size", f"{cold.size / 1e6:.0f} MB", f"{plain.size / 1e6:.0f} MB", f"{plain.size / cold.size:.2f}"),
     ]
 
 

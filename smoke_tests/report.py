@@ -75,6 +75,16 @@ def lock_digests(lock: Path) -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(lock.iterdir()) if file.is_file()}
 
 
+def changed_lock(lock: Path, before: dict[str, str]) -> str:
+    """Return what changed in a lock since its digests were `before`, which a run of it does not prove; empty for nothing."""
+    try:
+        now = lock_digests(lock)
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}, since the run began; run it again"
+    changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    return f"{lock / changed[0]}: expected the file that the run began with, found another; run it again" if changed else ""
+
+
 def is_full(document: Any) -> bool:
     """Return whether `document`, a parsed report.json, is of a run that left nothing out; an earlier version's, too."""
     if not isinstance(document, dict) or document.get("partial") or document.get("not_requested"):

@@ -30,6 +30,7 @@ def smoke(options: Options, began: float) -> int:
 
     `began` is the start of the process by `time.monotonic`. Raises InputError.
     """
+    digests = report.lock_digests(options.lock) if options.lock else None
     started = datetime.datetime.now(datetime.timezone.utc)
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     gc.disable()  # what imports allocate stays; collecting over it again and again takes a tenth of their time
@@ -59,10 +60,12 @@ def smoke(options: Options, began: float) -> int:
         if shutil.disk_usage(work).free < 2**20:
             full = f"{options.report}: disk is full; free disk space or give --report another folder"
             fatal = f"{full} ({fatal})" if fatal else full
+        if options.lock and digests and (changed := report.changed_lock(options.lock, digests)):
+            fatal = f"{changed} ({fatal})" if fatal else changed
         shutil.rmtree(work, ignore_errors=True)  # a full disk must have space for the report
         content = {
             "environment": options.environment,
-            **_proven(options),
+            **_proven(digests),
             **({"image": options.image} if options.image else {}),
             **({"partial": options.partial} if options.partial else {}),
             "device": resources.device,
@@ -87,11 +90,11 @@ def smoke(options: Options, began: float) -> int:
         return _publish(options.report, content, results, logs, colour=colour)
 
 
-def _proven(options: Options) -> dict[str, Any]:
-    """Return what the report is a proof of: the files of a lock, or, without one, every installed distribution."""
-    if options.lock:
+def _proven(digests: dict[str, str] | None) -> dict[str, Any]:
+    """Return what the report is a proof of: a lock by the `digests` of its files, or, without one, what is installed."""
+    if digests is not None:
         found = [{"name": one.name, "version": str(one.version), "by": one.by} for one in additions.find().values()]
-        return {"lock": report.lock_digests(options.lock), **({"added": found} if found else {})}
+        return {"lock": digests, **({"added": found} if found else {})}
     installed = distributions.find()
     notes = [*installed.problems, *installed.notes]
     return {"lock": None, "installed": {"prefix": sys.prefix, "packages": installed.versions, "notes": notes}}

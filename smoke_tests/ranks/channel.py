@@ -25,6 +25,7 @@ Both sides run the same version of this module. A line that breaks these rules i
 
 import dataclasses
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ from smoke_tests.outcome import Outcome
 from smoke_tests.ranks import transport
 
 MAX_LINE = 64 * 2**20
+VERDICTS = ("passed", "failed", "known-issue", "observed")
 
 
 class ProtocolError(Exception):
@@ -139,9 +141,31 @@ def decode(line: bytes) -> Received:
             content["outcome"] = Outcome(content.pop("verdict"), content.pop("detail"), content.pop("data"))
         if "steps" in content:
             content["steps"] = tuple(content["steps"])
-        return Received(kind(**content), when)
+        message = kind(**content)
+        _require_types(message, when)
+        return Received(message, when)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ProtocolError(f"rank channel: expected a message, found {line[:100]!r} ({error})") from error
+
+
+def _require_types(message: Message, when: float) -> None:
+    """Raise TypeError where a field of a message has another type, or a number is out of range."""
+    outcome = message.outcome if isinstance(message, End) else Outcome("passed", "")
+    numbers = [getattr(message, name) for name in ("pid", "step") if hasattr(message, name)]
+    numbers += [message.rank] if isinstance(message, Hello) and message.rank is not None else []
+    seconds = [when, *((message.seconds, message.cpu_seconds) if isinstance(message, End) else ())]
+    texts = [getattr(message, name) for name in ("job", "error", "check") if hasattr(message, name)]
+    texts += [outcome.detail, *(message.steps if isinstance(message, Hello) else ())]
+    if any(type(number) is not int or not 0 <= number < 2**32 for number in numbers):
+        raise TypeError("a number is none")
+    if any(type(second) not in (int, float) or not 0 <= second < math.inf for second in seconds):
+        raise TypeError("a time is none")
+    if isinstance(message, Exit) and type(message.code) is not int:
+        raise TypeError("the exit code is none")
+    if not all(isinstance(text, str) for text in texts) or (isinstance(message, Hello) and type(message.stacks) is not bool):
+        raise TypeError("a text is none")
+    if outcome.verdict not in VERDICTS or not isinstance(outcome.data, dict):
+        raise TypeError("the outcome is none")
 
 
 class Channel:
@@ -164,8 +188,9 @@ class Channel:
 class Receiver:
     """The supervisor's end of a connection: takes bytes as they come, gives messages."""
 
-    def __init__(self) -> None:
-        """Begin before the sender's hello."""
+    def __init__(self, peer: int | None = None) -> None:
+        """Begin before the hello, which has to be of the process `peer`, None where the kernel does not know it."""
+        self._peer = peer
         self.hello: Hello | None = None
         self._rest = b""
 
@@ -183,6 +208,8 @@ class Receiver:
         received = decode(line)
         if isinstance(received.message, Hello) != (self.hello is None):
             raise ProtocolError(f"rank channel: expected hello once and first, found {line[:100]!r}")
+        if isinstance(received.message, Hello) and self._peer not in (None, received.message.pid):
+            raise ProtocolError(f"rank channel: expected hello of process {self._peer}, found {line[:100]!r}")
         if isinstance(received.message, Hello):
             self.hello = received.message
         return received

@@ -14,7 +14,7 @@ from pathlib import Path
 from smoke_tests import endings
 from smoke_tests.outcome import Outcome, failed, known_issue, passed
 from smoke_tests.plan import Job
-from smoke_tests.ranks import channel, logs, processes, recorder
+from smoke_tests.ranks import channel, logs, processes, recorder, transport
 from smoke_tests.ranks.brief import Brief
 from smoke_tests.ranks.channel import Begin, Bye, End, Exit, Fatal, Hello, ProtocolError, Received, Receiver, StackLine
 from smoke_tests.ranks.progress import RankProgress, RunningJob, innermost_frames
@@ -309,7 +309,7 @@ class Supervisor:
 
     def _accept(self) -> None:
         connection = self._listener.accept()
-        self._connections[connection] = Receiver()
+        self._connections[connection] = Receiver(transport.peer(connection))
         self._selector.register(connection, selectors.EVENT_READ, lambda: self._read(connection))
 
     def _read(self, connection: socket.socket) -> None:
@@ -374,7 +374,12 @@ class Supervisor:
         rank.since = time.monotonic()
         match message:
             case Hello():
+                if rank.pid is not None:
+                    speaker = f"process {rank.pid} alone to speak for rank {rank.number}"
+                    raise ProtocolError(f"rank channel: expected {speaker}, found process {message.pid}, too")
                 rank.pid = message.pid
+            case Begin() | End() if message.step != rank.step or message.step >= len(running.job.steps):
+                raise ProtocolError(f"rank channel: expected step {rank.step} of rank {rank.number}, found step {message.step}")
             case Begin():
                 rank.began = rank.since
             case End():

@@ -7,6 +7,7 @@ machine use Unix sockets. For ranks on other nodes, add a `Listener` with its ow
 
 import os
 import socket
+import struct
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -76,6 +77,14 @@ def _connect_unix(path: str) -> socket.socket:
 
 # Scheme -> function that connects to the rest of an address.
 SCHEMES: dict[str, Callable[[str], socket.socket]] = {"unix": _connect_unix}
+
+
+def peer(connection: socket.socket) -> int | None:
+    """Return the process at the other end of a connection, as the kernel says it; None where it is not on this machine."""
+    if connection.family != socket.AF_UNIX:
+        return None
+    pid, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    return int(pid)
 
 
 def connect(address: str) -> socket.socket:

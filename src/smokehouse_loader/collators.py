@@ -8,7 +8,7 @@ Under ZeRO-3 each rank takes part in the gathers of the modules that it runs, so
 others waiting in the vision tower, or answers with parameters that they did not ask for.
 """
 
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ _POSITIONS = ("position_ids", "rope_deltas", "cache_position", "cu_seqlens", "cu
 Batch = MutableMapping[str, Any]
 
 
-def dummy_images(collator: Callable[[Sequence[Any]], Any], processor: Any) -> Callable[[Sequence[Any]], Any]:
+def dummy_images(collator: Callable[[Any], Any], processor: Any) -> Callable[[Any], Any]:
     """Return a collator that adds a dummy image to each batch of `collator` that has neither image nor video.
 
     For Qwen2-VL and Qwen2.5-VL; `processor` is the one of the checkpoint. The image follows the text of the first row, so
@@ -38,7 +38,7 @@ def dummy_images(collator: Callable[[Sequence[Any]], Any], processor: Any) -> Ca
     """
     image = _Image(processor)
 
-    def collate(examples: Sequence[Any]) -> Any:
+    def collate(examples: Any) -> Any:
         batch = collator(examples)
         if not isinstance(batch, MutableMapping):
             raise ValueError(f"dummy_images: expected a map from the collator, found {type(batch).__name__}; return a dict")

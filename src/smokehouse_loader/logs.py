@@ -209,7 +209,7 @@ def _of_json(text: str) -> tuple[str | None, str] | None:
     return None if rank is None else str(rank)[:_LONGEST_FIELD_NAME], "\n".join(texts)
 
 
-def _without_prefixes(text: str) -> tuple[str | None, str, bool]:
+def _without_prefixes(text: str, *, in_box: bool = False) -> tuple[str | None, str, bool]:
     """Return (owner, text, starts a record) of a line without prefixes and boxes; indentation stays."""
     owner = source = None
     record, position = False, 0
@@ -227,9 +227,9 @@ def _without_prefixes(text: str) -> tuple[str | None, str, bool]:
     text = text[position:]
     if source and text.endswith("cluster]"):
         text = _REPEATED.sub("", text)
-    if text.lstrip().startswith(_SIDES):
+    if not in_box and text.lstrip().startswith(_SIDES):
         inner = text.strip()[1:].rstrip().removesuffix(text.strip()[0]).removeprefix(" ").rstrip()
-        named, text, starts = _without_prefixes(inner)
+        named, text, starts = _without_prefixes(inner, in_box=True)
         return named or _named(owner, source), text, record or starts
     if _BORDER.match(text.lstrip()[:2]) or _ASCII_BORDER.match(text):
         text = _HEADER if "Traceback" in text else ""

@@ -1,5 +1,6 @@
 """Find the signs of failures in the streams of a log, in time that grows linearly with its length."""
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from smokehouse_loader.logs import Raised, Stream
 _GAP = 400  # characters, at most, that {} stands for
 _AROUND = 30  # lines after a text that is not in a traceback, which may be needed to understand it
 _BEFORE = 4
+_MOST = 20_000  # occurrences of a text that are tried
 _HOLES = {
     "{n}": r"\d{1,20}",
     "{w}": r"[\w./:+@-]{1,300}?",
@@ -128,7 +130,9 @@ class Searcher:
         self._streams = streams
         self._in_log: dict[str, bool] = {}
         self._in_part: dict[tuple[int, int, int, str], bool] = {}
-        self._rows: dict[tuple[int, str], list[str]] = {}
+        self._fits: dict[tuple[int, str | int, str, str, str], bool] = {}
+        self._lists: dict[int, dict[int, list[str]]] = {}
+        self._latest: dict[int, tuple[int, int]] = {}
 
     def first(self, sign: Sign) -> Iterator[Match]:
         """Yield the first occurrence of `sign` in each stream."""
@@ -139,7 +143,7 @@ class Searcher:
                 yield match
 
     def _first(self, sign: Sign, stream: Stream) -> Match | None:
-        for position, end in pattern(sign.text).matches(stream.squeezed):
+        for position, end in itertools.islice(pattern(sign.text).matches(stream.squeezed), _MOST):
             index = stream.index_at(position)
             raised = stream.raised_at(index)
             part = stream.span(*(stream.chain_of(raised) if raised else _around(stream, index)))
@@ -163,30 +167,36 @@ class Searcher:
         """Return whether the keys that are listed after a text are those that `sign` requires."""
         if not (sign.any_name or sign.all_names or sign.no_name):
             return True
-        names = self._listed(stream, end)
-        if not names or (sign.any_name and not any(re.search(sign.any_name, name) for name in names)):
-            return False
-        if sign.all_names and not all(re.search(sign.all_names, name) for name in names):
-            return False
-        return not (sign.no_name and any(re.search(sign.no_name, name) for name in names))
+        status = _STATUS.search(stream.squeezed[max(0, end - 20) : end])
+        key = (id(stream), status[1] if status else end, sign.any_name, sign.all_names, sign.no_name)
+        if key not in self._fits:
+            names = self._in_rows(stream, status[1]) if status else self._in_list(stream, end)
+            self._fits[key] = bool(names) and not (
+                (sign.any_name and not any(re.search(sign.any_name, name) for name in names))
+                or (sign.all_names and not all(re.search(sign.all_names, name) for name in names))
+                or (sign.no_name and any(re.search(sign.no_name, name) for name in names))
+            )
+        return self._fits[key]
 
-    def _listed(self, stream: Stream, end: int) -> list[str]:
-        """Return the keys in the list that begins at `end`, or in the rows of a table with the status that the text ends in."""
-        text = stream.squeezed
-        status = _STATUS.search(text[max(0, end - 20) : end])
-        if not status:
-            names = []
-            while item := _ITEM.match(text, end):
+    def _in_rows(self, stream: Stream, status: str) -> list[str]:
+        """Return the keys in the rows of transformers 5's report that have a status."""
+        rows = [row for line in stream.lines if (row := _ROW.match(line.text[:_LONGEST_ROW])) and row["status"] == status]
+        return [row["names"].strip() for row in rows]
+
+    def _in_list(self, stream: Stream, start: int) -> list[str]:
+        """Return the keys in the list that begins at `start`; none if that is inside a list that was read before."""
+        lists = self._lists.setdefault(id(stream), {})
+        if start not in lists:
+            names, end = [], start
+            first, last = self._latest.get(id(stream), (0, 0))
+            within = first < start < last
+            while not within and (item := _ITEM.match(stream.squeezed, end)):
                 names.append(item["name"])
                 end = item.end()
-            return names
-        key = (id(stream), status[1])
-        if key not in self._rows:
-            rows = [
-                row for line in stream.lines if (row := _ROW.match(line.text[:_LONGEST_ROW])) and row["status"] == status[1]
-            ]
-            self._rows[key] = [row["names"].strip() for row in rows]
-        return self._rows[key]
+            if not within:
+                self._latest[id(stream)] = (start, end)
+            lists[start] = names
+        return lists[start]
 
     def _anywhere(self, text: str) -> bool:
         if text not in self._in_log:

@@ -1,6 +1,7 @@
 """A report is a proof only if it has all that the smoke test's plan makes, of this lock and of this time; else it says why."""
 
 import json
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
+from smoke_tests.report import changed_lock, lock_digests
 from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
 from smokehouse.locks import LOCK_JSON
@@ -259,3 +261,21 @@ def test_strict_reader_reads_what_is_written(value: object) -> None:
 def test_strict_reader_raises_nothing_but_a_sentence(data: bytes) -> None:
     with suppress(ValueError):
         strict_json.parse(data)
+
+
+@pytest.mark.parametrize("edit", ["change", "add", "remove", "remove all"])
+def test_a_lock_that_changes_during_a_run_is_not_what_was_tested(root: Path, tmp_path: Path, edit: str) -> None:
+    lock = tmp_path / "lock"
+    shutil.copytree(root / "lockfiles" / NAME, lock)
+    before = lock_digests(lock)
+    assert changed_lock(lock, before) == ""
+    file = lock / ("requirements.txt" if edit != "add" else "added.txt")
+    if edit == "remove all":
+        shutil.rmtree(lock)
+    elif edit == "remove":
+        file.unlink()
+    else:
+        file.write_text("foreign")
+    said = changed_lock(lock, before)
+    assert said.startswith(str(lock if edit == "remove all" else file))
+    assert said.endswith("; run it again")

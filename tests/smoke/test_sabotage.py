@@ -400,7 +400,7 @@ def test_controls_without_their_failures(smoke: Starter) -> None:
             ended, "wrong shape", stage, BOTH, r"not detected: (the checkpoint loaded|loads) without an error", "control"
         )
     for name, whole in {"ZeRO-1 in place of ZeRO-2": "gradient", "no ZeRO": "gradient, master, moment"}.items():
-        assert_failed(ended, name, 2, BOTH, f"^not detected: {whole}; found nothing$", "control")
+        assert_failed(ended, name, 2, BOTH, f"not detected: {whole}; found nothing$", "control")
     assert_failed(ended, "gloo race", 3, BOTH, "not detected in 3 tries", "control")
     race = BY_NAME["gloo-race"]
     assert ended.found("gloo race", 3, "control")["diagnosis"] == f"gloo-race: {race.cause} Fix: {race.cure}."
@@ -426,9 +426,9 @@ def test_blind_comparison_is_detected_by_the_controls(smoke: Starter) -> None:
     [
         (
             "blind_shares",
-            r"^not detected: (gradient|gradient, master, moment); found expected ZeRO stage 2, the engine runs [01]$",
+            r"not detected: (gradient|gradient, master, moment); found expected ZeRO stage 2, the engine runs [01]$",
         ),
-        ("blamed_shares", "^expected no difference under ZeRO-2, found 7 gradient elements held, a rank's share of 6 is 3$"),
+        ("blamed_shares", "expected no difference under ZeRO-2, found 7 gradient elements held, a rank's share of 6 is 3$"),
     ],
 )
 def test_share_that_is_not_counted_is_detected_by_the_controls(smoke: Starter, fault: str, said: str) -> None:

@@ -54,15 +54,15 @@ version = "12.4"
 package = "vllm"
 reason = "needs another torch"
 
-[expectations]
-gloo_race = "present"
-later_key_layout = "random"
-
 [expectations.auto_classes]
 AutoModel = "part"
 
 [conda]
 devel = ["cuda-nvcc"]
+
+[expectations]
+gloo_race = "present"
+later_key_layout = "random"
 """
 
 # Replaces the real smoke tests: refuses one option, and otherwise prints how it was started.

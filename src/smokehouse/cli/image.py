@@ -168,6 +168,7 @@ def publish(
     source: SourceOption = None,
     move: Annotated[bool, typer.Option("--move", help="Overwrite existing tags.")] = False,
     added: WithOption = None,
+    as_json: JsonOption = False,
 ) -> int:
     """Build, prove, verify, sign and push an image; tags are pushed last."""
     from smokehouse.images import ImageRequest
@@ -181,6 +182,9 @@ def publish(
     if not publication.verification.passed:
         _print_verification(publication.verification)
         return 1
+    if as_json:
+        print(json.dumps(publication.as_json()))
+        return 0
     for tagged in publication.references:
         print(tagged)
     return 0

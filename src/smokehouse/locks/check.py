@@ -7,7 +7,7 @@ from smokehouse.environments import definition
 from smokehouse.environments.definition import Environment
 from smokehouse.environments.inputs import CondaInputs, Inputs, package_name
 from smokehouse.errors import UserError
-from smokehouse.locks import constraints, model, pins
+from smokehouse.locks import constraints, contents, model, pins
 from smokehouse.locks.model import Lock
 from smokehouse.locks.pins import LockFiles, PinFile, Pins
 from smokehouse.storage.files import hashed
@@ -47,11 +47,14 @@ def read_lock(files: LockFiles) -> Lock:
 
 def check_environment(environment: Environment, files: LockFiles) -> Lock:
     """Return the lock of `environment`; raises UserError where it is out of date, saying what differs."""
+    contents.require_plain(files)
     lock = read_lock(files)
+    found = pins.read(files.pins, files.build_pins)
+    check_pins(environment.inputs, files.pins, found)
     if lock.inputs != environment.digest():
-        check_pins(environment.inputs, files.pins, pins.read(files.pins, files.build_pins))
         problem = _conda_difference(environment.conda, lock)
         raise UserError(f"{files.folder.name}: lock out of date: {problem}; run {files.command}")
+    contents.require_same(environment, files, lock, found)
     constraints.check(files, lock)
     return lock
 

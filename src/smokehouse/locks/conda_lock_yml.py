@@ -3,42 +3,54 @@
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from packaging.requirements import Requirement
 
 from smokehouse.environments.inputs import CondaInputs, package_name
 from smokehouse.errors import UserError
-from smokehouse.locks.solvers.conda import Solved, url
 from smokehouse.storage.files import sha256
 
+if TYPE_CHECKING:  # reading a lock imports no solver
+    from smokehouse.locks.solvers.conda import Solved
 
-def text(title: str, conda: CondaInputs, pip: Sequence[Requirement], packages: tuple[Solved, ...], source: str) -> str:
+
+def text(title: str, conda: CondaInputs, pip: Sequence[Requirement], packages: "tuple[Solved, ...]", source: str) -> str:
     """Return conda-lock.yml for `packages`, under the comment `title`.
 
     `source` is the path of environment.yml, relative to the lock. `pip` is part of the content hash, as in conda-lock, and
     of nothing else: the format would store the host of an index.
     """
-    models = _models()
-    metadata = models.LockMeta(
-        content_hash={conda.subdir: content_hash(conda, pip)},
-        channels=[conda.channel],
-        platforms=[conda.subdir],
-        sources=[source],
-    )
-    head = models.Lockfile(package=[], metadata=metadata).dict_for_output()
-    del head["package"]
-    return title + _yaml(head) + _packages(conda.channel, conda.subdir, packages)
+    return title + _yaml(head(conda, pip, source)) + _packages(conda.channel, conda.subdir, packages)
+
+
+def head(conda: CondaInputs, pip: Sequence[Requirement], source: str) -> dict[str, Any]:
+    """Return what precedes the packages, as data; arguments are those of `text`."""
+    metadata = {
+        "content_hash": {conda.subdir: content_hash(conda, pip)},
+        "channels": [{"url": conda.channel, "used_env_vars": []}],
+        "platforms": [conda.subdir],
+        "sources": [source],
+    }
+    return {"version": 1, "metadata": metadata}
+
+
+def dump(title: str, content: Mapping[str, Any]) -> str:
+    """Return the file whose parsed content is `content`, as `text` writes it."""
+    before = {key: value for key, value in content.items() if key != "package"}
+    return title + _yaml(before) + _yaml({"package": content["package"]})
 
 
 @cache  # for environments with the same conda packages
-def _packages(channel: str, subdir: str, packages: tuple[Solved, ...]) -> str:
+def _packages(channel: str, subdir: str, packages: "tuple[Solved, ...]") -> str:
+    from smokehouse.locks.solvers.conda import url
+
     models = _models()
     locked = [
         models.LockedDependency(

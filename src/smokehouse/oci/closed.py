@@ -43,7 +43,8 @@ def differences(found: object, expected: object, path: str = "") -> Iterator[tup
     """Yield the path and the problem of each member of `found` that is not `expected`; 1 is not true, and {} is not none."""
     if isinstance(found, dict) and isinstance(expected, dict):
         for key in sorted(found.keys() | expected.keys()):
-            inside = f"{path}.{key}" if path else key
+            name = show(key)[1:-1]
+            inside = f"{path}.{name}" if path else name
             if key not in expected:
                 yield inside, f"unexpected, found {show(found[key])}"
             elif key not in found:

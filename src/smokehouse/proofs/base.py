@@ -1,10 +1,10 @@
 """The base that an image is built on: built again from docker/base.lock, or fetched by its digest."""
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from smokehouse.checkout import Checkout
+from smokehouse.console import size
 from smokehouse.errors import UserError
 from smokehouse.images import base as bases
 from smokehouse.images import debian_lock
@@ -14,6 +14,7 @@ from smokehouse.oci.filesystem import decompress
 from smokehouse.oci.layout import Image
 
 _CHUNK = 1 << 20
+_MOST = 4 << 30  # bytes of the lowest layer, unpacked; Debian has 0.6 GB
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,11 @@ def _lowest_layer(image: Image, reference: str, work: Path) -> Path:
     layer, tree = image.manifest.layers[0], work / "base.tar"
     image.layout.verify_blob(layer)
     with image.layout.blob(layer.digest).open("rb") as file, tree.open("wb") as out:
-        shutil.copyfileobj(decompress(file, layer.media_type, f"layer 1 of {reference}"), out, _CHUNK)
+        source = decompress(file, layer.media_type, f"layer 1 of {reference}")
+        while chunk := source.read(_CHUNK):
+            if out.tell() > _MOST:
+                raise UserError(f"{reference}: expected a base of at most {size(_MOST)}, found more; do not trust this image")
+            out.write(chunk)
     bases.write(tree, work / "base")
     tree.unlink()
     return work / "base"

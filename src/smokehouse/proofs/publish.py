@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from smokehouse import locks
 from smokehouse.checkout import Checkout
@@ -52,10 +53,26 @@ class PublishOptions:
 
 @dataclass(frozen=True)
 class Publication:
-    """The result of publishing: the references with tags, none where the image did not pass the `verification`."""
+    """The result of publishing: the references with tags, none where the image did not pass the `verification`.
+
+    `report` is the summary of the smoke test that proved it.
+    """
 
     references: tuple[str, ...]
     verification: Verification
+    report: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what `publish --json` prints."""
+        image = self.verification
+        return {
+            "environment": image.environment,
+            "references": list(self.references),
+            "digest": image.digest,
+            "id": image.id,
+            "lock": image.lock,
+            "report": self.report,
+        }
 
 
 @dataclass(frozen=True)
@@ -109,7 +126,7 @@ def publish_image(checkout: Checkout, name: str, repository: str, options: Publi
         signed = [_sign(job, payload) for payload in _statements(job, image, report, sbom)]
         _send(job, registry, image, sbom.encode(), signed)
         _clean(job)
-    return Publication(tuple(f"{reference.name}:{tag}" for tag in job.tags), verification)
+    return Publication(tuple(f"{reference.name}:{tag}" for tag in job.tags), verification, report.summary)
 
 
 def _parse_repository(text: str) -> Reference:

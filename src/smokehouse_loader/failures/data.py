@@ -40,6 +40,7 @@ FAILURES = (
         signs=(
             Sign("Image features and image tokens do not match"),
             Sign("Video features and video tokens do not match"),
+            Sign("Videos features and video tokens do not match"),
             Sign("The number of image tokens is {n} while the number of image given to the model is"),
             Sign("The input provided to the model are wrong. The number of image tokens is"),
             Sign("Mismatch in `image` token count between text and `input_ids`"),

@@ -83,7 +83,6 @@ def test_a_base_of_somebody_elses_is_built_on(tiny: TestCheckout, engine: Engine
     labels = json.loads(engine.docker("image", "inspect", "--format", "{{json .Config.Labels}}", name).stdout)
     assert "@".join(labels[f"org.opencontainers.image.base.{part}"] for part in ("name", "digest")) == base
     assert verdict["passed"]
-    assert built(tiny, "--base", base, "--builder", "default", "--output", f"oci:{tmp_path / 'baked'}")["id"] == verdict["id"]
     engine.docker("rmi", "--force", *engine.docker("images", "--format", "{{.Repository}}:{{.Tag}}", "tiny").stdout.split())
 
 

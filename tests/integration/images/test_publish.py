@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -206,3 +207,35 @@ def test_a_pull_from_a_broken_network_is_named_and_a_second_call_completes(publi
     publisher.proxy.faults.lies.clear()
     publisher.proxy.faults.cut_down[f"GET .*/blobs/{layer.digest}"] = 1_000_000
     assert verified(publisher.made.checkout, reference)["passed"]
+
+
+def test_a_release_publishes_all_environments_and_writes_their_table(publisher: Publisher, root: Path, tmp_path: Path) -> None:
+    """The steps of the workflow `release`, against a registry on this machine."""
+    given = [
+        "--image",
+        str(publisher.made.layout),
+        "--report",
+        str(publisher.report),
+        "--key",
+        str(publisher.keys / "ours.key"),
+    ]
+    owner, table = publisher.where.rpartition("/")[0] + "/release", tmp_path / "table.md"
+    environ = publisher.made.checkout.environ | {"RELEASE_PUBLISH": f"{sys.executable} -m smokehouse publish"}
+    command: list[str | Path] = [sys.executable, root / ".ci" / "release", owner, table, "--", *given]
+    ended = subprocess.run(command, cwd=publisher.made.checkout.root, env=environ, capture_output=True, text=True, timeout=600)
+    assert ended.returncode == 0, ended.stderr
+    image = Layout(publisher.made.layout).image()
+    head, _, row = table.read_text().splitlines()
+    assert head == "| environment | tag | digest | image ID | report |"
+    name, tags, digest, image_id, report = (cell.strip() for cell in row.strip("|").split("|"))
+    assert (name, digest, image_id) == ("tiny", f"`{image.digest}`", f"`{image.manifest.config.digest}`")
+    assert tags == "<br>".join(f"`{owner}/tiny:{tag}`" for tag in publisher.tags)
+    assert " passed under ZeRO-" in report
+    there = Registry(Reference.parse(f"{owner}/tiny"))
+    assert [found[1].digest for tag in publisher.tags if (found := there.manifest(tag))] == [image.digest] * 2
+    publisher.report.unlink()
+    table.unlink()
+    failed = subprocess.run(command, cwd=publisher.made.checkout.root, env=environ, capture_output=True, text=True, timeout=600)
+    assert failed.returncode == 2
+    assert "release: tiny not published; fix it, then run this again" in failed.stderr
+    assert not table.exists()

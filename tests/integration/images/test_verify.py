@@ -69,7 +69,7 @@ def test_what_was_assembled_is_what_the_lock_says(made: Made) -> None:
     assert f"layers   {len(contents)}, made again here from the lock and compared by hash\n" in said
 
 
-def test_what_a_real_engine_builds_is_the_same_image(made: Made, tiny: TestCheckout, tmp_path: Path) -> None:
+def test_what_a_real_engine_builds_is_the_same_image(tiny: TestCheckout, tmp_path: Path) -> None:
     run(tiny, "build", "tiny", "--builder", "default", "--output", f"oci:{tmp_path / 'baked'}")
     verdict = verified(tiny, f"oci:{tmp_path / 'baked'}")
     assert (verdict["passed"], verdict["differences"]) == (True, [])
@@ -174,6 +174,18 @@ def test_source_and_revision_are_claims_or_compared(made: Made, tmp_path: Path) 
         assert verified(made.checkout, rewrite(tmp_path / "other"), "--source", "https://example.org/x")["claims"] == []
     finally:
         shutil.rmtree(made.checkout.root / ".git")
+
+
+def test_a_base_can_be_trusted_where_nothing_builds_one(made: Made, tmp_path: Path) -> None:
+    """The image's own is what the steps run on; all that is above it is compared as always."""
+    trusted = TestCheckout(made.checkout.root, made.checkout.environ | {"PATH": "/usr/bin:/bin"})
+    verdict = verified(trusted, f"oci:{made.layout}", "--trust-base")
+    assert verdict["passed"]
+    assert re.fullmatch(r"debian-\w+@sha256:\w+, not verified", verdict["base"])
+    assert verdict["layers"][0]["diff_id"] == Layout(made.layout).image().config.rootfs.diff_ids[0]
+    reference = altered(made, tmp_path / "layout", {f"{SITE}/evil.pth": b"import evil\n"})
+    differences = verified(trusted, reference, "--trust-base", code=1)["differences"]
+    assert f"{SITE}/evil.pth" in {entry["path"] for entry in differences}
 
 
 def test_an_image_of_another_lock_or_without_one_is_refused(made: Made, tmp_path: Path) -> None:

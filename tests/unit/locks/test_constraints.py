@@ -59,7 +59,7 @@ def test_conda_packages_with_python_modules_are_among_them(checkout: TestCheckou
     [
         ("edited", "expected the versions of the lock, found others"),
         ("removed", "not found"),
-        ("folder", r"cannot be read \(Is a directory\)"),
+        ("folder", "expected a file, found a link, folder or pipe"),
     ],
 )
 def test_check_covers_it(checkout: TestCheckout, edit: str, message: str) -> None:
@@ -73,9 +73,8 @@ def test_check_covers_it(checkout: TestCheckout, edit: str, message: str) -> Non
         file.mkdir()
     ended = checkout.run("lock", "--check", "tiny")
     assert ended.returncode == 1
-    assert re.fullmatch(rf"smokehouse: lockfiles/tiny/constraints\.txt: {message}; run smokehouse lock tiny\n", ended.stderr), (
-        ended.stderr
-    )
+    expected = rf"smokehouse: lockfiles/tiny/constraints\.txt: {message};( .* and)? run smokehouse lock tiny\n"
+    assert re.fullmatch(expected, ended.stderr), ended.stderr
     if edit != "folder":
         checkout.lock()
         assert file.read_text() == text

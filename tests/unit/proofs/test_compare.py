@@ -252,6 +252,16 @@ def test_each_member_of_the_configuration_is_compared(case: Case) -> None:
     ]
 
 
+def test_what_differs_is_said_in_ascii(case: Case) -> None:
+    """A terminal can be one that has nothing else, and a key can say VERIFIED from right to left."""
+    config = case.config
+    config["config"]["Labels"]["\u05e9\U0001f600"] = "\u05e9"
+    case.write(json.dumps(config, ensure_ascii=False).encode())
+    found = case.problems()
+    assert '0 (config) config.Labels.\\u05e9\\ud83d\\ude00: unexpected, found "\\u05e9"' in found
+    assert all(problem.isascii() for problem in found)
+
+
 def test_each_member_of_the_manifest_is_compared(case: Case) -> None:
     accepted = []
     for what, data in edits(case.manifest):

@@ -1,0 +1,77 @@
+"""A rank speaks for itself alone, and only in messages of the protocol: whatever else it sends is refused in a sentence."""
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smoke_tests.outcome import Outcome
+from smoke_tests.ranks import channel, transport
+from smoke_tests.ranks.channel import Begin, Bye, End, Exit, Fatal, Hello, ProtocolError, Receiver
+
+MESSAGES: dict[str, channel.Message] = {
+    "hello": Hello("zero3", 1, 7, ("load",)),
+    "hello for stacks": Hello("zero3", 1, 7, stacks=True),
+    "begin": Begin(0),
+    "end": End(0, 1.0, 0.5, Outcome("passed", "equal", {"losses": [1.0]})),
+    "fatal": Fatal("OSError: no space", "load"),
+    "exit": Exit(7, -9),
+    "bye": Bye(),
+}
+# Of each type that JSON has, and numbers that are none.
+VALUES: tuple[Any, ...] = (None, True, -1, 1.5, 2**70, float("nan"), float("inf"), "text", ["text"], [1], {"a": 1})
+CONNECT = """
+import sys
+from smoke_tests.ranks.channel import Hello, encode
+from smoke_tests.ranks.transport import connect
+connection = connect(sys.argv[1])
+connection.sendall(encode(Hello("zero3", 0, int(sys.argv[2]), ("load",)), 0.0))
+"""
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_each_field_has_its_type(name: str) -> None:
+    fields = channel.fields(MESSAGES[name], 1.0)
+    assert channel.decode(json.dumps(fields).encode()).message == MESSAGES[name]
+    for field in fields.keys() - {"event"}:
+        accepted = []
+        for value in VALUES:
+            with suppress(ProtocolError):
+                channel.decode(json.dumps(fields | {field: value}).encode())
+                accepted.append(value)
+        assert len(accepted) < len(VALUES) / 2, (field, accepted)
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+def test_kernel_says_who_speaks(root: Path, offset: int) -> None:
+    listener = transport.UnixListener()
+    try:
+        listener._socket.settimeout(30)
+        code = f"import os, sys; sys.argv.append(str(os.getpid() + {offset})); exec({CONNECT!r})"
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, listener.address],
+            cwd=root,
+            env={**os.environ, "PYTHONPATH": str(root / "src")},
+        )
+        connection = listener.accept()
+        receiver = Receiver(transport.peer(connection))
+        assert transport.peer(connection) == process.pid
+        line = b""
+        while chunk := connection.recv(4096):
+            line += chunk
+        assert process.wait(30) == 0
+        connection.close()
+        if offset:
+            with pytest.raises(ProtocolError, match=f"expected hello of process {process.pid}, found "):
+                list(receiver.feed(line))
+        else:
+            list(receiver.feed(line))
+            assert receiver.hello
+            assert receiver.hello.pid == process.pid
+    finally:
+        listener.close()
