@@ -169,7 +169,8 @@ def _tensor(file: Path, name: str, entry: Any, data: int) -> Tensor:
             raise _bad(name, " has an invalid shape or invalid data_offsets in the header")
     if not isinstance(dtype, str) or dtype not in SIZES:
         raise _bad(name, f" has the unknown dtype {str(dtype)[:20]!r}")
-    needed = math.prod(shape) * SIZES[dtype] if len(shape) < _MANY else _product(shape, SIZES[dtype])
+    plain = len(shape) < _MANY and 0 not in shape
+    needed = math.prod(shape) * SIZES[dtype] if plain else _product(shape, SIZES[dtype])
     if needed >= _END:
         raise _bad(name, f": more bytes than any file has, for {clipped(str(shape[:9]))} of {dtype}")
     if stop - start != needed:
@@ -184,7 +185,10 @@ def _bad(name: str, what: str) -> BadFileError:
 
 
 def _product(shape: list[int], size: int) -> int:
-    """Return the number of bytes of a tensor with elements of `size` bytes, or one that is too large for any file."""
+    """Return the number of bytes of a tensor with elements of `size` bytes, or one that is too large for any file.
+
+    As in safetensors, a zero counts only if the dimensions before it have not been too many.
+    """
     product = size
     for number in shape:
         product *= number

@@ -107,17 +107,29 @@ def test_arbitrary_index_raises_nothing(content: bytes) -> None:
     [
         b'{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0],"x":NaN}}',
         b'{"a":{"dtype":"U8","dtype":"U8","shape":[0],"data_offsets":[0,0]}}',
-        b'{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}',
+        b'{"a":{"dtype":"U8","shape":[4611686018427387904,4611686018427387904,0],"data_offsets":[0,0]}}',
         b'{"\\ud800":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}',
         b'\xef\xbb\xbf{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}',
         '{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}'.encode("utf-16"),
     ],
-    ids=["NaN", "key twice", "tensor twice", "half a surrogate", "byte-order mark", "UTF-16"],
+    ids=["NaN", "key twice", "overflow", "half a surrogate", "byte-order mark", "UTF-16"],
 )
 def test_what_safetensors_refuses_too(tmp_path: Path, header: bytes) -> None:
     with pytest.raises(BadFileError) as refused:
         read(written(tmp_path / "x.safetensors", header))
     assert refused.value.failure == "broken-header"
+
+
+def test_zero_before_huge_dimensions_is_empty(tmp_path: Path) -> None:
+    header = b'{"a":{"dtype":"U8","shape":[0,4611686018427387904,4611686018427387904],"data_offsets":[0,0]}}'
+    assert read(written(tmp_path / "x.safetensors", header))[0].elements == 0
+
+
+def test_tensor_twice_is_refused(tmp_path: Path) -> None:
+    """Though safetensors reads the last: which of the two was meant nobody knows."""
+    entry = b'"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
+    with pytest.raises(BadFileError, match="twice"):
+        read(written(tmp_path / "x.safetensors", b"{" + entry + b"," + entry + b"}"))
 
 
 def test_names_cannot_move_the_cursor(tmp_path: Path) -> None:
