@@ -31,6 +31,10 @@ def report_folder(folder: Path, partial: str) -> Iterator[Path]:
     `partial` are the options of a run that leaves something out; its report must not replace that of a whole one.
     """
     try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"--report {str(folder)!a}: expected UTF-8, which safetensors requires; give another folder") from None
+    try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = _open(folder)
     except OSError as error:

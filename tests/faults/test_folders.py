@@ -72,6 +72,15 @@ def test_report_folder_of_others(lock: str, tmp_path: Path, record_property: REC
     assert all((tmp_path / name / "file").read_text() == "mine" for name in ("logs", "ops", "work-abc"))
 
 
+def test_report_folder_whose_name_is_not_utf8(tmp_path: Path, record_property: RECORD) -> None:
+    record_property("fault", "folder")
+    folder = tmp_path / os.fsdecode(b"report\n\xff")
+    refused = pytest.raises(InputError, match=r"^--report '.*/report\\n\\udcff': expected UTF-8, .*; give another folder$")
+    with refused, report_folder.report_folder(folder, ""):
+        pytest.fail("it was taken")
+    assert not folder.exists()
+
+
 def test_report_folder_in_use(tmp_path: Path, record_property: RECORD) -> None:
     record_property("fault", "folder")
     with (
