@@ -41,7 +41,7 @@ class Publisher:
         given = ["--image", str(self.made.layout), "--report", str(self.report), "--key", str(self.keys / "ours.key")]
         ended = run(self.made.checkout, "publish", "tiny", self.where, *given, *options, code=code)
         if code == 2:
-            progress = r"smokehouse: (verifying|assembling|sending|bundl)"
+            progress = r"smokehouse: (verifying|assembling|sending|bundl|preparing)"
             lines = [line for line in ended.stderr.splitlines() if not re.match(progress, line)]
             assert len(lines) == 1, ended.stderr
             return lines[0]
