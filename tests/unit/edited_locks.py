@@ -10,8 +10,8 @@ def read(checkout: TestCheckout) -> Lock:
     return Lock.model_validate_json(checkout.lock_json.read_bytes())
 
 
-def keep_only(checkout: TestCheckout, name: str, **changes: object) -> None:
-    """Remove all conda packages but one from the lock, and change that one."""
+def change_conda(checkout: TestCheckout, name: str, **changes: object) -> None:
+    """Change what lock.json says of one conda package."""
     lock = read(checkout)
-    [package] = [package.model_copy(update=changes) for package in lock.conda if package.name == name]
-    checkout.lock_json.write_text(lock.model_copy(update={"conda": (package,)}).text())
+    conda = tuple(package.model_copy(update=changes) if package.name == name else package for package in lock.conda)
+    checkout.lock_json.write_text(lock.model_copy(update={"conda": conda}).text())

@@ -30,15 +30,16 @@ def sort_key(version: str) -> Key:
 
 
 def _parts(text: str) -> tuple[_Part, ...]:
-    """Return the parts of an upstream version or a revision; the last one sorts after a tilde and before anything else."""
+    """Return the parts of an upstream version or a revision, and an end that sorts after a tilde and before anything else.
+
+    Only the first part may equal the end, as that of `0` does: an empty text has one too, since dpkg takes it for `0`.
+    """
     found = [
         ((*(_order(character) for character in other), 0), int(number or 0))
         for other, number in re.findall(r"([^0-9]*)([0-9]*)", text)
         if other or number
     ]
-    while found and found[-1] == _END:
-        found.pop()
-    return (*found, _END)
+    return (*(found or [_END]), _END)
 
 
 def _order(character: str) -> int:

@@ -56,5 +56,5 @@ def test_workflows_call_existing_sessions_and_options(root: Path) -> None:
                     seen.add((place.stem, session, flavour))
     assert seen == {("images", session, flavour) for session in ("publish", "verify") for flavour in ("runtime", "devel")} | {
         *(("checks", session, "") for session in ("lint", "lock", "docs", "site", "tests")),
-        *(("weekly", session, "") for session in ("images", "drift")),
+        *(("weekly", session, "") for session in ("images", "drift", "audit", "tests")),
     }
