@@ -9,6 +9,7 @@ import re
 import shutil
 import socket
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,8 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 # Of accelerate's launcher, transformers and torch's logs: they choose precision, DeepSpeed's configuration, or what is printed.
-_CLEARED = ("ACCELERATE_", "TRANSFORMERS_", "TORCH_LOGS", "TORCHDYNAMO_", "TORCHINDUCTOR_")
+# Python's turns warnings of libraries into errors.
+_CLEARED = ("ACCELERATE_", "TRANSFORMERS_", "TORCH_LOGS", "TORCHDYNAMO_", "TORCHINDUCTOR_", "PYTHONWARNINGS")
 # Where files are, and what is set below.
 _PLACES = ("TRANSFORMERS_CACHE", "TRANSFORMERS_OFFLINE", "TORCHINDUCTOR_CACHE_DIR", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 _NAMED = ("NCCL_", "TORCH_NCCL_", "GLOO_")
@@ -54,6 +56,11 @@ def _clear_variables() -> None:
     cleared, kept = foreign_variables(os.environ)
     for name in cleared:
         del os.environ[name]
+    if sys.warnoptions:  # of PYTHONWARNINGS and -W, which processes that are started fresh would inherit
+        sys.warnoptions.clear()
+        warnings.resetwarnings()
+        for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+            warnings.simplefilter("ignore", category)  # Python's defaults
     for names, what in ((cleared, "cleared, since they change what is measured"), (kept, "kept, and may change the outcome")):
         if names:
             print(f"smoke: warning: {', '.join(names)}: {what}", flush=True)

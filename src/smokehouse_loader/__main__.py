@@ -3,8 +3,10 @@
 import argparse
 import contextlib
 import dataclasses
+import io
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +23,9 @@ NOTHING_FOUND = 3  # exit code of `explain`
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code: 0 success, 1 problems found, 2 usage error, 3 no explanation."""
     options = _parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal may not have the letters of a log
     try:
         if options.command == "check":
             with _quiet():
@@ -70,6 +75,16 @@ def _usage_error(message: str) -> int:
     return 2
 
 
+def _say(text: object) -> None:
+    """Print a result as far as someone reads it: the exit code is the same if nobody does."""
+    if sys.stdout is None:
+        return
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python's own last flush fails
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Silence transformers' warnings about what it reads, which would mix with the result."""
@@ -99,12 +114,12 @@ def _check(options: argparse.Namespace) -> int:
         result["signed"] = not unsigned
     if options.json:
         result["problems"] = [dataclasses.asdict(problem) for problem in result["problems"]]
-        print(json.dumps(result, indent=1))
+        _say(json.dumps(result, indent=1))
     elif result["ok"]:
         signed = ", signature verified" if options.signature is not None else ""
-        print(f"{path}: {result['tensors']} tensors, {result['elements']} elements, fits {result['class']}{signed}")
+        _say(f"{path}: {result['tensors']} tensors, {result['elements']} elements, fits {result['class']}{signed}")
     else:
-        print(*result["problems"], sep="\n")
+        _say("\n".join(map(str, result["problems"])))
     return 0 if result["ok"] else 1
 
 
@@ -159,9 +174,9 @@ def _explain(log: Path, as_json: bool) -> int:
     explanation = explain_log(log)
     if as_json:
         document = dataclasses.asdict(explanation) | ({} if explanation.found else {"attach": ATTACH})
-        print(json.dumps(document, indent=1))
+        _say(json.dumps(document, indent=1))
     else:
-        print(
+        _say(
             explanation
             if explanation.found
             else f"{log}: no known failure found; docs/known-failures.md lists them\n{explanation}"

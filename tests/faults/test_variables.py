@@ -19,6 +19,7 @@ CLEARED = (
     "TRANSFORMERS_VERBOSITY",
     "TORCH_LOGS",
     "TORCHDYNAMO_DISABLE",
+    "PYTHONWARNINGS",
 )
 KEPT = ("NCCL_P2P_DISABLE", "TORCH_NCCL_ASYNC_ERROR_HANDLING", "GLOO_TIMEOUT")
 PLACES = ("TRANSFORMERS_CACHE", "TRANSFORMERS_OFFLINE", "HF_HOME", "GLOO_SOCKET_IFNAME")
@@ -53,3 +54,17 @@ def test_places_are_kept_without_a_word(root: Path) -> None:
     said, left = prepared(root, *PLACES)
     assert not any(name in said for name in PLACES)
     assert all(f"'{name}'" in left for name in PLACES)
+
+
+@pytest.mark.parametrize("option", [{"PYTHONWARNINGS": "error"}, {}], ids=["variable", "option"])
+def test_warnings_of_libraries_are_no_errors(root: Path, option: dict[str, str]) -> None:
+    """Here, and in the processes that multiprocessing starts fresh."""
+    ask = (
+        f"{PREPARE}import subprocess, warnings\n"
+        "warnings.warn('old', DeprecationWarning)\n"
+        "print(*subprocess._args_from_interpreter_flags())"
+    )
+    command = [sys.executable, *([] if option else ["-W", "error"]), "-c", ask]
+    ended = subprocess.run(command, cwd=root, env=os.environ | option, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "-W" not in ended.stdout.splitlines()[-1]

@@ -1,6 +1,7 @@
 """Test explanations and the command line without torch: a log can be explained on any machine."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +79,23 @@ def test_command(root: Path, tmp_path: Path) -> None:
     assert "line 3" in ended.stdout
     [found] = json.loads(command(root, "explain", "--json", str(log)).stdout)["found"]
     assert found["failure"]["name"] == "partitioned-before-load"
+
+
+@pytest.mark.parametrize(("text", "code"), [(SEED, 0), (UNKNOWN, 3)])
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_what_nobody_reads_changes_no_exit_code(root: Path, tmp_path: Path, text: str, code: int, options: list[str]) -> None:
+    log = tmp_path / "train.log"
+    log.write_text(f"\u2713 {text}")
+    run = [sys.executable, "-m", "smokehouse_loader", "explain", *options, str(log)]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as pipe:
+        ended = subprocess.run(run, cwd=root / "src", stdout=pipe, stderr=subprocess.PIPE, timeout=DEADLINE)
+    assert (ended.returncode, ended.stderr) == (code, b"")
+    closed = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *run], cwd=root / "src", stderr=subprocess.PIPE, timeout=DEADLINE
+    )
+    assert (closed.returncode, closed.stderr) == (code, b"")
 
 
 def test_command_without_an_explanation(root: Path, tmp_path: Path) -> None:
