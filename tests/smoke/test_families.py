@@ -102,7 +102,6 @@ def copy_of(root: Path, environment: str, to: Path, name: str, family: str) -> N
     for file, old, new in (
         (f"environments/{name}/environment.yml", f"name: {environment}\n", f"name: {name}\n"),
         (f"environments/{name}/stack.toml", 'family = "qwen2_5_vl"', f'family = "{family}"'),
-        (f"lockfiles/{name}/constraints.txt", f"-- {environment};", f"-- {name};"),
     ):
         path = to / file
         assert path.read_text().count(old) == 1
