@@ -14,8 +14,9 @@ def _has_this_loader() -> bool:
     spec = importlib.util.find_spec("smokehouse_loader")
     if spec is None or spec.origin is None:
         return False
-    pairs = [(file, Path(spec.origin).with_name(file.name)) for file in (_PROJECT / "smokehouse_loader").glob("[!.]*.*")]
-    return all(installed.is_file() and installed.read_bytes() == file.read_bytes() for file, installed in pairs)
+    ours, theirs = _PROJECT / "smokehouse_loader", Path(spec.origin).parent
+    files = [path.relative_to(ours) for folder in (ours, *ours.glob("[!_.]*/")) for path in folder.glob("[!.]*.*")]
+    return all((theirs / file).is_file() and (theirs / file).read_bytes() == (ours / file).read_bytes() for file in files)
 
 
 if _PROJECT.is_dir() and not _has_this_loader():

@@ -1,5 +1,6 @@
 """The evidence that a run leaves: report.json, report.html, junit.xml and the table."""
 
+import errno
 import hashlib
 import json
 import os
@@ -101,10 +102,17 @@ def write(folder: Path, report: dict[str, Any], results: list[Result], logs: Map
     """
     folder.mkdir(parents=True, exist_ok=True)
     document = report | {"checks": [result.fields for result in results]}
-    _write_whole(folder / "report.html", page.render(document, table(report, results, colour=False), logs or {}))
-    _write_whole(folder / "junit.xml", _junit(report, results))
-    # Last, since others take it as the proof that the run is whole: where it is, the rest is.
-    _write_whole(folder / "report.json", json.dumps(document, indent=2) + "\n")
+    # report.json comes last, since others take it as the proof that the run is whole: where it is, the rest is.
+    texts = {
+        folder / "report.html": page.render(document, table(report, results, colour=False), logs or {}),
+        folder / "junit.xml": _junit(report, results),
+        folder / "report.json": json.dumps(document, indent=2) + "\n",
+    }
+    for file in texts:
+        if file.is_dir():  # no file replaces it, so that the others would be of another run
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
+    for file, text in texts.items():
+        _write_whole(file, text)
 
 
 def read_logs(folder: Path, jobs: list[str]) -> dict[str, str]:

@@ -27,7 +27,7 @@ def furnish(
     Folders of build/ that are `shared` are those of the checkout at `root`, so a second run downloads nothing.
     """
     unwanted = ("__pycache__", ".*")
-    for part in ("docker", "smoke_tests", "environments"):
+    for part in ("docker", "smoke_tests", "environments", "packages"):
         shutil.copytree(root / part, place / part, ignore=shutil.ignore_patterns(*unwanted))
     shutil.copy(root / "pyproject.toml", place)
     for part in shared:
