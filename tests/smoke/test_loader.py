@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from smokehouse_loader.failures import FAILURES
 
 from .conftest import ROOT, Starter
@@ -60,6 +62,18 @@ def test_loader_of_the_checkout_is_used_where_none_is_installed() -> None:
     environ = {"PATH": os.environ["PATH"]}
     ended = subprocess.run([sys.executable, "-c", WHERE], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60)
     assert json.loads(ended.stdout)[:2] == [str(package / "__init__.py"), str(package / "safetensors_header.py")], ended.stderr
+
+
+@pytest.mark.parametrize("stale", [None, "zero.py", "failures/keys.py"])
+def test_installed_loader_is_used_where_it_is_this_one(tmp_path: Path, stale: str | None) -> None:
+    package = tmp_path / "smokehouse_loader"
+    shutil.copytree(ROOT / "src" / package.name, package)
+    if stale:
+        (package / stale).write_text("")
+    environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path)}
+    ended = subprocess.run([sys.executable, "-c", WHERE], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60)
+    expected = ROOT / "packages" / "smokehouse-loader" / package.name if stale else package
+    assert json.loads(ended.stdout)[0] == str(expected / "__init__.py"), ended.stderr
 
 
 def test_smoke_tests_without_a_checkout_use_the_installed_loader(lasting: Starter, tmp_path: Path) -> None:
