@@ -388,17 +388,8 @@ class _HTTP(HTTPConnection):
         super().request(*arguments, **options)
 
 
-class _HTTPS(HTTPSConnection):
+class _HTTPS(_HTTP, HTTPSConnection):
     """An encrypted connection whose socket is watched."""
-
-    def _new_conn(self) -> socket.socket:
-        return _watched(super()._new_conn())
-
-    def request(self, *arguments: Any, **options: Any) -> None:
-        """Send a request, on a new connection or on one that was kept."""
-        if self.sock:
-            _watched(self.sock)
-        super().request(*arguments, **options)
 
 
 class _HTTPPool(HTTPConnectionPool):
