@@ -170,7 +170,7 @@ def test_run_that_is_continued_judges_what_waited(smoke: Starter) -> None:
 
 
 def test_report_path_that_no_terminal_can_show(smoke: Starter) -> None:
-    """A newline and other letters in it, on a terminal of ASCII, with a network interface that is not here."""
+    """A newline and other letters in it, on a terminal of ASCII, with a network interface that this machine lacks."""
     folder = smoke.folder / "a report\n\u0440"
     ended = smoke.run("--zero", "2", "--only", "versions", report=folder, PYTHONIOENCODING="ascii", GLOO_SOCKET_IFNAME="ib0")
     assert (ended.code, ended.stderr) == (0, "")

@@ -10,7 +10,7 @@ FAILURES = (
         cause=(
             "A text has more image marks (<image>, <|image_pad|>) than its sample has images: the processor or "
             "get_rope_index looks for an "
-            "image that is not there."
+            "image that was not given."
         ),
         cure=(
             "give each mark an image, and remove marks from texts without one; print the sample's text and its "

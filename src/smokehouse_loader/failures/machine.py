@@ -141,7 +141,7 @@ FAILURES = (
         cause=(
             "A compiled extension (flash-attn and its like) was built for another torch than the installed one, "
             "or for another C++ ABI: "
-            "the symbol that it needs is not there."
+            "the symbol that it needs is not found."
         ),
         cure=(
             "uninstall it and install the wheel for exactly this torch, CUDA, Python and ABI "
