@@ -33,6 +33,7 @@ def found(inside: Inside, devices: Path, *options: str, **given: object) -> list
 
 
 def test_a_good_machine_is_fine_and_quickly_so(inside: Inside, devices: Path) -> None:
+    assert inside.python.is_file()  # installed, if it was not, before time counts
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert found(inside, devices, gpus=8) == []
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
