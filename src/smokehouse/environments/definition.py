@@ -186,7 +186,7 @@ def read(checkout: Checkout, name: str) -> Environment:
         inherits = "stack" in stack_file.data
         if inherits:
             inheriting = _inheriting(stack_file)
-            base = _base(checkout.stacks(name), inheriting.stack, stack_file)
+            base = _base(checkout, name, inheriting.stack, stack_file)
             stack = _merged(inheriting, base.shared)
         else:
             stack = stack_file.validate(Stack)
@@ -227,20 +227,30 @@ def _inheriting(document: Document) -> _Inheriting:
     only = [table for table in ("packages", "cuda") if table in document.data]
     raise_all(
         [
-            str(document.error((table,), f"[{table}] belongs to the stack {document.data['stack']}; remove it, or do not inherit"))
+            str(
+                document.error(
+                    (table,), f"[{table}] belongs to the stack {document.data['stack']}; remove it, or do not inherit"
+                )
+            )
             for table in only
         ]
     )
     return document.validate(_Inheriting)
 
 
-def _base(stacks: Path, name: str, used_by: Document) -> _Base:
-    """Read and validate the stack `name`, which the file `used_by` requests; raises UserError for all mistakes at once."""
+def _base(checkout: Checkout, environment: str, name: str, used_by: Document) -> _Base:
+    """Read and validate the stack `name`, which the file `used_by` of `environment` requests; raises UserError.
+
+    It lies beside the environment: a lock holds the relative path of its file.
+    """
+    stacks = checkout.stacks(environment)
     known = sorted(path.name for path in stacks.iterdir() if path.is_dir()) if stacks.is_dir() else []
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
-        message = f"environments/stacks/{name}: stack not found; {hint}known: {', '.join(known) or 'none'}"
+        packaged = checkout.packaged and checkout.packaged / "environments" / "stacks" / name
+        remedy = f"; copy {packaged} to {stacks}" if packaged and packaged.is_dir() else ""
+        message = f"environments/stacks/{name}: stack not found; {hint}known: {', '.join(known) or 'none'}{remedy}"
         raise used_by.error(("stack",), message)
     folder, place = stacks / name, f"environments/stacks/{name}"
     mistakes: list[str] = []
