@@ -83,7 +83,7 @@ class _CondaFile(_Model):
 class ModelFamily(_Model):
     """The model that an environment is for: its `model_type` and class in transformers."""
 
-    family: str = Field(pattern=r"^[a-z0-9_]+$")
+    family: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     class_: str = Field(alias="class", pattern=r"^[A-Za-z_]\w*$")
 
 
