@@ -1,24 +1,44 @@
-"""Run the jobs, listen to every rank, and end what dies, hangs or is interrupted, saying which rank and where."""
+"""Run the jobs, listen to every rank on every node, and end what dies, hangs or is interrupted: which rank, and where."""
 
 import contextlib
 import dataclasses
 import json
 import os
+import pickle
+import secrets
 import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from smoke_tests import endings
+from smoke_tests.options import InputError
 from smoke_tests.outcome import Outcome, failed, known_issue, passed
 from smoke_tests.plan import Job
-from smoke_tests.ranks import channel, logs, processes, recorder, transport
+from smoke_tests.ranks import agent, channel, logs, nodes, processes, recorder, transport
 from smoke_tests.ranks.brief import Brief
-from smoke_tests.ranks.channel import Begin, Bye, End, Exit, Fatal, Hello, ProtocolError, Received, Receiver, StackLine
+from smoke_tests.ranks.channel import (
+    Begin,
+    Bye,
+    End,
+    Ended,
+    Exit,
+    Facts,
+    Fatal,
+    Hello,
+    Left,
+    Looked,
+    ProtocolError,
+    Reach,
+    Received,
+    Receiver,
+    StackLine,
+)
+from smoke_tests.ranks.nodes import LocalNode, Node, RemoteNode
 from smoke_tests.ranks.progress import RankProgress, RunningJob, innermost_frames
-from smoke_tests.ranks.rank import run
 from smoke_tests.ranks.transport import Listener, UnixListener
 
 # A rank whose peer failed has this many seconds to report its own outcome.
@@ -32,6 +52,9 @@ STACK_WAIT = 1.0
 _STOPPED = 2.0
 # The most messages that are heard before the clock is judged again.
 _WAITING = 10_000
+# Seconds in which every node has to join the run and to reach the others, and seconds in which it has to import torch.
+JOIN_DEADLINE = 55.0
+READY_DEADLINE = 600.0
 
 
 class Supervisor:
@@ -51,7 +74,8 @@ class Supervisor:
         """Listen for ranks, and take over the signals that end a run. `brief` is every rank's, but for its job and address."""
         processes.adopt_orphans()
         self._brief = brief
-        self._start_method = start_method
+        self._local = LocalNode(start_method)
+        self._remote: dict[int, RemoteNode] = {}
         self._on_outcome = on_outcome
         self._running: dict[str, RunningJob] = {}
         self._events = os.open(brief.logs / "events.jsonl", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -66,6 +90,7 @@ class Supervisor:
         handled = [number for number in endings.SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
         self._previous = {number: signal.signal(number, self._note) for number in handled}
         self._wakeup = signal.set_wakeup_fd(self._woken.fileno(), warn_on_full_buffer=False)
+        self.places: dict[tuple[str, int], int] = {}  # job and rank -> its node
         self.finished: set[str] = set()
         self.broken: set[str] = set()
         self.fatal = ""
@@ -79,7 +104,10 @@ class Supervisor:
     def __exit__(self, *_: object) -> None:
         """Kill what still runs, and restore the signal handlers."""
         for running in list(self._running.values()):
-            processes.stop(running.launcher)
+            for node in running.nodes:
+                node.stop(running.job.name)
+        for remote in self._remote.values():
+            remote.tell("end", code=0, reason=self.fatal)
         processes.stop_children()
         signal.set_wakeup_fd(self._wakeup)
         for number, handler in self._previous.items():
@@ -98,13 +126,118 @@ class Supervisor:
         with contextlib.suppress(BlockingIOError):
             self._wake.recv(4096)
 
+    # nodes
+
+    def join(self, own: Mapping[str, Any], device: str, *, trainer: bool) -> list[dict[str, Any]]:
+        """Wait for the agents of all other nodes, compare them with `own`, and return the facts of each node, in order.
+
+        They are told to run on `device`, and whether ranks import the `trainer`. Raises InputError where a node is missing,
+        differs in what has to be the same everywhere, or cannot reach another.
+        """
+        try:
+            return self._join(own, device, trainer=trainer)
+        except InputError as error:
+            self.fatal = str(error)
+            for remote in self._remote.values():
+                remote.tell("end", code=2, reason=f"node 0 refused the run: {error}")
+            self._remote.clear()  # they are told, and not to be told otherwise
+            raise
+
+    def _join(self, own: Mapping[str, Any], device: str, *, trainer: bool) -> list[dict[str, Any]]:
+        deadline, expected = time.monotonic() + JOIN_DEADLINE, range(1, self._brief.nodes)
+        self._wait_for(lambda: all(n in self._remote and self._remote[n].facts for n in expected), deadline)
+        if missing := [n for n in expected if n not in self._remote or not self._remote[n].facts]:
+            raise InputError(
+                f"{self._listener.address}: expected {self._brief.nodes} nodes within {JOIN_DEADLINE:.0f} s, found none that "
+                f"is node {', '.join(map(str, missing[:8]))}; see whether it runs, reaches this node and has the run's token"
+            )
+        for remote in self._remote.values():
+            if different := nodes.differences(own, remote.facts):
+                raise InputError(f"{_name(remote)}: {different}")
+        places = {"0": [own["address"], int(self._listener.address.rpartition(":")[2])]}
+        places |= {str(number): [remote.facts["address"], remote.facts["port"]] for number, remote in self._remote.items()}
+        folder, mark = self._brief.workspace.root, secrets.token_hex(8)
+        (folder / agent.MARK).write_text(mark)
+        for remote in self._remote.values():
+            remote.tell("welcome", device=device, folder=str(folder), mark=mark, peers=places, trainer=trainer)
+        found = {0: agent.unreachable(0, len(places), places)}
+        self._wait_for(lambda: all(remote.unreachable is not None for remote in self._remote.values()), deadline)
+        found |= {n: {"0": "no answer"} if r.unreachable is None else r.unreachable for n, r in self._remote.items()}
+        self._refuse_unreachable(found)
+        self._wait_for(
+            lambda: all("ready" in remote.facts for remote in self._remote.values()), time.monotonic() + READY_DEADLINE
+        )
+        if late := [remote for remote in self._remote.values() if "ready" not in remote.facts]:
+            raise InputError(
+                f"{_name(late[0])}: expected it to import torch and the rest within {READY_DEADLINE:.0f} s, found it "
+                f"{'lost' if late[0].lost else 'still at it'}; see its output, and whether its file system is slow"
+            )
+        return [dict(own), *(self._remote[number].facts for number in sorted(self._remote))]
+
+    def _refuse_unreachable(self, found: Mapping[int, Mapping[str, str]]) -> None:
+        """Raise InputError where a node cannot reach another or the shared folder."""
+        for number, problems in sorted(found.items()):
+            node: Node = self._remote[number] if number else self._local
+            for other, why in sorted(problems.items()):
+                if other == "folder":
+                    raise InputError(f"{_name(node)}: {why}; give --report a folder on a file system that all nodes share")
+                target = _name(self._remote[int(other)]) if int(other) in self._remote else _name(self._local)
+                raise InputError(
+                    f"{_name(node)}: expected to reach {target}, found {why}; fix the network or the firewall between them, or "
+                    "leave the node out"
+                )
+
+    def _wait_for(self, condition: Callable[[], bool], deadline: float) -> None:
+        while not condition() and (left := deadline - time.monotonic()) > 0:
+            self._handle(min(left, 0.5))
+            self._drop_strangers()
+            if self._interrupted:
+                raise InputError(
+                    f"smoke: interrupted by {signal.Signals(self._interrupted).name} before the first rank started"
+                )
+            if any(remote.lost for remote in self._remote.values()):
+                return
+
+    def _from_agent(self, receiver: Receiver, hello: Hello, received: Received) -> None:
+        """Take an agent's message. Raises ProtocolError where its node has another already, or is none of the run's."""
+        remote = self._remote.get(hello.node)
+        match message := received.message:
+            case Hello():
+                if remote is not None or not 0 < hello.node < self._brief.nodes:
+                    raise ProtocolError(
+                        f"rank channel: expected one agent for each node from 1 to {self._brief.nodes - 1}, found another for "
+                        f"node {hello.node}"
+                    )
+                connection = next(one for one, found in self._connections.items() if found is receiver)
+                offset = time.monotonic() - received.time
+                self._remote[hello.node] = RemoteNode(hello.node, connection, offset, self._handle)
+            case _ if remote is None:
+                return
+            case Facts():
+                remote.facts |= message.facts
+                remote.host = str(remote.facts.get("host", remote.host))
+            case Reach():
+                remote.unreachable = message.unreachable
+            case Left():
+                remote.codes[message.job] = message.code
+            case Ended():
+                remote.ended[message.job] = message.whole
+            case Looked():
+                remote.states = message.states
+
     # jobs
 
     def start(self, job: Job) -> None:
         """Start a job's process group."""
         brief = dataclasses.replace(self._brief, job=job, address=self._listener.address)
+        members: list[Node] = [self._local, *(self._remote.values() if job.distributed else ())]
+        if len(members) > 1:
+            brief = dataclasses.replace(brief, rendezvous=f"{brief.host}:{brief.port or processes.free_port(brief.host)}")
+            brief.workspace.brief(job.name).write_bytes(pickle.dumps(brief))
         ranks = [RankProgress(number, time.monotonic()) for number in range(job.processes)]
-        self._running[job.name] = RunningJob(job, processes.start(run, brief, self._start_method), ranks)
+        self._running[job.name] = RunningJob(job, members, ranks)
+        for node in members:
+            node.start(brief)
 
     def run(self, jobs: Iterable[Job], slots: int) -> None:
         """Run `jobs`, at most `slots` process groups at a time, each once those it comes after have finished.
@@ -133,9 +266,13 @@ class Supervisor:
         self._handle(patience)
         self._forgive(time.monotonic() - now - patience)
         if now - self._trimmed > 1.0:
+            self._drop_strangers()
             logs.trim(self._brief.logs)
             self._trimmed = now
         if self.fatal:
+            return
+        if lost := [remote for remote in self._remote.values() if remote.lost]:
+            self.fatal = f"{_name(lost[0])} was lost: its agent or the network to it is gone; logs: {self._brief.logs}"
             return
         if self._interrupted:
             places = ", ".join(
@@ -173,16 +310,18 @@ class Supervisor:
     def _check(self, running: RunningJob) -> None:
         """End a job whose launcher or ranks are gone, hang, or are done."""
         now = time.monotonic()
-        code = processes.exit_code(running.launcher)
         if not running.job.distributed:
             alone = running.ranks[0]  # is its own launcher
-            alone.exit_code = code
+            alone.exit_code = code = self._local.exit_code(running.job.name)
             alone.closed = alone.closed or bool(code and alone.pid is None)
-        elif code:
-            why = running.failure or processes.signal_name(code)
-            log = self._brief.logs / running.job.name / "launcher.log"
-            self.fatal = f"torchrun's agent for {running.job.name} was lost: {why}; log: {log}"
-            return
+        else:
+            for node in running.nodes:
+                if code := node.exit_code(running.job.name):
+                    why = running.failure or processes.signal_name(code)
+                    log = self._brief.logs / running.job.name / processes.launcher_log(node.number)
+                    where = f" on {_name(node)}" if node.number else ""
+                    self.fatal = f"torchrun's agent for {running.job.name}{where} was lost: {why}; log: {log}"
+                    return
         dead = [rank for rank in running.ranks if rank.closed and not rank.done]
         if any(rank.exit_code is not None or now >= self._deadline(running, rank) for rank in dead):
             self._conclude_dead(running, dead)
@@ -192,7 +331,8 @@ class Supervisor:
             self._end(running)
 
     def _end(self, running: RunningJob) -> None:
-        if not processes.stop(running.launcher):
+        ended = [node.stop(running.job.name) for node in running.nodes]
+        if not all(ended):
             self.fatal = f"{running.job.name}: expected its killed processes to end, found some that a driver holds; reboot"
         del self._running[running.job.name]
         (self.broken if any(rank.error for rank in running.ranks) else self.finished).add(running.job.name)
@@ -225,7 +365,8 @@ class Supervisor:
         left = [rank for rank in running.ranks if not rank.done and not rank.closed]
         # Ranks that wait for each other began to wait at about the same time: report them all.
         hung = [rank for rank in left if now - rank.since > (self._deadline(running, rank) - rank.since) / 2]
-        if running.job.distributed and processes.state(running.launcher) == "T":
+        states = self._states(running, hung)
+        if running.job.distributed and any(node.get(nodes.LAUNCHER) == "T" for node in states.values()):
             self.fatal = (
                 f"torchrun's agent for {running.job.name} is stopped (SIGSTOP), so nobody tends its ranks; continue or end "
                 f"whatever stopped it; logs: {self._brief.logs / running.job.name}"
@@ -234,11 +375,11 @@ class Supervisor:
                 self._conclude(running, rank, "ended because the agent is stopped")
             return
         expected = running.may_end() or running.ending is not None
-        stopped = {rank.number for rank in hung if rank.pid and processes.state(rank.pid) == "T"}
+        stopped = {rank.number for rank in hung if states[rank.node].get(str(rank.pid)) == "T"}
         for rank in hung:
             rank.done = True  # what it sends once it is woken for its stack is no outcome
         waits = self._collectives(running)  # before a stopped rank is woken, and goes on
-        self._request_stacks(hung)
+        self._request_stacks(running, hung)
         sentences = []
         for rank in hung:
             what = "is stopped (SIGSTOP)" if rank.number in stopped else "hangs"
@@ -271,10 +412,16 @@ class Supervisor:
         number = min(rank.step, len(running.job.steps) - 1)
         self._on_outcome(running.job, number, rank.number, outcome, time.monotonic() - (rank.began or rank.since))
 
-    def _request_stacks(self, ranks: list[RankProgress]) -> None:
-        for rank in ranks:
-            if rank.pid is not None:
-                processes.request_stack(rank.pid)
+    def _states(self, running: RunningJob, ranks: list[RankProgress]) -> dict[int, Mapping[str, str]]:
+        """Return node -> the states of the job's launcher there and of `ranks`, by process."""
+        return {
+            node.number: node.look(running.job.name, [rank.pid for rank in ranks if rank.pid and rank.node == node.number])
+            for node in running.nodes
+        }
+
+    def _request_stacks(self, running: RunningJob, ranks: list[RankProgress]) -> None:
+        for node in running.nodes:
+            node.request_stacks(running.job.name, [rank.pid for rank in ranks if rank.pid and rank.node == node.number])
         deadline = time.monotonic() + STACK_WAIT
         while time.monotonic() < deadline:
             if not self._handle(0.2) and all(rank.stack for rank in ranks):
@@ -308,15 +455,18 @@ class Supervisor:
         return bool(ready)
 
     def _accept(self) -> None:
-        connection = self._listener.accept()
-        self._connections[connection] = Receiver(transport.peer(connection))
+        try:
+            connection, gate = self._listener.accept()
+        except OSError:  # who connected has gone already
+            return
+        self._connections[connection] = Receiver(transport.peer(connection), gate)
         self._selector.register(connection, selectors.EVENT_READ, lambda: self._read(connection))
 
     def _read(self, connection: socket.socket) -> None:
         receiver = self._connections[connection]
         try:
             chunk = connection.recv(1 << 16)
-        except ConnectionResetError:
+        except OSError:  # reset, or silent for too long
             chunk = b""
         try:
             for received in receiver.feed(chunk):
@@ -331,8 +481,19 @@ class Supervisor:
             del self._connections[connection]
             self._disconnected(receiver.hello)
 
+    def _drop_strangers(self) -> None:
+        """Close connections that have not said in time who they are."""
+        oldest = time.monotonic() - transport.HANDSHAKE_DEADLINE
+        for connection, receiver in list(self._connections.items()):
+            if receiver.hello is None and receiver.since < oldest:
+                self._selector.unregister(connection)
+                connection.close()
+                del self._connections[connection]
+
     def _disconnected(self, hello: Hello | None) -> None:
         running, rank = self._sender(hello)
+        if hello and not hello.job and hello.node in self._remote:
+            self._remote[hello.node].lost = True
         if running and rank and not rank.done and not (hello and hello.stacks):
             rank.closed, rank.since = True, time.monotonic()
 
@@ -351,12 +512,16 @@ class Supervisor:
         if hello is None:
             return
         self._record(hello, message, received.time)
+        if not hello.job:
+            self._from_agent(receiver, hello, received)
+            return
         if running is None or hello.stacks:
             return
         if isinstance(message, Exit):
+            remote = self._remote.get(hello.node)
             for reaped in running.ranks:
-                if reaped.pid == message.pid:
-                    reaped.exit_code, reaped.reaped = message.code, received.time
+                if (reaped.node, reaped.pid) == (hello.node, message.pid):
+                    reaped.exit_code, reaped.reaped = message.code, received.time + (remote.offset if remote else 0.0)
         elif rank is None:
             if isinstance(message, Fatal):
                 running.failure = message.error
@@ -377,7 +542,8 @@ class Supervisor:
                 if rank.pid is not None:
                     speaker = f"process {rank.pid} alone to speak for rank {rank.number}"
                     raise ProtocolError(f"rank channel: expected {speaker}, found process {message.pid}, too")
-                rank.pid = message.pid
+                rank.pid, rank.node = message.pid, message.node
+                self.places[running.job.name, rank.number] = message.node
             case Begin() | End() if message.step != rank.step or message.step >= len(running.job.steps):
                 raise ProtocolError(f"rank channel: expected step {rank.step} of rank {rank.number}, found step {message.step}")
             case Begin():
@@ -394,3 +560,8 @@ class Supervisor:
                 sentence = f"dies: {message.error}" if step and step.may_end else message.error
                 self._conclude(running, rank, f"{sentence} (log: {self._log(running, rank)})")
                 running.ending = running.ending or time.monotonic() + GRACE
+
+
+def _name(node: Node) -> str:
+    """Return a node in words."""
+    return f"node {node.number} ({node.host})" if node.host != f"node {node.number}" else node.host
