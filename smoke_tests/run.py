@@ -23,6 +23,7 @@ NEVER_MEASURED = "never measured with this version: what controls find is observ
 
 if TYPE_CHECKING:  # imports torch, which reads the environment that `preflight.prepare_process` sets
     from smoke_tests.plan import Job
+    from smoke_tests.ranks.nodes import RemoteNode
     from smoke_tests.ranks.transport import TcpListener
     from smoke_tests.verdicts import Verdicts
 
@@ -38,6 +39,7 @@ def smoke(options: Options, began: float) -> int:
     gc.disable()  # what imports allocate stays; collecting over it again and again takes a tenth of their time
     with report_folder(options.report, options.partial) as work:
         preflight.prepare_process(offline=_offline(options), several_nodes=options.nodes > 1)
+        gathered = _gather(options, work) if options.nodes > 1 else None
         resources = preflight.check(options, work)
 
         from smoke_tests import plan
@@ -57,7 +59,7 @@ def smoke(options: Options, began: float) -> int:
             lambda result: print(report.line(result, colour=colour), flush=True),
             observe=bool(options.beyond),
         )
-        fatal, found_nodes = _supervise(options, resources, Workspace(work), jobs, verdicts)
+        fatal = _supervise(options, resources, Workspace(work), jobs, verdicts, gathered)
         results = verdicts.finish(f"not reached: {fatal or 'an earlier step of its job failed'}")
         if shutil.disk_usage(work).free < 2**20:
             full = f"{options.report}: disk is full; free disk space or give --report another folder"
@@ -75,7 +77,7 @@ def smoke(options: Options, began: float) -> int:
             "precision": precision,
             "world_size": resources.legs[0].world_size,
             "legs": [_leg(leg) for leg in resources.legs],
-            **({"nodes": found_nodes} if found_nodes else {}),
+            **({"nodes": gathered.report} if gathered else {}),
             "versions": verdicts.versions(),
             "machine": preflight.machine(),
             "gpu": preflight.gpus() if resources.device == "cuda" else None,
@@ -149,14 +151,12 @@ def _supervise(
     workspace: Workspace,
     jobs: "list[Job]",
     verdicts: "Verdicts",
-) -> tuple[str, list[dict[str, Any]]]:
-    """Run the jobs, and return what ended the run early, empty when nothing did, and the nodes of a run over several."""
-    from smoke_tests.ranks.agent import facts
+    gathered: "_Gathered | None",
+) -> str:
+    """Run the jobs, and return what ended the run early; empty when nothing did."""
     from smoke_tests.ranks.brief import Brief
     from smoke_tests.ranks.supervisor import Supervisor
 
-    listener = _listen(options)
-    host = _own_address(options.endpoint) if listener else "127.0.0.1"
     trainer = "trainer" in selection.names_in(jobs)
     brief = Brief(
         job=jobs[0],
@@ -172,17 +172,17 @@ def _supervise(
         stack=options.stack,
         image=options.image,
         nodes=options.nodes,
-        host=host,
+        host=gathered.own["address"] if gathered else "127.0.0.1",
         network=options.network,
     )
     # CUDA does not survive a fork, and libraries may start it without being asked: on GPUs every process begins with an exec.
     start = "spawn" if resources.device == "cuda" else options.start
-    with Supervisor(brief, start, verdicts.add, listener) as supervisor:
-        verdicts.places, found = supervisor.places, []
-        if listener:
-            preflight.use_network(host)
-            own = facts(options, host, 0) | {"gpus": resources.legs[0].gpus // options.nodes}
-            found = supervisor.join(own, resources.device, trainer=trainer)
+    listener, others = (gathered.listener, gathered.others) if gathered else (None, [])
+    with Supervisor(brief, start, verdicts.add, listener, others) as supervisor:
+        verdicts.places = supervisor.places
+        if gathered:
+            preflight.use_network(brief.host)
+            supervisor.prepare(resources.device, trainer=trainer)
         gc.freeze()  # a collection in a rank would touch, and so copy, every page it shares with this process
         supervisor.start(jobs[0])  # requires no DeepSpeed: it runs while this process imports it
         if start == "fork":
@@ -190,15 +190,45 @@ def _supervise(
         gc.freeze()
         # Two groups at a time fill the gaps in which one waits for a rank; GPU memory and a fixed port are for one.
         supervisor.run(jobs, slots=1 if resources.device == "cuda" or options.port else 2)
-        return supervisor.fatal, [{name: node[name] for name in ("host", "machine")} for node in found]
+        return supervisor.fatal
 
 
-def _listen(options: Options) -> "TcpListener | None":
+@dataclasses.dataclass(frozen=True)
+class _Gathered:
+    """The nodes of a run: where node 0 listens, its facts, and the others."""
+
+    listener: "TcpListener"
+    own: dict[str, Any]
+    others: "list[RemoteNode]"
+
+    @property
+    def report(self) -> list[dict[str, Any]]:
+        """The nodes as in report.json."""
+        return [{name: facts[name] for name in ("host", "machine")} for facts in (self.own, *(n.facts for n in self.others))]
+
+
+def _gather(options: Options, work: Path) -> _Gathered:
+    """Wait for the other nodes of the run. Raises InputError where one is missing or does not fit."""
+    from smoke_tests.ranks.agent import facts
+    from smoke_tests.ranks.gathering import Gathering
+
+    print(
+        f"smoke: {options.environment}, node 0 of {options.nodes}: waiting at {options.endpoint} for the others …", flush=True
+    )
+    listener = _listen(options)
+    own = facts(options, _own_address(options.endpoint), 0)
+    own["gpus"] = min(own["gpus"], options.processes or legs.MAX_RANKS)
+    try:
+        return _Gathered(listener, own, Gathering(listener, options.nodes).gather(own, work))
+    except BaseException:
+        listener.close()
+        raise
+
+
+def _listen(options: Options) -> "TcpListener":
     """Listen at the endpoint of a run over nodes. Raises InputError."""
     from smoke_tests.ranks import transport
 
-    if options.nodes == 1:
-        return None
     host, port = transport.split_endpoint(options.endpoint)
     try:
         return transport.TcpListener(host, port, transport.read_token())

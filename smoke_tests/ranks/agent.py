@@ -158,7 +158,8 @@ class Agent:
 
     def _obey(self, channel: Channel, order: Order) -> None:
         obey: dict[str, Callable[[Channel, Order], None]] = {
-            "welcome": self._prepare,
+            "welcome": self._look_around,
+            "prepare": self._prepare,
             "start": self._start,
             "look": self._look,
             "stacks": self._stacks,
@@ -166,15 +167,17 @@ class Agent:
         }
         obey[order.order](channel, order)
 
-    def _prepare(self, channel: Channel, order: Order) -> None:
-        """Try the other nodes and the shared folder, then import what ranks share."""
+    def _look_around(self, channel: Channel, order: Order) -> None:
+        """Try the other nodes and the shared folder."""
         fields, number = order.fields, self._options.node_rank
         found = unreachable(number, len(fields["peers"]), fields["peers"])
-        if not _appears(Path(fields["folder"], MARK), fields["mark"]):
+        if not appears(Path(fields["folder"], MARK), fields["mark"], REACH_DEADLINE):
             found["folder"] = f"{fields['folder']}: not the folder of node 0, or no file of it seen for {REACH_DEADLINE:.0f} s"
         channel.send(Reach(found))
-        if found:
-            return
+
+    def _prepare(self, channel: Channel, order: Order) -> None:
+        """Import what ranks share."""
+        fields = order.fields
         preflight.use_network(self._host)
         start = "spawn" if fields["device"] == "cuda" else self._options.start
         self._local = LocalNode(start)
@@ -215,9 +218,9 @@ class Agent:
         channel.send(Ended(order.job, whole))
 
 
-def _appears(file: Path, content: str) -> bool:
-    """Whether a file of the supervisor is seen here in time; a network file system shows it late."""
-    deadline = time.monotonic() + REACH_DEADLINE
+def appears(file: Path, content: str, patience: float) -> bool:
+    """Whether a file of the supervisor is seen here within `patience` seconds; a network file system shows it late."""
+    deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError):
             if file.read_text() == content:

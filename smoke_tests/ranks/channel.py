@@ -224,8 +224,8 @@ def _require_types(message: Message, when: float) -> None:
 class Order:
     """What the supervisor tells an agent, one line of JSON each way as messages are.
 
-    `welcome` with `device`, `interface`, `folder` and `peers` (node -> its address); then `start`, `stop`, `look` and `stacks`
-    with `job` and `pids`, and last `end`.
+    `welcome` with `folder`, `mark` and `peers` (node -> host and port), `prepare` with `device` and `trainer`; then `start`,
+    `stop`, `look` and `stacks` with `job` and `pids`, and last `end` with `code` and `reason`.
     """
 
     order: str

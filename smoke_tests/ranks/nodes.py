@@ -10,8 +10,7 @@ from typing import Any, Protocol
 
 from smoke_tests.ranks import processes
 from smoke_tests.ranks.brief import Brief
-from smoke_tests.ranks.channel import Order
-from smoke_tests.ranks.rank import run
+from smoke_tests.ranks.channel import Facts, Order, Receiver
 
 # Seconds beyond those of the agent that an answer of it may take.
 _ANSWER = 5.0
@@ -52,7 +51,9 @@ class LocalNode:
         self._launchers: dict[str, int] = {}
 
     def start(self, brief: Brief) -> None:
-        """Start the launcher of the brief's job."""
+        """Start the launcher of the brief's job; imports torch."""
+        from smoke_tests.ranks.rank import run
+
         self._launchers[brief.job.name] = processes.start(run, brief, self._start_method)
 
     def exit_code(self, job: str) -> int | None:
@@ -74,11 +75,12 @@ class LocalNode:
 
 
 class RemoteNode:
-    """Another node, by the connection to its agent. `pump(seconds)` handles what arrives on any connection."""
+    """Another node, by the connection to its agent. `pump(seconds)`, the supervisor's, handles what arrives on any."""
 
-    def __init__(self, number: int, connection: socket.socket, offset: float, pump: Callable[[float], bool]) -> None:
+    def __init__(self, number: int, connection: socket.socket, receiver: Receiver, offset: float) -> None:
         """Begin with the agent's hello; `offset` is what to add to its monotonic clock."""
         self.number, self.offset = number, offset
+        self.connection, self.receiver = connection, receiver
         self.host = f"node {number}"
         self.facts: dict[str, Any] = {}
         self.unreachable: dict[str, str] | None = None
@@ -86,12 +88,17 @@ class RemoteNode:
         self.ended: dict[str, bool] = {}
         self.states: Mapping[str, str] | None = None
         self.lost = False
-        self._connection, self._pump = connection, pump
+        self.pump: Callable[[float], bool] = lambda _: False
+
+    def take(self, message: Facts) -> None:
+        """Add to what is known of the node."""
+        self.facts |= message.facts
+        self.host = str(self.facts.get("host", self.host))
 
     def tell(self, order: str, job: str = "", **fields: object) -> None:
         """Send an order; one to a lost node goes nowhere."""
         try:
-            self._connection.sendall(Order(order, job, fields).encode())
+            self.connection.sendall(Order(order, job, fields).encode())
         except OSError:
             self.lost = True
 
@@ -125,7 +132,7 @@ class RemoteNode:
     def _await(self, condition: Callable[[], bool], patience: float) -> None:
         deadline = time.monotonic() + patience
         while not condition() and not self.lost and (left := deadline - time.monotonic()) > 0:
-            self._pump(min(left, 0.5))
+            self.pump(min(left, 0.5))
 
 
 def differences(base: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
@@ -147,3 +154,8 @@ def differences(base: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
             f"expected {base['gpus']} GPUs or more, found {facts.get('gpus')}; give --nproc {facts.get('gpus')} or other nodes"
         )
     return ""
+
+
+def name(node: Node) -> str:
+    """Return a node in words."""
+    return f"node {node.number} ({node.host})" if node.host != f"node {node.number}" else node.host

@@ -2,23 +2,22 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import pickle
-import secrets
 import selectors
 import signal
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from smoke_tests import endings
 from smoke_tests.options import InputError
 from smoke_tests.outcome import Outcome, failed, known_issue, passed
 from smoke_tests.plan import Job
-from smoke_tests.ranks import agent, channel, logs, nodes, processes, recorder, transport
+from smoke_tests.ranks import channel, logs, nodes, processes, recorder, transport
 from smoke_tests.ranks.brief import Brief
 from smoke_tests.ranks.channel import (
     Begin,
@@ -32,7 +31,6 @@ from smoke_tests.ranks.channel import (
     Left,
     Looked,
     ProtocolError,
-    Reach,
     Received,
     Receiver,
     StackLine,
@@ -52,8 +50,7 @@ STACK_WAIT = 1.0
 _STOPPED = 2.0
 # The most messages that are heard before the clock is judged again.
 _WAITING = 10_000
-# Seconds in which every node has to join the run and to reach the others, and seconds in which it has to import torch.
-JOIN_DEADLINE = 55.0
+# Seconds in which every other node has to import torch.
 READY_DEADLINE = 600.0
 
 
@@ -70,12 +67,16 @@ class Supervisor:
         start_method: str,
         on_outcome: Callable[[Job, int, int, Outcome, float], None],
         listener: Listener | None = None,
+        remote: Iterable[RemoteNode] = (),
     ) -> None:
-        """Listen for ranks, and take over the signals that end a run. `brief` is every rank's, but for its job and address."""
+        """Listen for ranks, and take over the signals that end a run. `brief` is every rank's, but for its job and address.
+
+        `remote` are the other nodes of the run, as a `Gathering` at the same listener returns them.
+        """
         processes.adopt_orphans()
         self._brief = brief
         self._local = LocalNode(start_method)
-        self._remote: dict[int, RemoteNode] = {}
+        self._remote = {node.number: node for node in remote}
         self._on_outcome = on_outcome
         self._running: dict[str, RunningJob] = {}
         self._events = os.open(brief.logs / "events.jsonl", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -83,6 +84,10 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         self._connections: dict[socket.socket, Receiver] = {}
+        for node in self._remote.values():
+            node.pump = self._handle
+            self._connections[node.connection] = node.receiver
+            self._selector.register(node.connection, selectors.EVENT_READ, functools.partial(self._read, node.connection))
         self._wake, self._woken = socket.socketpair()
         self._woken.setblocking(False)
         self._wake.setblocking(False)
@@ -128,102 +133,37 @@ class Supervisor:
 
     # nodes
 
-    def join(self, own: Mapping[str, Any], device: str, *, trainer: bool) -> list[dict[str, Any]]:
-        """Wait for the agents of all other nodes, compare them with `own`, and return the facts of each node, in order.
-
-        They are told to run on `device`, and whether ranks import the `trainer`. Raises InputError where a node is missing,
-        differs in what has to be the same everywhere, or cannot reach another.
-        """
-        try:
-            return self._join(own, device, trainer=trainer)
-        except InputError as error:
-            self.fatal = str(error)
-            for remote in self._remote.values():
-                remote.tell("end", code=2, reason=f"node 0 refused the run: {error}")
-            self._remote.clear()  # they are told, and not to be told otherwise
-            raise
-
-    def _join(self, own: Mapping[str, Any], device: str, *, trainer: bool) -> list[dict[str, Any]]:
-        deadline, expected = time.monotonic() + JOIN_DEADLINE, range(1, self._brief.nodes)
-        self._wait_for(lambda: all(n in self._remote and self._remote[n].facts for n in expected), deadline)
-        if missing := [n for n in expected if n not in self._remote or not self._remote[n].facts]:
-            raise InputError(
-                f"{self._listener.address}: expected {self._brief.nodes} nodes within {JOIN_DEADLINE:.0f} s, found none that "
-                f"is node {', '.join(map(str, missing[:8]))}; see whether it runs, reaches this node and has the run's token"
-            )
+    def prepare(self, device: str, *, trainer: bool) -> None:
+        """Have all other nodes import what their ranks share on `device`, the `trainer` included. Raises InputError."""
         for remote in self._remote.values():
-            if different := nodes.differences(own, remote.facts):
-                raise InputError(f"{_name(remote)}: {different}")
-        places = {"0": [own["address"], int(self._listener.address.rpartition(":")[2])]}
-        places |= {str(number): [remote.facts["address"], remote.facts["port"]] for number, remote in self._remote.items()}
-        folder, mark = self._brief.workspace.root, secrets.token_hex(8)
-        (folder / agent.MARK).write_text(mark)
-        for remote in self._remote.values():
-            remote.tell("welcome", device=device, folder=str(folder), mark=mark, peers=places, trainer=trainer)
-        found = {0: agent.unreachable(0, len(places), places)}
-        self._wait_for(lambda: all(remote.unreachable is not None for remote in self._remote.values()), deadline)
-        found |= {n: {"0": "no answer"} if r.unreachable is None else r.unreachable for n, r in self._remote.items()}
-        self._refuse_unreachable(found)
-        self._wait_for(
-            lambda: all("ready" in remote.facts for remote in self._remote.values()), time.monotonic() + READY_DEADLINE
-        )
-        if late := [remote for remote in self._remote.values() if "ready" not in remote.facts]:
+            remote.tell("prepare", device=device, trainer=trainer)
+        deadline = time.monotonic() + READY_DEADLINE
+        late = [*self._remote.values()]
+        while late and time.monotonic() < deadline and not self._interrupted and not any(remote.lost for remote in late):
+            self._handle(1.0)
+            late = [remote for remote in late if "ready" not in remote.facts]
+        if self._interrupted:
+            raise InputError(f"smoke: interrupted by {signal.Signals(self._interrupted).name} before the first rank started")
+        if late:
+            gone = next((remote for remote in late if remote.lost), late[0])
             raise InputError(
-                f"{_name(late[0])}: expected it to import torch and the rest within {READY_DEADLINE:.0f} s, found it "
-                f"{'lost' if late[0].lost else 'still at it'}; see its output, and whether its file system is slow"
+                f"{nodes.name(gone)}: expected it to import torch and the rest within {READY_DEADLINE:.0f} s, found it "
+                f"{'gone' if gone.lost else 'still at it'}; see its output, and whether its file system is slow"
             )
-        return [dict(own), *(self._remote[number].facts for number in sorted(self._remote))]
 
-    def _refuse_unreachable(self, found: Mapping[int, Mapping[str, str]]) -> None:
-        """Raise InputError where a node cannot reach another or the shared folder."""
-        for number, problems in sorted(found.items()):
-            node: Node = self._remote[number] if number else self._local
-            for other, why in sorted(problems.items()):
-                if other == "folder":
-                    raise InputError(f"{_name(node)}: {why}; give --report a folder on a file system that all nodes share")
-                target = _name(self._remote[int(other)]) if int(other) in self._remote else _name(self._local)
-                raise InputError(
-                    f"{_name(node)}: expected to reach {target}, found {why}; fix the network or the firewall between them, or "
-                    "leave the node out"
-                )
-
-    def _wait_for(self, condition: Callable[[], bool], deadline: float) -> None:
-        while not condition() and (left := deadline - time.monotonic()) > 0:
-            self._handle(min(left, 0.5))
-            self._drop_strangers()
-            if self._interrupted:
-                raise InputError(
-                    f"smoke: interrupted by {signal.Signals(self._interrupted).name} before the first rank started"
-                )
-            if any(remote.lost for remote in self._remote.values()):
-                return
-
-    def _from_agent(self, receiver: Receiver, hello: Hello, received: Received) -> None:
-        """Take an agent's message. Raises ProtocolError where its node has another already, or is none of the run's."""
-        remote = self._remote.get(hello.node)
-        match message := received.message:
-            case Hello():
-                if remote is not None or not 0 < hello.node < self._brief.nodes:
-                    raise ProtocolError(
-                        f"rank channel: expected one agent for each node from 1 to {self._brief.nodes - 1}, found another for "
-                        f"node {hello.node}"
-                    )
-                connection = next(one for one, found in self._connections.items() if found is receiver)
-                offset = time.monotonic() - received.time
-                self._remote[hello.node] = RemoteNode(hello.node, connection, offset, self._handle)
-            case _ if remote is None:
-                return
+    def _from_agent(self, remote: RemoteNode, message: channel.Message | StackLine) -> None:
+        """Take an agent's message."""
+        match message:
             case Facts():
-                remote.facts |= message.facts
-                remote.host = str(remote.facts.get("host", remote.host))
-            case Reach():
-                remote.unreachable = message.unreachable
+                remote.take(message)
             case Left():
                 remote.codes[message.job] = message.code
             case Ended():
                 remote.ended[message.job] = message.whole
             case Looked():
                 remote.states = message.states
+            case _:
+                raise ProtocolError(f"rank channel: expected what an agent sends, found {type(message).__name__.lower()}")
 
     # jobs
 
@@ -272,7 +212,7 @@ class Supervisor:
         if self.fatal:
             return
         if lost := [remote for remote in self._remote.values() if remote.lost]:
-            self.fatal = f"{_name(lost[0])} was lost: its agent or the network to it is gone; logs: {self._brief.logs}"
+            self.fatal = f"{nodes.name(lost[0])} was lost: its agent or the network to it is gone; logs: {self._brief.logs}"
             return
         if self._interrupted:
             places = ", ".join(
@@ -319,7 +259,7 @@ class Supervisor:
                 if code := node.exit_code(running.job.name):
                     why = running.failure or processes.signal_name(code)
                     log = self._brief.logs / running.job.name / processes.launcher_log(node.number)
-                    where = f" on {_name(node)}" if node.number else ""
+                    where = f" on {nodes.name(node)}" if node.number else ""
                     self.fatal = f"torchrun's agent for {running.job.name}{where} was lost: {why}; log: {log}"
                     return
         dead = [rank for rank in running.ranks if rank.closed and not rank.done]
@@ -513,7 +453,9 @@ class Supervisor:
             return
         self._record(hello, message, received.time)
         if not hello.job:
-            self._from_agent(receiver, hello, received)
+            if hello.node not in self._remote or self._remote[hello.node].receiver is not receiver:
+                raise ProtocolError(f"rank channel: expected one agent for each node, found another for node {hello.node}")
+            self._from_agent(self._remote[hello.node], message)
             return
         if running is None or hello.stacks:
             return
@@ -560,8 +502,3 @@ class Supervisor:
                 sentence = f"dies: {message.error}" if step and step.may_end else message.error
                 self._conclude(running, rank, f"{sentence} (log: {self._log(running, rank)})")
                 running.ending = running.ending or time.monotonic() + GRACE
-
-
-def _name(node: Node) -> str:
-    """Return a node in words."""
-    return f"node {node.number} ({node.host})" if node.host != f"node {node.number}" else node.host
