@@ -32,6 +32,7 @@ from smokehouse.locks import Lock, LockedEnvironment
 from smokehouse.oci.layout import Layout
 from smokehouse.oci.reference import Reference
 from smokehouse.oci.registry import Registry
+from smokehouse.programs import buildx
 from smokehouse.programs import docker as engine
 from smokehouse.programs.process import run
 from smokehouse.storage import files
@@ -39,7 +40,7 @@ from smokehouse.storage.folder_lock import exclusive
 
 _TOOLKIT = {"cuda-nvcc", "cuda-cuobjdump"}  # in conda-forge, the first does not depend on the second
 
-_Bake = Callable[[str], engine.Baked]  # builds an image to an output of buildx
+_Bake = Callable[[str], buildx.Baked]  # builds an image to an output of buildx
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,8 @@ def prepare_image(checkout: Checkout, locked: LockedEnvironment, request: ImageR
         named = {name: str(path) for name, path in contexts.items()}
         target = _bake_target(spec, plan, {"base": base_context(spec.base)} | named, labels)
         bake = folder / "bake.json"
-        files.write(bake, json.dumps({"target": {engine.bake_target(locked.name): target}}, indent=1) + "\n")
-    return Prepared(bake, engine.bake_target(locked.name), spec, plan, contexts, labels, bake_folder)
+        files.write(bake, json.dumps({"target": {buildx.bake_target(locked.name): target}}, indent=1) + "\n")
+    return Prepared(bake, buildx.bake_target(locked.name), spec, plan, contexts, labels, bake_folder)
 
 
 def build_image(
@@ -130,7 +131,7 @@ def build_image(
     if kind == "push" and Reference.parse(place).digest:
         raise UserError(f"--output: expected push:HOST/NAME:TAG, found {place}; the digest follows from the image")
     if kind == "docker":
-        engine.require(checkout.root)  # before the work, not after it
+        engine.require()  # before the work, not after it
     if builder is not None:
         return _build_with_buildkit(checkout, prepared, (kind, place), compression, builder, no_cache=no_cache)
     with TemporaryDirectory(dir=prepared.bake.parent) as folder:
@@ -141,8 +142,8 @@ def build_image(
         if kind == "docker":
             archive = Path(folder, "image.tar")
             assembled.archive(archive, prepared.tags[0])
-            engine.load(archive, checkout.root)
-            engine.tag(prepared.tags[0], prepared.tags[1:], checkout.root)
+            engine.load(archive)
+            engine.tag(prepared.tags[0], prepared.tags[1:])
             return _built(assembled, prepared, prepared.tags[0])
         target = Path(place).absolute()
         with _replacing(target) as partial:
@@ -181,10 +182,10 @@ def _build_with_buildkit(
     options += ",compression-level=3" if compression == "zstd" else ""
     bake_files = [Path("docker/docker-bake.hcl"), prepared.bake]
 
-    def bake(output: str) -> engine.Baked:
+    def bake(output: str) -> buildx.Baked:
         status(f"building {prepared.tags[0]}")
         output = f"{output},{options}"
-        return engine.bake(prepared.folder, bake_files, prepared.target, output, builder=builder, no_cache=no_cache)
+        return buildx.bake(prepared.folder, bake_files, prepared.target, output, builder=builder, no_cache=no_cache)
 
     labels = prepared.labels.as_dict()
     if kind == "push":
@@ -299,13 +300,13 @@ def _bake_target(spec: ImageSpec, plan: Plan, contexts: Mapping[str, str], label
     }
 
 
-def _bake_to_engine(checkout: Checkout, prepared: Prepared, bake: _Bake) -> engine.Baked:
+def _bake_to_engine(checkout: Checkout, prepared: Prepared, bake: _Bake) -> buildx.Baked:
     """Build the image on the builder, which is another engine than this one, and load it here under all its tags."""
     with TemporaryDirectory(dir=prepared.bake.parent) as folder:
         archive = Path(folder, "image.tar")
         baked = bake(f"type=docker,dest={archive},name={prepared.tags[0]}")
-        engine.load(archive, checkout.root)
-    engine.tag(prepared.tags[0], prepared.tags[1:], checkout.root)
+        engine.load(archive)
+    engine.tag(prepared.tags[0], prepared.tags[1:])
     return baked
 
 
