@@ -27,7 +27,7 @@ MAKE = f"make it with smokehouse build {NAME} --record"
 @pytest.fixture
 def checkout(root: Path, tmp_path: Path) -> Checkout:
     """A checkout with one environment, and with what images have of it."""
-    for part in ("docker", "smoke_tests", f"environments/{NAME}", f"lockfiles/{NAME}", "packages"):
+    for part in ("docker", "smoke_tests", "environments", f"lockfiles/{NAME}", "packages"):
         shutil.copytree(root / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
     return Checkout(tmp_path)
 
