@@ -3,7 +3,6 @@
 What the lock builds is made again, and hashes are compared: nothing in the image is interpreted to reach the result.
 """
 
-import re
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,12 +13,13 @@ from smokehouse.checkout import Checkout
 from smokehouse.console import status
 from smokehouse.errors import UserError
 from smokehouse.images import build as building
-from smokehouse.images import contexts
+from smokehouse.images import contexts, record
 from smokehouse.images.assemble import Inputs, assemble
 from smokehouse.images.fetch import open_image, work_folder
 from smokehouse.images.labelled_wheels import from_labels
 from smokehouse.images.labels import ImageLabels
 from smokehouse.images.plan import plan_layers
+from smokehouse.images.record import RecordedImage
 from smokehouse.images.spec import ImageSpec
 from smokehouse.installs import extra_wheels
 from smokehouse.installs.extra_wheels import ExtraWheel
@@ -40,7 +40,8 @@ class VerifyOptions:
     """How to verify: with packages from `bundle` or `channel`, and statements signed by `signer`, None to count them.
 
     `trust_base` does not compare a Debian base. `added` has extra wheels that the image's label specifies without a URL;
-    `source` is the URL that its label has to specify, None to take it as a claim.
+    `source` is the URL that its label has to specify, None to take it as a claim. With `quick`, nothing is made again:
+    the image is compared with lockfiles/NAME/image.json.
     """
 
     bundle: Path | None = None
@@ -49,6 +50,7 @@ class VerifyOptions:
     trust_base: bool = False
     added: tuple[ExtraWheel, ...] = ()
     source: str | None = None
+    quick: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,11 @@ def verify_reference(checkout: Checkout, reference: str, options: VerifyOptions)
 def verify_image(
     checkout: Checkout, locked: LockedEnvironment, image: Image, reference: str, options: VerifyOptions
 ) -> Verification:
-    """Verify that `image`, which messages call `reference`, is what `locked` builds; raises UserError."""
+    """Verify that `image`, which messages call `reference`, is what `locked` builds, or built; raises UserError."""
     subject = _open(checkout, locked, image, reference, options)
+    if options.quick:
+        status(f"verifying {image.digest} against {locked.files.name}/{record.NAME}")
+        return _compare_with_record(subject, options)
     status(f"verifying {image.digest} against {locked.files.name}/{LOCK_JSON}")
     with exclusive(subject.folder / ".lock", f"verifying {locked.name}"), TemporaryDirectory(dir=subject.folder) as work:
         return _compare(subject, options, Path(work))
@@ -92,11 +97,9 @@ def _open(checkout: Checkout, locked: LockedEnvironment, image: Image, reference
     closed.read(image.layout.read(image.manifest.config), f"{reference}: configuration")  # its labels have one meaning
     labels = ImageLabels.parse(image.labels, reference)
     if labels.lock != locked.digest:
-        found = re.fullmatch("[0-9a-f]{40}", labels.revision)
-        remedy = f"git checkout {labels.revision}" if found else "check out the commit that has its lock"
         raise UserError(
             f"{reference}: expected an image of the lock of {locked.name} in this checkout ({locked.digest[:12]}), "
-            f"found one of another lock ({labels.lock[:12]}); {remedy}"
+            f"found one of another lock ({labels.lock[:12]}); check out the commit that has its lock"
         )
     wheels = from_labels(labels, options.added, reference)
     folder = work_folder(checkout) / f"{locked.name}-{labels.flavour}"
@@ -115,7 +118,7 @@ def _compare(subject: _Subject, options: VerifyOptions, work: Path) -> Verificat
     base = expect_base(checkout, image, labels, subject.reference, trust=options.trust_base, work=work)
     spec = ImageSpec(locked, labels.flavour, labels.ops, base.base, wheels)
     claims, differences = _compare_origin(subject, options)
-    expected_labels = spec.labels(source=labels.source, revision=labels.revision)
+    expected_labels = spec.labels(labels.source)
     result = Verification(
         image=subject.reference,
         digest=image.digest,
@@ -135,10 +138,37 @@ def _compare(subject: _Subject, options: VerifyOptions, work: Path) -> Verificat
     made = contexts.make_contexts(checkout, spec, plan, bundle, subject.folder)
     expected = assemble(checkout, Inputs(spec, plan, made, base.image, expected_labels), "zstd")
     status(f"verifying: comparing {len(expected.layers)} layers")
-    differences += compare(image, expected)
+    differences += compare(image, expected.recorded, [layer.packed for layer in expected.layers])
     sbom = shutil.copy(made["ours"] / "ours" / "sbom.spdx.json", subject.folder)
-    layers = [{"diff_id": layer.packed.diff_id, "content": layer.content} for layer in expected.layers]
-    return replace(result, layers=layers, differences=differences, sbom=str(sbom))
+    return replace(result, layers=_listed(expected.recorded), differences=differences, sbom=str(sbom))
+
+
+def _compare_with_record(subject: _Subject, options: VerifyOptions) -> Verification:
+    """Compare the image with what image.json has of it; nothing is made, and no artefact fetched."""
+    labels, image, locked = subject.labels, subject.image, subject.locked
+    if labels.extra_wheels:
+        raise UserError(f"{subject.reference}: expected no extra wheels, which image.json lacks, found some; drop --quick")
+    recorded, current = record.require(subject.checkout, locked, labels.flavour)
+    expected = recorded.with_source(labels.source)
+    claims, differences = _compare_origin(subject, options)
+    if not current:
+        claims.append(f"{record.NAME} is of other files of Smokehouse than this checkout has, as an older commit had")
+    return Verification(
+        image=subject.reference,
+        digest=image.digest,
+        environment=locked.name,
+        lock=locked.digest,
+        method="recorded",
+        id=image.manifest.config.digest,
+        base=f"as recorded in {locked.files.name}/{record.NAME}",
+        layers=_listed(expected),
+        claims=claims,
+        differences=[*differences, *compare(image, expected)],
+    )
+
+
+def _listed(image: RecordedImage) -> list[dict[str, str]]:
+    return [{"diff_id": layer.diff_id, "content": layer.content} for layer in image.layers]
 
 
 def _compare_origin(subject: _Subject, options: VerifyOptions) -> tuple[list[str], list[Difference]]:
@@ -149,12 +179,6 @@ def _compare_origin(subject: _Subject, options: VerifyOptions) -> tuple[list[str
         differences.append(Difference(0, "(config) label org.opencontainers.image.source", problem))
     elif options.source is None and labels.source:
         claims.append(f"source {printable(labels.source)}, as the image says; specify the URL with --source")
-    if labels.revision:
-        differs = building.compare_revision(subject.checkout, subject.locked.name, labels.revision)
-        if differs is None:
-            claims.append(f"revision {printable(labels.revision)}, as the image says; this checkout has no history")
-        elif differs:
-            differences.append(Difference(0, "(config) label org.opencontainers.image.revision", differs))
     return claims, differences
 
 
