@@ -10,6 +10,7 @@ import typer
 
 from smokehouse.checkout import Checkout
 from smokehouse.cli.options import (
+    BaseOption,
     BundleOption,
     ChannelOption,
     FlavourOption,
@@ -34,10 +35,7 @@ def build(
     name: NameArgument,
     *,
     flavour: FlavourOption = "runtime",
-    base: Annotated[
-        str | None,
-        typer.Option(metavar="REF@sha256:…", help="Base image, with a shell, tar and glibc.  [default: Debian]"),
-    ] = None,
+    base: BaseOption = None,
     output: Annotated[str, typer.Option(metavar="oci:DIR|docker|push:REF", help="Destination of the image.")] = "docker",
     compression: Annotated[
         Literal["zstd", "gzip"], typer.Option(help="Compression of layers; gzip for Docker Engine older than 23.")
@@ -92,14 +90,28 @@ def verify(
         Path | None,
         typer.Option(metavar="FILE", help="Policy: who has to have signed, whether on GPUs, and how long ago at most."),
     ] = None,
-    trust_base: Annotated[bool, typer.Option("--trust-base", help="Take the Debian base from the image, unverified.")] = False,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REF@sha256:…",
+            help="Base image to allow; of a Debian base, so named, the image's layer is used.  [default: Debian, built again]",
+        ),
+    ] = None,
     source: Annotated[str | None, typer.Option(metavar="URL", help="URL of the checkout that the labels must have.")] = None,
-    added: WithOption = None,
+    added: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--with",
+            metavar="WHEEL#sha256=HEX",
+            help="Allow and require a wheel that is not in the lock, by https URL or file; repeatable.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> int:
     """Make an image again from this checkout's lock, compare the two by hash, and show what was proven of it.
 
-    With --key, --identity or --policy, an image without a valid statement by that signer does not pass.
+    Nothing but the lock and what --with and --base name is allowed, whatever the image says. With --key, --identity or
+    --policy, an image without a valid statement by that signer does not pass.
     """
     from smokehouse.installs import extra_wheels
     from smokehouse.proofs import Signer, VerifyOptions, verify_reference
@@ -112,9 +124,8 @@ def verify(
     signer = Signer(key, identity or "", issuer) if key is not None or identity is not None else None
     if policy is not None:
         signer = policies.read(policy)
-    options = VerifyOptions(
-        bundle, channel, signer, trust_base, tuple(extra_wheels.parse(text) for text in added or ()), source
-    )
+    wheels = tuple(extra_wheels.parse(text) for text in added or ())
+    options = VerifyOptions(bundle, channel, signer, wheels, base, source)
     verification = verify_reference(Checkout.find(Path.cwd()), reference, options)
     if as_json:
         print(json.dumps(verification.as_json(), indent=1))
@@ -156,6 +167,7 @@ def publish(
     *,
     flavour: FlavourOption = "runtime",
     ops: OpsOption = None,
+    base: BaseOption = None,
     key: Annotated[Path | None, typer.Option(metavar="FILE", help="Private key to sign with.  [default: keyless]")] = None,
     built: Annotated[
         Path | None, typer.Option("--image", metavar="DIR", help="OCI layout to publish.  [default: build one]")
@@ -176,7 +188,7 @@ def publish(
     from smokehouse.proofs import PublishOptions, publish_image
 
     wheels = tuple(extra_wheels.parse(text) for text in added or ())
-    request = ImageRequest(flavour, ops, None, wheels, bundle, channel, source)
+    request = ImageRequest(flavour, ops, base, wheels, bundle, channel, source)
     options = PublishOptions(request, key, built, report, move)
     publication = publish_image(Checkout.find(Path.cwd()), name, repository, options)
     if not publication.verification.passed:

@@ -18,7 +18,7 @@ from smokehouse.images.labels import Ops
 from smokehouse.images.paths import PREFIX, PROGRAMS, SITE_FILES
 from smokehouse.images.plan import Layer, Plan
 from smokehouse.images.spec import ImageSpec, oldest_driver, stack
-from smokehouse.installs import Bundle, conda_packages, loader, site_files
+from smokehouse.installs import Bundle, conda_packages, loader, owners, site_files
 from smokehouse.installs.extra_wheels import extend_lock
 from smokehouse.locks import LOCK_JSON, CondaPackage, Lock, LockedFile, constraints
 from smokehouse.storage import files
@@ -103,7 +103,7 @@ def sdist_context(folder: Path, layer: Layer, lock: Lock, bundle: Bundle, ops: O
 def smokehouse_files(checkout: Checkout, spec: ImageSpec, bundle: Bundle, folder: Path) -> Path:
     """Make the context of the files of Smokehouse in `folder`, and return the folder in it of those in /opt/smokehouse.
 
-    The wheel of the loader lies beside that folder.
+    The wheel of the loader lies beside that folder, and the program that compares who owns which file.
 
     Raises:
         UserError: tini cannot be fetched, or the loader cannot be built.
@@ -119,6 +119,7 @@ def smokehouse_files(checkout: Checkout, spec: ImageSpec, bundle: Bundle, folder
     for name, text in _texts(checkout, spec, lock, wheel, licences).items():
         (inside / name).write_text(text)
     (inside / "tini").write_bytes(tini(checkout, folder.parent / "packages"))
+    shutil.copyfile(owners.__file__, context / "owners.py")
     plan = {
         "python": lock.python,
         "epoch": EPOCH,

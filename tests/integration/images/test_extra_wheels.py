@@ -115,17 +115,27 @@ def test_an_image_with_extra_wheels_is_verified(extra: Extra, tmp_path: Path) ->
     layout = tmp_path / "layout"
     digest = built(extra.tiny, "--with", extra.flash, "--with", extra.delta, "--output", f"oci:{layout}")["digest"]
     reference = f"oci:{layout}"
-    assert f"{reference}: requires {DELTA}, which has no URL; pass --with FILE#{extra.delta.partition('#')[2]}" in (
-        run(extra.tiny, "verify", reference, code=2).stderr
-    )
-    verdict = verified(extra.tiny, reference, "--with", extra.delta)
+    problems = [entry["problem"] for entry in verified(extra.tiny, reference, code=1)["differences"]]
+    allow = [f"--with {text.rpartition('/')[2]}" for text in extra.labelled]
+    assert [problem.rpartition("allow it with ")[2] for problem in problems] == allow
+    [problem] = [entry["problem"] for entry in verified(extra.tiny, reference, "--with", extra.delta, code=1)["differences"]]
+    assert problem.endswith(f"found {FLASH}; if you trust it, allow it {allow[1].replace('--with', 'with --with')}")
+    # Another copy of the same wheel will do; the URL in the label is a claim then.
+    copy = tmp_path / FLASH
+    copy.write_bytes(flash("torch\nLicense-Expression: BSD-3-Clause"))
+    allowed = ["--with", extra.delta, "--with", f"{copy}#{extra.flash.partition('#')[2]}"]
+    verdict = verified(extra.tiny, reference, *allowed)
     assert (verdict["passed"], verdict["digest"]) == (True, digest)
-    assert verdict["added"] == extra.labelled
-    said = run(extra.tiny, "verify", reference, "--with", extra.delta).stdout
-    assert f"with     {extra.flash}, which is not in the lock\n" in said
+    assert verdict["added"] == [text.rpartition("/")[2] for text in extra.labelled]
+    [claim] = verdict["claims"]
+    assert claim.startswith(f"{FLASH} from {extra.flash.partition('#')[0]}, as the image says")
+    allowed[-1] = extra.flash
+    said = run(extra.tiny, "verify", reference, *allowed).stdout
+    assert f"with     {extra.flash.rpartition('/')[2]}, which is not in the lock\n" in said
+    assert "claim    " not in said
     assert said.endswith("VERIFIED  this is what the lock builds with the wheels above\n")
     changed = altered(extra.made(layout), tmp_path / "changed", {f"{SITE}/flash_attn.py": b"print('evil')\n"})
-    differences = verified(extra.tiny, changed, "--with", extra.delta, code=1)["differences"]
+    differences = verified(extra.tiny, changed, *allowed, code=1)["differences"]
     layers = len(Layout(tmp_path / "changed").image().manifest.layers)
     assert {"layer": layers, "path": f"{SITE}/flash_attn.py", "problem": "unexpected file"} in differences
     # A wheel that the label does not list is a layer too many.
@@ -155,4 +165,4 @@ def test_an_image_with_an_extra_wheel_never_takes_the_tags_of_one_without(
     assert f"{layout}: expected version {plain} in its labels, found {version}; specify the same --with options as" in said
     said = run(extra.tiny, "publish", "tiny", where, *options, "--with", extra.flash).stdout
     assert said.splitlines()[0] == f"{where}:{version}"
-    assert verified(extra.tiny, f"{where}:{version}", "--key", str(keys / "ours.pub"))["passed"]
+    assert verified(extra.tiny, f"{where}:{version}", "--key", str(keys / "ours.pub"), "--with", extra.flash)["passed"]
