@@ -9,8 +9,9 @@ import pytest
 
 from smokehouse.oci.layout import Layout
 
+from ...faults.test_owners import BACKEND, OWN_BACKEND, STATIC, evil
 from ...unit.channel import Channel
-from ...unit.conftest import Index, TestCheckout, wheel
+from ...unit.conftest import Index, TestCheckout, sdist, wheel
 from ...unit.installs.test_extra_wheels import FLASH, flash, hashed, with_torch
 from .. import reports
 from ..conftest import STRANGER, Made, add_planner, built, locked_tiny
@@ -166,3 +167,23 @@ def test_an_image_with_an_extra_wheel_never_takes_the_tags_of_one_without(
     said = run(extra.tiny, "publish", "tiny", where, *options, "--with", extra.flash).stdout
     assert said.splitlines()[0] == f"{where}:{version}"
     assert verified(extra.tiny, f"{where}:{version}", "--key", str(keys / "ours.pub"), "--with", extra.flash)["passed"]
+
+
+def test_no_package_of_an_image_takes_the_place_of_another(
+    checkout: TestCheckout, index: Index, root: Path, mmdebstrap: str, tmp_path: Path
+) -> None:
+    """Neither an added wheel with a file of a locked one, nor what a source distribution is built to."""
+    file = tmp_path / "extra-1.0-py3-none-any.whl"
+    file.write_bytes(evil("alpha.py", name="extra"))
+    files = {"pyproject.toml": OWN_BACKEND, "own.py": BACKEND.format(members=["evil-1.0.data/scripts/nvidia-smi"])}
+    index.put("evil-1.0.tar.gz", sdist("evil", "1.0", files | {"PKG-INFO": STATIC.format(name="evil")}))
+    checkout.edit(checkout.environment, "      - beta\n", "      - beta\n      - evil\n")
+    tiny = locked_tiny(checkout, root, None, mmdebstrap)
+    for options, said in (
+        ([], "bin/nvidia-smi: built from source by evil, expected its own modules and scripts alone; remove that package"),
+        (["--with", f"{file}#sha256={hashed(file.read_bytes())}"], "alpha.py: expected one owner, found different files of"),
+    ):
+        ended = tiny.run("build", "tiny", "--output", f"oci:{tmp_path / 'layout'}", *options)
+        assert ended.returncode == 2
+        assert said in ended.stderr.splitlines()[-1]
+        assert not (tmp_path / "layout").exists()
