@@ -121,6 +121,13 @@ def report(session: nox.Session) -> None:
 
 
 @nox.session
+def matrix(session: nox.Session) -> None:
+    """Measure which versions work together: matrix -- [--model NAME] [--transformers V,...] [--jobs N] [--list] ..."""
+    install_tools(session)
+    run_smokehouse(session, "matrix")
+
+
+@nox.session
 def bundle(session: nox.Session) -> None:
     """Download all that a machine without a network needs: bundle -- NAME DIR [--devel] [--only pip] [--channel ...]."""
     install_tools(session)

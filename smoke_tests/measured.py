@@ -31,7 +31,8 @@ class Change:
 GLOO_RACE = Change("deepspeed", "present", Version("0.19.8"), "fixed")
 # What a checkpoint with the keys of transformers 4.52 is loaded as.
 LATER_KEY_LAYOUT = Change("transformers", "random", Version("4.52"), "whole")
-# What an auto class makes of a checkpoint: whole, refused, part or absent.
+# What an auto class makes of a checkpoint: whole, refused, part or absent. A family whose checkpoints another class loads whole
+# has them refused, and what else differs is the family's own.
 AUTO_CLASSES = {
     "AutoModelForImageTextToText": Change("transformers", "whole"),
     "AutoModelForVision2Seq": Change("transformers", "whole", Version("5"), "absent"),
@@ -46,18 +47,31 @@ RANGES = {
 }
 
 
-def expectations(versions: Mapping[str, Version]) -> dict[str, Any]:
+def expectations(family: Family, versions: Mapping[str, Version]) -> dict[str, Any]:
     """Return what stack.toml has as `expectations`, for the versions of transformers and deepspeed among `versions`."""
     return {
         "gloo_race": GLOO_RACE.holds(versions[GLOO_RACE.package]),
         "later_key_layout": LATER_KEY_LAYOUT.holds(versions[LATER_KEY_LAYOUT.package]),
-        "auto_classes": {name: change.holds(versions[change.package]) for name, change in AUTO_CLASSES.items()},
+        "auto_classes": {name: _auto_class(family, name, change, versions) for name, change in AUTO_CLASSES.items()},
     }
+
+
+def _auto_class(family: Family, name: str, change: Change, versions: Mapping[str, Version]) -> str:
+    """Return what the auto class `name` makes of a checkpoint of a family."""
+    usual = change.holds(versions[change.package])
+    if usual == "absent":
+        return usual
+    if name in dict(family.auto_classes):
+        return dict(family.auto_classes)[name]
+    if name == family.auto_class:
+        return "whole"
+    seeing = AUTO_CLASSES[family.auto_class].before == "whole" if family.auto_class in AUTO_CLASSES else False
+    return usual if seeing or usual == "part" else "refused"
 
 
 def stack(family: Family, versions: Mapping[str, Version]) -> dict[str, Any]:
     """Return the model and expectations of an environment that has no stack.toml, as that file has them."""
-    return {"model": {"family": family.name, "class": family.model_class}, "expectations": expectations(versions)}
+    return {"model": {"family": family.name, "class": family.model_class}, "expectations": expectations(family, versions)}
 
 
 def beyond(versions: Mapping[str, Version]) -> list[str]:

@@ -18,7 +18,7 @@ from typing import Any
 from smoke_tests import families, legs, needs
 from smoke_tests import options as options_module
 from smoke_tests.legs import Leg
-from smoke_tests.machine import Situation, Visible, evidence, findings, visible_gpus
+from smoke_tests.machine import Situation, Visible, cgroup, evidence, findings, visible_gpus
 from smoke_tests.options import InputError, Options
 from smoke_tests.outcome import one_line
 from smokehouse_loader import explain, inspect_checkpoint
@@ -207,10 +207,8 @@ def _available_memory() -> int:
     text = Path("/proc/meminfo").read_text()
     found = re.search(r"^MemAvailable:\s+(\d+) kB", text, re.MULTILINE)
     available = int(found[1]) * 1024 if found else sys.maxsize
-    with contextlib.suppress(OSError, ValueError):
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        available = min(available, limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
-    return max(available, 0)
+    allowed = cgroup.read().memory
+    return available if allowed is None else min(available, allowed)
 
 
 def _check_disk(work: Path, parameters: int, runs: int) -> None:

@@ -1,8 +1,8 @@
 """Failures injected on purpose.
 
 `context.failure` is the control's entry in the loader's table, which knows the failure's messages from version to version.
-None of them needs the checkpoint under test: they load the synthetic one or, where the shape of the patch embedding does not
-matter, a slim one with a narrow vision tower. All are in fp32, so that one flipped bit is one flipped bit.
+None of them needs the checkpoint under test: they load the synthetic one or, where the shape of the first tensor does not
+matter, a slim one with fewer channels. All are in fp32, so that one flipped bit is one flipped bit.
 """
 
 import contextlib
@@ -73,7 +73,7 @@ def later_key_layout(context: RankContext, state: TrainingState) -> Outcome:
     wrong = loading.wrong_tensors(context, state.model, context.workspace.slim)
     logged = _matching_lines(context, log.text)
     complaints = "; ".join(loading.key_problems(info))
-    if logged and info["missing_keys"] and info["unexpected_keys"] and context.family.patch_embedding in wrong:
+    if logged and info["missing_keys"] and info["unexpected_keys"] and context.family.first_tensor in wrong:
         return passed(f"detected: {len(wrong)} tensors wrong, {complaints}")
     return failed(f"not detected: {len(wrong)} tensors wrong, {complaints or 'no key reported'}, logged {logged}")
 
@@ -126,15 +126,15 @@ def truncated_shard(context: RankContext, state: TrainingState) -> Outcome:
 
 
 def wrong_shape(context: RankContext, state: TrainingState) -> Outcome:
-    """Load a patch embedding of the wrong shape.
+    """Load a first tensor of the wrong shape.
 
     Under ZeRO-3 only rank 0 copies from the file and raises. The others continue without an error, or lose their peer: there
     the comparison with the file has to detect it.
     """
     path = context.workspace.damaged(damage.WRONG_SHAPE)
-    name, shape = context.family.patch_embedding, damage.wrong_patch_shape(context.family)
+    name, shape = context.family.first_tensor, damage.wrong_first_shape(context.family)
     if context.stage != 3 or context.rank == 0:
-        return _must_raise(context, state, path, _mismatch(name, shape, context.family.patch_shape))
+        return _must_raise(context, state, path, _mismatch(name, shape, context.family.first_shape))
     try:
         state.model, _ = loading.read_model(context, path)
     except Exception as error:  # noqa: BLE001 - gloo, NCCL and DeepSpeed each report a lost peer differently
@@ -147,7 +147,7 @@ def wrong_shape(context: RankContext, state: TrainingState) -> Outcome:
 
 def _seed(context: RankContext) -> str:
     """Return a pattern for the failure that this project began with."""
-    return _mismatch(context.family.patch_embedding, context.family.patch_shape, [0])
+    return _mismatch(context.family.first_tensor, context.family.first_shape, [0])
 
 
 def seed_failure_zero_init(context: RankContext, state: TrainingState) -> Outcome:
@@ -167,7 +167,9 @@ def seed_failure_load_state_dict(context: RankContext, state: TrainingState) -> 
     stored: dict[str, torch.Tensor] = {}
     for file in inspect_checkpoint(synthetic).files:
         stored |= load_file(file)
-    tensors = {name: stored[context.family.published(name)] for name in state.model.state_dict()}
+    # A tensor that is tied to another is stored under the name of that one alone.
+    published = {name: context.family.published(name) for name in state.model.state_dict()}
+    tensors = {name: stored[key] for name, key in published.items() if key in stored}
     try:
         state.model.load_state_dict(tensors)
     except RuntimeError as error:

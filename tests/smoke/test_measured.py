@@ -1,5 +1,6 @@
 """The table of expectations by version: what stack.toml files have, and what lies beyond it."""
 
+import dataclasses
 import json
 import re
 import tomllib
@@ -13,6 +14,8 @@ from smokehouse.checkout import Checkout
 from smokehouse.locks import check
 
 from .conftest import NAMES, Starter
+
+FAMILY = families.get(families.DEFAULT)
 
 
 def versions(**changed: str) -> dict[str, Version]:
@@ -47,13 +50,28 @@ def test_every_stack_file_says_what_the_table_says(root: Path, name: str) -> Non
 def test_an_expectation_changes_with_the_version_that_fixed_it(
     package: str, version: str, expectation: str, value: str
 ) -> None:
-    assert measured.expectations(versions(**{package: version}))[expectation] == value
+    assert measured.expectations(FAMILY, versions(**{package: version}))[expectation] == value
 
 
 @pytest.mark.parametrize(("version", "value"), [("4.57.6", "whole"), ("5.0.0", "absent")])
 def test_auto_classes_follow_transformers(version: str, value: str) -> None:
-    found = measured.expectations(versions(transformers=version))["auto_classes"]
+    found = measured.expectations(FAMILY, versions(transformers=version))["auto_classes"]
     assert found["AutoModelForVision2Seq"] == value
+
+
+def test_auto_classes_follow_the_family() -> None:
+    """Each family has one that loads its checkpoints whole; what differs from most of them is the family's own."""
+    seeing = dataclasses.replace(FAMILY, auto_classes=(("AutoModelForCausalLM", "part"),))
+    text = dataclasses.replace(FAMILY, vision=None, auto_class="AutoModelForCausalLM")
+    names = ("AutoModelForImageTextToText", "AutoModelForVision2Seq", "AutoModelForCausalLM", "AutoModel")
+    expected = {
+        ("4.49.0", seeing): ("whole", "whole", "part", "part"),
+        ("4.49.0", text): ("refused", "refused", "whole", "part"),
+        ("5.0.0", text): ("refused", "absent", "whole", "part"),
+    }
+    for (version, family), how in expected.items():
+        found = measured.expectations(family, versions(transformers=version))["auto_classes"]
+        assert found == dict(zip(names, how, strict=True))
 
 
 @pytest.mark.parametrize(

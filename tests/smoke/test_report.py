@@ -426,19 +426,19 @@ def tensors(inspection: dict[str, Any], family: str) -> dict[str, Any]:
     return found
 
 
-def test_patch_embedding_is_the_real_one(tensors: dict[str, Any], family: str) -> None:
+def test_first_tensor_has_the_described_shape(tensors: dict[str, Any], family: str) -> None:
     described = families.get(family)
-    assert tensors[described.patch_embedding]["shape"] == [*described.patch_shape]
+    assert tensors[described.first_tensor]["shape"] == [*described.first_shape]
 
 
 def test_patch_embedding_of_the_seed_failure(inspection: dict[str, Any]) -> None:
     assert inspection["qwen2_5_vl"]["tensors"][PATCH_EMBED]["shape"] == [1280, 3, 2, 14, 14]
 
 
-def test_no_tensor_is_as_a_fresh_model_has_it(tensors: dict[str, Any]) -> None:
+def test_no_tensor_is_as_a_fresh_model_has_it(tensors: dict[str, Any], family: str) -> None:
     """A fresh model's biases are 0 and its norms 1: a tensor that was not loaded would look like one that was."""
-    assert sum(name.endswith("bias") for name in tensors) > 5
-    assert sum("norm" in name for name in tensors) > 5
+    assert any(name.endswith("bias") for name in tensors) or not families.get(family).gathers_pairs
+    assert sum("norm" in name for name in tensors) >= 5
     for name, tensor in tensors.items():
         assert tensor["different"] > min(size(tensor["shape"]), 1000) * 0.9, name
         assert tensor["zeros"] + tensor["ones"] < size(tensor["shape"]) * 0.01, name
@@ -458,10 +458,10 @@ def test_processor_is_a_working_one(inspection: dict[str, Any], family: str) -> 
     found = inspection[family]
     assert found["texts"] == found["captions"]
     assert len(set(found["captions"])) > 20
-    patches, values = found["patches"]
-    assert values == math.prod(families.get(family).patch_shape[1:])
-    assert patches >= 16
-    assert found["spread"] > 3  # a drawing, and no plain area
+    described = families.get(family)
+    if described.vision:
+        assert found["values"] >= 16 * math.prod(described.first_shape[1:])  # patches
+        assert found["spread"] > 3  # a drawing, and no plain area
     labels = found["labels"]
     answer = [label for label in labels if label != -100]
     assert 0 < len(answer) < len(labels)

@@ -128,7 +128,14 @@ def _licences(checkout: Checkout, locked: "LockedEnvironment", folder: Path | No
 
 
 _KINDS = (("pypi", "PyPI packages"), ("conda", "conda packages"), ("devel", "conda packages with --devel"))
-_FILES = (("definition", "definition"), ("lock", "lock"), ("page", "page"), ("evidence", "evidence"), ("report", "last report"))
+_FILES = (
+    ("definition", "definition"),
+    ("inherited", "inherited"),
+    ("lock", "lock"),
+    ("page", "page"),
+    ("evidence", "evidence"),
+    ("report", "last report"),
+)
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, str, str, str, str]:

@@ -47,6 +47,7 @@ PrefixOption = Annotated[
 ]
 SourceOption = Annotated[str | None, typer.Option(metavar="URL", help="URL of the checkout, for the labels.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+MarkdownOption = Annotated[bool, typer.Option("--markdown", help="Print Markdown, to paste into an issue.")]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Environment.", autocompletion=complete_environment)]
 NamesArgument = Annotated[
     list[str] | None,

@@ -142,7 +142,7 @@ def _conda_lock(environment: Environment, files: LockFiles, lock: Lock) -> Itera
         return
     if text != written:
         yield f"{name}: expected the form that it is generated in, found another one"
-    head = conda_lock_yml.head(conda, environment.inputs.requirements, os.path.relpath(files.environment_yml, files.folder))
+    head = conda_lock_yml.head(conda, environment.inputs.requirements, files.sources(environment))
     for key, expected in head.items():
         if content.get(key) != expected:
             yield f"{name}: {key}: expected what {conda.file} gives, found other values"

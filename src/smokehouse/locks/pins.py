@@ -1,5 +1,6 @@
 """requirements.txt and build-requirements.txt: one hash per file, written as generated and read back."""
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from smokehouse.checkout import Checkout
 from smokehouse.console import as_typed
+from smokehouse.environments.definition import Environment
 from smokehouse.environments.inputs import Inputs
 from smokehouse.errors import UserError
 from smokehouse.locks.model import LOCK_JSON
@@ -49,18 +51,20 @@ class PinFile:
 
 @dataclass(frozen=True)
 class LockFiles:
-    """The files of an environment's lock. `name` is the folder in messages; `environment_yml` is the file that it locks."""
+    """The files of an environment's lock. `name` is the folder in messages."""
 
     folder: Path
     name: str
-    environment_yml: Path
 
     @classmethod
     def of(cls, checkout: Checkout, name: str) -> "LockFiles":
         """Return the files of the lock of the environment `name`, which need not exist."""
         folder = checkout.lock(name)
-        definition = folder.parents[1] / "environments" / name / "environment.yml"
-        return cls(folder, checkout.relative(folder), definition)
+        return cls(folder, checkout.relative(folder))
+
+    def sources(self, environment: Environment) -> list[str]:
+        """Return the paths of the conda environment files that are locked, relative to the lock."""
+        return [os.path.relpath(file, self.folder) for file in environment.files]
 
     @property
     def command(self) -> str:

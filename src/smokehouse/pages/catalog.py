@@ -79,6 +79,7 @@ def details(checkout: Checkout, shown: Documented) -> dict[str, Any]:
     installed = installation(checkout, shown)
     return row(shown) | {
         "model": {"class": stack.model.class_, "family": stack.model.family},
+        "inherits": stack.stack,
         "python": lock.python,
         "platform": lock.platform,
         "download_bytes": lock.download,
@@ -88,6 +89,7 @@ def details(checkout: Checkout, shown: Documented) -> dict[str, Any]:
         "devel": _versions(tuple(package for package in lock.conda if package.category == "devel")),
         "files": {
             "definition": str(checkout.environment(shown.name)),
+            "inherited": str(checkout.stacks(shown.name) / stack.stack) if stack.stack else None,
             "lock": str(checkout.lock(shown.name)),
             "page": _existing(checkout.page(shown.name)),
             "evidence": str(checkout.report(shown.name)) if shown.evidence else None,

@@ -105,10 +105,12 @@ def _stack(shown: Documented) -> list[str]:
         ["download", f"{_size(lock.download)}, with compilers and CUDA toolkit {_size(lock.download + devel)}"],
         ["proven on", plain(shown.proven_on)],
     ]
+    inherited = f"which inherits [{plain(stack.stack)}](../../environments/stacks/{quote(stack.stack)})" if stack.stack else ""
     return [
         f"# {plain(shown.name)}\n",
         f"Defined in [environment.yml]({definition}/environment.yml), with the reason for each package, and "
-        f"[stack.toml]({definition}/stack.toml); resolved in [the lock](../../lockfiles/{quote(shown.name)}/).\n",
+        f"[stack.toml]({definition}/stack.toml){f', {inherited}' if inherited else ''}; resolved in "
+        f"[the lock](../../lockfiles/{quote(shown.name)}/).\n",
         table(["", ""], facts),
     ]
 
