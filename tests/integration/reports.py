@@ -53,7 +53,8 @@ def complete(root: Path, checkout: Path, digest: str, name: str = "tiny", **chan
     request = {
         "device": "cpu",
         "legs": legs,
-        "expectations": stack["expectations"],
+        "expectations": stack.get("expectations", {}),
+        "versions": {name: version for name, version in versions.items() if name in ("torch", "transformers", "deepspeed")},
         "family": stack["model"]["family"],
     }
     ended = subprocess.run(
