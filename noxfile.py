@@ -121,6 +121,13 @@ def report(session: nox.Session) -> None:
 
 
 @nox.session
+def matrix(session: nox.Session) -> None:
+    """Measure which versions work together: matrix -- [--model NAME] [--transformers V,...] [--jobs N] [--list] ..."""
+    install_tools(session)
+    run_smokehouse(session, "matrix")
+
+
+@nox.session
 def bundle(session: nox.Session) -> None:
     """Download all that a machine without a network needs: bundle -- NAME DIR [--devel] [--only pip] [--channel ...]."""
     install_tools(session)
@@ -165,7 +172,7 @@ def build(session: nox.Session) -> None:
 
 @nox.session
 def verify(session: nox.Session) -> None:
-    """Compare an image with its lock, check its proof: verify -- REF [--bundle DIR] [--key FILE] [--rebuild] [--json]."""
+    """Compare an image with its lock, check its proof: verify -- REF [--with WHEEL] [--base REF] [--key FILE] [--json]."""
     install_tools(session)
     run_smokehouse(session, "verify")
 

@@ -82,7 +82,7 @@ def complete(device: str, legs: tuple[Leg, ...], expectations: dict[str, Any], f
 def main() -> None:
     """Answer the request on standard input."""
     request = json.loads(sys.stdin.read())
-    legs = tuple(Leg(leg["backend"], leg["world_size"], leg["gpus"]) for leg in request["legs"])
+    legs = tuple(Leg(leg["backend"], leg["world_size"], leg["gpus"], leg.get("nodes", 1)) for leg in request["legs"])
     versions = {name: Version(version) for name, version in request["versions"].items()}
     expectations = measured.overridden(families.get(request["family"]), versions, request["expectations"])
     found = complete(request["device"], legs, expectations, request["family"])
