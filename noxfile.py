@@ -100,6 +100,13 @@ def lock(session: nox.Session) -> None:
 
 
 @nox.session
+def new(session: nox.Session) -> None:
+    """Write a new environment like another, with its lock: new -- NAME --like OTHER [--family FAMILY --class CLASS]."""
+    install_tools(session)
+    run_smokehouse(session, "new")
+
+
+@nox.session
 def drift(session: nox.Session) -> None:
     """Ask the live index whether it still gives the committed locks: drift -- [NAME...] [--channel ...] [--json]."""
     install_tools(session)
