@@ -313,9 +313,12 @@ def latest(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sta
     starter.close()
 
 
-@pytest.fixture(scope="session", params=NAMES)
+@pytest.fixture(scope="session", params=[NAME, LATEST])
 def proven(root: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ended]:
-    """Yield a whole good run of each environment: both stages, two ranks, the synthetic checkpoint."""
+    """Yield a whole good run of an old and a new stack: both stages, two ranks, the synthetic checkpoint.
+
+    Those of all other environments are the committed reports.
+    """
     starter = Starter(root, tmp_path_factory.mktemp("smoke"), request.param)
     yield starter.run()
     starter.close()
