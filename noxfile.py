@@ -135,6 +135,13 @@ def matrix(session: nox.Session) -> None:
 
 
 @nox.session
+def suggest(session: nox.Session) -> None:
+    """Suggest the nearest stack that works: suggest -- --model NAME [--transformers V] [--checkpoint PATH] [--json] ..."""
+    install_tools(session)
+    run_smokehouse(session, "suggest")
+
+
+@nox.session
 def bundle(session: nox.Session) -> None:
     """Download all that a machine without a network needs: bundle -- NAME DIR [--devel] [--only pip] [--channel ...]."""
     install_tools(session)
