@@ -79,7 +79,7 @@ def complete(device: str, legs: tuple[Leg, ...], expectations: dict[str, Any], f
 def main() -> None:
     """Answer the request on standard input."""
     request = json.loads(sys.stdin.read())
-    legs = tuple(Leg(leg["backend"], leg["world_size"], leg["gpus"]) for leg in request["legs"])
+    legs = tuple(Leg(leg["backend"], leg["world_size"], leg["gpus"], leg.get("nodes", 1)) for leg in request["legs"])
     found = complete(request["device"], legs, request["expectations"], request["family"])
     checks = [{"name": key.name, "zero_stage": key.stage, "leg": key.leg, **asdict(planned)} for key, planned in found.items()]
     names = {"names": selection.NAMES, "legs": [leg.name for leg in legs], "precision": PRECISION[request["device"]]}
