@@ -1,6 +1,6 @@
 """From the ranks' outcomes to verdicts: when a check is complete, how it is judged, and what a run could not show."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from smoke_tests import deferred, expected, report
@@ -32,6 +32,8 @@ class Verdicts:
         self._planned = expected.of_jobs(jobs, several_legs=self._several_legs)
         self._outcomes: dict[Key, dict[int, list[tuple[Outcome, float]]]] = {}
         self._results: dict[Key, Result] = {}
+        self._job_of: dict[Key, str] = {}
+        self.places: Mapping[tuple[str, int], int] = {}  # job and rank -> node, of a run over several; the supervisor's
 
     def _key(self, job: Job, step: Step) -> Key:
         return expected.key_of(job, step, several_legs=self._several_legs)
@@ -39,6 +41,7 @@ class Verdicts:
     def add(self, job: Job, number: int, rank: int, outcome: Outcome, seconds: float) -> None:
         """Take one rank's outcome of a step, and conclude the checks that it completes."""
         key = self._key(job, job.steps[number])
+        self._job_of[key] = job.name
         self._outcomes.setdefault(key, {}).setdefault(rank, []).append((outcome, seconds))
         for candidate in self._affected(key):
             if candidate not in self._results and self._ready(candidate):
@@ -116,7 +119,12 @@ class Verdicts:
         judged = [self._judge(key, rank, missing) for rank in range(planned.ranks)]
         if self._observe and any(step.by_version for job in self._jobs for step in job.steps if step.name == key.name):
             judged = [(observed(outcome), seconds) for outcome, seconds in judged]
-        ranks = [RankVerdict(rank, outcome.verdict, outcome.detail) for rank, (outcome, _) in enumerate(judged)]
+        job = self._job_of.get(key.of("train") if key.name == "parity" else key, "")
+        several = len({*self.places.values()}) > 1
+        ranks = [
+            RankVerdict(rank, outcome.verdict, outcome.detail, self.places.get((job, rank)) if several else None)
+            for rank, (outcome, _) in enumerate(judged)
+        ]
         verdict, detail = report.overall(ranks)
         seconds = round(max(seconds for _, seconds in judged), 3)
         diagnosis = self._diagnosis(key, ranks) if verdict != "passed" else ""

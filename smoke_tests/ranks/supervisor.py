@@ -1,24 +1,42 @@
-"""Run the jobs, listen to every rank, and end what dies, hangs or is interrupted, saying which rank and where."""
+"""Run the jobs, listen to every rank on every node, and end what dies, hangs or is interrupted: which rank, and where."""
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
+import pickle
 import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from smoke_tests import endings
+from smoke_tests.options import InputError
 from smoke_tests.outcome import Outcome, failed, known_issue, passed
 from smoke_tests.plan import Job
-from smoke_tests.ranks import channel, logs, processes, recorder, transport
+from smoke_tests.ranks import channel, logs, nodes, processes, recorder, transport
 from smoke_tests.ranks.brief import Brief
-from smoke_tests.ranks.channel import Begin, Bye, End, Exit, Fatal, Hello, ProtocolError, Received, Receiver, StackLine
+from smoke_tests.ranks.channel import (
+    Begin,
+    Bye,
+    End,
+    Ended,
+    Exit,
+    Facts,
+    Fatal,
+    Hello,
+    Left,
+    Looked,
+    ProtocolError,
+    Received,
+    Receiver,
+    StackLine,
+)
+from smoke_tests.ranks.nodes import LocalNode, Node, RemoteNode
 from smoke_tests.ranks.progress import RankProgress, RunningJob, innermost_frames
-from smoke_tests.ranks.rank import run
 from smoke_tests.ranks.transport import Listener, UnixListener
 
 # A rank whose peer failed has this many seconds to report its own outcome.
@@ -32,6 +50,8 @@ STACK_WAIT = 1.0
 _STOPPED = 2.0
 # The most messages that are heard before the clock is judged again.
 _WAITING = 10_000
+# Seconds in which every other node has to import torch.
+READY_DEADLINE = 600.0
 
 
 class Supervisor:
@@ -47,11 +67,16 @@ class Supervisor:
         start_method: str,
         on_outcome: Callable[[Job, int, int, Outcome, float], None],
         listener: Listener | None = None,
+        remote: Iterable[RemoteNode] = (),
     ) -> None:
-        """Listen for ranks, and take over the signals that end a run. `brief` is every rank's, but for its job and address."""
+        """Listen for ranks, and take over the signals that end a run. `brief` is every rank's, but for its job and address.
+
+        `remote` are the other nodes of the run, as a `Gathering` at the same listener returns them.
+        """
         processes.adopt_orphans()
         self._brief = brief
-        self._start_method = start_method
+        self._local = LocalNode(start_method)
+        self._remote = {node.number: node for node in remote}
         self._on_outcome = on_outcome
         self._running: dict[str, RunningJob] = {}
         self._events = os.open(brief.logs / "events.jsonl", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -59,6 +84,10 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         self._connections: dict[socket.socket, Receiver] = {}
+        for node in self._remote.values():
+            node.pump = self._handle
+            self._connections[node.connection] = node.receiver
+            self._selector.register(node.connection, selectors.EVENT_READ, functools.partial(self._read, node.connection))
         self._wake, self._woken = socket.socketpair()
         self._woken.setblocking(False)
         self._wake.setblocking(False)
@@ -66,6 +95,7 @@ class Supervisor:
         handled = [number for number in endings.SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
         self._previous = {number: signal.signal(number, self._note) for number in handled}
         self._wakeup = signal.set_wakeup_fd(self._woken.fileno(), warn_on_full_buffer=False)
+        self.places: dict[tuple[str, int], int] = {}  # job and rank -> its node
         self.finished: set[str] = set()
         self.broken: set[str] = set()
         self.fatal = ""
@@ -79,7 +109,10 @@ class Supervisor:
     def __exit__(self, *_: object) -> None:
         """Kill what still runs, and restore the signal handlers."""
         for running in list(self._running.values()):
-            processes.stop(running.launcher)
+            for node in running.nodes:
+                node.stop(running.job.name)
+        for remote in self._remote.values():
+            remote.tell("end", code=0, reason=self.fatal)
         processes.stop_children()
         signal.set_wakeup_fd(self._wakeup)
         for number, handler in self._previous.items():
@@ -98,13 +131,53 @@ class Supervisor:
         with contextlib.suppress(BlockingIOError):
             self._wake.recv(4096)
 
+    # nodes
+
+    def prepare(self, device: str, *, trainer: bool) -> None:
+        """Have all other nodes import what their ranks share on `device`, the `trainer` included. Raises InputError."""
+        for remote in self._remote.values():
+            remote.tell("prepare", device=device, trainer=trainer)
+        deadline = time.monotonic() + READY_DEADLINE
+        late = [*self._remote.values()]
+        while late and time.monotonic() < deadline and not self._interrupted and not any(remote.lost for remote in late):
+            self._handle(1.0)
+            late = [remote for remote in late if "ready" not in remote.facts]
+        if self._interrupted:
+            raise InputError(f"smoke: interrupted by {signal.Signals(self._interrupted).name} before the first rank started")
+        if late:
+            gone = next((remote for remote in late if remote.lost), late[0])
+            raise InputError(
+                f"{nodes.name(gone)}: expected it to import torch and the rest within {READY_DEADLINE:.0f} s, found it "
+                f"{'gone' if gone.lost else 'still at it'}; see its output, and whether its file system is slow"
+            )
+
+    def _from_agent(self, remote: RemoteNode, message: channel.Message | StackLine) -> None:
+        """Take an agent's message."""
+        match message:
+            case Facts():
+                remote.take(message)
+            case Left():
+                remote.codes[message.job] = message.code
+            case Ended():
+                remote.ended[message.job] = message.whole
+            case Looked():
+                remote.states = message.states
+            case _:
+                raise ProtocolError(f"rank channel: expected what an agent sends, found {type(message).__name__.lower()}")
+
     # jobs
 
     def start(self, job: Job) -> None:
         """Start a job's process group."""
         brief = dataclasses.replace(self._brief, job=job, address=self._listener.address)
+        members: list[Node] = [self._local, *(self._remote.values() if job.distributed else ())]
+        if len(members) > 1:
+            brief = dataclasses.replace(brief, rendezvous=f"{brief.host}:{brief.port or processes.free_port(brief.host)}")
+            brief.workspace.brief(job.name).write_bytes(pickle.dumps(brief))
         ranks = [RankProgress(number, time.monotonic()) for number in range(job.processes)]
-        self._running[job.name] = RunningJob(job, processes.start(run, brief, self._start_method), ranks)
+        self._running[job.name] = RunningJob(job, members, ranks)
+        for node in members:
+            node.start(brief)
 
     def run(self, jobs: Iterable[Job], slots: int) -> None:
         """Run `jobs`, at most `slots` process groups at a time, each once those it comes after have finished.
@@ -133,9 +206,13 @@ class Supervisor:
         self._handle(patience)
         self._forgive(time.monotonic() - now - patience)
         if now - self._trimmed > 1.0:
+            self._drop_strangers()
             logs.trim(self._brief.logs)
             self._trimmed = now
         if self.fatal:
+            return
+        if lost := [remote for remote in self._remote.values() if remote.lost]:
+            self.fatal = f"{nodes.name(lost[0])} was lost: its agent or the network to it is gone; logs: {self._brief.logs}"
             return
         if self._interrupted:
             places = ", ".join(
@@ -173,16 +250,18 @@ class Supervisor:
     def _check(self, running: RunningJob) -> None:
         """End a job whose launcher or ranks are gone, hang, or are done."""
         now = time.monotonic()
-        code = processes.exit_code(running.launcher)
         if not running.job.distributed:
             alone = running.ranks[0]  # is its own launcher
-            alone.exit_code = code
+            alone.exit_code = code = self._local.exit_code(running.job.name)
             alone.closed = alone.closed or bool(code and alone.pid is None)
-        elif code:
-            why = running.failure or processes.signal_name(code)
-            log = self._brief.logs / running.job.name / "launcher.log"
-            self.fatal = f"torchrun's agent for {running.job.name} was lost: {why}; log: {log}"
-            return
+        else:
+            for node in running.nodes:
+                if code := node.exit_code(running.job.name):
+                    why = running.failure or processes.signal_name(code)
+                    log = self._brief.logs / running.job.name / processes.launcher_log(node.number)
+                    where = f" on {nodes.name(node)}" if node.number else ""
+                    self.fatal = f"torchrun's agent for {running.job.name}{where} was lost: {why}; log: {log}"
+                    return
         dead = [rank for rank in running.ranks if rank.closed and not rank.done]
         if any(rank.exit_code is not None or now >= self._deadline(running, rank) for rank in dead):
             self._conclude_dead(running, dead)
@@ -192,7 +271,8 @@ class Supervisor:
             self._end(running)
 
     def _end(self, running: RunningJob) -> None:
-        if not processes.stop(running.launcher):
+        ended = [node.stop(running.job.name) for node in running.nodes]
+        if not all(ended):
             self.fatal = f"{running.job.name}: expected its killed processes to end, found some that a driver holds; reboot"
         del self._running[running.job.name]
         (self.broken if any(rank.error for rank in running.ranks) else self.finished).add(running.job.name)
@@ -225,7 +305,8 @@ class Supervisor:
         left = [rank for rank in running.ranks if not rank.done and not rank.closed]
         # Ranks that wait for each other began to wait at about the same time: report them all.
         hung = [rank for rank in left if now - rank.since > (self._deadline(running, rank) - rank.since) / 2]
-        if running.job.distributed and processes.state(running.launcher) == "T":
+        states = self._states(running, hung)
+        if running.job.distributed and any(node.get(nodes.LAUNCHER) == "T" for node in states.values()):
             self.fatal = (
                 f"torchrun's agent for {running.job.name} is stopped (SIGSTOP), so nobody tends its ranks; continue or end "
                 f"whatever stopped it; logs: {self._brief.logs / running.job.name}"
@@ -234,11 +315,11 @@ class Supervisor:
                 self._conclude(running, rank, "ended because the agent is stopped")
             return
         expected = running.may_end() or running.ending is not None
-        stopped = {rank.number for rank in hung if rank.pid and processes.state(rank.pid) == "T"}
+        stopped = {rank.number for rank in hung if states[rank.node].get(str(rank.pid)) == "T"}
         for rank in hung:
             rank.done = True  # what it sends once it is woken for its stack is no outcome
         waits = self._collectives(running)  # before a stopped rank is woken, and goes on
-        self._request_stacks(hung)
+        self._request_stacks(running, hung)
         sentences = []
         for rank in hung:
             what = "is stopped (SIGSTOP)" if rank.number in stopped else "hangs"
@@ -271,10 +352,16 @@ class Supervisor:
         number = min(rank.step, len(running.job.steps) - 1)
         self._on_outcome(running.job, number, rank.number, outcome, time.monotonic() - (rank.began or rank.since))
 
-    def _request_stacks(self, ranks: list[RankProgress]) -> None:
-        for rank in ranks:
-            if rank.pid is not None:
-                processes.request_stack(rank.pid)
+    def _states(self, running: RunningJob, ranks: list[RankProgress]) -> dict[int, Mapping[str, str]]:
+        """Return node -> the states of the job's launcher there and of `ranks`, by process."""
+        return {
+            node.number: node.look(running.job.name, [rank.pid for rank in ranks if rank.pid and rank.node == node.number])
+            for node in running.nodes
+        }
+
+    def _request_stacks(self, running: RunningJob, ranks: list[RankProgress]) -> None:
+        for node in running.nodes:
+            node.request_stacks(running.job.name, [rank.pid for rank in ranks if rank.pid and rank.node == node.number])
         deadline = time.monotonic() + STACK_WAIT
         while time.monotonic() < deadline:
             if not self._handle(0.2) and all(rank.stack for rank in ranks):
@@ -308,15 +395,18 @@ class Supervisor:
         return bool(ready)
 
     def _accept(self) -> None:
-        connection = self._listener.accept()
-        self._connections[connection] = Receiver(transport.peer(connection))
+        try:
+            connection, gate = self._listener.accept()
+        except OSError:  # who connected has gone already
+            return
+        self._connections[connection] = Receiver(transport.peer(connection), gate)
         self._selector.register(connection, selectors.EVENT_READ, lambda: self._read(connection))
 
     def _read(self, connection: socket.socket) -> None:
         receiver = self._connections[connection]
         try:
             chunk = connection.recv(1 << 16)
-        except ConnectionResetError:
+        except OSError:  # reset, or silent for too long
             chunk = b""
         try:
             for received in receiver.feed(chunk):
@@ -331,8 +421,19 @@ class Supervisor:
             del self._connections[connection]
             self._disconnected(receiver.hello)
 
+    def _drop_strangers(self) -> None:
+        """Close connections that have not said in time who they are."""
+        oldest = time.monotonic() - transport.HANDSHAKE_DEADLINE
+        for connection, receiver in list(self._connections.items()):
+            if receiver.hello is None and receiver.since < oldest:
+                self._selector.unregister(connection)
+                connection.close()
+                del self._connections[connection]
+
     def _disconnected(self, hello: Hello | None) -> None:
         running, rank = self._sender(hello)
+        if hello and not hello.job and hello.node in self._remote:
+            self._remote[hello.node].lost = True
         if running and rank and not rank.done and not (hello and hello.stacks):
             rank.closed, rank.since = True, time.monotonic()
 
@@ -351,12 +452,18 @@ class Supervisor:
         if hello is None:
             return
         self._record(hello, message, received.time)
+        if not hello.job:
+            if hello.node not in self._remote or self._remote[hello.node].receiver is not receiver:
+                raise ProtocolError(f"rank channel: expected one agent for each node, found another for node {hello.node}")
+            self._from_agent(self._remote[hello.node], message)
+            return
         if running is None or hello.stacks:
             return
         if isinstance(message, Exit):
+            remote = self._remote.get(hello.node)
             for reaped in running.ranks:
-                if reaped.pid == message.pid:
-                    reaped.exit_code, reaped.reaped = message.code, received.time
+                if (reaped.node, reaped.pid) == (hello.node, message.pid):
+                    reaped.exit_code, reaped.reaped = message.code, received.time + (remote.offset if remote else 0.0)
         elif rank is None:
             if isinstance(message, Fatal):
                 running.failure = message.error
@@ -377,7 +484,8 @@ class Supervisor:
                 if rank.pid is not None:
                     speaker = f"process {rank.pid} alone to speak for rank {rank.number}"
                     raise ProtocolError(f"rank channel: expected {speaker}, found process {message.pid}, too")
-                rank.pid = message.pid
+                rank.pid, rank.node = message.pid, message.node
+                self.places[running.job.name, rank.number] = message.node
             case Begin() | End() if message.step != rank.step or message.step >= len(running.job.steps):
                 raise ProtocolError(f"rank channel: expected step {rank.step} of rank {rank.number}, found step {message.step}")
             case Begin():

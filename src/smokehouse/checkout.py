@@ -145,6 +145,11 @@ class Checkout:
         """Return the result of an audit of `name` that is committed, of the Debian base for "", whether it exists or not."""
         return (self._owner(name) if name else self.root) / "docs" / "audits" / f"{name or '_base'}.json"
 
+    def matrix_folder(self) -> Path:
+        """Return the folder of the grids and cells of compatibility matrices, of the root if it has one."""
+        own = self.root / "matrix"
+        return own if own.is_dir() or not self.packaged else self.packaged / "matrix"
+
     def tools_lock(self) -> Path:
         """Return the file that locks the builder's own tools."""
         return self.root / "lockfiles" / "tools.txt"

@@ -36,12 +36,12 @@ def smoke(
         family = here.partition("=")[2] or name
         options = [option for option in options if option != here]
         if image:
-            runs.smoke_image_here(checkout, image, family, options)
+            return runs.smoke_image_here(checkout, image, family, options)
         runs.smoke_here(checkout, family, options)
     if any(option.split("=")[0] == "--python" for option in options):
         raise UserError("--python: expected --here with it, which proves what is installed without a lock; add --here")
     if image:
-        runs.smoke_image(checkout, image, options)
+        return runs.smoke_image(checkout, image, options)
     runs.smoke(checkout, DEFAULT_ENVIRONMENT if name is None else name, options)
     return 0  # not reached: the smoke test replaces this process
 

@@ -1,5 +1,6 @@
 """Assemble an image from its build contexts: the same layers and configuration as docker/Dockerfile, without an engine."""
 
+import json
 import os
 import tarfile
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from smokehouse.images.config import image_config
 from smokehouse.images.labels import ImageLabels
 from smokehouse.images.layers import Compression, LayerStore, Made, Packed, Step
 from smokehouse.images.plan import Plan
+from smokehouse.images.record import RecordedImage, RecordedLayer
 from smokehouse.images.spec import ImageSpec
 from smokehouse.oci.layout import Image, Layout
 from smokehouse.oci.model import CONFIG, MANIFEST, Descriptor, encode
@@ -47,6 +49,15 @@ class Assembled:
     layers: tuple[AssembledLayer, ...]
     config: bytes
     manifest: bytes
+
+    @property
+    def recorded(self) -> RecordedImage:
+        """What image.json has of it."""
+        layers = [
+            RecordedLayer(diff_id=layer.packed.diff_id, size=layer.packed.unpacked, content=layer.content)
+            for layer in self.layers
+        ]
+        return RecordedImage(id=self.id, digest=self.digest, layers=tuple(layers), config=json.loads(self.config))
 
     @property
     def id(self) -> str:

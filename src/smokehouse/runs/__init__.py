@@ -5,7 +5,8 @@
     >>> report.refuse_other_image(digest, lock_digest)
     >>> report.summary
 
-`smoke` and `smoke_image` replace this process with the smoke test, for the command line; `prove` waits for its report.
+For the command line, `smoke` replaces this process with the smoke test, and `smoke_image` passes signals to its container;
+`prove` waits for its report.
 """
 
 from importlib import import_module

@@ -1,7 +1,9 @@
 """The base that steps run on is unpacked as a runtime would show it; the configuration is that of BuildKit on any base."""
 
 import json
+import os
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -90,6 +92,58 @@ def test_a_layer_is_packed_anew_when_it_was_edited_or_is_not_what_it_says(checko
     with pytest.raises(UserError, match=f"layer 1 of the base: expected sha256:{'0' * 64}, found sha256:"):
         store.repack(Layout(tmp_path / "lies").image(), "zstd")
     assert packed(other, "")
+
+
+def test_what_is_kept_is_used_only_as_it_was_made(checkout: Checkout, tmp_path: Path) -> None:
+    """Each way to change a tree or a packed layer: it is made again, and the same."""
+    found = base(tmp_path / "base", {"etc": FOLDER, "etc/x": b"1", "etc/y": link("x")})
+    store = LayerStore(checkout)
+    tree = store.unpack(found).tree
+
+    def edit() -> None:
+        before = (tree / "etc" / "x").stat()
+        (tree / "etc" / "x").write_bytes(b"2")
+        os.utime(tree / "etc" / "x", ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    def relink() -> None:
+        (tree / "etc" / "y").unlink()
+        (tree / "etc" / "y").symlink_to("z")
+
+    poisons: list[Callable[[], object]] = [
+        edit,
+        relink,
+        lambda: (tree / "etc" / "new").touch(),
+        lambda: (tree / "etc" / "x").unlink(),
+        lambda: (tree / "etc" / "x").chmod(0o777),
+        lambda: (tree / "etc" / "x").replace(tree / "x"),
+        lambda: (tree.parent / "tree.sha256").write_text("0" * 64),
+        lambda: (tree.parent / "tree.sha256").unlink(),
+        lambda: shutil.rmtree(tree),
+    ]
+    inode = tree.stat().st_ino
+    assert store.unpack(found).tree.stat().st_ino == inode
+    for poison in poisons:
+        poison()
+        assert store.unpack(found).tree == tree
+        assert sorted(str(path.relative_to(tree)) for path in tree.rglob("*")) == ["etc", "etc/x", "etc/y"]
+        assert ((tree / "etc" / "x").read_bytes(), str((tree / "etc" / "y").readlink())) == (b"1", "x")
+        assert (tree / "etc" / "x").stat().st_mode & 0o777 == 0o644
+    [first] = store.repack(found, "zstd")
+    record = first.path.with_name("zstd.json")
+    content = json.loads(record.read_text())
+    for text in ("", "{}", "[]", json.dumps(content | {"digest": f"sha256:{'0' * 64}"}), json.dumps(content | {"size": 1})):
+        record.write_text(text)
+        assert store.repack(found, "zstd") == (first,)
+
+
+def test_a_base_that_lies_about_its_layers_is_not_kept(checkout: Checkout, tmp_path: Path) -> None:
+    """It would be in the place of the base that it pretends to be, for every later build."""
+    good = base(tmp_path / "good", {"etc/x": b"good"})
+    image(tmp_path / "evil", [tar({"etc/x": b"evil"})], diff_ids=good.config.rootfs.diff_ids)
+    store = LayerStore(checkout)
+    with pytest.raises(UserError, match=r"layer 1 of the base: expected sha256:\w+, found another; do not trust it"):
+        store.unpack(Layout(tmp_path / "evil").image())
+    assert (store.unpack(good).tree / "etc" / "x").read_bytes() == b"good"
 
 
 def configured(folder: Path, **members: object) -> Image:
