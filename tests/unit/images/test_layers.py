@@ -1,7 +1,9 @@
 """The base that steps run on is unpacked as a runtime would show it; the configuration is that of BuildKit on any base."""
 
 import json
+import os
 import shutil
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -65,7 +67,6 @@ def test_a_base_is_unpacked_with_what_its_layers_take_away(checkout: Checkout, t
 def test_a_base_writes_and_removes_nothing_outside(checkout: Checkout, tmp_path: Path, path: str) -> None:
     store = LayerStore(checkout, tmp_path / "store")
     kept = tmp_path / "store" / "kept"
-    kept.parent.mkdir()
     kept.touch()
     found = base(tmp_path / "base", {"escape": link("../.."), path: b"evil"})
     with suppress(UserError):
@@ -90,6 +91,95 @@ def test_a_layer_is_packed_anew_when_it_was_edited_or_is_not_what_it_says(checko
     with pytest.raises(UserError, match=f"layer 1 of the base: expected sha256:{'0' * 64}, found sha256:"):
         store.repack(Layout(tmp_path / "lies").image(), "zstd")
     assert packed(other, "")
+
+
+def test_a_base_that_is_not_what_it_says_is_not_kept(checkout: Checkout, tmp_path: Path) -> None:
+    """What is made on a base is kept under its diff_ids: one that lies would otherwise be used in the place of a sound one."""
+    sound = base(tmp_path / "sound", {"bin/sh": b"good"})
+    image(tmp_path / "lies", [{"bin/sh": b"evil"}], diff_ids=sound.config.rootfs.diff_ids)
+    with pytest.raises(UserError, match=r"layer 1 of the base: expected sha256:\w+, found sha256:\w+; do not trust it"):
+        LayerStore(checkout).unpack(Layout(tmp_path / "lies").image())
+    assert (LayerStore(checkout).unpack(sound).tree / "bin" / "sh").read_bytes() == b"good"
+
+
+@pytest.mark.parametrize("edit", ["content", "content with its times", "mode", "name", "new", "record", "no record", "link"])
+def test_what_was_edited_is_made_again(checkout: Checkout, tmp_path: Path, edit: str) -> None:
+    found = base(tmp_path / "base", {"bin": FOLDER, "bin/sh": b"good", "bin/other": b"good"})
+    made = LayerStore(checkout).unpack(found)
+    place, record = made.tree / "bin" / "sh", made.folder / "made.json"
+    before, first = place.stat(), place.stat().st_ino
+    assert LayerStore(checkout).unpack(found).tree.joinpath("bin", "sh").stat().st_ino == first  # it is used as it is
+    packed = LayerStore(checkout).pack(made, "zstd")
+    match edit:
+        case "content" | "content with its times":
+            place.chmod(0o600)
+            place.write_bytes(b"evil")
+            place.chmod(before.st_mode & 0o777)
+            os.utime(place, ns=(before.st_atime_ns, before.st_mtime_ns if "times" in edit else 1))
+        case "mode":
+            place.chmod(0o755)
+        case "name":
+            place.rename(place.with_name("sh2"))
+        case "new":
+            (made.tree / "etc").mkdir()
+        case "record":
+            record.write_text("{}")
+        case "no record":
+            record.unlink()
+        case _:
+            place.unlink()
+            place.symlink_to("other")
+    again = LayerStore(checkout).unpack(found)
+    assert sorted(str(path.relative_to(again.tree)) for path in again.tree.rglob("*")) == ["bin", "bin/other", "bin/sh"]
+    assert (place.read_bytes(), place.is_symlink(), place.stat().st_mode & 0o111) == (b"good", False, 0)
+    assert not packed.path.exists()  # it may have been packed of what was edited
+    assert LayerStore(checkout).pack(again, "zstd").diff_id == packed.diff_id
+
+
+def test_layers_that_others_could_have_written_are_refused(checkout: Checkout) -> None:
+    folder = checkout.build / "layers"
+    LayerStore(checkout)
+    for mode in (0o775, 0o777, 0o757):
+        folder.chmod(mode)
+        with pytest.raises(UserError, match=rf"layers: expected a folder that nobody else can write to, .* mode {mode:o} "):
+            LayerStore(checkout)
+    if os.geteuid() == 0:
+        folder.chmod(0o755)
+        os.chown(folder, 54321, 54321)
+        with pytest.raises(UserError, match="found mode 755 and owner 54321; remove it"):
+            LayerStore(checkout)
+
+
+def test_what_was_not_used_for_longest_is_removed(checkout: Checkout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Down to the limit, but nothing that was used within an hour, or while another build runs."""
+    bases = [base(tmp_path / str(number), {"x": bytes(200_000), "y": str(number).encode()}) for number in range(4)]
+    store = LayerStore(checkout)
+    with store.in_use():
+        made = [store.unpack(found) for found in bases]
+    long_ago = time.time() - 7200
+    for number in (2, 0, 1):  # the order of their use
+        os.utime(made[number].folder, (long_ago, long_ago))
+        long_ago += 60
+
+    def kept() -> list[int]:
+        return [number for number, each in enumerate(made) if each.tree.is_dir()]
+
+    monkeypatch.setenv("SMOKEHOUSE_LAYERS_GB", "0.0005")
+    other = LayerStore(checkout)
+    with other.in_use():
+        with LayerStore(checkout).in_use():
+            pass
+        assert kept() == [0, 1, 2, 3]
+    with other.in_use():
+        assert kept() == [1, 3]
+        other.unpack(bases[1])  # used now
+    monkeypatch.setenv("SMOKEHOUSE_LAYERS_GB", "0")
+    with LayerStore(checkout).in_use():
+        pass
+    assert kept() == [1, 3]
+    monkeypatch.setenv("SMOKEHOUSE_LAYERS_GB", "much")
+    with pytest.raises(UserError, match="SMOKEHOUSE_LAYERS_GB: expected a number of GB, found much"), store.in_use():
+        pass
 
 
 def configured(folder: Path, **members: object) -> Image:
