@@ -100,6 +100,13 @@ def lock(session: nox.Session) -> None:
 
 
 @nox.session
+def new(session: nox.Session) -> None:
+    """Write a new environment like another, with its lock: new -- NAME --like OTHER [--family FAMILY --class CLASS]."""
+    install_tools(session)
+    run_smokehouse(session, "new")
+
+
+@nox.session
 def drift(session: nox.Session) -> None:
     """Ask the live index whether it still gives the committed locks: drift -- [NAME...] [--channel ...] [--json]."""
     install_tools(session)
@@ -125,6 +132,13 @@ def matrix(session: nox.Session) -> None:
     """Measure which versions work together: matrix -- [--model NAME] [--transformers V,...] [--jobs N] [--list] ..."""
     install_tools(session)
     run_smokehouse(session, "matrix")
+
+
+@nox.session
+def suggest(session: nox.Session) -> None:
+    """Suggest the nearest stack that works: suggest -- --model NAME [--transformers V] [--checkpoint PATH] [--json] ..."""
+    install_tools(session)
+    run_smokehouse(session, "suggest")
 
 
 @nox.session
@@ -172,7 +186,7 @@ def build(session: nox.Session) -> None:
 
 @nox.session
 def verify(session: nox.Session) -> None:
-    """Compare an image with its lock, check its proof: verify -- REF [--bundle DIR] [--key FILE] [--rebuild] [--json]."""
+    """Compare an image with its lock, check its proof: verify -- REF [--with WHEEL] [--base REF] [--key FILE] [--json]."""
     install_tools(session)
     run_smokehouse(session, "verify")
 

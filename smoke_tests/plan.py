@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         loading,
         memory,
         mixed_modality,
+        nodes,
         offload,
         overlap,
         precision,
@@ -60,6 +61,7 @@ else:  # imported when a check runs
         loading,
         memory,
         mixed_modality,
+        nodes,
         offload,
         overlap,
         precision,
@@ -72,6 +74,7 @@ else:  # imported when a check runs
     )
 
 ALONE = Leg("gloo", 1)
+NODES = "nodes"  # the job that compares nodes
 Check = Callable[["RankContext", "TrainingState"], Outcome]
 
 
@@ -366,6 +369,15 @@ def _plain_job(leg: Leg) -> Job:
     )
 
 
+def _nodes_job(leg: Leg) -> Job:
+    """Return the job of a run over nodes that sees whether they fit together."""
+    steps = (
+        Step("nodes", nodes.nodes, staged=False, hf_config=False, ranks=2),
+        Step("network", nodes.network, staged=False, hf_config=False, ranks=2),
+    )
+    return Job(NODES, steps, leg=leg, distributed=True)
+
+
 def _leg_jobs(
     stages: tuple[int, ...], leg: Leg, device: str, expectations: dict[str, Any], without_liger: str, family: Family
 ) -> list[Job]:
@@ -374,6 +386,7 @@ def _leg_jobs(
     staged = [_stage_jobs(stage, leg, device, expectations, family) for stage in sorted(stages, reverse=True)]
     compared = Step("kernels", kernels.kernels, staged=False, hf_config=False, of_leg=False)
     planned = [_plain_job(leg), Job("kernels", (compared,), leg=leg)]
+    planned += [_nodes_job(leg)] if leg.nodes > 1 else []
     planned += [*(job for group in zip(*staged, strict=True) for job in group), *_extra_alone(leg, device)]
     for stage in sorted(stages, reverse=True):
         planned += _extra_staged(stage, leg, device, without_liger, family)

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import errno
+import gc
 import os
 import platform
 import re
@@ -21,6 +22,7 @@ from smoke_tests.legs import Leg
 from smoke_tests.machine import Situation, Visible, cgroup, evidence, findings, visible_gpus
 from smoke_tests.options import InputError, Options
 from smoke_tests.outcome import one_line
+from smoke_tests.ranks import transport
 from smokehouse_loader import explain, inspect_checkpoint
 
 PREFLIGHT = "python -m smoke_tests preflight"
@@ -66,7 +68,42 @@ def _clear_variables() -> None:
             print(f"smoke: warning: {', '.join(names)}: {what}", flush=True)
 
 
-def prepare_process(*, offline: bool) -> None:
+def use_network(host: str) -> None:
+    """Have gloo and NCCL connect over the interface of this node's address `host`, unless a cluster's variables say which."""
+    if interface := transport.interface_of(host):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
+
+
+def preload(options: Options, device: str, start: str, *, trainer: bool) -> None:
+    """Import what the ranks of a node without a supervisor share, as `check` and `smoke` do on node 0. Raises InputError."""
+    if start == "spawn":
+        return
+    with importing("torch"):
+        import torch
+
+    from smoke_tests import runtime
+
+    torch.set_num_threads(1)
+    runtime.choose_accelerator(device)
+    with importing("transformers"):
+        runtime.import_model_code(families.get(options.stack["model"]["family"]))
+    import_for_ranks(device, trainer=trainer)
+
+
+def import_for_ranks(device: str, *, trainer: bool) -> None:
+    """Import DeepSpeed and what else forked ranks share. Raises InputError."""
+    from smoke_tests import runtime
+
+    with importing("deepspeed"):
+        runtime.import_deepspeed(device)
+        runtime.import_engine_code()
+        if trainer:
+            runtime.import_trainer()
+    gc.freeze()  # a collection in a rank would touch, and so copy, every page it shares with this process
+
+
+def prepare_process(*, offline: bool, several_nodes: bool = False) -> None:
     """Set the environment variables that torch and other libraries read when they are imported."""
     _clear_variables()
     defaults = {
@@ -77,8 +114,9 @@ def prepare_process(*, offline: bool) -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
-    # One machine: gloo would look up its name, and NCCL take the first network card. What a cluster has set is for its network.
-    os.environ.update(GLOO_SOCKET_IFNAME="lo", NCCL_SOCKET_IFNAME="lo")
+    if not several_nodes:
+        # gloo would look up the machine's name, NCCL take the first network card. What a cluster has set is for its network.
+        os.environ.update(GLOO_SOCKET_IFNAME="lo", NCCL_SOCKET_IFNAME="lo")
     # torchrun's own default. More would make the forked ranks hang: OpenMP's threads do not survive a fork.
     os.environ["OMP_NUM_THREADS"] = "1"
     if offline:
@@ -115,6 +153,8 @@ def check(options: Options, work: Path) -> Resources:
     family = families.get(options.stack["model"]["family"])
     source = _source(options.checkpoint, family)
     chosen = legs.choose(device, gpus, options.backend, options.processes)
+    if options.nodes > 1:
+        chosen = (chosen[0].over(options.nodes),)  # over nodes NCCL has several ranks, also with one GPU on each
     parameters = inspect_checkpoint(source).elements if source else family.synthetic_parameters
     _check_memory(chosen, options.stages, parameters, visible)
     _check_disk(work, parameters, len(options.stages) * len(chosen))
@@ -180,7 +220,7 @@ def _check_memory(chosen: Sequence[Leg], stages: tuple[int, ...], parameters: in
     available = _available_memory()
     for leg in chosen:
         needed = needs.needs(parameters, leg, stages)
-        for gpu in visible.gpus[: leg.gpus]:
+        for gpu in visible.gpus[: leg.gpus // leg.nodes]:
             if gpu.card and not gpu.card.mig and gpu.card.free < needed.device:
                 raise InputError(
                     f"{gpu.where}: {needed.device_phase} requires about {_gib(needed.device)}, found "
@@ -188,12 +228,13 @@ def _check_memory(chosen: Sequence[Leg], stages: tuple[int, ...], parameters: in
                     "or a smaller checkpoint"
                 )
         if available < needed.host:
-            each = needed.host // leg.world_size
+            each = needed.host * leg.nodes // leg.world_size
             most = 0 if leg.gpus else available // each
             fix = f"give --nproc {most} or less" if most else "use a larger machine or a smaller checkpoint"
             ranks = "" if leg.gpus else f" ({_gib(each)} each)"
             raise InputError(
-                f"--nproc {leg.world_size}: {needed.host_phase} requires about {_gib(needed.host)} of memory{ranks}, "
+                f"--nproc {leg.world_size // leg.nodes}: {needed.host_phase} requires about "
+                f"{_gib(needed.host)} of memory{ranks}, "
                 f"found {_gib(available)} free; {fix}"
             )
 

@@ -29,6 +29,9 @@ class RankContext:
     source: Path  # the checkpoint under test
     workspace: Workspace
     lock: Path | None  # None for a run without one
+    image: str | None  # digest of the image that the rank is in
+    node: int  # that the rank is on
+    network: str  # that NCCL is to take between nodes; empty for any
     stack: dict[str, Any]  # stack.toml
     timeout: float  # seconds that a step may take
     failure: Failure | None = None  # the known failure that the step is about

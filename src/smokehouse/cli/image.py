@@ -10,6 +10,7 @@ import typer
 
 from smokehouse.checkout import Checkout
 from smokehouse.cli.options import (
+    BaseOption,
     BundleOption,
     ChannelOption,
     FlavourOption,
@@ -34,10 +35,7 @@ def build(
     name: NameArgument,
     *,
     flavour: FlavourOption = "runtime",
-    base: Annotated[
-        str | None,
-        typer.Option(metavar="REF@sha256:…", help="Base image, with a shell, tar and glibc.  [default: Debian]"),
-    ] = None,
+    base: BaseOption = None,
     output: Annotated[
         str | None,
         typer.Option(metavar="oci:DIR|docker|push:REF", help="Destination of the image.  [default: docker]"),
@@ -110,14 +108,28 @@ def verify(
     quick: Annotated[
         bool, typer.Option("--quick", help="Compare with lockfiles/NAME/image.json; fetch and make nothing else.")
     ] = False,
-    trust_base: Annotated[bool, typer.Option("--trust-base", help="Take the Debian base from the image, unverified.")] = False,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REF@sha256:…",
+            help="Base image to allow; of a Debian base, so named, the image's layer is used.  [default: Debian, built again]",
+        ),
+    ] = None,
     source: Annotated[str | None, typer.Option(metavar="URL", help="URL of the checkout that the labels must have.")] = None,
-    added: WithOption = None,
+    added: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--with",
+            metavar="WHEEL#sha256=HEX",
+            help="Allow and require a wheel that is not in the lock, by https URL or file; repeatable.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> int:
     """Make an image again from this checkout's lock, compare the two by hash, and show what was proven of it.
 
-    With --key, --identity or --policy, an image without a valid statement by that signer does not pass.
+    Nothing but the lock and what --with and --base name is allowed, whatever the image says. With --key, --identity or
+    --policy, an image without a valid statement by that signer does not pass.
     """
     from smokehouse.installs import extra_wheels
     from smokehouse.proofs import Signer, VerifyOptions, verify_reference
@@ -127,15 +139,14 @@ def verify(
         raise UserError("verify: expected --key or --identity, found both; specify who has to have signed")
     if policy is not None and (key is not None or identity is not None):
         raise UserError("--policy: expected no --key and no --identity, as it says who has to have signed; drop them")
-    others = {"--bundle": bundle, "--channel": channel, "--trust-base": trust_base, "--with": added}
+    others = {"--bundle": bundle, "--channel": channel, "--base": base, "--with": added}
     if quick and (found := [option for option, value in others.items() if value]):
         raise UserError(f"--quick: expected no {found[0]}, which is for an image that is made again; drop one of them")
     signer = Signer(key, identity or "", issuer) if key is not None or identity is not None else None
     if policy is not None:
         signer = policies.read(policy)
-    options = VerifyOptions(
-        bundle, channel, signer, trust_base, tuple(extra_wheels.parse(text) for text in added or ()), source, quick
-    )
+    wheels = tuple(extra_wheels.parse(text) for text in added or ())
+    options = VerifyOptions(bundle, channel, signer, wheels, base, source, quick)
     verification = verify_reference(Checkout.find(Path.cwd()), reference, options)
     if as_json:
         print(json.dumps(verification.as_json(), indent=1))
@@ -180,6 +191,7 @@ def publish(
     *,
     flavour: FlavourOption = "runtime",
     ops: OpsOption = None,
+    base: BaseOption = None,
     key: Annotated[Path | None, typer.Option(metavar="FILE", help="Private key to sign with.  [default: keyless]")] = None,
     built: Annotated[
         Path | None, typer.Option("--image", metavar="DIR", help="OCI layout to publish.  [default: build one]")
@@ -200,7 +212,7 @@ def publish(
     from smokehouse.proofs import PublishOptions, publish_image
 
     wheels = tuple(extra_wheels.parse(text) for text in added or ())
-    request = ImageRequest(flavour, ops, None, wheels, bundle, channel, source)
+    request = ImageRequest(flavour, ops, base, wheels, bundle, channel, source)
     options = PublishOptions(request, key, built, report, move)
     publication = publish_image(Checkout.find(Path.cwd()), name, repository, options)
     if not publication.verification.passed:

@@ -21,6 +21,10 @@ ChannelOption = Annotated[
     str | None,
     typer.Option(metavar="DIR_OR_URL", envvar="SMOKEHOUSE_CHANNEL", help="Copy or mirror of conda-forge to use."),
 ]
+BaseOption = Annotated[
+    str | None,
+    typer.Option(metavar="REF@sha256:…", help="Base image, with a shell, tar and glibc.  [default: Debian]"),
+]
 WithOption = Annotated[
     list[str] | None,
     typer.Option(

@@ -114,11 +114,11 @@ class ExcludedPackage(_Model):
 
 
 class Expectations(_Model):
-    """The faults that the environment's package versions have, or have fixed; the smoke test verifies each."""
+    """What the smoke test expects of this environment in place of what its package versions usually have, or have fixed."""
 
     gloo_race: Literal["present", "fixed"] | None = None
     later_key_layout: Literal["random", "whole"] | None = None
-    auto_classes: dict[str, Literal["whole", "refused", "part", "absent"]]
+    auto_classes: dict[str, Literal["whole", "refused", "part", "absent"]] = {}
 
 
 class _Shared(_Model):
@@ -137,7 +137,7 @@ class _Inheriting(_Model):
     model: ModelFamily
     conda: CondaOptions = CondaOptions()
     left_out: list[ExcludedPackage] = []
-    expectations: Expectations
+    expectations: Expectations = Expectations()
 
 
 class Stack(_Model):
@@ -149,7 +149,7 @@ class Stack(_Model):
     cuda: Cuda
     conda: CondaOptions = CondaOptions()
     left_out: list[ExcludedPackage] = []
-    expectations: Expectations
+    expectations: Expectations = Expectations()
 
 
 @dataclass(frozen=True)

@@ -126,8 +126,19 @@ class Pin:
 
 def text_of(inputs: Inputs, file: PinFile, packages: "Sequence[Resolved]", build_text: str = "") -> str:
     """Return the requirements file for `packages`, bound by a digest to the `build_text` beside it."""
-    head, body = pins_header(inputs, file, sum(package.files[0].size for package in packages)), _body(packages)
+    return bound(inputs, file, sum(package.files[0].size for package in packages), _body(packages), build_text)
+
+
+def bound(inputs: Inputs, file: PinFile, size: int, body: str, build_text: str) -> str:
+    """Return the requirements file with the packages in `body`, of `size` bytes, bound by a digest to the `build_text`."""
+    head = pins_header(inputs, file, size)
     return _without_host(f"{head}# content: sha256:{_content(head + body, build_text)}\n{body}")
+
+
+def body(text: str) -> str:
+    """Return a requirements file without its header."""
+    header = _HEADER.match(text)
+    return text[header.end() :] if header else text
 
 
 def build_text_of(file: PinFile, packages: "Sequence[Resolved]") -> str:
@@ -190,8 +201,7 @@ def parse_body(text: str, name: str, remedy: str = "restore it with git") -> lis
     After a header of comments, it has packages as they are generated and nothing else: no options, URLs, paths, includes or
     other hashes. Raises UserError ending in `remedy`.
     """
-    header = _HEADER.match(text)
-    start = header.end() if header else 0
+    start = len(text) - len(body(text))
     pins = []
     while start < len(text):
         if not (found := _PIN.match(text, start)):

@@ -7,7 +7,7 @@ from smokehouse.errors import UserError
 
 # Every other option of a smoke test has one value.
 # A family after --here is taken as the name.
-FLAGS = ("-h", "--help", "--validate", "--all", "--here")
+FLAGS = ("-h", "--help", "--validate", "--all", "--here", "--dry-run", "--keep")
 # Options that leave out a part of a smoke test, and the values with which they do not.
 _PARTIAL = {"--zero": ({"2", "3"},), "--only": (), "--skip": ()}
 _MAX_NAME = 80  # characters

@@ -209,15 +209,17 @@ def test_a_recorded_image_is_verified_from_git_alone(made: Made, tmp_path: Path)
     )
 
 
-def test_a_base_can_be_trusted_where_nothing_builds_one(made: Made, tmp_path: Path) -> None:
-    """The image's own is what the steps run on; all that is above it is compared as always."""
+def test_a_base_can_be_named_where_nothing_builds_one(made: Made, tmp_path: Path) -> None:
+    """The image's own layer is what the steps run on, if it has the digest; all that is above it is compared as always."""
     trusted = TestCheckout(made.checkout.root, made.checkout.environ | {"PATH": "/usr/bin:/bin"})
-    verdict = verified(trusted, f"oci:{made.layout}", "--trust-base")
+    labels = Layout(made.layout).image().labels
+    named = f"{labels['org.opencontainers.image.base.name']}@{labels['org.opencontainers.image.base.digest']}"
+    verdict = verified(trusted, f"oci:{made.layout}", "--base", named)
     assert verdict["passed"]
-    assert re.fullmatch(r"debian-\w+@sha256:\w+, not verified", verdict["base"])
+    assert verdict["base"] == f"{named}, which is the lowest layer of the image, by its digest in --base"
     assert verdict["layers"][0]["diff_id"] == Layout(made.layout).image().config.rootfs.diff_ids[0]
     reference = altered(made, tmp_path / "layout", {f"{SITE}/evil.pth": b"import evil\n"})
-    differences = verified(trusted, reference, "--trust-base", code=1)["differences"]
+    differences = verified(trusted, reference, "--base", named, code=1)["differences"]
     assert f"{SITE}/evil.pth" in {entry["path"] for entry in differences}
 
 
@@ -234,7 +236,7 @@ def test_an_image_of_another_lock_or_without_one_is_refused(made: Made, tmp_path
     assert "cannot be reached" in run(made.checkout, "verify", "127.0.0.1:1/no/body:here", code=2).stderr
 
 
-def test_a_base_from_a_registry_is_trusted_by_its_digest(made: Made, registry: Proxy, tmp_path: Path) -> None:
+def test_a_base_from_a_registry_is_allowed_by_its_digest(made: Made, registry: Proxy, tmp_path: Path) -> None:
     [place] = (made.checkout.root / "build" / "base").glob("*/layout")
     layout = Layout(place)
     base = layout.image()
@@ -253,12 +255,18 @@ def test_a_base_from_a_registry_is_trusted_by_its_digest(made: Made, registry: P
         labels = {f"org.opencontainers.image.base.{key}": text for key, text in named.items()}
         return lambda config: config["config"]["Labels"].update(labels)
 
-    verdict = verified(made.checkout, altered(made, tmp_path / "one", edit=claim(base.digest)), code=1)
-    assert verdict["base"] == f"{registry.host}/some/base@{base.digest}, trusted by its digest"
+    one, named = altered(made, tmp_path / "one", edit=claim(base.digest)), f"{registry.host}/some/base@{base.digest}"
+    [difference] = verified(made.checkout, one, code=1)["differences"]
+    assert difference["problem"].endswith(f"found {named}; if you trust that base, allow it with --base {named}")
+    verdict = verified(made.checkout, one, "--base", named, code=1)
+    assert verdict["base"] == f"{named}, trusted by its digest in --base"
     # The packages of a base from a registry are unknown, so the SBOM lists none of them.
     assert "opt/smokehouse/sbom.spdx.json" in {entry["path"] for entry in verdict["differences"]}
-    verdict = verified(made.checkout, altered(made, tmp_path / "two", edit=claim(other.digest)), code=1)
+    two, named = altered(made, tmp_path / "two", edit=claim(other.digest)), f"{registry.host}/some/base@{other.digest}"
+    verdict = verified(made.checkout, two, "--base", named, code=1)
     problem = f"differs from that of the base {registry.host}/some/base"
     assert verdict["differences"] == [{"layer": 1, "path": "(the whole layer)", "problem": problem}]
-    said = run(made.checkout, "verify", altered(made, tmp_path / "three", edit=claim(f"sha256:{'0' * 64}")), code=2).stderr
+    named = f"sha256:{'0' * 64}"
+    three = altered(made, tmp_path / "three", edit=claim(named))
+    said = run(made.checkout, "verify", three, "--base", f"{registry.host}/some/base@{named}", code=2).stderr
     assert f"some/base@sha256:{'0' * 64}: not found at {registry.host}" in said
