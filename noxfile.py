@@ -44,7 +44,7 @@ LINTERS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "codespell": (("codespell",),),
     "shellcheck": (("shellcheck",),),  # and the scripts, which `lint` finds
-    "hadolint": (("hadolint", "docker/Dockerfile", "docker/examples/child/Dockerfile"),),
+    "hadolint": (("hadolint", "docker/Dockerfile", "docker/examples/child/Dockerfile", "cluster/skypilot/Dockerfile"),),
     "zizmor": (("zizmor", "--offline", "--no-progress", "--persona", "pedantic", ".github"),),
     "pre-commit": (("pre-commit", "validate-config", ".pre-commit-config.yaml"),),
 }

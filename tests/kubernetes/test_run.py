@@ -57,16 +57,28 @@ def smoke(server: Server, *options: str) -> subprocess.CompletedProcess[str]:
 
 def test_what_is_rendered_runs_and_its_report_comes_back(cluster: Cluster, tmp_path: Path) -> None:
     with Server(cluster) as server:
-        ended = smoke(server, "--report", str(tmp_path / "report"), "--only", "weights", "--zero", "3")
+        options = ("--nodes", "2", "--nproc", "1", "--zero", "3", "--only", "nodes,collectives")
+        ended = smoke(server, "--report", str(tmp_path / "report"), *options)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     assert report["verdict"] == "passed"
     assert report["image"] == f"sha256:{'a' * 64}"
     assert {file.name for file in (tmp_path / "report").iterdir()} >= {"report.html", "junit.xml"}
     assert "smokehouse-report" not in ended.stdout
-    [preflight] = cluster.folder.glob("pods/*/preflight.log")
-    assert "ok    TRITON_CACHE_DIR: /tmp/triton" in preflight.read_text()
+    assert [node["host"] for node in report["nodes"]] == [pod.name for pod in cluster.pods.values()]
+    preflights = [file.read_text() for file in cluster.folder.glob("pods/*/preflight.log")]
+    assert ["ok    TRITON_CACHE_DIR: /tmp/triton" in text for text in preflights] == [True, True]
     # Its objects are gone; the runtime, which others may use, stays.
+    assert {kind for kind, _ in cluster.objects} == {"pods", "clustertrainingruntimes"}
+
+
+def test_a_machine_that_is_not_as_promised_is_named(cluster: Cluster) -> None:
+    """This one has no GPU: the preflight of the rendered pod fails, and the smoke test does not start."""
+    with Server(cluster) as server:
+        ended = smoke(server, "--gpus", "8")
+    assert ended.returncode == 2
+    assert "machine-0: expected a preflight that passes, found FAIL  NVIDIA driver: not found" in ended.stderr
+    assert not list(cluster.folder.glob("pods/*/node.log"))
     assert {kind for kind, _ in cluster.objects} == {"pods", "clustertrainingruntimes"}
 
 
@@ -114,7 +126,7 @@ def test_a_cluster_that_does_not_answer(tmp_path: Path) -> None:
 
 def test_the_files_train_over_two_pods(cluster: Cluster) -> None:
     """As people apply them, but for GPUs: the pods find each other by name, and torchrun by the variables of the file."""
-    shutil.copy(ROOT / "cluster/kubernetes/train/train.py", cluster.volumes["smokehouse"])
+    shutil.copy(ROOT / "cluster/train.py", cluster.volumes["smokehouse"])
     [document] = manifests.build(ROOT / "cluster/kubernetes/jobset/base")
     on_cpu(document)
     with Server(cluster) as server:
