@@ -1,4 +1,4 @@
-"""`build` and `publish` that are killed anywhere, as by `kill -9`: nothing half-made is used, and a second call completes it."""
+"""`build` and `publish` that are killed anywhere, as by `kill -9`: nothing half-made is used, a second call completes it."""
 
 import json
 import re
