@@ -46,7 +46,7 @@ LINTERS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "codespell": (("codespell",),),
     "shellcheck": (("shellcheck",),),  # and the scripts, which `lint` finds
-    "hadolint": (("hadolint", "docker/Dockerfile", "docker/examples/child/Dockerfile"),),
+    "hadolint": (("hadolint", "docker/Dockerfile", "docker/examples/child/Dockerfile", "cluster/skypilot/Dockerfile"),),
     "zizmor": (("zizmor", "--offline", "--no-progress", "--persona", "pedantic", ".github"),),
     "pre-commit": (("pre-commit", "validate-config", ".pre-commit-config.yaml"),),
 }
@@ -102,6 +102,13 @@ def lock(session: nox.Session) -> None:
 
 
 @nox.session
+def new(session: nox.Session) -> None:
+    """Write a new environment like another, with its lock: new -- NAME --like OTHER [--family FAMILY --class CLASS]."""
+    install_tools(session)
+    run_smokehouse(session, "new")
+
+
+@nox.session
 def drift(session: nox.Session) -> None:
     """Ask the live index whether it still gives the committed locks: drift -- [NAME...] [--channel ...] [--json]."""
     install_tools(session)
@@ -127,6 +134,13 @@ def matrix(session: nox.Session) -> None:
     """Measure which versions work together: matrix -- [--model NAME] [--transformers V,...] [--jobs N] [--list] ..."""
     install_tools(session)
     run_smokehouse(session, "matrix")
+
+
+@nox.session
+def suggest(session: nox.Session) -> None:
+    """Suggest the nearest stack that works: suggest -- --model NAME [--transformers V] [--checkpoint PATH] [--json] ..."""
+    install_tools(session)
+    run_smokehouse(session, "suggest")
 
 
 @nox.session

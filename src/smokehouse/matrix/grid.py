@@ -82,20 +82,32 @@ def read(checkout: Checkout, model: str, chosen: Mapping[str, Sequence[str]] | N
     A version that the grid does not have is combined with the others of every block. Raises UserError.
     """
     name = find(checkout, model)
-    path = checkout.matrix_folder() / f"{name}.toml"
-    definition = read_toml(path, checkout.relative(path)).validate(Definition)
+    definition = _definition(checkout, name)
     return Grid(name, definition, _cells(definition, chosen or {}))
 
 
 def find(checkout: Checkout, model: str) -> str:
     """Return the name of the grid of `model`, which may be its name, family or id on a hub; raises UserError."""
     known = names(checkout)
-    wanted = _letters(model.rpartition("/")[2])
-    fitting = [name for name in known if wanted and (wanted == _letters(name) or wanted.startswith(_letters(name)))]
-    if fitting:
-        return max(fitting, key=lambda name: len(_letters(name)))
+    if found := best_match(model, known):
+        return found
+    families = {_definition(checkout, name).family: name for name in known}
+    if found := best_match(model, [*families]):
+        return families[found]
     listed = ", ".join(known) or "none"
     raise UserError(f"--model {model}: expected one of {listed}; add {checkout.relative(checkout.matrix_folder())}/NAME.toml")
+
+
+def _definition(checkout: Checkout, name: str) -> Definition:
+    path = checkout.matrix_folder() / f"{name}.toml"
+    return read_toml(path, checkout.relative(path)).validate(Definition)
+
+
+def best_match(model: str, known: Sequence[str]) -> str | None:
+    """Return which of the `known` names a model has, by its letters and digits: the longest that its own begins with."""
+    wanted = _letters(model.rpartition("/")[2])
+    fitting = [name for name in known if wanted and wanted.startswith(_letters(name))]
+    return max(fitting, key=lambda name: len(_letters(name)), default=None)
 
 
 def _letters(text: str) -> str:

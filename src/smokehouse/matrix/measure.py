@@ -119,10 +119,13 @@ def _run_one(checkout: Checkout, grid: Grid, settings: Settings, versions: Versi
 
 
 def summary(cell: Cell) -> str:
+    """Return what a cell does and cost in one line."""
+    return f"{in_words(cell)} ({cell.install_seconds:.0f} s + {cell.run_seconds:.0f} s, {size(cell.disk_bytes)})"
+
+
+def in_words(cell: Cell) -> str:
     """Return what a cell does in one line."""
-    stages = [f"ZeRO-{number} {_in_words(cell.stage(number))}" for number in STAGES]
-    costs = f"{cell.install_seconds:.0f} s + {cell.run_seconds:.0f} s, {size(cell.disk_bytes)}"
-    return f"{cell.versions.words}: {', '.join(stages)} ({costs})"
+    return f"{cell.versions.words}: {', '.join(f'ZeRO-{number} {_in_words(cell.stage(number))}' for number in STAGES)}"
 
 
 def _in_words(stage: Stage) -> str:

@@ -159,11 +159,9 @@ def _plan(checkout: Checkout, report: Report, locked: LockedEnvironment) -> Mapp
     request = {
         "device": fields["device"],
         "legs": [vars(leg) for leg in _legs(fields)],
-        "expectations": {
-            "gloo_race": stack.expectations.gloo_race,
-            "later_key_layout": stack.expectations.later_key_layout,
-        },
+        "expectations": stack.expectations.model_dump(exclude_unset=True),
         "family": stack.model.family,
+        "versions": {package.name: package.version for package in locked.lock.pip if package.name in _PACKAGES},
     }
     return _ask_planner(checkout.file("smoke_tests").parent, checkout.loader(), json.dumps(request))
 

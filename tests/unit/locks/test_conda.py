@@ -20,6 +20,7 @@ from smokehouse.locks import Lock
 
 from ..channel import YOUNG, Channel
 from ..conftest import Index, TestCheckout
+from .committed import by_inputs
 
 SNAPSHOT = Path(__file__).parents[2] / "data" / "conda-forge"
 
@@ -365,7 +366,7 @@ def rendered(path: Path, work: Path, *options: str) -> list[str]:
     return [line for line in (work / "conda-linux-64.lock").read_text().splitlines() if line.startswith("https")]
 
 
-@pytest.mark.parametrize("name", Checkout(Path(__file__).parents[3]).environments())
+@pytest.mark.parametrize("name", by_inputs())
 def test_committed_lock_is_read_by_conda_lock_and_rattler(root: Path, tmp_path: Path, name: str) -> None:
     locked = locks.load(Checkout(root), name)
     found, conda_lock_yml = locked.lock, locked.files.conda_lock
@@ -391,7 +392,7 @@ os._exit(0)
     assert all("=" not in package.version for package in found.conda)
 
 
-@pytest.mark.parametrize("name", Checkout(Path(__file__).parents[3]).environments())
+@pytest.mark.parametrize("name", by_inputs())
 def test_committed_environment_solves_to_its_lock(root: Path, name: str, tmp_path: Path) -> None:
     from smokehouse.locks.solvers import conda
 

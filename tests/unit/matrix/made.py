@@ -45,7 +45,7 @@ def cell(transformers: str, deepspeed: str, stages: tuple[Stage, ...], **changes
 def make(root: Path) -> Checkout:
     """Return a checkout in the empty folder `root` with five measured cells of eight."""
     for folder in ("environments", "matrix"):
-        (root / folder).mkdir()
+        (root / folder).mkdir(parents=True)
     (root / "matrix" / "tiny-vl.toml").write_text(GRID)
     checkout = Checkout(root)
     read = grid.read(checkout, "tiny-vl")
