@@ -31,9 +31,11 @@ def main(arguments: list[str]) -> int:
             return 0
         if options.lock is None:
             here.leave_no_bytecode()
-            options = here.complete(options)
-        from smoke_tests.run import smoke
+        options = here.complete(options)
+        from smoke_tests.run import serve, smoke
 
+        if options.node_rank:
+            return serve(options)
         code = smoke(options, began)
         if hint := os.environ.get("SMOKEHOUSE_HINT"):  # the builder's, which cannot print it after its exec
             print(f"\n{hint}")

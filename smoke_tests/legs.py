@@ -17,15 +17,20 @@ class Leg:
     backend: str  # gloo | nccl
     world_size: int
     gpus: int = 0  # that the ranks use, 0 on a CPU; fewer than ranks where they share them
+    nodes: int = 1  # that the ranks are on, the same number on each
 
     @property
     def name(self) -> str:
         """The leg in a report and as a column of a table."""
         return f"{self.backend} x{self.world_size}"
 
+    def over(self, nodes: int) -> "Leg":
+        """Return the leg with the same ranks and GPUs on each of that many nodes."""
+        return Leg(self.backend, self.world_size * nodes, self.gpus * nodes, nodes)
+
 
 def choose(device: str, gpus: int, backend: str | None, processes: int | None) -> tuple[Leg, ...]:
-    """Return the legs of a run on `device` (cpu or cuda) with that many GPUs, the first of which is the report's own.
+    """Return the legs on one node of a run on `device` (cpu or cuda) with that many GPUs, the first of which is the report's.
 
     NCCL refuses two ranks on one GPU, and one rank partitions nothing: on one GPU the default is both NCCL with one rank, and
     gloo with two ranks that share the GPU. Raises InputError where the machine has no such leg.

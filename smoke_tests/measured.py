@@ -4,6 +4,7 @@ Tests compare each environment's stack.toml with it, and a run without a lock ha
 known failures, and runs of these tests with the versions on both sides of each boundary.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +32,8 @@ class Change:
 GLOO_RACE = Change("deepspeed", "present", Version("0.19.8"), "fixed")
 # What a checkpoint with the keys of transformers 4.52 is loaded as.
 LATER_KEY_LAYOUT = Change("transformers", "random", Version("4.52"), "whole")
-# What an auto class makes of a checkpoint: whole, refused, part or absent.
+# What an auto class makes of a checkpoint: whole, refused, part or absent. A family whose checkpoints another class loads whole
+# has them refused, and what else differs is the family's own.
 AUTO_CLASSES = {
     "AutoModelForImageTextToText": Change("transformers", "whole"),
     "AutoModelForVision2Seq": Change("transformers", "whole", Version("5"), "absent"),
@@ -46,18 +48,50 @@ RANGES = {
 }
 
 
-def expectations(versions: Mapping[str, Version]) -> dict[str, Any]:
-    """Return what stack.toml has as `expectations`, for the versions of transformers and deepspeed among `versions`."""
+def expectations(family: Family, versions: Mapping[str, Version]) -> dict[str, Any]:
+    """Return what is expected of the versions of transformers and deepspeed among `versions`, as stack.toml may say it too."""
     return {
         "gloo_race": GLOO_RACE.holds(versions[GLOO_RACE.package]),
         "later_key_layout": LATER_KEY_LAYOUT.holds(versions[LATER_KEY_LAYOUT.package]),
-        "auto_classes": {name: change.holds(versions[change.package]) for name, change in AUTO_CLASSES.items()},
+        "auto_classes": {name: _auto_class(family, name, change, versions) for name, change in AUTO_CLASSES.items()},
     }
+
+
+def _auto_class(family: Family, name: str, change: Change, versions: Mapping[str, Version]) -> str:
+    """Return what the auto class `name` makes of a checkpoint of a family."""
+    usual = change.holds(versions[change.package])
+    if usual == "absent":
+        return usual
+    if name in dict(family.auto_classes):
+        return dict(family.auto_classes)[name]
+    if name == family.auto_class:
+        return "whole"
+    seeing = AUTO_CLASSES[family.auto_class].before == "whole" if family.auto_class in AUTO_CLASSES else False
+    return usual if seeing or usual == "part" else "refused"
 
 
 def stack(family: Family, versions: Mapping[str, Version]) -> dict[str, Any]:
     """Return the model and expectations of an environment that has no stack.toml, as that file has them."""
-    return {"model": {"family": family.name, "class": family.model_class}, "expectations": expectations(versions)}
+    return {"model": {"family": family.name, "class": family.model_class}, "expectations": expectations(family, versions)}
+
+
+def overridden(family: Family, versions: Mapping[str, Version], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the expectations of `versions` with those that stack.toml has in their place.
+
+    Raises KeyError with the name of a package that they depend on and that `versions` lacks.
+    """
+    if {"gloo_race", "later_key_layout", "auto_classes"} <= overrides.keys() and AUTO_CLASSES.keys() <= overrides[
+        "auto_classes"
+    ].keys():
+        return dict(overrides)
+    usual = expectations(family, versions)
+    return usual | {**overrides, "auto_classes": usual["auto_classes"] | overrides.get("auto_classes", {})}
+
+
+def pinned(requirements: str) -> dict[str, Version]:
+    """Return the versions of the packages of `RANGES` that a requirements.txt pins."""
+    found = re.findall(r"^(\S+)==([^\s;]+)", requirements, re.MULTILINE)
+    return {name: Version(version) for name, version in found if name in RANGES}
 
 
 def beyond(versions: Mapping[str, Version]) -> list[str]:

@@ -43,17 +43,17 @@ class Needs:
 
 def needs(parameters: int, leg: Leg, stages: tuple[int, ...]) -> Needs:
     """Return the estimate for a model of `parameters` on `leg` under each of the ZeRO `stages`."""
-    ranks = leg.world_size
-    host = ranks * HOST_BASE
+    ranks, here = leg.world_size, leg.world_size // leg.nodes  # the host is each of the nodes
+    host = here * HOST_BASE
     if not leg.gpus:
-        return Needs(0, "", host + ranks * CPU_TRAINING * parameters, f"training on {ranks} ranks")
+        return Needs(0, "", host + here * CPU_TRAINING * parameters, f"training on {here} ranks")
     sharing = -(-ranks // leg.gpus)  # ranks on one device
     on_device = {"the plain run": DEVICE_BASE + (PLAIN_TRAINING if parameters < SMALL_MODEL else BF16) * parameters}
     for stage in stages:
         each = DEVICE_BASE + training_bytes(parameters, ranks, stage)
         on_device[f"training under ZeRO-{stage} on {leg.name}"] = sharing * each
     # Under ZeRO-2 every rank loads the whole model before it goes to its device; under ZeRO-3 one shard at a time.
-    loading = {f"loading on {ranks} ranks under ZeRO-2": ranks * BF16 * parameters} if 2 in stages else {}
+    loading = {f"loading on {here} ranks under ZeRO-2": here * BF16 * parameters} if 2 in stages else {}
     on_host = loading | {"consolidating a checkpoint": CONSOLIDATION * parameters}
     device_phase, host_phase = max(on_device, key=on_device.__getitem__), max(on_host, key=on_host.__getitem__)
     return Needs(on_device[device_phase], device_phase, host + on_host[host_phase], host_phase)

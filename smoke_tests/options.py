@@ -13,12 +13,14 @@ from typing import Any, NoReturn
 
 from smoke_tests import families, report
 from smoke_tests.families import Family
+from smoke_tests.ranks import transport
 from smoke_tests.selection import EXTRA, Selection, canonical
 from smokehouse_loader import inspect_checkpoint
 
 STAGES = (2, 3)
 HERE = "here"  # what reports of runs without a lock have as the name of the environment
-# What stack.toml says of failures that some versions have: a control has to detect it, or a check proves that it is fixed.
+# What stack.toml may say, in place of `smoke_tests.measured`, of failures that some versions have: a control has to detect it,
+# or a check proves that it is fixed.
 PROMISES = {"gloo_race": ("present", "fixed"), "later_key_layout": ("random", "whole")}
 
 
@@ -45,6 +47,10 @@ class Options:
     image: str | None
     validate: bool
     selection: Selection
+    nodes: int = 1
+    node_rank: int = 0
+    endpoint: str = ""  # HOST:PORT of node 0; empty on one node
+    network: str = ""  # that NCCL is to take between nodes, as its log names it: IB, for example; empty for any
     beyond: tuple[str, ...] = ()  # packages in versions that expectations were never measured with
 
     @property
@@ -124,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
         "--nproc",
         type=_positive,
         metavar="N",
-        help="Run this many ranks (default: 2 on a CPU, otherwise one per GPU, at most 8; on one GPU see --backend).",
+        help="Run so many ranks on each node (default: 2 on a CPU, otherwise one per GPU, 8 at most; one GPU: see --backend).",
     )
     add(
         "--device",
@@ -161,6 +167,30 @@ def _parser() -> argparse.ArgumentParser:
         help="Write report.json, report.html and junit.xml to DIR (default: a folder with the environment's name; NAME-zero3, "
         "for example, for a part of the smoke test, which never replaces the report of a whole one).",
     )
+    add(
+        "--nodes",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="Run on this many nodes, the same command on each (default: 1).",
+    )
+    add(
+        "--node-rank",
+        type=int,
+        default=_node_rank(),
+        metavar="R",
+        help="This node's number; 0 writes the report (default: SLURM_NODEID, JOB_COMPLETION_INDEX or GROUP_RANK, else 0).",
+    )
+    add(
+        "--endpoint",
+        metavar="HOST:PORT",
+        help="Meet at this port of node 0; SMOKEHOUSE_TOKEN_FILE or SMOKEHOUSE_TOKEN has the run's token.",
+    )
+    add(
+        "--network",
+        choices=("IB", "Socket", "AWS Libfabric"),
+        help="Fail where NCCL takes another network than this between nodes (default: any).",
+    )
     add("--port", type=_port, default=0, help="Use this rendezvous port on 127.0.0.1 (default: 0, any free port).")
     add(
         "--start",
@@ -172,6 +202,29 @@ def _parser() -> argparse.ArgumentParser:
     add("--image", type=_digest, metavar="DIGEST", help=argparse.SUPPRESS)
     add("--validate", action="store_true", help=argparse.SUPPRESS)
     return parser
+
+
+def _node_rank() -> int:
+    """Return this node's number as Slurm, Kubernetes or torchrun says it."""
+    names = ("SLURM_NODEID", "JOB_COMPLETION_INDEX", "GROUP_RANK")
+    found = next((os.environ[name] for name in names if os.environ.get(name, "").isdecimal()), "0")
+    return int(found)
+
+
+def _place(parsed: argparse.Namespace) -> tuple[int, str]:
+    """Return this node's number and the endpoint of a run over nodes. Raises InputError."""
+    if parsed.nodes == 1:
+        return 0, ""
+    if not 0 <= parsed.node_rank < parsed.nodes:
+        raise InputError(f"--node-rank {parsed.node_rank}: expected 0 to {parsed.nodes - 1}, found another; see --nodes")
+    try:
+        host, port = transport.split_endpoint(parsed.endpoint or "")
+        if not port:
+            raise ValueError("expected a port of 1 to 65535, found 0")
+        transport.read_token()
+    except ValueError as error:
+        raise InputError(f"smoke: --nodes {parsed.nodes}: --endpoint and the run's token: {error}; see --help") from error
+    return parsed.node_rank, f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def read(arguments: list[str]) -> Options:
@@ -206,6 +259,9 @@ def _family_only(name: str) -> dict[str, Any]:
 def _options(parsed: argparse.Namespace, environment: str, stack: dict[str, Any], lock: Path | None) -> Options:
     if parsed.checkpoint is not None:
         _check_checkpoint(parsed.checkpoint, families.get(stack["model"]["family"]))
+    node_rank, endpoint = _place(parsed)
+    if parsed.network and parsed.nodes == 1:
+        raise InputError(f"--network {parsed.network}: expected --nodes 2 or more with it, found one node; leave it out")
     options = Options(
         environment=environment,
         stack=stack,
@@ -222,6 +278,10 @@ def _options(parsed: argparse.Namespace, environment: str, stack: dict[str, Any]
         image=parsed.image,
         validate=parsed.validate,
         selection=Selection(parsed.only, parsed.skip, parsed.all),
+        nodes=parsed.nodes,
+        node_rank=node_rank,
+        endpoint=endpoint,
+        network=parsed.network or "",
     )
     refuse_full_report(options.report, options.partial)
     return options
@@ -249,12 +309,12 @@ def _read_stack(file: Path) -> dict[str, Any]:
         )
     try:
         stack: dict[str, Any] = importlib.import_module("tomllib").loads(file.read_text())
-        family, expectations = stack["model"]["family"], stack["expectations"]
+        family, expectations = stack["model"]["family"], stack.setdefault("expectations", {})
         if not isinstance(stack["model"]["class"], str):
             raise KeyError("class")
-        expectations["auto_classes"].items()
+        expectations.get("auto_classes", {}).items()
         for name, known in PROMISES.items():
-            if expectations[name] not in known:
+            if name in expectations and expectations[name] not in known:
                 raise InputError(
                     f"{file}: expectations.{name}: expected {' or '.join(known)}, found {expectations[name]!r}; fix it"
                 )
@@ -264,8 +324,7 @@ def _read_stack(file: Path) -> dict[str, Any]:
         raise InputError(f"{file}: invalid TOML ({error}); fix it") from error
     except (KeyError, AttributeError, TypeError) as error:
         raise InputError(
-            f"{file}: expected model.family, model.class and expectations.auto_classes, {', '.join(PROMISES)}, found not all; "
-            "see CONTRIBUTING.md"
+            f"{file}: expected model.family, model.class and tables of expectations, found others; see CONTRIBUTING.md"
         ) from error
     if family not in families.names():
         present = ", ".join(families.names())

@@ -40,7 +40,8 @@ def where(document: Mapping[str, Any]) -> str:
     legs = document.get("legs", [])
     if len(legs) < 2:
         ranks = _ranks_in_words(document["world_size"])
-        return f"{document['device']}, {document['backend']}, {document['precision']}, {ranks}"
+        over = f" on {len(document['nodes'])} nodes" if "nodes" in document else ""
+        return f"{document['device']}, {document['backend']}, {document['precision']}, {ranks}{over}"
     return f"{document['device']}, {document['precision']}, {' and '.join(map(leg_in_words, legs))}"
 
 
@@ -156,7 +157,8 @@ def _ranks(checks: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     yield "<ul>"
     for check in checks:
         for rank in check["ranks"]:
-            where = ", ".join(filter(None, [_stage(check), f"rank {rank['rank']}"]))
+            node = f"node {rank['node']}" if "node" in rank else ""
+            where = ", ".join(filter(None, [_stage(check), node, f"rank {rank['rank']}"]))
             yield f"<li>{_text(where)}: {_text(SYMBOLS.get(rank['verdict'], rank['verdict']))}: {_text(rank['detail'])}</li>"
     yield "</ul>"
 

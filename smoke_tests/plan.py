@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from smoke_tests import families, legs
+from smoke_tests.families import Family
 from smoke_tests.legs import Leg
 from smoke_tests.machine import software
 from smoke_tests.outcome import Outcome
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         loading,
         memory,
         mixed_modality,
+        nodes,
         offload,
         overlap,
         precision,
@@ -59,6 +61,7 @@ else:  # imported when a check runs
         loading,
         memory,
         mixed_modality,
+        nodes,
         offload,
         overlap,
         precision,
@@ -71,6 +74,7 @@ else:  # imported when a check runs
     )
 
 ALONE = Leg("gloo", 1)
+NODES = "nodes"  # the job that compares nodes
 Check = Callable[["RankContext", "TrainingState"], Outcome]
 
 
@@ -207,7 +211,7 @@ def _main_steps() -> list[Step]:
     ]
 
 
-def _fresh_steps(device: str, processes: int) -> list[Step]:
+def _fresh_steps(device: str, processes: int, family: Family) -> list[Step]:
     """Return the steps that run in processes which have not saved what they load."""
     dummy = Step(
         *("mixed modality: dummy image", mixed_modality.dummy_image),
@@ -217,28 +221,31 @@ def _fresh_steps(device: str, processes: int) -> list[Step]:
         unproven_alone="requires a rank with text only",
     )
     # The engine that resumes is the one of the check before, where that is planned.
-    start = dummy if processes >= dummy.ranks else Step("resume", saving.start_anew, builds="engine")
+    start = dummy if family.vision and processes >= dummy.ranks else Step("resume", saving.start_anew, builds="engine")
     resumed = "one rank's engine checkpoint has one partition"
     steps = [start, Step("resume", saving.resume, engine_of=start.name, unproven_alone=resumed)]
-    if start is not dummy:
+    if family.vision and start is not dummy:
         steps.append(dummy)
     if legs.PRECISION[device] != "bf16":  # otherwise it is the main precision already
         steps.append(Step("bf16", precision.bf16, precision="bf16"))
     return steps
 
 
-def _control_steps(stage: int, leg: Leg, device: str, expectations: dict[str, Any]) -> list[Step]:
-    steps = [
-        _control("missing key", injected.missing_key, "missing-key"),
-        _control("later key layout", injected.later_key_layout, "key-layout")
-        if expectations["later_key_layout"] == "random"
-        else _fixed("both key layouts", fixed_upstream.both_key_layouts, "key-layout"),
+def _control_steps(stage: int, leg: Leg, device: str, expectations: dict[str, Any], family: Family) -> list[Step]:
+    steps = [_control("missing key", injected.missing_key, "missing-key")]
+    if family.layouts:
+        steps.append(
+            _control("later key layout", injected.later_key_layout, "key-layout")
+            if expectations["later_key_layout"] == "random"
+            else _fixed("both key layouts", fixed_upstream.both_key_layouts, "key-layout")
+        )
+    steps += [
         _control("flipped bit", injected.flipped_bit, "wrong-bits"),
         _control("truncated shard", injected.truncated_shard, "truncated-shard"),
     ]
     if stage == 3:
         # On a GPU gloo copies each tensor to the host first: nobody has measured whether the race can be lost there.
-        if leg.backend == "gloo" and device == "cpu":
+        if leg.backend == "gloo" and device == "cpu" and family.gathers_pairs:
             race = (
                 _control("gloo race", injected.gloo_race, "gloo-race", workaround=False)
                 if expectations["gloo_race"] == "present"
@@ -262,12 +269,12 @@ def _control_steps(stage: int, leg: Leg, device: str, expectations: dict[str, An
     return steps
 
 
-def _stage_jobs(stage: int, leg: Leg, device: str, expectations: dict[str, Any]) -> list[Job]:
+def _stage_jobs(stage: int, leg: Leg, device: str, expectations: dict[str, Any], family: Family) -> list[Job]:
     name = f"zero{stage}"
     # On a GPU the plain run must have left the memory first.
     start = "plain" if device == "cuda" else "plain/checkpoint"
     main = Job(name, tuple(_main_steps()), stage, leg, distributed=True, after=(start,))
-    fresh = _fresh_steps(device, leg.world_size)
+    fresh = _fresh_steps(device, leg.world_size, family)
     last = f"{name}-fresh/{[step for step in fresh if step.ranks <= leg.world_size][-1].name}"
     mixed = Step(
         *("mixed modality", mixed_modality.start_engine),
@@ -278,11 +285,10 @@ def _stage_jobs(stage: int, leg: Leg, device: str, expectations: dict[str, Any])
         unproven_alone="requires a rank with text only",
     )
     # Loading is a step of its own, with the usual deadline: that of a large checkpoint must not pass for a hang.
-    fresh += [
-        mixed,
-        dataclasses.replace(mixed, run=mixed_modality.text_only_ranks, builds="", engine_of=mixed.name, may_end=True),
-    ]
-    controls = tuple(_control_steps(stage, leg, device, expectations))
+    if family.vision:
+        hanging = dataclasses.replace(mixed, run=mixed_modality.text_only_ranks, builds="", engine_of=mixed.name, may_end=True)
+        fresh += [mixed, hanging]
+    controls = tuple(_control_steps(stage, leg, device, expectations, family))
     # From the engine checkpoint that `resume` saves, and the 16-bit weights of the bf16 run or, in bf16, of `resume`.
     consolidated = Step(
         *("consolidated weights", saving.consolidated),
@@ -325,13 +331,12 @@ def _extra_alone(leg: Leg, device: str) -> list[Job]:
     return planned
 
 
-def _extra_staged(stage: int, leg: Leg, device: str, without_liger: str) -> list[Job]:
+def _extra_staged(stage: int, leg: Leg, device: str, without_liger: str, family: Family) -> list[Job]:
     """Return a stage's jobs that only --all has: what users train with."""
     name, ops = f"zero{stage}", ("cpu ops",) if _compiles_ops(device) else ()
-    steps = [
-        Step("real sizes", sizes.real_sizes, needs=("real sizes: plain run",)),
-        Step("frozen vision tower", adapters.frozen_vision),
-    ]
+    steps = [Step("real sizes", sizes.real_sizes, needs=("real sizes: plain run",))]
+    if family.vision:
+        steps.append(Step("frozen vision tower", adapters.frozen_vision))
     if importlib.util.find_spec("peft"):
         steps.append(Step("LoRA", adapters.lora))
     if _can_offload(device):
@@ -364,15 +369,27 @@ def _plain_job(leg: Leg) -> Job:
     )
 
 
-def _leg_jobs(stages: tuple[int, ...], leg: Leg, device: str, expectations: dict[str, Any], without_liger: str) -> list[Job]:
+def _nodes_job(leg: Leg) -> Job:
+    """Return the job of a run over nodes that sees whether they fit together."""
+    steps = (
+        Step("nodes", nodes.nodes, staged=False, hf_config=False, ranks=2),
+        Step("network", nodes.network, staged=False, hf_config=False, ranks=2),
+    )
+    return Job(NODES, steps, leg=leg, distributed=True)
+
+
+def _leg_jobs(
+    stages: tuple[int, ...], leg: Leg, device: str, expectations: dict[str, Any], without_liger: str, family: Family
+) -> list[Job]:
     """Return all jobs of a leg, whether one rank shows anything or not."""
     # ZeRO-3 first: its chain of jobs is the longest.
-    staged = [_stage_jobs(stage, leg, device, expectations) for stage in sorted(stages, reverse=True)]
+    staged = [_stage_jobs(stage, leg, device, expectations, family) for stage in sorted(stages, reverse=True)]
     compared = Step("kernels", kernels.kernels, staged=False, hf_config=False, of_leg=False)
     planned = [_plain_job(leg), Job("kernels", (compared,), leg=leg)]
+    planned += [_nodes_job(leg)] if leg.nodes > 1 else []
     planned += [*(job for group in zip(*staged, strict=True) for job in group), *_extra_alone(leg, device)]
     for stage in sorted(stages, reverse=True):
-        planned += _extra_staged(stage, leg, device, without_liger)
+        planned += _extra_staged(stage, leg, device, without_liger, family)
     return planned
 
 
@@ -427,20 +444,23 @@ def make(
     *,
     apply_liger: bool = False,
 ) -> Plan:
-    """Plan a run on `legs` for a model `family`, which is the model type that packages have kernels for.
+    """Plan a run on `legs` for a model `family`, whose name is the model type that packages have kernels for.
+
+    What is about pictures is left out for a text-only family.
 
     With `apply_liger`, liger's kernels are planned on GPUs only where they can be applied, which takes seconds to find out.
 
     `expectations`, those of stack.toml, say for each failure whether this stack has it, and a control injects it, or it is
     fixed, and a check proves that.
     """
+    described = families.get(family)
     jobs: list[Job] = []
     unproven: list[NotRun] = []
     without_liger = software.no_liger(family) if device == "cuda" else ""
     if device == "cuda" and apply_liger and not without_liger:
         without_liger = liger.problem_when_applied(family)  # a function, not a check: it imports torch
     for number, leg in enumerate(legs):
-        whole = _leg_jobs(stages, leg, device, expectations, without_liger)
+        whole = _leg_jobs(stages, leg, device, expectations, without_liger, described)
         alone = [step for job in whole for step in job.steps if leg.world_size == 1 and step.unproven_alone]
         unproven += [NotRun(step.name, f"{step.unproven_alone} ({leg.name})", leg) for step in alone]
         kept = [
@@ -449,17 +469,24 @@ def make(
         kept = [job for job in kept if job.steps]
         jobs += _later(kept) if number else kept
     names = {step.name for job in jobs for step in job.steps}
-    return Plan(tuple(jobs), (*dict.fromkeys(unproven), *_left_out(names, stages, without_liger)))
+    return Plan(tuple(jobs), (*dict.fromkeys(unproven), *_left_out(names, stages, without_liger, described)))
 
 
-def _left_out(names: set[str], stages: tuple[int, ...], without_liger: str) -> list[NotRun]:
-    """Return what this device and stack cannot show, given the names of all planned steps."""
+def _left_out(names: set[str], stages: tuple[int, ...], without_liger: str, family: Family) -> list[NotRun]:
+    """Return what this device, stack and family cannot show, given the names of all planned steps."""
     missing = []
+    if not family.vision:
+        about_pictures = ("mixed modality: dummy image", "mixed modality", "frozen vision tower")
+        missing += [NotRun(name, "the family has no vision tower") for name in about_pictures]
+    if not family.layouts:
+        missing.append(NotRun("control: later key layout", "the family has the same keys in all versions of transformers"))
     for control, check in (("gloo race", "late gathers"), ("later key layout", "both key layouts")):
         if check in names:
             missing.append(NotRun(f"control: {control}", f"fixed upstream; the check '{check}' proves it"))
     if 3 in stages and not {"gloo race", "late gathers"} & names:
-        missing.append(NotRun("control: gloo race", "requires several ranks on gloo and CPUs"))
+        several = "requires several ranks on gloo and CPUs"
+        reason = several if family.gathers_pairs else "no module of the family has two parameters to gather at once"
+        missing.append(NotRun("control: gloo race", reason))
     if "bf16" not in names:
         missing.append(NotRun("bf16", "the main precision of this run"))
     if without_liger:

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import errno
+import gc
 import os
 import platform
 import re
@@ -10,30 +11,23 @@ import shutil
 import socket
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smoke_tests import families, legs, needs
+from smoke_tests import families, legs, needs, variables
 from smoke_tests import options as options_module
 from smoke_tests.legs import Leg
-from smoke_tests.machine import Situation, Visible, evidence, findings, visible_gpus
+from smoke_tests.machine import Situation, Visible, cgroup, evidence, findings, visible_gpus
 from smoke_tests.options import InputError, Options
 from smoke_tests.outcome import one_line
+from smoke_tests.ranks import transport
 from smokehouse_loader import explain, inspect_checkpoint
 
 PREFLIGHT = "python -m smoke_tests preflight"
 # Parameters of mallopt(3).
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-
-
-# Of accelerate's launcher, transformers and torch's logs: they choose precision, DeepSpeed's configuration, or what is printed.
-# Python's turns warnings of libraries into errors.
-_CLEARED = ("ACCELERATE_", "TRANSFORMERS_", "TORCH_LOGS", "TORCHDYNAMO_", "TORCHINDUCTOR_", "PYTHONWARNINGS")
-# Where files are, and what is set below.
-_PLACES = ("TRANSFORMERS_CACHE", "TRANSFORMERS_OFFLINE", "TORCHINDUCTOR_CACHE_DIR", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
-_NAMED = ("NCCL_", "TORCH_NCCL_", "GLOO_")
 
 
 @dataclass(frozen=True)
@@ -46,14 +40,9 @@ class Resources:
     source: Path | None  # the folder of the requested checkpoint; None for the synthetic one
 
 
-def foreign_variables(environ: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """Return the variables that change what is measured: those to clear, and those to keep, since a machine may need them."""
-    names = sorted({*environ} - {*_PLACES})
-    return [name for name in names if name.startswith(_CLEARED)], [name for name in names if name.startswith(_NAMED)]
-
-
-def _clear_variables() -> None:
-    cleared, kept = foreign_variables(os.environ)
+def _clear_variables() -> dict[str, list[str]]:
+    found = variables.foreign(os.environ)
+    cleared, kept = found["cleared"], found["kept"]
     for name in cleared:
         del os.environ[name]
     if sys.warnoptions:  # of PYTHONWARNINGS and -W, which processes that are started fresh would inherit
@@ -64,11 +53,50 @@ def _clear_variables() -> None:
     for names, what in ((cleared, "cleared, since they change what is measured"), (kept, "kept, and may change the outcome")):
         if names:
             print(f"smoke: warning: {', '.join(names)}: {what}", flush=True)
+    return found
 
 
-def prepare_process(*, offline: bool) -> None:
-    """Set the environment variables that torch and other libraries read when they are imported."""
-    _clear_variables()
+def use_network(host: str) -> None:
+    """Have gloo and NCCL connect over the interface of this node's address `host`, unless a cluster's variables say which."""
+    if interface := transport.interface_of(host):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
+
+
+def preload(options: Options, device: str, start: str, *, trainer: bool) -> None:
+    """Import what the ranks of a node without a supervisor share, as `check` and `smoke` do on node 0. Raises InputError."""
+    if start == "spawn":
+        return
+    with importing("torch"):
+        import torch
+
+    from smoke_tests import runtime
+
+    torch.set_num_threads(1)
+    runtime.choose_accelerator(device)
+    with importing("transformers"):
+        runtime.import_model_code(families.get(options.stack["model"]["family"]))
+    import_for_ranks(device, trainer=trainer)
+
+
+def import_for_ranks(device: str, *, trainer: bool) -> None:
+    """Import DeepSpeed and what else forked ranks share. Raises InputError."""
+    from smoke_tests import runtime
+
+    with importing("deepspeed"):
+        runtime.import_deepspeed(device)
+        runtime.import_engine_code()
+        if trainer:
+            runtime.import_trainer()
+    gc.freeze()  # a collection in a rank would touch, and so copy, every page it shares with this process
+
+
+def prepare_process(*, offline: bool, several_nodes: bool = False) -> dict[str, list[str]]:
+    """Set the environment variables that torch and other libraries read when they are imported.
+
+    Returns those that were `cleared`, because they change what is measured, and those that may and were `kept`.
+    """
+    found = _clear_variables()
     defaults = {
         "TOKENIZERS_PARALLELISM": "false",
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # looks for GPUs without initialising CUDA, which does not survive a fork
@@ -77,8 +105,9 @@ def prepare_process(*, offline: bool) -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
-    # One machine: gloo would look up its name, and NCCL take the first network card. What a cluster has set is for its network.
-    os.environ.update(GLOO_SOCKET_IFNAME="lo", NCCL_SOCKET_IFNAME="lo")
+    if not several_nodes:
+        # gloo would look up the machine's name, NCCL take the first network card. What a cluster has set is for its network.
+        os.environ.update(GLOO_SOCKET_IFNAME="lo", NCCL_SOCKET_IFNAME="lo")
     # torchrun's own default. More would make the forked ranks hang: OpenMP's threads do not survive a fork.
     os.environ["OMP_NUM_THREADS"] = "1"
     if offline:
@@ -88,6 +117,7 @@ def prepare_process(*, offline: bool) -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    return found
 
 
 def check(options: Options, work: Path) -> Resources:
@@ -115,6 +145,8 @@ def check(options: Options, work: Path) -> Resources:
     family = families.get(options.stack["model"]["family"])
     source = _source(options.checkpoint, family)
     chosen = legs.choose(device, gpus, options.backend, options.processes)
+    if options.nodes > 1:
+        chosen = (chosen[0].over(options.nodes),)  # over nodes NCCL has several ranks, also with one GPU on each
     parameters = inspect_checkpoint(source).elements if source else family.synthetic_parameters
     _check_memory(chosen, options.stages, parameters, visible)
     _check_disk(work, parameters, len(options.stages) * len(chosen))
@@ -180,7 +212,7 @@ def _check_memory(chosen: Sequence[Leg], stages: tuple[int, ...], parameters: in
     available = _available_memory()
     for leg in chosen:
         needed = needs.needs(parameters, leg, stages)
-        for gpu in visible.gpus[: leg.gpus]:
+        for gpu in visible.gpus[: leg.gpus // leg.nodes]:
             if gpu.card and not gpu.card.mig and gpu.card.free < needed.device:
                 raise InputError(
                     f"{gpu.where}: {needed.device_phase} requires about {_gib(needed.device)}, found "
@@ -188,12 +220,13 @@ def _check_memory(chosen: Sequence[Leg], stages: tuple[int, ...], parameters: in
                     "or a smaller checkpoint"
                 )
         if available < needed.host:
-            each = needed.host // leg.world_size
+            each = needed.host * leg.nodes // leg.world_size
             most = 0 if leg.gpus else available // each
             fix = f"give --nproc {most} or less" if most else "use a larger machine or a smaller checkpoint"
             ranks = "" if leg.gpus else f" ({_gib(each)} each)"
             raise InputError(
-                f"--nproc {leg.world_size}: {needed.host_phase} requires about {_gib(needed.host)} of memory{ranks}, "
+                f"--nproc {leg.world_size // leg.nodes}: {needed.host_phase} requires about "
+                f"{_gib(needed.host)} of memory{ranks}, "
                 f"found {_gib(available)} free; {fix}"
             )
 
@@ -207,10 +240,8 @@ def _available_memory() -> int:
     text = Path("/proc/meminfo").read_text()
     found = re.search(r"^MemAvailable:\s+(\d+) kB", text, re.MULTILINE)
     available = int(found[1]) * 1024 if found else sys.maxsize
-    with contextlib.suppress(OSError, ValueError):
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        available = min(available, limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
-    return max(available, 0)
+    allowed = cgroup.read().memory
+    return available if allowed is None else min(available, allowed)
 
 
 def _check_disk(work: Path, parameters: int, runs: int) -> None:

@@ -29,6 +29,17 @@ class RankVerdict:
     rank: int
     verdict: str
     detail: str
+    node: int | None = None  # in a run over several
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The verdict as in report.json."""
+        return {name: value for name, value in asdict(self).items() if name != "node" or value is not None}
+
+    @property
+    def where(self) -> str:
+        """The rank and its node in words."""
+        return f"rank {self.rank}" if self.node is None else f"rank {self.rank} on node {self.node}"
 
 
 @dataclass(frozen=True)
@@ -53,7 +64,8 @@ class Result:
     @property
     def fields(self) -> dict[str, Any]:
         """The result as in report.json."""
-        return {name: value for name, value in asdict(self).items() if name != "leg" or value}
+        fields = asdict(self) | {"ranks": [rank.fields for rank in self.ranks]}
+        return {name: value for name, value in fields.items() if name != "leg" or value}
 
 
 def overall(ranks: list[RankVerdict]) -> tuple[str, str]:
@@ -66,7 +78,7 @@ def overall(ranks: list[RankVerdict]) -> tuple[str, str]:
                 (rank for rank in of_kind if "killed by signal" in rank.detail and not rank.detail.startswith("ended ")),
                 of_kind[0],
             )
-            return verdict, f"rank {telling.rank}: {telling.detail}" if len(ranks) > 1 else telling.detail
+            return verdict, f"{telling.where}: {telling.detail}" if len(ranks) > 1 else telling.detail
     detected = next((rank.detail for rank in ranks if rank.detail.startswith("detected")), ranks[0].detail)
     return "passed", detected
 
@@ -167,7 +179,7 @@ def _junit(report: dict[str, Any], results: list[Result]) -> str:
             name=result.name,
             time=f"{result.seconds:.3f}",
         )
-        said = [f"rank {rank.rank}: {rank.verdict}: {rank.detail}" for rank in result.ranks]
+        said = [f"{rank.where}: {rank.verdict}: {rank.detail}" for rank in result.ranks]
         text = page.printable("\n".join([*said, *filter(None, [result.diagnosis])]))
         if result.verdict == "failed":
             ElementTree.SubElement(case, "failure", message=page.printable(result.detail)).text = text
@@ -235,6 +247,11 @@ def table(report: dict[str, Any], results: list[Result], *, colour: bool) -> str
             rows.append(f"{page.printable(name):<{width}}{''.join(texts)}{page.printable(known[:110])}".rstrip())
         rows.append("")
     rows += [page.printable(f"not run: {entry['name']} ({entry['reason']})") for entry in report["not_run"]]
+    rows += [
+        page.printable(f"variables that were {what}: {', '.join(names)}")
+        for what, names in report.get("variables", {}).items()
+        if names
+    ]
     rows += [page.printable(f"added: {one['name']} {one['version']}, by {one['by']}") for one in report.get("added", [])]
     if report.get("partial"):
         rows.append(page.printable(f"partial run: {report['partial']}; it is no proof of an environment"))

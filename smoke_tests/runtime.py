@@ -66,7 +66,7 @@ def import_deepspeed(device: str) -> None:
 
 def import_model_code(family: Family) -> None:
     """Import what every rank uses of transformers, once, before ranks are forked."""
-    for name in ("AutoModelForImageTextToText", "AutoProcessor"):
+    for name in (family.auto_class, "AutoProcessor", "AutoTokenizer"):
         getattr(importlib.import_module("transformers"), name)
     for module in (*family.modules, "transformers.generation", "safetensors.torch"):
         importlib.import_module(module)

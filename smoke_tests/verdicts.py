@@ -1,12 +1,12 @@
 """From the ranks' outcomes to verdicts: when a check is complete, how it is judged, and what a run could not show."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from smoke_tests import deferred, expected, report
 from smoke_tests.checks import baseline, dtype_of, generation, training
 from smoke_tests.expected import Key
-from smoke_tests.outcome import Outcome, failed, observed
+from smoke_tests.outcome import Outcome, failed, observed, one_line
 from smoke_tests.plan import Job, Plan, Step
 from smoke_tests.report import RankVerdict, Result
 from smoke_tests.selection import EXTRA, ON_GPUS
@@ -32,6 +32,8 @@ class Verdicts:
         self._planned = expected.of_jobs(jobs, several_legs=self._several_legs)
         self._outcomes: dict[Key, dict[int, list[tuple[Outcome, float]]]] = {}
         self._results: dict[Key, Result] = {}
+        self._job_of: dict[Key, str] = {}
+        self.places: Mapping[tuple[str, int], int] = {}  # job and rank -> node, of a run over several; the supervisor's
 
     def _key(self, job: Job, step: Step) -> Key:
         return expected.key_of(job, step, several_legs=self._several_legs)
@@ -39,6 +41,7 @@ class Verdicts:
     def add(self, job: Job, number: int, rank: int, outcome: Outcome, seconds: float) -> None:
         """Take one rank's outcome of a step, and conclude the checks that it completes."""
         key = self._key(job, job.steps[number])
+        self._job_of[key] = job.name
         self._outcomes.setdefault(key, {}).setdefault(rank, []).append((outcome, seconds))
         for candidate in self._affected(key):
             if candidate not in self._results and self._ready(candidate):
@@ -54,12 +57,14 @@ class Verdicts:
     def versions(self) -> dict[str, Any]:
         """Return the versions that a rank imported; empty when none reported them."""
         reported = [outcomes.get(0) for key, outcomes in self._outcomes.items() if key.name == "versions"]
-        return next((found[0][0].data.get("versions", {}) for found in reported if found), {})
+        found = next((found[0][0].data.get("versions") for found in reported if found), None)
+        return found if isinstance(found, dict) else {}
 
     def backend(self) -> str | None:
         """Return the process group's backend as torch said it in a rank; None when none reported it."""
         reported = [outcomes.get(0) for key, outcomes in self._outcomes.items() if key.name == "versions"]
-        return next((found[0][0].data["backend"] for found in reported if found and "backend" in found[0][0].data), None)
+        named = (found[0][0].data.get("backend") for found in reported if found)
+        return next((name for name in named if isinstance(name, str)), None)
 
     def memory(self) -> list[dict[str, Any]]:
         """Return the peaks in bytes of each ZeRO stage and rank that reported them."""
@@ -69,7 +74,9 @@ class Verdicts:
             for key, outcomes in self._outcomes.items()
             if key.name == "memory"
             for rank, given in sorted(outcomes.items())
-            if (peaks := given[-1][0].data.get("peaks"))
+            if isinstance(peaks := given[-1][0].data.get("peaks"), dict)
+            and peaks
+            and all(type(size) is int for size in peaks.values())
         ]
 
     def not_run(self) -> list[dict[str, str]]:
@@ -116,7 +123,12 @@ class Verdicts:
         judged = [self._judge(key, rank, missing) for rank in range(planned.ranks)]
         if self._observe and any(step.by_version for job in self._jobs for step in job.steps if step.name == key.name):
             judged = [(observed(outcome), seconds) for outcome, seconds in judged]
-        ranks = [RankVerdict(rank, outcome.verdict, outcome.detail) for rank, (outcome, _) in enumerate(judged)]
+        job = self._job_of.get(key.of("train") if key.name == "parity" else key, "")
+        several = len({*self.places.values()}) > 1
+        ranks = [
+            RankVerdict(rank, outcome.verdict, outcome.detail, self.places.get((job, rank)) if several else None)
+            for rank, (outcome, _) in enumerate(judged)
+        ]
         verdict, detail = report.overall(ranks)
         seconds = round(max(seconds for _, seconds in judged), 3)
         diagnosis = self._diagnosis(key, ranks) if verdict != "passed" else ""
@@ -149,6 +161,13 @@ class Verdicts:
         return " ".join(filter(None, lines))
 
     def _judge(self, key: Key, rank: int, missing: str) -> tuple[Outcome, float]:
+        """Return a rank's outcome and seconds, as `_compared`; data of another form than its check sends is a failure."""
+        try:
+            return self._compared(key, rank, missing)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as odd:
+            return failed(f"expected data that can be compared, found other ({one_line(odd)}); see the rank's log"), 0.0
+
+    def _compared(self, key: Key, rank: int, missing: str) -> tuple[Outcome, float]:
         """Return a rank's outcome and seconds: the worst of its steps', compared with the plain run where the check does."""
         plain = self._last(key.plain, 0)
         if key.name == "parity":
@@ -160,7 +179,7 @@ class Verdicts:
         seconds = sum(seconds for _, seconds in found)
         bad = [outcome for outcome, _ in found if outcome.verdict != "passed"]
         if bad:
-            return bad[0], seconds
+            return next((outcome for outcome in bad if outcome.verdict == "failed"), bad[0]), seconds
         if len(found) < self._planned[key].outcomes:
             return failed(missing), seconds
         if key.name == "train":

@@ -1,6 +1,7 @@
 """Install Smokehouse's files and loader in the image, and verify that all others are locked: own_files.py CONTEXT OUT."""
 
 import csv
+import importlib
 import json
 import shutil
 import sys
@@ -16,6 +17,7 @@ import unpack
 def main(context: Path, out: Path) -> None:
     """Write /opt/smokehouse and the loader, with files.json: every file that no locked package contains as it is."""
     plan = tree.plan(context)
+    _check_owners(context, plan)
     folder = out / tree.SMOKEHOUSE
     shutil.copytree(context / "ours", folder)
     site = Path("/", tree.PREFIX, "lib", f"python{plan['python']}", "site-packages")
@@ -35,6 +37,15 @@ def main(context: Path, out: Path) -> None:
     files = [{"path": path, "sha256": _sha256(path, out), "reason": reasons[path]} for path in sorted(reasons)]
     (folder / "files.json").write_text(json.dumps({"format": 1, "files": files}, indent=0) + "\n")
     tree.normalize(out, plan["epoch"], plan["budget"])
+
+
+def _check_owners(context: Path, plan: dict[str, Any]) -> None:
+    """Refuse packages that own files of each other; the context has the rules, which installations outside of images obey."""
+    sys.path.insert(0, str(context))
+    owners = importlib.import_module("owners")
+    built = {owners.canonical(entry["name"]) for entry in plan["pip"] if entry["file"].endswith((".tar.gz", ".zip"))}
+    if problems := owners.problems(Path("/", tree.PREFIX), plan["python"], built):
+        tree.refuse(f"{problems[0]}; remove that package from the environment")
 
 
 def _sha256(path: str, out: Path) -> str:

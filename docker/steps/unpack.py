@@ -5,6 +5,7 @@ import configparser
 import csv
 import hashlib
 import io
+import re
 import sys
 import zipfile
 from pathlib import Path, PurePosixPath
@@ -46,7 +47,11 @@ def unpack(wheel: Path, site: Path, python: str) -> None:
     rows: list[tuple[str, str, str]] = []
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
-        [info] = {name.split("/")[0] for name in names if name.split("/")[0].endswith(".dist-info")}
+        infos = {name.split("/")[0] for name in names if name.split("/")[0].endswith(".dist-info")}
+        if len(infos) != 1:
+            found = " and ".join(sorted(infos)) or "none"
+            tree.refuse(f"{wheel.name}: expected metadata of one package, found {found}; do not trust this wheel")
+        [info] = infos
         data = f"{info.removesuffix('.dist-info')}.data/"
         places = {
             "purelib": site,
@@ -65,19 +70,31 @@ def unpack(wheel: Path, site: Path, python: str) -> None:
             target = site / member.filename
             if member.filename.startswith(data):
                 kind, _, rest = member.filename.removeprefix(data).partition("/")
+                if kind not in places or not rest:
+                    tree.refuse(f"{wheel.name}: expected its own files, found {member.filename!r}; do not trust this wheel")
                 target = places[kind] / rest
                 if kind == "scripts":
                     runs = True
                     if content.startswith(b"#!python"):
                         content = f"#!/{tree.PREFIX}/bin/python{python}".encode() + content[content.index(b"\n") :]
+            _refuse_foreign(target, site, info, wheel)
             rows.append(_write(target, content, runs, site, wheel))
         if f"{info}/entry_points.txt" in names:
-            for name, text in console_scripts(archive.read(f"{info}/entry_points.txt").decode(), python, wheel):
+            for name, text in console_scripts(archive.read(f"{info}/entry_points.txt").decode(errors="replace"), python, wheel):
                 rows.append(_write(prefix / "bin" / name, text.encode(), True, site, wheel))
         rows.append(_write(site / info / "INSTALLER", _INSTALLER, False, site, wheel))
     record = io.StringIO()
     csv.writer(record, lineterminator="\n").writerows([*sorted(rows), (f"{info}/RECORD", "", "")])
     _write(site / info / "RECORD", record.getvalue().encode(), False, site, wheel)
+
+
+def _refuse_foreign(target: Path, site: Path, info: str, wheel: Path) -> None:
+    """Refuse a file in the metadata of another package, or bytecode outside of site-packages, which is not compiled again."""
+    within = target.relative_to(site).parts if target.is_relative_to(site) else ()
+    foreign = len(within) > 1 and within[0].endswith(".dist-info") and within[0] != info
+    if foreign or (not within and "__pycache__" in target.parts):
+        path = target.relative_to(site.parents[2])
+        tree.refuse(f"{wheel.name}: expected files of its own, found {path}; do not trust this wheel")
 
 
 def _write(target: Path, content: bytes, runs: bool, site: Path, wheel: Path) -> tuple[str, str, str]:
@@ -100,18 +117,20 @@ def _write(target: Path, content: bytes, runs: bool, site: Path, wheel: Path) ->
 
 
 def console_scripts(text: str, python: str, wheel: Path) -> list[tuple[str, str]]:
-    """Return name and content of each console script in `text`, which is an entry_points.txt.
-
-    `nox -s verify` calls this, too.
-    """
+    """Return name and content of each console script in `text`, which is an entry_points.txt."""
     parser = configparser.ConfigParser(delimiters=("=",), interpolation=None)
     parser.optionxform = str  # type: ignore[assignment,method-assign]
-    parser.read_string(text)
+    try:
+        parser.read_string(text)
+    except configparser.Error:
+        tree.refuse(
+            f"{wheel.name}: expected console scripts NAME = MODULE:FUNCTION, found invalid entry points; do not trust it"
+        )
     found = []
     for name, entry in parser.items("console_scripts") if parser.has_section("console_scripts") else ():
         module, _, attribute = entry.split("[")[0].strip().partition(":")
         words = [*module.split("."), *attribute.split(".")]
-        if "/" in name or not all(word.isidentifier() for word in words):
+        if not re.fullmatch(r"\w[\w.+-]*", name) or not all(word.isidentifier() for word in words):
             tree.refuse(
                 f"{wheel.name}: expected console scripts NAME = MODULE:FUNCTION, found {f'{name} = {entry}'!r}; "
                 f"choose another version of the package"

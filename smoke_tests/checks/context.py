@@ -29,6 +29,9 @@ class RankContext:
     source: Path  # the checkpoint under test
     workspace: Workspace
     lock: Path | None  # None for a run without one
+    image: str | None  # digest of the image that the rank is in
+    node: int  # that the rank is on
+    network: str  # that NCCL is to take between nodes; empty for any
     stack: dict[str, Any]  # stack.toml
     timeout: float  # seconds that a step may take
     failure: Failure | None = None  # the known failure that the step is about
@@ -53,8 +56,8 @@ class RankContext:
 
     @property
     def processor(self) -> Any:
-        """The processor of the checkpoint under test."""
-        return _processor(self.source)
+        """The processor of the checkpoint under test; the tokenizer, where the family has no vision tower."""
+        return _processor(self.source, self.family.processor_class)
 
     def on_device(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Copy model inputs to this rank's device."""
@@ -75,10 +78,10 @@ class RankContext:
 
 
 @functools.cache
-def _processor(source: Path) -> Any:
-    from transformers import AutoProcessor
+def _processor(source: Path, auto_class: str) -> Any:
+    import transformers
 
-    return AutoProcessor.from_pretrained(source)
+    return getattr(transformers, auto_class).from_pretrained(source)
 
 
 @dataclass

@@ -10,9 +10,8 @@ from smoke_tests.fixtures import samples
 from smoke_tests.outcome import Outcome, failed, passed
 
 NEW_TOKENS = 8
-# The prompt among `samples.scenes` for which the synthetic checkpoints' choices are clear: in fp32 and bf16, the smallest gap
-# between the two best logits is at least 0.25 in the first two tokens of each family. The first prompt's is 0.0007.
-PROMPT = 3
+# The scene of the prompt is the family's, for which the synthetic checkpoint's choices are clear: in fp32 and bf16, the gap
+# between the two best logits is at least 0.25 in the first two tokens. The first scene's was 0.0007.
 # A token is compared where its logit leads by this much; other kernels round otherwise. Measured: logits up to 7 differ by 0.3
 # between fp32 and bf16 and by less between two runs in bf16, whose numbers near 7 are 0.03 apart.
 CLEAR = {torch.float32: 0.01, torch.bfloat16: 0.1}
@@ -26,8 +25,9 @@ def clear_tokens(gaps: list[float], dtype: torch.dtype) -> int:
 
 
 def greedy(context: RankContext, model: Any, **kwargs: Any) -> tuple[list[int], list[float]]:
-    """Return the most likely tokens that `model` appends to an image prompt, and by how much the logit of each leads."""
-    inputs = context.on_device(samples.prompt(context.processor, samples.scenes(PROMPT + 1)[PROMPT]))
+    """Return the most likely tokens that `model` appends to a prompt, and by how much the logit of each leads."""
+    scene = samples.scenes(context.family.clear_scene + 1)[-1]
+    inputs = context.on_device(samples.prompt(context.family, context.processor, scene))
     kwargs |= {"do_sample": False, "output_logits": True, "return_dict_in_generate": True}
     model.eval()
     with torch.no_grad():

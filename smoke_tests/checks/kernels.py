@@ -19,6 +19,7 @@ from smoke_tests.outcome import Outcome, judged
 
 # Pixels of the picture: 1,024 patches and 256 tokens at a usual size. A CPU's bf16 is slow, and needs only run the same code.
 SIZE = {"cuda": (448, 448), "cpu": (224, 224)}
+TOKENS = 256  # of a sample without a picture
 # Of the largest element of an output or a gradient. Measured with two stacks in bf16 on a CPU at 224 and 448 pixels, with heads
 # of the real models' sizes: at most 0.003, 0.005 and 0.03. A lost channel gives 0.5, attention without its mask 0.3 and 7.
 TOLERANCE = {"patch embedding": 0.02, "vision attention": 0.05, "language attention": 0.1}
@@ -39,15 +40,18 @@ def _parts(context: RankContext, model: Any) -> dict[str, list[tuple[str, Any]]]
     """Return part -> name and module of each of its layers. Raises ValueError where a part is not found."""
     family = context.family
     wanted: dict[str, Callable[[str], bool]] = {
-        "patch embedding": lambda name: family.published(f"{name}.weight") == family.patch_embedding,
-        "vision attention": lambda name: family.is_vision(name) and name.endswith(family.vision_attention),
-        "language attention": lambda name: not family.is_vision(name) and name.endswith(family.language_attention),
+        "language attention": lambda name: not family.is_vision(name) and name.endswith(family.language_attention)
     }
+    if (vision := family.vision) is not None:
+        attention = vision.attention
+        wanted = {
+            "patch embedding": lambda name: family.published(f"{name}.weight") == family.first_tensor,
+            "vision attention": lambda name: family.is_vision(name) and name.endswith(attention),
+        } | wanted
     modules = list(model.named_modules())
     found = {part: [(name, module) for name, module in modules if is_of(name)] for part, is_of in wanted.items()}
     if missing := [part for part, layers in found.items() if not layers]:
-        where = f"smoke_tests/families/{family.name}.py"
-        raise ValueError(f"{where}: expected modules of {', '.join(missing)} in the model, found none; fix the family")
+        raise ValueError(f"{family.file}: expected modules of {', '.join(missing)} in the model, found none; fix the family")
     return found
 
 
@@ -123,12 +127,14 @@ def _off(expected: torch.Tensor, found: torch.Tensor) -> float:
 
 
 def kernels(context: RankContext, _: TrainingState) -> Outcome:
-    """Check patch embedding, attention and loss in bf16 against fp32 on a CPU, forward and backward."""
+    """Check attention, loss and patch embedding in bf16 against fp32 on a CPU, forward and backward."""
     path, family = context.workspace.kernels, context.family
-    width = family.patch_shape[0] if context.device == "cuda" else family.realistic_width
+    width = family.width if family.vision and context.device == "cuda" else family.realistic_width
     tiny_checkpoint.write_realistic(path, family, samples.corpus(), width)
     processor = dataclasses.replace(context, source=path).processor
-    sample = samples.large_sample(family, processor, samples.scenes(1)[0], (SIZE[context.device],), 0)
+    sample = samples.large_sample(
+        family, processor, samples.scenes(1)[0], (SIZE[context.device],), 0 if family.vision else TOKENS
+    )
     # Both have the weights of the file rounded to bf16, which is no error of a kernel.
     plain, _info = loading.load_with(context.model_class, path, torch.bfloat16, attn_implementation="eager")
     plain.float()

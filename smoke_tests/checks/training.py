@@ -56,9 +56,9 @@ def _world_mean(context: RankContext, value: float) -> float:
 
 
 def probes(family: Family, names: Iterable[str]) -> list[str]:
-    """Return one weight at the bottom of the vision tower and one in the last layer of the language model."""
-    vision = [name for name in names if family.published(name) == family.patch_embedding]
-    return [vision[0], language_probes(family, names)[-1]]
+    """Return the first weight, that of the vision tower where there is one, and one in the last layer of the language model."""
+    first = [name for name in names if family.published(name) == family.first_tensor]
+    return [first[0], language_probes(family, names)[-1]]
 
 
 def language_probes(family: Family, names: Iterable[str]) -> list[str]:
@@ -106,12 +106,12 @@ def loss_problems(losses: list[float]) -> list[str]:
 
 
 def gradient_problems(gradients: dict[str, torch.Tensor], names: list[str]) -> list[str]:
-    """Return where the vision tower or the language model got no gradient, by their probes `names`."""
+    """Return where the first weight or the last layer got no gradient, by their probes `names`."""
     problems = []
-    for tower, name in zip(("vision tower", "language model"), names, strict=True):
+    for name in names:
         size = gradients[name].norm().item() if name in gradients else 0.0
         if not (math.isfinite(size) and size > 0):
-            problems.append(f"no gradient reaches the {tower}: the norm for {name} is {size}")
+            problems.append(f"no gradient reaches {name}: its norm is {size}")
     return problems
 
 
@@ -126,12 +126,12 @@ def numbers(values: list[float]) -> str:
 
 
 def train(context: RankContext, state: TrainingState) -> Outcome:
-    """Check that the first optimizer step on image and text gives gradients in both towers."""
+    """Check that the first optimizer step gives gradients at both ends of the model, the vision tower's where there is one."""
     names = engine_probes(context, state.engine)
     state.weights = _master_samples(state.engine, names)
     state.losses = engine_steps(context, state, own_sample(context), 1, keep_gradients=True)
     found = {name: sampled(gradient) for name, gradient in state.gradients.items()}
-    return judged(gradient_problems(state.gradients, names), "gradients in both towers", gradients=list(found.values()))
+    return judged(gradient_problems(state.gradients, names), "gradients at both ends", gradients=list(found.values()))
 
 
 def train_on(context: RankContext, state: TrainingState) -> Outcome:

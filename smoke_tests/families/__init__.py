@@ -7,7 +7,7 @@ Imports the standard library only, as every family does: an unknown family is re
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,36 +15,69 @@ DEFAULT = "qwen2_5_vl"  # the family of runs without a lock, unless another is r
 
 # A token's number in the vocabulary.
 Token = Callable[[str], int]
+# A checkpoint's small files, name -> content, for its token numbers and a number of channels.
+Files = Callable[[Token, int], dict[str, dict[str, Any]]]
+# Model inputs by name: tensors, which no family imports.
+Inputs = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Vision:
+    """How a family sees. Text-only families have none: what is about pictures is not planned for them."""
+
+    tower: str  # prefix of its tensors
+    attention: str  # end of the name of the attention in each of its layers
+    markup: str  # of a picture in a text
+    head: int  # channels of one of its attention's heads in published checkpoints
 
 
 @dataclass(frozen=True)
 class Family:
-    """What differs between families. Tensors have their names in published checkpoints."""
+    """What differs between families. Tensors have their names in published checkpoints.
+
+    Channels are those of the vision tower or, without one, of the language model.
+    """
 
     name: str  # model_type in config.json
     model_class: str  # of transformers, which loads a checkpoint whole
     modules: tuple[str, ...]  # of transformers, to import once before ranks are forked
-    # Prefix in published checkpoints -> prefix in transformers 4.52 and later. The first that matches counts.
+    # Prefix in published checkpoints -> prefix in transformers 4.52 and later. The first that matches counts. Empty where the
+    # names are the same.
     layouts: tuple[tuple[str, str], ...]
-    vision_tower: str  # prefix of its tensors
     language_probe: str  # end of the name of one weight in each layer of the language model, and of no other in it
-    vision_attention: str  # end of the name of the attention in each of its layers
-    language_attention: str  # the same in the language model
-    patch_embedding: str
-    patch_shape: tuple[int, ...]  # as in the family's real checkpoints
-    missing_key: str  # a bias that the controls remove
+    language_attention: str  # end of the name of the attention in each of its layers
+    first_tensor: str  # the first that an input meets: the patch embedding or, without a vision tower, the token embedding
+    first_shape: tuple[int, ...]  # of it in the synthetic checkpoint; of a patch embedding, as in the family's real checkpoints
+    missing_key: str  # a vector that the controls remove
     flipped_tensor: str  # a matrix in which they flip a bit
     processor_files: tuple[str, ...]  # of a checkpoint, which its processor is loaded from
     synthetic_parameters: int  # of the synthetic checkpoint, about
     vocabulary_size: int  # of the synthetic checkpoint, special tokens included
     special_tokens: tuple[str, ...]
     turn_end: str
-    image_markup: str
-    # The synthetic checkpoint's small files, name -> content, for a vision tower with that many channels.
-    files: Callable[[Token, int], dict[str, dict[str, Any]]]
+    files: Files  # of the synthetic checkpoint
     # The same for usual sizes: patches are merged, attention is in windows where the family has them, 4,096 positions.
-    realistic_files: Callable[[Token, int], dict[str, dict[str, Any]]]
-    realistic_width: int  # channels of its vision tower
+    realistic_files: Files
+    realistic_width: int  # its channels
+    width: int  # channels of the synthetic checkpoint
+    head: int  # channels of one head of the language model's attention in published checkpoints
+    since: str  # the first release of transformers that has this model type
+    slim_width: int = 64  # channels of the one that controls load where the shape of the first tensor does not matter
+    vision: Vision | None = None
+    auto_class: str = "AutoModelForImageTextToText"  # of transformers, which loads a checkpoint whole
+    # What other auto classes make of a checkpoint, where that is not what they make of most families' (`smoke_tests.measured`).
+    auto_classes: tuple[tuple[str, str], ...] = ()
+    # Whether a module has two parameters, such as weight and bias, which ZeRO-3 gathers at once while it loads.
+    gathers_pairs: bool = True
+    # The scene of `smoke_tests.fixtures.samples` for which the synthetic checkpoint's first two tokens are clear; see
+    # `smoke_tests.checks.generation`.
+    clear_scene: int = 3
+    # How the family's processor is called, where the functions in `smoke_tests.fixtures.samples` do not fit: from processor,
+    # question, pictures and answer to a training sample; from the first three to a prompt; from processor and a sample of text
+    # to that sample with an empty picture that has no labels.
+    sample: Callable[[Any, str, Sequence[Any], str], Inputs] | None = None
+    prompt: Callable[[Any, str, Sequence[Any]], Inputs] | None = None
+    dummy: Callable[[Any, Inputs], Inputs] | None = None
 
     def published(self, name: str) -> str:
         """Return the name in published checkpoints of a tensor in any layout."""
@@ -63,34 +96,58 @@ class Family:
 
     def is_vision(self, name: str) -> bool:
         """Whether a tensor, in any layout, belongs to the vision tower."""
-        return self.published(name).startswith(self.vision_tower)
+        return self.vision is not None and self.published(name).startswith(self.vision.tower)
+
+    @property
+    def processor_class(self) -> str:
+        """The auto class of transformers that loads what encodes its inputs."""
+        return "AutoProcessor" if self.vision else "AutoTokenizer"
+
+    @property
+    def file(self) -> str:
+        """The module that describes this family."""
+        return f"{__name__.replace('.', '/')}/{_module(self.name)}.py"
 
     def problems(self, shapes: dict[str, tuple[int, ...]]) -> list[str]:
         """Return where this description does not fit a model, given published name -> shape of all its tensors."""
-        where = f"{__name__.replace('.', '/')}/{self.name}.py"
         problems = [
-            f"{where}: tensor {getattr(self, field)!r} not found in the model; fix {field}"
-            for field in ("patch_embedding", "missing_key", "flipped_tensor")
+            f"tensor {getattr(self, field)!r} not found in the model; fix {field}"
+            for field in ("first_tensor", "missing_key", "flipped_tensor")
             if getattr(self, field) not in shapes
         ]
-        if not self.is_vision(self.patch_embedding):
-            problems.append(f"{where}: {self.patch_embedding!r} is outside {self.vision_tower!r}; fix vision_tower")
-        if shapes.get(self.patch_embedding, self.patch_shape) != self.patch_shape:
-            found = list(shapes[self.patch_embedding])
+        if self.vision and not self.is_vision(self.first_tensor):
+            problems.append(f"{self.first_tensor!r} is outside {self.vision.tower!r}; fix vision.tower")
+        if shapes.get(self.first_tensor, self.first_shape) != self.first_shape:
+            found = list(shapes[self.first_tensor])
             problems.append(
-                f"{where}: {self.patch_embedding}: expected shape {list(self.patch_shape)}, found {found}; fix files"
+                f"{self.first_tensor}: expected shape {list(self.first_shape)}, found {found}; fix first_shape or files"
             )
         if not any(name.endswith(self.language_probe) and not self.is_vision(name) for name in shapes):
-            problems.append(f"{where}: no tensor of the language model ends with {self.language_probe!r}; fix language_probe")
-        return problems
+            problems.append(f"no tensor of the language model ends with {self.language_probe!r}; fix language_probe")
+        if self.gathers_pairs != _has_pairs(shapes):
+            problems.append(
+                f"expected modules with {'two parameters' if self.gathers_pairs else 'one parameter'}; fix gathers_pairs"
+            )
+        return [f"{self.file}: {problem}" for problem in problems]
+
+
+def _has_pairs(names: Collection[str]) -> bool:
+    """Return whether two tensors are of one module, so that ZeRO-3 gathers them at once."""
+    modules = [name.rpartition(".")[0] for name in names]
+    return len(modules) != len(set(modules))
+
+
+def _module(name: str) -> str:
+    """Return the module of the family `name`: a model type may have hyphens."""
+    return name.replace("-", "_")
 
 
 def names() -> list[str]:
     """Return the names of all families."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(get(module.name).name for module in pkgutil.iter_modules(__path__))
 
 
 def get(name: str) -> Family:
     """Return the family `name`, one of `names()`."""
-    family: Family = importlib.import_module(f"{__name__}.{name}").FAMILY
+    family: Family = importlib.import_module(f"{__name__}.{_module(name)}").FAMILY
     return family

@@ -36,6 +36,7 @@ FAMILY = replace(
     name="qwen2_5_vl",
     model_class="Qwen2_5_VLForConditionalGeneration",
     modules=("transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",),
+    since="4.49",
     synthetic_parameters=10_200_000,
     files=files,
     realistic_files=realistic_files,

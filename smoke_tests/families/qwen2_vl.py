@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from . import Family, Token
+from . import Family, Token, Vision
 
 VOCABULARY_SIZE = 320
 # Of the synthetic checkpoint's language model.
@@ -124,12 +124,10 @@ FAMILY = Family(
     model_class="Qwen2VLForConditionalGeneration",
     modules=("transformers.models.qwen2_vl.modeling_qwen2_vl",),
     layouts=(("visual.", "model.visual."), ("model.", "model.language_model.")),
-    vision_tower="visual.",
     language_probe=".self_attn.q_proj.weight",
-    vision_attention=".attn",
     language_attention=".self_attn",
-    patch_embedding="visual.patch_embed.proj.weight",
-    patch_shape=(1280, 3, 2, 14, 14),
+    first_tensor="visual.patch_embed.proj.weight",
+    first_shape=(1280, 3, 2, 14, 14),
     missing_key="model.layers.1.self_attn.q_proj.bias",
     flipped_tensor="model.layers.0.mlp.down_proj.weight",
     processor_files=("tokenizer_config.json", "preprocessor_config.json"),
@@ -140,8 +138,11 @@ FAMILY = Family(
         *("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
     ),
     turn_end="<|im_end|>",
-    image_markup="<|vision_start|><|image_pad|><|vision_end|>",
     files=files,
     realistic_files=realistic_files,
     realistic_width=2 * VISION_HEAD,
+    width=1280,
+    head=HEAD,
+    since="4.45",
+    vision=Vision(tower="visual.", attention=".attn", markup="<|vision_start|><|image_pad|><|vision_end|>", head=VISION_HEAD),
 )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from smoke_tests.machine import gpus, nvml
+from smoke_tests.machine import gpus, nvml, places
 from smoke_tests.machine.finding import Finding, ok
 from smoke_tests.machine.gpus import Visible
 from smoke_tests.machine.software import numbers
@@ -29,7 +29,7 @@ class Places:
     @classmethod
     def of_this_machine(cls) -> "Places":
         """Return /proc and /dev, or what SMOKEHOUSE_PROC and SMOKEHOUSE_DEV say."""
-        return cls(Path(os.environ.get("SMOKEHOUSE_PROC", "/proc")), Path(os.environ.get("SMOKEHOUSE_DEV", "/dev")))
+        return cls(places.proc(), places.devices())
 
     @property
     def module(self) -> str | None:

@@ -17,6 +17,8 @@ _PATHS = {0: "same board", 10: "PIX", 20: "PXB", 30: "PHB", 40: "NODE", 50: "SYS
 _P2P_READ = 0  # nvmlGpuP2PCapsIndex_t
 _P2P_OK = 0  # nvmlGpuP2PStatus_t
 _MOST_NVLINKS = 18  # NVML_NVLINK_MAX_LINKS
+_UNCORRECTED, _SINCE_RESET = 1, 0  # nvmlMemoryErrorType_t, nvmlEccCounterType_t
+_RECOVERY = 230  # NVML_FI_DEV_GET_GPU_RECOVERY_ACTION, of drivers from 570 on
 
 
 class NvmlError(Exception):
@@ -73,6 +75,38 @@ class Ports:
     pcie_lanes: int | None
 
 
+@dataclass(frozen=True)
+class Health:
+    """What NVML counts of a GPU's faults since it was reset, and what connects it. What NVML does not say is None.
+
+    `recovery` is the number of nvmlDeviceGpuRecoveryAction_t: 0 none, 1 reset, 2 reboot, 3 drain peers, 4 drain and reset.
+    `throttled` are the bits of nvmlClocksEventReasons.
+    """
+
+    uncorrected: int | None  # errors of memory
+    remap_pending: bool
+    remap_failed: bool
+    recovery: int | None
+    nvlinks: tuple[int, int] | None  # active, and all that the card has
+    lanes: tuple[int, int] | None  # of PCIe: in use, and the most that card and slot can use
+    throttled: int
+
+
+class _Field(ctypes.Structure):
+    """nvmlFieldValue_t, with the part of its value that is an unsigned int."""
+
+    _fields_ = [
+        ("field", ctypes.c_uint),
+        ("scope", ctypes.c_uint),
+        ("timestamp", ctypes.c_longlong),
+        ("latency", ctypes.c_longlong),
+        ("type", ctypes.c_int),
+        ("code", ctypes.c_int),
+        ("number", ctypes.c_uint),
+        ("rest", ctypes.c_uint),
+    ]
+
+
 class _Memory(ctypes.Structure):
     _fields_ = [("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong)]
 
@@ -106,6 +140,30 @@ def ports_of(uuid: str) -> Ports:
             nvlink_version=_number(library, "nvmlDeviceGetNvLinkVersion", device, active[0]) if active else None,
             pcie_generation=_number(library, "nvmlDeviceGetCurrPcieLinkGeneration", device),
             pcie_lanes=_number(library, "nvmlDeviceGetCurrPcieLinkWidth", device),
+        )
+
+
+def health_of(uuid: str) -> Health:
+    """Return the faults of the GPU `uuid`. Raises NvmlError."""
+    with _opened() as library:
+        device = _handle_of(library, uuid)
+        errors = ctypes.c_ulonglong()
+        counted = _code(library, "nvmlDeviceGetTotalEccErrors", device, _UNCORRECTED, _SINCE_RESET, ctypes.byref(errors))
+        rows = [ctypes.c_uint() for _ in range(4)]
+        _code(library, "nvmlDeviceGetRemappedRows", device, *map(ctypes.byref, rows))
+        pages = _number(library, "nvmlDeviceGetRetiredPagesPendingStatus", device)
+        reasons = ctypes.c_ulonglong()
+        _code(library, "nvmlDeviceGetCurrentClocksThrottleReasons", device, ctypes.byref(reasons))
+        states = _nvlink_states(library, device)
+        lanes = [_number(library, f"nvmlDeviceGet{which}PcieLinkWidth", device) for which in ("Curr", "Max")]
+        return Health(
+            uncorrected=None if counted else errors.value,
+            remap_pending=bool(rows[2].value or pages),
+            remap_failed=bool(rows[3].value),
+            recovery=_recovery(library, device),
+            nvlinks=(sum(map(bool, states.values())), len(states)) if states else None,
+            lanes=(lanes[0], lanes[1]) if lanes[0] is not None and lanes[1] is not None else None,
+            throttled=reasons.value,
         )
 
 
@@ -156,9 +214,20 @@ def _handle_of(library: ctypes.CDLL, uuid: str) -> ctypes.c_void_p:
 
 def _active_nvlinks(library: ctypes.CDLL, device: ctypes.c_void_p) -> list[int] | None:
     """Return the NVLinks of a card that are active, None for a card without NVLink."""
+    states = _nvlink_states(library, device)
+    return [link for link, state in states.items() if state] if states else None
+
+
+def _nvlink_states(library: ctypes.CDLL, device: ctypes.c_void_p) -> dict[int, int]:
+    """Return the NVLinks that a card has, with 1 for those that are active; empty for a card without NVLink."""
     states = {link: _number(library, "nvmlDeviceGetNvLinkState", device, link) for link in range(_MOST_NVLINKS)}
-    known = {link: state for link, state in states.items() if state is not None}  # a card has fewer links, or none
-    return [link for link, state in known.items() if state] if known else None
+    return {link: state for link, state in states.items() if state is not None}
+
+
+def _recovery(library: ctypes.CDLL, device: ctypes.c_void_p) -> int | None:
+    value = _Field(field=_RECOVERY)
+    failed = _code(library, "nvmlDeviceGetFieldValues", device, 1, ctypes.byref(value))
+    return None if failed or value.code else int(value.number)
 
 
 def _link(library: ctypes.CDLL, devices: dict[int, ctypes.c_void_p], pair: tuple[int, int]) -> Link:
@@ -177,11 +246,15 @@ def _link(library: ctypes.CDLL, devices: dict[int, ctypes.c_void_p], pair: tuple
 def _number(library: ctypes.CDLL, function: str, *arguments: object) -> int | None:
     """Return the number that a function of NVML answers with, None where this driver or card has none."""
     found = ctypes.c_uint()
+    return None if _code(library, function, *arguments, ctypes.byref(found)) else found.value
+
+
+def _code(library: ctypes.CDLL, function: str, *arguments: object) -> int:
+    """Call a function of NVML that a driver or card may not have, and return its code: 0 where it answered."""
     try:
-        code = getattr(library, function)(*arguments, ctypes.byref(found))
+        return int(getattr(library, function)(*arguments))
     except AttributeError:
-        return None
-    return None if code else found.value
+        return -1
 
 
 def _card(library: ctypes.CDLL, index: int) -> Card:

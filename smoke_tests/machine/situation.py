@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from smoke_tests.machine import driver, gpus, host, software
+from smoke_tests.machine import cgroup, clock, driver, fabric, floors, gpus, health, host, ops, promises, software, storage
 from smoke_tests.machine.finding import Finding
 from smoke_tests.machine.gpus import Visible
 
@@ -15,7 +15,8 @@ class Situation:
     """What will run: on which `device`, with how many `ranks` (None: one on each GPU), in a `container` (None: find out).
 
     `cuda` is the CUDA release to require where the Python that runs has no torch. `training` also checks what only training
-    needs, across machines for example. `kernels` imports torch and returns its architectures.
+    needs, across machines for example. `kernels` imports torch and returns its architectures. `promised` is how many GPUs the
+    machine is to have, `fabric` what connects it to others (one of fabric.KINDS). `measure` starts CUDA in another process.
     """
 
     device: str = "auto"  # auto | cpu | cuda
@@ -24,6 +25,9 @@ class Situation:
     cuda: tuple[int, int] | None = None
     training: bool = True
     kernels: Callable[[], tuple[str, ...]] = software.compiled_kernels
+    promised: int | None = None
+    fabric: str | None = None
+    measure: bool = False
 
     @property
     def in_container(self) -> bool:
@@ -45,11 +49,16 @@ def findings(situation: Situation, visible: Visible | None = None) -> list[Findi
         cuda, required = found.cuda or situation.cuda, situation.device == "cuda"
         listed += driver.check(cuda, what, visible, required=required, container=container)
         listed += gpus.check(visible, situation.ranks)
+        listed += promises.check(len(visible.gpus), situation.promised)
+        listed += health.check(visible.gpus)
     if on_gpu and found.torch and found.cuda:
         listed += gpus.check_kernels(visible.gpus, situation.kernels(), found.torch, found.cuda)
     if on_gpu:
         listed += software.toolkit(found)
         listed += software.own_adam(found)
+        listed += ops.check(found, visible.gpus)
+    if on_gpu and found.torch and situation.measure:
+        listed += floors.check()
     if situation.training or on_gpu:
         listed += software.c_compiler(found, gpu=on_gpu, container=container)
         listed += software.op_builder(found)
@@ -59,4 +68,10 @@ def findings(situation: Situation, visible: Visible | None = None) -> list[Findi
     listed.append(host.processes())
     listed += host.limits(container=container, training=situation.training)
     listed.append(host.temporary(container=container))
+    if situation.training:
+        listed += fabric.check(situation.fabric, container=container)
+        listed.append(fabric.interface(fabric.interfaces()))
+        listed += storage.check(gpu=on_gpu, container=container)
+        listed += cgroup.check(ranks, container=container)
+        listed.append(clock.judge(clock.read()))
     return listed

@@ -23,3 +23,14 @@ class Brief:
     logs: Path
     lock: Path | None  # None for a run without one
     stack: dict[str, Any]  # stack.toml
+    image: str | None = None  # digest of the image that this process is in
+    node: int = 0  # that this process is on
+    nodes: int = 1
+    host: str = "127.0.0.1"  # of this node, as the others reach it
+    network: str = ""  # that NCCL is to take between nodes; empty for any
+    rendezvous: str = ""  # host and port of the first node's c10d store; empty on one node
+
+    @property
+    def nodes_of_job(self) -> int:
+        """The number of nodes that the job runs on."""
+        return self.nodes if self.job.distributed else 1

@@ -73,7 +73,7 @@ def start(entry: Callable[[Brief], None], brief: Brief, start_method: str) -> in
 
 def _start_fresh(entry: Callable[[Brief], None], brief: Brief) -> int:
     """Start a Python that reads `entry` and `brief` from a file, and runs `run_launcher`."""
-    file = brief.workspace.brief(brief.job.name)
+    file = brief.workspace.brief(f"{brief.job.name}-fresh{brief.node}")
     file.write_bytes(pickle.dumps((entry, brief)))
     arguments = [sys.executable, "-c", _FRESH, str(os.getpid()), str(file), str(Path(__file__).parents[2])]
     return os.posix_spawn(sys.executable, arguments, os.environ, setsid=True)
@@ -86,7 +86,7 @@ def run_launcher(entry: Callable[[Brief], None], brief: Brief, start_method: str
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
             signal.signal(number, signal.SIG_DFL)
-        log_to(brief.logs / brief.job.name / "launcher.log")
+        log_to(brief.logs / brief.job.name / launcher_log(brief.node))
         if brief.job.distributed:
             _launch(entry, brief, start_method)
         else:
@@ -116,7 +116,7 @@ def _launch(entry: Callable[[Brief], None], brief: Brief, start_method: str) -> 
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    channel = Channel(brief.address, brief.job.name, None)
+    channel = Channel(brief.address, brief.job.name, None, node=brief.node)
     reap = multiprocessing.popen_fork.Popen.poll
 
     def poll(self: Any, flag: int = os.WNOHANG) -> int | None:
@@ -129,16 +129,13 @@ def _launch(entry: Callable[[Brief], None], brief: Brief, start_method: str) -> 
 
     multiprocessing.popen_fork.Popen.poll = poll  # type: ignore[method-assign]
     config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=brief.job.processes,
+        min_nodes=brief.nodes_of_job,
+        max_nodes=brief.nodes_of_job,
+        nproc_per_node=brief.job.processes // brief.nodes_of_job,
         run_id=brief.job.name,
-        # One machine needs no election of a host, for which the c10d backend waits up to 0.3 s by design.
-        rdzv_backend="static",
-        rdzv_endpoint=f"127.0.0.1:{brief.port or _free_port()}",
-        rdzv_configs={"rank": 0, "timeout": int(brief.timeout)},
+        **_rendezvous(brief),
         logs_specs=DefaultLogsSpecs(log_dir=str(brief.workspace.agent_logs)),  # the default is a folder in /tmp that stays
-        local_addr="127.0.0.1",  # by default the agent asks DNS for this machine's name
+        local_addr=brief.host,  # by default the agent asks DNS for this machine's name
         start_method=start_method,
         max_restarts=0,
         monitor_interval=0.05,
@@ -152,9 +149,26 @@ def _launch(entry: Callable[[Brief], None], brief: Brief, start_method: str) -> 
         raise
 
 
-def _free_port() -> int:
+def _rendezvous(brief: Brief) -> dict[str, Any]:
+    """Return where and how the launchers of a job's nodes meet."""
+    if brief.nodes_of_job == 1:
+        # One machine needs no election of a host, for which the c10d backend waits up to 0.3 s by design.
+        endpoint = f"127.0.0.1:{brief.port or free_port('127.0.0.1')}"
+        return {"rdzv_backend": "static", "rdzv_endpoint": endpoint, "rdzv_configs": {"rank": 0, "timeout": int(brief.timeout)}}
+    # By default the backend compares names of machines to find out who is the host, and one machine may have several.
+    configs = {"is_host": brief.node == 0, "join_timeout": int(brief.timeout), "timeout": int(brief.timeout)}
+    return {"rdzv_backend": "c10d", "rdzv_endpoint": brief.rendezvous, "rdzv_configs": configs}
+
+
+def launcher_log(node: int) -> str:
+    """Return the name of the log of a job's launcher on a node."""
+    return f"launcher-node{node}.log" if node else "launcher.log"
+
+
+def free_port(host: str) -> int:
+    """Return a port of this machine's address `host` that nobody listens on now."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((host, 0))
         return int(probe.getsockname()[1])
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from smoke_tests.plan import Job, Step
+from smoke_tests.ranks.nodes import Node
 
 
 @dataclass
@@ -12,8 +13,10 @@ class RankProgress:
     number: int
     since: float  # when it last sent something, monotonic
     pid: int | None = None
+    node: int = 0
     step: int = 0
     began: float | None = None  # when it began its current step, or the last
+    begun: int = -1  # the last step that it began
     done: bool = False  # nothing more is expected of it
     error: str = ""
     closed: bool = False
@@ -24,10 +27,10 @@ class RankProgress:
 
 @dataclass
 class RunningJob:
-    """A job with its launcher and its ranks."""
+    """A job with the nodes that it runs on, each with a launcher, and its ranks."""
 
     job: Job
-    launcher: int
+    nodes: list[Node]
     ranks: list[RankProgress]
     failure: str = ""  # the launcher's error, when it could not go on
     cause: str = ""  # the first death, where ranks may die

@@ -16,7 +16,7 @@ from smoke_tests import runtime
 from smoke_tests.checks import RankContext, TrainingState, dtype_of, loading
 from smoke_tests.machine.sampler import PeakMemory
 from smoke_tests.outcome import Outcome, one_line
-from smoke_tests.plan import Step
+from smoke_tests.plan import NODES, Step
 from smoke_tests.ranks.brief import Brief
 from smoke_tests.ranks.channel import Begin, Bye, Channel, End, Fatal
 from smoke_tests.ranks.processes import die_with_parent, log_to
@@ -36,8 +36,8 @@ def run(brief: Brief) -> None:
         signal.signal(ends, signal.SIG_DFL)
     rank = int(os.environ.get("RANK", "0")) if brief.job.distributed else 0
     log_to(brief.logs / brief.job.name / f"rank{rank}.log")
-    channel = Channel(brief.address, brief.job.name, rank, steps=tuple(step.name for step in brief.job.steps))
-    stacks = Channel(brief.address, brief.job.name, rank, stacks=True)
+    channel = Channel(brief.address, brief.job.name, rank, steps=tuple(step.name for step in brief.job.steps), node=brief.node)
+    stacks = Channel(brief.address, brief.job.name, rank, stacks=True, node=brief.node)
     # Works in a rank that hangs in C: the handler is C too, and writes to the connection itself.
     faulthandler.register(signal.SIGUSR1, file=stacks.fileno(), all_threads=True)
     current = "start"
@@ -70,11 +70,14 @@ def _context(brief: Brief, rank: int) -> RankContext:
     runtime.choose_accelerator(brief.device)
     if brief.job.distributed and brief.device == "cuda":
         runtime.choose_gpu()  # before DeepSpeed is imported, which asks the current GPU what it can do
-    if brief.job.stage is not None:
+    if brief.job.stage is not None or brief.job.distributed:
         runtime.import_deepspeed(brief.device)
     if brief.job.distributed:
         with contextlib.suppress(OSError):  # it names what hangs, and is no condition of a run
             Recorder(brief.workspace.collectives(brief.job.name, rank)).install()
+        if brief.job.name == NODES and leg.backend == "nccl":  # NCCL says there which network it takes
+            os.environ |= {"NCCL_DEBUG": "INFO", "NCCL_DEBUG_SUBSYS": "INIT,NET,GRAPH"}
+            os.environ["NCCL_DEBUG_FILE"] = str(brief.logs / brief.job.name / f"nccl{rank}.log")
         runtime.init_distributed(leg.backend, brief.timeout + COLLECTIVE_MARGIN)
     from transformers.utils import logging
 
@@ -91,6 +94,9 @@ def _context(brief: Brief, rank: int) -> RankContext:
         source=brief.source,
         workspace=workspace,
         lock=brief.lock,
+        image=brief.image,
+        node=brief.node,
+        network=brief.network,
         stack=brief.stack,
         timeout=brief.timeout,
         gpu_peak=PeakMemory(uuid).start() if brief.device == "cuda" and (uuid := runtime.gpu_uuid()) else None,

@@ -1,24 +1,42 @@
-"""Run the jobs, listen to every rank, and end what dies, hangs or is interrupted, saying which rank and where."""
+"""Run the jobs, listen to every rank on every node, and end what dies, hangs or is interrupted: which rank, and where."""
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
+import pickle
 import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from smoke_tests import endings
+from smoke_tests.options import InputError
 from smoke_tests.outcome import Outcome, failed, known_issue, passed
 from smoke_tests.plan import Job
-from smoke_tests.ranks import channel, logs, processes, recorder, transport
+from smoke_tests.ranks import channel, logs, nodes, processes, recorder, transport
 from smoke_tests.ranks.brief import Brief
-from smoke_tests.ranks.channel import Begin, Bye, End, Exit, Fatal, Hello, ProtocolError, Received, Receiver, StackLine
+from smoke_tests.ranks.channel import (
+    Begin,
+    Bye,
+    End,
+    Ended,
+    Exit,
+    Facts,
+    Fatal,
+    Hello,
+    Left,
+    Looked,
+    ProtocolError,
+    Received,
+    Receiver,
+    StackLine,
+)
+from smoke_tests.ranks.nodes import LocalNode, Node, RemoteNode
 from smoke_tests.ranks.progress import RankProgress, RunningJob, innermost_frames
-from smoke_tests.ranks.rank import run
 from smoke_tests.ranks.transport import Listener, UnixListener
 
 # A rank whose peer failed has this many seconds to report its own outcome.
@@ -30,8 +48,12 @@ EXIT_CODE_WAIT = 2.0
 STACK_WAIT = 1.0
 # Seconds by which a wait takes longer than it may where this process was stopped: by Ctrl-Z, or with its machine.
 _STOPPED = 2.0
+# The most connections at once: for each rank, whose peers, launchers and agents have fewer, and for everybody else.
+_PER_RANK, _STRANGERS = 4, 256
 # The most messages that are heard before the clock is judged again.
 _WAITING = 10_000
+# Seconds in which every other node has to import torch.
+READY_DEADLINE = 600.0
 
 
 class Supervisor:
@@ -47,18 +69,28 @@ class Supervisor:
         start_method: str,
         on_outcome: Callable[[Job, int, int, Outcome, float], None],
         listener: Listener | None = None,
+        remote: Iterable[RemoteNode] = (),
     ) -> None:
-        """Listen for ranks, and take over the signals that end a run. `brief` is every rank's, but for its job and address."""
+        """Listen for ranks, and take over the signals that end a run. `brief` is every rank's, but for its job and address.
+
+        `remote` are the other nodes of the run, as a `Gathering` at the same listener returns them.
+        """
         processes.adopt_orphans()
         self._brief = brief
-        self._start_method = start_method
+        self._local = LocalNode(start_method)
+        self._remote = {node.number: node for node in remote}
         self._on_outcome = on_outcome
         self._running: dict[str, RunningJob] = {}
+        self._ended: set[str] = set()  # jobs whose processes may still send something
         self._events = os.open(brief.logs / "events.jsonl", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         self._listener = listener or UnixListener()
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         self._connections: dict[socket.socket, Receiver] = {}
+        for node in self._remote.values():
+            node.pump = self._handle
+            self._connections[node.connection] = node.receiver
+            self._selector.register(node.connection, selectors.EVENT_READ, functools.partial(self._read, node.connection))
         self._wake, self._woken = socket.socketpair()
         self._woken.setblocking(False)
         self._wake.setblocking(False)
@@ -66,6 +98,7 @@ class Supervisor:
         handled = [number for number in endings.SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
         self._previous = {number: signal.signal(number, self._note) for number in handled}
         self._wakeup = signal.set_wakeup_fd(self._woken.fileno(), warn_on_full_buffer=False)
+        self.places: dict[tuple[str, int], int] = {}  # job and rank -> its node
         self.finished: set[str] = set()
         self.broken: set[str] = set()
         self.fatal = ""
@@ -79,7 +112,10 @@ class Supervisor:
     def __exit__(self, *_: object) -> None:
         """Kill what still runs, and restore the signal handlers."""
         for running in list(self._running.values()):
-            processes.stop(running.launcher)
+            for node in running.nodes:
+                node.stop(running.job.name)
+        for remote in self._remote.values():
+            remote.tell("end", code=0, reason=self.fatal)
         processes.stop_children()
         signal.set_wakeup_fd(self._wakeup)
         for number, handler in self._previous.items():
@@ -98,13 +134,53 @@ class Supervisor:
         with contextlib.suppress(BlockingIOError):
             self._wake.recv(4096)
 
+    # nodes
+
+    def prepare(self, device: str, *, trainer: bool) -> None:
+        """Have all other nodes import what their ranks share on `device`, the `trainer` included. Raises InputError."""
+        for remote in self._remote.values():
+            remote.tell("prepare", device=device, trainer=trainer)
+        deadline = time.monotonic() + READY_DEADLINE
+        late = [*self._remote.values()]
+        while late and time.monotonic() < deadline and not self._interrupted and not any(remote.lost for remote in late):
+            self._handle(1.0)
+            late = [remote for remote in late if "ready" not in remote.facts]
+        if self._interrupted:
+            raise InputError(f"smoke: interrupted by {signal.Signals(self._interrupted).name} before the first rank started")
+        if late:
+            gone = next((remote for remote in late if remote.lost), late[0])
+            raise InputError(
+                f"{nodes.name(gone)}: expected it to import torch and the rest within {READY_DEADLINE:.0f} s, found it "
+                f"{'gone' if gone.lost else 'still at it'}; see its output, and whether its file system is slow"
+            )
+
+    def _from_agent(self, remote: RemoteNode, message: channel.Message | StackLine) -> None:
+        """Take an agent's message."""
+        match message:
+            case Facts():
+                remote.take(message)
+            case Left():
+                remote.codes[message.job] = message.code
+            case Ended():
+                remote.ended[message.job] = message.whole
+            case Looked():
+                remote.states = message.states
+            case _:
+                raise ProtocolError(f"rank channel: expected what an agent sends, found {type(message).__name__.lower()}")
+
     # jobs
 
     def start(self, job: Job) -> None:
         """Start a job's process group."""
         brief = dataclasses.replace(self._brief, job=job, address=self._listener.address)
+        members: list[Node] = [self._local, *(self._remote.values() if job.distributed else ())]
+        if len(members) > 1:
+            brief = dataclasses.replace(brief, rendezvous=f"{brief.host}:{brief.port or processes.free_port(brief.host)}")
+            brief.workspace.brief(job.name).write_bytes(pickle.dumps(brief))
         ranks = [RankProgress(number, time.monotonic()) for number in range(job.processes)]
-        self._running[job.name] = RunningJob(job, processes.start(run, brief, self._start_method), ranks)
+        self._running[job.name] = RunningJob(job, members, ranks)
+        for node in members:
+            node.start(brief)
 
     def run(self, jobs: Iterable[Job], slots: int) -> None:
         """Run `jobs`, at most `slots` process groups at a time, each once those it comes after have finished.
@@ -133,9 +209,13 @@ class Supervisor:
         self._handle(patience)
         self._forgive(time.monotonic() - now - patience)
         if now - self._trimmed > 1.0:
+            self._drop_strangers()
             logs.trim(self._brief.logs)
             self._trimmed = now
         if self.fatal:
+            return
+        if lost := [remote for remote in self._remote.values() if remote.lost]:
+            self.fatal = f"{nodes.name(lost[0])} was lost: its agent or the network to it is gone; logs: {self._brief.logs}"
             return
         if self._interrupted:
             places = ", ".join(
@@ -173,16 +253,18 @@ class Supervisor:
     def _check(self, running: RunningJob) -> None:
         """End a job whose launcher or ranks are gone, hang, or are done."""
         now = time.monotonic()
-        code = processes.exit_code(running.launcher)
         if not running.job.distributed:
             alone = running.ranks[0]  # is its own launcher
-            alone.exit_code = code
+            alone.exit_code = code = self._local.exit_code(running.job.name)
             alone.closed = alone.closed or bool(code and alone.pid is None)
-        elif code:
-            why = running.failure or processes.signal_name(code)
-            log = self._brief.logs / running.job.name / "launcher.log"
-            self.fatal = f"torchrun's agent for {running.job.name} was lost: {why}; log: {log}"
-            return
+        else:
+            for node in running.nodes:
+                if code := node.exit_code(running.job.name):
+                    why = running.failure or processes.signal_name(code)
+                    log = self._brief.logs / running.job.name / processes.launcher_log(node.number)
+                    where = f" on {nodes.name(node)}" if node.number else ""
+                    self.fatal = f"torchrun's agent for {running.job.name}{where} was lost: {why}; log: {log}"
+                    return
         dead = [rank for rank in running.ranks if rank.closed and not rank.done]
         if any(rank.exit_code is not None or now >= self._deadline(running, rank) for rank in dead):
             self._conclude_dead(running, dead)
@@ -192,9 +274,11 @@ class Supervisor:
             self._end(running)
 
     def _end(self, running: RunningJob) -> None:
-        if not processes.stop(running.launcher):
+        ended = [node.stop(running.job.name) for node in running.nodes]
+        if not all(ended):
             self.fatal = f"{running.job.name}: expected its killed processes to end, found some that a driver holds; reboot"
         del self._running[running.job.name]
+        self._ended.add(running.job.name)
         (self.broken if any(rank.error for rank in running.ranks) else self.finished).add(running.job.name)
 
     def _conclude_dead(self, running: RunningJob, dead: list[RankProgress]) -> None:
@@ -225,7 +309,8 @@ class Supervisor:
         left = [rank for rank in running.ranks if not rank.done and not rank.closed]
         # Ranks that wait for each other began to wait at about the same time: report them all.
         hung = [rank for rank in left if now - rank.since > (self._deadline(running, rank) - rank.since) / 2]
-        if running.job.distributed and processes.state(running.launcher) == "T":
+        states = self._states(running, hung)
+        if running.job.distributed and any(node.get(nodes.LAUNCHER) == "T" for node in states.values()):
             self.fatal = (
                 f"torchrun's agent for {running.job.name} is stopped (SIGSTOP), so nobody tends its ranks; continue or end "
                 f"whatever stopped it; logs: {self._brief.logs / running.job.name}"
@@ -234,11 +319,11 @@ class Supervisor:
                 self._conclude(running, rank, "ended because the agent is stopped")
             return
         expected = running.may_end() or running.ending is not None
-        stopped = {rank.number for rank in hung if rank.pid and processes.state(rank.pid) == "T"}
+        stopped = {rank.number for rank in hung if states[rank.node].get(str(rank.pid)) == "T"}
         for rank in hung:
             rank.done = True  # what it sends once it is woken for its stack is no outcome
         waits = self._collectives(running)  # before a stopped rank is woken, and goes on
-        self._request_stacks(hung)
+        self._request_stacks(running, hung)
         sentences = []
         for rank in hung:
             what = "is stopped (SIGSTOP)" if rank.number in stopped else "hangs"
@@ -271,10 +356,16 @@ class Supervisor:
         number = min(rank.step, len(running.job.steps) - 1)
         self._on_outcome(running.job, number, rank.number, outcome, time.monotonic() - (rank.began or rank.since))
 
-    def _request_stacks(self, ranks: list[RankProgress]) -> None:
-        for rank in ranks:
-            if rank.pid is not None:
-                processes.request_stack(rank.pid)
+    def _states(self, running: RunningJob, ranks: list[RankProgress]) -> dict[int, Mapping[str, str]]:
+        """Return node -> the states of the job's launcher there and of `ranks`, by process."""
+        return {
+            node.number: node.look(running.job.name, [rank.pid for rank in ranks if rank.pid and rank.node == node.number])
+            for node in running.nodes
+        }
+
+    def _request_stacks(self, running: RunningJob, ranks: list[RankProgress]) -> None:
+        for node in running.nodes:
+            node.request_stacks(running.job.name, [rank.pid for rank in ranks if rank.pid and rank.node == node.number])
         deadline = time.monotonic() + STACK_WAIT
         while time.monotonic() < deadline:
             if not self._handle(0.2) and all(rank.stack for rank in ranks):
@@ -308,38 +399,70 @@ class Supervisor:
         return bool(ready)
 
     def _accept(self) -> None:
-        connection = self._listener.accept()
-        self._connections[connection] = Receiver(transport.peer(connection))
+        try:
+            connection, gate = self._listener.accept()
+        except OSError:  # who connected has gone already
+            return
+        if len(self._connections) >= _STRANGERS + _PER_RANK * sum(len(running.ranks) for running in self._running.values()):
+            connection.close()  # more than everybody who belongs to the run opens
+            return
+        self._connections[connection] = Receiver(transport.peer(connection), gate)
         self._selector.register(connection, selectors.EVENT_READ, lambda: self._read(connection))
 
     def _read(self, connection: socket.socket) -> None:
         receiver = self._connections[connection]
         try:
             chunk = connection.recv(1 << 16)
-        except ConnectionResetError:
+        except OSError:  # reset, or silent for too long
             chunk = b""
         try:
             for received in receiver.feed(chunk):
                 self._received(receiver, received)
         except ProtocolError as error:
             chunk = b""
-            if receiver.hello is not None:
-                self.fatal = f"{error}; logs: {self._brief.logs / receiver.hello.job}"
+            self._refuse(receiver.hello, str(error))
         if not chunk:
             self._selector.unregister(connection)
             connection.close()
             del self._connections[connection]
             self._disconnected(receiver.hello)
 
+    def _refuse(self, hello: Hello | None, problem: str) -> None:
+        """Fail the rank that sent what it must not, and nobody else; its peers have a moment to report what they saw.
+
+        Without a launcher, an agent or a rank that is of the run, nothing can be relied on: that ends the run.
+        """
+        running, rank = self._sender(hello)
+        if running and rank:
+            if not rank.done:
+                running.foreign = True  # no step expects such an end
+                self._conclude(running, rank, f"{problem} (log: {self._log(running, rank)})")
+                running.ending = running.ending or time.monotonic() + GRACE
+        elif hello and (running or not hello.job):
+            self.fatal = f"{problem}; logs: {self._brief.logs / hello.job}"
+
+    def _drop_strangers(self) -> None:
+        """Close connections that have not said in time who they are."""
+        oldest = time.monotonic() - transport.HANDSHAKE_DEADLINE
+        for connection, receiver in list(self._connections.items()):
+            if receiver.hello is None and receiver.since < oldest:
+                self._selector.unregister(connection)
+                connection.close()
+                del self._connections[connection]
+
     def _disconnected(self, hello: Hello | None) -> None:
         running, rank = self._sender(hello)
+        if hello and not hello.job and hello.node in self._remote:
+            self._remote[hello.node].lost = True
         if running and rank and not rank.done and not (hello and hello.stacks):
             rank.closed, rank.since = True, time.monotonic()
 
     def _sender(self, hello: Hello | None) -> tuple[RunningJob | None, RankProgress | None]:
         """Return the job and the rank that said `hello`; None for a job that has ended, and for the rank of a launcher."""
         running = self._running.get(hello.job) if hello else None
-        return running, running.ranks[hello.rank] if running and hello and hello.rank is not None else None
+        if not running or not hello or hello.rank is None or hello.rank >= len(running.ranks):
+            return running, None
+        return running, running.ranks[hello.rank]
 
     def _received(self, receiver: Receiver, received: Received) -> None:
         hello, message = receiver.hello, received.message
@@ -350,16 +473,28 @@ class Supervisor:
             return
         if hello is None:
             return
+        if running and rank is None and hello.rank is not None:
+            raise ProtocolError(f"rank channel: expected a rank below {len(running.ranks)}, found rank {hello.rank}")
+        if hello.job and hello.job not in {*self._running, *self._ended}:
+            raise ProtocolError(f"rank channel: expected a job of this run, found {hello.job[:100]!a}")
         self._record(hello, message, received.time)
+        if not hello.job:
+            if hello.node not in self._remote or self._remote[hello.node].receiver is not receiver:
+                raise ProtocolError(f"rank channel: expected one agent for each node, found another for node {hello.node}")
+            self._from_agent(self._remote[hello.node], message)
+            return
         if running is None or hello.stacks:
             return
-        if isinstance(message, Exit):
+        if isinstance(message, Exit) and rank is None:
+            remote = self._remote.get(hello.node)
             for reaped in running.ranks:
-                if reaped.pid == message.pid:
-                    reaped.exit_code, reaped.reaped = message.code, received.time
+                if (reaped.node, reaped.pid) == (hello.node, message.pid):
+                    reaped.exit_code, reaped.reaped = message.code, received.time + (remote.offset if remote else 0.0)
         elif rank is None:
             if isinstance(message, Fatal):
                 running.failure = message.error
+            elif not isinstance(message, Hello):
+                raise ProtocolError(f"rank channel: expected what a launcher sends, found {type(message).__name__.lower()}")
         elif not rank.done:
             self._advance(running, rank, message)
 
@@ -377,11 +512,18 @@ class Supervisor:
                 if rank.pid is not None:
                     speaker = f"process {rank.pid} alone to speak for rank {rank.number}"
                     raise ProtocolError(f"rank channel: expected {speaker}, found process {message.pid}, too")
-                rank.pid = message.pid
-            case Begin() | End() if message.step != rank.step or message.step >= len(running.job.steps):
+                rank.pid, rank.node = message.pid, message.node
+                self.places[running.job.name, rank.number] = message.node
+            case Begin() | End() if message.step >= len(running.job.steps):
+                raise ProtocolError(f"rank channel: expected {len(running.job.steps)} steps, found step {message.step}")
+            case Begin() | End() if message.step != rank.step:
                 raise ProtocolError(f"rank channel: expected step {rank.step} of rank {rank.number}, found step {message.step}")
+            case Begin() if rank.begun == message.step:
+                raise ProtocolError(f"rank channel: expected the end of step {message.step}, found its beginning again")
+            case End() if rank.begun != message.step:
+                raise ProtocolError(f"rank channel: expected the beginning of step {message.step}, found its end")
             case Begin():
-                rank.began = rank.since
+                rank.began, rank.begun = rank.since, message.step
             case End():
                 self._on_outcome(running.job, message.step, rank.number, message.outcome, message.seconds)
                 rank.step = message.step + 1
@@ -394,3 +536,5 @@ class Supervisor:
                 sentence = f"dies: {message.error}" if step and step.may_end else message.error
                 self._conclude(running, rank, f"{sentence} (log: {self._log(running, rank)})")
                 running.ending = running.ending or time.monotonic() + GRACE
+            case _:
+                raise ProtocolError(f"rank channel: expected what a rank sends, found {type(message).__name__.lower()}")

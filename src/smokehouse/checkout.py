@@ -11,6 +11,9 @@ from smokehouse.errors import UserError
 # An image has this name too, and the names of images have no capitals.
 _ENVIRONMENT_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
+# The folder among the environments with what several of them share, so that no environment has this name.
+_STACKS = "stacks"
+
 # Only an installed package has this folder: the wheel is built with the files of the checkout that its programs need.
 _PACKAGED = Path(__file__).with_name("_data")
 
@@ -21,7 +24,7 @@ DEFAULT_ENVIRONMENT = "qwen2.5-vl"
 ENVIRONMENT_LABEL = "io.smokehouse.environment"
 
 # A user's folder may well have a docker/ of its own; these files show whose it is.
-_MARKERS = {"docker": "docker/base.toml", "smoke_tests": "smoke_tests/__main__.py"}
+_MARKERS = {"cluster": "cluster/README.md", "docker": "docker/base.toml", "smoke_tests": "smoke_tests/__main__.py"}
 
 
 def is_environment_name(name: str) -> bool:
@@ -82,7 +85,7 @@ class Checkout:
             )
 
     def file(self, path: str) -> Path:
-        """Return a file or folder of Smokehouse itself, in docker/ or smoke_tests/."""
+        """Return a file or folder of Smokehouse itself, in cluster/, docker/ or smoke_tests/."""
         marker = _MARKERS[path.partition("/")[0]]
         own = self.packaged is None or (self.root / marker).is_file()
         return (self.root if own or not self.packaged else self.packaged) / path
@@ -112,11 +115,15 @@ class Checkout:
 
     def environments(self) -> list[str]:
         """Return the names of all environments, sorted: those of the root, and those of the package."""
-        return sorted({*self.own_environments(), *_folders(self.packaged, "environments")})
+        return sorted({*self.own_environments(), *_environments(self.packaged)})
 
     def own_environments(self) -> list[str]:
         """Return the names of the environments of the root, sorted."""
-        return _folders(self.root, "environments")
+        return _environments(self.root)
+
+    def stacks(self, environment: str) -> Path:
+        """Return the folder of the stacks that `environment` can inherit, which are beside it, whether it exists or not."""
+        return self._owner(environment) / "environments" / _STACKS
 
     def locks(self) -> list[str]:
         """Return the names of all lock folders of the root, sorted."""
@@ -138,6 +145,11 @@ class Checkout:
         """Return the result of an audit of `name` that is committed, of the Debian base for "", whether it exists or not."""
         return (self._owner(name) if name else self.root) / "docs" / "audits" / f"{name or '_base'}.json"
 
+    def matrix_folder(self) -> Path:
+        """Return the folder of the grids and cells of compatibility matrices, of the root if it has one."""
+        own = self.root / "matrix"
+        return own if own.is_dir() or not self.packaged else self.packaged / "matrix"
+
     def tools_lock(self) -> Path:
         """Return the file that locks the builder's own tools."""
         return self.root / "lockfiles" / "tools.txt"
@@ -156,8 +168,12 @@ class Checkout:
 
     def _owner(self, name: str) -> Path:
         """Return the folder whose environment `name` is used: the root comes before the package."""
-        inherited = self.packaged and name not in self.own_environments() and name in _folders(self.packaged, "environments")
+        inherited = self.packaged and name not in self.own_environments() and name in _environments(self.packaged)
         return self.packaged if self.packaged and inherited else self.root
+
+
+def _environments(root: Path | None) -> list[str]:
+    return [name for name in _folders(root, "environments") if name != _STACKS]
 
 
 def _folders(root: Path | None, place: str) -> list[str]:

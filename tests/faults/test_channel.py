@@ -58,7 +58,7 @@ def test_kernel_says_who_speaks(root: Path, offset: int) -> None:
             cwd=root,
             env={**os.environ, "PYTHONPATH": str(root / "src")},
         )
-        connection = listener.accept()
+        connection, _ = listener.accept()
         receiver = Receiver(transport.peer(connection))
         assert transport.peer(connection) == process.pid
         line = b""

@@ -16,6 +16,8 @@ from ..smoke.conftest import ROOT
 from .conftest import Inside
 
 LIMIT = 10.0  # seconds that the preflight may take, here of CPU: a busy machine tells nothing of its duration
+# What a machine for tests may be short of.
+OF_THIS_MACHINE = ("limit of memlock", "clock", "control group", "HF_HOME", "NCCL interface")
 MIG = "a program sees one slice of a GPU in MIG mode, so NCCL runs one rank"
 
 
@@ -27,10 +29,11 @@ def found(inside: Inside, devices: Path, *options: str, **given: object) -> list
     assert ended.stderr == ""
     listed: list[dict[str, Any]] = json.loads(ended.stdout)
     assert ended.returncode == int(any(finding["level"] == "fail" for finding in listed))
-    return [finding for finding in listed if finding["level"] != "ok" and finding["where"] != "limit of memlock"]
+    return [finding for finding in listed if finding["level"] != "ok" and finding["where"] not in OF_THIS_MACHINE]
 
 
 def test_a_good_machine_is_fine_and_quickly_so(inside: Inside, devices: Path) -> None:
+    assert inside.python.is_file()  # installed, if it was not, before time counts
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert found(inside, devices, gpus=8) == []
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -123,7 +126,7 @@ def each_case(inside: Inside, tmp_path_factory: pytest.TempPathFactory) -> dict[
 @pytest.mark.parametrize("case", CASES)
 def test_each_case_is_found_and_nothing_else(each_case: dict[str, list[dict[str, Any]]], case: str) -> None:
     _, level, where, what, fix = CASES[case]
-    listed = [one for one in each_case[case] if one["level"] != "ok" and one["where"] != "limit of memlock"]
+    listed = [one for one in each_case[case] if one["level"] != "ok" and one["where"] not in OF_THIS_MACHINE]
     if case == "all is well":
         assert listed == []
         return
@@ -198,6 +201,36 @@ print(*software.c_compiler(software.installed(), gpu=True, container=False))
     assert one["level"] == "fail"
     assert "cannot find -lcuda" in one["what"]
     assert "libcuda.so" in one["fix"]
+
+
+def test_fewer_gpus_than_promised_and_one_that_needs_a_reset(inside: Inside, devices: Path) -> None:
+    missing, reset = found(inside, devices, "--gpus", "8", gpus=7, recovery=1)[:2]
+    assert (missing["level"], missing["what"]) == ("fail", "8 were promised (--gpus), 7 are visible")
+    assert (reset["where"], reset["what"].partition(",")[0]) == ("GPU 0 (Stub GPU)", "the driver requires a reset of the GPU")
+
+
+def test_device_code_is_read_as_torch_says_it(inside: Inside) -> None:
+    """Of torch's own library, whose architectures torch has as text."""
+    code = """
+import sys
+from pathlib import Path
+import torch
+from smoke_tests.machine import fatbin, software
+kernels = {name for name in software.compiled_kernels() if name.startswith("sm_")}
+print(kernels - {*fatbin.architectures(Path(torch.__file__).with_name("lib") / "libtorch_cuda.so")})
+"""
+    assert inside.run("-c", code).stdout == "set()\n"
+
+
+def test_products_and_their_rate(inside: Inside) -> None:
+    """On a CPU: 2 * 256**3 operations a product."""
+    code = """
+import torch
+from smoke_tests.machine import measure
+rate = measure.tflops(torch.device("cpu"), 256)
+print(0 < rate < 100, callable(torch.cuda.nccl.all_reduce))
+"""
+    assert inside.run("-c", code).stdout == "True True\n"
 
 
 def test_mig_runs_one_rank(inside: Inside, devices: Path) -> None:

@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 
 import hypothesis
 import pytest
+from packaging.version import Version
 
-from smoke_tests import families
-from smokehouse import environments
+from smoke_tests import families, measured
 from smokehouse.checkout import Checkout
 from smokehouse.installs import virtualenv
 from smokehouse.locks import Lock, check
@@ -29,7 +29,7 @@ from smokehouse.locks import Lock, check
 hypothesis.settings.register_profile("busy", deadline=None)
 hypothesis.settings.load_profile("busy")
 
-NAME = "qwen2.5-vl"
+NAME, LATEST = "qwen2.5-vl", "qwen2.5-vl-latest"
 ROOT = Path(__file__).parents[2]
 NAMES = Checkout(ROOT).environments()
 # Seconds; a run takes 25, and a test must end on a busy machine too.
@@ -42,7 +42,7 @@ INSPECTION = """
 import json, sys
 from pathlib import Path
 from safetensors import safe_open
-from transformers import AutoProcessor
+import transformers
 from smoke_tests import families
 from smoke_tests.fixtures import samples
 
@@ -54,12 +54,15 @@ def inspect(folder):
                 tensor = shard.get_tensor(name)
                 found[name] = {"shape": list(tensor.shape), "shard": file.name, "zeros": int((tensor == 0).sum()),
                                "ones": int((tensor == 1).sum()), "different": tensor.unique().numel()}
-    processor = AutoProcessor.from_pretrained(folder)
+    family = families.get(folder.name)
+    processor = getattr(transformers, family.processor_class).from_pretrained(folder)
+    tokenizer = getattr(processor, "tokenizer", processor)
     captions = [scene.caption for scene in samples.scenes(48)]
-    texts = [processor.tokenizer.decode(processor.tokenizer(caption)["input_ids"]) for caption in captions]
-    inputs = samples.sample(families.get(folder.name), processor, samples.scenes(1)[0])
-    return {"tensors": found, "captions": captions, "texts": texts, "patches": list(inputs["pixel_values"].shape),
-            "spread": inputs["pixel_values"].unique().numel(), "labels": inputs["labels"].tolist()[0]}
+    texts = [tokenizer.decode(tokenizer(caption)["input_ids"]) for caption in captions]
+    inputs = samples.sample(family, processor, samples.scenes(1)[0])
+    pixels = inputs.get("pixel_values")
+    return {"tensors": found, "captions": captions, "texts": texts, "values": 0 if pixels is None else pixels.numel(),
+            "spread": 0 if pixels is None else pixels.unique().numel(), "labels": inputs["labels"].tolist()[0]}
 
 print(json.dumps({folder.name: inspect(folder) for folder in map(Path, sys.argv[1:])}))
 """
@@ -88,6 +91,17 @@ class Ended:
     def stack(self) -> dict[str, Any]:
         """The environment's stack.toml, parsed."""
         return tomllib.loads((ROOT / "environments" / self.name / "stack.toml").read_text())
+
+    @property
+    def family(self) -> families.Family:
+        """The family of the environment's model."""
+        return families.get(self.stack["model"]["family"])
+
+    @property
+    def expectations(self) -> dict[str, Any]:
+        """What is expected of the locked versions, and what stack.toml has in its place."""
+        pins = measured.pinned((ROOT / "lockfiles" / self.name / "requirements.txt").read_text())
+        return measured.overridden(self.family, pins, self.stack.get("expectations", {}))
 
     @property
     def report(self) -> dict[str, Any]:
@@ -294,32 +308,37 @@ def lasting(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
 @pytest.fixture(scope="session")
 def latest(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Starter]:
     """Yield the same for the environment whose stack has what upstream fixed."""
-    starter = Starter(root, tmp_path_factory.mktemp("smoke"), "qwen2.5-vl-latest")
+    starter = Starter(root, tmp_path_factory.mktemp("smoke"), LATEST)
     yield starter
     starter.close()
 
 
-@pytest.fixture(scope="session", params=NAMES)
+@pytest.fixture(scope="session", params=[NAME, LATEST])
 def proven(root: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ended]:
-    """Yield a whole good run of each environment: both stages, two ranks, the synthetic checkpoint."""
+    """Yield a whole good run of an old and a new stack: both stages, two ranks, the synthetic checkpoint.
+
+    Those of all other environments are the committed reports.
+    """
     starter = Starter(root, tmp_path_factory.mktemp("smoke"), request.param)
     yield starter.run()
     starter.close()
 
 
-def environment_of(root: Path, family: str) -> str:
-    """Return the environment of the checkout `root` that tests of a model family run in.
+def environment_of(root: Path, family: families.Family) -> str:
+    """Return the environment of the checkout `root` that tests of a model family run in: one whose transformers has it.
 
-    It is one that is for the family, or has the same packages as one that is: the first of those, beginning with that of all
-    other tests, so that the fewest are installed.
+    Those of the other tests come first, so that the fewest are installed.
     """
-    checkout = Checkout(root)
-    files = {name: root / "lockfiles" / name / "lock.json" for name in checkout.environments()}
-    pins = {name: Lock.model_validate_json(file.read_bytes()).pip for name, file in files.items()}
-    for_it = [name for name in pins if environments.read(checkout, name).stack.model.family == family]
-    suitable = [name for name, packages in pins.items() if packages in [pins[other] for other in for_it]]
-    assert suitable, f"smoke_tests/families/{family}.py: no environment is for this family; add one"
-    return NAME if NAME in suitable else suitable[0]
+    suitable = [name for name in Checkout(root).environments() if locked(root, name) >= Version(family.since)]
+    assert suitable, f"{family.file}: no environment has transformers {family.since}; add one"
+    return min(suitable, key=[NAME, LATEST, *suitable].index)
+
+
+@functools.cache
+def locked(root: Path, name: str) -> Version:
+    """Return the version of transformers in the lock of an environment; 0 where it has none."""
+    lock = Lock.model_validate_json((root / "lockfiles" / name / "lock.json").read_bytes())
+    return Version(next((file.version for file in lock.pip if file.name == "transformers"), "0"))
 
 
 class ByFamily(dict[str, T]):
@@ -337,9 +356,9 @@ class ByFamily(dict[str, T]):
 @pytest.fixture(scope="session")
 def at_home(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ByFamily[Starter]]:
     """Yield family -> a starter of smoke runs in the environment that can hold it."""
-    starters = ByFamily(lambda family: Starter(root, tmp_path_factory.mktemp("family"), environment_of(root, family)))
-    yield starters
-    for starter in starters.values():
+    of: dict[str, Starter] = ByFamily(lambda name: Starter(root, tmp_path_factory.mktemp("family"), name))
+    yield ByFamily(lambda family: of[environment_of(root, families.get(family))])
+    for starter in of.values():
         starter.close()
 
 

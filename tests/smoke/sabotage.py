@@ -319,7 +319,8 @@ def stuttering() -> None:
 @sabotage
 def unclear_choice() -> None:
     """Use the prompt whose two best first tokens are as good as equal."""
-    generation.PROMPT = 0
+    right = families.get
+    families.get = lambda name: dataclasses.replace(right(name), clear_scene=0)
 
 
 def _as_stage(stage: int) -> None:
@@ -606,7 +607,8 @@ def wrong_tower() -> None:
     right = families.get
 
     def wrong(name: str) -> families.Family:
-        return dataclasses.replace(right(name), vision_tower="vision.")
+        family = right(name)
+        return dataclasses.replace(family, vision=family.vision and dataclasses.replace(family.vision, tower="vision."))
 
     families.get = wrong
 

@@ -1,9 +1,13 @@
 """The protocol between ranks and supervisor: what is sent is received, over any transport, and nothing else is taken."""
 
+import concurrent.futures
+import contextlib
 import json
 import os
+import select
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,8 +15,25 @@ from hypothesis import strategies as st
 
 from smoke_tests.outcome import Outcome
 from smoke_tests.ranks import channel, transport
-from smoke_tests.ranks.channel import Begin, Bye, Channel, End, Exit, Fatal, Hello, ProtocolError, Receiver, StackLine
-from smoke_tests.ranks.transport import Listener, UnixListener
+from smoke_tests.ranks.channel import (
+    Begin,
+    Bye,
+    Channel,
+    End,
+    Ended,
+    Exit,
+    Facts,
+    Fatal,
+    Hello,
+    Left,
+    Looked,
+    Order,
+    ProtocolError,
+    Reach,
+    Receiver,
+    StackLine,
+)
+from smoke_tests.ranks.transport import Listener, TcpListener, UnixListener
 
 NUMBERS = st.integers(0, 2**31)
 SECONDS = st.floats(0, 1e6)
@@ -27,6 +48,11 @@ MESSAGES = st.one_of(
     st.builds(Fatal, st.text(), st.text()),
     st.just(Bye()),
     st.builds(Exit, NUMBERS, st.integers(-64, 255)),
+    st.builds(Facts, DATA),
+    st.builds(Reach, st.dictionaries(st.text(), st.text(), max_size=3)),
+    st.builds(Left, st.text(), st.integers(-64, 255)),
+    st.builds(Ended, st.text(), st.booleans()),
+    st.builds(Looked, st.dictionaries(st.text(), st.text(), max_size=3)),
 )
 
 
@@ -105,53 +131,150 @@ def test_message_that_is_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 # transports
 
 
-class TcpListener:
-    """A second transport, as ranks on other nodes will need."""
-
-    def __init__(self) -> None:
-        self._server = socket.create_server(("127.0.0.1", 0))
-
-    @property
-    def address(self) -> str:
-        host, port = self._server.getsockname()
-        return f"tcp:{host}:{port}"
-
-    def fileno(self) -> int:
-        return self._server.fileno()
-
-    def accept(self) -> socket.socket:
-        return self._server.accept()[0]
-
-    def close(self) -> None:
-        self._server.close()
+TOKEN = "0123456789abcdef" * 4
 
 
-def connect_tcp(where: str) -> socket.socket:
-    """Connect to HOST:PORT."""
-    host, _, port = where.rpartition(":")
-    return socket.create_connection((host, int(port)))
+def tcp(host: str = "127.0.0.1") -> TcpListener:
+    """Listen on any port of this machine."""
+    return TcpListener(host, 0, TOKEN)
 
 
-@pytest.fixture(params=[UnixListener, TcpListener])
+@pytest.fixture(params=[UnixListener, tcp])
 def listener(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Listener]:
     """Each transport."""
-    monkeypatch.setitem(transport.SCHEMES, "tcp", connect_tcp)
+    monkeypatch.setenv(transport.TOKEN, TOKEN)
     listener = request.param()
     yield listener
     listener.close()
 
 
-def test_channel_runs_over_any_transport(listener: Listener) -> None:
-    sender = Channel(listener.address, "zero3", 1, steps=("load", "train"))
-    connection = listener.accept()
-    sender.send(Begin(0))
-    os.close(os.dup(sender.fileno()))  # a real descriptor, as faulthandler needs
-    sender._socket.close()  # the rank dies
-    receiver = Receiver()
-    stream = iter(lambda: connection.recv(1 << 16), b"")
-    found = [received.message for chunk in stream for received in receiver.feed(chunk)]
-    assert found == [Hello("zero3", 1, os.getpid(), ("load", "train")), Begin(0)]
+@contextlib.contextmanager
+def connected(listener: Listener, *, node: int = 0) -> Iterator[tuple[Channel, socket.socket, Receiver]]:
+    """Connect a rank, which blocks until the other end has taken its proof, and yield both ends after the hello."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        sender = pool.submit(Channel, listener.address, "zero3", 1, steps=("load", "train"), node=node)
+        while not select.select([listener], [], [], 10)[0]:
+            pytest.fail("nobody connects")
+        connection, gate = listener.accept()
+        receiver = Receiver(transport.peer(connection), gate)
+        while receiver.hello is None:
+            chunk = connection.recv(1 << 16)
+            assert chunk
+            list(receiver.feed(chunk))
+        channel = sender.result(10)
+    yield channel, connection, receiver
+    channel.socket.close()
     connection.close()
+
+
+def test_channel_runs_over_any_transport(listener: Listener) -> None:
+    with connected(listener, node=3) as (sender, connection, receiver):
+        assert receiver.hello == Hello("zero3", 1, os.getpid(), ("load", "train"), node=3)
+        sender.send(Begin(0))
+        os.close(os.dup(sender.fileno()))  # a real descriptor, as faulthandler needs
+        sender.socket.close()  # the rank dies
+        stream = iter(lambda: connection.recv(1 << 16), b"")
+        found = [received.message for chunk in stream for received in receiver.feed(chunk)]
+        assert found == [Begin(0)]
+
+
+def test_rank_with_another_token_is_refused_at_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    listener = tcp()
+    monkeypatch.setenv(transport.TOKEN, TOKEN[::-1])
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        sender = pool.submit(transport.connect, listener.address)
+        assert select.select([listener], [], [], 10)[0]
+        connection, gate = listener.accept()
+        receiver = Receiver(transport.peer(connection), gate)
+        line = connection.makefile("rb").readline()
+        with pytest.raises(
+            ProtocolError, match=r"^rank channel: expected a peer that knows the token of the run, found another$"
+        ):
+            list(receiver.feed(line))
+        connection.close()
+        with pytest.raises(OSError, match=r"expected the supervisor of this run, found|reset by peer"):
+            sender.result(10)
+    listener.close()
+
+
+def test_supervisor_that_does_not_know_the_token_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever took its port gets no message, and cannot answer with what it was sent."""
+    monkeypatch.setenv(transport.TOKEN, TOKEN)
+    with socket.create_server(("127.0.0.1", 0)) as server, concurrent.futures.ThreadPoolExecutor(1) as pool:
+        sender = pool.submit(Channel, f"tcp:127.0.0.1:{server.getsockname()[1]}", "zero3", 1)
+        connection, _ = server.accept()
+        connection.sendall(b"0" * 64 + b"\n")
+        sent = connection.recv(1 << 16)
+        connection.sendall(sent.split()[1] + b"\n")
+        with pytest.raises(transport.HandshakeError, match="found who does not know its token"):
+            sender.result(10)
+        assert connection.recv(1 << 16) == b""
+        connection.close()
+    assert TOKEN.encode() not in sent
+
+
+@pytest.mark.parametrize(
+    "said", [HELLO, b"x" * 1000, b"\n", b"0" * 64 + b" " + b"0" * 64 + b"\n", b"\xff\n", b"0" * 64 + b"\n" + HELLO]
+)
+def test_stranger_is_not_heard(said: bytes) -> None:
+    """Nothing of it is read as a message, and little of it is kept."""
+    listener = tcp()
+    host, port = listener.address.split(":")[1:]
+    with socket.create_connection((host, int(port))) as stranger:
+        assert select.select([listener], [], [], 10)[0]
+        connection, gate = listener.accept()
+        stranger.sendall(said)
+        receiver = Receiver(transport.peer(connection), gate)
+        with pytest.raises(ProtocolError, match=r"^rank channel: expected "):
+            list(receiver.feed(said))
+        assert receiver.hello is None
+        connection.close()
+    listener.close()
+
+
+def test_token_is_read_from_a_private_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text(f"{TOKEN}\n")
+    file.chmod(0o600)
+    monkeypatch.setenv(transport.TOKEN_FILE, str(file))
+    assert transport.read_token() == TOKEN
+    file.chmod(0o640)
+    with pytest.raises(ValueError, match=rf"^{file}: expected a file that only its owner can read, .*; run: chmod 600 {file}$"):
+        transport.read_token()
+    file.write_text("short")
+    file.chmod(0o600)
+    with pytest.raises(ValueError, match=rf"^{file}: expected a token of 32 characters or more, found 5; "):
+        transport.read_token()
+    monkeypatch.delenv(transport.TOKEN_FILE)
+    monkeypatch.delenv(transport.TOKEN, raising=False)
+    with pytest.raises(ValueError, match=r"^SMOKEHOUSE_TOKEN: expected a token of 32 characters or more, found 0; "):
+        transport.read_token()
+
+
+def test_endpoints() -> None:
+    assert transport.split_endpoint("node-1.cluster:29400") == ("node-1.cluster", 29400)
+    assert transport.split_endpoint("[fe80::1]:80") == ("fe80::1", 80)
+    for wrong in ("node", "node:", ":80", "node:99999", "node:-1", "a b:80", ""):
+        with pytest.raises(ValueError, match="expected HOST:PORT, found "):
+            transport.split_endpoint(wrong)
+
+
+def test_interface_of_an_address() -> None:
+    assert transport.interface_of("127.0.0.1") == "lo"
+    assert transport.interface_of("192.0.2.1") == ""
+
+
+@given(st.text(), st.text(), st.dictionaries(st.text(), st.integers() | st.text(), max_size=3))
+def test_what_is_ordered_is_received(order: str, job: str, fields: dict[str, object]) -> None:
+    line = Order(order, job, fields).encode()
+    assert line.count(b"\n") == 1
+    assert Order.decode(line) == Order(order, job, fields)
+
+
+@pytest.mark.parametrize("line", [b"", b"[]", b"{}", b"[" * 100_000, b'{"order": 1, "job": "", "fields": {}}', b"\xff"])
+def test_what_is_no_order_is_refused(line: bytes) -> None:
+    with pytest.raises(ProtocolError, match=r"^rank channel: expected an order, found "):
+        Order.decode(line)
 
 
 def test_nobody_listens_after_close() -> None:
@@ -163,5 +286,5 @@ def test_nobody_listens_after_close() -> None:
 
 
 def test_unknown_scheme_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^rank channel: expected an address of unix, found 'carrier-pigeon:roof'$"):
+    with pytest.raises(ValueError, match=r"^rank channel: expected an address of unix, tcp, found 'carrier-pigeon:roof'$"):
         transport.connect("carrier-pigeon:roof")

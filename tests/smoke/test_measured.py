@@ -1,5 +1,6 @@
 """The table of expectations by version: what stack.toml files have, and what lies beyond it."""
 
+import dataclasses
 import json
 import re
 import tomllib
@@ -14,6 +15,8 @@ from smokehouse.locks import check
 
 from .conftest import NAMES, Starter
 
+FAMILY = families.get(families.DEFAULT)
+
 
 def versions(**changed: str) -> dict[str, Version]:
     """Return versions of qwen2.5-vl, some of them changed."""
@@ -24,14 +27,29 @@ def versions(**changed: str) -> dict[str, Version]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_stack_file_says_what_the_table_says(root: Path, name: str) -> None:
+def test_no_stack_file_repeats_the_table(root: Path, name: str) -> None:
     stack = tomllib.loads((root / "environments" / name / "stack.toml").read_text())
     lock = check.load(Checkout(root), name).lock
     locked = {file.name: Version(file.version) for file in lock.pip}
     family = families.get(stack["model"]["family"])
-    made = measured.stack(family, {package: locked[package] for package in measured.RANGES})
-    assert made == {"model": stack["model"], "expectations": stack["expectations"]}
+    versions = {package: locked[package] for package in measured.RANGES}
+    usual = measured.stack(family, versions)
+    assert usual["model"] == stack["model"]
+    assert measured.pinned((root / "lockfiles" / name / "requirements.txt").read_text()) == versions
+    # What it says in place of the table is something else.
+    overrides = stack.get("expectations", {})
+    for key, value in (overrides | overrides.get("auto_classes", {})).items():
+        assert key == "auto_classes" or value != (usual["expectations"] | usual["expectations"]["auto_classes"])[key]
     assert measured.beyond(locked) == []
+
+
+def test_an_override_takes_the_place_of_one_expectation() -> None:
+    usual = measured.expectations(FAMILY, versions())
+    overrides = {"gloo_race": "fixed", "auto_classes": {"AutoModelForCausalLM": "whole"}}
+    found = measured.overridden(FAMILY, versions(), overrides)
+    assert found == usual | {"gloo_race": "fixed", "auto_classes": usual["auto_classes"] | overrides["auto_classes"]}
+    with pytest.raises(KeyError, match="transformers"):
+        measured.overridden(FAMILY, {"deepspeed": Version("0.15.4")}, overrides)
 
 
 @pytest.mark.parametrize(
@@ -47,13 +65,28 @@ def test_every_stack_file_says_what_the_table_says(root: Path, name: str) -> Non
 def test_an_expectation_changes_with_the_version_that_fixed_it(
     package: str, version: str, expectation: str, value: str
 ) -> None:
-    assert measured.expectations(versions(**{package: version}))[expectation] == value
+    assert measured.expectations(FAMILY, versions(**{package: version}))[expectation] == value
 
 
 @pytest.mark.parametrize(("version", "value"), [("4.57.6", "whole"), ("5.0.0", "absent")])
 def test_auto_classes_follow_transformers(version: str, value: str) -> None:
-    found = measured.expectations(versions(transformers=version))["auto_classes"]
+    found = measured.expectations(FAMILY, versions(transformers=version))["auto_classes"]
     assert found["AutoModelForVision2Seq"] == value
+
+
+def test_auto_classes_follow_the_family() -> None:
+    """Each family has one that loads its checkpoints whole; what differs from most of them is the family's own."""
+    seeing = dataclasses.replace(FAMILY, auto_classes=(("AutoModelForCausalLM", "part"),))
+    text = dataclasses.replace(FAMILY, vision=None, auto_class="AutoModelForCausalLM")
+    names = ("AutoModelForImageTextToText", "AutoModelForVision2Seq", "AutoModelForCausalLM", "AutoModel")
+    expected = {
+        ("4.49.0", seeing): ("whole", "whole", "part", "part"),
+        ("4.49.0", text): ("refused", "refused", "whole", "part"),
+        ("5.0.0", text): ("refused", "absent", "whole", "part"),
+    }
+    for (version, family), how in expected.items():
+        found = measured.expectations(family, versions(transformers=version))["auto_classes"]
+        assert found == dict(zip(names, how, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from pathlib import Path
 from smoke_tests import families
 from smoke_tests.fixtures import samples, tiny_checkpoint
 folder, scene = Path(sys.argv[1]), samples.scenes(4)
-tiny_checkpoint.write(folder / "checkpoint", families.get("qwen2_5_vl"), samples.corpus(), vision_width=256)
+tiny_checkpoint.write(folder / "checkpoint", families.get("qwen2_5_vl"), samples.corpus(), width=256)
 scene[1].draw().save(folder / "picture.png")
 picture = str(folder / "picture.png")
 rows = [{"image": None, "question": samples.QUESTION, "answer": one.caption} for one in scene]

@@ -38,7 +38,8 @@ def environ(
     `cuda` is the CUDA release of the driver, 1000 * major + 10 * minor. Without `nvml` or `libcuda` that library is not
     found. In a container, `libraries` is the path there, and `made` that here. `more` are other variables of the stubs, in
     lower case without STUB_: nvml_error, name, memory_mib, used_mib, mig (0 or 1), compute_mode, processes, topology (level),
-    p2p (status), nvlinks, nvlink_version, pcie_generation, pcie_lanes, full (1: memory cannot be allocated), starts (the file
+    p2p (status), nvlinks, nvlinks_of_card, nvlink_version, pcie_generation, pcie_lanes, pcie_most_lanes, ecc (errors),
+    remap_pending, remap_failed, recovery (action), throttled (reasons), full (1: memory cannot be allocated), starts (the file
     that lists processes that start CUDA).
     """
     given = {"gpus": gpus, "capability": capability, "driver": driver, "cuda": cuda, **more}

@@ -69,7 +69,7 @@ int nvmlDeviceGetP2PStatus(void *first, void *second, int index, int *status) {
 int nvmlDeviceGetNvLinkState(void *device, unsigned link, unsigned *active) {
     (void)device;
     long links = number("STUB_NVLINKS", -1); /* -1: a card without NVLink */
-    if (links < 0) return NOT_SUPPORTED;
+    if (links < 0 || link >= (unsigned)number("STUB_NVLINKS_OF_CARD", 18)) return NOT_SUPPORTED;
     *active = link < (unsigned)links;
     return SUCCESS;
 }
@@ -91,6 +91,42 @@ static int pcie(const char *name, unsigned *value) {
 
 int nvmlDeviceGetCurrPcieLinkGeneration(void *device, unsigned *value) { (void)device; return pcie("STUB_PCIE_GENERATION", value); }
 int nvmlDeviceGetCurrPcieLinkWidth(void *device, unsigned *value) { (void)device; return pcie("STUB_PCIE_LANES", value); }
+
+int nvmlDeviceGetMaxPcieLinkWidth(void *device, unsigned *value) { (void)device; return pcie("STUB_PCIE_MOST_LANES", value); }
+
+/* Faults. Type 1 of errors are those that ECC could not correct, counter 0 those since the card was reset. */
+int nvmlDeviceGetTotalEccErrors(void *device, int type, int counter, unsigned long long *errors) {
+    (void)device;
+    if (number("STUB_ECC", 0) < 0) return NOT_SUPPORTED; /* -1: a card without ECC */
+    *errors = type == 1 && counter == 0 ? (unsigned long long)number("STUB_ECC", 0) : 0;
+    return SUCCESS;
+}
+
+int nvmlDeviceGetRemappedRows(void *device, unsigned *corrected, unsigned *uncorrected, unsigned *pending, unsigned *failed) {
+    (void)device;
+    *corrected = *uncorrected = 0;
+    *pending = (unsigned)number("STUB_REMAP_PENDING", 0);
+    *failed = (unsigned)number("STUB_REMAP_FAILED", 0);
+    return SUCCESS;
+}
+
+int nvmlDeviceGetCurrentClocksThrottleReasons(void *device, unsigned long long *reasons) {
+    (void)device;
+    *reasons = (unsigned long long)number("STUB_THROTTLED", 0);
+    return SUCCESS;
+}
+
+typedef struct { unsigned field, scope; long long timestamp, latency; int type, code; unsigned value, rest; } field_t;
+
+int nvmlDeviceGetFieldValues(void *device, int count, field_t *values) {
+    (void)device;
+    for (int each = 0; each < count; each++) {
+        long action = number("STUB_RECOVERY", -1); /* -1: a driver that does not say */
+        values[each].code = values[each].field == 230 && action >= 0 ? SUCCESS : NOT_SUPPORTED;
+        values[each].value = (unsigned)action;
+    }
+    return SUCCESS;
+}
 
 static unsigned index_of(void *device) { return (unsigned)(size_t)device - 1; }
 

@@ -10,7 +10,7 @@ import pytest
 FLOORS = (
     {"cli"},
     {"proofs", "pages"},
-    {"audits"},
+    {"audits", "matrix"},
     {"images", "runs"},
     {"installs"},
     {"locks"},

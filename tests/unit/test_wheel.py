@@ -20,8 +20,8 @@ from smokehouse.installs import loader
 
 from .conftest import TestCheckout
 
-NAMES = sorted(path.name for path in (Path(__file__).parents[2] / "environments").iterdir())
-DATA = ("docker", "docs", "environments", "lockfiles", "packages", "smoke_tests")
+NAMES = Checkout(Path(__file__).parents[2]).environments()
+DATA = ("cluster", "docker", "docs", "environments", "lockfiles", "matrix", "packages", "smoke_tests")
 LINKED = "packages/smokehouse-loader/smokehouse_loader"  # a link to src/smokehouse_loader
 
 
@@ -161,9 +161,8 @@ def test_environments_of_the_user_come_first(installed: Installed, root: Path) -
     own, below = installed.cwd / "environments" / "qwen2-vl", installed.cwd / "below"
     own.mkdir(parents=True)
     below.mkdir()
-    for name in ("environment.yml", "stack.toml"):
-        text = (root / "environments" / "qwen2-vl" / name).read_text()
-        (own / name).write_text(text.replace("2025-03-15", "2025-03-14"))
+    shutil.copytree(root / "environments" / "qwen2-vl", own, dirs_exist_ok=True)
+    shutil.copytree(root / "environments" / "stacks", own.with_name("stacks"))
     (installed.cwd / "docker").mkdir()  # a folder that has nothing to do with Smokehouse
     rows = {row["name"]: row for row in json.loads(installed.run("list", "--json", cwd=below).stdout)}
     assert [*rows] == NAMES

@@ -58,6 +58,7 @@ def show(name: NameArgument, as_json: JsonOption = False) -> int:
         "model": f"{found['model']['class']} (family {found['model']['family']})",
         "stack": stack,
         "Python": f"{found['python']}, {found['platform']}",
+        "also locked": ", ".join(f"{platform} (never installed or run)" for platform in found["also_locked_for"]),
         "CUDA": found["cuda"],
         "cut-off": found["cutoff"],
         "packages": f"{counts}; download {console.size(found['download_bytes'])}",
@@ -128,7 +129,14 @@ def _licences(checkout: Checkout, locked: "LockedEnvironment", folder: Path | No
 
 
 _KINDS = (("pypi", "PyPI packages"), ("conda", "conda packages"), ("devel", "conda packages with --devel"))
-_FILES = (("definition", "definition"), ("lock", "lock"), ("page", "page"), ("evidence", "evidence"), ("report", "last report"))
+_FILES = (
+    ("definition", "definition"),
+    ("inherited", "inherited"),
+    ("lock", "lock"),
+    ("page", "page"),
+    ("evidence", "evidence"),
+    ("report", "last report"),
+)
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, str, str, str, str]:

@@ -17,7 +17,7 @@ def docs(
         Path | None, typer.Option("--report", help="Adopt this report.json as the evidence of NAME.", metavar="FILE")
     ] = None,
 ) -> int:
-    """Write the page of each environment from its files."""
+    """Write the page of each environment from its files, and those of compatibility matrices."""
     from smokehouse.pages import update as docs
 
     if check and report:

@@ -10,6 +10,7 @@ import typer
 
 from smokehouse.checkout import Checkout
 from smokehouse.cli.options import (
+    BaseOption,
     BundleOption,
     ChannelOption,
     FlavourOption,
@@ -34,11 +35,11 @@ def build(
     name: NameArgument,
     *,
     flavour: FlavourOption = "runtime",
-    base: Annotated[
+    base: BaseOption = None,
+    output: Annotated[
         str | None,
-        typer.Option(metavar="REF@sha256:…", help="Base image, with a shell, tar and glibc.  [default: Debian]"),
+        typer.Option(metavar="oci:DIR|docker|push:REF", help="Destination of the image.  [default: docker]"),
     ] = None,
-    output: Annotated[str, typer.Option(metavar="oci:DIR|docker|push:REF", help="Destination of the image.")] = "docker",
     compression: Annotated[
         Literal["zstd", "gzip"], typer.Option(help="Compression of layers; gzip for Docker Engine older than 23.")
     ] = "zstd",
@@ -54,6 +55,9 @@ def build(
     ops: OpsOption = None,
     added: WithOption = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Make every layer again.")] = False,
+    record: Annotated[
+        bool, typer.Option("--record", help="Write the image ID and layers to lockfiles/NAME/image.json; no other output.")
+    ] = False,
     only_prepare: Annotated[
         bool, typer.Option("--prepare", help="Prepare the inputs of docker buildx bake; print its command.")
     ] = False,
@@ -65,15 +69,24 @@ def build(
     from smokehouse.installs import extra_wheels
 
     checkout = Checkout.find(Path.cwd())
+    others = {"--output": output, "--base": base, "--builder": builder, "--with": added, "--prepare": only_prepare}
+    if record and (found := [option for option, value in others.items() if value]):
+        raise UserError(f"--record: expected an image of the lock alone and no output, found {', '.join(found)}; drop one")
     wheels = tuple(extra_wheels.parse(text) for text in added or ())
     request = building.ImageRequest(flavour, ops, base, wheels, bundle, channel, source)
     prepared = building.prepare_image(checkout, locks.load(checkout, name), request)
+    if record:
+        recorded = building.record_image(checkout, prepared, no_cache=no_cache)
+        print(json.dumps(asdict(recorded)) if as_json else f"{recorded.place} {recorded.id}")
+        return 0
     if only_prepare:
         elsewhere = "" if prepared.folder == Path.cwd() else f"cd {shlex.quote(str(prepared.folder))} && "
         bake = shlex.quote(str(prepared.bake.relative_to(prepared.folder)))
         print(f"{elsewhere}docker buildx bake -f docker/docker-bake.hcl -f {bake} {name}")
         return 0
-    built = building.build_image(checkout, prepared, output, compression=compression, builder=builder, no_cache=no_cache)
+    built = building.build_image(
+        checkout, prepared, output or "docker", compression=compression, builder=builder, no_cache=no_cache
+    )
     print(json.dumps(asdict(built)) if as_json else f"{built.place} {built.digest}")
     return 0
 
@@ -92,14 +105,31 @@ def verify(
         Path | None,
         typer.Option(metavar="FILE", help="Policy: who has to have signed, whether on GPUs, and how long ago at most."),
     ] = None,
-    trust_base: Annotated[bool, typer.Option("--trust-base", help="Take the Debian base from the image, unverified.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Compare with lockfiles/NAME/image.json; fetch and make nothing else.")
+    ] = False,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REF@sha256:…",
+            help="Base image to allow; of a Debian base, so named, the image's layer is used.  [default: Debian, built again]",
+        ),
+    ] = None,
     source: Annotated[str | None, typer.Option(metavar="URL", help="URL of the checkout that the labels must have.")] = None,
-    added: WithOption = None,
+    added: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--with",
+            metavar="WHEEL#sha256=HEX",
+            help="Allow and require a wheel that is not in the lock, by https URL or file; repeatable.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> int:
     """Make an image again from this checkout's lock, compare the two by hash, and show what was proven of it.
 
-    With --key, --identity or --policy, an image without a valid statement by that signer does not pass.
+    Nothing but the lock and what --with and --base name is allowed, whatever the image says. With --key, --identity or
+    --policy, an image without a valid statement by that signer does not pass.
     """
     from smokehouse.installs import extra_wheels
     from smokehouse.proofs import Signer, VerifyOptions, verify_reference
@@ -109,12 +139,14 @@ def verify(
         raise UserError("verify: expected --key or --identity, found both; specify who has to have signed")
     if policy is not None and (key is not None or identity is not None):
         raise UserError("--policy: expected no --key and no --identity, as it says who has to have signed; drop them")
+    others = {"--bundle": bundle, "--channel": channel, "--base": base, "--with": added}
+    if quick and (found := [option for option, value in others.items() if value]):
+        raise UserError(f"--quick: expected no {found[0]}, which is for an image that is made again; drop one of them")
     signer = Signer(key, identity or "", issuer) if key is not None or identity is not None else None
     if policy is not None:
         signer = policies.read(policy)
-    options = VerifyOptions(
-        bundle, channel, signer, trust_base, tuple(extra_wheels.parse(text) for text in added or ()), source
-    )
+    wheels = tuple(extra_wheels.parse(text) for text in added or ())
+    options = VerifyOptions(bundle, channel, signer, wheels, base, source, quick)
     verification = verify_reference(Checkout.find(Path.cwd()), reference, options)
     if as_json:
         print(json.dumps(verification.as_json(), indent=1))
@@ -136,12 +168,15 @@ def _print_verification(verification: "Verification") -> None:
     for text in verification.added:
         print(f"with     {text}, which is not in the lock")
     print(f"base     {verification.base}")
+    again = verification.method == "made again"
     if verification.layers:
-        print(f"layers   {len(verification.layers)}, made again here from the lock and compared by hash")
+        how = "made again here from the lock" if again else "taken from image.json, not made again,"
+        print(f"layers   {len(verification.layers)}, {how} and compared by hash")
     for text in verification.claims:
         print(f"claim    {text}")
     print(f"proven   {verification.proof}")
     builds = f"what the lock builds{' with the wheels above' if verification.added else ''}"
+    builds = builds if again else "what image.json records for the lock"
     if verification.differences:
         print(f"DIFFERENT  this is not {builds}")
     elif verification.proven is False:
@@ -156,6 +191,7 @@ def publish(
     *,
     flavour: FlavourOption = "runtime",
     ops: OpsOption = None,
+    base: BaseOption = None,
     key: Annotated[Path | None, typer.Option(metavar="FILE", help="Private key to sign with.  [default: keyless]")] = None,
     built: Annotated[
         Path | None, typer.Option("--image", metavar="DIR", help="OCI layout to publish.  [default: build one]")
@@ -176,7 +212,7 @@ def publish(
     from smokehouse.proofs import PublishOptions, publish_image
 
     wheels = tuple(extra_wheels.parse(text) for text in added or ())
-    request = ImageRequest(flavour, ops, None, wheels, bundle, channel, source)
+    request = ImageRequest(flavour, ops, base, wheels, bundle, channel, source)
     options = PublishOptions(request, key, built, report, move)
     publication = publish_image(Checkout.find(Path.cwd()), name, repository, options)
     if not publication.verification.passed:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from smokehouse.cli import audit, catalog, docs, doctor, image, install, lock, smoke
+from smokehouse.cli import audit, catalog, docs, doctor, image, install, lock, matrix, new, smoke, suggest
 from smokehouse.console import STARTED_BY, as_typed, status
 from smokehouse.errors import UserError
 
@@ -30,6 +30,9 @@ VERBS: tuple[tuple[str, Callable[..., Any], tuple[str, ...]], ...] = (
     ("sbom", catalog.sbom, ("qwen2.5-vl", "--format", "cyclonedx", "--output", "sbom.cdx.json")),
     ("audit", audit.audit, ("qwen2.5-vl", "--database", "~/vulnerabilities")),
     ("lock", lock.lock, ("qwen2.5-vl", "--upgrade", "transformers", "--diff")),
+    ("new", new.new, ("qwen3-vl", "--like", "qwen2.5-vl-latest")),
+    ("matrix", matrix.matrix, ("--model", "qwen2.5-vl", "--transformers", "4.51.3,4.57.6")),
+    ("suggest", suggest.suggest, ("--model", "Qwen2.5-VL", "--transformers", "4.51")),
     ("build", image.build, ("qwen2.5-vl", "--flavour", "devel", "--output", "oci:build/image")),
     ("verify", image.verify, ("ghcr.io/OWNER/qwen2.5-vl@sha256:…", "--key", "cosign.pub")),
     ("publish", image.publish, ("qwen2.5-vl", "ghcr.io/OWNER/qwen2.5-vl", "--key", "cosign.key")),

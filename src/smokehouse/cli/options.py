@@ -21,6 +21,10 @@ ChannelOption = Annotated[
     str | None,
     typer.Option(metavar="DIR_OR_URL", envvar="SMOKEHOUSE_CHANNEL", help="Copy or mirror of conda-forge to use."),
 ]
+BaseOption = Annotated[
+    str | None,
+    typer.Option(metavar="REF@sha256:…", help="Base image, with a shell, tar and glibc.  [default: Debian]"),
+]
 WithOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -43,6 +47,7 @@ PrefixOption = Annotated[
 ]
 SourceOption = Annotated[str | None, typer.Option(metavar="URL", help="URL of the checkout, for the labels.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+MarkdownOption = Annotated[bool, typer.Option("--markdown", help="Print Markdown, to paste into an issue.")]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Environment.", autocompletion=complete_environment)]
 NamesArgument = Annotated[
     list[str] | None,

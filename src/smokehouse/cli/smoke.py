@@ -18,28 +18,32 @@ def smoke(
     arguments: Annotated[
         list[str] | None, typer.Argument(metavar="[NAME] [OPTIONS]...", autocompletion=complete_environment)
     ] = None,
-) -> None:
-    """Install an environment and prove it on this machine; --help lists the options."""
+) -> int:
+    """Install an environment and prove it on this machine, or --on a cluster; --help lists the options."""
     from smokehouse import runs
 
     name, options = runs.split_name(arguments or [])
     checkout = Checkout.find(Path.cwd())
     if {"-h", "--help"} & {*options}:
         print(runs.help_text(checkout))
-        return
+        return 0
+    options, engine = runs.pop_option(options, "--on", "an engine")
+    if engine:
+        return runs.smoke_on(checkout, engine, DEFAULT_ENVIRONMENT if name is None else name, options)
     options, image = runs.pop_option(options, "--image", "an image that the engine has")
     here = next((option for option in options if option.split("=")[0] == "--here"), None)
     if here:
         family = here.partition("=")[2] or name
         options = [option for option in options if option != here]
         if image:
-            runs.smoke_image_here(checkout, image, family, options)
+            return runs.smoke_image_here(checkout, image, family, options)
         runs.smoke_here(checkout, family, options)
     if any(option.split("=")[0] == "--python" for option in options):
         raise UserError("--python: expected --here with it, which proves what is installed without a lock; add --here")
     if image:
-        runs.smoke_image(checkout, image, options)
+        return runs.smoke_image(checkout, image, options)
     runs.smoke(checkout, DEFAULT_ENVIRONMENT if name is None else name, options)
+    return 0  # not reached: the smoke test replaces this process
 
 
 def report(

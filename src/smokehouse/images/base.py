@@ -1,7 +1,6 @@
 """The base image: Debian, built from a list of packages with their hashes, as an image of one layer."""
 
 import io
-import json
 import os
 import re
 import shutil
@@ -69,7 +68,7 @@ def make(checkout: Checkout) -> Base:
     layout = folder / "layout"
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder / ".lock", "building the base image"):
-        if not (layout / "index.json").is_file():
+        if not _is_whole(layout):
             _require_mmdebstrap(folder)
             status(f"building the base image ({len(packages)} packages of Debian {definition.suite})")
             fetch_packages(packages, definition.suite, folder / "packages")
@@ -80,8 +79,18 @@ def make(checkout: Checkout) -> Base:
             tree.unlink()
             shutil.rmtree(layout, ignore_errors=True)
             (folder / "partial").rename(layout)
-    digest = json.loads((layout / "index.json").read_text())["manifests"][0]["digest"]
-    return Base(f"debian-{definition.suite}", digest, packages, layout, TAG)
+    return Base(f"debian-{definition.suite}", Layout(layout).image().digest, packages, layout, TAG)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Return whether a base is in `folder`, and each blob of it what its digest says."""
+    try:
+        found = Layout(folder).image()
+        for blob in found.blobs:
+            found.layout.verify_blob(blob)
+    except UserError:
+        return False
+    return True
 
 
 def write(tree: Path, folder: Path) -> None:

@@ -17,7 +17,7 @@ from smokehouse.checkout import Checkout
 from smokehouse.console import status
 from smokehouse.errors import UserError
 from smokehouse.images import base as bases
-from smokehouse.images import dockerfile
+from smokehouse.images import dockerfile, record
 from smokehouse.images.assemble import Assembled, Inputs, assemble
 from smokehouse.images.base import Base
 from smokehouse.images.contexts import make_contexts
@@ -32,6 +32,7 @@ from smokehouse.locks import Lock, LockedEnvironment
 from smokehouse.oci.layout import Layout
 from smokehouse.oci.reference import Reference
 from smokehouse.oci.registry import Registry
+from smokehouse.programs import buildx
 from smokehouse.programs import docker as engine
 from smokehouse.programs.process import run
 from smokehouse.storage import files
@@ -39,7 +40,7 @@ from smokehouse.storage.folder_lock import exclusive
 
 _TOOLKIT = {"cuda-nvcc", "cuda-cuobjdump"}  # in conda-forge, the first does not depend on the second
 
-_Bake = Callable[[str], engine.Baked]  # builds an image to an output of buildx
+_Bake = Callable[[str], buildx.Baked]  # builds an image to an output of buildx
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def prepare_image(checkout: Checkout, locked: LockedEnvironment, request: ImageR
     spec, bundle = _fetch(checkout, locked, request)
     bake_folder = dockerfile.prepare_folder(checkout)
     plan = plan_layers(locked.lock, [wheel.file for wheel in spec.extra_wheels])
-    labels = _labels(checkout, spec, request)
+    labels = spec.labels(request.source or "")
     folder = checkout.build / "images" / f"{locked.name}-{spec.flavour}"
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder / ".lock", f"preparing the image of {locked.name}"):
@@ -105,8 +106,8 @@ def prepare_image(checkout: Checkout, locked: LockedEnvironment, request: ImageR
         named = {name: str(path) for name, path in contexts.items()}
         target = _bake_target(spec, plan, {"base": base_context(spec.base)} | named, labels)
         bake = folder / "bake.json"
-        files.write(bake, json.dumps({"target": {engine.bake_target(locked.name): target}}, indent=1) + "\n")
-    return Prepared(bake, engine.bake_target(locked.name), spec, plan, contexts, labels, bake_folder)
+        files.write(bake, json.dumps({"target": {buildx.bake_target(locked.name): target}}, indent=1) + "\n")
+    return Prepared(bake, buildx.bake_target(locked.name), spec, plan, contexts, labels, bake_folder)
 
 
 def build_image(
@@ -130,7 +131,7 @@ def build_image(
     if kind == "push" and Reference.parse(place).digest:
         raise UserError(f"--output: expected push:HOST/NAME:TAG, found {place}; the digest follows from the image")
     if kind == "docker":
-        engine.require(checkout.root)  # before the work, not after it
+        engine.require()  # before the work, not after it
     if builder is not None:
         return _build_with_buildkit(checkout, prepared, (kind, place), compression, builder, no_cache=no_cache)
     with TemporaryDirectory(dir=prepared.bake.parent) as folder:
@@ -141,13 +142,30 @@ def build_image(
         if kind == "docker":
             archive = Path(folder, "image.tar")
             assembled.archive(archive, prepared.tags[0])
-            engine.load(archive, checkout.root)
-            engine.tag(prepared.tags[0], prepared.tags[1:], checkout.root)
+            engine.load(archive)
+            engine.tag(prepared.tags[0], prepared.tags[1:])
             return _built(assembled, prepared, prepared.tags[0])
         target = Path(place).absolute()
         with _replacing(target) as partial:
             assembled.write(Layout(partial), prepared.tags[0])
         return _built(assembled, prepared, str(target))
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """An image that was recorded in the file `place`: its ID, and the digest of its manifest as it is assembled."""
+
+    place: str
+    id: str
+    digest: str
+
+
+def record_image(checkout: Checkout, prepared: Prepared, *, no_cache: bool = False) -> Recorded:
+    """Assemble a prepared image, and write what it is to lockfiles/NAME/image.json; raises UserError."""
+    with TemporaryDirectory(dir=prepared.bake.parent) as folder:
+        assembled = assemble_image(checkout, prepared, "zstd", Path(folder, "layers") if no_cache else None)
+    place = record.write(checkout, prepared.spec.locked, prepared.spec.flavour, assembled.recorded)
+    return Recorded(str(place), assembled.id, assembled.digest)
 
 
 def assemble_image(checkout: Checkout, prepared: Prepared, compression: Compression, store: Path | None = None) -> Assembled:
@@ -181,10 +199,10 @@ def _build_with_buildkit(
     options += ",compression-level=3" if compression == "zstd" else ""
     bake_files = [Path("docker/docker-bake.hcl"), prepared.bake]
 
-    def bake(output: str) -> engine.Baked:
+    def bake(output: str) -> buildx.Baked:
         status(f"building {prepared.tags[0]}")
         output = f"{output},{options}"
-        return engine.bake(prepared.folder, bake_files, prepared.target, output, builder=builder, no_cache=no_cache)
+        return buildx.bake(prepared.folder, bake_files, prepared.target, output, builder=builder, no_cache=no_cache)
 
     labels = prepared.labels.as_dict()
     if kind == "push":
@@ -245,39 +263,20 @@ def _has_toolkit(lock: Lock) -> bool:
     return devel >= _TOOLKIT and any(file.name == "deepspeed" and not file.file.endswith(".whl") for file in lock.pip)
 
 
-def _labels(checkout: Checkout, spec: ImageSpec, request: ImageRequest) -> ImageLabels:
-    return spec.labels(source=request.source or "", revision=_revision(checkout, spec.locked.name))
+def revision(checkout: Checkout, name: str) -> str:
+    """Return the commit that the files of an image of the environment `name` are from; empty where one differs from it."""
+    found = _git(checkout, name, "log", "-1", "--format=%H")
+    clean = found and re.fullmatch(r"[0-9a-f]{40}", found) and _git(checkout, name, "status", "--porcelain") == ""
+    return found if found and clean else ""
 
 
-def compare_revision(checkout: Checkout, name: str, revision: str) -> str | None:
-    """Return how the commit `revision`, from which an image says to be, differs from this checkout, empty if it does not.
-
-    None where this checkout has no history to know.
-    """
-    if _git(checkout, name, "rev-parse", "--verify", "HEAD", paths=False) is None:
-        return None
-    if not re.fullmatch(r"[0-9a-f]{40}", revision):
-        return "expected a commit, found another text"
-    if _git(checkout, name, "cat-file", "-e", f"{revision}^{{commit}}", paths=False) is None:
-        return f"expected a commit of this checkout, found {revision}; fetch it, or do not trust this image"
-    differs = _git(checkout, name, "diff", "--quiet", revision) is None
-    return f"expected a commit with the files of this checkout, found {revision}" if differs else ""
-
-
-def _revision(checkout: Checkout, name: str) -> str:
-    """Return the commit that the image's files are from; empty where one of them differs from it."""
-    revision = _git(checkout, name, "log", "-1", "--format=%H")
-    clean = revision and re.fullmatch(r"[0-9a-f]{40}", revision) and _git(checkout, name, "status", "--porcelain") == ""
-    return revision if revision and clean else ""
-
-
-def _git(checkout: Checkout, name: str, *arguments: str, paths: bool = True) -> str | None:
-    """Return the output of git, with `paths` about the files of an image of the environment `name`; None where it fails."""
+def _git(checkout: Checkout, name: str, *arguments: str) -> str | None:
+    """Return the output of git about the files of an image of the environment `name`; None where it fails."""
     if checkout.packaged or not shutil.which("git"):  # the package is not in the user's repository, and has no history
         return None
     inside = ["docker", "smoke_tests", "packages", "src/smokehouse_loader", f"environments/{name}", f"lockfiles/{name}"]
-    present = ["--", *(path for path in inside if (checkout.root / path).exists())] if paths else []
-    ended = run(["git", *arguments, *present], deadline=60, environ=os.environ, cwd=checkout.root)
+    present = [path for path in inside if (checkout.root / path).exists()]
+    ended = run(["git", *arguments, "--", *present], deadline=60, environ=os.environ, cwd=checkout.root)
     return None if ended.code else ended.stdout.strip()
 
 
@@ -299,13 +298,13 @@ def _bake_target(spec: ImageSpec, plan: Plan, contexts: Mapping[str, str], label
     }
 
 
-def _bake_to_engine(checkout: Checkout, prepared: Prepared, bake: _Bake) -> engine.Baked:
+def _bake_to_engine(checkout: Checkout, prepared: Prepared, bake: _Bake) -> buildx.Baked:
     """Build the image on the builder, which is another engine than this one, and load it here under all its tags."""
     with TemporaryDirectory(dir=prepared.bake.parent) as folder:
         archive = Path(folder, "image.tar")
         baked = bake(f"type=docker,dest={archive},name={prepared.tags[0]}")
-        engine.load(archive, checkout.root)
-    engine.tag(prepared.tags[0], prepared.tags[1:], checkout.root)
+        engine.load(archive)
+    engine.tag(prepared.tags[0], prepared.tags[1:])
     return baked
 
 

@@ -44,7 +44,12 @@ def image_config(checkout: Checkout, base: Image, labels: Mapping[str, str], cre
         "history": history,
         "rootfs": {"type": "layers", "diff_ids": [*diff_ids]},
     }
-    text = json.dumps({key: config[key] for key in sorted(config)}, ensure_ascii=False, separators=(",", ":"))
+    return encode({key: config[key] for key in sorted(config)})
+
+
+def encode(config: Mapping[str, Any]) -> bytes:
+    """Return a configuration as Go writes it, with members in the order that they have."""
+    text = json.dumps(config, ensure_ascii=False, separators=(",", ":"))
     for character, escape in _ESCAPED.items():
         text = text.replace(character, escape)
     return text.encode()

@@ -18,7 +18,7 @@ from smokehouse.images.labels import Ops
 from smokehouse.images.paths import PREFIX, PROGRAMS, SITE_FILES
 from smokehouse.images.plan import Layer, Plan
 from smokehouse.images.spec import ImageSpec, oldest_driver, stack
-from smokehouse.installs import Bundle, conda_packages, loader, site_files
+from smokehouse.installs import Bundle, conda_packages, loader, owners, site_files
 from smokehouse.installs.extra_wheels import extend_lock
 from smokehouse.locks import LOCK_JSON, CondaPackage, Lock, LockedFile, constraints
 from smokehouse.storage import files
@@ -57,21 +57,21 @@ def make_contexts(checkout: Checkout, spec: ImageSpec, plan: Plan, bundle: Bundl
 def conda_context(folder: Path, packages: Sequence[CondaPackage], lock: Lock, bundle: Bundle) -> Path:
     """Make `folder` the context of a conda prefix, one tar file that depends on `packages` alone, and return it.
 
-    A folder that is complete already is kept. Raises UserError.
+    A folder that is complete already is kept, if its archive is still what was made from these packages: plan.json, by which
+    layers are kept, has the hash of it. Raises UserError.
     """
     size = sum(package.size for package in packages)
-    plan = json.dumps(
-        {
-            "python": lock.python,
-            "epoch": EPOCH,
-            "budget": size * _CONDA_GROWTH + _CONDA_REST,
-            "packages": {package.path: package.sha256 for package in packages},
-        },
-        indent=1,
-    )
-    done = folder / "plan.json"
-    if done.is_file() and done.read_text() == plan:
-        return folder
+    plan = {
+        "python": lock.python,
+        "epoch": EPOCH,
+        "budget": size * _CONDA_GROWTH + _CONDA_REST,
+        "packages": {package.path: package.sha256 for package in packages},
+    }
+    done, archive = folder / "plan.json", folder / "prefix.tar"
+    if done.is_file() and archive.is_file():
+        found = json.dumps(plan | {"prefix": files.hashed(archive)}, indent=1)
+        if done.read_text() == found:
+            return folder
     shutil.rmtree(folder, ignore_errors=True)
     work = folder / "work"
     work.mkdir(parents=True)
@@ -81,9 +81,9 @@ def conda_context(folder: Path, packages: Sequence[CondaPackage], lock: Lock, bu
     conda_packages.link(archives, work / "prefix", PREFIX, work / "cache")
     # It keeps a folder out of backups, and would keep the environment out of copies of the image's files.
     (work / "prefix" / "CACHEDIR.TAG").unlink(missing_ok=True)
-    _pack_prefix(work / "prefix", folder / "prefix.tar")
+    _pack_prefix(work / "prefix", archive)
     shutil.rmtree(work)
-    files.write(done, plan)
+    files.write(done, json.dumps(plan | {"prefix": files.hashed(archive)}, indent=1))
     return folder
 
 
@@ -103,7 +103,7 @@ def sdist_context(folder: Path, layer: Layer, lock: Lock, bundle: Bundle, ops: O
 def smokehouse_files(checkout: Checkout, spec: ImageSpec, bundle: Bundle, folder: Path) -> Path:
     """Make the context of the files of Smokehouse in `folder`, and return the folder in it of those in /opt/smokehouse.
 
-    The wheel of the loader lies beside that folder.
+    The wheel of the loader lies beside that folder, and the program that compares who owns which file.
 
     Raises:
         UserError: tini cannot be fetched, or the loader cannot be built.
@@ -119,6 +119,7 @@ def smokehouse_files(checkout: Checkout, spec: ImageSpec, bundle: Bundle, folder
     for name, text in _texts(checkout, spec, lock, wheel, licences).items():
         (inside / name).write_text(text)
     (inside / "tini").write_bytes(tini(checkout, folder.parent / "packages"))
+    shutil.copyfile(owners.__file__, context / "owners.py")
     plan = {
         "python": lock.python,
         "epoch": EPOCH,

@@ -47,7 +47,7 @@ def copy_from_engine(checkout: Checkout, reference: str, folder: Path) -> Image:
     """Copy the image that the engine has as `reference` to an OCI layout in `folder`, and return it; raises UserError."""
     archive = folder.with_name(f"{folder.name}.tar")
     try:
-        engine.save(reference, archive, checkout.root)
+        engine.save(reference, archive)
         return oci.unpack_layout(archive, folder).only_image()
     finally:
         archive.unlink(missing_ok=True)

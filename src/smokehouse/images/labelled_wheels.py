@@ -1,30 +1,34 @@
-"""The extra wheels that the labels of an image list."""
+"""The extra wheels that the labels of an image list, compared with those that whoever verifies it allows."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 
 from smokehouse.errors import UserError
-from smokehouse.images.labels import EXTRA_WHEELS, ImageLabels
+from smokehouse.images.labels import ImageLabels
 from smokehouse.installs.extra_wheels import ExtraWheel, parse
 
 
-def from_labels(labels: ImageLabels, requested: Sequence[ExtraWheel], image: str) -> tuple[ExtraWheel, ...]:
-    """Return the extra wheels of `image`, each from `requested` if it is there; raises UserError.
+def compare_wheels(labels: ImageLabels, allowed: Sequence[ExtraWheel]) -> tuple[tuple[ExtraWheel, ...], list[str]]:
+    """Return the `allowed` wheels that `labels` list, and what is wrong, each with the option that would allow it.
 
-    What the image's builder had as a file must be in `requested`; the rest can be downloaded from the URL in the label.
+    A wheel is recognised by its SHA-256 and fetched from where its option says; the URL in a label is only a text.
     """
-    unused = {wheel.sha256: wheel for wheel in requested}
-    found = []
+    missing = {wheel.sha256: wheel for wheel in allowed}
+    found, problems = [], []
     for text in labels.extra_wheels:
         try:
             wheel = parse(text)
         except UserError as error:
-            raise UserError(f"{image}: invalid label {EXTRA_WHEELS}: {error}") from None
-        if match := unused.pop(wheel.sha256, None):
-            wheel = replace(wheel, source=match.source)
-        elif not wheel.url:
-            raise UserError(f"{image}: requires {wheel.name}, which has no URL; pass --with FILE#sha256={wheel.sha256}")
-        found.append(wheel)
-    for wheel in unused.values():
-        raise UserError(f"--with {wheel.name}: SHA-256 not found in the labels of {image}; drop the option")
-    return tuple(found)
+            problems.append(f"{error}; do not trust this image")
+            continue
+        match = missing.pop(wheel.sha256, None)
+        if match is None:
+            option = f"--with {wheel.name}#sha256={wheel.sha256}"
+            problems.append(f"expected wheels of the lock alone, found {wheel.name}; if you trust it, allow it with {option}")
+        elif match.name != wheel.name:
+            problems.append(f"expected {match.name}, found {wheel.name} with the same SHA-256; do not trust this image")
+        else:
+            found.append(replace(match, url=wheel.url))
+    none = "which --with specifies, found none with its SHA-256; drop the option"
+    problems += [f"expected {wheel.name}, {none}" for wheel in missing.values()]
+    return tuple(found), problems

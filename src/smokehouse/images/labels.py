@@ -28,8 +28,7 @@ _VERSION = "org.opencontainers.image.version"
 _CREATED = "org.opencontainers.image.created"
 _BASE_NAME = "org.opencontainers.image.base.name"
 _BASE_DIGEST = "org.opencontainers.image.base.digest"
-_SOURCE = "org.opencontainers.image.source"
-_REVISION = "org.opencontainers.image.revision"
+SOURCE = "org.opencontainers.image.source"
 
 _FLAVOURS: dict[str, Flavour] = {name: name for name in get_args(Flavour)}
 _ALL_OPS: dict[str, Ops] = {name: name for name in get_args(Ops)}
@@ -41,7 +40,7 @@ class ImageLabels:
 
     `lock` is the SHA-256 of lock.json in hex, `stack` has the versions of the packages in STACK that the image has.
     `version` is the image's tag by stack and lock, `created` an RFC 3339 time. `extra_wheels` lists wheels that are not in
-    the lock as `--with` takes them. `source` is the URL of the checkout and `revision` its commit, empty if unknown.
+    the lock as `--with` takes them. `source` is the URL of the checkout, empty if unknown.
     """
 
     environment: str
@@ -55,7 +54,6 @@ class ImageLabels:
     base_digest: str
     extra_wheels: tuple[str, ...] = ()
     source: str = ""
-    revision: str = ""
 
     @classmethod
     def parse(cls, labels: Mapping[str, str], image: str) -> "ImageLabels":
@@ -87,8 +85,7 @@ class ImageLabels:
             base_name=labels.get(_BASE_NAME, ""),
             base_digest=labels.get(_BASE_DIGEST, ""),
             extra_wheels=tuple(labels.get(EXTRA_WHEELS, "").split()),
-            source=labels.get(_SOURCE, ""),
-            revision=labels.get(_REVISION, ""),
+            source=labels.get(SOURCE, ""),
         )
 
     def as_dict(self) -> dict[str, str]:
@@ -106,6 +103,6 @@ class ImageLabels:
             _BASE_DIGEST: self.base_digest,
         }
         labels |= {_STACK[name]: version for name, version in self.stack.items()}
-        optional = {EXTRA_WHEELS: " ".join(self.extra_wheels), _SOURCE: self.source, _REVISION: self.revision}
+        optional = {EXTRA_WHEELS: " ".join(self.extra_wheels), SOURCE: self.source}
         labels |= {name: text for name, text in optional.items() if text}
         return dict(sorted(labels.items()))

@@ -1,8 +1,10 @@
 """Layers made here: a step of docker/Dockerfile runs in a namespace, and what it writes to /out becomes a layer.
 
-A layer is kept under a hash of what it is made from, so environments share it, and only what has changed is made again.
+A layer is kept under a hash of what it is made from, so environments share it, and only what has changed is made again. What
+was edited since is made again, too, and what was not used for longest is removed where there is too much.
 """
 
+import fcntl
 import gzip
 import hashlib
 import json
@@ -10,9 +12,10 @@ import os
 import re
 import shutil
 import tarfile
+import time
 import zlib
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,9 +38,12 @@ NO_PROGRAMS = "the base image has no {}; use one that has a shell, tar and glibc
 
 Compression = Literal["zstd", "gzip"]
 
-_FORMAT = 1  # raised whenever the same inputs make another layer
+_FORMAT = 2  # raised whenever the same inputs make another layer
 _DEADLINE = 7200.0  # seconds of one step
 _CHUNK = 1 << 20
+# The most that is kept, in GB, and the seconds for which all that was used is kept: an image is written from it.
+_MOST, _MOST_VARIABLE = 50.0, "SMOKEHOUSE_LAYERS_GB"
+_KEPT = 3600.0
 _LEVELS: dict[Compression, int] = {"zstd": 3, "gzip": 6}
 _WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
 # Of a step; those that are compiled set their own.
@@ -85,9 +91,46 @@ class LayerStore:
     """A folder of layers that were made in a checkout, which later builds use again."""
 
     def __init__(self, checkout: Checkout, folder: Path | None = None) -> None:
-        """Open the store of `checkout`, or that in `folder`, which need not exist."""
+        """Open the store of `checkout`, or that in `folder`; raises UserError where others could have written to it."""
         self._folder = folder or checkout.build / "layers"
         self._steps = checkout.file("docker/steps")
+        self._used: set[Path] = set()
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o755)
+        found = self._folder.stat()
+        if found.st_mode & 0o022 or found.st_uid not in (0, os.geteuid(), checkout.root.stat().st_uid):
+            raise UserError(
+                f"{self._folder}: expected a folder that nobody else can write to, since images are made of it, found mode "
+                f"{found.st_mode & 0o777:o} and owner {found.st_uid}; remove it"
+            )
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep others from removing layers; at the end, remove those that were not used for longest, if there are too many."""
+        try:
+            most = float(os.environ.get(_MOST_VARIABLE) or _MOST) * 1e9
+        except ValueError:
+            raise UserError(f"{_MOST_VARIABLE}: expected a number of GB, found {os.environ[_MOST_VARIABLE]}") from None
+        with (self._folder / ".use").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            yield
+            for folder in self._used:
+                os.utime(folder)
+            with suppress(BlockingIOError):  # another build uses them, and will do this
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._prune(most)
+
+    def _prune(self, most: float) -> None:
+        """Remove layers until `most` bytes are left, in the order of their last use, but none that was just used."""
+        entries = [path for path in self._folder.iterdir() if re.fullmatch(files.SHA256, path.name)]
+        by_use = sorted(entries, key=lambda path: path.stat().st_mtime)
+        sizes = {path: _kept_bytes(path) for path in by_use}
+        total = sum(sizes.values())
+        for path in by_use:
+            if total <= most or path.stat().st_mtime > time.time() - _KEPT:
+                break
+            _make_removable(path)
+            shutil.rmtree(path)
+            total -= sizes[path]
 
     def make(self, step: Step) -> Made:
         """Run `step` unless what it makes is there; raises UserError with the reason that the step gives."""
@@ -107,10 +150,12 @@ class LayerStore:
         made = self._place({"base": image.config.rootfs.diff_ids})
 
         def extract(tree: Path) -> None:
-            for number, layer in enumerate(image.manifest.layers):
+            for number, (layer, diff_id) in enumerate(zip(image.manifest.layers, image.config.rootfs.diff_ids, strict=True), 1):
                 image.layout.verify_blob(layer)
                 with image.layout.blob(layer.digest).open("rb") as file:
-                    _extract(decompress(file, layer.media_type, f"layer {number + 1}"), tree)
+                    stream = _Reading(decompress(file, layer.media_type, f"layer {number}"))
+                    _extract(stream, tree)
+                    _require_diff_id(number, diff_id, stream.digest())  # by which it is kept
 
         self._once(made, "base", extract)
         return made
@@ -134,29 +179,32 @@ class LayerStore:
                     out.write(chunk)
 
         packed = self._pack(self._place({"layer": diff_id}), compression, copy)
-        if packed.diff_id != diff_id:
-            raise UserError(f"layer {number + 1} of the base: expected {diff_id}, found {packed.diff_id}; do not trust it")
+        _require_diff_id(number + 1, diff_id, packed.diff_id)
         return packed
 
     def _place(self, content: Mapping[str, object]) -> Made:
         key = files.sha256(json.dumps({"format": _FORMAT, **content}, sort_keys=True))
-        return Made(key, self._folder / key)
+        made = Made(key, self._folder / key)
+        self._used.add(made.folder)
+        return made
 
     def _once(self, made: Made, name: str, write: Callable[[Path], None]) -> None:
-        if made.tree.is_dir():
-            return
         made.folder.mkdir(parents=True, exist_ok=True)
+        record = made.folder / "tree.sha256"
         with exclusive(made.folder / ".lock", f"making {name}"):
-            if made.tree.is_dir():
+            if made.tree.is_dir() and record.is_file() and record.read_text() == _fingerprint(made.tree):
                 return
+            for path in made.folder.iterdir():  # the layer that was packed of it, too: it may have been edited before
+                if path.name != ".lock":
+                    _discard(path)
             partial = made.folder / "partial"
-            shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
             try:
                 write(partial)
+                files.write(record, _fingerprint(partial))
                 partial.rename(made.tree)
             finally:
-                shutil.rmtree(partial, ignore_errors=True)
+                _discard(partial)
 
     def _run(self, step: Step, tree: Path) -> None:
         with TemporaryDirectory(dir=tree.parent) as name:
@@ -195,34 +243,96 @@ class LayerStore:
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)
-            stat = path.stat()
-            content = {
-                "diff_id": out.diff_id,
-                "unpacked": out.size,
-                "digest": out.blob,
-                "size": stat.st_size,
-                "mtime": stat.st_mtime_ns,
-            }
-            files.write(record, json.dumps(content))
-            packed = _recorded(record, path, compression)
-            assert packed
-            return packed
+            size = path.stat().st_size
+            files.write(record, json.dumps({"diff_id": out.diff_id, "unpacked": out.size, "digest": out.blob, "size": size}))
+            return Packed(out.diff_id, out.size, _descriptor(compression, out.blob, size), path)
 
 
 def _recorded(record: Path, path: Path, compression: Compression) -> Packed | None:
     """Return the layer that is at `path`, None where there is none or where it has been edited."""
     if not record.is_file() or not path.is_file():
         return None
-    content, stat = json.loads(record.read_text()), path.stat()
-    if (content["size"], content["mtime"]) != (stat.st_size, stat.st_mtime_ns):
+    try:
+        content = json.loads(record.read_text())
+        blob = _descriptor(compression, content["digest"], content["size"])
+        packed = Packed(str(content["diff_id"]), int(content["unpacked"]), blob, path)
+    except (ValueError, TypeError, KeyError):
         return None
-    media_type = f"application/vnd.oci.image.layer.v1.tar+{compression}"
-    blob = Descriptor(media_type=media_type, digest=content["digest"], size=stat.st_size)
-    return Packed(content["diff_id"], content["unpacked"], blob, path)
+    whole = path.stat().st_size == blob.size and f"sha256:{files.hashed(path)}" == blob.digest
+    return packed if whole else None
+
+
+def _descriptor(compression: Compression, digest: str, size: int) -> Descriptor:
+    return Descriptor(media_type=f"application/vnd.oci.image.layer.v1.tar+{compression}", digest=digest, size=size)
+
+
+def _fingerprint(tree: Path) -> str:
+    """Return a hash by which any change in a tree is noticed without reading its files.
+
+    The kernel sets the time of change (ctime) of each inode, and no program can set it back.
+    """
+    digest = hashlib.sha256()
+    for folder, folders, names in os.walk(tree):
+        folders.sort()
+        for name in sorted([*folders, *names]):
+            path = os.path.join(folder, name)  # noqa: PTH118 - for 60,000 files, half the time of a Path
+            found = os.lstat(path)
+            text = f"{path[len(str(tree)) :]}\0{found.st_mode}\0{found.st_size}\0{found.st_mtime_ns}\0{found.st_ctime_ns}\n"
+            digest.update(text.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _kept_bytes(folder: Path) -> int:
+    """Return about how many bytes a layer takes, with what it was packed from."""
+    packed = sum(path.stat().st_size for path in folder.glob("layer.*"))
+    return packed + sum(os.lstat(Path(place, name)).st_size for place, _, names in os.walk(folder / "tree") for name in names)
+
+
+def _discard(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        _make_removable(path)
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _make_removable(folder: Path) -> None:
+    """Let this user enter and change all folders in `folder`."""
+    for path, _, _ in os.walk(folder):
+        Path(path).chmod(0o755)
+
+
+def _require_diff_id(number: int, expected: str, found: str) -> None:
+    """Raise UserError for a base that is not what its configuration says; what is made on it is kept by what that says."""
+    if found != expected:
+        raise UserError(f"layer {number} of the base: expected {expected}, found {found}; do not trust it")
 
 
 class _Sink(Protocol):
     def write(self, data: bytes, /) -> object: ...
+
+
+class _Source(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
+class _Reading:
+    """A stream that hashes what is read from it."""
+
+    def __init__(self, source: _Source) -> None:
+        self._source, self._digest = source, hashlib.sha256()
+
+    def read(self, size: int) -> bytes:
+        """Read at most `size` bytes."""
+        data = self._source.read(size)
+        self._digest.update(data)
+        return data
+
+    def digest(self) -> str:
+        """Read what is left, and return the digest of the whole stream."""
+        while self.read(_CHUNK):
+            pass
+        return f"sha256:{self._digest.hexdigest()}"
 
 
 class _Hashing:

@@ -37,8 +37,8 @@ class ImageSpec:
         """The image's names, as `tags` gives them."""
         return tags(self.locked, self.flavour, [wheel.request for wheel in self.extra_wheels])
 
-    def labels(self, *, source: str = "", revision: str = "") -> ImageLabels:
-        """Return the image's labels; `source` is the URL of the checkout and `revision` its commit, empty if unknown."""
+    def labels(self, source: str = "") -> ImageLabels:
+        """Return the image's labels; `source` is the URL of the checkout, empty if unknown."""
         lock = self.locked.lock
         return ImageLabels(
             environment=self.locked.name,
@@ -52,7 +52,6 @@ class ImageSpec:
             base_digest=self.base.digest,
             extra_wheels=tuple(wheel.request.text for wheel in sorted(self.extra_wheels, key=lambda wheel: wheel.request.name)),
             source=source,
-            revision=revision,
         )
 
 

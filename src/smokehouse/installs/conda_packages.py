@@ -17,8 +17,7 @@ def link(archives: Mapping[str, Path], folder: Path, used_as: Path, cache: Path)
     """Install the conda packages `archives` into `folder`, with `used_as` as the prefix that they contain.
 
     `archives` has the file of each package, verified by its hash, by the URL to record as its origin. They are unpacked to
-    `cache`, from which only complete, unedited packages are used again. Files of `folder` and `cache` may be hard links
-    of each other. Raises UserError.
+    `cache`, a new folder. Files of `folder` and `cache` may be hard links of each other. Raises UserError.
     """
     from rattler.exceptions import ExtractError, InstallerError, IoError, LinkError, TransactionError
 

@@ -1,11 +1,12 @@
 """Extra wheels: wheels that are in no lock, requested by hash with --with, beside the locked ones."""
 
+import csv
 import re
 import zipfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from packaging.metadata import RawMetadata, parse_email
@@ -30,6 +31,7 @@ _COMPILED_FOR = re.compile(r"cu(?P<cuda>\d+)(?:torch(?P<torch>\d+(?:\.\d+)+))?(?
 # Where torch's wheels say with which C++ ABI they were compiled.
 _TORCH_CONFIG = "torch/share/cmake/Torch/TorchConfig.cmake"
 _REMEDY = "specify another of its wheels"
+_UNLISTED = ("RECORD", "RECORD.jws", "RECORD.p7s")  # of a wheel; RECORD does not list itself in each
 
 
 @dataclass(frozen=True)
@@ -236,6 +238,7 @@ def _metadata(wheel: ExtraWheel, path: Path) -> tuple[str, RawMetadata]:
     try:
         with zipfile.ZipFile(path) as archive:
             [info] = {name.split("/")[0] for name in archive.namelist() if name.split("/")[0].endswith(".dist-info")}
+            _check_members(wheel, archive, info)
             member = archive.getinfo(f"{info}/METADATA")
             if member.file_size > _MAX_METADATA:
                 raise ValueError(f"{member.file_size} bytes of metadata")
@@ -253,6 +256,29 @@ def _metadata(wheel: ExtraWheel, path: Path) -> tuple[str, RawMetadata]:
     except (zipfile.BadZipFile, EOFError, KeyError, ValueError, NotImplementedError, RuntimeError) as error:
         raise UserError(f"--with {wheel.name}: invalid wheel ({error}); specify another file") from None
     return version, raw
+
+
+def _check_members(wheel: ExtraWheel, archive: zipfile.ZipFile, info: str) -> None:
+    """Raise UserError where a wheel has files that its RECORD does not list, or that belong to other packages."""
+    record = archive.getinfo(f"{info}/RECORD")
+    if record.file_size > _MAX_METADATA:
+        raise ValueError(f"{record.file_size} bytes of RECORD")
+    listed = {row[0] for row in csv.reader(archive.read(record).decode("utf-8").splitlines()) if row}
+    data = f"{info.removesuffix('.dist-info')}.data/"
+    seen: set[str] = set()
+    for name in (member.filename for member in archive.infolist() if not member.is_dir()):
+        place, kind = name, "purelib"
+        if name.startswith(data):
+            kind, _, place = name.removeprefix(data).partition("/")
+        parts = PurePosixPath(place).parts
+        first = parts[0] if parts else ""
+        other = first.endswith(".dist-info") and first != info
+        if other or ".." in parts or place.startswith("/") or (kind == "data" and first in ("bin", "lib", "lib64")):
+            raise UserError(f"--with {wheel.name}: expected files of its own, found {name!r}; do not trust this wheel")
+        if name in seen or (name not in listed and name.rpartition("/")[2] not in _UNLISTED):
+            problem = "listed once in its RECORD"
+            raise UserError(f"--with {wheel.name}: expected each file {problem}, found {name!r}; do not trust this wheel")
+        seen.add(name)
 
 
 def _check_requirements(wheel: ExtraWheel, raw: RawMetadata, versions: dict[str, str], lock: Lock) -> None:

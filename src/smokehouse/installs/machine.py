@@ -4,8 +4,8 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -64,6 +64,18 @@ def _machine(checkout: Checkout, locked: LockedEnvironment, installation: Instal
     except (ValueError, TypeError):
         said = (ended.stderr or ended.stdout).strip().rpartition("\n")[2]
         raise UserError(f"smoke_tests.machine: expected JSON, found {said or 'nothing'}; install Smokehouse again") from None
+
+
+def markdown(checkout: Checkout, title: str, found: Sequence[Finding]) -> str:
+    """Return findings as the preflight of the smoke tests writes them for an issue; raises UserError."""
+    command = [sys.executable, "-m", "smoke_tests.machine.shown", title]
+    place = checkout.file("smoke_tests").parent
+    text = json.dumps([asdict(finding) for finding in found])
+    ended = run(command, deadline=_DEADLINE, environ={"PYTHONUTF8": "1"}, cwd=place, stdin=text)
+    if ended.code:
+        said = ended.stderr.strip().rpartition("\n")[2]
+        raise UserError(f"smoke_tests.machine.shown: expected Markdown, found {said}; install Smokehouse again")
+    return ended.stdout.rstrip()
 
 
 def _platform(locked: LockedEnvironment) -> Finding:

@@ -176,6 +176,8 @@ def _install_conda(
 ) -> None:
     """Install conda packages, whose channel is the folder `archives`, in staging/prefix."""
     origins = {f"{locked.lock.channel_url}/{package.path}": archives / package.path for package in packages}
+    # What an interrupted call has unpacked has no hash in the lock, as archives have: unpack them again.
+    shutil.rmtree(staging / "cache", ignore_errors=True)
     conda_packages.link(origins, staging / "prefix", used_as, staging / "cache")
 
 

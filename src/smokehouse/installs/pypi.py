@@ -8,7 +8,7 @@ from packaging.utils import canonicalize_name
 
 from smokehouse.console import status
 from smokehouse.errors import UserError
-from smokehouse.installs import loader, state
+from smokehouse.installs import loader, owners, state
 from smokehouse.installs.additions import Additions
 from smokehouse.installs.extra_wheels import require_installed_torch_abi
 from smokehouse.locks import CondaPackage, LockedEnvironment, LockedFile
@@ -74,7 +74,13 @@ def install(
 
 
 def require_complete(folder: Path, locked: LockedEnvironment, conda: Sequence[CondaPackage], additions: Additions) -> None:
-    """Raise UserError where the environment in `folder` is not what the lock and its additions say, file by file."""
+    """Raise UserError where the environment in `folder` is not what the lock and its additions say, file by file.
+
+    No package may have replaced files of another, and what was built from source has to keep to its own.
+    """
+    built = {canonicalize_name(file.name) for file in (*locked.lock.pip, *additions.files) if not file.file.endswith(".whl")}
+    if problems := owners.problems(folder, locked.lock.python, built):
+        raise UserError(f"{folder}: {shorten(problems)}; remove that package from the environment")
     if problems := differences(folder, locked, conda, versions(additions), strict=True):
         raise UserError(
             f"{folder}: expected what the lock specifies, found after the installation: {shorten(problems)}; check the "

@@ -21,34 +21,30 @@ if TYPE_CHECKING:  # reading a lock imports no solver
     from smokehouse.locks.solvers.conda import Solved
 
 
-def text(title: str, conda: CondaInputs, pip: Sequence[Requirement], packages: "tuple[Solved, ...]", source: str) -> str:
-    """Return conda-lock.yml for `packages`, under the comment `title`.
+def head(conda: CondaInputs, pip: Sequence[Requirement], sources: Sequence[str]) -> dict[str, Any]:
+    """Return what precedes the packages, as data.
 
-    `source` is the path of environment.yml, relative to the lock. `pip` is part of the content hash, as in conda-lock, and
-    of nothing else: the format would store the host of an index.
+    `sources` are the paths of the conda environment files, relative to the lock. `pip` is part of the content hash, as in
+    conda-lock, and of nothing else: the format would store the host of an index.
     """
-    return title + _yaml(head(conda, pip, source)) + _packages(conda.channel, conda.subdir, packages)
-
-
-def head(conda: CondaInputs, pip: Sequence[Requirement], source: str) -> dict[str, Any]:
-    """Return what precedes the packages, as data; arguments are those of `text`."""
     metadata = {
         "content_hash": {conda.subdir: content_hash(conda, pip)},
         "channels": [{"url": conda.channel, "used_env_vars": []}],
         "platforms": [conda.subdir],
-        "sources": [source],
+        "sources": [*sources],
     }
     return {"version": 1, "metadata": metadata}
 
 
 def dump(title: str, content: Mapping[str, Any]) -> str:
-    """Return the file whose parsed content is `content`, as `text` writes it."""
+    """Return the file whose parsed content is `content`, as it is generated, under the comment `title`."""
     before = {key: value for key, value in content.items() if key != "package"}
-    return title + _yaml(before) + _yaml({"package": content["package"]})
+    return title + dumped(before) + dumped({"package": content["package"]})
 
 
 @cache  # for environments with the same conda packages
-def _packages(channel: str, subdir: str, packages: "tuple[Solved, ...]") -> str:
+def packages(channel: str, subdir: str, solved_packages: "tuple[Solved, ...]") -> str:
+    """Return what follows the head in conda-lock.yml."""
     from smokehouse.locks.solvers.conda import url
 
     models = _models()
@@ -64,13 +60,14 @@ def _packages(channel: str, subdir: str, packages: "tuple[Solved, ...]") -> str:
             category=solved.package.category,
             optional=solved.package.category != "main",
         )
-        for solved in packages
+        for solved in solved_packages
     ]
     nothing = models.LockMeta(content_hash={}, channels=[], platforms=[], sources=[])
-    return _yaml({"package": models.Lockfile(package=locked, metadata=nothing).dict_for_output()["package"]})
+    return dumped({"package": models.Lockfile(package=locked, metadata=nothing).dict_for_output()["package"]})
 
 
-def _yaml(content: dict[str, Any]) -> str:
+def dumped(content: dict[str, Any]) -> str:
+    """Return data in the form of the file."""
     return yaml.dump(content, Dumper=yaml.CSafeDumper, sort_keys=False, width=10_000)
 
 

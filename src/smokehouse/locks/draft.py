@@ -1,7 +1,6 @@
 """Resolve an environment to a draft of its lock."""
 
 import difflib
-import os
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,7 @@ from packaging.requirements import Requirement
 from smokehouse.environments.definition import Environment
 from smokehouse.environments.inputs import CondaInputs, Inputs
 from smokehouse.errors import UserError
-from smokehouse.locks import constraints, pins
+from smokehouse.locks import conda_lock_yml, constraints, pins
 from smokehouse.locks.check import read_lock, virtual_packages
 from smokehouse.locks.model import Channel, CondaPackage, Lock
 from smokehouse.locks.pins import LockFiles, PinFile
@@ -91,7 +90,7 @@ def draft(
             packages, builds = resolving.result()
         compatibility.check(environment, solution.packages, packages)
     except UserError as wrong:
-        raise UserError(f"{files.folder.name}: lock unchanged: {_located(environment, wrong)}") from None
+        raise UserError(f"{files.label}: lock unchanged: {_located(environment, wrong)}") from None
     build_text = pins.build_text_of(files.pins, builds)
     texts = {
         files.pins.path: pins.text_of(environment.inputs, files.pins, packages, build_text),
@@ -104,7 +103,7 @@ def draft(
 
 
 def _located(environment: Environment, wrong: UserError) -> str:
-    """Return the message of `wrong` with the line of environment.yml that it is about, where it is about one."""
+    """Return the message of `wrong` with the line of an environment.yml that it is about, where it is about one."""
     from smokehouse.locks.solvers import UnsolvableError
 
     said = str(wrong)
@@ -113,13 +112,12 @@ def _located(environment: Environment, wrong: UserError) -> str:
     # uv and py-rattler name everything on the way to a conflict. What one requires oneself is after "you require".
     for before in ("you require ", "you require .* and ", ""):
         found = {
-            match.start(): line
-            for name, line in environment.lines.items()
+            match.start(): place
+            for name, place in environment.places.items()
             if (match := re.search(rf"{before}(?<![\w.-]){re.escape(name)}(?![\w-]|\.\w)", said))
         }
         if found:
-            where = f"environments/{environment.name}/environment.yml:{found[min(found)]}"
-            return f"{where}: {said.removeprefix(f'{environment.inputs.file} ')}"
+            return f"{found[min(found)]}: {said.removeprefix(f'{environment.inputs.file} ')}"
     return said
 
 
@@ -214,15 +212,18 @@ def _unchanged_conda(environment: Environment, files: LockFiles, solution: "Solu
         return None
     made_from = (environment.digest(), _tools(), solution.snapshot, tuple(solved.package for solved in solution.packages))
     same = made_from == (old.inputs, old.tools, old.channel.snapshot, old.conda)
-    return files.conda_lock.read_text() if same else None
+    text = files.conda_lock.read_text()
+    return text if same and text.startswith(_conda_head(environment, files)) else None
 
 
 def _conda_text(environment: Environment, files: LockFiles, solution: "Solution") -> str:
-    from smokehouse.locks import conda_lock_yml
+    conda = environment.conda
+    return _conda_head(environment, files) + conda_lock_yml.packages(conda.channel, conda.subdir, solution.packages)
 
-    source = os.path.relpath(files.environment_yml, files.folder)
-    requirements = environment.inputs.requirements
-    return conda_lock_yml.text(files.pins.title, environment.conda, requirements, solution.packages, source)
+
+def _conda_head(environment: Environment, files: LockFiles) -> str:
+    head = conda_lock_yml.head(environment.conda, environment.inputs.requirements, files.sources(environment))
+    return files.pins.title + conda_lock_yml.dumped(head)
 
 
 def _tools() -> dict[str, str]:

@@ -1,5 +1,6 @@
 """requirements.txt and build-requirements.txt: one hash per file, written as generated and read back."""
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from smokehouse.checkout import Checkout
 from smokehouse.console import as_typed
+from smokehouse.environments.definition import Environment
 from smokehouse.environments.inputs import Inputs
 from smokehouse.errors import UserError
 from smokehouse.locks.model import LOCK_JSON
@@ -49,28 +51,40 @@ class PinFile:
 
 @dataclass(frozen=True)
 class LockFiles:
-    """The files of an environment's lock. `name` is the folder in messages; `environment_yml` is the file that it locks."""
+    """The files of an environment's lock. `name` is the folder in messages."""
 
     folder: Path
     name: str
-    environment_yml: Path
+    environment: str
 
     @classmethod
     def of(cls, checkout: Checkout, name: str) -> "LockFiles":
         """Return the files of the lock of the environment `name`, which need not exist."""
         folder = checkout.lock(name)
-        definition = folder.parents[1] / "environments" / name / "environment.yml"
-        return cls(folder, checkout.relative(folder), definition)
+        return cls(folder, checkout.relative(folder), name)
+
+    def on(self, platform: str) -> "LockFiles":
+        """Return the files of the lock for a further platform, which lie in a folder of this one."""
+        return LockFiles(self.folder / platform, f"{self.name}/{platform}", self.environment)
+
+    @property
+    def label(self) -> str:
+        """The environment in messages, with the platform where it is a further one."""
+        return self.environment if self.folder.name == self.environment else f"{self.environment}, {self.folder.name}"
+
+    def sources(self, environment: Environment) -> list[str]:
+        """Return the paths of the conda environment files that are locked, relative to the lock."""
+        return [os.path.relpath(file, self.folder) for file in environment.files]
 
     @property
     def command(self) -> str:
         """The command that makes them."""
-        return as_typed("lock", self.folder.name)
+        return as_typed("lock", self.environment)
 
     @property
     def pins(self) -> PinFile:
         """The requirements file with the PyPI packages."""
-        return PinFile(self.folder / "requirements.txt", f"{self.name}/requirements.txt", self.folder.name)
+        return PinFile(self.folder / "requirements.txt", f"{self.name}/requirements.txt", self.environment)
 
     @property
     def build_pins(self) -> Path:
@@ -122,8 +136,19 @@ class Pin:
 
 def text_of(inputs: Inputs, file: PinFile, packages: "Sequence[Resolved]", build_text: str = "") -> str:
     """Return the requirements file for `packages`, bound by a digest to the `build_text` beside it."""
-    head, body = pins_header(inputs, file, sum(package.files[0].size for package in packages)), _body(packages)
+    return bound(inputs, file, sum(package.files[0].size for package in packages), _body(packages), build_text)
+
+
+def bound(inputs: Inputs, file: PinFile, size: int, body: str, build_text: str) -> str:
+    """Return the requirements file with the packages in `body`, of `size` bytes, bound by a digest to the `build_text`."""
+    head = pins_header(inputs, file, size)
     return _without_host(f"{head}# content: sha256:{_content(head + body, build_text)}\n{body}")
+
+
+def body(text: str) -> str:
+    """Return a requirements file without its header."""
+    header = _HEADER.match(text)
+    return text[header.end() :] if header else text
 
 
 def build_text_of(file: PinFile, packages: "Sequence[Resolved]") -> str:
@@ -186,8 +211,7 @@ def parse_body(text: str, name: str, remedy: str = "restore it with git") -> lis
     After a header of comments, it has packages as they are generated and nothing else: no options, URLs, paths, includes or
     other hashes. Raises UserError ending in `remedy`.
     """
-    header = _HEADER.match(text)
-    start = header.end() if header else 0
+    start = len(text) - len(body(text))
     pins = []
     while start < len(text):
         if not (found := _PIN.match(text, start)):

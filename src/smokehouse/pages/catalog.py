@@ -9,7 +9,7 @@ from smokehouse.checkout import Checkout
 from smokehouse.console import as_typed
 from smokehouse.environments import definition
 from smokehouse.environments.documents import read_json
-from smokehouse.images import debian_lock
+from smokehouse.images import debian_lock, record
 from smokehouse.installs import activation
 from smokehouse.installs.activation import Installation
 from smokehouse.locks import LockedEnvironment
@@ -32,7 +32,10 @@ def read(checkout: Checkout, name: str, adopted: Report | None = None) -> Docume
     found = adopted or (read_report(checkout, name, report) if report.exists() else None)
     digest = files.hashed(lock_files.lock_json)
     proves = found and found.proves(lock, digest)
-    return Documented(definition.read(checkout, name), lock, found if proves else None, tuple(_audits(checkout, name, digest)))
+    evidence, audits = found if proves else None, tuple(_audits(checkout, name, digest))
+    recorded = record.read(checkout, lock_files)
+    images = {str(name): image.id for name, image in recorded.images.items()} if recorded and recorded.lock == digest else {}
+    return Documented(definition.read(checkout, name), lock, evidence, audits, images)
 
 
 def _audits(checkout: Checkout, name: str, digest: str) -> Iterator[Audit]:
@@ -79,8 +82,10 @@ def details(checkout: Checkout, shown: Documented) -> dict[str, Any]:
     installed = installation(checkout, shown)
     return row(shown) | {
         "model": {"class": stack.model.class_, "family": stack.model.family},
+        "inherits": stack.stack,
         "python": lock.python,
         "platform": lock.platform,
+        "also_locked_for": stack.packages.platforms,
         "download_bytes": lock.download,
         "left_out": {left_out.package: left_out.reason for left_out in stack.left_out},
         "pypi": _versions(lock.pip),
@@ -88,6 +93,7 @@ def details(checkout: Checkout, shown: Documented) -> dict[str, Any]:
         "devel": _versions(tuple(package for package in lock.conda if package.category == "devel")),
         "files": {
             "definition": str(checkout.environment(shown.name)),
+            "inherited": str(checkout.stacks(shown.name) / stack.stack) if stack.stack else None,
             "lock": str(checkout.lock(shown.name)),
             "page": _existing(checkout.page(shown.name)),
             "evidence": str(checkout.report(shown.name)) if shown.evidence else None,

@@ -1,7 +1,7 @@
 """The page of an environment, and its line in the README."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from urllib.parse import quote
 
 from smokehouse import console
@@ -18,13 +18,15 @@ _CORE = ("torch", "transformers", "deepspeed", "accelerate")
 class Documented:
     """An environment, its lock, and the evidence for exactly this lock, if any.
 
-    `audits` are recorded audits of exactly this lock and of the lock of the Debian base.
+    `audits` are recorded audits of exactly this lock and of the lock of the Debian base, `images` the recorded image IDs of
+    this lock by flavour.
     """
 
     environment: Environment
     lock: Lock
     evidence: Report | None
     audits: tuple[Audit, ...] = ()
+    images: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -100,15 +102,22 @@ def _stack(shown: Documented) -> list[str]:
         ["Python", plain(lock.python)],
         ["CUDA", stack.cuda.version],
         ["platform", lock.platform],
+        *(
+            [["also locked for", f"{', '.join(stack.packages.platforms)}: never installed, built or run"]]
+            if stack.packages.platforms
+            else []
+        ),
         ["packages until", f"{lock.cutoff}{', not settled: the index may add more' if lock.unsettled else ''}"],
         ["conda packages from", f"{plain(lock.channel.name)}, solved for {virtual}"],
         ["download", f"{_size(lock.download)}, with compilers and CUDA toolkit {_size(lock.download + devel)}"],
         ["proven on", plain(shown.proven_on)],
     ]
+    inherited = f"which inherits [{plain(stack.stack)}](../../environments/stacks/{quote(stack.stack)})" if stack.stack else ""
     return [
         f"# {plain(shown.name)}\n",
         f"Defined in [environment.yml]({definition}/environment.yml), with the reason for each package, and "
-        f"[stack.toml]({definition}/stack.toml); resolved in [the lock](../../lockfiles/{quote(shown.name)}/).\n",
+        f"[stack.toml]({definition}/stack.toml){f', {inherited}' if inherited else ''}; resolved in "
+        f"[the lock](../../lockfiles/{quote(shown.name)}/).\n",
         table(["", ""], facts),
     ]
 
@@ -138,6 +147,22 @@ def _install(shown: Documented) -> list[str]:
         code(f"nox -s bundle -- {name} DIR\nnox -s install -- {name} PREFIX --bundle DIR"),
         "As a reproducible image ([more](../../docker/README.md)); none is published yet:\n",
         code(f"nox -s build -- {name}\nnox -s publish -- {name} HOST/REPOSITORY"),
+        *_image_ids(shown),
+    ]
+
+
+def _image_ids(shown: Documented) -> list[str]:
+    """Return what an image that somebody has can be compared with: a line in git."""
+    if not shown.images:
+        return [
+            f"No image ID is recorded for this lock. `nox -s build -- {shown.name} --record` writes it to image.json beside\n"
+            "the lock, for `docker image inspect --format '{{.Id}}' IMAGE` and `verify --quick` to be compared with.\n"
+        ]
+    return [
+        f"The image IDs, which [image.json](../../lockfiles/{quote(shown.name)}/image.json) has in git: compare them with\n"
+        "`docker image inspect --format '{{.Id}}' IMAGE` (an engine with the containerd store prints the `digest` there), or\n"
+        "run `nox -s verify -- REF --quick`:\n",
+        table(["flavour", "image ID"], [[flavour, f"`{digest}`"] for flavour, digest in sorted(shown.images.items())]),
     ]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from smokehouse.checkout import Checkout
 from smokehouse.console import as_typed, status
 from smokehouse.errors import UserError
-from smokehouse.pages import catalog
+from smokehouse.pages import catalog, matrix
 from smokehouse.pages import environment as page
 from smokehouse.pages.markdown import between, code
 from smokehouse.runs.report import Report
@@ -43,9 +43,9 @@ def make(checkout: Checkout, names: Sequence[str], report: Path | None) -> int:
         if _differs(path, text):
             files.write(path, text)
             print(f"{checkout.relative(path)}: written")
-    for path in _stale(checkout):
+    for path, missing in _stale(checkout).items():
         path.unlink()
-        print(f"{checkout.relative(path)}: removed, environment not found")
+        print(f"{checkout.relative(path)}: removed, {missing} not found")
     return 0
 
 
@@ -54,7 +54,8 @@ def check(checkout: Checkout, names: Sequence[str]) -> int:
     texts = _texts(checkout, _documented(checkout, {}), names)
     problems = [f"{checkout.relative(path)}: out of date; run {as_typed('docs')}" for path, text in texts.items()
                 if _differs(path, text)]  # fmt: skip
-    problems += [f"{checkout.relative(path)}: environment not found; run {as_typed('docs')}" for path in _stale(checkout)]
+    problems += [f"{checkout.relative(path)}: {missing} not found; run {as_typed('docs')}"
+                 for path, missing in _stale(checkout).items()]  # fmt: skip
     for problem in problems:
         status(problem)
     return 1 if problems else 0
@@ -66,10 +67,11 @@ def _documented(checkout: Checkout, adopted: dict[str, Report]) -> dict[str, pag
 
 
 def _texts(checkout: Checkout, shown: dict[str, page.Documented], names: Sequence[str]) -> dict[Path, str]:
-    """Return the expected text of each file: the pages of `names`, or all, and the README."""
+    """Return the expected text of each file: the pages of `names`, or all with those of matrices, and the README."""
     for name in names:
         _require_shown(checkout, shown, name)
     texts = {checkout.page(name): page.render(shown[name]) for name in names or shown}
+    texts |= {} if names else matrix.texts(checkout)
     readme = checkout.root / _README
     if readme.exists() or not checkout.packaged:  # a folder with nothing but environments needs none
         texts[readme] = _readme(checkout, readme.read_text("utf-8"), shown)
@@ -102,8 +104,9 @@ def _differs(path: Path, text: str) -> bool:
     return not path.is_file() or path.read_bytes() != text.encode()
 
 
-def _stale(checkout: Checkout) -> list[Path]:
-    """Return the pages and reports that have no environment."""
+def _stale(checkout: Checkout) -> dict[Path, str]:
+    """Return the pages and reports that have no environment, and the pages that have no grid, with what each lacks."""
     known = checkout.own_environments()
     found = [*(checkout.root / _PLACE).glob("*.md"), *(checkout.root / _PLACE).glob("*.json")]
-    return sorted(path for path in found if path.stem not in known)
+    stale = {path: "environment" for path in sorted(found) if path.stem not in known}
+    return stale | dict.fromkeys(matrix.stale(checkout), "grid")

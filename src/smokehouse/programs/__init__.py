@@ -6,4 +6,4 @@
 No other module builds the arguments of these programs or reads their errors.
 """
 
-__all__ = ["cosign", "docker", "hatchling", "process", "uv"]
+__all__ = ["buildx", "cosign", "docker", "hatchling", "process", "uv"]

@@ -1,27 +1,35 @@
-"""Docker, which builds and runs images on the engine that DOCKER_HOST specifies."""
+"""Docker Engine, through its API: the engine that DOCKER_HOST specifies, or else the current Docker context.
 
-import json
+See: https://docs.docker.com/reference/api/engine/
+"""
+
 import os
-import re
-import shutil
+import queue
+import signal
 import sys
-import tempfile
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from smokehouse.console import as_typed
 from smokehouse.errors import UserError
-from smokehouse.programs.process import Ended, run
+from smokehouse.programs.process import Ended
 
-_QUERY_DEADLINE = 120.0  # seconds
-_BUILD_DEADLINE = 7200.0
+if TYPE_CHECKING:
+    from docker import APIClient
+
+# Seconds in which the engine has to send or take something. It says nothing while it unpacks an image.
+_QUERY_DEADLINE = 120.0
 _TRANSFER_DEADLINE = 1800.0
 
-# The engine removed what a build was about to continue from; a second build makes it again. Seen once, in one of the 178 tests
-# of images on Docker Engine 26.1.5.
-_LOST_SNAPSHOT = re.compile(r"parent snapshot sha256:[0-9a-f]{64} does not exist")
+_CHUNK = 1 << 20
+_STDERR = 2  # the number of a stream in the frames of an attached container
+_HEADER = 8  # bytes of a frame
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @dataclass(frozen=True)
@@ -35,141 +43,283 @@ class EngineImage:
 
 
 @dataclass(frozen=True)
-class Baked:
-    """An image that BuildKit built: the `digest` of its manifest, and its `id`, that of its configuration."""
+class Mount:
+    """A folder of this machine that a container has at `target`."""
 
-    digest: str
-    id: str
-
-
-def require(root: Path) -> None:
-    """Raise UserError where the engine cannot be reached."""
-    ended = _docker(["version", "--format", "{{.Server.Version}}"], _QUERY_DEADLINE, root)
-    if ended.code:
-        raise UserError(_explain(ended.stderr))
+    source: Path
+    target: str
+    read_only: bool = True
 
 
-def bake(root: Path, bake_files: Sequence[Path], target: str, output: str, *, builder: str, no_cache: bool) -> Baked:
-    """Build `target` of `bake_files`, whose paths are relative to `root`, to `output`.
+@dataclass(frozen=True)
+class Container:
+    """A container to run: without a network, with a root that is read-only, and with nothing left of it afterwards.
 
-    `builder` is a buildx builder, or a Docker context, which is another engine. Raises UserError with the error of the
-    failed step.
+    `user` is UID:GID. `entrypoint` and `workdir` are the image's where empty.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        metadata = Path(folder, "metadata.json")
-        # buildx uses the engine of a context only if docker is started with that context.
-        command = ["--context", builder] if _is_context(builder, root) else []
-        command += ["buildx", "bake", *(part for path in bake_files for part in ("-f", str(path))), target]
-        command += ["--set", f"{target}.output={output}", "--metadata-file", str(metadata)]
-        command += ["--provenance=false", "--sbom=false", "--builder", builder]
-        command += ["--no-cache"] if no_cache else []
-        ended = _docker(command, _BUILD_DEADLINE, root, progress=True)
-        if ended.code and _LOST_SNAPSHOT.search(ended.stderr):
-            ended = _docker(command, _BUILD_DEADLINE, root, progress=True)
-        if ended.code:
-            raise UserError(f"{target} cannot be built: {_explain(ended.stderr)}")
-        found = json.loads(metadata.read_text())[target]
-        return Baked(found["containerimage.digest"], found["containerimage.config.digest"])
+
+    image: EngineImage
+    command: tuple[str, ...]
+    user: str
+    mounts: tuple[Mount, ...]
+    gpus: bool = False
+    entrypoint: str = ""
+    workdir: str = ""
+    environ: Mapping[str, str] | None = None
+
+    def create(self, client: "APIClient") -> str:
+        """Create this on an engine, and return its ID; raises docker.errors.APIError."""
+        from docker.types import DeviceRequest
+        from docker.types import Mount as EngineMount
+
+        mounts = [EngineMount(m.target, str(m.source), type="bind", read_only=m.read_only) for m in self.mounts]
+        host = client.create_host_config(
+            auto_remove=True,
+            read_only=True,
+            network_mode="none",
+            shm_size="2g",
+            init=False,
+            tmpfs={"/tmp": "rw,exec,mode=1777"},  # noqa: S108 - in the container
+            mounts=mounts,
+            device_requests=[DeviceRequest(count=-1, capabilities=[["gpu"]])] if self.gpus else None,
+        )
+        made = client.create_container(
+            self.image.id,
+            list(self.command),
+            user=self.user,
+            entrypoint=[self.entrypoint] if self.entrypoint else None,
+            working_dir=self.workdir or None,
+            environment=dict(self.environ or {}),
+            host_config=host,
+        )
+        return str(made["Id"])
 
 
-def bake_target(name: str) -> str:
-    """Return the name of the bake target for the environment `name`: bake files allow no dots in it."""
-    return name.replace(".", "_")
+def require() -> None:
+    """Raise UserError where the engine cannot be reached."""
+    with _engine("the engine"):
+        pass
 
 
-def tag(reference: str, names: Sequence[str], root: Path) -> None:
-    """Tag the image `reference` with `names`; raises UserError."""
-    for name in names:
-        ended = _docker(["tag", reference, name], _QUERY_DEADLINE, root)
-        if ended.code:
-            raise UserError(f"{reference} cannot be tagged as {name}: {_explain(ended.stderr)}")
-
-
-def inspect(reference: str, root: Path) -> EngineImage:
+def inspect(reference: str) -> EngineImage:
     """Return the image `reference` in the engine; raises UserError where it is not found."""
-    ended = _docker(["image", "inspect", reference], _QUERY_DEADLINE, root)
-    if ended.code:
-        if "No such image" in ended.stderr or "not found" in ended.stderr:
-            raise UserError(f"{reference}: image not found in the engine; build it, or docker pull it first")
-        raise UserError(f"{reference}: cannot be inspected: {_explain(ended.stderr)}")
-    [found] = json.loads(ended.stdout)
+    from docker.errors import ImageNotFound
+
+    with _engine(f"{reference}: cannot be inspected") as client:
+        try:
+            found = client.inspect_image(reference)  # type: ignore[no-untyped-call]
+        except ImageNotFound:
+            raise UserError(f"{reference}: image not found in the engine; build it, or docker pull it first") from None
     # The containerd image store identifies images by manifest; the older one has the manifest of pulled and pushed images only.
     digests = [entry.rpartition("@")[2] for entry in found.get("RepoDigests") or []]
     digest = digests[0] if digests else found["Id"]
     return EngineImage(reference, found["Id"], digest, (found.get("Config") or {}).get("Labels") or {})
 
 
-def load(archive: Path, root: Path) -> None:
+def load(archive: Path) -> None:
     """Load the image in the tar file `archive` into the engine, with its tags; raises UserError."""
-    ended = _docker(["load", "--input", str(archive)], _TRANSFER_DEADLINE, root)
-    if ended.code:
-        raise UserError(f"{archive.name} cannot be loaded: {_explain(ended.stderr)}")
+    problem = f"{archive.name} cannot be loaded"
+    with _engine(problem, _TRANSFER_DEADLINE) as client, archive.open("rb") as file:
+        for message in client.load_image(file):  # type: ignore[no-untyped-call]
+            if error := message.get("error") or message.get("message"):
+                raise UserError(f"{problem}: {_explain(str(error))}")
 
 
-def save(reference: str, archive: Path, root: Path) -> None:
+def save(reference: str, archive: Path) -> None:
     """Write the image `reference` to the tar file `archive`; raises UserError."""
-    inspect(reference, root)
-    ended = _docker(["save", "--output", str(archive), reference], _TRANSFER_DEADLINE, root)
-    if ended.code:
-        raise UserError(f"{reference}: cannot be saved: {_explain(ended.stderr)}")
+    inspect(reference)
+    with _engine(f"{reference}: cannot be saved", _TRANSFER_DEADLINE) as client, archive.open("wb") as file:
+        # client.get_image has no deadline.
+        place = f"{client.base_url}/v{client.api_version}/images/{quote(reference, safe='/:')}/get"
+        with client.get(place, stream=True, timeout=_TRANSFER_DEADLINE) as response:
+            response.raise_for_status()
+            for chunk in response.iter_content(_CHUNK):
+                file.write(chunk)
 
 
-def exec_container(image: EngineImage, command: Sequence[str], options: Sequence[str], root: Path) -> NoReturn:
-    """Replace this process by docker, running `command` in a container of `image` that is removed afterwards.
+def tag(reference: str, names: Sequence[str]) -> None:
+    """Tag the image `reference` with `names`; raises UserError."""
+    for name in names:
+        with _engine(f"{reference} cannot be tagged as {name}") as client:
+            repository, _, word = name.rpartition(":")
+            client.tag(reference, repository, word)
 
-    Its exit code becomes that of this process, and Ctrl-C and the signals of a supervisor reach the container. Raises
-    UserError.
+
+def run(container: Container) -> int:
+    """Run a container to its end as if it were this process, and return its exit code; raises UserError.
+
+    What it writes goes to the standard streams, and the signals of users and supervisors go to it.
     """
-    program = _program()
-    sys.stdout.flush()
-    os.chdir(root)
-    os.execv(program, [program, *_run_arguments(image, command, options)])
+    replaced: dict[signal.Signals, Any] = {}
+    with _engine(f"{container.image.reference} cannot be run") as client:
+        running = _Running(client, container, (sys.stdout.buffer, sys.stderr.buffer))
+        try:
+            for number in _FORWARDED:
+                if (handler := signal.getsignal(number)) is not signal.SIG_IGN:
+                    signal.signal(number, lambda found, _: running.forward(found))
+                    replaced[number] = handler
+            sys.stdout.flush()
+            return running.end(None)
+        finally:
+            for number, handler in replaced.items():
+                signal.signal(number, handler)
 
 
-def run_container(image: EngineImage, command: Sequence[str], options: Sequence[str], root: Path, *, deadline: float) -> Ended:
-    """Run `command` in a container of `image` to its end, and remove the container; raises UserError."""
-    return _docker(_run_arguments(image, command, options), deadline, root)
+def run_to_end(container: Container, *, deadline: float) -> Ended:
+    """Run a container to its end, and return its exit code and output; raises UserError after `deadline` seconds."""
+    streams = _Buffer(), _Buffer()
+    with _engine(f"{container.image.reference} cannot be run") as client:
+        code = _Running(client, container, streams).end(deadline)
+    return Ended(code, *(stream.text for stream in streams))
 
 
-def _explain(stderr: str) -> str:
-    """Return the cause that Docker gives in `stderr`, and a remedy, in one line."""
-    if re.search(r"Cannot connect to the Docker daemon|error during connect", stderr):
-        return "the engine cannot be reached; start it, or set DOCKER_HOST"
-    if "unknown command: docker buildx" in stderr or "'buildx' is not a docker command" in stderr:
-        return "docker buildx not found; install docker-buildx, or Docker 24 or later"
-    if re.search(r"no space left on device", stderr, re.IGNORECASE):
-        return "the engine's disk is full; free disk space with docker builder prune"
-    if missing := re.search(r'exec: "/bin/(sh)"|/opt/env/bin/(python): not found', stderr):
-        what = "shell" if missing[1] else "glibc"
-        return f"the base image has no {what}; use one that has a shell, tar and glibc, such as Debian"
-    if own := re.findall(r"smokehouse: (.*)", stderr):  # an error of docker/steps
-        return str(own[-1]).strip()
-    # BuildKit repeats the output of the failed step, each line after a time in seconds.
-    if step := re.findall(r"^------\n > \[.*?:\n(.*?)^------$", stderr, re.MULTILINE | re.DOTALL):
-        lines = [re.sub(r"^[\d.]+ ", "", line).strip() for line in str(step[-1]).splitlines()]
-        if any(lines):
-            return f"a build step failed: {next(line for line in reversed(lines) if line)}"
-    errors = re.findall(r"^(?:ERROR|error): (.*)", stderr, re.MULTILINE) or stderr.strip().splitlines()[-1:]
-    return " ".join(errors[-1].split()) if errors else "docker gave no reason; run it again"
+class _Buffer:
+    """A stream in memory, of which a part can be written to without being flushed."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        """Write `data`."""
+        self._parts.append(data)
+
+    def flush(self) -> None:
+        """Do nothing."""
+
+    @property
+    def text(self) -> str:
+        """All that was written."""
+        return b"".join(self._parts).decode(errors="replace")
 
 
-def _run_arguments(image: EngineImage, command: Sequence[str], options: Sequence[str]) -> list[str]:
-    return ["run", "--rm", *options, image.id, *command]
+class _Running:
+    """A container that runs: a thread copies its output, and says how it ended; signals are sent to it meanwhile."""
+
+    def __init__(self, client: "APIClient", container: Container, streams: Sequence[Any]) -> None:
+        self._client, self._container, self._streams = client, container, streams
+        self._reference = container.image.reference
+        # SimpleQueue, because a handler of signals may put something into it at any time.
+        self._news: queue.SimpleQueue[signal.Signals | int | Exception] = queue.SimpleQueue()
+        self._id = ""
+
+    def forward(self, number: int) -> None:
+        """Send the container a signal, soon."""
+        self._news.put(signal.Signals(number))
+
+    def end(self, deadline: float | None) -> int:
+        """Start it, wait for its end, and return its exit code; raises UserError, and removes what has not ended."""
+        from docker.errors import APIError
+
+        try:
+            self._id = self._container.create(self._client)
+            # Both before the start, so that nothing is missed. Events of the past are for an engine that is slow to listen.
+            events = self._client.events(since=1, filters={"container": self._id, "event": ["die", "destroy"]}, decode=True)
+            output = self._client.attach_socket(self._id, {"stdout": 1, "stderr": 1, "stream": 1})
+            self._client.start(self._id)
+            threading.Thread(target=self._follow, args=(output, events), daemon=True).start()
+            return self._wait(deadline)
+        finally:
+            with suppress(APIError, OSError):  # it removes itself once it has ended
+                if self._id:
+                    self._client.remove_container(self._id, force=True)
+
+    def _wait(self, deadline: float | None) -> int:
+        from docker.errors import APIError
+
+        while True:
+            try:
+                news = self._news.get(timeout=deadline)
+            except queue.Empty:
+                raise UserError(f"{self._reference} timed out after {deadline:.0f} s and was stopped; try again") from None
+            if isinstance(news, signal.Signals):
+                with suppress(APIError):  # it has just ended
+                    self._client.kill(self._id, news.value)
+            elif isinstance(news, Exception):
+                raise news
+            else:
+                return news
+
+    def _follow(self, output: Any, events: Any) -> None:
+        try:
+            for stream, data in _frames(output):
+                with suppress(BrokenPipeError):  # nobody reads on, but how it ends counts
+                    self._streams[stream == _STDERR].write(data)
+                    self._streams[stream == _STDERR].flush()
+            code = None
+            for event in events:
+                if event["Action"] == "die":
+                    code = int(event["Actor"]["Attributes"]["exitCode"])
+                if event["Action"] == "destroy":
+                    break
+            if code is None:
+                raise UserError(f"{self._reference}: the engine ended before the container did; start it, and try again")
+            self._news.put(code)
+        except Exception as failed:  # noqa: BLE001 - raised again by the thread that waits
+            self._news.put(failed)
 
 
-def _is_context(name: str, root: Path) -> bool:
-    return not _docker(["context", "inspect", name], _QUERY_DEADLINE, root).code
+def _frames(output: Any) -> Iterator[tuple[int, bytes]]:
+    """Yield what an attached container writes: the number of the stream, and a part of it.
+
+    The package waits for more on the socket than TLS has already read from it.
+    """
+    receive: Callable[[int], bytes] = output.recv if hasattr(output, "recv") else output.read
+
+    def read(size: int) -> bytes:
+        data = b""
+        while len(data) < size and (part := receive(size - len(data))):
+            data += part
+        return data
+
+    while len(header := read(_HEADER)) == _HEADER:
+        yield header[0], read(int.from_bytes(header[4:], "big"))
 
 
-def _program() -> str:
-    found = shutil.which("docker")
-    if not found:
+@contextmanager
+def _engine(problem: str, deadline: float = _QUERY_DEADLINE) -> Iterator["APIClient"]:
+    """Yield a connection to the engine; raises UserError, which begins with `problem` where the engine gives an error."""
+    from docker import APIClient
+    from docker.errors import APIError, DockerException
+    from requests.exceptions import RequestException, Timeout
+
+    try:
+        client = APIClient(version="auto", timeout=deadline, **_endpoint())  # type: ignore[arg-type]
+    except (DockerException, RequestException, OSError, ValueError):
         without = as_typed("install")
-        raise UserError(f"docker not found; install Docker Engine 24 or later, or use {without}, which needs no engine")
-    return found
+        raise UserError(
+            f"the engine cannot be reached; start it, or set DOCKER_HOST; or use {without}, which needs no engine"
+        ) from None
+    try:
+        yield client
+    except APIError as error:
+        raise UserError(f"{problem}: {_explain(error.explanation or str(error))}") from None
+    except Timeout:
+        raise UserError(f"{problem}: the engine timed out after {deadline:.0f} s; try again") from None
+    except (DockerException, RequestException) as broken:
+        raise UserError(f"{problem}: {_explain(str(broken))}") from None
+    finally:
+        client.close()
 
 
-def _docker(arguments: Sequence[str], deadline: float, root: Path, progress: bool = False) -> Ended:
-    # buildx would otherwise add its default provenance and the git state of the checkout.
-    environ = {**os.environ, "BUILDX_NO_DEFAULT_ATTESTATIONS": "1", "BUILDX_GIT_INFO": "0"}
-    return run([_program(), *arguments], deadline=deadline, environ=environ, cwd=root, progress=progress)
+def _endpoint() -> dict[str, Any]:
+    """Return the arguments of a connection to the engine: that of DOCKER_HOST, or of the current context, as docker has it."""
+    from docker.context import ContextAPI
+    from docker.utils import kwargs_from_env
+
+    if os.environ.get("DOCKER_HOST"):
+        return dict(kwargs_from_env())
+    name = os.environ.get("DOCKER_CONTEXT")
+    if ContextAPI.get_context(name) is None:
+        folder = os.environ.get("DOCKER_CONFIG") or "~/.docker"
+        raise UserError(
+            f"{f'DOCKER_CONTEXT: {name}' if name else 'docker context'}: expected a context in {folder}/contexts, beside a "
+            "config.json, found none; create one, or set DOCKER_HOST"
+        )
+    return dict(ContextAPI.kwargs_from_context(name))
+
+
+def _explain(reason: str) -> str:
+    """Return an error of the engine in one line, with a remedy where one is known."""
+    if "no space left on device" in reason.lower():
+        return "the engine's disk is full; free disk space with docker builder prune"
+    return " ".join(reason.split()) or "the engine gave no reason; run it again"

@@ -150,6 +150,7 @@ def install(
     offline: Offline | None = None,
     reinstall: Sequence[str] = (),
     pass_fds: Sequence[int] = (),
+    throwaway: bool = False,
 ) -> None:
     """Install exactly the files that `pins` lists into the environment in `folder`, compiled to bytecode.
 
@@ -157,11 +158,12 @@ def install(
 
     The source distributions `built` are built with exactly the files that `build_pins` lists. With `offline`, neither an
     index nor the network is used. uv keeps the file descriptors `pass_fds` open until it ends, even if it outlives this
-    process. Raises UserError.
+    process. A `throwaway` environment, which is used once, is not compiled, and has what uv built before. Raises UserError.
     """
     python = str(folder / "bin" / "python")
     # A conda Python is marked as externally managed, which does not apply to a folder that Smokehouse creates.
-    command = ["pip", "install", "--python", python, "--break-system-packages", "--compile-bytecode", "--no-deps"]
+    command = ["pip", "install", "--python", python, "--break-system-packages", "--no-deps"]
+    command += [] if throwaway else ["--compile-bytecode"]
     command += ["--require-hashes", "--requirements", str(pins)]
     command += ["--require-build-hashes", "--preview-features", "build-dependency-hashes"]
     command += [f"--reinstall-package={name}" for name in reinstall]
@@ -170,7 +172,7 @@ def install(
     if offline:
         command += ["--offline", "--no-config", "--no-index", "--find-links", str(offline.wheels)]
         command += ["--cache-dir", str(offline.cache)]
-    else:
+    elif not throwaway:
         # uv's cache ignores the versions that a source distribution was built with.
         command += [f"--refresh-package={name}" for name in built]
     failure = f"{folder.name} cannot be installed"

@@ -2,7 +2,7 @@
 
     >>> from smokehouse.proofs import PublishOptions, VerifyOptions, publish_image, verify_reference
     >>> from smokehouse.images import ImageRequest
-    >>> verify_reference(checkout, "oci:folder", VerifyOptions(trust_base=True)).differences
+    >>> verify_reference(checkout, "oci:folder", VerifyOptions()).differences
     >>> publish_image(checkout, "qwen2.5-vl", "ghcr.io/owner/name", PublishOptions(ImageRequest(), key)).references
 
 A lock decides what an image has to be: everything is made again and compared by hash. What a smoke test proved is a

@@ -1,6 +1,9 @@
-"""The base that an image is built on: built again from docker/base.lock, or fetched by its digest."""
+"""The base that an image is compared with: Debian as docker/base.lock says, or what whoever verifies names by its digest.
 
-from dataclasses import dataclass
+The image is never asked: what it says of its base is compared with that.
+"""
+
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from smokehouse.checkout import Checkout
@@ -11,10 +14,11 @@ from smokehouse.images import debian_lock
 from smokehouse.images.base import Base
 from smokehouse.images.labels import ImageLabels
 from smokehouse.oci.filesystem import decompress
-from smokehouse.oci.layout import Image
+from smokehouse.oci.layout import Image, Layout
 
 _CHUNK = 1 << 20
 _MOST = 4 << 30  # bytes of the lowest layer, unpacked; Debian has 0.6 GB
+_DEBIAN = "debian-"  # begins the name of a base of docker/base.lock, which is in no registry
 
 
 @dataclass(frozen=True)
@@ -26,26 +30,46 @@ class ExpectedBase:
     description: str
 
 
-def expect_base(
-    checkout: Checkout, image: Image, labels: ImageLabels, reference: str, *, trust: bool, work: Path
-) -> ExpectedBase:
-    """Return the base that `image`, which messages call `reference`, was built on by its `labels`; raises UserError.
+def base_problem(checkout: Checkout, labels: ImageLabels, requested: str | None) -> str:
+    """Return how the base in `labels` differs from the `requested` one, empty if it does not; nothing is fetched.
 
-    With `trust`, the lowest layer of the image is the Debian base, which is unpacked in the folder `work`.
+    Without a request it has to be a Debian base, which is then compared by its layer. Raises UserError where the request is
+    not REF@sha256:….
     """
-    name, digest = labels.base_name, labels.base_digest
-    if name.startswith("debian-"):
-        if trust:
-            base = Base(name, digest, debian_lock.read(checkout), _lowest_layer(image, reference, work), bases.TAG)
-            return ExpectedBase(base, bases.image(checkout, base), f"{name}@{digest}, not verified")
+    said = f"{labels.base_name}@{labels.base_digest}"
+    if requested:
+        bases.parse(requested)
+        return "" if said == requested else f"expected {requested}, as --base specifies, found {said}; drop the option"
+    debian = f"{_DEBIAN}{debian_lock.read_definition(checkout).suite}"
+    if labels.base_name == debian:
+        return ""
+    try:
+        bases.parse(said)
+    except UserError:
+        return f"expected {debian}, found {said}; do not trust this image"
+    return f"expected {debian}, found {said}; if you trust that base, allow it with --base {said}"
+
+
+def expect_base(checkout: Checkout, image: Image, reference: str, requested: str | None, work: Path) -> ExpectedBase:
+    """Return the base to compare `image`, which messages call `reference`, with; raises UserError.
+
+    A Debian base that is `requested` is not built again: the lowest layer of the image is taken if its digest is the same. It
+    is unpacked in the folder `work`.
+    """
+    if not requested:
         base = bases.make(checkout)
-        description = f"{base.name}, {len(base.packages)} packages of {debian_lock.LOCK}, built again here"
+        text = f"{base.name}@{base.digest}, {len(base.packages)} packages of {debian_lock.LOCK}, built again here"
+    elif requested.startswith(_DEBIAN):
+        named = bases.parse(requested)
+        layout = _lowest_layer(image, reference, work)
+        if (found := Layout(layout).image().digest) != named.digest:
+            raise UserError(f"{reference}: expected the base {requested} as its lowest layer, found {found}; do not trust it")
+        base = replace(named, packages=debian_lock.read(checkout), layout=layout, tag=bases.TAG)
+        text = f"{requested}, which is the lowest layer of the image, by its digest in --base"
     else:
-        base = bases.parse(f"{name}@{digest}")
-        if trust:
-            raise UserError(f"--trust-base: expected a Debian base, found {name}; drop the option, to count its layers")
-        description = f"{name}@{digest}, trusted by its digest"
-    return ExpectedBase(base, bases.image(checkout, base), description)
+        base = bases.parse(requested)
+        text = f"{requested}, trusted by its digest in --base"
+    return ExpectedBase(base, bases.image(checkout, base), text)
 
 
 def _lowest_layer(image: Image, reference: str, work: Path) -> Path:

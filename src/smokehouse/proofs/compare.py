@@ -6,10 +6,11 @@ A layer whose hash differs is read to explain it, never to excuse it.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
-from typing import Any
+from typing import Any, Literal
 
 from smokehouse.errors import UserError
-from smokehouse.images.assemble import Assembled, AssembledLayer
+from smokehouse.images.layers import Packed
+from smokehouse.images.record import RecordedImage, RecordedLayer
 from smokehouse.oci import closed
 from smokehouse.oci.blobs import unpacked_digest
 from smokehouse.oci.filesystem import Entry, Limits, Tree
@@ -33,8 +34,9 @@ class Difference:
 class Verification:
     """The result of verifying an image.
 
-    `id` is its image ID, `lock` the SHA-256 of lock.json. `layers` has the diff_id of each expected layer, bottom first, with
-    what is in it. `sbom` is the expected SBOM, a file; `added` lists the image's extra wheels, which are not in the lock.
+    `method` is whether what it was compared with was made again here or is recorded in image.json. `id` is its image ID, `lock`
+    the SHA-256 of lock.json. `layers` has the diff_id of each expected layer, bottom first, with what is in it. `sbom` is the
+    expected SBOM, a file, empty where nothing was made; `added` lists the image's extra wheels, which are not in the lock.
     `base`, `proof` and `claims`, which nothing here can verify, are sentences; `report` is the report in a verified statement,
     and `proven` whether there is one by the trusted signer, None where none was specified.
     """
@@ -43,6 +45,7 @@ class Verification:
     digest: str
     environment: str
     lock: str
+    method: Literal["made again", "recorded"] = "made again"
     id: str = ""
     base: str = ""
     layers: Sequence[Mapping[str, str]] = ()
@@ -64,16 +67,21 @@ class Verification:
         return {**asdict(self), "passed": self.passed}
 
 
-def compare(image: Image, expected: Assembled) -> list[Difference]:
-    """Return how `image` differs from what is `expected`; raises UserError where a part of it has more than one meaning."""
+def compare(image: Image, expected: RecordedImage, made: Sequence[Packed] = ()) -> list[Difference]:
+    """Return how `image` differs from what is `expected`; raises UserError where a part of it has more than one meaning.
+
+    The files in which a layer differs are listed where the expected layers are `made`.
+    """
     layout = image.layout
     config = layout.read(image.manifest.config)
     manifest, layers = layout.read(image.descriptor), image.manifest.layers
     found = closed.manifest_differences(manifest, f"manifest {image.digest}", config, layers, len(expected.layers))
     differences = [Difference(0, f"(manifest) {path}", problem) for path, problem in found]
-    differences += [Difference(0, f"(config) {path}", problem) for path, problem in compare_config(config, expected.config)]
-    for number, pair in enumerate(zip_longest(image.manifest.layers, expected.layers), 1):
-        differences += _compare_layer(image, number, *pair)
+    differences += [
+        Difference(0, f"(config) {path}", problem) for path, problem in compare_config(config, expected.config_text)
+    ]
+    for number, (layer, wanted, packed) in enumerate(zip_longest(layers, expected.layers, made), 1):
+        differences += _compare_layer(image, number, layer, wanted, packed)
     return differences
 
 
@@ -85,32 +93,32 @@ def compare_config(found: bytes, expected: bytes) -> list[tuple[str, str]]:
     return differences or [("(document)", "expected other white space or another order, which the image ID depends on")]
 
 
-def _compare_layer(image: Image, number: int, layer: Descriptor | None, expected: AssembledLayer | None) -> list[Difference]:
-    if layer is None:
-        assert expected
-        return [Difference(number, "(the whole layer)", f"expected {expected.content}, found no such layer")]
+def _compare_layer(
+    image: Image, number: int, layer: Descriptor | None, expected: RecordedLayer | None, packed: Packed | None
+) -> list[Difference]:
     if expected is None:
         return [
             Difference(number, "(the whole layer)", "unexpected, the lock builds no such layer"),
             *_explain(image, number, None),
         ]
+    if layer is None:
+        return [Difference(number, "(the whole layer)", f"expected {expected.content}, found no such layer")]
     name = f"layer {number} ({layer.short})"
     image.layout.verify_blob(layer)
-    found = unpacked_digest(image.layout.blob(layer.digest), layer.media_type, expected.packed.unpacked, name)
-    if found == expected.packed.diff_id:
+    found = unpacked_digest(image.layout.blob(layer.digest), layer.media_type, expected.size, name)
+    if found == expected.diff_id:
         return []
-    problem = f"expected {expected.packed.diff_id} ({expected.content}), found {found or 'more bytes than that has'}"
-    return [Difference(number, "(the whole layer)", problem), *_explain(image, number, expected)]
+    problem = f"expected {expected.diff_id} ({expected.content}), found {found or 'more bytes than that has'}"
+    return [Difference(number, "(the whole layer)", problem), *(_explain(image, number, packed) if packed else ())]
 
 
-def _explain(image: Image, number: int, expected: AssembledLayer | None) -> Iterator[Difference]:
+def _explain(image: Image, number: int, packed: Packed | None) -> Iterator[Difference]:
     """Yield the files in which a layer differs from the expected one, as far as it can be read."""
     layer = image.manifest.layers[number - 1]
     try:
         found, wanted = Tree(_EXPLAINED), Tree()
         found.apply(image.layout.blob(layer.digest), layer.media_type, f"layer {number}", number)
-        if expected:
-            packed = expected.packed
+        if packed:
             wanted.apply(packed.path, packed.blob.media_type, f"layer {number}", number)
     except UserError as unreadable:
         yield Difference(number, "(the whole layer)", f"cannot be read to explain it: {unreadable}")

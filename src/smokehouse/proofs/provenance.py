@@ -12,6 +12,7 @@ from typing import Any
 from smokehouse import __version__
 from smokehouse.checkout import Checkout
 from smokehouse.images import debian_lock, sbom
+from smokehouse.images.build import revision
 from smokehouse.images.labels import ImageLabels
 from smokehouse.locks import LOCK_JSON, LockedEnvironment
 from smokehouse.proofs import signing
@@ -84,8 +85,8 @@ def provenance(checkout: Checkout, locked: LockedEnvironment, labels: ImageLabel
 
 def _dependencies(checkout: Checkout, locked: LockedEnvironment, labels: ImageLabels) -> Iterator[dict[str, Any]]:
     """Yield what an image was built from, each with its digest: the locks list all of its artefacts by theirs."""
-    if labels.source and labels.revision:
-        yield {"uri": f"git+{labels.source}@{labels.revision}", "digest": {"gitCommit": labels.revision}}
+    if labels.source and (commit := revision(checkout, locked.name)):
+        yield {"uri": f"git+{labels.source}@{commit}", "digest": {"gitCommit": commit}}
     yield {"name": f"{locked.files.name}/{LOCK_JSON}", "digest": {"sha256": labels.lock}}
     for file, digest in sorted(locked.lock.files.items()):
         yield {"name": f"{locked.files.name}/{file}", "digest": {"sha256": digest}}

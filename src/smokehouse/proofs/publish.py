@@ -113,15 +113,19 @@ def publish_image(checkout: Checkout, name: str, repository: str, options: Publi
     registry = Registry(reference, push=True)
     with exclusive(folder / ".lock", f"publishing {name}"):
         image = _build(job)
+        _refuse_other_version(job, image)
         _refuse_existing_tags(job, registry, image.digest)  # first, because the rest takes long
         report = _prove(job, image)
         verify_options = VerifyOptions(
-            bundle=request.bundle, channel=request.channel, added=request.extra_wheels, source=request.source
+            bundle=request.bundle,
+            channel=request.channel,
+            added=request.extra_wheels,
+            base=request.base,
+            source=request.source,
         )
         verification = verify_image(checkout, locked, image, names[0], verify_options)
         if not verification.passed:
             return Publication((), verification)
-        _refuse_other_version(job, image)
         sbom = Path(verification.sbom).read_text()
         signed = [_sign(job, payload) for payload in _statements(job, image, report, sbom)]
         _send(job, registry, image, sbom.encode(), signed)

@@ -3,8 +3,6 @@
 What the lock builds is made again, and hashes are compared: nothing in the image is interpreted to reach the result.
 """
 
-import re
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,12 +12,13 @@ from smokehouse.checkout import Checkout
 from smokehouse.console import status
 from smokehouse.errors import UserError
 from smokehouse.images import build as building
-from smokehouse.images import contexts
+from smokehouse.images import contexts, record
 from smokehouse.images.assemble import Inputs, assemble
 from smokehouse.images.fetch import open_image, work_folder
-from smokehouse.images.labelled_wheels import from_labels
-from smokehouse.images.labels import ImageLabels
+from smokehouse.images.labelled_wheels import compare_wheels
+from smokehouse.images.labels import EXTRA_WHEELS, ImageLabels
 from smokehouse.images.plan import plan_layers
+from smokehouse.images.record import RecordedImage
 from smokehouse.images.spec import ImageSpec
 from smokehouse.installs import extra_wheels
 from smokehouse.installs.extra_wheels import ExtraWheel
@@ -28,10 +27,11 @@ from smokehouse.oci import closed
 from smokehouse.oci.layout import Image
 from smokehouse.oci.registry import Registry
 from smokehouse.proofs import signing, trust
-from smokehouse.proofs.base import expect_base
+from smokehouse.proofs.base import base_problem, expect_base
 from smokehouse.proofs.compare import Difference, Verification, compare, printable
 from smokehouse.proofs.referrers import fetch_statements
 from smokehouse.proofs.signing import Signer
+from smokehouse.storage import files
 from smokehouse.storage.folder_lock import exclusive
 
 
@@ -39,21 +39,23 @@ from smokehouse.storage.folder_lock import exclusive
 class VerifyOptions:
     """How to verify: with packages from `bundle` or `channel`, and statements signed by `signer`, None to count them.
 
-    `trust_base` does not compare a Debian base. `added` has extra wheels that the image's label specifies without a URL;
-    `source` is the URL that its label has to specify, None to take it as a claim.
+    What the image may have beside the lock is named here, by hash, and never by the image: `added` has its extra wheels, and
+    `base` is REF@sha256:…, None for Debian from docker/base.lock. `source` is the URL that its label has to specify, None to
+    take it as a claim. With `quick`, nothing is made again: the image is compared with lockfiles/NAME/image.json.
     """
 
     bundle: Path | None = None
     channel: str | None = None
     signer: Signer | None = None
-    trust_base: bool = False
     added: tuple[ExtraWheel, ...] = ()
+    base: str | None = None
     source: str | None = None
+    quick: bool = False
 
 
 @dataclass(frozen=True)
 class _Subject:
-    """An image to verify, which messages call `reference`, and what its labels say that it was built from.
+    """An image to verify, which messages call `reference`, with its labels and those allowed wheels that they list.
 
     `folder` is for what is made to compare it with.
     """
@@ -80,8 +82,13 @@ def verify_reference(checkout: Checkout, reference: str, options: VerifyOptions)
 def verify_image(
     checkout: Checkout, locked: LockedEnvironment, image: Image, reference: str, options: VerifyOptions
 ) -> Verification:
-    """Verify that `image`, which messages call `reference`, is what `locked` builds; raises UserError."""
+    """Verify that `image`, which messages call `reference`, is what `locked` builds, or built; raises UserError."""
     subject = _open(checkout, locked, image, reference, options)
+    if options.quick:
+        status(f"verifying {image.digest} against {locked.files.name}/{record.NAME}")
+        return _compare_with_record(subject, options)
+    if refused := _compare_named(subject, options):
+        return replace(_result(subject, options), base="not compared", differences=refused)
     status(f"verifying {image.digest} against {locked.files.name}/{LOCK_JSON}")
     with exclusive(subject.folder / ".lock", f"verifying {locked.name}"), TemporaryDirectory(dir=subject.folder) as work:
         return _compare(subject, options, Path(work))
@@ -92,16 +99,35 @@ def _open(checkout: Checkout, locked: LockedEnvironment, image: Image, reference
     closed.read(image.layout.read(image.manifest.config), f"{reference}: configuration")  # its labels have one meaning
     labels = ImageLabels.parse(image.labels, reference)
     if labels.lock != locked.digest:
-        found = re.fullmatch("[0-9a-f]{40}", labels.revision)
-        remedy = f"git checkout {labels.revision}" if found else "check out the commit that has its lock"
         raise UserError(
             f"{reference}: expected an image of the lock of {locked.name} in this checkout ({locked.digest[:12]}), "
-            f"found one of another lock ({labels.lock[:12]}); {remedy}"
+            f"found one of another lock ({labels.lock[:12]}); check out the commit that has its lock"
         )
-    wheels = from_labels(labels, options.added, reference)
+    wheels, _ = compare_wheels(labels, options.added)
     folder = work_folder(checkout) / f"{locked.name}-{labels.flavour}"
     folder.mkdir(exist_ok=True)
     return _Subject(checkout, locked, image, reference, labels, wheels, folder)
+
+
+def _compare_named(subject: _Subject, options: VerifyOptions) -> list[Difference]:
+    """Return what the labels name beside the lock that the options do not; nothing of it is fetched or used."""
+    wheels = compare_wheels(subject.labels, options.added)[1]
+    base = base_problem(subject.checkout, subject.labels, options.base)
+    found = [(EXTRA_WHEELS, problem) for problem in wheels]
+    found += [("org.opencontainers.image.base.name", base)] if base else []
+    return [Difference(0, f"(config) label {label}", printable(problem)) for label, problem in found]
+
+
+def _result(subject: _Subject, options: VerifyOptions) -> Verification:
+    """Return what is known of the image before it is compared."""
+    return Verification(
+        image=subject.reference,
+        digest=subject.image.digest,
+        environment=subject.locked.name,
+        lock=subject.locked.digest,
+        id=subject.image.manifest.config.digest,
+        added=sorted(f"{wheel.name}#sha256={wheel.sha256}" for wheel in options.added),
+    )
 
 
 def _compare(subject: _Subject, options: VerifyOptions, work: Path) -> Verification:
@@ -112,20 +138,11 @@ def _compare(subject: _Subject, options: VerifyOptions, work: Path) -> Verificat
     if labels.ops == "aot":
         bundle.require_conda(devel=True)
     extra_wheels.require_torch_abi(subject.extra_wheels, locked.lock, bundle.wheels)
-    base = expect_base(checkout, image, labels, subject.reference, trust=options.trust_base, work=work)
+    base = expect_base(checkout, image, subject.reference, options.base, work)
     spec = ImageSpec(locked, labels.flavour, labels.ops, base.base, wheels)
     claims, differences = _compare_origin(subject, options)
-    expected_labels = spec.labels(source=labels.source, revision=labels.revision)
-    result = Verification(
-        image=subject.reference,
-        digest=image.digest,
-        environment=locked.name,
-        lock=locked.digest,
-        id=image.manifest.config.digest,
-        base=base.description,
-        claims=claims,
-        added=[wheel.text for wheel in subject.extra_wheels],
-    )
+    expected_labels = spec.labels(labels.source)
+    result = replace(_result(subject, options), base=base.description, claims=claims)
     diff_ids = base.image.config.rootfs.diff_ids
     if image.config.rootfs.diff_ids[: len(diff_ids)] != diff_ids:
         problem = f"differs from that of the base {base.base.name}"
@@ -135,10 +152,36 @@ def _compare(subject: _Subject, options: VerifyOptions, work: Path) -> Verificat
     made = contexts.make_contexts(checkout, spec, plan, bundle, subject.folder)
     expected = assemble(checkout, Inputs(spec, plan, made, base.image, expected_labels), "zstd")
     status(f"verifying: comparing {len(expected.layers)} layers")
-    differences += compare(image, expected)
-    sbom = shutil.copy(made["ours"] / "ours" / "sbom.spdx.json", subject.folder)
-    layers = [{"diff_id": layer.packed.diff_id, "content": layer.content} for layer in expected.layers]
-    return replace(result, layers=layers, differences=differences, sbom=str(sbom))
+    differences += compare(image, expected.recorded, [layer.packed for layer in expected.layers])
+    # By what it lists: another verification of this environment can be of other wheels, and end first.
+    text = (made["ours"] / "ours" / "sbom.spdx.json").read_bytes()
+    sbom = subject.folder / f"sbom-{files.sha256(text)[:16]}.spdx.json"
+    files.write(sbom, text)
+    return replace(result, layers=_listed(expected.recorded), differences=differences, sbom=str(sbom))
+
+
+def _compare_with_record(subject: _Subject, options: VerifyOptions) -> Verification:
+    """Compare the image with what image.json has of it; nothing is made, and no artefact fetched."""
+    labels, image, locked = subject.labels, subject.image, subject.locked
+    if labels.extra_wheels:
+        raise UserError(f"{subject.reference}: expected no extra wheels, which image.json lacks, found some; drop --quick")
+    recorded, current = record.require(subject.checkout, locked, labels.flavour)
+    expected = recorded.with_source(labels.source)
+    claims, differences = _compare_origin(subject, options)
+    if not current:
+        claims.append(f"{record.NAME} is of other files of Smokehouse than this checkout has, as an older commit had")
+    return replace(
+        _result(subject, options),
+        method="recorded",
+        base=f"as recorded in {locked.files.name}/{record.NAME}",
+        layers=_listed(expected),
+        claims=claims,
+        differences=[*differences, *compare(image, expected)],
+    )
+
+
+def _listed(image: RecordedImage) -> list[dict[str, str]]:
+    return [{"diff_id": layer.diff_id, "content": layer.content} for layer in image.layers]
 
 
 def _compare_origin(subject: _Subject, options: VerifyOptions) -> tuple[list[str], list[Difference]]:
@@ -149,12 +192,16 @@ def _compare_origin(subject: _Subject, options: VerifyOptions) -> tuple[list[str
         differences.append(Difference(0, "(config) label org.opencontainers.image.source", problem))
     elif options.source is None and labels.source:
         claims.append(f"source {printable(labels.source)}, as the image says; specify the URL with --source")
-    if labels.revision:
-        differs = building.compare_revision(subject.checkout, subject.locked.name, labels.revision)
-        if differs is None:
-            claims.append(f"revision {printable(labels.revision)}, as the image says; this checkout has no history")
-        elif differs:
-            differences.append(Difference(0, "(config) label org.opencontainers.image.revision", differs))
+    for key, name in sorted((subject.image.descriptor.annotations or {}).items()):
+        repository = name.partition("@")[0].rpartition("/")[2].partition(":")[0]
+        if key.endswith(".name") and repository != subject.locked.name:  # it could replace another image
+            claims.append(f"name {printable(name)}, under which engines load this layout")
+    urls = {wheel.sha256: wheel.url for wheel in options.added}
+    claims += [
+        f"{wheel.name} from {wheel.url}, as the image says; it was taken from --with, by its hash"
+        for wheel in subject.extra_wheels
+        if wheel.url and wheel.url != urls[wheel.sha256]
+    ]
     return claims, differences
 
 

@@ -5,7 +5,8 @@
     >>> report.refuse_other_image(digest, lock_digest)
     >>> report.summary
 
-`smoke` and `smoke_image` replace this process with the smoke test, for the command line; `prove` waits for its report.
+For the command line, `smoke` replaces this process with the smoke test, and `smoke_image` passes signals to its container;
+`prove` waits for its report.
 """
 
 from importlib import import_module
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from smokehouse.runs.local import help_text, smoke
     from smokehouse.runs.options import pop_option, split_name
     from smokehouse.runs.report import Report, read_any
+    from smokehouse.runs.targets import smoke as smoke_on
 
 __all__ = [
     "Report",
@@ -28,6 +30,7 @@ __all__ = [
     "smoke_here",
     "smoke_image",
     "smoke_image_here",
+    "smoke_on",
     "split_name",
 ]
 
@@ -42,12 +45,14 @@ _MODULES = {
     "smoke_here": "here",
     "smoke_image": "container",
     "smoke_image_here": "container",
+    "smoke_on": "targets",
     "split_name": "options",
 }
+_NAMES = {"smoke_on": "smoke"}  # in their modules
 
 
 def __getattr__(name: str) -> object:
     """Import the module of a name of `__all__`."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), _NAMES.get(name, name))

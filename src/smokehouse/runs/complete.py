@@ -41,6 +41,7 @@ class _Leg:
     backend: str
     world_size: int
     gpus: int
+    nodes: int = 1
 
 
 def require_complete(checkout: Checkout, report: Report, locked: LockedEnvironment, *, max_age: timedelta | None) -> None:
@@ -119,7 +120,7 @@ def _wrong_date(fields: Mapping[str, Any], locked: LockedEnvironment, max_age: t
 def _legs(fields: Mapping[str, Any]) -> list[_Leg]:
     """Return the legs of a run; a report from before 2026 has one, and does not list it."""
     if "legs" in fields:
-        return [_Leg(leg["backend"], leg["world_size"], leg["gpus"]) for leg in fields["legs"]]
+        return [_Leg(leg["backend"], leg["world_size"], leg["gpus"], leg.get("nodes", 1)) for leg in fields["legs"]]
     gpus = fields["world_size"] if fields["device"] == "cuda" else 0
     return [_Leg(fields["backend"], fields["world_size"], gpus)]
 
@@ -127,16 +128,22 @@ def _legs(fields: Mapping[str, Any]) -> list[_Leg]:
 def _wrong_leg(fields: Mapping[str, Any]) -> str:
     """Return why no run has these legs, or why they show nothing; empty where they are right."""
     legs, device = _legs(fields), fields["device"]
-    first = _Leg(fields["backend"], fields["world_size"], legs[0].gpus)
+    first = _Leg(fields["backend"], fields["world_size"], legs[0].gpus, legs[0].nodes)
     if legs[0] != first or len({*legs}) != len(legs) or len(legs) > _MOST_LEGS:
         return f"legs: expected {first.backend} with {first.world_size} ranks first and each once, found others"
     if max(leg.world_size for leg in legs) < 2:
         return "expected a report of two ranks or more, found one of one rank, which partitions and reduces nothing"
     cards = len((fields.get("gpu") or {}).get("cards", [])) if device == "cuda" else 0
+    if device == "cuda" and not cards:
+        return "gpu: expected the GPUs that the run was on, found none"
     for leg in legs:
+        if leg.nodes != len(fields.get("nodes", [None])) or leg.world_size % leg.nodes:
+            return (
+                f"legs: expected the nodes of the report, each with as many ranks, found {leg.nodes} in {leg.world_size} ranks"
+            )
         if leg.backend == "nccl" and leg.gpus != leg.world_size:
             return f"legs: expected a GPU for each of {leg.world_size} ranks with NCCL, found {leg.gpus}"
-        if bool(leg.gpus) != (device == "cuda") or leg.gpus > leg.world_size or ("gpu" in fields and leg.gpus > cards):
+        if bool(leg.gpus) != (device == "cuda") or leg.gpus > leg.world_size or leg.gpus > cards * leg.nodes:
             return f"legs: expected what {device} with {cards} GPUs can run, found {leg.world_size} ranks on {leg.gpus} GPUs"
     return ""
 
@@ -150,11 +157,9 @@ def _plan(checkout: Checkout, report: Report, locked: LockedEnvironment) -> Mapp
     request = {
         "device": fields["device"],
         "legs": [vars(leg) for leg in _legs(fields)],
-        "expectations": {
-            "gloo_race": stack.expectations.gloo_race,
-            "later_key_layout": stack.expectations.later_key_layout,
-        },
+        "expectations": stack.expectations.model_dump(exclude_unset=True),
         "family": stack.model.family,
+        "versions": {package.name: package.version for package in locked.lock.pip if package.name in _PACKAGES},
     }
     return _ask_planner(checkout.file("smoke_tests").parent, checkout.loader(), json.dumps(request))
 
@@ -177,6 +182,9 @@ def _wrong_check(fields: Mapping[str, Any], planned: Mapping[str, Any]) -> str:
         return f"expected {planned['precision']} on {fields['device']}, found {fields['precision']}"
     if "legs" in fields and [leg["name"] for leg in fields["legs"]] != planned["legs"]:
         return f"legs: expected {', '.join(planned['legs'])}, found other names"
+    for what, names in fields.get("variables", {}).items():
+        if strange := [name for name in names if not name.startswith(tuple(planned["variables"][what]))]:
+            return f"variables: expected those that a run has {what}, found {', '.join(strange[:_SHOWN])}"
     found = {_key(check): check for check in fields["checks"]}
     if len(found) != len(fields["checks"]):
         return "checks: expected each check once for each stage and leg, found one twice"
@@ -197,8 +205,9 @@ def _problems(
         if plan and check["kind"] != plan["kind"]:
             yield f"{name}: expected a {plan['kind']}, found a {check['kind']}"
         count = plan["ranks"] if plan else len(ranks)
-        if [rank["rank"] for rank in ranks] != [*range(count)]:
-            yield f"{name}: expected verdicts of ranks 0 to {count - 1}, found {_ranks(ranks)}"
+        if not ranks or [rank["rank"] for rank in ranks] != [*range(count)]:
+            yield f"{name}: expected verdicts of ranks 0 to {count - 1}, found {_ranks(ranks) or 'none'}"
+            return
         verdict = min((rank["verdict"] for rank in ranks), key=_ORDER.index)
         if verdict != check["verdict"]:
             yield f"{name}: expected {verdict}, the verdict of its worst rank, found {check['verdict']}"

@@ -1,19 +1,18 @@
-"""Run the smoke test of an image in a container: as this process, or to its end for its report.
+"""Run the smoke test of an image in a container: for whoever watches, or to its end for its report.
 
 The container is as restricted as on any cluster: a read-only root, a user without a name, no network.
 """
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
 
 from smokehouse.checkout import ENVIRONMENT_LABEL, Checkout, is_environment_name
 from smokehouse.console import as_typed
 from smokehouse.errors import UserError
 from smokehouse.programs import docker
-from smokehouse.programs.docker import EngineImage
+from smokehouse.programs.docker import Container, EngineImage, Mount
 from smokehouse.runs import local, report
 from smokehouse.runs.options import pop_option, report_name
 from smokehouse.runs.report import Report
@@ -29,28 +28,16 @@ _LOADER = Path(__file__).resolve().parents[2] / "smokehouse_loader"  # beside sm
 _HOME = {"HOME": "/tmp", "USER": "smokehouse", "LOGNAME": "smokehouse", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONNOUSERSITE": "1"}
 
 
-@dataclass(frozen=True)
-class _Container:
-    """A smoke test to start: the image, what to run in it, the options of docker run, and the folder of the report."""
-
-    image: EngineImage
-    environment: str
-    command: Sequence[str]
-    options: Sequence[str]
-    folder: Path
-
-
-def smoke_image(checkout: Checkout, reference: str, options: Sequence[str]) -> NoReturn:
-    """Replace this process with the smoke test of the image `reference`, run with `options` in a container.
+def smoke_image(checkout: Checkout, reference: str, options: Sequence[str]) -> int:
+    """Run the smoke test of the image `reference` with `options` in a container, and return its exit code.
 
     The report is written to build/smoke of the checkout, or the folder that `--report` specifies. Raises UserError.
     """
-    container = _prepare(checkout, reference, options)
-    docker.exec_container(container.image, container.command, container.options, checkout.root)
+    return docker.run(_prepare(checkout, reference, options)[0])
 
 
-def smoke_image_here(checkout: Checkout, reference: str, family: str | None, options: Sequence[str]) -> NoReturn:
-    """Replace this process with the smoke test of what is installed in the image `reference`, whoever built it.
+def smoke_image_here(checkout: Checkout, reference: str, family: str | None, options: Sequence[str]) -> int:
+    """Run the smoke test of what is installed in the image `reference`, whoever built it, and return its exit code.
 
     Nothing in the image is needed but a Python with torch: `--python PATH` or `--prefix DIR` among the options say where in
     the image, by default python3 on its PATH. Raises UserError.
@@ -59,19 +46,18 @@ def smoke_image_here(checkout: Checkout, reference: str, family: str | None, opt
     options, prefix = pop_option(options, "--prefix", "a folder of the image with bin/python")
     if python and prefix:
         raise UserError(f"smoke: expected --python or --prefix, found both; give one of {python} and {prefix}")
-    image = docker.inspect(reference, checkout.root)
+    image = docker.inspect(reference)
     smoke_tests = checkout.file("smoke_tests")
     packages = {"smoke_tests": smoke_tests, _LOADER.name: _LOADER}
-    extra = [*("--workdir", _PLACE), *("--entrypoint", f"{prefix}/bin/python" if prefix else python or "python3")]
-    for name, folder in packages.items():
-        extra += ["--mount", f"type=bind,source={folder},target={_PLACE}/{name},readonly"]
-    extra += [f"--env={name}={value}" for name, value in _HOME.items()]
     options, value = pop_option(options, "--report", "a folder")
     folder = Path(value or checkout.build / "smoke" / report_name("here-image", options)).absolute()
     command = ["-m", "smoke_tests", "--here" if family is None else f"--here={family}", "--report", "/report"]
     command += ["--image", image.digest, *options]
     local.validate(command, "here", smoke_tests.parent)
-    docker.exec_container(image, command, [*_limits(folder, options), *extra], checkout.root)
+    container = _container(image, command, folder, options)
+    mounts = (*container.mounts, *(Mount(path, f"{_PLACE}/{name}") for name, path in packages.items()))
+    entrypoint = f"{prefix}/bin/python" if prefix else python or "python3"
+    return docker.run(replace(container, mounts=mounts, entrypoint=entrypoint, workdir=_PLACE, environ=_HOME))
 
 
 def prove(checkout: Checkout, reference: str, folder: Path) -> Report:
@@ -79,40 +65,35 @@ def prove(checkout: Checkout, reference: str, folder: Path) -> Report:
 
     Raises UserError where the engine has no such image, or the smoke test fails.
     """
-    container = _prepare(checkout, reference, ["--report", str(folder)])
-    ended = docker.run_container(container.image, container.command, container.options, checkout.root, deadline=_DEADLINE)
+    container, environment, written = _prepare(checkout, reference, ["--report", str(folder)])
+    ended = docker.run_to_end(container, deadline=_DEADLINE)
     if ended.code:
         said = (ended.stderr.strip() or ended.stdout.strip()).splitlines()[-1:]
-        raise UserError(f"{reference}: smoke test failed ({' '.join(said)}); see {container.folder}")
+        raise UserError(f"{reference}: smoke test failed ({' '.join(said)}); see {written}")
     remedy = f"run {as_typed('smoke', '--image', reference)} again"
-    return report.read(checkout, container.folder / "report.json", container.environment, remedy)
+    return report.read(checkout, written / "report.json", environment, remedy)
 
 
-def _prepare(checkout: Checkout, reference: str, options: Sequence[str]) -> _Container:
-    """Return the container of the smoke test of the image `reference`; makes the folder of its report."""
-    image = docker.inspect(reference, checkout.root)
+def _prepare(checkout: Checkout, reference: str, options: Sequence[str]) -> tuple[Container, str, Path]:
+    """Return the container of the smoke test of the image `reference`, its environment and the folder of its report."""
+    image = docker.inspect(reference)
     name = image.labels.get(ENVIRONMENT_LABEL, "")
     if not is_environment_name(name):
         build = as_typed("build", "NAME")
         raise UserError(f"{reference}: not an image of Smokehouse, by its labels; build one: {build}")
     options, value = pop_option(options, "--report", "a folder")
     folder = Path(value or checkout.build / "smoke" / report_name(f"{name}-image", options)).absolute()
-    command = ["smoke", "--report", "/report", "--image", image.digest, *options]
-    return _Container(image, name, command, _limits(folder, options), folder)
+    command = ("smoke", "--report", "/report", "--image", image.digest, *options)
+    return _container(image, command, folder, options), name, folder
 
 
-def _limits(folder: Path, options: Sequence[str]) -> list[str]:
-    """Return the options of docker run that restrict a container whose report goes to `folder`; makes that folder."""
+def _container(image: EngineImage, command: Sequence[str], folder: Path, options: Sequence[str]) -> Container:
+    """Return the container of a smoke test with `options` whose report goes to `folder`; makes that folder."""
     user, group = os.getuid() or _NOBODY, os.getgid() or _NOBODY
     _make_report_folder(folder, user, group)
-    limits = ["--user", f"{user}:{group}", "--read-only", "--network", "none", "--shm-size", "2g", "--init=false"]
-    limits += ["--tmpfs", "/tmp:rw,exec,mode=1777"]
-    limits += ["--mount", f"type=bind,source={folder},target=/report"]
-    for checkpoint in _checkpoint_folders(options):
-        limits += ["--mount", f"type=bind,source={checkpoint},target={checkpoint},readonly"]
-    if any(Path(place).exists() for place in _DRIVER):
-        limits += ["--gpus", "all"]
-    return limits
+    mounts = [Mount(folder, "/report", read_only=False), *(Mount(path, str(path)) for path in _checkpoint_folders(options))]
+    gpus = any(Path(place).exists() for place in _DRIVER)
+    return Container(image, tuple(command), f"{user}:{group}", tuple(mounts), gpus)
 
 
 def _make_report_folder(folder: Path, user: int, group: int) -> None:

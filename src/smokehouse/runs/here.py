@@ -27,11 +27,7 @@ def smoke_here(checkout: Checkout, family: str | None, options: Sequence[str]) -
     """
     options, python = pop_option(options, "--python", "the path of an interpreter")
     options, prefix = pop_option(options, "--prefix", "a folder with bin/python")
-    if python and prefix:
-        raise UserError(f"smoke: expected --python or --prefix, found both; give one of {python} and {prefix}")
-    interpreter = Path(prefix, "bin", "python") if prefix else Path(python) if python else _first_python()
-    interpreter = interpreter.absolute()  # a link, of which a virtual environment's Python is one, is not followed
-    folder = _prefix_of(interpreter)
+    interpreter, folder = find_interpreter("smoke", python, prefix)
     place = place_of_smoke_test(checkout)
     here = ["--here"] if family is None else [f"--here={family}"]
     command = ["-m", "smoke_tests", *here]
@@ -41,9 +37,25 @@ def smoke_here(checkout: Checkout, family: str | None, options: Sequence[str]) -
     validate(command, "here", place)
     sys.stdout.flush()
     os.chdir(place)
+    os.execve(interpreter, [str(interpreter), *command], variables_in(folder))
+
+
+def find_interpreter(verb: str, python: str | None, prefix: str | None) -> tuple[Path, Path]:
+    """Return the interpreter of an environment and its prefix: `python`, that in `prefix`, or the first one on PATH.
+
+    Raises UserError where it is none, or too old; messages call the command `verb`.
+    """
+    if python and prefix:
+        raise UserError(f"{verb}: expected --python or --prefix, found both; give one of {python} and {prefix}")
+    interpreter = Path(prefix, "bin", "python") if prefix else Path(python) if python else _first_python()
+    interpreter = interpreter.absolute()  # a link, of which a virtual environment's Python is one, is not followed
+    return interpreter, _prefix_of(interpreter)
+
+
+def variables_in(folder: Path) -> dict[str, str]:
+    """Return the environment variables of a smoke test in the environment in `folder`, which it must not change."""
     environ = variables() | {"PYTHONDONTWRITEBYTECODE": "1"}
-    environ["PATH"] = os.pathsep.join([str(folder / "bin"), environ.get("PATH", os.defpath)])
-    os.execve(interpreter, [str(interpreter), *command], environ)
+    return environ | {"PATH": os.pathsep.join([str(folder / "bin"), environ.get("PATH", os.defpath)])}
 
 
 def _first_python() -> Path:

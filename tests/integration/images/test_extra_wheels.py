@@ -9,8 +9,9 @@ import pytest
 
 from smokehouse.oci.layout import Layout
 
+from ...faults.test_owners import BACKEND, OWN_BACKEND, STATIC, evil
 from ...unit.channel import Channel
-from ...unit.conftest import Index, TestCheckout, wheel
+from ...unit.conftest import Index, TestCheckout, sdist, wheel
 from ...unit.installs.test_extra_wheels import FLASH, flash, hashed, with_torch
 from .. import reports
 from ..conftest import STRANGER, Made, add_planner, built, locked_tiny
@@ -115,17 +116,27 @@ def test_an_image_with_extra_wheels_is_verified(extra: Extra, tmp_path: Path) ->
     layout = tmp_path / "layout"
     digest = built(extra.tiny, "--with", extra.flash, "--with", extra.delta, "--output", f"oci:{layout}")["digest"]
     reference = f"oci:{layout}"
-    assert f"{reference}: requires {DELTA}, which has no URL; pass --with FILE#{extra.delta.partition('#')[2]}" in (
-        run(extra.tiny, "verify", reference, code=2).stderr
-    )
-    verdict = verified(extra.tiny, reference, "--with", extra.delta)
+    problems = [entry["problem"] for entry in verified(extra.tiny, reference, code=1)["differences"]]
+    allow = [f"--with {text.rpartition('/')[2]}" for text in extra.labelled]
+    assert [problem.rpartition("allow it with ")[2] for problem in problems] == allow
+    [problem] = [entry["problem"] for entry in verified(extra.tiny, reference, "--with", extra.delta, code=1)["differences"]]
+    assert problem.endswith(f"found {FLASH}; if you trust it, allow it {allow[1].replace('--with', 'with --with')}")
+    # Another copy of the same wheel will do; the URL in the label is a claim then.
+    copy = tmp_path / FLASH
+    copy.write_bytes(flash("torch\nLicense-Expression: BSD-3-Clause"))
+    allowed = ["--with", extra.delta, "--with", f"{copy}#{extra.flash.partition('#')[2]}"]
+    verdict = verified(extra.tiny, reference, *allowed)
     assert (verdict["passed"], verdict["digest"]) == (True, digest)
-    assert verdict["added"] == extra.labelled
-    said = run(extra.tiny, "verify", reference, "--with", extra.delta).stdout
-    assert f"with     {extra.flash}, which is not in the lock\n" in said
+    assert verdict["added"] == [text.rpartition("/")[2] for text in extra.labelled]
+    [claim] = verdict["claims"]
+    assert claim.startswith(f"{FLASH} from {extra.flash.partition('#')[0]}, as the image says")
+    allowed[-1] = extra.flash
+    said = run(extra.tiny, "verify", reference, *allowed).stdout
+    assert f"with     {extra.flash.rpartition('/')[2]}, which is not in the lock\n" in said
+    assert "claim    " not in said
     assert said.endswith("VERIFIED  this is what the lock builds with the wheels above\n")
     changed = altered(extra.made(layout), tmp_path / "changed", {f"{SITE}/flash_attn.py": b"print('evil')\n"})
-    differences = verified(extra.tiny, changed, "--with", extra.delta, code=1)["differences"]
+    differences = verified(extra.tiny, changed, *allowed, code=1)["differences"]
     layers = len(Layout(tmp_path / "changed").image().manifest.layers)
     assert {"layer": layers, "path": f"{SITE}/flash_attn.py", "problem": "unexpected file"} in differences
     # A wheel that the label does not list is a layer too many.
@@ -155,4 +166,24 @@ def test_an_image_with_an_extra_wheel_never_takes_the_tags_of_one_without(
     assert f"{layout}: expected version {plain} in its labels, found {version}; specify the same --with options as" in said
     said = run(extra.tiny, "publish", "tiny", where, *options, "--with", extra.flash).stdout
     assert said.splitlines()[0] == f"{where}:{version}"
-    assert verified(extra.tiny, f"{where}:{version}", "--key", str(keys / "ours.pub"))["passed"]
+    assert verified(extra.tiny, f"{where}:{version}", "--key", str(keys / "ours.pub"), "--with", extra.flash)["passed"]
+
+
+def test_no_package_of_an_image_takes_the_place_of_another(
+    checkout: TestCheckout, index: Index, root: Path, mmdebstrap: str, tmp_path: Path
+) -> None:
+    """Neither an added wheel with a file of a locked one, nor what a source distribution is built to."""
+    file = tmp_path / "extra-1.0-py3-none-any.whl"
+    file.write_bytes(evil("alpha.py", name="extra"))
+    files = {"pyproject.toml": OWN_BACKEND, "own.py": BACKEND.format(members=["evil-1.0.data/scripts/nvidia-smi"])}
+    index.put("evil-1.0.tar.gz", sdist("evil", "1.0", files | {"PKG-INFO": STATIC.format(name="evil")}))
+    checkout.edit(checkout.environment, "      - beta\n", "      - beta\n      - evil\n")
+    tiny = locked_tiny(checkout, root, None, mmdebstrap)
+    for options, said in (
+        ([], "bin/nvidia-smi: built from source by evil, expected its own modules and scripts alone; remove that package"),
+        (["--with", f"{file}#sha256={hashed(file.read_bytes())}"], "alpha.py: expected one owner, found different files of"),
+    ):
+        ended = tiny.run("build", "tiny", "--output", f"oci:{tmp_path / 'layout'}", *options)
+        assert ended.returncode == 2
+        assert said in ended.stderr.splitlines()[-1]
+        assert not (tmp_path / "layout").exists()

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -137,71 +136,107 @@ def test_a_config_that_differs_is_reported(made: Made, tmp_path: Path) -> None:
     assert found["(config) config.Labels.io.smokehouse.cuda"] == 'expected "12.4", found "13.0"'
 
 
-def test_source_and_revision_are_claims_or_compared(made: Made, tmp_path: Path) -> None:
-    labels = {"org.opencontainers.image.source": "https://example.org/x", "org.opencontainers.image.revision": "a" * 40}
+def labelled(made: Made, place: Path, labels: dict[str, str]) -> str:
+    """The image as a build with these labels writes it."""
+    found = Layout(made.layout).image()
+    text = Layout(made.layout).read(found.manifest.config).decode()
+    config = json.loads(text)
+    old = json.dumps(config["config"]["Labels"], separators=(",", ":"))
+    new = json.dumps(dict(sorted((config["config"]["Labels"] | labels).items())), separators=(",", ":"))
+    assert old in text
+    reference = altered(made, place, edit=lambda config: None)
+    layout = Layout(place)
+    manifest = json.loads(layout.read(layout.image().descriptor))
+    manifest["config"] = layout.put(text.replace(old, new).encode(), CONFIG).model_dump(by_alias=True, exclude_none=True)
+    layout.write_index(layout.put(encode(manifest), MANIFEST))
+    return reference
 
-    def rewrite(place: Path) -> str:
-        """The image as a build with these labels writes it."""
-        found = Layout(made.layout).image()
-        text = Layout(made.layout).read(found.manifest.config).decode()
-        config = json.loads(text)
-        old = json.dumps(config["config"]["Labels"], separators=(",", ":"))
-        new = json.dumps(dict(sorted((config["config"]["Labels"] | labels).items())), separators=(",", ":"))
-        assert old in text
-        reference = altered(made, place, edit=lambda config: None)
-        layout = Layout(place)
-        manifest = json.loads(layout.read(layout.image().descriptor))
-        manifest["config"] = layout.put(text.replace(old, new).encode(), CONFIG).model_dump(by_alias=True, exclude_none=True)
-        layout.write_index(layout.put(encode(manifest), MANIFEST))
-        return reference
 
-    reference = rewrite(tmp_path / "layout")
+def test_the_source_is_a_claim_or_compared(made: Made, tmp_path: Path) -> None:
+    reference = labelled(made, tmp_path / "layout", {"org.opencontainers.image.source": "https://example.org/x"})
     said = run(made.checkout, "verify", reference).stdout
     assert "claim    source https://example.org/x, as the image says; specify the URL with --source\n" in said
-    assert f"claim    revision {'a' * 40}, as the image says; this checkout has no history\n" in said
     assert "claim    source" not in run(made.checkout, "verify", reference, "--source", "https://example.org/x").stdout
     [difference] = verified(made.checkout, reference, "--source", "https://example.org/y", code=1)["differences"]
     assert difference["problem"] == "expected https://example.org/y, found https://example.org/x"
-    git = ["git", "-c", "user.name=x", "-c", "user.email=x@y", "-C", str(made.checkout.root)]
+
+
+def test_a_recorded_image_is_verified_from_git_alone(made: Made, tmp_path: Path) -> None:
+    """`build --record` writes a line to compare with; `verify --quick` then needs no package, no base and no program."""
+    clone = TestCheckout(tmp_path / "clone", made.checkout.environ | {"PATH": "/usr/bin:/bin"})
+    reference = f"oci:{made.layout}"
+    parts = [path for path in made.checkout.root.iterdir() if path.name != "build"]
     try:
-        subprocess.run([*git, "init", "--quiet"], check=True)
-        subprocess.run([*git, "add", "docker", "environments", "lockfiles"], check=True)
-        subprocess.run([*git, "commit", "--quiet", "--message", "x"], check=True)
-        [difference] = verified(made.checkout, reference, code=1)["differences"]
-        assert difference["problem"].startswith(f"expected a commit of this checkout, found {'a' * 40}")
-        head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
-        labels["org.opencontainers.image.revision"] = head
-        assert verified(made.checkout, rewrite(tmp_path / "other"), "--source", "https://example.org/x")["claims"] == []
+        unwritten = run(made.checkout, "verify", reference, "--quick", code=2).stderr
+        assert "lockfiles/tiny/image.json: expected image.json with the runtime image of this lock, found none; " in unwritten
+        assert "make it with smokehouse build tiny --record" in unwritten
+        recorded = json.loads(run(made.checkout, "build", "tiny", "--record", "--json").stdout)
+        clone.root.mkdir()
+        for path in parts:
+            (shutil.copytree if path.is_dir() else shutil.copy)(path, clone.root / path.name)
     finally:
-        shutil.rmtree(made.checkout.root / ".git")
+        (made.checkout.root / "lockfiles" / "tiny" / "image.json").unlink(missing_ok=True)
+    image = Layout(made.layout).image()
+    content = json.loads((clone.root / "lockfiles" / "tiny" / "image.json").read_text())["flavours"]["runtime"]
+    assert content["id"] == recorded["id"] == image.manifest.config.digest
+    assert content["digest"] == recorded["digest"] == image.digest
+    assert tuple(layer["diff_id"] for layer in content["layers"]) == image.config.rootfs.diff_ids
+    verdict = verified(clone, reference, "--quick")
+    assert (verdict["passed"], verdict["method"], verdict["claims"], verdict["sbom"]) == (True, "recorded", [], "")
+    assert {path.name for path in (clone.root / "build").iterdir()} == {"verify"}  # no bundle, no base, no layers
+    said = run(clone, "verify", reference, "--quick").stdout
+    assert "taken from image.json, not made again, and compared by hash\n" in said
+    assert said.splitlines()[-1] == "VERIFIED  this is what image.json records for the lock"
+    evil: dict[str, Member | bytes] = {f"{SITE}/evil.pth": b"import evil\n"}
+    for number, doctored in enumerate(
+        (
+            altered(made, tmp_path / "0", evil),
+            altered(made, tmp_path / "1", edit=lambda config: config["config"].update(User="0:0")),
+            labelled(made, tmp_path / "2", {"org.opencontainers.image.revision": "a" * 40}),
+        )
+    ):
+        assert verified(clone, doctored, "--quick", code=1)["differences"] != [], number
+    source = labelled(made, tmp_path / "3", {"org.opencontainers.image.source": "https://example.org/x"})
+    assert len(verified(clone, source, "--quick")["claims"]) == 1
+    assert verified(clone, source, "--quick", "--source", "https://example.org/y", code=1)["differences"] != []
+    (clone.root / "docker" / "inside" / "describe").write_text("#!/bin/sh\n")
+    [claim] = verified(clone, reference, "--quick")["claims"]
+    assert "other files of Smokehouse than this checkout has" in claim
+    assert "--quick: expected no --bundle" in run(clone, "verify", reference, "--quick", "--bundle", "x", code=2).stderr
+    assert (
+        "--record: expected an image of the lock alone and no output, found --output; "
+        in run(clone, "build", "tiny", "--record", "--output", "docker", code=2).stderr
+    )
 
 
-def test_a_base_can_be_trusted_where_nothing_builds_one(made: Made, tmp_path: Path) -> None:
-    """The image's own is what the steps run on; all that is above it is compared as always."""
+def test_a_base_can_be_named_where_nothing_builds_one(made: Made, tmp_path: Path) -> None:
+    """The image's own layer is what the steps run on, if it has the digest; all that is above it is compared as always."""
     trusted = TestCheckout(made.checkout.root, made.checkout.environ | {"PATH": "/usr/bin:/bin"})
-    verdict = verified(trusted, f"oci:{made.layout}", "--trust-base")
+    labels = Layout(made.layout).image().labels
+    named = f"{labels['org.opencontainers.image.base.name']}@{labels['org.opencontainers.image.base.digest']}"
+    verdict = verified(trusted, f"oci:{made.layout}", "--base", named)
     assert verdict["passed"]
-    assert re.fullmatch(r"debian-\w+@sha256:\w+, not verified", verdict["base"])
+    assert verdict["base"] == f"{named}, which is the lowest layer of the image, by its digest in --base"
     assert verdict["layers"][0]["diff_id"] == Layout(made.layout).image().config.rootfs.diff_ids[0]
     reference = altered(made, tmp_path / "layout", {f"{SITE}/evil.pth": b"import evil\n"})
-    differences = verified(trusted, reference, "--trust-base", code=1)["differences"]
+    differences = verified(trusted, reference, "--base", named, code=1)["differences"]
     assert f"{SITE}/evil.pth" in {entry["path"] for entry in differences}
 
 
 def test_an_image_of_another_lock_or_without_one_is_refused(made: Made, tmp_path: Path) -> None:
     def other(config: dict[str, Any]) -> None:
-        config["config"]["Labels"].update({"io.smokehouse.lock": "0" * 64, "org.opencontainers.image.revision": "a" * 40})
+        config["config"]["Labels"].update({"io.smokehouse.lock": "0" * 64})
 
     said = run(made.checkout, "verify", altered(made, tmp_path / "one", edit=other), code=2).stderr
     assert f"expected an image of the lock of tiny in this checkout ({made.lock[:12]}), " in said
-    assert f"found one of another lock ({'0' * 12}); git checkout {'a' * 40}" in said
+    assert f"found one of another lock ({'0' * 12}); check out the commit" in said
     reference = altered(made, tmp_path / "two", edit=lambda config: config["config"].update(Labels={}))
     assert ": not an image of Smokehouse" in run(made.checkout, "verify", reference, code=2).stderr
     assert "not an OCI layout" in run(made.checkout, "verify", f"oci:{tmp_path}", code=2).stderr
     assert "cannot be reached" in run(made.checkout, "verify", "127.0.0.1:1/no/body:here", code=2).stderr
 
 
-def test_a_base_from_a_registry_is_trusted_by_its_digest(made: Made, registry: Proxy, tmp_path: Path) -> None:
+def test_a_base_from_a_registry_is_allowed_by_its_digest(made: Made, registry: Proxy, tmp_path: Path) -> None:
     [place] = (made.checkout.root / "build" / "base").glob("*/layout")
     layout = Layout(place)
     base = layout.image()
@@ -220,12 +255,18 @@ def test_a_base_from_a_registry_is_trusted_by_its_digest(made: Made, registry: P
         labels = {f"org.opencontainers.image.base.{key}": text for key, text in named.items()}
         return lambda config: config["config"]["Labels"].update(labels)
 
-    verdict = verified(made.checkout, altered(made, tmp_path / "one", edit=claim(base.digest)), code=1)
-    assert verdict["base"] == f"{registry.host}/some/base@{base.digest}, trusted by its digest"
+    one, named = altered(made, tmp_path / "one", edit=claim(base.digest)), f"{registry.host}/some/base@{base.digest}"
+    [difference] = verified(made.checkout, one, code=1)["differences"]
+    assert difference["problem"].endswith(f"found {named}; if you trust that base, allow it with --base {named}")
+    verdict = verified(made.checkout, one, "--base", named, code=1)
+    assert verdict["base"] == f"{named}, trusted by its digest in --base"
     # The packages of a base from a registry are unknown, so the SBOM lists none of them.
     assert "opt/smokehouse/sbom.spdx.json" in {entry["path"] for entry in verdict["differences"]}
-    verdict = verified(made.checkout, altered(made, tmp_path / "two", edit=claim(other.digest)), code=1)
+    two, named = altered(made, tmp_path / "two", edit=claim(other.digest)), f"{registry.host}/some/base@{other.digest}"
+    verdict = verified(made.checkout, two, "--base", named, code=1)
     problem = f"differs from that of the base {registry.host}/some/base"
     assert verdict["differences"] == [{"layer": 1, "path": "(the whole layer)", "problem": problem}]
-    said = run(made.checkout, "verify", altered(made, tmp_path / "three", edit=claim(f"sha256:{'0' * 64}")), code=2).stderr
+    named = f"sha256:{'0' * 64}"
+    three = altered(made, tmp_path / "three", edit=claim(named))
+    said = run(made.checkout, "verify", three, "--base", f"{registry.host}/some/base@{named}", code=2).stderr
     assert f"some/base@sha256:{'0' * 64}: not found at {registry.host}" in said

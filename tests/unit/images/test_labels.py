@@ -37,11 +37,10 @@ WRITTEN = {
 
 def test_labels_are_written_sorted_and_without_what_is_unknown() -> None:
     assert [*LABELS.as_dict().items()] == [*WRITTEN.items()]
-    whole = replace(LABELS, extra_wheels=("a", "b"), source="https://example.org/checkout", revision="3" * 40)
+    whole = replace(LABELS, extra_wheels=("a", "b"), source="https://example.org/checkout")
     assert whole.as_dict().items() - WRITTEN.items() == {
         ("io.smokehouse.with", "a b"),
         ("org.opencontainers.image.source", "https://example.org/checkout"),
-        ("org.opencontainers.image.revision", "3" * 40),
     }
     for labels in (LABELS, whole):
         assert ImageLabels.parse(labels.as_dict() | {"org.example.other": "theirs"}, "IMAGE") == labels
@@ -51,7 +50,7 @@ def test_what_is_missing_is_empty_but_for_what_an_image_is_of() -> None:
     least = {f"io.smokehouse.{name}": WRITTEN[f"io.smokehouse.{name}"] for name in ("environment", "flavour", "ops")}
     found = ImageLabels.parse(least, "IMAGE")
     assert (found.environment, found.flavour, found.ops) == ("tiny", "devel", "aot")
-    assert (found.lock, found.version, found.base_name, found.base_digest, found.revision) == ("",) * 5
+    assert (found.lock, found.version, found.base_name, found.base_digest, found.source) == ("",) * 5
     assert (found.stack, found.extra_wheels) == ({}, ())
 
 

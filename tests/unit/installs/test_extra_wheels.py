@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import re
 import zipfile
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 from smokehouse import locks
 from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
-from smokehouse.images.labelled_wheels import from_labels
+from smokehouse.images.labelled_wheels import compare_wheels
 from smokehouse.images.labels import ImageLabels
 from smokehouse.images.plan import Layer, plan_layers
 from smokehouse.images.spec import tags
@@ -235,22 +234,10 @@ def test_a_server_that_lies_and_a_file_that_is_gone_are_named(stacked: TestCheck
     )
 
 
-def test_a_label_is_trusted_no_more_than_a_user() -> None:
+def test_the_url_of_a_label_is_only_a_text() -> None:
     data = hashed(b"")
     url = f"https://example.org/{FLASH}#sha256={data}"
-    [found] = from_labels(labelled(url), [], "IMAGE")
-    assert (found.text, found.source) == (url, f"https://example.org/{FLASH}")
-    mine = extra_wheels.parse(f"/mnt/mine-1.0-py3-none-any.whl#sha256={data}")
-    [found] = from_labels(labelled(url), [mine], "IMAGE")
-    assert (found.text, found.source) == (url, "/mnt/mine-1.0-py3-none-any.whl")
-    for label, given, said in (
-        (f"/etc/{FLASH}#sha256={data}", [], f"IMAGE: requires {FLASH}, which has no URL; pass --with FILE#sha256={data}"),
-        (
-            f"http://example.org/{FLASH}#sha256={data}",
-            [],
-            "IMAGE: invalid label io.smokehouse.with: --with http://example.org/",
-        ),
-        ("", [mine], "--with mine-1.0-py3-none-any.whl: SHA-256 not found in the labels of IMAGE; drop the option"),
-    ):
-        with pytest.raises(UserError, match=re.escape(said)):
-            from_labels(labelled(label), given, "IMAGE")
+    mine = extra_wheels.parse(f"/mnt/{FLASH}#sha256={data}")
+    [found], problems = compare_wheels(labelled(url), [mine])
+    assert (found.text, found.source, problems) == (url, f"/mnt/{FLASH}", [])
+    assert compare_wheels(labelled(url), [])[0] == ()

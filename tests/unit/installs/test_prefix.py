@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from rattler import PrefixRecord
+from rattler.package_streaming import extract
 
 from ..channel import PYTHON, Channel
 from ..conftest import Index, TestCheckout, wheel
@@ -475,3 +476,24 @@ def test_progress_at_a_terminal(checkout: TestCheckout, channel: Channel, target
     assert text.count("serves another file than the lock specifies") == (not good)
     assert "Traceback" not in text
     assert target.exists() == good
+
+
+def test_what_an_interrupted_call_unpacked_is_not_used(
+    checkout: TestCheckout, channel: Channel, target: Path, command: list[str]
+) -> None:
+    """It has no hash in the lock: here it agrees with its own record, and differs from the archive."""
+    lock(checkout, channel)
+    install(checkout, command)
+    [record] = (target / "conda-meta").glob("python-*.json")
+    shutil.rmtree(target)
+    unpacked = staging(target) / "cache" / record.stem
+    shutil.copytree(channel.folder, staging(target) / "archives")
+    extract(next((channel.folder / "linux-64").glob("python-*.conda")), unpacked)
+    evil = unpacked / "bin" / "evil"
+    evil.write_text("evil")
+    paths = json.loads((unpacked / "info" / "paths.json").read_text())
+    entry = {"_path": "bin/evil", "path_type": "hardlink", "sha256": hashlib.sha256(b"evil").hexdigest(), "size_in_bytes": 4}
+    (unpacked / "info" / "paths.json").write_text(json.dumps(paths | {"paths": [*paths["paths"], entry]}))
+    install(checkout, command)
+    assert not (target / "bin" / "evil").exists()
+    assert (target / "bin" / "python").exists()

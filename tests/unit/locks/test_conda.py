@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from smokehouse import locks
+from smokehouse import environments, locks
 from smokehouse.checkout import Checkout
 from smokehouse.console import size as human_size
-from smokehouse.locks import Lock, LockFiles, check
+from smokehouse.locks import Lock
 
 from ..channel import YOUNG, Channel
 from ..conftest import Index, TestCheckout
+from .committed import by_inputs
 
 SNAPSHOT = Path(__file__).parents[2] / "data" / "conda-forge"
 
@@ -351,7 +352,7 @@ def assert_locked(root: Path, name: str, cuda: str, work: Path) -> None:
         "lock",
         *("--check-input-hash", "--conda", "/bin/true", "-p", "linux-64", "--with-cuda", cuda),
         *("--pypi_to_conda_lookup_file", str(work / "names.json")),
-        *("-f", str(root / "environments" / name / "environment.yml")),
+        *(option for file in environments.read(Checkout(root), name).files for option in ("-f", str(file))),
         *("--lockfile", str(root / "lockfiles" / name / "conda-lock.yml")),
         cwd=work,
     )
@@ -365,7 +366,7 @@ def rendered(path: Path, work: Path, *options: str) -> list[str]:
     return [line for line in (work / "conda-linux-64.lock").read_text().splitlines() if line.startswith("https")]
 
 
-@pytest.mark.parametrize("name", Checkout(Path(__file__).parents[3]).environments())
+@pytest.mark.parametrize("name", by_inputs())
 def test_committed_lock_is_read_by_conda_lock_and_rattler(root: Path, tmp_path: Path, name: str) -> None:
     locked = locks.load(Checkout(root), name)
     found, conda_lock_yml = locked.lock, locked.files.conda_lock
@@ -391,7 +392,7 @@ os._exit(0)
     assert all("=" not in package.version for package in found.conda)
 
 
-@pytest.mark.parametrize("name", Checkout(Path(__file__).parents[3]).environments())
+@pytest.mark.parametrize("name", by_inputs())
 def test_committed_environment_solves_to_its_lock(root: Path, name: str, tmp_path: Path) -> None:
     from smokehouse.locks.solvers import conda
 
@@ -405,24 +406,30 @@ def test_committed_environment_solves_to_its_lock(root: Path, name: str, tmp_pat
     assert sum(package.size for package in found.main) < 100e6
 
 
-def test_environments_of_one_stack_share_every_artefact(root: Path) -> None:
+def test_environments_of_one_stack_differ_in_what_they_add(root: Path) -> None:
+    """A package that two environments of a stack have is one file, so that images share it; the rest is counted."""
     checkout = Checkout(root)
     by_stack = defaultdict(list)
     for name in checkout.environments():
-        found = check.read_lock(LockFiles.of(checkout, name))
-        files = {("conda", package.name): package.file for package in found.conda}
-        files |= {("pip", package.name): package.file for package in found.pip}
-        core = (files["pip", package] for package in ("torch", "transformers", "deepspeed"))
-        by_stack[found.cutoff, *core].append((name, files))
+        locked = locks.load(checkout, name)
+        if stack := locked.environment.stack.stack:
+            files = {("conda", package.name): package.file for package in locked.lock.conda}
+            files |= {("pip", package.name): package.file for package in locked.lock.pip}
+            by_stack[stack].append((name, locked.environment.own, files))
     pairs = [pair for group in by_stack.values() for pair in itertools.combinations(group, 2)]
     assert pairs
-    exceptions = [
+    assert {path.name for path in (root / "environments" / "stacks").iterdir()} == {*by_stack}
+    other_files = [
         f"{key}: {one[key]} in {first}, {other[key]} in {second}"
-        for (first, one), (second, other) in pairs
+        for (first, _, one), (second, _, other) in pairs
         for key in one.keys() & other.keys()
         if one[key] != other[key]
     ]
-    assert exceptions == []
+    assert other_files == []
+    for (first, own, one), (second, also, other) in pairs:
+        differing = one.keys() ^ other.keys()
+        assert bool(differing) == bool(own ^ also), (first, second)
+        assert len(differing) <= 20 * len(own | also), (first, second, differing)  # what each brings along
 
 
 def test_lock_file_is_plain_yaml(checkout: TestCheckout) -> None:

@@ -26,6 +26,7 @@ from smokehouse.programs import uv
 
 from ... import recorded_index
 from ..conftest import Index, TestCheckout, sdist
+from .committed import by_inputs
 
 # A build backend of a few lines, so that a build requires no network.
 BACKEND = """\
@@ -460,7 +461,7 @@ def test_drift_is_how_the_lock_would_change_today(checkout: TestCheckout, index:
     assert "lock out of date" in checkout.refused("lock", "--drift")
 
 
-@pytest.mark.parametrize("name", Checkout(Path(__file__).parents[3]).environments())
+@pytest.mark.parametrize("name", by_inputs())
 def test_committed_environment_resolves_to_its_lock(root: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     locked = locks.load(Checkout(root), name)
     lock = locked.lock

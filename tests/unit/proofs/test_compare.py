@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import shutil
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +21,7 @@ from smokehouse.errors import UserError
 from smokehouse.images.assemble import Assembled, AssembledLayer
 from smokehouse.images.layers import Packed
 from smokehouse.oci.changeset import write_layer
-from smokehouse.oci.layout import Layout
+from smokehouse.oci.layout import Layout, unpack_layout
 from smokehouse.oci.model import CONFIG, INDEX, MANIFEST, Descriptor, encode
 from smokehouse.proofs import Difference, Verification
 from smokehouse.proofs.compare import compare
@@ -56,6 +57,11 @@ def digest(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
+def dumped(value: object) -> bytes:
+    """A document with the white space of a configuration, so that nothing but an edit differs."""
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
 def layer(folder: Path, place: Path) -> tuple[Packed, bytes]:
     """The layer of a folder, stored at `place`, and its stream."""
     out = io.BytesIO()
@@ -89,7 +95,9 @@ class Case:
     def problems(self) -> list[str]:
         """What is wrong with the image in the layout, by its verification."""
         try:
-            differences = compare(self.layout.only_image(), self.expected)
+            differences = compare(
+                self.layout.only_image(), self.expected.recorded, [layer.packed for layer in self.expected.layers]
+            )
             return [f"{found.layer} {found.path}: {found.problem}" for found in differences]
         except UserError as refused:
             return [str(refused)]
@@ -119,7 +127,7 @@ class Case:
                 described = self.layout.put(data, f"{TAR}{kind}")
                 manifest["layers"][number] = described.model_dump(by_alias=True, exclude_none=True)
 
-        self.write(json.dumps(config).encode() if diff_ids else self.expected.config, edit=edit)
+        self.write(dumped(config) if diff_ids else self.expected.config, edit=edit)
 
 
 @pytest.fixture
@@ -151,7 +159,7 @@ def case(folder: Path) -> Case:
         "os": "linux",
         "rootfs": {"type": "layers", "diff_ids": [entry.packed.diff_id for entry in layers]},
     }
-    data = json.dumps(config).encode()
+    data = dumped(config)
     manifest = {
         "schemaVersion": 2,
         "mediaType": MANIFEST,
@@ -186,11 +194,11 @@ def edits(document: Any) -> Iterator[tuple[str, bytes]]:
             for key in sorted(ADDED - value.keys()):
                 other = copy.deepcopy(document)
                 at(other, path)[key] = ["evil"]
-                yield f"{path} and {key}", json.dumps(other).encode()
+                yield f"{path} and {key}", dumped(other)
             for key in value:
                 other = copy.deepcopy(document)
                 at(other, path)[str(key).swapcase()] = "evil"
-                yield f"{path} and {key} in another case", json.dumps(other).encode()
+                yield f"{path} and {key} in another case", dumped(other)
                 # A key twice, first or last with another value.
                 text = json.dumps(at(document, path))
                 twice = [f'{{{json.dumps(key)}: "evil", {text[1:]}', f'{text[:-1]}, {json.dumps(key)}: "evil"}}']
@@ -199,7 +207,7 @@ def edits(document: Any) -> Iterator[tuple[str, bytes]]:
                 yield from ((f"{path} and {key} twice", marked.replace('"MARK"', version).encode()) for version in twice)
         if isinstance(value, list):
             for other_value in ([*value, "evil"], [*value, *value], value[::-1] if len(value) > 1 else []):
-                yield f"{path} longer", json.dumps(replaced(document, path, other_value)).encode()
+                yield f"{path} longer", dumped(replaced(document, path, other_value))
         others: tuple[object, ...] = (
             None,
             1.5,
@@ -216,11 +224,11 @@ def edits(document: Any) -> Iterator[tuple[str, bytes]]:
         )
         for another in others:
             if type(another) is not type(value) or another != value:
-                yield f"{path} = {another!r}", json.dumps(replaced(document, path, another)).encode()
+                yield f"{path} = {another!r}", dumped(replaced(document, path, another))
         if path:
             other = copy.deepcopy(document)
             del at(other, path[:-1])[path[-1]]
-            yield f"{path} taken away", json.dumps(other).encode()
+            yield f"{path} taken away", dumped(other)
 
 
 def replaced(document: Any, path: tuple[str | int, ...], value: object) -> Any:
@@ -305,6 +313,48 @@ def test_an_index_of_a_second_image_is_refused(case: Case, platform: Mapping[str
     assert case.problems() == []
 
 
+@pytest.mark.parametrize(
+    "name", ["manifest.json", "repositories", "Index.json", "index.json.bak", "blobs2", "\x1b[2J", "ingest", "oci-layout~"]
+)
+def test_a_layout_has_nothing_beside_its_image(case: Case, name: str) -> None:
+    """Engines with the classic store load what manifest.json lists, whatever the index does."""
+    place = case.layout.folder / name
+    place.mkdir()
+    if name == "ingest":
+        assert case.problems() == []  # BuildKit leaves it, empty
+        (place / "data").touch()
+    [problem] = case.problems()
+    assert ": expected blobs, index.json, oci-layout alone, found " in problem
+    assert problem.isprintable()
+    shutil.rmtree(place)
+    place.symlink_to("blobs")
+    assert len(case.problems()) == 1
+
+
+def test_each_member_of_the_layout_file_is_compared(case: Case) -> None:
+    place = case.layout.folder / "oci-layout"
+    accepted = []
+    for what, data in edits(json.loads(place.read_text())):
+        place.write_bytes(data)
+        if not case.problems():
+            accepted.append(what)
+    assert accepted == []
+    for name in ("oci-layout", "index.json"):
+        case.write()
+        (case.layout.folder / name).unlink()
+        os.mkfifo(case.layout.folder / name)
+        assert "cannot be read (expected a regular file)" in case.problems()[0]
+        (case.layout.folder / name).unlink()
+        assert f"not an OCI layout, {name} not found" in case.problems()[0]
+
+
+def test_an_archive_of_no_image_is_refused(tmp_path: Path) -> None:
+    for content in (b"", b"evil" * 1000, bytes(10240)):
+        (tmp_path / "image.tar").write_bytes(content)
+        with pytest.raises(UserError, match=r"^image\.tar: (expected a tar file from the engine|no OCI layout in the output)"):
+            unpack_layout(tmp_path / "image.tar", tmp_path / "layout")
+
+
 @pytest.mark.parametrize("field", FIELDS)
 def test_each_field_of_a_header_is_compared(case: Case, field: str) -> None:
     """With a checksum that is right, and every digest renewed."""
@@ -383,7 +433,7 @@ def test_what_tar_can_hide_is_refused(case: Case, added: tarfile.TarInfo) -> Non
             described = case.layout.put(zstandard.compress(extra), f"{TAR}+zstd").model_dump(by_alias=True, exclude_none=True)
             manifest["layers"].insert(0 if at_front else 2, described)
 
-        case.write(json.dumps(config).encode(), edit=edit)
+        case.write(dumped(config), edit=edit)
         found = case.problems()
         assert "unexpected, the lock builds no such layer" in " ".join(found)
         assert all(problem.isprintable() for problem in found)
@@ -433,7 +483,7 @@ def test_layers_swapped_repeated_or_missing_are_refused(case: Case) -> None:
             described = [case.layout.put(blobs[number], f"{TAR}+zstd") for number in numbers]
             manifest["layers"] = [blob.model_dump(by_alias=True, exclude_none=True) for blob in described]
 
-        case.write(json.dumps(config).encode(), edit=edit)
+        case.write(dumped(config), edit=edit)
         assert case.problems() != [], numbers
 
 
@@ -503,7 +553,7 @@ def test_the_json_of_verify_keeps_its_keys() -> None:
     verification = Verification("oci:x", "sha256:1", "tiny", "2", differences=[difference])
     printed = verification.as_json()
     assert [*printed] == [
-        *("image", "digest", "environment", "lock", "id", "base", "layers", "claims", "differences"),
+        *("image", "digest", "environment", "lock", "method", "id", "base", "layers", "claims", "differences"),
         *("proof", "proven", "report", "sbom", "added", "passed"),
     ]
     assert printed["differences"] == [{"layer": 2, "path": "etc/passwd", "problem": difference.problem}]

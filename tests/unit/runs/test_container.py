@@ -1,9 +1,10 @@
-"""The smoke test of an image: proven in a function, or as this process, in the same container."""
+"""The smoke test of an image: proven in a function, or from the command line, in the same container."""
 
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,57 +15,47 @@ from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
 
 from ...integration import reports
+from .. import engine_api
 
 DIGEST = f"sha256:{'d' * 64}"
 LOCK = "a" * 64
-DOCKER = """\
-#!{python}
-import json, sys
-from pathlib import Path
-here = Path(__file__).parent
-with (here / "calls").open("a") as calls:
-    print(json.dumps(sys.argv[1:]), file=calls)
-if sys.argv[1] == "image":
-    labels = json.loads((here / "labels.json").read_text())
-    print(json.dumps([{{"Id": "sha256:1", "RepoDigests": ["tiny@{digest}"], "Config": {{"Labels": labels}}}}]))
-    sys.exit()
-[report] = [part.split(",")[1].removeprefix("source=") for part in sys.argv if part.endswith("target=/report")]
-made = here / "report.json"
-if made.exists():
-    Path(report, "report.json").write_text(made.read_text())
-    sys.exit()
-print("smokehouse: rank 1 died", file=sys.stderr)
-sys.exit(1)
-"""
+ENVIRONMENT = "io.smokehouse.environment"
 
 
 class Engine:
-    """A stand-in for docker, which has one image and writes its report."""
+    """A stand-in for an engine, which has the image `name`, and whose containers write its report."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        folder.mkdir()
-        program = folder / "docker"
-        program.write_text(DOCKER.format(python=sys.executable, digest=DIGEST))
-        program.chmod(0o755)
+    def __init__(self, api: engine_api.Engine) -> None:
+        self.api, self._report = api, ""
+        api.program = self._run
         self.label("tiny")
 
     def label(self, environment: str) -> None:
-        (self.folder / "labels.json").write_text(json.dumps({"io.smokehouse.environment": environment}))
+        image = {"Id": "sha256:1", "RepoDigests": [f"tiny@{DIGEST}"], "Config": {"Labels": {ENVIRONMENT: environment}}}
+        self.api.images = {"tiny:tag": image, "theirs": image}
 
     def report(self, **changes: Any) -> None:
-        (self.folder / "report.json").write_text(json.dumps(reports.report(DIGEST, LOCK, **changes)))
+        self._report = json.dumps(reports.report(DIGEST, LOCK, **changes))
 
-    def runs(self) -> list[list[str]]:
-        """The arguments of each docker run."""
-        calls = [json.loads(line) for line in (self.folder / "calls").read_text().splitlines()]
-        return [call for call in calls if call[0] == "run"]
+    def runs(self) -> list[dict[str, Any]]:
+        """Each container that was requested."""
+        return self.api.created
+
+    def _run(self, api: engine_api.Engine, write: engine_api.Write) -> int:
+        if not self._report:
+            write(2, b"smokehouse: rank 1 died\n")
+            return 1
+        [place] = [mount["Source"] for mount in api.created[-1]["HostConfig"]["Mounts"] if mount["Target"] == "/report"]
+        Path(place, "report.json").write_text(self._report)
+        write(1, b"PASSED\n")
+        return 0
 
 
 @pytest.fixture
-def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
-    monkeypatch.setenv("PATH", str(tmp_path / "engine"), prepend=":")
-    return Engine(tmp_path / "engine")
+def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    with engine_api.started() as api:
+        monkeypatch.setenv("DOCKER_HOST", api.host)
+        yield Engine(api)
 
 
 def test_prove_returns_the_report(root: Path, engine: Engine, tmp_path: Path) -> None:
@@ -73,11 +64,11 @@ def test_prove_returns_the_report(root: Path, engine: Engine, tmp_path: Path) ->
     assert report.fields == reports.report(DIGEST, LOCK)
     assert json.loads((tmp_path / "smoke" / "report.json").read_text()) == report.fields
     report.refuse_other_image(DIGEST, LOCK)
-    [arguments] = engine.runs()
-    assert arguments[-5:] == ["smoke", "--report", "/report", "--image", DIGEST]
-    assert {"--rm", "--read-only", "--network"} <= {*arguments}
-    assert arguments[arguments.index("--network") + 1] == "none"
-    user, group = arguments[arguments.index("--user") + 1].split(":")
+    [made] = engine.runs()
+    assert made["Cmd"] == ["smoke", "--report", "/report", "--image", DIGEST]
+    host = made["HostConfig"]
+    assert (host["AutoRemove"], host["ReadonlyRootfs"], host["NetworkMode"]) == (True, True, "none")
+    user, group = made["User"].split(":")
     assert "0" not in (user, group)
     assert (tmp_path / "smoke").stat().st_uid == int(user)
 
@@ -103,8 +94,8 @@ def test_an_image_of_somebody_else_is_not_started(root: Path, engine: Engine, tm
     assert engine.runs() == []
 
 
-def test_the_command_line_becomes_the_same_container(root: Path, engine: Engine, tmp_path: Path) -> None:
-    """One process, so that signals reach it, with the user's options and the checkpoint that they specify."""
+def test_the_command_line_runs_the_same_container(root: Path, engine: Engine, tmp_path: Path) -> None:
+    """With the user's options and the checkpoint that they specify; its exit code and output are the command's."""
     engine.report()
     runs.prove(Checkout(root), "tiny:tag", tmp_path / "smoke")
     checkpoint = tmp_path / "checkpoint"
@@ -112,12 +103,14 @@ def test_the_command_line_becomes_the_same_container(root: Path, engine: Engine,
     command = [sys.executable, "-m", "smokehouse", "smoke", "--image", "tiny:tag", "--report", str(tmp_path / "smoke")]
     (tmp_path / "smoke" / ".lock").touch()
     environ = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
-    process = subprocess.Popen([*command, "--checkpoint", str(checkpoint)], env=environ, cwd=root)
-    assert process.wait(timeout=60) == 0
+    ended = subprocess.run([*command, "--checkpoint", str(checkpoint)], env=environ, cwd=root, capture_output=True, timeout=60)
+    assert (ended.returncode, ended.stdout) == (0, b"PASSED\n"), ended.stderr
     proven, executed = engine.runs()
-    mount = ["--mount", f"type=bind,source={checkpoint},target={checkpoint},readonly"]
-    image = proven.index("sha256:1")
-    assert executed == [*proven[:image], *mount, *proven[image:], "--checkpoint", str(checkpoint)]
+    proven["HostConfig"]["Mounts"].append(
+        {"Target": str(checkpoint), "Source": str(checkpoint), "Type": "bind", "ReadOnly": True}
+    )
+    proven["Cmd"] += ["--checkpoint", str(checkpoint)]
+    assert executed == proven
 
 
 def test_a_folder_with_other_files_is_refused(root: Path, engine: Engine, tmp_path: Path) -> None:
@@ -149,27 +142,24 @@ def test_an_image_of_somebody_else_is_proven_without_a_lock(
     engine.report()
     ended = here(root, engine, tmp_path / "report", *options, "--zero", "3", "qwen2_vl")
     assert ended.returncode == 0, ended.stderr
-    [arguments] = engine.runs()
-    image = arguments.index("sha256:1")
-    command = ["-m", "smoke_tests", "--here=qwen2_vl", "--report", "/report", "--image", DIGEST, "--zero", "3"]
-    assert arguments[image + 1 :] == command
-    limits = arguments[:image]
-    assert limits[limits.index("--entrypoint") + 1] == python
-    place = limits[limits.index("--workdir") + 1]
+    [made] = engine.runs()
+    assert made["Cmd"] == ["-m", "smoke_tests", "--here=qwen2_vl", "--report", "/report", "--image", DIGEST, "--zero", "3"]
+    assert made["Entrypoint"] == [python]
+    place, mounts = made["WorkingDir"], made["HostConfig"]["Mounts"]
     for name, source in (("smoke_tests", root / "smoke_tests"), ("smokehouse_loader", root / "src" / "smokehouse_loader")):
-        assert f"type=bind,source={source},target={place}/{name},readonly" in limits
+        assert {"Target": f"{place}/{name}", "Source": str(source), "Type": "bind", "ReadOnly": True} in mounts
         assert (source / "__init__.py").is_file()
-    assert {"--read-only", "--env=HOME=/tmp", "--env=PYTHONDONTWRITEBYTECODE=1"} <= {*limits}
-    assert limits[limits.index("--network") + 1] == "none"
+    assert {"HOME=/tmp", "PYTHONDONTWRITEBYTECODE=1"} <= {*made["Env"]}
+    assert (made["HostConfig"]["ReadonlyRootfs"], made["HostConfig"]["NetworkMode"]) == (True, "none")
 
 
 def test_what_the_smoke_test_refuses_starts_no_container(root: Path, engine: Engine, tmp_path: Path) -> None:
     for options, expected in (
         (("--nonsense", "1"), "--nonsense"),
         (("--zero", "9"), "'9' is an invalid list of ZeRO stages"),
-        (("llava",), "--here llava: expected one of qwen2_5_vl, qwen2_vl"),
+        (("llava",), "--here llava: expected one of llama, "),
         (("--python", "/p", "--prefix", "/q"), "expected --python or --prefix, found both"),
     ):
         ended = here(root, engine, tmp_path / "report", *options)
         assert (ended.returncode, expected in ended.stderr) == (2, True), ended.stderr
-    assert all(call[0] == "image" for call in map(json.loads, (engine.folder / "calls").read_text().splitlines()))
+    assert engine.runs() == []

@@ -1,0 +1,199 @@
+"""A new environment, written like one that exists: definition, model family and lock, complete and to be edited.
+
+Its packages are those of the environment that it is like, so its lock has the same files, and no solver and no network is
+needed. What it is for, its reasons and the description of its model are then a person's to change.
+"""
+
+import ast
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from smokehouse.checkout import Checkout, is_environment_name
+from smokehouse.environments import definition
+from smokehouse.environments.definition import Environment
+from smokehouse.errors import UserError
+from smokehouse.locks import check, conda_lock_yml, constraints, pins
+from smokehouse.locks.check import LockedEnvironment
+from smokehouse.locks.pins import LockFiles
+from smokehouse.storage import files as storage
+
+_FAMILY = re.compile(r"[a-z][a-z0-9_-]*")
+_CLASS = re.compile(r"[A-Za-z_]\w*")
+
+
+@dataclass(frozen=True)
+class Model:
+    """The model of a new environment: its family, which is `model_type` in config.json, and its class in transformers."""
+
+    family: str
+    class_: str
+
+
+def create(checkout: Checkout, name: str, like: str, family: str | None = None, class_: str | None = None) -> list[Path]:
+    """Write the environment `name` like the one called `like`, for the model of a `family`; return what was written.
+
+    A family that does not exist is written like that of the other environment, and `class_` is its class in transformers.
+    Nothing that exists is changed; raises UserError where something of that name does. Where writing fails, what was written
+    is removed.
+    """
+    checkout.require_own("new")
+    _require_new(checkout, name)
+    other = check.load(checkout, like)
+    model = _model(checkout, other.environment, family, class_)
+    written: list[Path] = []
+    try:
+        for path, text in _definition(checkout, name, other, model):
+            _write_new(path, text, written)
+        environment = definition.read(checkout, name)
+        found = environment.stack.model
+        if (found.family, found.class_) != (model.family, model.class_):
+            raise UserError(
+                f"environments/{like}/stack.toml: expected [model] with family and class in lines of their own; write it so"
+            )
+        files = LockFiles.of(checkout, name)
+        for one, place, old in (
+            *zip(environment.others, map(files.on, environment.stack.packages.platforms), check.others(other), strict=True),
+            (environment, files, other),
+        ):
+            for path, text in lock_texts(one, place, old).items():
+                _write_new(path, text, written)
+        check.check_environment(environment, files)
+    except BaseException:
+        for path in reversed(written):
+            path.unlink(missing_ok=True)
+        for folder in sorted({path.parent for path in written}, reverse=True):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        raise
+    return written
+
+
+def _require_new(checkout: Checkout, name: str) -> None:
+    """Raise UserError where `name` is invalid, or something of that name exists."""
+    if not is_environment_name(name):
+        raise UserError(f"invalid environment name {name!r}: use lower-case letters, digits, '.', '_' and '-'")
+    if name in checkout.environments():
+        raise UserError(f"environments/{name}: already exists; choose another name")
+    for path in (
+        checkout.root / "environments" / name,
+        checkout.root / "lockfiles" / name,
+        checkout.root / f"docs/environments/{name}.md",
+    ):
+        if path.exists() or path.is_symlink():
+            raise UserError(f"{checkout.relative(path)}: already exists; choose another name, or remove it")
+
+
+def _model(checkout: Checkout, other: Environment, family: str | None, class_: str | None) -> Model:
+    """Return the model of the new environment; raises UserError where the options do not say it."""
+    if family is None:
+        if class_:
+            raise UserError("--class: expected --family with it, found none; specify the family too")
+        return Model(other.stack.model.family, other.stack.model.class_)
+    if not _FAMILY.fullmatch(family):
+        raise UserError(f"--family {family!r}: expected model_type of a config.json, such as qwen3_vl; use it as it is there")
+    if class_ and not _CLASS.fullmatch(class_):
+        raise UserError(
+            f"--class {class_!r}: expected the name of a class of transformers; use architectures of the config.json"
+        )
+    known = _family_file(checkout, family)
+    if known.is_file():
+        found = _model_class(known.read_text("utf-8"), checkout.relative(known))
+        if class_ and class_ != found:
+            raise UserError(f"--class {class_}: expected {found}, as in {checkout.relative(known)}; drop --class")
+        return Model(family, found)
+    if not class_:
+        raise UserError(
+            f"--family {family}: expected --class with a new family, found none; use architectures of its config.json"
+        )
+    if not (checkout.root / "smoke_tests" / "families").is_dir():
+        raise UserError(
+            f"--family {family}: expected smoke_tests/families/ in {checkout.root} for a new family, not found; run this in a "
+            f"checkout of Smokehouse"
+        )
+    return Model(family, class_)
+
+
+def _family_file(checkout: Checkout, family: str) -> Path:
+    return checkout.file("smoke_tests/families") / f"{family}.py"
+
+
+def _model_class(text: str, name: str) -> str:
+    """Return the argument `model_class` in the source of a family, which the builder cannot import; raises UserError."""
+    try:
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.keyword) and node.arg == "model_class" and isinstance(node.value, ast.Constant):
+                return str(node.value.value)
+    except SyntaxError as broken:
+        raise UserError(f"{name}:{broken.lineno}: invalid Python: {broken.msg}; fix the line") from None
+    raise UserError(f"{name}: expected model_class with a text, found none; add it")
+
+
+def _definition(checkout: Checkout, name: str, other: LockedEnvironment, model: Model) -> Iterator[tuple[Path, str]]:
+    """Yield path and content of each file that a person edits; what exists and is right is not yielded."""
+    source, folder = checkout.environment(other.name), checkout.root / "environments" / name
+    if stack := other.environment.stack.stack:
+        own = checkout.root / "environments" / "stacks" / stack
+        for file in ("environment.yml", "stack.toml"):
+            if not (own / file).exists():
+                yield own / file, (checkout.stacks(other.name) / stack / file).read_text("utf-8")
+    yield folder / "environment.yml", _conda_file((source / "environment.yml").read_text("utf-8"), name, other.name)
+    yield folder / "stack.toml", _stack_file((source / "stack.toml").read_text("utf-8"), model)
+    like, known = other.environment.stack.model, _family_file(checkout, model.family)
+    if model.family != like.family and not known.is_file():
+        text = _family_file(checkout, like.family).read_text("utf-8")
+        yield known, _family_module(text, Model(like.family, like.class_), model)
+
+
+def _conda_file(text: str, name: str, like: str) -> str:
+    """Return an environment.yml under another name, whose first comment is about the new environment."""
+    body = re.sub(r"\A(#.*\n)*", "", text)
+    head = f"# {name}: written like {like}. Say here what it is for, and give each package that you add or change its reason.\n"
+    return head + re.sub(r"(?m)^name:.*$", f"name: {name}", body, count=1)
+
+
+def _stack_file(text: str, model: Model) -> str:
+    """Return a stack.toml for another model, with its comments."""
+    for key, value in (("family", model.family), ("class", model.class_)):
+        text = re.sub(rf'(?m)^{key}\s*=\s*(["\']).*?\1', f'{key} = "{value}"', text, count=1)
+    return text
+
+
+def _family_module(text: str, like: Model, model: Model) -> str:
+    """Return the source of a family under other names of family and class."""
+    docstring = f'"""{model.class_}: written like {like.family}. A run says where this description differs from the model."""'
+    text = re.sub(r'\A"""(?:.|\n)*?"""', lambda _: docstring, text, count=1)
+    text = re.sub(rf"(?<![A-Za-z0-9]){re.escape(like.class_)}(?![A-Za-z0-9_])", model.class_, text)
+    # As a name of its own or as a part of a module's, but not in the names of other families.
+    module = model.family.replace("-", "_")
+    text = re.sub(rf"(?<=[._]){re.escape(like.family)}(?![A-Za-z0-9_-])", module, text)
+    text = re.sub(rf"(?<=models\.){re.escape(like.family)}(?=\.)", module, text)
+    return re.sub(rf'(?<="){re.escape(like.family)}(?=")', model.family, text)
+
+
+def lock_texts(environment: Environment, files: LockFiles, other: LockedEnvironment) -> dict[Path, str]:
+    """Return the files of the lock of `environment`, whose inputs are those of `other`, in the order in which to write them."""
+    lock, old = other.lock, other.files
+    build_text = pins.build_header(files.pins) + pins.body(old.build_pins.read_text("utf-8"))
+    body = pins.body(old.pins.path.read_text("utf-8"))
+    content = yaml.load(old.conda_lock.read_text("utf-8"), yaml.CSafeLoader)
+    head = conda_lock_yml.head(environment.conda, environment.inputs.requirements, files.sources(environment))
+    texts = {
+        files.pins.path: pins.bound(environment.inputs, files.pins, sum(file.size for file in lock.pip), body, build_text),
+        files.build_pins: build_text,
+        files.conda_lock: conda_lock_yml.dump(files.pins.title, head | {"package": content["package"]}),
+    }
+    digests = {path.name: storage.sha256(text) for path, text in sorted(texts.items())}
+    made = lock.model_copy(update={"environment": environment.name, "inputs": environment.digest(), "files": digests})
+    return texts | {files.constraints: constraints.text(files, made), files.lock_json: made.text()}
+
+
+def _write_new(path: Path, text: str, written: list[Path]) -> None:
+    """Write a file that does not exist; raises UserError where it does by now."""
+    if path.exists() or path.is_symlink():
+        raise UserError(f"{path}: already exists; choose another name, or remove it")
+    written.append(path)
+    storage.write(path, text)

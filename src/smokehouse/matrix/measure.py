@@ -1,0 +1,140 @@
+"""Measure the cells of a grid that nobody has measured: one after the other or several at a time, each at most once.
+
+A cell that cannot be measured stops no other one.
+"""
+
+import multiprocessing
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from smokehouse.checkout import Checkout
+from smokehouse.console import heartbeat, size, status
+from smokehouse.errors import UserError
+from smokehouse.matrix import store
+from smokehouse.matrix.cell import ENVIRONMENT, Run, measure, measure_here
+from smokehouse.matrix.grid import Grid, folder_of
+from smokehouse.matrix.model import STAGES, Cell, Measured, Stage, Versions
+from smokehouse.storage import files
+from smokehouse.storage.folder_lock import exclusive
+
+# In the folder of a cell whose environment nobody uses any more.
+_DONE = "measured"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How cells are measured: `jobs` at a time, recorded ones `again`; the last `keep` environments stay on disk."""
+
+    how: Run = field(default_factory=Run)
+    keep: int = 0
+    jobs: int = 1
+    again: bool = False
+
+
+def run(checkout: Checkout, grid: Grid, settings: Settings) -> int:
+    """Measure the cells of a grid that are not recorded yet; return 1 where one could not be measured, else 0."""
+    cells = missing(checkout, grid, settings)
+    status(f"{grid.definition.model}: {len(cells)} of {len(grid.cells)} cells to measure")
+    jobs = max(1, min(settings.jobs, len(cells)))
+    if jobs == 1:
+        return _run_all(checkout, grid, settings, cells)
+    context = multiprocessing.get_context("fork")
+    workers = [
+        context.Process(target=_work, args=(checkout, grid, settings, cells[number::jobs]), daemon=True)
+        for number in range(jobs)
+    ]
+    try:
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    except BaseException:
+        for worker in workers:
+            if worker.pid:
+                worker.terminate()  # it ends what it has started, as this process would
+                worker.join()
+        raise
+    return int(any(worker.exitcode for worker in workers))
+
+
+def run_here(checkout: Checkout, grid: Grid, python: Path, how: Run) -> Cell:
+    """Measure what is installed where the interpreter `python` looks, without changing it, and record it; raises UserError."""
+    cell = measure_here(checkout, grid.definition.family, python, folder_of(checkout, grid.name) / "here", how)
+    store.append(checkout, grid, cell)
+    return cell
+
+
+def missing(checkout: Checkout, grid: Grid, settings: Settings) -> list[Versions]:
+    """Return the requested cells that are to be measured."""
+    measured = store.load(checkout, grid)
+    return [versions for versions in grid.cells if settings.again or not _find(measured, grid, versions, settings)]
+
+
+def known(measured: Measured, grid: Grid, device: str) -> list[dict[str, str]]:
+    """Return a row for each requested cell: its versions, the verdict of each ZeRO stage or "not run", and when."""
+    rows = []
+    for versions in grid.cells:
+        cell = measured.find(versions, grid.definition.python, None if device == "auto" else device)
+        verdicts = {f"zero{number}": cell.stage(number).verdict if cell else "not run" for number in STAGES}
+        rows.append(versions.model_dump() | verdicts | {"date": cell.date if cell else ""})
+    return rows
+
+
+def _find(measured: Measured, grid: Grid, versions: Versions, settings: Settings) -> Cell | None:
+    device = None if settings.how.device == "auto" else settings.how.device
+    return measured.find(versions, grid.definition.python, device)
+
+
+def _work(checkout: Checkout, grid: Grid, settings: Settings, cells: Sequence[Versions]) -> None:
+    sys.exit(_run_all(checkout, grid, settings, cells))
+
+
+def _run_all(checkout: Checkout, grid: Grid, settings: Settings, cells: Sequence[Versions]) -> int:
+    failed = 0
+    for versions in cells:
+        try:
+            _run_one(checkout, grid, settings, versions)
+        except UserError as wrong:
+            failed = 1
+            status(f"{versions.words}: not measured: {wrong}")
+    return failed
+
+
+def _run_one(checkout: Checkout, grid: Grid, settings: Settings, versions: Versions) -> None:
+    folder = folder_of(checkout, grid.name) / str(versions)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with exclusive(folder.with_name(f".{folder.name}.lock"), f"measuring {versions.words}"):
+        measured = store.load(checkout, grid)
+        if not settings.again and _find(measured, grid, versions, settings):  # by another process meanwhile
+            return
+        with heartbeat(f"measuring {versions.words}"):
+            cell = measure(checkout, grid.definition, versions, folder, settings.how)
+        store.append(checkout, grid, cell)
+        files.write(folder / _DONE, f"{cell.date}\n")
+    status(summary(cell))
+    _prune(folder.parent, settings.keep)
+
+
+def summary(cell: Cell) -> str:
+    """Return what a cell does and cost in one line."""
+    return f"{in_words(cell)} ({cell.install_seconds:.0f} s + {cell.run_seconds:.0f} s, {size(cell.disk_bytes)})"
+
+
+def in_words(cell: Cell) -> str:
+    """Return what a cell does in one line."""
+    return f"{cell.versions.words}: {', '.join(f'ZeRO-{number} {_in_words(cell.stage(number))}' for number in STAGES)}"
+
+
+def _in_words(stage: Stage) -> str:
+    because = stage.failure or stage.error[:80]
+    return f"{stage.verdict}{f' ({because})' if because else ''}"
+
+
+def _prune(folder: Path, keep: int) -> None:
+    """Remove the environments of measured cells but for the last `keep`; what is left of a cell is its evidence."""
+    done = [found for found in folder.glob(f"*/{_DONE}") if (found.parent / ENVIRONMENT).exists()]
+    for found in sorted(done, key=lambda path: path.stat().st_mtime_ns, reverse=True)[keep:]:
+        shutil.rmtree(found.parent / ENVIRONMENT, ignore_errors=True)

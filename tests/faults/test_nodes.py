@@ -1,0 +1,268 @@
+"""Nodes that do not fit together: each is named in one line by node 0, before torch is imported, and the others end, too."""
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from smoke_tests.options import InputError
+from smoke_tests.ranks import agent, nodes, transport
+from smoke_tests.ranks.gathering import Gathering
+from smoke_tests.ranks.transport import TcpListener
+
+TOKEN = "0123456789abcdef" * 4
+DEADLINE = 60.0
+NAME = "qwen2.5-vl"
+
+
+class Nodes:
+    """Starts nodes of one run, each a process of its own with its own lock."""
+
+    def __init__(self, root: Path, folder: Path) -> None:
+        self.root, self.folder = root, folder
+        self.port = _free_port()
+        self.started: list[subprocess.Popen[str]] = []
+        self.environ = {**os.environ, "PYTHONPATH": str(root / "src"), transport.TOKEN: TOKEN}
+
+    def start(
+        self, rank: int, *options: str, count: int = 2, lock: Path | None = None, environ: dict[str, str] | None = None
+    ) -> subprocess.Popen[str]:
+        """Start a node."""
+        stack = self.root / "environments" / NAME / "stack.toml"
+        command = [sys.executable, "-m", "smoke_tests", "--environment", NAME, "--stack", str(stack), "--device", "cpu"]
+        command += ["--lock", str(lock or self.root / "lockfiles" / NAME), "--report", str(self.folder / "report")]
+        command += ["--nodes", str(count), "--node-rank", str(rank), "--endpoint", f"127.0.0.1:{self.port}", *options]
+        process = subprocess.Popen(
+            command,
+            cwd=self.root,
+            env=self.environ | (environ or {}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.started.append(process)
+        return process
+
+    def close(self) -> None:
+        """Kill what is left."""
+        for process in self.started:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, 9)
+            process.communicate()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def run(root: Path, tmp_path: Path) -> Iterator[Nodes]:
+    """Yield a starter of nodes."""
+    started = Nodes(root, tmp_path)
+    yield started
+    started.close()
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Return the exit code of a process, and what it said last on standard error."""
+    _, said = process.communicate(timeout=DEADLINE)
+    return process.returncode, said.splitlines()[-1] if said else ""
+
+
+def test_node_with_another_lock(run: Nodes, root: Path, tmp_path: Path) -> None:
+    other = tmp_path / "lock"
+    shutil.copytree(root / "lockfiles" / NAME, other)
+    with (other / "requirements.txt").open("a") as file:
+        file.write("# changed\n")
+    first, second = run.start(0), run.start(1, lock=other)
+    code, said = ended(first)
+    assert code == 2
+    assert said.startswith(f"node 1 ({socket.gethostname()}): expected the lock of node 0, requirements.txt ")
+    assert said.endswith("; install the same lock there")
+    assert ended(second) == (2, f"smoke: node 0 refused the run: {said}")
+    assert not (run.folder / "report" / "report.json").exists()
+
+
+def test_node_in_another_image(run: Nodes) -> None:
+    image = f"sha256:{'0' * 64}"
+    first, second = run.start(0, "--image", image), run.start(1)
+    code, said = ended(first)
+    assert code == 2
+    assert said.endswith(f": expected image {image}, found none; start the same image on every node")
+    assert ended(second)[0] == 2
+
+
+def test_shared_folder_is_known_by_its_mark(tmp_path: Path) -> None:
+    seen = tmp_path / "nodes"
+    assert not agent.appears(seen, "mark", 0.1)
+    seen.write_text("of another run")
+    assert not agent.appears(seen, "mark", 0.1)
+    seen.write_text("mark")
+    assert agent.appears(seen, "mark", 0.1)
+
+
+def test_agent_whose_supervisor_dies_ends(run: Nodes) -> None:
+    first, second = run.start(0, count=3), run.start(1, count=3)  # it waits for node 2, so that both wait
+    assert first.stdout
+    assert second.stdout
+    assert "waiting at" in first.stdout.readline()
+    _established(run.port)
+    os.killpg(first.pid, 9)
+    code, said = ended(second)
+    assert (code, "lost the supervisor" in said) == (1, True), said
+
+
+def _established(port: int) -> None:
+    """Wait until somebody is connected to a port of this machine, as the kernel lists it."""
+    until = time.monotonic() + DEADLINE
+    while not any(
+        line.split()[2].endswith(f":{port:04X}") and line.split()[3] == "01"
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]
+    ):
+        assert time.monotonic() < until
+
+
+@pytest.mark.parametrize(
+    ("options", "environ", "expected"),
+    [
+        (("--node-rank", "7"), {}, "--node-rank 7: expected 0 to 1, found another; see --nodes"),
+        (("--endpoint", "nowhere"), {}, "expected HOST:PORT, found 'nowhere'"),
+        (("--endpoint", "localhost:0"), {}, "expected a port of 1 to 65535, found 0"),
+        ((), {transport.TOKEN: "short"}, "SMOKEHOUSE_TOKEN: expected a token of 32 characters or more, found 5"),
+        ((), {transport.TOKEN_FILE: "/nonexistent"}, "SMOKEHOUSE_TOKEN_FILE=/nonexistent: No such file or directory"),
+        (("--nodes", "1", "--network", "IB"), {}, "--network IB: expected --nodes 2 or more with it, found one node"),
+    ],
+)
+def test_invalid_options(run: Nodes, options: tuple[str, ...], environ: dict[str, str], expected: str) -> None:
+    process = run.start(0, *options, environ=environ)
+    _, said = process.communicate(timeout=DEADLINE)
+    assert (process.returncode, said.count("\n"), expected in said) == (2, 1, True), said
+
+
+# a supervisor alone, with agents of the test
+
+
+@pytest.fixture
+def listener(monkeypatch: pytest.MonkeyPatch) -> Iterator[TcpListener]:
+    """Yield a listener, whose token this process knows."""
+    monkeypatch.setenv(transport.TOKEN, TOKEN)
+    found = TcpListener("127.0.0.1", 0, TOKEN)
+    yield found
+    found.close()
+
+
+def own(listener: TcpListener) -> dict[str, object]:
+    """Return facts of node 0."""
+    facts: dict[str, object] = {
+        "environment": NAME,
+        "lock": {"requirements.txt": "0" * 64},
+        "image": None,
+        "smoke_tests": "1",
+        "gpus": 0,
+    }
+    return facts | {"address": "127.0.0.1", "host": "n0", "port": int(listener.address.rpartition(":")[2])}
+
+
+AGENT = """
+import json, sys
+from smoke_tests.ranks.channel import Channel, Facts, Order, Reach
+
+number, address, facts, unreachable = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]), json.loads(sys.argv[4])
+channel = Channel(address, "", None, node=number)
+channel.send(Facts(facts))
+stream = channel.socket.makefile("rb")
+for line in stream:
+    order = Order.decode(line)
+    if order.order == "welcome":
+        channel.send(Reach(unreachable))
+    if order.order == "end":
+        print(order.fields["reason"])
+        break
+"""
+
+
+def started(
+    root: Path, listener: TcpListener, number: int, facts: dict[str, object], unreachable: str
+) -> subprocess.Popen[str]:
+    """Start a process that answers as an agent does, with these facts."""
+    command = [sys.executable, "-c", AGENT, str(number), listener.address, json.dumps(facts), unreachable]
+    environ = {**os.environ, "PYTHONPATH": f"{root}:{root / 'src'}"}
+    return subprocess.Popen(command, cwd=root, env=environ, text=True, stdout=subprocess.PIPE)
+
+
+def test_missing_node_is_named(listener: TcpListener, tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"^tcp:127\.0\.0\.1:\d+: expected 3 nodes within 0 s, found no node 1, 2; see whether"
+    ):
+        Gathering(listener, 3, 0.1).gather(own(listener), tmp_path)
+
+
+def test_node_that_cannot_reach_another_is_named(root: Path, listener: TcpListener, tmp_path: Path) -> None:
+    facts = [own(listener) | {"host": f"n{number}"} for number in range(3)]
+    blocked = '{"1": "10.0.0.1:4000: timed out"}'
+    agents = [started(root, listener, number, facts[number], blocked if number == 2 else "{}") for number in (1, 2)]
+    expected = r"^node 2 \(n2\): expected to reach node 1 \(n1\), found 10\.0\.0\.1:4000: timed out; fix the network"
+    with pytest.raises(InputError, match=expected):
+        Gathering(listener, 3, DEADLINE).gather(facts[0], tmp_path)
+    for process in agents:
+        said, _ = process.communicate(timeout=DEADLINE)
+        assert said.startswith("node 0 refused the run: node 2 (n2): expected to reach node 1 (n1)")
+
+
+def test_strangers_do_not_disturb(root: Path, listener: TcpListener, tmp_path: Path) -> None:
+    """One that says nothing, one that says something else, and one that knows another token."""
+    port = int(listener.address.rpartition(":")[2])
+    silent, loud = (socket.create_connection(("127.0.0.1", port)) for _ in range(2))
+    loud.sendall(b"GET / HTTP/1.1\r\n\r\n")
+    agents = [started(root, listener, 1, own(listener) | {"host": "n1"}, "{}")]
+    [found] = Gathering(listener, 2, DEADLINE).gather(own(listener), tmp_path)
+    assert (found.number, found.host) == (1, "n1")
+    found.tell("end", reason="done")
+    assert agents[0].communicate(timeout=DEADLINE)[0] == "done\n"
+    for stranger in (silent, loud):
+        stranger.settimeout(DEADLINE)
+        with contextlib.suppress(ConnectionResetError):
+            while stranger.recv(4096):
+                pass
+        stranger.close()
+
+
+def test_differences() -> None:
+    base = {"environment": NAME, "lock": {"requirements.txt": "a" * 64}, "image": None, "smoke_tests": "1", "gpus": 2}
+    assert nodes.differences(base, dict(base)) == ""
+    for name, value in (
+        ("environment", "other"),
+        ("lock", {}),
+        ("lock", None),
+        ("image", "x"),
+        ("smoke_tests", "2"),
+        ("gpus", 1),
+    ):
+        assert nodes.differences(base, base | {name: value}).startswith("expected ")
+    assert nodes.differences(base, base | {"gpus": 4}) == ""
+
+
+@pytest.mark.parametrize("count", [2, 3, 32, 33, 1000])
+def test_every_node_is_tried_by_another(count: int) -> None:
+    tried = [agent.others(number, count) for number in range(count)]
+    assert {other for found in tried for other in found} == {*range(count)}
+    assert all(number not in found for number, found in enumerate(tried))
+    assert max(map(len, tried)) <= max(32, count.bit_length())
+
+
+def test_unreachable_port_is_named() -> None:
+    free = _free_port()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        places = {"0": ["127.0.0.1", 1], "1": ["127.0.0.1", server.getsockname()[1]], "2": ["127.0.0.1", free]}
+        assert agent.unreachable(0, 3, places) == {"2": f"127.0.0.1:{free}: Connection refused"}

@@ -1,0 +1,125 @@
+"""Cells are installed and measured by real programs, and recorded whatever happens in them."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ..conftest import Index, TestCheckout
+from ..programs.test_process import ends
+from .conftest import cells, runs, tell
+
+
+def verdicts(cell: dict[str, Any]) -> tuple[str, str]:
+    return cell["zero2"]["verdict"], cell["zero3"]["verdict"]
+
+
+def test_each_cell_is_measured_once_and_again_only_when_asked(with_grid: TestCheckout) -> None:
+    ended = with_grid.run("matrix", "--model", "Tiny-VL", "--jobs", "2", "--keep", "1")
+    assert ended.returncode == 0, ended.stderr
+    assert sorted(runs(with_grid)) == ["4.49.0 0.15.4 2,3", "4.51.3 0.15.4 2,3"]
+    found = cells(with_grid)
+    assert {name: verdicts(cell) for name, cell in found.items()} == dict.fromkeys(found, ("works", "works"))
+    one = found["4.49.0 0.15.4"]
+    assert one["lock"] == {"torch": "2.6.0", "transformers": "4.49.0", "deepspeed": "0.15.4", "alpha": "1.0"}
+    assert (one["device"], one["backend"], one["ranks"], one["python"]) == ("cpu", "gloo", 2, "3.11")
+    assert len([*with_grid.root.glob("build/matrix/tiny-vl/*/env")]) == 1
+
+    assert with_grid.run("matrix", "--model", "tiny-vl").returncode == 0
+    assert runs(with_grid) == []
+    tell(with_grid, **{"0.15.4": "known"})
+    assert with_grid.run("matrix", "--model", "tiny_vl", "--transformers", "4.51.3", "--again").returncode == 0
+    assert runs(with_grid) == ["4.51.3 0.15.4 2,3"]
+    assert len(cells(with_grid)) == 2
+    again = cells(with_grid)["4.51.3 0.15.4"]
+    assert again["zero3"] == {"verdict": "fails", "error": "weights: rank 0: 3 tensors wrong", "failure": "gloo-race"}
+    assert not [*with_grid.root.glob("build/matrix/tiny-vl/*/env")]
+
+
+def test_what_goes_wrong_in_a_cell_is_its_result_and_stops_no_other(with_grid: TestCheckout, index: Index) -> None:
+    behaviour = {"0.17.0": "refused", "0.17.1": "crashes", "0.17.2": "zero3 dies"}
+    for version in behaviour:
+        index.add("deepspeed", version)
+    tell(with_grid, **behaviour)
+    deepspeeds = ",".join(["0.16.9", *behaviour, "0.15.4"])
+    ended = with_grid.run("matrix", "--model", "tiny-vl", "--transformers", "4.49.0", "--deepspeed", deepspeeds)
+    assert ended.returncode == 0, ended.stderr
+    found = {name.split()[1]: cell for name, cell in cells(with_grid).items()}
+    assert verdicts(found["0.16.9"]) == ("not installable", "not installable")
+    assert "deepspeed==0.16.9" in found["0.16.9"]["zero2"]["error"]
+    assert verdicts(found["0.17.0"]) == ("fails", "fails")
+    assert found["0.17.0"]["zero2"]["error"] == "here: expected transformers with qwen2_5_vl, found none; upgrade it"
+    assert verdicts(found["0.17.1"]) == ("crashes", "crashes")
+    assert "signal 6" in found["0.17.1"]["zero3"]["error"]
+    # The end of ZeRO-3 ended the run, so ZeRO-2 was run by itself, and works.
+    assert verdicts(found["0.17.2"]) == ("works", "crashes")
+    assert found["0.17.2"]["zero3"]["error"].startswith("train: rank 0: rank 0 was killed by signal 9")
+    assert verdicts(found["0.15.4"]) == ("works", "works")
+    assert [run for run in runs(with_grid) if "0.17.2" in run] == ["4.49.0 0.17.2 2,3", "4.49.0 0.17.2 2"]
+
+
+def test_a_cell_that_hangs_is_ended_with_all_its_processes(with_grid: TestCheckout) -> None:
+    tell(with_grid, **{"0.15.4": "hangs"})
+    ended = with_grid.run("matrix", "--model", "tiny-vl", "--transformers", "4.49.0", "--timeout", "1")
+    assert ended.returncode == 0, ended.stderr
+    [cell] = cells(with_grid).values()
+    assert verdicts(cell) == ("hangs", "hangs")
+    assert ends(int((with_grid.root / "child.pid").read_text()))
+
+
+def test_requirements_without_a_solution_are_a_result_and_a_lost_index_is_none(with_grid: TestCheckout, index: Index) -> None:
+    ended = with_grid.run("matrix", "--model", "tiny-vl", "--transformers", "9.0")
+    assert ended.returncode == 0, ended.stderr
+    assert verdicts(cells(with_grid)["9.0 0.15.4"]) == ("not installable", "not installable")
+    assert "torch>=7" in cells(with_grid)["9.0 0.15.4"]["zero2"]["error"]
+    ended = with_grid.run("matrix", "--model", "tiny-vl", UV_DEFAULT_INDEX="http://127.0.0.1:9/simple")
+    assert ended.returncode == 1
+    assert "4.49.0, deepspeed 0.15.4: not measured: " in ended.stderr
+    assert "cannot be reached" in ended.stderr
+    assert [*cells(with_grid)] == ["9.0 0.15.4"]
+
+
+def test_what_is_installed_here_is_measured_without_a_change(with_grid: TestCheckout, tmp_path: Path) -> None:
+    assert with_grid.run("matrix", "--model", "tiny-vl", "--transformers", "4.49.0", "--keep", "1").returncode == 0
+    [environment] = with_grid.root.glob("build/matrix/tiny-vl/*/env")
+    theirs = tmp_path / "theirs"
+    environment.rename(theirs)
+    (with_grid.root / "matrix" / "tiny-vl.json").unlink()
+    before = {path: path.lstat().st_mtime_ns for path in theirs.rglob("*")}
+    ended = with_grid.run("matrix", "--model", "tiny-vl", "--here", "--prefix", str(theirs))
+    assert ended.returncode == 0, ended.stderr
+    assert verdicts(cells(with_grid)["4.49.0 0.15.4"]) == ("works", "works")
+    assert {path: path.lstat().st_mtime_ns for path in theirs.rglob("*")} == before
+    said = with_grid.refused("matrix", "--model", "tiny-vl", "--here", "--python", sys.executable)
+    assert said.startswith(f"smokehouse: {sys.executable}: expected releases of torch, transformers, deepspeed, found others")
+
+
+def test_the_list_says_what_is_not_run(with_grid: TestCheckout) -> None:
+    ended = with_grid.run("matrix", "--model", "tiny-vl", "--list", "--json", "--transformers", "4.51.3")
+    row = {
+        "torch": "2.6.0",
+        "transformers": "4.51.3",
+        "deepspeed": "0.15.4",
+        "zero2": "not run",
+        "zero3": "not run",
+        "date": "",
+    }
+    assert json.loads(ended.stdout) == [row]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--transformers", "4.x"], "--transformers: expected a version, found '4.x'; write it like 4.51.3"),
+        (["--model", "other"], "--model other: expected one of tiny-vl, found none"),
+        (["--json"], "--json: expected --list with it; add it"),
+        (["--prefix", "x"], "--prefix: expected --here with it, as a cell has its own; add --here"),
+        (["--here", "--torch", "2.6.0"], "--here: expected no --torch, as it measures what is installed; drop one"),
+        (["--torch", "2.6.0.dev1"], "--torch: expected a release, found '2.6.0.dev1'; specify a version of the index"),
+    ],
+)
+def test_wrong_options_are_refused(with_grid: TestCheckout, arguments: list[str], expected: str) -> None:
+    model = [] if "--model" in arguments else ["--model", "tiny-vl"]
+    assert expected.partition(", found none")[0] in with_grid.refused("matrix", *model, *arguments)
