@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,8 @@ NOTHING_FOUND = 3  # exit code of `explain`
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code: 0 success, 1 problems found, 2 usage error, 3 no explanation."""
+    with contextlib.suppress(ValueError):  # of a thread other than the main one, which cannot set it
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where a parent ignores it, no exit status of a child can be read
     options = _parser().parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
