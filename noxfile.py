@@ -188,7 +188,7 @@ def build(session: nox.Session) -> None:
 
 @nox.session
 def verify(session: nox.Session) -> None:
-    """Compare an image with its lock, check its proof: verify -- REF [--with WHEEL] [--base REF] [--key FILE] [--json]."""
+    """Compare an image with its lock, check its proof: verify -- REF [--quick] [--with WHEEL] [--base REF] [--key FILE] ..."""
     install_tools(session)
     run_smokehouse(session, "verify")
 

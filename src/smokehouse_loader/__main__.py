@@ -16,6 +16,7 @@ from typing import Any
 from smokehouse_loader import config_files
 from smokehouse_loader.errors import Finding, LoadError
 from smokehouse_loader.failures import FAMILIES, PRINTED, Failure
+from smokehouse_loader.failures.printed import COMPOSED, RAISED
 from smokehouse_loader.safetensors_header import BadFileError
 
 NOTHING_FOUND = 3  # exit code of `explain`
@@ -255,7 +256,9 @@ _PLACEHOLDERS = "`{}` is any text, `{n}` a number, `{w}` a word, `{0}` the shape
 
 
 def _printers(text: str) -> str:
-    return f": {', '.join(dict.fromkeys(one.split()[0] for one in PRINTED.get(text, ())))}" if text in PRINTED else ""
+    places = PRINTED.get(text, ()) or COMPOSED.get(text, {})
+    programs = [place.split()[0] for place in places] or ([RAISED[text]] if text in RAISED else [])
+    return f": {', '.join(dict.fromkeys(programs))}" if programs else ""
 
 
 if __name__ == "__main__":

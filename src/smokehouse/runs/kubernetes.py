@@ -374,10 +374,9 @@ def _preflight_of(request: Request, pod: Document) -> str:
         lines = [line.strip() for line in request.cluster.log(name, "preflight").splitlines()]
     except KubectlError as error:
         lines = [f"its log cannot be read ({error})"]
-    found = "; ".join(line for line in lines if line.startswith("FAIL")) or " ".join(lines[-1:]) or "nothing printed"
-    return (
-        f"{node}: expected a preflight that passes, found: {found[:1000]}; fix it, or cordon the node (kubectl cordon {node})"
-    )
+    failures = [line.removeprefix("FAIL").strip() for line in lines if line.startswith("FAIL")]
+    found = "; ".join(failures) or " ".join(lines[-1:]) or "nothing printed"
+    return f"{node}: expected a preflight that passes, found {found[:1000]}; fix it, or run kubectl cordon {node}"
 
 
 def _waits_for(pods: Sequence[Document]) -> str:
