@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
             return 0
         if options.lock is None:
             here.leave_no_bytecode()
-            options = here.complete(options)
+        options = here.complete(options)
         from smoke_tests.run import serve, smoke
 
         if options.node_rank:

@@ -2,8 +2,9 @@
 
     python -m smoke_tests.expected < REQUEST
 
-REQUEST is a JSON object with `device`, `legs`, `expectations` and `family`, as the arguments of `plan.make`; the answer is one
-with the checks that every complete report has. The builder, which never imports this package, asks so. Imports no torch.
+REQUEST is a JSON object with `device`, `legs` and `family`, as the arguments of `plan.make`, `versions` of the lock's packages,
+and `expectations` as stack.toml has them; the answer is one with the checks that every complete report has. The builder, which
+never imports this package, asks so. Imports no torch.
 """
 
 import json
@@ -12,7 +13,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from smoke_tests import plan, selection
+from packaging.version import Version
+
+from smoke_tests import families, measured, plan, selection, variables
 from smoke_tests.legs import PRECISION, Leg
 from smoke_tests.options import STAGES
 
@@ -80,10 +83,13 @@ def main() -> None:
     """Answer the request on standard input."""
     request = json.loads(sys.stdin.read())
     legs = tuple(Leg(leg["backend"], leg["world_size"], leg["gpus"], leg.get("nodes", 1)) for leg in request["legs"])
-    found = complete(request["device"], legs, request["expectations"], request["family"])
+    versions = {name: Version(version) for name, version in request["versions"].items()}
+    expectations = measured.overridden(families.get(request["family"]), versions, request["expectations"])
+    found = complete(request["device"], legs, expectations, request["family"])
     checks = [{"name": key.name, "zero_stage": key.stage, "leg": key.leg, **asdict(planned)} for key, planned in found.items()]
     names = {"names": selection.NAMES, "legs": [leg.name for leg in legs], "precision": PRECISION[request["device"]]}
-    print(json.dumps({"checks": checks, **names}))
+    prefixes = {"cleared": variables.CLEARED, "kept": variables.NAMED}
+    print(json.dumps({"checks": checks, **names, "variables": prefixes}))
 
 
 if __name__ == "__main__":

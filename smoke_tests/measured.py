@@ -4,6 +4,7 @@ Tests compare each environment's stack.toml with it, and a run without a lock ha
 known failures, and runs of these tests with the versions on both sides of each boundary.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -48,7 +49,7 @@ RANGES = {
 
 
 def expectations(family: Family, versions: Mapping[str, Version]) -> dict[str, Any]:
-    """Return what stack.toml has as `expectations`, for the versions of transformers and deepspeed among `versions`."""
+    """Return what is expected of the versions of transformers and deepspeed among `versions`, as stack.toml may say it too."""
     return {
         "gloo_race": GLOO_RACE.holds(versions[GLOO_RACE.package]),
         "later_key_layout": LATER_KEY_LAYOUT.holds(versions[LATER_KEY_LAYOUT.package]),
@@ -72,6 +73,25 @@ def _auto_class(family: Family, name: str, change: Change, versions: Mapping[str
 def stack(family: Family, versions: Mapping[str, Version]) -> dict[str, Any]:
     """Return the model and expectations of an environment that has no stack.toml, as that file has them."""
     return {"model": {"family": family.name, "class": family.model_class}, "expectations": expectations(family, versions)}
+
+
+def overridden(family: Family, versions: Mapping[str, Version], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the expectations of `versions` with those that stack.toml has in their place.
+
+    Raises KeyError with the name of a package that they depend on and that `versions` lacks.
+    """
+    if {"gloo_race", "later_key_layout", "auto_classes"} <= overrides.keys() and AUTO_CLASSES.keys() <= overrides[
+        "auto_classes"
+    ].keys():
+        return dict(overrides)
+    usual = expectations(family, versions)
+    return usual | {**overrides, "auto_classes": usual["auto_classes"] | overrides.get("auto_classes", {})}
+
+
+def pinned(requirements: str) -> dict[str, Version]:
+    """Return the versions of the packages of `RANGES` that a requirements.txt pins."""
+    found = re.findall(r"^(\S+)==([^\s;]+)", requirements, re.MULTILINE)
+    return {name: Version(version) for name, version in found if name in RANGES}
 
 
 def beyond(versions: Mapping[str, Version]) -> list[str]:

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from smokehouse_loader import config_files
 from smokehouse_loader.errors import Finding, LoadError
 from smokehouse_loader.failures import FAMILIES, PRINTED, Failure
+from smokehouse_loader.failures.printed import COMPOSED, RAISED
 from smokehouse_loader.safetensors_header import BadFileError
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ NOTHING_FOUND = 3  # exit code of `explain`
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code: 0 success, 1 problems found, 2 usage error, 3 no explanation."""
+    with contextlib.suppress(ValueError):  # of a thread other than the main one, which cannot set it
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where a parent ignores it, no exit status of a child can be read
     options = _parser().parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -301,7 +305,9 @@ _PLACEHOLDERS = "`{}` is any text, `{n}` a number, `{w}` a word, `{0}` the shape
 
 
 def _printers(text: str) -> str:
-    return f": {', '.join(dict.fromkeys(one.split()[0] for one in PRINTED.get(text, ())))}" if text in PRINTED else ""
+    places = PRINTED.get(text, ()) or COMPOSED.get(text, {})
+    programs = [place.split()[0] for place in places] or ([RAISED[text]] if text in RAISED else [])
+    return f": {', '.join(dict.fromkeys(programs))}" if programs else ""
 
 
 if __name__ == "__main__":

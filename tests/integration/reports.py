@@ -48,12 +48,15 @@ def complete(root: Path, checkout: Path, digest: str, name: str = "tiny", **chan
     stack = tomllib.loads((checkout / "environments" / name / "stack.toml").read_text())
     versions: dict[str, str | None] = {package["name"]: package["version"] for package in locked["pip"]}
     versions = {package: versions[package] for package in ("torch", "transformers", "deepspeed") if package in versions}
-    versions |= {"python": python, "cuda": stack["cuda"]["version"] if "torch" in versions else None}
+    shared = root / "environments" / "stacks" / stack["stack"] / "stack.toml" if "stack" in stack else None
+    cuda = (tomllib.loads(shared.read_text()) if shared else stack)["cuda"]["version"]
+    versions |= {"python": python, "cuda": cuda if "torch" in versions else None}
     legs = [{"name": "gloo x2", "backend": "gloo", "world_size": 2, "gpus": 0}]
     request = {
         "device": "cpu",
         "legs": legs,
-        "expectations": stack["expectations"],
+        "expectations": stack.get("expectations", {}),
+        "versions": {name: version for name, version in versions.items() if name in ("torch", "transformers", "deepspeed")},
         "family": stack["model"]["family"],
     }
     ended = subprocess.run(

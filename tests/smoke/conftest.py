@@ -20,7 +20,7 @@ import hypothesis
 import pytest
 from packaging.version import Version
 
-from smoke_tests import families
+from smoke_tests import families, measured
 from smokehouse.checkout import Checkout
 from smokehouse.installs import virtualenv
 from smokehouse.locks import Lock, check
@@ -91,6 +91,17 @@ class Ended:
     def stack(self) -> dict[str, Any]:
         """The environment's stack.toml, parsed."""
         return tomllib.loads((ROOT / "environments" / self.name / "stack.toml").read_text())
+
+    @property
+    def family(self) -> families.Family:
+        """The family of the environment's model."""
+        return families.get(self.stack["model"]["family"])
+
+    @property
+    def expectations(self) -> dict[str, Any]:
+        """What is expected of the locked versions, and what stack.toml has in its place."""
+        pins = measured.pinned((ROOT / "lockfiles" / self.name / "requirements.txt").read_text())
+        return measured.overridden(self.family, pins, self.stack.get("expectations", {}))
 
     @property
     def report(self) -> dict[str, Any]:

@@ -450,7 +450,7 @@ def test_checkpoint_that_is_sound_is_let_through(smoke: Starter, checkpoint: Pat
         (["--stack", "/nowhere/stack.toml"], r"/nowhere/stack\.toml: No such file or directory; give --stack .*"),
         (
             ["--stack", "/dev/null"],
-            r"/dev/null: expected model\.family, model\.class and expectations\.auto_classes, .*, found not all; .*",
+            r"/dev/null: expected model\.family, model\.class and tables of expectations, found others; .*",
         ),
         (["--lock", "/nowhere"], r"/nowhere: requirements\.txt not found; run: nox -s lock -- qwen2\.5-vl"),
         (

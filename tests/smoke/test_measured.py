@@ -27,14 +27,29 @@ def versions(**changed: str) -> dict[str, Version]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_stack_file_says_what_the_table_says(root: Path, name: str) -> None:
+def test_no_stack_file_repeats_the_table(root: Path, name: str) -> None:
     stack = tomllib.loads((root / "environments" / name / "stack.toml").read_text())
     lock = check.load(Checkout(root), name).lock
     locked = {file.name: Version(file.version) for file in lock.pip}
     family = families.get(stack["model"]["family"])
-    made = measured.stack(family, {package: locked[package] for package in measured.RANGES})
-    assert made == {"model": stack["model"], "expectations": stack["expectations"]}
+    versions = {package: locked[package] for package in measured.RANGES}
+    usual = measured.stack(family, versions)
+    assert usual["model"] == stack["model"]
+    assert measured.pinned((root / "lockfiles" / name / "requirements.txt").read_text()) == versions
+    # What it says in place of the table is something else.
+    overrides = stack.get("expectations", {})
+    for key, value in (overrides | overrides.get("auto_classes", {})).items():
+        assert key == "auto_classes" or value != (usual["expectations"] | usual["expectations"]["auto_classes"])[key]
     assert measured.beyond(locked) == []
+
+
+def test_an_override_takes_the_place_of_one_expectation() -> None:
+    usual = measured.expectations(FAMILY, versions())
+    overrides = {"gloo_race": "fixed", "auto_classes": {"AutoModelForCausalLM": "whole"}}
+    found = measured.overridden(FAMILY, versions(), overrides)
+    assert found == usual | {"gloo_race": "fixed", "auto_classes": usual["auto_classes"] | overrides["auto_classes"]}
+    with pytest.raises(KeyError, match="transformers"):
+        measured.overridden(FAMILY, {"deepspeed": Version("0.15.4")}, overrides)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from smokehouse.errors import UserError
 from smokehouse.installs import activation, bundle, loader, prefix, virtualenv
 from smokehouse.locks import LockedEnvironment
 from smokehouse.programs.process import run
+from smokehouse.runs import targets
 from smokehouse.runs.options import pop_option, report_name
 
 _VALIDATE_DEADLINE = 60.0  # seconds
@@ -78,13 +79,15 @@ def help_text(checkout: Checkout) -> str:
     ended = run(command, deadline=_VALIDATE_DEADLINE, environ=environ, cwd=place_of_smoke_test(checkout))
     if ended.code:
         raise UserError(ended.stderr or "the smoke test printed no help; run it again")
+    lines = "\n".join(targets.help_lines())
     build = Path("build") if checkout.build == Path.cwd() / "build" else checkout.build
     return (
         f"{ended.stdout.rstrip()}\n"
         f"  --bundle DIR          Install the environment from this bundle, without an index.\n"
         f"  --prefix DIR          Prove the environment that is installed in this folder.\n"
         f"  --python PATH         With --here, prove the environment of this interpreter (default: python on PATH).\n"
-        f"  --image REF           Run the smoke test in this image instead; with --here, in any image.\n\n"
+        f"  --image REF           Run the smoke test in this image instead; with --here, in any image.\n"
+        f"{lines}\n\n"
         f"NAME is an environment of `{as_typed('list')}` (default: {DEFAULT_ENVIRONMENT}); "
         f"options stand on either side of it.\n"
         f"Reports go to {build / 'smoke'}, environments to {build / 'environments'}.\n\n"

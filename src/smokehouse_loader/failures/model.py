@@ -44,6 +44,7 @@ class Failure:
     harmless: bool = False
     may_follow: bool = False  # the cause, unless an exception of another kind came first
     only_on_gpu: bool = False
+    ends_as: tuple[str, ...] = ()  # failures whose texts the same mistake has with other versions of a package
     excludes: tuple[str, ...] = ()  # failures that the same text would fit as well, and that it is not
     apart: str = ""  # what tells it apart from others that fit the same text, a sentence
     question: str = ""  # what to find out if several fit
