@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from time import perf_counter
@@ -34,6 +35,8 @@ from smokehouse.storage import files
 ENVIRONMENT = "qwen2.5-vl"
 PACKAGES = 250
 COPIES = (1, 2, 4, 8)
+# How many copies of an environment of each stack are locked in one run; the third has packages of its own.
+STACKS = {ENVIRONMENT: 4, "qwen2.5-vl-latest": 6, "vlm-r1": 1}
 DEADLINE = 900.0  # seconds
 
 # Timed inside the process, after the imports.
@@ -124,6 +127,7 @@ class Rivals:
         self.mapping = folder / "mapping.json"
         self.mapping.write_text("{}")
         shutil.copytree(checkout.environment(ENVIRONMENT), self.checkout.root / "environments" / ENVIRONMENT)
+        shutil.copytree(checkout.stacks(ENVIRONMENT), self.checkout.stacks(ENVIRONMENT))
 
     def smokehouse(self, *arguments: str, freshness: str = "fresh") -> Ran:
         """Run `smokehouse lock`."""
@@ -147,7 +151,7 @@ class Rivals:
                 }
             )
         )
-        definition = self.checkout.environment(ENVIRONMENT) / "environment.yml"
+        definitions = [option for file in self.environment.files for option in ("--file", file)]
         command: list[str | Path] = [
             sys.executable,
             "-m",
@@ -160,7 +164,7 @@ class Rivals:
             *options,
         ]
         command += ["--with-cuda", self.environment.stack.cuda.version, "--pypi_to_conda_lookup_file", self.mapping]
-        command += ["--file", definition, "--file", index, "--lockfile", self.lockfile(freshness)]
+        command += [*definitions, "--file", index, "--lockfile", self.lockfile(freshness)]
         return run(command, self.environ, self.mapping.parent)
 
     def lockfile(self, freshness: str) -> Path:
@@ -188,13 +192,13 @@ class Rivals:
         files.write(path, json.dumps(read, indent=1))
         return path
 
-    def copies(self, number: int) -> list[str]:
-        """Return the names of `number` environments with the same requirements."""
-        names = [f"copy-{index}" for index in range(number)]
+    def copies(self, number: int, like: str = ENVIRONMENT) -> list[str]:
+        """Return the names of `number` environments with the requirements of one."""
+        names = [f"{like}-{index}" for index in range(number)]
         for name in names:
             folder = self.checkout.root / "environments" / name
             if not folder.exists():
-                shutil.copytree(self.checkout.environment(ENVIRONMENT), folder)
+                shutil.copytree(self.source.environment(like), folder)
                 file = folder / "environment.yml"
                 file.write_text(re.sub(r"(?m)^name: .*$", f"name: {name}", file.read_text()))
         return names
@@ -215,7 +219,27 @@ def main() -> int:
     before = environment.read(checkout, ENVIRONMENT).inputs.before
     with tempfile.TemporaryDirectory() as place, running(upstream(), before) as mirror:
         measure(Rivals(checkout, Path(place), given.channel.resolve(), mirror), given.rounds)
+    # Each environment has a cut-off of its own, and Smokehouse alone is measured, which has an option for it.
+    with tempfile.TemporaryDirectory() as place, running(upstream(), datetime.now(UTC)) as mirror:
+        measure_stacks(Rivals(checkout, Path(place), given.channel.resolve(), mirror), given.rounds)
     return 0
+
+
+def measure_stacks(ours: Rivals, rounds: int) -> None:
+    """Lock environments of several stacks in one run, and each stack's first alone, in turn; print a table."""
+    by_stack = {like: ours.copies(number, like) for like, number in STACKS.items()}
+    names = [name for stack in by_stack.values() for name in stack]
+    report(f"warming the cache with the pages of {len(by_stack)} stacks")
+    ours.smokehouse_lock("fresh", *names)
+    runs: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        for like, copies in by_stack.items():
+            runs.setdefault(f"one, like {like}", []).append(ours.smokehouse_lock("fresh", copies[0]).seconds)
+        runs.setdefault(f"{len(names)} of {len(by_stack)} stacks", []).append(ours.smokehouse_lock("fresh", *names).seconds)
+    one, *_ = (statistics.median(seconds) for seconds in runs.values())
+    print("\n\n| environments locked in one run | seconds | times the first |\n|---|---:|---:|")
+    for title, seconds in runs.items():
+        print(f"| {title} | {statistics.median(seconds):.2f} | {statistics.median(seconds) / one:.1f} |")
 
 
 def measure(rivals: Rivals, rounds: int) -> None:

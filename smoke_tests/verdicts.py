@@ -6,7 +6,7 @@ from typing import Any
 from smoke_tests import deferred, expected, report
 from smoke_tests.checks import baseline, dtype_of, generation, training
 from smoke_tests.expected import Key
-from smoke_tests.outcome import Outcome, failed, observed
+from smoke_tests.outcome import Outcome, failed, observed, one_line
 from smoke_tests.plan import Job, Plan, Step
 from smoke_tests.report import RankVerdict, Result
 from smoke_tests.selection import EXTRA, ON_GPUS
@@ -57,12 +57,14 @@ class Verdicts:
     def versions(self) -> dict[str, Any]:
         """Return the versions that a rank imported; empty when none reported them."""
         reported = [outcomes.get(0) for key, outcomes in self._outcomes.items() if key.name == "versions"]
-        return next((found[0][0].data.get("versions", {}) for found in reported if found), {})
+        found = next((found[0][0].data.get("versions") for found in reported if found), None)
+        return found if isinstance(found, dict) else {}
 
     def backend(self) -> str | None:
         """Return the process group's backend as torch said it in a rank; None when none reported it."""
         reported = [outcomes.get(0) for key, outcomes in self._outcomes.items() if key.name == "versions"]
-        return next((found[0][0].data["backend"] for found in reported if found and "backend" in found[0][0].data), None)
+        named = (found[0][0].data.get("backend") for found in reported if found)
+        return next((name for name in named if isinstance(name, str)), None)
 
     def memory(self) -> list[dict[str, Any]]:
         """Return the peaks in bytes of each ZeRO stage and rank that reported them."""
@@ -72,7 +74,9 @@ class Verdicts:
             for key, outcomes in self._outcomes.items()
             if key.name == "memory"
             for rank, given in sorted(outcomes.items())
-            if (peaks := given[-1][0].data.get("peaks"))
+            if isinstance(peaks := given[-1][0].data.get("peaks"), dict)
+            and peaks
+            and all(type(size) is int for size in peaks.values())
         ]
 
     def not_run(self) -> list[dict[str, str]]:
@@ -157,6 +161,13 @@ class Verdicts:
         return " ".join(filter(None, lines))
 
     def _judge(self, key: Key, rank: int, missing: str) -> tuple[Outcome, float]:
+        """Return a rank's outcome and seconds, as `_compared`; data of another form than its check sends is a failure."""
+        try:
+            return self._compared(key, rank, missing)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as odd:
+            return failed(f"expected data that can be compared, found other ({one_line(odd)}); see the rank's log"), 0.0
+
+    def _compared(self, key: Key, rank: int, missing: str) -> tuple[Outcome, float]:
         """Return a rank's outcome and seconds: the worst of its steps', compared with the plain run where the check does."""
         plain = self._last(key.plain, 0)
         if key.name == "parity":
@@ -168,7 +179,7 @@ class Verdicts:
         seconds = sum(seconds for _, seconds in found)
         bad = [outcome for outcome, _ in found if outcome.verdict != "passed"]
         if bad:
-            return bad[0], seconds
+            return next((outcome for outcome in bad if outcome.verdict == "failed"), bad[0]), seconds
         if len(found) < self._planned[key].outcomes:
             return failed(missing), seconds
         if key.name == "train":

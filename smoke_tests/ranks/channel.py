@@ -31,8 +31,8 @@ Both sides run the same version of this module. A line that breaks these rules i
 
 import dataclasses
 import json
-import math
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -41,7 +41,14 @@ from typing import Any
 from smoke_tests.outcome import Outcome
 from smoke_tests.ranks import transport
 
-MAX_LINE = 64 * 2**20
+# Bytes of a message; those of a whole run have 0.1 MB at most. What a connection says first has far less.
+MAX_LINE = 4 * 2**20
+MAX_FIRST = 2**20
+# Messages and lines of stacks on one connection, and their bytes; a rank sends two messages for each step.
+MAX_MESSAGES = 100_000
+MAX_BYTES = 64 * 2**20
+# Seconds that a message can mention; the largest number of the platform's clocks is below.
+_LONGEST = 1e12
 VERDICTS = ("passed", "failed", "known-issue", "observed")
 
 
@@ -185,12 +192,16 @@ def decode(line: bytes) -> Received:
         if kind is End:
             content["outcome"] = Outcome(content.pop("verdict"), content.pop("detail"), content.pop("data"))
         if "steps" in content:
+            if not isinstance(content["steps"], list):
+                raise TypeError("the steps are none")
             content["steps"] = tuple(content["steps"])
         message = kind(**content)
         _require_types(message, when)
+        json.dumps(fields(message, when), ensure_ascii=False).encode()  # half of a surrogate pair cannot be printed
         return Received(message, when)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ProtocolError(f"rank channel: expected a message, found {line[:100]!r} ({error})") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, ArithmeticError) as error:
+        reason = f"{type(error).__name__}: {error}"[:100]
+        raise ProtocolError(f"rank channel: expected a message, found {line[:100]!r} ({reason!a})") from error
 
 
 def _require_types(message: Message, when: float) -> None:
@@ -203,9 +214,9 @@ def _require_types(message: Message, when: float) -> None:
     texts += [outcome.detail, *(message.steps if isinstance(message, Hello) else ())]
     if any(type(number) is not int or not 0 <= number < 2**32 for number in numbers):
         raise TypeError("a number is none")
-    if any(type(second) not in (int, float) or not 0 <= second < math.inf for second in seconds):
+    if any(type(second) not in (int, float) or not 0 <= second < _LONGEST for second in seconds):
         raise TypeError("a time is none")
-    if isinstance(message, Exit | Left) and type(message.code) is not int:
+    if isinstance(message, Exit | Left) and not (type(message.code) is int and abs(message.code) < 2**31):
         raise TypeError("the exit code is none")
     if isinstance(message, Ended) and type(message.whole) is not bool:
         raise TypeError("an end is none")
@@ -214,6 +225,10 @@ def _require_types(message: Message, when: float) -> None:
     for table in [getattr(message, name) for name in ("unreachable", "states") if hasattr(message, name)]:
         if not isinstance(table, dict) or not all(isinstance(value, str) for value in table.values()):
             raise TypeError("a table is none")
+    if isinstance(message, Reach) and not all(
+        other == "folder" or re.fullmatch("[0-9]{1,9}", other) for other in message.unreachable
+    ):
+        raise TypeError("a node is none")
     if not all(isinstance(text, str) for text in texts) or (isinstance(message, Hello) and type(message.stacks) is not bool):
         raise TypeError("a text is none")
     if outcome.verdict not in VERDICTS or not isinstance(outcome.data, dict):
@@ -282,11 +297,18 @@ class Receiver:
         self.hello: Hello | None = None
         self._rest: list[bytes] = []  # of an incomplete line
         self._size = 0
+        self._messages, self._bytes = 0, 0
 
     def feed(self, chunk: bytes) -> Iterator[Received]:
         """Yield what `chunk` completes. Raises ProtocolError, after which the connection is of no use."""
         *lines, rest = chunk.split(b"\n")
+        self._bytes += len(chunk)
         for line in lines:
+            self._messages += 1
+            if self._messages > MAX_MESSAGES or self._bytes > MAX_BYTES:
+                raise ProtocolError(
+                    f"rank channel: expected at most {MAX_MESSAGES} messages of {MAX_BYTES} bytes altogether, found more"
+                )
             whole = b"".join([*self._rest, line])
             self._rest, self._size = [], 0
             if self._gate is None:
@@ -295,7 +317,7 @@ class Receiver:
                 self._enter(whole)
         self._rest.append(rest)
         self._size += len(rest)
-        most = MAX_LINE if self._gate is None else transport.LONGEST_PROOF
+        most = transport.LONGEST_PROOF if self._gate else MAX_FIRST if self.hello is None else MAX_LINE
         if self._size > most:
             raise ProtocolError(f"rank channel: expected at most {most} bytes a message, found more")
 

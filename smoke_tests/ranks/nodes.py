@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from smoke_tests.ranks import processes
 from smoke_tests.ranks.brief import Brief
-from smoke_tests.ranks.channel import Facts, Order, Receiver
+from smoke_tests.ranks.channel import Facts, Order, ProtocolError, Receiver
 
 # Seconds beyond those of the agent that an answer of it may take.
 _ANSWER = 5.0
@@ -74,6 +74,17 @@ class LocalNode:
         return processes.stop(self._launchers.pop(job))
 
 
+# What agents say of their nodes, and its types.
+_FACTS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("smoke_tests", "host", "address"), (str,)),
+    **dict.fromkeys(("environment", "image"), (str, type(None))),
+    **dict.fromkeys(("gpus", "port"), (int,)),
+    "lock": (dict, type(None)),
+    "machine": (dict,),
+    "ready": (bool,),
+}
+
+
 class RemoteNode:
     """Another node, by the connection to its agent. `pump(seconds)`, the supervisor's, handles what arrives on any."""
 
@@ -91,8 +102,13 @@ class RemoteNode:
         self.pump: Callable[[float], bool] = lambda _: False
 
     def take(self, message: Facts) -> None:
-        """Add to what is known of the node."""
-        self.facts |= message.facts
+        """Add to what is known of the node. Raises ProtocolError where it is of another form."""
+        found = self.facts | message.facts
+        odd = [name for name, value in found.items() if type(value) not in _FACTS.get(name, ())]
+        odd += [name for name in ("address", "port") if name not in found]
+        if odd or not all(isinstance(digest, str) for digest in (found.get("lock") or {}).values()):
+            raise ProtocolError(f"rank channel: expected the facts of a node, found an odd {(odd or ['lock'])[0]!a}")
+        self.facts = found
         self.host = str(self.facts.get("host", self.host))
 
     def tell(self, order: str, job: str = "", **fields: object) -> None:

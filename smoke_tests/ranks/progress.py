@@ -16,6 +16,7 @@ class RankProgress:
     node: int = 0
     step: int = 0
     began: float | None = None  # when it began its current step, or the last
+    begun: int = -1  # the last step that it began
     done: bool = False  # nothing more is expected of it
     error: str = ""
     closed: bool = False

@@ -48,6 +48,8 @@ EXIT_CODE_WAIT = 2.0
 STACK_WAIT = 1.0
 # Seconds by which a wait takes longer than it may where this process was stopped: by Ctrl-Z, or with its machine.
 _STOPPED = 2.0
+# The most connections at once: for each rank, whose peers, launchers and agents have fewer, and for everybody else.
+_PER_RANK, _STRANGERS = 4, 256
 # The most messages that are heard before the clock is judged again.
 _WAITING = 10_000
 # Seconds in which every other node has to import torch.
@@ -79,6 +81,7 @@ class Supervisor:
         self._remote = {node.number: node for node in remote}
         self._on_outcome = on_outcome
         self._running: dict[str, RunningJob] = {}
+        self._ended: set[str] = set()  # jobs whose processes may still send something
         self._events = os.open(brief.logs / "events.jsonl", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         self._listener = listener or UnixListener()
         self._selector = selectors.DefaultSelector()
@@ -275,6 +278,7 @@ class Supervisor:
         if not all(ended):
             self.fatal = f"{running.job.name}: expected its killed processes to end, found some that a driver holds; reboot"
         del self._running[running.job.name]
+        self._ended.add(running.job.name)
         (self.broken if any(rank.error for rank in running.ranks) else self.finished).add(running.job.name)
 
     def _conclude_dead(self, running: RunningJob, dead: list[RankProgress]) -> None:
@@ -399,6 +403,9 @@ class Supervisor:
             connection, gate = self._listener.accept()
         except OSError:  # who connected has gone already
             return
+        if len(self._connections) >= _STRANGERS + _PER_RANK * sum(len(running.ranks) for running in self._running.values()):
+            connection.close()  # more than everybody who belongs to the run opens
+            return
         self._connections[connection] = Receiver(transport.peer(connection), gate)
         self._selector.register(connection, selectors.EVENT_READ, lambda: self._read(connection))
 
@@ -413,13 +420,26 @@ class Supervisor:
                 self._received(receiver, received)
         except ProtocolError as error:
             chunk = b""
-            if receiver.hello is not None:
-                self.fatal = f"{error}; logs: {self._brief.logs / receiver.hello.job}"
+            self._refuse(receiver.hello, str(error))
         if not chunk:
             self._selector.unregister(connection)
             connection.close()
             del self._connections[connection]
             self._disconnected(receiver.hello)
+
+    def _refuse(self, hello: Hello | None, problem: str) -> None:
+        """Fail the rank that sent what it must not, and nobody else; its peers have a moment to report what they saw.
+
+        Without a launcher, an agent or a rank that is of the run, nothing can be relied on: that ends the run.
+        """
+        running, rank = self._sender(hello)
+        if running and rank:
+            if not rank.done:
+                running.foreign = True  # no step expects such an end
+                self._conclude(running, rank, f"{problem} (log: {self._log(running, rank)})")
+                running.ending = running.ending or time.monotonic() + GRACE
+        elif hello and (running or not hello.job):
+            self.fatal = f"{problem}; logs: {self._brief.logs / hello.job}"
 
     def _drop_strangers(self) -> None:
         """Close connections that have not said in time who they are."""
@@ -440,7 +460,9 @@ class Supervisor:
     def _sender(self, hello: Hello | None) -> tuple[RunningJob | None, RankProgress | None]:
         """Return the job and the rank that said `hello`; None for a job that has ended, and for the rank of a launcher."""
         running = self._running.get(hello.job) if hello else None
-        return running, running.ranks[hello.rank] if running and hello and hello.rank is not None else None
+        if not running or not hello or hello.rank is None or hello.rank >= len(running.ranks):
+            return running, None
+        return running, running.ranks[hello.rank]
 
     def _received(self, receiver: Receiver, received: Received) -> None:
         hello, message = receiver.hello, received.message
@@ -451,6 +473,10 @@ class Supervisor:
             return
         if hello is None:
             return
+        if running and rank is None and hello.rank is not None:
+            raise ProtocolError(f"rank channel: expected a rank below {len(running.ranks)}, found rank {hello.rank}")
+        if hello.job and hello.job not in {*self._running, *self._ended}:
+            raise ProtocolError(f"rank channel: expected a job of this run, found {hello.job[:100]!a}")
         self._record(hello, message, received.time)
         if not hello.job:
             if hello.node not in self._remote or self._remote[hello.node].receiver is not receiver:
@@ -459,7 +485,7 @@ class Supervisor:
             return
         if running is None or hello.stacks:
             return
-        if isinstance(message, Exit):
+        if isinstance(message, Exit) and rank is None:
             remote = self._remote.get(hello.node)
             for reaped in running.ranks:
                 if (reaped.node, reaped.pid) == (hello.node, message.pid):
@@ -467,6 +493,8 @@ class Supervisor:
         elif rank is None:
             if isinstance(message, Fatal):
                 running.failure = message.error
+            elif not isinstance(message, Hello):
+                raise ProtocolError(f"rank channel: expected what a launcher sends, found {type(message).__name__.lower()}")
         elif not rank.done:
             self._advance(running, rank, message)
 
@@ -486,10 +514,16 @@ class Supervisor:
                     raise ProtocolError(f"rank channel: expected {speaker}, found process {message.pid}, too")
                 rank.pid, rank.node = message.pid, message.node
                 self.places[running.job.name, rank.number] = message.node
-            case Begin() | End() if message.step != rank.step or message.step >= len(running.job.steps):
+            case Begin() | End() if message.step >= len(running.job.steps):
+                raise ProtocolError(f"rank channel: expected {len(running.job.steps)} steps, found step {message.step}")
+            case Begin() | End() if message.step != rank.step:
                 raise ProtocolError(f"rank channel: expected step {rank.step} of rank {rank.number}, found step {message.step}")
+            case Begin() if rank.begun == message.step:
+                raise ProtocolError(f"rank channel: expected the end of step {message.step}, found its beginning again")
+            case End() if rank.begun != message.step:
+                raise ProtocolError(f"rank channel: expected the beginning of step {message.step}, found its end")
             case Begin():
-                rank.began = rank.since
+                rank.began, rank.begun = rank.since, message.step
             case End():
                 self._on_outcome(running.job, message.step, rank.number, message.outcome, message.seconds)
                 rank.step = message.step + 1
@@ -502,3 +536,5 @@ class Supervisor:
                 sentence = f"dies: {message.error}" if step and step.may_end else message.error
                 self._conclude(running, rank, f"{sentence} (log: {self._log(running, rank)})")
                 running.ending = running.ending or time.monotonic() + GRACE
+            case _:
+                raise ProtocolError(f"rank channel: expected what a rank sends, found {type(message).__name__.lower()}")

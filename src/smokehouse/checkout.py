@@ -24,7 +24,7 @@ DEFAULT_ENVIRONMENT = "qwen2.5-vl"
 ENVIRONMENT_LABEL = "io.smokehouse.environment"
 
 # A user's folder may well have a docker/ of its own; these files show whose it is.
-_MARKERS = {"docker": "docker/base.toml", "smoke_tests": "smoke_tests/__main__.py"}
+_MARKERS = {"cluster": "cluster/README.md", "docker": "docker/base.toml", "smoke_tests": "smoke_tests/__main__.py"}
 
 
 def is_environment_name(name: str) -> bool:
@@ -85,7 +85,7 @@ class Checkout:
             )
 
     def file(self, path: str) -> Path:
-        """Return a file or folder of Smokehouse itself, in docker/ or smoke_tests/."""
+        """Return a file or folder of Smokehouse itself, in cluster/, docker/ or smoke_tests/."""
         marker = _MARKERS[path.partition("/")[0]]
         own = self.packaged is None or (self.root / marker).is_file()
         return (self.root if own or not self.packaged else self.packaged) / path

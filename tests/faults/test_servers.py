@@ -384,7 +384,7 @@ from datetime import date
 from smokehouse.environments.inputs import CondaInputs
 from smokehouse.errors import UserError
 from smokehouse.locks.solvers import conda
-conda._TIMEOUT = float(sys.argv[2])
+conda._TIMEOUT, conda._MOST = float(sys.argv[2]), int(sys.argv[3])
 inputs = CondaInputs("environment.yml", ("python=3.11",), frozenset(), "conda-forge", "linux-64", (), date(2025, 1, 1))
 try:
     source = conda._open("conda-forge", "linux-64", sys.argv[1])
@@ -393,21 +393,38 @@ except UserError as refused:
     print(refused, flush=True)
 os._exit(0)
 """
-# Of those that send without end and without pause, rattler, which has no limit of size, would fill the memory.
+# Of those that send without end and without pause, which are stopped at a size.
 CHANNELS = [fault for fault in FAULTS if fault.name in (
     "a word", "no HTTP", "nothing", "a line of 1 MB", "404 Not Found", "a web page", "around", "cut each time", "another file",
     "of words", "no answer", "a header each moment", "a byte each moment", "stops",
 )]  # fmt: skip
 
 
+ENDLESS = [fault for fault in FAULTS if fault.name == "endless" and fault.kind in ("body", "chunks")]
+
+
 @pytest.mark.parametrize("fault", CHANNELS, ids=case)
 def test_conda_channels(fault: Fault, root: Path, tmp_path: Path, record_property: RECORD) -> None:
     record_property("fault", "conda channel")
+    said = "(timed out after 3 s|cannot be read|found truncated or other data).*; check the network, or specify"
+    refuse_records(fault, root, tmp_path, 3, said)
+
+
+@pytest.mark.parametrize("fault", ENDLESS, ids=case)
+def test_conda_channels_without_end(fault: Fault, root: Path, tmp_path: Path, record_property: RECORD) -> None:
+    """They are stopped by the limit of size, long before the deadline."""
+    record_property("fault", "conda channel")
+    said = r"expected at most 268\.4 MB of records, found more; specify a mirror or a folder with --channel"
+    refuse_records(fault, root, tmp_path, SOON, said)
+
+
+def refuse_records(fault: Fault, root: Path, folder: Path, seconds: float, said: str) -> None:
+    """Read a channel within `seconds` and 268.4 MB; what is said must be this, in one line."""
     command = [sys.executable, "-c", CONDA]
-    variables = {**os.environ, "PYTHONPATH": str(root / "src"), "XDG_CACHE_HOME": str(tmp_path), "HOME": str(tmp_path)}
+    variables = {**os.environ, "PYTHONPATH": str(root / "src"), "XDG_CACHE_HOME": str(folder), "HOME": str(folder)}
     with Hostile(fault.script) as server:
-        ended = subprocess.run([*command, server.url, "3"], env=variables, capture_output=True, text=True, timeout=2 * SOON)
-    said = rf"{server.url}.*(timed out after 3 s|cannot be read|found truncated or other data).*; check the network, or specify"
-    assert re.match(said, ended.stdout), ended.stdout + ended.stderr
+        command += [server.url, str(seconds), str(256 << 20)]
+        ended = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=2 * SOON)
+    assert re.match(f"{server.url}.*{said}", ended.stdout), ended.stdout + ended.stderr
     assert ended.returncode == 0
     assert ended.stdout.count("\n") == 1

@@ -21,7 +21,7 @@ from smokehouse.installs import loader
 from .conftest import TestCheckout
 
 NAMES = Checkout(Path(__file__).parents[2]).environments()
-DATA = ("docker", "docs", "environments", "lockfiles", "matrix", "packages", "smoke_tests")
+DATA = ("cluster", "docker", "docs", "environments", "lockfiles", "matrix", "packages", "smoke_tests")
 LINKED = "packages/smokehouse-loader/smokehouse_loader"  # a link to src/smokehouse_loader
 
 

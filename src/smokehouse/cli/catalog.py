@@ -58,6 +58,7 @@ def show(name: NameArgument, as_json: JsonOption = False) -> int:
         "model": f"{found['model']['class']} (family {found['model']['family']})",
         "stack": stack,
         "Python": f"{found['python']}, {found['platform']}",
+        "also locked": ", ".join(f"{platform} (never installed or run)" for platform in found["also_locked_for"]),
         "CUDA": found["cuda"],
         "cut-off": found["cutoff"],
         "packages": f"{counts}; download {console.size(found['download_bytes'])}",

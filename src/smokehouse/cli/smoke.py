@@ -19,7 +19,7 @@ def smoke(
         list[str] | None, typer.Argument(metavar="[NAME] [OPTIONS]...", autocompletion=complete_environment)
     ] = None,
 ) -> int:
-    """Install an environment and prove it on this machine; --help lists the options."""
+    """Install an environment and prove it on this machine, or --on a cluster; --help lists the options."""
     from smokehouse import runs
 
     name, options = runs.split_name(arguments or [])
@@ -27,6 +27,9 @@ def smoke(
     if {"-h", "--help"} & {*options}:
         print(runs.help_text(checkout))
         return 0
+    options, engine = runs.pop_option(options, "--on", "an engine")
+    if engine:
+        return runs.smoke_on(checkout, engine, DEFAULT_ENVIRONMENT if name is None else name, options)
     options, image = runs.pop_option(options, "--image", "an image that the engine has")
     here = next((option for option in options if option.split("=")[0] == "--here"), None)
     if here:
@@ -40,7 +43,7 @@ def smoke(
     if image:
         return runs.smoke_image(checkout, image, options)
     runs.smoke(checkout, DEFAULT_ENVIRONMENT if name is None else name, options)
-    return 0
+    return 0  # not reached: the smoke test replaces this process
 
 
 def report(

@@ -3,14 +3,14 @@
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from smokehouse.checkout import Checkout
 from smokehouse.environments.documents import Document, KeyPath, read_toml, read_yaml
@@ -26,6 +26,11 @@ _VERSION = r"[0-9][0-9a-z.]*"
 _BOUND = rf"(==|>=|<=|!=|<|>){_VERSION}"
 
 Platform = Literal["x86_64-manylinux_2_17", "x86_64-manylinux_2_28", "aarch64-manylinux_2_17", "aarch64-manylinux_2_28"]
+
+
+def machine_of(platform: str) -> str:
+    """Return the machine of a platform, such as x86_64."""
+    return platform.partition("-")[0]
 
 
 def _past(day: date) -> date:
@@ -88,10 +93,18 @@ class ModelFamily(_Model):
 
 
 class Packages(_Model):
-    """The cut-off and the platform that packages are resolved for."""
+    """The cut-off and the platform that packages are resolved for, and further platforms that are locked too."""
 
     cutoff: Annotated[date, AfterValidator(_past)]
     platform: Platform
+    platforms: list[Platform] = []
+
+    @model_validator(mode="after")
+    def _each_once(self) -> "Packages":
+        machines = [machine_of(platform) for platform in (self.platform, *self.platforms)]
+        if again := [machine for machine in machines if machines.count(machine) > 1]:
+            raise ValueError(f"expected one platform for each machine, found two for {again[0]}; remove one")
+        return self
 
 
 class Cuda(_Model):
@@ -169,9 +182,36 @@ class Environment:
     own: frozenset[str]
     files: tuple[Path, ...]
 
+    @property
+    def others(self) -> "tuple[Environment, ...]":
+        """The same environment for each further platform that it is locked for."""
+        return tuple(self._on(platform) for platform in self.stack.packages.platforms)
+
     def digest(self) -> str:
         """Return the SHA-256 over everything that its lock depends on."""
         return sha256(f"{self.inputs.digest()}\0{self.conda.digest()}")
+
+    def _on(self, platform: str) -> "Environment":
+        """Return the same environment for another platform only.
+
+        Compilers have the platform in their name: gxx_linux-64 is gxx_linux-aarch64 there.
+        """
+        packages = self.stack.packages.model_copy(update={"platform": platform, "platforms": []})
+        before, after = (_SUBDIRS[machine_of(name)] for name in (self.inputs.platform or platform, platform))
+
+        def there(spec: str) -> str:
+            name = package_name(spec)
+            return f"{name.removesuffix(f'_{before}')}_{after}{spec[len(name) :]}" if name.endswith(f"_{before}") else spec
+
+        devel = [there(name) for name in self.stack.conda.devel]
+        stack = self.stack.model_copy(update={"packages": packages, "conda": CondaOptions(devel=devel)})
+        return replace(
+            self,
+            stack=stack,
+            inputs=replace(self.inputs, platform=platform),
+            conda=_conda_inputs(stack, tuple(there(spec) for spec in self.conda.specs)),
+            places={there(name): place for name, place in self.places.items()},
+        )
 
 
 def read(checkout: Checkout, name: str) -> Environment:

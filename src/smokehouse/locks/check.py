@@ -40,22 +40,36 @@ def load(checkout: Checkout, name: str) -> LockedEnvironment:
     return LockedEnvironment(environment, check_environment(environment, files), files, hashed(files.lock_json))
 
 
+def others(locked: LockedEnvironment) -> list[LockedEnvironment]:
+    """Return the locks of an environment for its further platforms; raises UserError where one is invalid."""
+    found = []
+    for environment in locked.environment.others:
+        files = locked.files.on(environment.stack.packages.platform)
+        found.append(LockedEnvironment(environment, check_environment(environment, files), files, hashed(files.lock_json)))
+    return found
+
+
 def read_lock(files: LockFiles) -> Lock:
     """Read lock.json and verify the files beside it; raises UserError where one is missing or was edited."""
     return model.read(files.lock_json, f"{files.name}/{files.lock_json.name}", f"run {files.command}")
 
 
 def check_environment(environment: Environment, files: LockFiles) -> Lock:
-    """Return the lock of `environment`; raises UserError where it is out of date, saying what differs."""
-    contents.require_plain(files)
+    """Return the lock of `environment`; raises UserError where it is out of date, saying what differs.
+
+    A lock for a further platform that is out of date makes all of it so.
+    """
+    contents.require_plain(files, environment.stack.packages.platforms)
     lock = read_lock(files)
     found = pins.read(files.pins, files.build_pins)
     check_pins(environment.inputs, files.pins, found)
     if lock.inputs != environment.digest():
         problem = _conda_difference(environment.conda, lock)
-        raise UserError(f"{files.folder.name}: lock out of date: {problem}; run {files.command}")
+        raise UserError(f"{files.label}: lock out of date: {problem}; run {files.command}")
     contents.require_same(environment, files, lock, found)
     constraints.check(files, lock)
+    for other in environment.others:
+        check_environment(other, files.on(other.stack.packages.platform))
     return lock
 
 

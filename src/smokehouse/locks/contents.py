@@ -7,7 +7,7 @@ under a closed grammar, with the values that the others and the environment give
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -31,14 +31,22 @@ _MD5 = re.compile(r"[0-9a-f]{32}")
 _PACKAGE_KEYS = ["name", "version", "manager", "platform", "dependencies", "url", "hash", "category", "optional"]
 
 
-def require_plain(files: LockFiles) -> None:
-    """Raise UserError where the folder of a lock or a file in it is a link, a pipe or anything but a folder and files."""
+def require_plain(files: LockFiles, platforms: Sequence[str] = ()) -> None:
+    """Raise UserError where the folder of a lock or a file in it is a link, a pipe or anything but a folder and files.
+
+    Folders are those of further `platforms` only.
+    """
     fix = f"restore it with git, or remove it and run {files.command}"
     try:
         if not stat.S_ISDIR(files.folder.lstat().st_mode):
             raise UserError(f"{files.name}: expected a folder, found a link or another file; {fix}")
         with os.scandir(files.folder) as entries:
-            strange = sorted(entry.name for entry in entries if not entry.is_file(follow_symlinks=False))
+            strange = sorted(
+                entry.name
+                for entry in entries
+                if not entry.is_file(follow_symlinks=False)
+                and not (entry.name in platforms and entry.is_dir(follow_symlinks=False))
+            )
     except FileNotFoundError:
         return  # which the reader says in its own words
     if strange:

@@ -90,7 +90,7 @@ def draft(
             packages, builds = resolving.result()
         compatibility.check(environment, solution.packages, packages)
     except UserError as wrong:
-        raise UserError(f"{files.folder.name}: lock unchanged: {_located(environment, wrong)}") from None
+        raise UserError(f"{files.label}: lock unchanged: {_located(environment, wrong)}") from None
     build_text = pins.build_text_of(files.pins, builds)
     texts = {
         files.pins.path: pins.text_of(environment.inputs, files.pins, packages, build_text),

@@ -83,15 +83,15 @@ def _resolve(
     from smokehouse.locks.draft import draft
 
     rows = []
-    for environment, files in environments:
+    for environment, files in _with_platforms(environments):
         if console.is_terminal():
-            status(f"resolving {environment.name}")
+            status(f"resolving {environment.name} for {environment.inputs.platform}")
         drafted = draft(environment, files, channel, upgrade, settled=environment.name not in unsettled)
         changes = diff.between(_old(files), drafted.lock) if drafted.lock else []
         changed = drafted.changed
         if not dry:
             drafted.write()
-        rows.append(_row(environment.name, drafted, changed, [change.as_json() for change in changes]))
+        rows.append(_row(environment, drafted, changed, [change.as_json() for change in changes]))
         if not as_json:
             _report(files.name, drafted, changed, dry)
             if changes:
@@ -160,6 +160,14 @@ def _environments(checkout: Checkout, names: Sequence[str]) -> Iterable[tuple[En
         yield definition.read(checkout, name), LockFiles.of(checkout, name)
 
 
+def _with_platforms(environments: Sequence[tuple[Environment, LockFiles]]) -> Iterable[tuple[Environment, LockFiles]]:
+    """Yield each environment, and the same for its further platforms."""
+    for environment, files in environments:
+        yield environment, files
+        for other in environment.others:
+            yield other, files.on(other.stack.packages.platform)
+
+
 def _old(files: LockFiles) -> Lock | None:
     """Return the lock on disk, without verifying the files beside it; None where lock.json is missing or invalid."""
     try:
@@ -168,9 +176,10 @@ def _old(files: LockFiles) -> Lock | None:
         return None
 
 
-def _row(name: str, drafted: "Draft", changed: bool, changes: list[dict[str, Any]]) -> dict[str, Any]:
+def _row(environment: Environment, drafted: "Draft", changed: bool, changes: list[dict[str, Any]]) -> dict[str, Any]:
     download = drafted.lock.download if drafted.lock else 0
-    return {"environment": name, "changed": changed, "packages": drafted.packages, "download": download, "changes": changes}
+    names = {"environment": environment.name, "platform": environment.inputs.platform}
+    return {**names, "changed": changed, "packages": drafted.packages, "download": download, "changes": changes}
 
 
 def _report(name: str, drafted: "Draft", changed: bool, dry: bool) -> None:

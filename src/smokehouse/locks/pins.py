@@ -55,12 +55,22 @@ class LockFiles:
 
     folder: Path
     name: str
+    environment: str
 
     @classmethod
     def of(cls, checkout: Checkout, name: str) -> "LockFiles":
         """Return the files of the lock of the environment `name`, which need not exist."""
         folder = checkout.lock(name)
-        return cls(folder, checkout.relative(folder))
+        return cls(folder, checkout.relative(folder), name)
+
+    def on(self, platform: str) -> "LockFiles":
+        """Return the files of the lock for a further platform, which lie in a folder of this one."""
+        return LockFiles(self.folder / platform, f"{self.name}/{platform}", self.environment)
+
+    @property
+    def label(self) -> str:
+        """The environment in messages, with the platform where it is a further one."""
+        return self.environment if self.folder.name == self.environment else f"{self.environment}, {self.folder.name}"
 
     def sources(self, environment: Environment) -> list[str]:
         """Return the paths of the conda environment files that are locked, relative to the lock."""
@@ -69,12 +79,12 @@ class LockFiles:
     @property
     def command(self) -> str:
         """The command that makes them."""
-        return as_typed("lock", self.folder.name)
+        return as_typed("lock", self.environment)
 
     @property
     def pins(self) -> PinFile:
         """The requirements file with the PyPI packages."""
-        return PinFile(self.folder / "requirements.txt", f"{self.name}/requirements.txt", self.folder.name)
+        return PinFile(self.folder / "requirements.txt", f"{self.name}/requirements.txt", self.environment)
 
     @property
     def build_pins(self) -> Path:

@@ -54,13 +54,18 @@ def create(checkout: Checkout, name: str, like: str, family: str | None = None, 
             raise UserError(
                 f"environments/{like}/stack.toml: expected [model] with family and class in lines of their own; write it so"
             )
-        for path, text in lock_texts(environment, LockFiles.of(checkout, name), other).items():
-            _write_new(path, text, written)
-        check.check_environment(environment, LockFiles.of(checkout, name))
+        files = LockFiles.of(checkout, name)
+        for one, place, old in (
+            *zip(environment.others, map(files.on, environment.stack.packages.platforms), check.others(other), strict=True),
+            (environment, files, other),
+        ):
+            for path, text in lock_texts(one, place, old).items():
+                _write_new(path, text, written)
+        check.check_environment(environment, files)
     except BaseException:
         for path in reversed(written):
             path.unlink(missing_ok=True)
-        for folder in (checkout.root / "environments" / name, checkout.root / "lockfiles" / name):
+        for folder in sorted({path.parent for path in written}, reverse=True):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
         raise
@@ -137,9 +142,8 @@ def _definition(checkout: Checkout, name: str, other: LockedEnvironment, model: 
                 yield own / file, (checkout.stacks(other.name) / stack / file).read_text("utf-8")
     yield folder / "environment.yml", _conda_file((source / "environment.yml").read_text("utf-8"), name, other.name)
     yield folder / "stack.toml", _stack_file((source / "stack.toml").read_text("utf-8"), model)
-    known = _family_file(checkout, model.family)
-    if not known.is_file():
-        like = other.environment.stack.model
+    like, known = other.environment.stack.model, _family_file(checkout, model.family)
+    if model.family != like.family and not known.is_file():
         text = _family_file(checkout, like.family).read_text("utf-8")
         yield known, _family_module(text, Model(like.family, like.class_), model)
 

@@ -85,6 +85,7 @@ def details(checkout: Checkout, shown: Documented) -> dict[str, Any]:
         "inherits": stack.stack,
         "python": lock.python,
         "platform": lock.platform,
+        "also_locked_for": stack.packages.platforms,
         "download_bytes": lock.download,
         "left_out": {left_out.package: left_out.reason for left_out in stack.left_out},
         "pypi": _versions(lock.pip),

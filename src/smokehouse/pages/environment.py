@@ -102,6 +102,11 @@ def _stack(shown: Documented) -> list[str]:
         ["Python", plain(lock.python)],
         ["CUDA", stack.cuda.version],
         ["platform", lock.platform],
+        *(
+            [["also locked for", f"{', '.join(stack.packages.platforms)}: never installed, built or run"]]
+            if stack.packages.platforms
+            else []
+        ),
         ["packages until", f"{lock.cutoff}{', not settled: the index may add more' if lock.unsettled else ''}"],
         ["conda packages from", f"{plain(lock.channel.name)}, solved for {virtual}"],
         ["download", f"{_size(lock.download)}, with compilers and CUDA toolkit {_size(lock.download + devel)}"],

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from smokehouse.runs.local import help_text, smoke
     from smokehouse.runs.options import pop_option, split_name
     from smokehouse.runs.report import Report, read_any
+    from smokehouse.runs.targets import smoke as smoke_on
 
 __all__ = [
     "Report",
@@ -29,6 +30,7 @@ __all__ = [
     "smoke_here",
     "smoke_image",
     "smoke_image_here",
+    "smoke_on",
     "split_name",
 ]
 
@@ -43,12 +45,14 @@ _MODULES = {
     "smoke_here": "here",
     "smoke_image": "container",
     "smoke_image_here": "container",
+    "smoke_on": "targets",
     "split_name": "options",
 }
+_NAMES = {"smoke_on": "smoke"}  # in their modules
 
 
 def __getattr__(name: str) -> object:
     """Import the module of a name of `__all__`."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), _NAMES.get(name, name))

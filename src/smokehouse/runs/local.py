@@ -12,6 +12,7 @@ from smokehouse.errors import UserError
 from smokehouse.installs import activation, bundle, loader, prefix, virtualenv
 from smokehouse.locks import LockedEnvironment
 from smokehouse.programs.process import run
+from smokehouse.runs import targets
 from smokehouse.runs.options import pop_option, report_name
 
 _VALIDATE_DEADLINE = 60.0  # seconds
@@ -32,7 +33,7 @@ def smoke(checkout: Checkout, name: str, options: Sequence[str]) -> None:
     if chosen and folder:
         raise UserError(f"smoke: expected --prefix or --bundle, found both; {chosen} is proven as it is, without installing")
     locked = locks.load(checkout, name)
-    installed = _installed(checkout, Path(chosen), locked) if chosen else None
+    installed = installed_in(checkout, Path(chosen), locked) if chosen else None
     bundled = bundle.read(Path(folder), locked) if folder else None
     place = place_of_smoke_test(checkout)
     command = ["-m", "smoke_tests", "--environment", name]
@@ -62,7 +63,7 @@ def validate(command: Sequence[str], name: str, place: Path) -> None:
         raise UserError(validated.stderr or f"{name}: the smoke test refused its options; see {as_typed('smoke', '--help')}")
 
 
-def _installed(checkout: Checkout, folder: Path, locked: LockedEnvironment) -> Path:
+def installed_in(checkout: Checkout, folder: Path, locked: LockedEnvironment) -> Path:
     """Return the Python of the prefix that an environment was installed in; raises UserError for another lock or loader."""
     found = activation.read_prefix(folder.absolute(), locked)
     if not (found.current and loader.is_current(checkout, found.folder)):
@@ -78,13 +79,15 @@ def help_text(checkout: Checkout) -> str:
     ended = run(command, deadline=_VALIDATE_DEADLINE, environ=environ, cwd=place_of_smoke_test(checkout))
     if ended.code:
         raise UserError(ended.stderr or "the smoke test printed no help; run it again")
+    lines = "\n".join(targets.help_lines())
     build = Path("build") if checkout.build == Path.cwd() / "build" else checkout.build
     return (
         f"{ended.stdout.rstrip()}\n"
         f"  --bundle DIR          Install the environment from this bundle, without an index.\n"
         f"  --prefix DIR          Prove the environment that is installed in this folder.\n"
         f"  --python PATH         With --here, prove the environment of this interpreter (default: python on PATH).\n"
-        f"  --image REF           Run the smoke test in this image instead; with --here, in any image.\n\n"
+        f"  --image REF           Run the smoke test in this image instead; with --here, in any image.\n"
+        f"{lines}\n\n"
         f"NAME is an environment of `{as_typed('list')}` (default: {DEFAULT_ENVIRONMENT}); "
         f"options stand on either side of it.\n"
         f"Reports go to {build / 'smoke'}, environments to {build / 'environments'}.\n\n"

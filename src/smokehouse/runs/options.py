@@ -8,6 +8,7 @@ from smokehouse.errors import UserError
 # Every other option of a smoke test has one value.
 # A family after --here is taken as the name.
 FLAGS = ("-h", "--help", "--validate", "--all", "--here")
+ENGINE_FLAGS = ("--dry-run", "--keep")  # of the engines that a smoke test can be handed to
 # Options that leave out a part of a smoke test, and the values with which they do not.
 _PARTIAL = {"--zero": ({"2", "3"},), "--only": (), "--skip": ()}
 _MAX_NAME = 80  # characters
@@ -26,7 +27,7 @@ def split_name(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
             names.append(argument)
             continue
         options.append(argument)
-        if argument not in FLAGS and "=" not in argument and (value := next(remaining, None)) is not None:
+        if argument not in (*FLAGS, *ENGINE_FLAGS) and "=" not in argument and (value := next(remaining, None)) is not None:
             options.append(value)
     if len(names) > 1:
         raise UserError(f"smoke: expected the name of one environment, found {', '.join(names)}; run it once for each")

@@ -5,7 +5,8 @@ import pytest
 from smoke_tests.options import _parser
 from smokehouse.errors import UserError
 from smokehouse.runs import pop_option, split_name
-from smokehouse.runs.options import FLAGS
+from smokehouse.runs.options import ENGINE_FLAGS, FLAGS
+from smokehouse.runs.targets import TARGETS
 
 
 @pytest.mark.parametrize(
@@ -55,3 +56,8 @@ def test_each_option_of_the_smoke_test_but_flags_has_one_value() -> None:
     flags = {option for action in _parser()._actions if action.nargs in (0, "?") for option in action.option_strings}
     assert flags == {*FLAGS}
     assert all(action.nargs in (None, 0, "?") for action in _parser()._actions)
+
+
+def test_each_flag_of_an_engine_is_known() -> None:
+    flags = {option.name for target in TARGETS.values() for option in target.options if option.value is None}
+    assert flags == {*ENGINE_FLAGS}

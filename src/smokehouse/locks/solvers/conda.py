@@ -1,7 +1,9 @@
 """Solve for conda packages with py-rattler."""
 
 import asyncio
+import os
 import re
+import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,6 +14,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import rattler
 from rattler import exceptions
 
+from smokehouse import console
 from smokehouse.environments.inputs import CondaInputs, package_name
 from smokehouse.errors import UserError
 from smokehouse.locks.model import CHANNELS, CondaPackage
@@ -19,6 +22,8 @@ from smokehouse.locks.solvers import UnsolvableError
 from smokehouse.storage.files import sha256
 
 _TIMEOUT = 300.0  # seconds to read a channel, and to solve
+_MOST = 8 << 30  # bytes of memory and of written files that either may take; those of conda-forge take a quarter
+_LOOK = 0.1  # seconds between two looks at them
 T = TypeVar("T")
 
 
@@ -157,17 +162,46 @@ def _read(request: Coroutine[Any, Any, T], name: str) -> T:
         raise UserError(
             f"{name}: timed out after {_TIMEOUT:.0f} s; check the network, or specify a mirror or a folder with --channel"
         ) from None
+    except _TooLargeError:
+        problem = f"expected at most {console.size(_MOST)} of records, found more"
+        raise UserError(f"{name}: {problem}; specify a mirror or a folder with --channel") from None
     except (exceptions.GatewayError, exceptions.FetchRepoDataError, OSError, ValueError) as broken:
         raise UserError(
             f"{name}: {_describe(broken)}; check the network, or specify a mirror or a folder with --channel"
         ) from None
 
 
+class _TooLargeError(Exception):
+    """What py-rattler reads has passed the limit, which it has none of itself."""
+
+
 def _run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Return what `coroutine` does; raises TimeoutError and _TooLargeError."""
+
     async def limited() -> T:
-        return await asyncio.wait_for(coroutine, _TIMEOUT)
+        task = asyncio.ensure_future(coroutine)
+        began, before = time.monotonic(), _used()
+        try:
+            while not (await asyncio.wait({task}, timeout=_LOOK))[0]:
+                if time.monotonic() - began > _TIMEOUT:
+                    raise TimeoutError
+                if _used() - before > _MOST:
+                    raise _TooLargeError
+            return task.result()
+        finally:
+            task.cancel()
 
     return asyncio.run(limited())
+
+
+def _used() -> int:
+    """Return the bytes of memory of this process and of what it has written, 0 where the kernel does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        written = re.search(r"^wchar: (\d+)", Path("/proc/self/io").read_text(), re.MULTILINE)
+    except (OSError, ValueError, IndexError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE") + (int(written[1]) if written else 0)
 
 
 def _describe(broken: Exception) -> str:

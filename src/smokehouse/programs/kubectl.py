@@ -1,0 +1,122 @@
+"""kubectl, which talks to a cluster of Kubernetes; tried with 1.32.
+
+See: https://kubernetes.io/docs/reference/kubectl/
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smokehouse.errors import UserError
+from smokehouse.programs.process import Ended, run
+
+_DEADLINE = 60.0  # seconds; a cluster that does not answer is not worth waiting for
+_LOG_DEADLINE = 300.0
+_MOST_LOG = 64 << 20  # bytes of a log that are read back
+_GRACE = 5.0  # seconds
+
+
+class KubectlError(Exception):
+    """A failure of kubectl; its text is the reason that the cluster gave, in one line."""
+
+
+class NoSuchObjectError(KubectlError):
+    """The cluster has no such object."""
+
+
+class NoSuchKindError(KubectlError):
+    """The cluster does not know objects of this kind."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster and a namespace as kubectl's configuration, KUBECONFIG, specifies them; None for its current ones."""
+
+    context: str | None = None
+    namespace: str | None = None
+
+    def create(self, document: Mapping[str, Any]) -> None:
+        """Create one object. Raises KubectlError, and UserError where kubectl is not found or the cluster does not answer."""
+        _check(self._run(["create", "--filename", "-", "--output", "name"], stdin=json.dumps(document)))
+
+    def get(self, kind: str, name: str) -> dict[str, Any]:
+        """Return one object. Raises KubectlError and UserError."""
+        return self._read(["get", kind, name])
+
+    def pods(self, selector: str) -> list[dict[str, Any]]:
+        """Return the pods with these labels. Raises KubectlError and UserError."""
+        return list(self._read(["get", "pods", "--selector", selector])["items"])
+
+    def delete(self, kind: str, name: str) -> None:
+        """Delete an object, without waiting until it is gone, and without an error where it is. Raises KubectlError."""
+        _check(self._run(["delete", kind, name, "--ignore-not-found", "--wait=false"]))
+
+    def log(self, pod: str, container: str) -> str:
+        """Return the log of a container, its first 64 MiB. Raises KubectlError and UserError."""
+        command = ["logs", pod, "--container", container, f"--limit-bytes={_MOST_LOG}"]
+        ended = self._run(command, deadline=_LOG_DEADLINE)
+        _check(ended)
+        return ended.stdout
+
+    def follow(self, pod: str, container: str, write: Callable[[str], None], deadline: float) -> None:
+        """Pass each line of a container's log to `write`, until the container ends or after `deadline` seconds."""
+        command = self._command(["logs", pod, "--container", container, "--follow"])
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        timer = threading.Timer(deadline, process.terminate)
+        timer.daemon = True
+        timer.start()
+        try:
+            assert process.stdout
+            for line in process.stdout:
+                write(line.decode(errors="replace").rstrip("\n"))
+        finally:
+            timer.cancel()
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=_GRACE)
+            process.kill()
+            process.wait()
+
+    def _read(self, arguments: Sequence[str]) -> dict[str, Any]:
+        ended = self._run([*arguments, "--output", "json"])
+        _check(ended)
+        try:
+            found: dict[str, Any] = json.loads(ended.stdout)
+        except ValueError as error:
+            raise KubectlError(f"expected JSON of kubectl, found something else ({error})") from error
+        return found
+
+    def _run(self, arguments: Sequence[str], *, stdin: str = "", deadline: float = _DEADLINE) -> Ended:
+        return run(self._command(arguments), deadline=deadline, environ=os.environ, cwd=Path.cwd(), stdin=stdin)
+
+    def _command(self, arguments: Sequence[str]) -> list[str]:
+        program = shutil.which("kubectl")
+        if not program:
+            raise UserError(
+                "kubectl: not found; install it and give it access to the cluster, or give --dry-run, which prints the job"
+            )
+        chosen = [f"--context={self.context}"] if self.context else []
+        chosen += [f"--namespace={self.namespace}"] if self.namespace else []
+        limit = [] if "--follow" in arguments else [f"--request-timeout={_DEADLINE:.0f}s"]
+        return [program, *chosen, *limit, *arguments]
+
+
+def _check(ended: Ended) -> None:
+    """Raise KubectlError where kubectl failed."""
+    if ended.code == 0:
+        return
+    lines = [line for line in ended.stderr.splitlines() if line.strip() and not re.match(r"[EWI]\d{4} ", line)]
+    reason = (lines or ["no message"])[-1].removeprefix("error: ").removeprefix("Error from server ")
+    if "no matches for kind" in reason or "doesn't have a resource type" in reason:
+        raise NoSuchKindError(reason)
+    raise (NoSuchObjectError if "(NotFound)" in reason else KubectlError)(reason)

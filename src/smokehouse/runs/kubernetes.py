@@ -1,0 +1,425 @@
+"""Run a smoke test as a job of Kubernetes: with Kubeflow Trainer (a TrainJob), or as a JobSet alone.
+
+The manifests are those of cluster/kubernetes, so that what is proven is what people copy. The job's nodes share a volume, which
+has the report; it comes back through the log of the first node, because nothing else of a pod that has ended can be read.
+
+See: https://www.kubeflow.org/docs/components/trainer/, https://jobset.sigs.k8s.io/, https://kueue.sigs.k8s.io/
+"""
+
+import base64
+import binascii
+import gzip
+import hashlib
+import io
+import json
+import re
+import secrets
+import sys
+import tarfile
+import time
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smokehouse import locks
+from smokehouse.checkout import Checkout
+from smokehouse.console import as_typed, status
+from smokehouse.errors import UserError
+from smokehouse.oci import Reference
+from smokehouse.programs.kubectl import Cluster, KubectlError, NoSuchKindError, NoSuchObjectError
+from smokehouse.runs import jobs, local, manifests, report, targets
+from smokehouse.runs.manifests import Document
+from smokehouse.runs.options import pop_option, report_name
+from smokehouse.storage import files
+
+FABRICS = ("ethernet", "infiniband", "efa")
+# As NCCL's log calls the network of a fabric.
+_NETWORKS = {"infiniband": "IB", "efa": "AWS Libfabric"}
+KINDS = ("trainjob", "jobset")
+_PORT = 29400  # at which the nodes report; torchrun has 29500
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_POLL = 2.0  # seconds; a job waits for minutes
+_MARK = "smokehouse-report: "
+_REPORT_FILES = ("report.json", "report.html", "junit.xml")
+_MOST_REPORT = 64 << 20  # bytes, unpacked
+_PACKED_LINE = 4000  # characters; longer lines are split by container runtimes
+# What a node runs: the smoke test, then, on the first one, its report as lines of the log. Nothing here is expanded by
+# Kubernetes, which takes a name in $() for one of its own variables.
+_SCRIPT = f"""
+report="$1"; shift
+"$@"; code=$?
+if [ "${{JOB_COMPLETION_INDEX:-0}}" = 0 ] && cd "$report"; then
+    tar -cz report.json report.html junit.xml | base64 -w {_PACKED_LINE} | sed "s/^/{_MARK}/"
+fi
+exit $code
+""".strip()
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was requested: the image, how many nodes with how many GPUs each, and where they run."""
+
+    environment: str
+    image: Reference
+    nodes: int
+    gpus: int
+    fabric: str
+    kind: str
+    claim: str
+    queue: str | None
+    cluster: Cluster
+    deadline: int
+    keep: bool
+    dry_run: bool
+    folder: Path
+    options: tuple[str, ...]  # of the smoke test
+
+
+def smoke(checkout: Checkout, name: str, options: Sequence[str]) -> int:
+    """Run the smoke test of `name` in a cluster, and return its exit code; raises UserError.
+
+    Ends with 0 if the smoke test passed, with 1 if it or the job failed.
+    """
+    request = _read(checkout, name, options)
+    _validate(checkout, request)
+    job = f"smoke-{re.sub(r'[^a-z0-9]+', '-', name)[:32].strip('-')}-{secrets.token_hex(3)}"
+    documents = render(checkout, request, job, secrets.token_hex(32))
+    if request.dry_run:
+        print(manifests.as_yaml(documents, _comment), end="")
+        return 0
+    return _run(checkout, request, job, documents)
+
+
+def _comment(document: Mapping[str, Any]) -> str:
+    says = {
+        "ClusterTrainingRuntime": "Cluster-wide: an administrator applies it once.",
+        "Secret": "By it the nodes of this one run know each other.",
+    }
+    return says.get(str(document["kind"]), "")
+
+
+# options
+
+
+def _read(checkout: Checkout, name: str, options: Sequence[str]) -> Request:
+    """Return the request in a command line; raises UserError."""
+    given, rest = targets.split(targets.TARGETS["kubernetes"], options)
+    rest, folder = pop_option(rest, "--report", "a folder")
+    for option in ("--bundle", "--prefix", "--python", "--port"):
+        if any(word.split("=")[0] == option for word in rest):
+            raise UserError(f"{option}: expected no {option} with --on kubernetes, which runs an image; leave it out")
+    chosen = {
+        "fabric": jobs.one_of("--fabric", given.get("--fabric", "ethernet"), FABRICS),
+        "kind": jobs.one_of("--kind", given.get("--kind", "trainjob"), KINDS),
+    }
+    for option in ("--claim", "--queue", "--namespace"):
+        if option in given and not _NAME.fullmatch(given[option]):
+            raise UserError(
+                f"{option} {given[option]}: expected a name of Kubernetes (a-z, 0-9 and -), found another; correct it"
+            )
+    return Request(
+        environment=name,
+        image=_image(given.get("--image"), name),
+        nodes=jobs.number("--nodes", given.get("--nodes", "1"), 1, 10_000),
+        gpus=jobs.number("--gpus", given.get("--gpus", "8"), 0, 64),
+        claim=given.get("--claim", "smokehouse"),
+        queue=given.get("--queue"),
+        cluster=Cluster(given.get("--context"), given.get("--namespace")),
+        deadline=jobs.number("--deadline", given.get("--deadline", "7200"), 60, 30 * 86400),
+        keep="--keep" in given,
+        dry_run="--dry-run" in given,
+        folder=Path(folder or checkout.build / "smoke" / report_name(f"{name}-kubernetes", rest)).absolute(),
+        options=tuple(rest),
+        **chosen,
+    )
+
+
+def _image(text: str | None, name: str) -> Reference:
+    """Return the image, which has to be pinned: a tag may be another image on each node. Raises UserError."""
+    publish = as_typed("publish", name, f"HOST/OWNER/{name}")
+    if text is None:
+        raise UserError(f"--on kubernetes: expected --image HOST/NAME@sha256:DIGEST, found none; publish one: {publish}")
+    reference = Reference.parse(text)
+    if not reference.digest:
+        raise UserError(f"--image {text}: expected a digest (HOST/NAME@sha256:…), found none; see what {publish} printed")
+    return reference
+
+
+def _validate(checkout: Checkout, request: Request) -> None:
+    """Have the smoke test check its own options here, before anything starts; raises UserError."""
+    locked = locks.load(checkout, request.environment)
+    # A checkpoint is a folder of the cluster, or an id of a hub.
+    options, _ = pop_option(request.options, "--checkpoint", "a folder or an id")
+    command = ["-m", "smoke_tests", "--environment", request.environment, "--image", request.image.digest]
+    command += ["--stack", str(checkout.environment(request.environment) / "stack.toml")]
+    command += ["--lock", str(locked.files.folder), "--report", str(request.folder), *options]
+    local.validate(command, request.environment, local.place_of_smoke_test(checkout))
+
+
+# manifests
+
+
+def render(checkout: Checkout, request: Request, job: str, token: str) -> list[Document]:
+    """Return the objects of a run called `job`, in the order in which they have to be created; raises UserError."""
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": job}, "stringData": {"token": token}}
+    secrets_of_run = [secret] if request.nodes > 1 else []
+    folder = checkout.file("cluster") / "kubernetes"
+    if request.kind == "jobset":
+        return [*secrets_of_run, _jobset(folder, request, job)]
+    runtime = _runtime(folder, request)
+    return [runtime, *secrets_of_run, _trainjob(folder, request, job, runtime["metadata"]["name"])]
+
+
+def _place(folder: Path, what: str, fabric: str) -> Path:
+    return folder / what / "base" if fabric == "ethernet" else folder / what / "overlays" / fabric
+
+
+def _runtime(folder: Path, request: Request) -> Document:
+    """Return the training runtime. Its name contains a digest of it, so that one name is one runtime for ever."""
+    [runtime] = manifests.build(_place(folder, "runtime", request.fabric))
+    _fill_pod(manifests.pod_of(runtime), request)
+    manifests.job_of(runtime)["activeDeadlineSeconds"] = request.deadline
+    runtime["spec"]["mlPolicy"]["numNodes"] = request.nodes
+    digest = hashlib.sha256(json.dumps(runtime, sort_keys=True).encode()).hexdigest()
+    runtime["metadata"]["name"] = f"smokehouse-{digest[:16]}"
+    return runtime
+
+
+def _trainjob(folder: Path, request: Request, job: str, runtime: str) -> Document:
+    [document] = manifests.build(folder / "train")
+    _name(document, request, job)
+    document["spec"]["runtimeRef"]["name"] = runtime
+    trainer: Document = {
+        "numNodes": request.nodes,
+        "image": str(request.image),
+        **_command(request, job, "$(PET_MASTER_ADDR)"),
+    }
+    if request.nodes > 1:
+        trainer["env"] = [_token(job)]
+    document["spec"]["trainer"] = trainer
+    return document
+
+
+def _jobset(folder: Path, request: Request, job: str) -> Document:
+    [document] = manifests.build(_place(folder, "jobset", request.fabric))
+    _name(document, request, job)
+    spec, pod = manifests.job_of(document), manifests.pod_of(document)
+    spec |= {"parallelism": request.nodes, "completions": request.nodes, "activeDeadlineSeconds": request.deadline}
+    _fill_pod(pod, request)
+    [node] = pod["containers"]
+    address = f"{job}-node-0-0.{job}"
+    for name, value in {"PET_NNODES": str(request.nodes), "PET_MASTER_ADDR": address}.items():
+        manifests.set_variable(node, name, value)
+    if request.nodes > 1:
+        node["env"].append(_token(job))
+    node |= _command(request, job, address)
+    return document
+
+
+def _name(document: Document, request: Request, job: str) -> None:
+    labels = document["metadata"]["labels"]
+    queue = "kueue.x-k8s.io/queue-name"
+    del labels[queue]
+    labels |= {"app.kubernetes.io/managed-by": "smokehouse", "app.kubernetes.io/name": request.environment[:63]}
+    if request.queue:
+        labels[queue] = request.queue
+    document["metadata"]["name"] = job
+
+
+def _fill_pod(pod: Document, request: Request) -> None:
+    for container in manifests.containers_of(pod):
+        container["image"] = str(request.image)
+        if request.gpus:
+            container["resources"]["limits"]["nvidia.com/gpu"] = request.gpus
+        else:
+            del container["resources"]["limits"]["nvidia.com/gpu"]
+    [preflight] = pod["initContainers"]
+    device = ["--device", "cuda", "--gpus", str(request.gpus)] if request.gpus else ["--device", "cpu"]
+    preflight["args"] = [*device, "--fabric", request.fabric]
+    for volume in pod["volumes"]:
+        if volume["name"] == "cache":
+            volume["persistentVolumeClaim"]["claimName"] = request.claim
+
+
+def _token(job: str) -> Document:
+    return {"name": "SMOKEHOUSE_TOKEN", "valueFrom": {"secretKeyRef": {"name": job, "key": "token"}}}
+
+
+def _command(request: Request, job: str, first: str) -> Document:
+    """Return command and arguments of a node; `first` is the address of the first one."""
+    folder = f"/cache/reports/{job}"
+    smoke_test = ["/opt/smokehouse/smoke", "--image", request.image.digest, "--report", folder]
+    smoke_test += ["--device", "cuda", "--nproc", str(request.gpus)] if request.gpus else ["--device", "cpu"]
+    if request.nodes > 1:
+        smoke_test += ["--nodes", str(request.nodes), "--endpoint", f"{first}:{_PORT}"]
+        if network := _NETWORKS.get(request.fabric):
+            smoke_test += ["--network", network]
+    # Kubernetes would expand what looks like one of its variables.
+    given = [option.replace("$(", "$$(") for option in request.options]
+    return {"command": ["/bin/sh", "-c", _SCRIPT, "smoke"], "args": [folder, *smoke_test, *given]}
+
+
+# the run
+
+
+def _run(checkout: Checkout, request: Request, job: str, documents: Sequence[Document]) -> int:
+    created: list[Document] = []
+    with jobs.ended_in_order():
+        try:
+            for document in documents:
+                _create(request, document, created)
+            status(f"{request.kind} {job}: created; its log follows when its first node has started")
+            pod = _wait(request, job)
+            request.cluster.follow(pod, "node", _print, request.deadline)
+            _wait(request, job, ended=True)
+            return _collect(checkout, request, pod)
+        except KubectlError as error:
+            raise UserError(f"kubectl: {error}; see kubectl auth can-i, and --dry-run for what is created") from error
+        finally:
+            _clean(request, created)
+
+
+def _create(request: Request, document: Document, created: list[Document]) -> None:
+    """Create an object, and remember it; a runtime that exists already is used. Raises UserError."""
+    kind, name = document["kind"], document["metadata"]["name"]
+    try:
+        if kind == "ClusterTrainingRuntime" and _exists(request, name):
+            return
+        request.cluster.create(document)
+    except NoSuchKindError as error:
+        fix = "install Kubeflow Trainer, or give --kind jobset" if request.kind == "trainjob" else "install JobSet"
+        raise UserError(f"{kind}: expected a cluster that knows it, found none ({error}); {fix}") from error
+    except KubectlError as error:
+        if kind != "ClusterTrainingRuntime" or "orbidden" not in str(error):
+            raise
+        fix = "have an administrator apply what --dry-run prints of it, or give --kind jobset"
+        raise UserError(f"{kind} {name}: expected the right to create it, found none ({error}); {fix}") from error
+    if kind != "ClusterTrainingRuntime":
+        created.append(document)
+
+
+def _exists(request: Request, runtime: str) -> bool:
+    try:
+        request.cluster.get("clustertrainingruntimes.trainer.kubeflow.org", runtime)
+    except NoSuchObjectError:
+        return False
+    return True
+
+
+def _clean(request: Request, created: Sequence[Document]) -> None:
+    for document in created if not request.keep else ():
+        try:
+            request.cluster.delete(document["kind"], document["metadata"]["name"])
+        except (KubectlError, UserError) as error:
+            status(f"{document['kind']} {document['metadata']['name']} is left in the cluster ({error}); delete it")
+
+
+def _wait(request: Request, job: str, *, ended: bool = False) -> str:
+    """Return the first node's pod once it runs, or once the job has `ended`; raises UserError where it never will."""
+    until = time.monotonic() + request.deadline
+    selector = f"jobset.sigs.k8s.io/jobset-name={job}"
+    said = ""
+    while time.monotonic() < until:
+        condition = _condition(request, job)
+        pods = sorted(request.cluster.pods(selector), key=_index)
+        failed = next((pod for pod in pods if _failed_preflight(pod)), None)
+        if failed:
+            raise UserError(_preflight_of(request, failed))
+        first = next((pod for pod in pods if _index(pod) == 0), None)
+        phase = first["status"].get("phase") if first else ""
+        if first and (condition if ended else phase in ("Running", "Succeeded", "Failed")):
+            return str(first["metadata"]["name"])
+        if condition:
+            raise UserError(
+                f"{request.kind} {job}: expected it to run, found it {condition}; see kubectl describe, with --keep"
+            )
+        now = _waits_for(pods) or ("the end of the job" if ended else "pods of the job, or its admission to a queue")
+        if now != said:
+            status(f"waiting for {now}")
+            said = now
+        time.sleep(_POLL)
+    raise UserError(f"{request.kind} {job}: expected it to end within {request.deadline} s, found it waiting; {said}")
+
+
+def _condition(request: Request, job: str) -> str:
+    """Return how the job ended, with the reason; empty where it has not."""
+    found = request.cluster.get(request.kind, job)
+    for condition in found.get("status", {}).get("conditions", []):
+        if condition["type"] in ("Complete", "Completed", "Failed") and condition["status"] == "True":
+            return " ".join(f"{condition['type'].lower()}: {condition.get('message', '')}".split()).rstrip(": ")[:300]
+    return ""
+
+
+def _index(pod: Document) -> int:
+    annotations = pod["metadata"].get("annotations", {})
+    text = annotations.get("batch.kubernetes.io/job-completion-index", "")
+    return int(text) if text.isdecimal() else sys.maxsize
+
+
+def _states(pod: Document, which: str) -> list[Document]:
+    return list(pod.get("status", {}).get(which, []))
+
+
+def _failed_preflight(pod: Document) -> bool:
+    ended = [state["state"].get("terminated", {}) for state in _states(pod, "initContainerStatuses")]
+    return any(one.get("exitCode", 0) != 0 for one in ended)
+
+
+def _preflight_of(request: Request, pod: Document) -> str:
+    """Return what the preflight of a pod found, with the machine that it ran on."""
+    name, node = pod["metadata"]["name"], pod.get("spec", {}).get("nodeName", "an unknown node")
+    try:
+        lines = [line.strip() for line in request.cluster.log(name, "preflight").splitlines()]
+    except KubectlError as error:
+        lines = [f"its log cannot be read ({error})"]
+    failures = [line.removeprefix("FAIL").strip() for line in lines if line.startswith("FAIL")]
+    found = "; ".join(failures) or " ".join(lines[-1:]) or "nothing printed"
+    return f"{node}: expected a preflight that passes, found {found[:1000]}; fix it, or run kubectl cordon {node}"
+
+
+def _waits_for(pods: Sequence[Document]) -> str:
+    """Return why pods do not start, as the cluster says it."""
+    for pod in pods:
+        for condition in _states(pod, "conditions"):
+            if condition["type"] == "PodScheduled" and condition["status"] == "False":
+                return f"a machine: {condition.get('message', condition.get('reason', ''))}"
+        for state in (*_states(pod, "initContainerStatuses"), *_states(pod, "containerStatuses")):
+            waiting = state["state"].get("waiting", {})
+            if waiting.get("reason") not in (None, "PodInitializing", "ContainerCreating"):
+                return f"{pod['metadata']['name']}: {waiting['reason']}: {waiting.get('message', '')}"
+    return ""
+
+
+def _print(line: str) -> None:
+    if not line.startswith(_MARK):
+        print(line, flush=True)
+
+
+def _collect(checkout: Checkout, request: Request, pod: str) -> int:
+    """Write the report of a run to the requested folder, and return the exit code that follows from it; raises UserError."""
+    found = unpack(request.cluster.log(pod, "node"))
+    if not found:
+        raise UserError(f"{pod}: expected a report at the end of its log, found none; see the log above, or start with --keep")
+    request.folder.mkdir(parents=True, exist_ok=True)
+    for name, data in found.items():
+        files.write(request.folder / name, data)
+    read = report.read_any(checkout, request.folder)
+    print(f"\nReport: {request.folder / 'report.json'}")
+    return int(read.fields["verdict"] != "passed")
+
+
+def unpack(log: str) -> dict[str, bytes]:
+    """Return the files of a report in the log of the first node, by name; nothing where there is no whole one."""
+    packed = "".join(line.removeprefix(_MARK) for line in log.splitlines() if line.startswith(_MARK))
+    try:
+        with gzip.open(io.BytesIO(base64.b64decode(packed, validate=True))) as unpacked:
+            data = unpacked.read(_MOST_REPORT + 1)
+        if len(data) > _MOST_REPORT:
+            return {}
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
+            members = {member.name: member for member in archive if member.isreg() and member.name in _REPORT_FILES}
+            return {name: archive.extractfile(member).read() for name, member in members.items()}  # type: ignore[union-attr]
+    except (binascii.Error, zlib.error, EOFError, OSError, ValueError, tarfile.TarError):
+        return {}
