@@ -21,6 +21,8 @@ TOOLS = Path("lockfiles/tools.txt")
 FAILURES = Path("docs/known-failures.md")
 COMMANDS = "docs/site/commands.py"  # writes docs/reference/commands.md
 UNIT_TESTS, FAULT_TESTS, IMAGE_TESTS = "tests/unit", "tests/faults", "tests/integration"
+CLUSTER_TESTS = "tests/cluster"
+NOT_BY_DEFAULT = tuple(f"--ignore={path}" for path in (IMAGE_TESTS, CLUSTER_TESTS))
 TOOLS_ENVIRONMENT = Path(".nox", "tools")
 BIN = TOOLS_ENVIRONMENT.absolute() / "bin"
 # With the second one, messages of the builder show commands as nox takes them.
@@ -186,7 +188,7 @@ def build(session: nox.Session) -> None:
 
 @nox.session
 def verify(session: nox.Session) -> None:
-    """Compare an image with its lock, check its proof: verify -- REF [--with WHEEL] [--base REF] [--key FILE] [--json]."""
+    """Compare an image with its lock, check its proof: verify -- REF [--quick] [--with WHEEL] [--base REF] [--key FILE] ..."""
     install_tools(session)
     run_smokehouse(session, "verify")
 
@@ -200,14 +202,14 @@ def publish(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests, without those of images unless named: tests -- [PATH...] [--cov] [pytest options]."""
+    """Run the tests, without those of images and clusters unless named: tests -- [PATH...] [--cov] [pytest options]."""
     install_tools(session)
     if session.posargs:  # in one call: of two, -k may leave one without a test, which pytest takes for a failure
         named = any(argument.partition("/")[0] == "tests" for argument in session.posargs)
-        run_pytest(session, *parallel(session.posargs), *([] if named else [f"--ignore={IMAGE_TESTS}"]))
+        run_pytest(session, *parallel(session.posargs), *([] if named else NOT_BY_DEFAULT))
         return
     first = (UNIT_TESTS, FAULT_TESTS)
-    rest = ("tests", *(f"--ignore={path}" for path in (*first, IMAGE_TESTS)))
+    rest = ("tests", *(f"--ignore={path}" for path in first), *NOT_BY_DEFAULT)
     failed = []
     for paths in (first, rest):
         try:
@@ -232,6 +234,13 @@ def images(session: nox.Session) -> None:
     """Build and prove images on a real container engine: images -- [pytest options]."""
     install_tools(session)
     run_pytest(session, *(session.posargs or [IMAGE_TESTS]))
+
+
+@nox.session
+def cluster(session: nox.Session) -> None:
+    """Test cluster/ on a real Slurm, as root, after .ci/install-slurm: cluster -- [pytest options]."""
+    install_tools(session)
+    run_pytest(session, *(session.posargs or [CLUSTER_TESTS]))
 
 
 @nox.session

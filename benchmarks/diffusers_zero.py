@@ -1,12 +1,12 @@
 """Measure what ZeRO can do with transformers of diffusers: load, weights, train, save. On CPUs, with gloo.
 
-Started by torchrun in an environment that has diffusers, for example in qwen2.5-vl-latest with `pip install --target DIR --no-deps
-diffusers importlib_metadata zipp`:
+Started by torchrun in an environment that has diffusers, for example in qwen2.5-vl-latest:
 
+    pip install --target DIR --no-deps diffusers importlib_metadata zipp
     PYTHONPATH=DIR torchrun --nproc-per-node 2 benchmarks/diffusers_zero.py
 
-Each model is a small one of its class with random weights, saved by diffusers and read again. Rank 0 prints a Markdown table; what
-goes wrong is a result, with the first line of its error.
+Each model is a small one of its class with random weights, saved by diffusers and read again. Rank 0 prints a Markdown table;
+what goes wrong is a result, with its error.
 """
 
 import copy
@@ -40,7 +40,7 @@ def qwen_image() -> tuple[torch.nn.Module, Tensors]:
         "encoder_hidden_states_mask": torch.ones(1, 7, dtype=torch.bool),
         "timestep": torch.tensor([0.5]),
     }
-    return model, inputs | {"img_shapes": [[(1, 4, 4)]]}  # type: ignore[dict-item]
+    return model, inputs | {"img_shapes": [[(1, 4, 4)]]}
 
 
 def wan() -> tuple[torch.nn.Module, Tensors]:
@@ -124,7 +124,7 @@ def measured(make: Callable[[], tuple[torch.nn.Module, Tensors]], stage: int, fo
         torch.nn.init.normal_(parameter, std=0.2)
     expected = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     if dist.get_rank() == 0:
-        model.save_pretrained(folder / "checkpoint")  # type: ignore[operator]
+        model.save_pretrained(folder / "checkpoint")
     dist.barrier()
     kind: Any = type(model)
     plain = plain_losses(model, inputs)

@@ -1,7 +1,8 @@
 """Measure how long an image takes to build, change and start, and its size: assembled, by BuildKit, and with one RUN.
 
 All use the same base, conda packages, lock and package index, and begin with empty caches; the engine is that of the tests.
-The conda packages are those of the tests' channel: the Python of this machine and little else.
+The conda packages are those of the tests' channel: the Python of this machine and little else. What is assembled is written to
+an OCI layout, what BuildKit builds stays in its store. With --reduced, a stack without torch takes the place of the real one.
 """
 
 import argparse
@@ -18,13 +19,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 from smokehouse import locks
 from smokehouse.checkout import Checkout
 from smokehouse.images import base as bases
 from smokehouse.images import build as building
 from smokehouse.installs import virtualenv
+from smokehouse.oci import Layout
 from tests.integration import real
 from tests.integration.debian import unpack
 from tests.integration.engine import Engine, present, started
@@ -35,14 +36,29 @@ CHANGED = ("transformers==4.49.0", "transformers==4.48.3")
 # Without a GPU driver DeepSpeed 0.15.4 cannot be imported beside triton; the smoke test hides it too.
 IMPORTS = "import sys; sys.modules['triton'] = None; import torch, transformers, deepspeed"
 # Timed in a process that already runs, so that the start of a container is not counted.
-TIMED = f"""
+TIMED = """
 import subprocess, sys, time
 def seconds():
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-c", {IMPORTS!r}], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-c", {imports!r}], check=True, capture_output=True)
     return time.perf_counter() - began
 seconds()
 print(seconds())
+"""
+# The stack without torch: what users change is there, and much to compile, but none of the gigabytes of NVIDIA.
+REDUCED = """\
+name: {name}
+channels:
+  - conda-forge
+dependencies:
+  - python=3.11
+  - cuda-nvcc=12.4
+  - pip:
+      - transformers==4.49.0
+      - datasets==3.3.2
+      - matplotlib
+      - qwen-vl-utils
+      - {more}
 """
 PLAIN = """\
 FROM base
@@ -57,18 +73,34 @@ DEADLINE = 3600.0  # seconds
 
 
 @dataclass(frozen=True)
+class Setting:
+    """What is measured: the environment `name`, the `second` one, and what programs in them import."""
+
+    name: str
+    second: str
+    imports: str
+    shown: str
+
+
+REAL = Setting(real.NAME, SECOND, IMPORTS, "import torch, transformers, deepspeed")
+SMALL = Setting("reduced", "reduced-2", "import transformers, datasets, pandas", "import transformers, datasets, pandas")
+
+
+@dataclass(frozen=True)
 class Image:
-    """An image in the engine.
+    """An image.
 
     Attributes:
-        reference: its name.
+        reference: its name in the engine, or the layout that has it.
         seconds: how long the build took.
         layers: size in bytes by digest, compressed.
+        memory: bytes of the largest process of the build, of what the command started itself.
     """
 
     reference: str
     seconds: float
     layers: Mapping[str, int]
+    memory: int
 
     @property
     def size(self) -> int:
@@ -93,13 +125,16 @@ class Way:
 class Contest:
     """A checkout, an engine with empty stores, and both ways to build an image there."""
 
-    def __init__(self, root: Path, engine: Engine, mmdebstrap: Path, folder: Path) -> None:
-        self.root, self.engine, self.folder = root, engine, folder
+    def __init__(self, root: Path, engine: Engine, mmdebstrap: Path, folder: Path, setting: Setting) -> None:
+        self.root, self.engine, self.folder, self.setting = root, engine, folder, setting
         channel = channels.Channel(folder / "channel")
         channels.fill(channel)
         environ = {**engine.environ, "PATH": f"{mmdebstrap}:{engine.environ['PATH']}"}
-        names = (real.NAME, SECOND)
+        names = (setting.name, setting.second) if setting is REAL else ()
         self.checkout = real.furnish(folder / "checkout", root, channel.folder, environ, names=names, shared=("base",))
+        for name, more in ((SMALL.name, "json-repair"), (SMALL.second, "babel")) if setting is SMALL else ():
+            reduce(self.checkout.root / "environments" / name, more)
+            real.run(self.checkout, "lock", name)
         # A cache of its own, so that what the lock downloaded does not speed up the build.
         self.checkout.environ["UV_CACHE_DIR"] = str(folder / "uv")
         os.environ["PATH"] = environ["PATH"]
@@ -108,14 +143,29 @@ class Contest:
     @property
     def requirements(self) -> Path:
         """The lock of the PyPI packages."""
-        return self.checkout.root / "lockfiles" / real.NAME / "requirements.txt"
+        return self.checkout.root / "lockfiles" / self.setting.name / "requirements.txt"
 
     def build(self, name: str, *options: str) -> Image:
-        """Build the image of `name` as `nox -s build` does."""
-        printed: list[dict[str, Any]] = []
-        command = ("build", name, "--ops", "none", "--json", *options)
-        seconds = timed(lambda: printed.append(json.loads(real.run(self.checkout, *command, timeout=DEADLINE).stdout)))
-        return self.inspect(printed[0]["place"], printed[0]["digest"], seconds)
+        """Build the image of `name` as `nox -s build` does, to a layout, or with BuildKit into the engine."""
+        output = "docker" if BUILDKIT[0] in options else f"oci:{self.folder / 'layouts' / name}"
+        command = ["build", name, "--ops", "none", "--json", "--output", output, *options]
+        out = self.folder / "printed.json"
+        with out.open("wb") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "smokehouse", *command], cwd=self.checkout.root, env=self.checkout.environ, stdout=file
+            )
+            began = perf_counter()
+            _, status, used = os.wait4(process.pid, 0)
+            seconds = perf_counter() - began
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0, f"smokehouse {' '.join(command)} failed"
+        printed = json.loads(out.read_text())
+        memory = used.ru_maxrss * 1024
+        if output == "docker":
+            return self.inspect(printed["place"], printed["digest"], seconds, memory)
+        print(f"{name}: {seconds:.1f} s", file=sys.stderr)
+        layers = Layout(Path(printed["place"])).only_image().manifest.layers
+        return Image(printed["place"], seconds, {layer.digest: layer.size for layer in layers}, memory)
 
     def build_plain(self) -> Image:
         """Build an image of the same packages with one RUN."""
@@ -123,7 +173,7 @@ class Contest:
         context.mkdir(exist_ok=True)
         (context / "Dockerfile").write_text(PLAIN)
         shutil.copyfile(self.requirements, context / "requirements.txt")
-        prefix = self.checkout.root / "build" / "images" / f"{real.NAME}-runtime" / "conda" / "prefix.tar"
+        prefix = self.checkout.root / "build" / "images" / f"{self.setting.name}-runtime" / "conda" / "prefix.tar"
         if not (context / "prefix.tar").exists():
             shutil.copyfile(prefix, context / "prefix.tar")
         [pip] = Path(sys.base_prefix).glob("lib/python*/ensurepip/_bundled/pip-*.whl")
@@ -140,7 +190,12 @@ class Contest:
         command += ["--secret", f"id=pip,src={self.folder / 'pip.conf'}", "--metadata-file", str(metadata)]
         command += ["--output", "type=image,name=plain:bench", str(context)]
         seconds = timed(lambda: self.engine.docker(*command, timeout=DEADLINE))
-        return self.inspect("plain:bench", json.loads(metadata.read_text())["containerimage.digest"], seconds)
+        return self.inspect("plain:bench", json.loads(metadata.read_text())["containerimage.digest"], seconds, 0)
+
+    @property
+    def timed(self) -> str:
+        """The program that times the imports."""
+        return TIMED.format(imports=self.setting.imports)
 
     def build_base(self) -> str:
         """Build an image of nothing but the base; return its name."""
@@ -151,14 +206,25 @@ class Contest:
         self.engine.docker(*command, "--output", "type=image,name=base:bench", str(context))
         return "base:bench"
 
-    def inspect(self, reference: str, digest: str, seconds: float) -> Image:
+    def change(self) -> None:
+        """Edit the version of a package, where it is written."""
+        part = "stacks/cu124-2025-03" if self.setting is REAL else self.setting.name
+        self.checkout.edit(self.checkout.root / "environments" / part / "environment.yml", *CHANGED)
+
+    def fetch(self) -> None:
+        """Download what a build needs, so that it downloads nothing."""
+        real.run(self.checkout, "build", self.setting.name, "--ops", "none", "--prepare", timeout=DEADLINE)
+
+    def inspect(self, reference: str, digest: str, seconds: float, memory: int) -> Image:
         """Return the image `reference`, whose manifest has the digest `digest`."""
         print(f"{reference}: {seconds:.1f} s", file=sys.stderr)
         docker = shutil.which("docker", path=self.engine.environ["PATH"])
         saving = ["sh", "-c", '"$1" save "$2" | tar -x --to-stdout "blobs/sha256/$3"', "sh"]
         command = [*saving, str(docker), reference, digest.removeprefix("sha256:")]
         ended = subprocess.run(command, env=self.engine.environ, capture_output=True, check=True, timeout=DEADLINE)
-        return Image(reference, seconds, {layer["digest"]: layer["size"] for layer in json.loads(ended.stdout)["layers"]})
+        return Image(
+            reference, seconds, {layer["digest"]: layer["size"] for layer in json.loads(ended.stdout)["layers"]}, memory
+        )
 
     def time_start(self, reference: str) -> float:
         """Return the seconds that a container runs whose program ends at once."""
@@ -167,7 +233,7 @@ class Contest:
     def time_imports(self, reference: str) -> float:
         """Return the seconds that the imports take in a container, the second time."""
         container = ["--read-only", "--network", "none", "--tmpfs", "/tmp:rw,exec", "--env", "DS_ACCELERATOR=cpu"]
-        return float(self.engine.docker("run", "--rm", *container, reference, "python", "-c", TIMED).stdout)
+        return float(self.engine.docker("run", "--rm", *container, reference, "python", "-c", self.timed).stdout)
 
     def remove(self, reference: str) -> None:
         """Remove an image and the cache of its build."""
@@ -186,8 +252,19 @@ class Starts:
     over_base: float
 
 
+def reduce(folder: Path, more: str) -> None:
+    """Make `folder` an environment of the stack without torch, and of the package `more`."""
+    folder.mkdir()
+    (folder / "environment.yml").write_text(REDUCED.format(name=folder.name, more=more))
+    environments = folder.parent
+    inherited = (environments / SECOND / "stack.toml").read_text().partition("[model]")[2].partition("\n[expectations]")[0]
+    stack = (environments / "stacks" / "cu124-2025-03" / "stack.toml").read_text().partition("[[left_out]]")[0]
+    stack = re.sub(r"^devel = \[.*?^\]", 'devel = ["cuda-nvcc"]', stack, flags=re.MULTILINE | re.DOTALL)
+    (folder / "stack.toml").write_text(f"{stack}\n[model]{inherited}\n")
+
+
 @contextmanager
-def contest(root: Path) -> Iterator[Contest]:
+def contest(root: Path, setting: Setting) -> Iterator[Contest]:
     """Start an engine of its own, and remove it and all files afterwards."""
     programs = root / "build" / "programs"
     mmdebstrap = unpack(("mmdebstrap/bookworm",), programs / "mmdebstrap") / "bin"
@@ -196,7 +273,7 @@ def contest(root: Path) -> Iterator[Contest]:
             engine_name = found.environ.get("DOCKER_HOST", "Docker")
             raise SystemExit(f"{engine_name}: expected no running engine, whose caches would be counted; stop it")
         with started(programs / "engine") as engine:
-            yield Contest(root, engine, mmdebstrap, Path(folder))
+            yield Contest(root, engine, mmdebstrap, Path(folder), setting)
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -213,12 +290,15 @@ def row(*cells: str) -> str:
 
 def measure_starts(contest: Contest, image: Image, rounds: int) -> Starts:
     """Start programs in `image` and beside it, in turn."""
-    python = virtualenv.ensure(Checkout(contest.root), locks.load(Checkout(contest.root), real.NAME))
+    checkout = Checkout(contest.checkout.root)
+    python = virtualenv.ensure(checkout, locks.load(checkout, contest.setting.name))
     environ = {**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     environ.pop("PYTHONPATH", None)
     host, inside = [], []
     for _ in range(rounds):
-        ended = subprocess.run([python, "-c", TIMED], env=environ, capture_output=True, text=True, check=True, timeout=DEADLINE)
+        ended = subprocess.run(
+            [python, "-c", contest.timed], env=environ, capture_output=True, text=True, check=True, timeout=DEADLINE
+        )
         host.append(float(ended.stdout))
         inside.append(contest.time_imports(image.reference))
     base = contest.build_base()
@@ -238,19 +318,21 @@ def measure_starts(contest: Contest, image: Image, rounds: int) -> Starts:
 def measure(contest: Contest, rounds: int) -> Sequence[str]:
     """Build, change and start images; return the lines of the table."""
     # The tar file of the conda packages, which the plain image adds, is prepared for both.
-    cold = contest.build(real.NAME)
-    second = contest.build(SECOND)
-    again = contest.build(real.NAME, "--no-cache")
-    baked = contest.build(real.NAME, *BUILDKIT)
-    starts = measure_starts(contest, cold, rounds)
+    name, second_name = contest.setting.name, contest.setting.second
+    cold = contest.build(name)
+    second = contest.build(second_name)
+    again = contest.build(name, "--no-cache")
+    baked = contest.build(name, *BUILDKIT)
+    starts = measure_starts(contest, baked, rounds)
 
-    contest.checkout.edit(contest.checkout.root / "environments" / real.NAME / "environment.yml", *CHANGED)
+    contest.change()
     before = contest.requirements.read_bytes()
-    real.run(contest.checkout, "lock", real.NAME)
+    real.run(contest.checkout, "lock", name)
     after = contest.requirements.read_bytes()
-    changed = contest.build(real.NAME)
-    baked_changed = contest.build(real.NAME, *BUILDKIT)
-    contest.remove(cold.reference)
+    contest.fetch()
+    changed = contest.build(name)
+    baked_changed = contest.build(name, *BUILDKIT)
+    contest.remove(baked.reference)
 
     contest.requirements.write_bytes(before)
     plain = contest.build_plain()
@@ -266,14 +348,16 @@ def measure(contest: Contest, rounds: int) -> Sequence[str]:
             Way(None, baked_changed, baked_changed.new_bytes(baked), baked),
             Way(plain, plain_changed, plain_new, None),
             hardware(contest),
+            name,
         ),
         "",
         f"Compressed size over that of all wheels, conda and Debian packages in it: "
-        f"{cold.size / real.locked_bytes(contest.checkout):.3f}",
+        f"{cold.size / real.locked_bytes(contest.checkout, name):.3f}",
         f"New bytes over the layer that the changed package is in: {new / package_layer:.2f}",
-        f"A second environment of the same stack ({SECOND}): {added / 1e6:.2f} MB new, "
+        f"A second environment of the same stack ({second_name}): {added / 1e6:.2f} MB new, "
         f"{100 * added / second.size:.2f} % of it, in {second.seconds:.1f} s",
-        f"`import torch, transformers, deepspeed` in the container {starts.inside:.2f} s, on the host "
+        f"Memory of the largest process that assembles: {max(cold.memory, changed.memory, second.memory) / 1e6:.0f} MB",
+        f"`{contest.setting.shown}` in the container {starts.inside:.2f} s, on the host "
         f"{starts.host:.2f} s, warm: {starts.ratio:.2f} times",
         f"`docker run IMAGE true` {starts.start:.2f} s, {starts.over_base:.2f} s more than on the base alone",
     ]
@@ -286,7 +370,7 @@ def hardware(contest: Contest) -> str:
     return f"{found[1] if found else 'a CPU'}, {len(os.sched_getaffinity(0))} CPUs, Docker Engine {version}"
 
 
-def table(ours: Way, baked: Way, plain: Way, hardware: str) -> Sequence[str]:
+def table(ours: Way, baked: Way, plain: Way, hardware: str, name: str) -> Sequence[str]:
     """Return the lines of the table; the ratio is that of one RUN to what is assembled."""
 
     def seconds(what: str, *images: Image | None, digits: int) -> str:
@@ -298,7 +382,7 @@ def table(ours: Way, baked: Way, plain: Way, hardware: str) -> Sequence[str]:
     return [
         hardware,
         "",
-        f"| the image of {real.NAME} | assembled | its Dockerfile, by BuildKit | one `RUN pip install` | ratio |",
+        f"| the image of {name} | assembled | its Dockerfile, by BuildKit | one `RUN pip install` | ratio |",
         "|---|---:|---:|---:|---:|",
         seconds("cold build, downloads included", ours.cold, baked.cold, plain.cold, digits=0),
         seconds("cold build, after the downloads", ours.again, baked.again, plain.again, digits=0),
@@ -322,9 +406,10 @@ def main() -> int:
     """Measure and print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="Measure imports and starts this many times.")
-    rounds = parser.parse_args().rounds
-    with contest(Checkout.find(Path.cwd()).root) as prepared:
-        print("\n".join(measure(prepared, rounds)))
+    parser.add_argument("--reduced", action="store_true", help="Measure a stack without torch, of a tenth of the size.")
+    arguments = parser.parse_args()
+    with contest(Checkout.find(Path.cwd()).root, SMALL if arguments.reduced else REAL) as prepared:
+        print("\n".join(measure(prepared, arguments.rounds)))
     return 0
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from packaging.version import Version
 
-from smoke_tests import families, measured, plan, selection
+from smoke_tests import families, measured, plan, selection, variables
 from smoke_tests.legs import PRECISION, Leg
 from smoke_tests.options import STAGES
 
@@ -88,7 +88,8 @@ def main() -> None:
     found = complete(request["device"], legs, expectations, request["family"])
     checks = [{"name": key.name, "zero_stage": key.stage, "leg": key.leg, **asdict(planned)} for key, planned in found.items()]
     names = {"names": selection.NAMES, "legs": [leg.name for leg in legs], "precision": PRECISION[request["device"]]}
-    print(json.dumps({"checks": checks, **names}))
+    prefixes = {"cleared": variables.CLEARED, "kept": variables.NAMED}
+    print(json.dumps({"checks": checks, **names, "variables": prefixes}))
 
 
 if __name__ == "__main__":

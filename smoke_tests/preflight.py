@@ -11,12 +11,12 @@ import shutil
 import socket
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smoke_tests import families, legs, needs
+from smoke_tests import families, legs, needs, variables
 from smoke_tests import options as options_module
 from smoke_tests.legs import Leg
 from smoke_tests.machine import Situation, Visible, cgroup, evidence, findings, visible_gpus
@@ -30,14 +30,6 @@ PREFLIGHT = "python -m smoke_tests preflight"
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
-# Of accelerate's launcher, transformers and torch's logs: they choose precision, DeepSpeed's configuration, or what is printed.
-# Python's turns warnings of libraries into errors.
-_CLEARED = ("ACCELERATE_", "TRANSFORMERS_", "TORCH_LOGS", "TORCHDYNAMO_", "TORCHINDUCTOR_", "PYTHONWARNINGS")
-# Where files are, and what is set below.
-_PLACES = ("TRANSFORMERS_CACHE", "TRANSFORMERS_OFFLINE", "TORCHINDUCTOR_CACHE_DIR", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
-_NAMED = ("NCCL_", "TORCH_NCCL_", "GLOO_")
-
-
 @dataclass(frozen=True)
 class Resources:
     """What a run has."""
@@ -48,14 +40,9 @@ class Resources:
     source: Path | None  # the folder of the requested checkpoint; None for the synthetic one
 
 
-def foreign_variables(environ: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """Return the variables that change what is measured: those to clear, and those to keep, since a machine may need them."""
-    names = sorted({*environ} - {*_PLACES})
-    return [name for name in names if name.startswith(_CLEARED)], [name for name in names if name.startswith(_NAMED)]
-
-
-def _clear_variables() -> None:
-    cleared, kept = foreign_variables(os.environ)
+def _clear_variables() -> dict[str, list[str]]:
+    found = variables.foreign(os.environ)
+    cleared, kept = found["cleared"], found["kept"]
     for name in cleared:
         del os.environ[name]
     if sys.warnoptions:  # of PYTHONWARNINGS and -W, which processes that are started fresh would inherit
@@ -66,6 +53,7 @@ def _clear_variables() -> None:
     for names, what in ((cleared, "cleared, since they change what is measured"), (kept, "kept, and may change the outcome")):
         if names:
             print(f"smoke: warning: {', '.join(names)}: {what}", flush=True)
+    return found
 
 
 def use_network(host: str) -> None:
@@ -103,9 +91,12 @@ def import_for_ranks(device: str, *, trainer: bool) -> None:
     gc.freeze()  # a collection in a rank would touch, and so copy, every page it shares with this process
 
 
-def prepare_process(*, offline: bool, several_nodes: bool = False) -> None:
-    """Set the environment variables that torch and other libraries read when they are imported."""
-    _clear_variables()
+def prepare_process(*, offline: bool, several_nodes: bool = False) -> dict[str, list[str]]:
+    """Set the environment variables that torch and other libraries read when they are imported.
+
+    Returns those that were `cleared`, because they change what is measured, and those that may and were `kept`.
+    """
+    found = _clear_variables()
     defaults = {
         "TOKENIZERS_PARALLELISM": "false",
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # looks for GPUs without initialising CUDA, which does not survive a fork
@@ -126,6 +117,7 @@ def prepare_process(*, offline: bool, several_nodes: bool = False) -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    return found
 
 
 def check(options: Options, work: Path) -> Resources:

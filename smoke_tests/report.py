@@ -247,6 +247,11 @@ def table(report: dict[str, Any], results: list[Result], *, colour: bool) -> str
             rows.append(f"{page.printable(name):<{width}}{''.join(texts)}{page.printable(known[:110])}".rstrip())
         rows.append("")
     rows += [page.printable(f"not run: {entry['name']} ({entry['reason']})") for entry in report["not_run"]]
+    rows += [
+        page.printable(f"variables that were {what}: {', '.join(names)}")
+        for what, names in report.get("variables", {}).items()
+        if names
+    ]
     rows += [page.printable(f"added: {one['name']} {one['version']}, by {one['by']}") for one in report.get("added", [])]
     if report.get("partial"):
         rows.append(page.printable(f"partial run: {report['partial']}; it is no proof of an environment"))

@@ -38,7 +38,7 @@ def smoke(options: Options, began: float) -> int:
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     gc.disable()  # what imports allocate stays; collecting over it again and again takes a tenth of their time
     with report_folder(options.report, options.partial) as work:
-        preflight.prepare_process(offline=_offline(options), several_nodes=options.nodes > 1)
+        found = preflight.prepare_process(offline=_offline(options), several_nodes=options.nodes > 1)
         gathered = _gather(options, work) if options.nodes > 1 else None
         resources = preflight.check(options, work)
 
@@ -80,6 +80,7 @@ def smoke(options: Options, began: float) -> int:
             **({"nodes": gathered.report} if gathered else {}),
             "versions": verdicts.versions(),
             "machine": preflight.machine(),
+            **({"variables": found} if any(found.values()) else {}),
             "gpu": preflight.gpus() if resources.device == "cuda" else None,
             "memory": verdicts.memory(),
             "checkpoint": options.checkpoint or "made",

@@ -6,12 +6,15 @@ import json
 import os
 import py_compile
 import shutil
+import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
 PREFIX = "opt/env"
 SMOKEHOUSE = "opt/smokehouse"
+_PART = 128  # files that one process compiles; the bytecode depends on it
 
 
 def plan(context: Path) -> dict[str, Any]:
@@ -40,20 +43,31 @@ def check_sha256(path: Path, expected: str) -> None:
 def compile_python(out: Path, folders: list[Path]) -> None:
     """Compile all Python files in `folders`, which are below `out`, to bytecode that is never checked against its source.
 
-    Checked bytecode contains the time of its source. Files are compiled in one thread, because what one thread leaves in
-    memory affects the bytecode that the next one writes.
+    Checked bytecode contains the time of its source. What a process compiled before affects the bytecode that it writes next,
+    so each compiles a part that depends on nothing but the files, however many processors there are.
     """
     for folder in folders:
         for cache in sorted(folder.rglob("__pycache__")):
             shutil.rmtree(cache)
-        compileall.compile_dir(
-            folder,
-            maxlevels=100,
+    sources = sorted(str(path) for folder in folders for path in folder.rglob("*.py") if path.is_file())
+    parts = [sources[at : at + _PART] for at in range(0, len(sources), _PART)]
+    command = [sys.executable, "-I", "-S", "-B", __file__, str(out)]
+
+    def compile_part(part: list[str]) -> None:
+        subprocess.run(command, input="\0".join(part).encode(), stdout=subprocess.DEVNULL, check=True)
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        list(threads.map(compile_part, parts))
+
+
+def _compile_files(out: str, sources: list[str]) -> None:
+    for source in sources:
+        compileall.compile_file(
+            source,
             quiet=2,  # packages contain templates and tests that are invalid in this version of Python
-            stripdir=str(out),
+            stripdir=out,
             prependdir="/",
             invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
-            workers=1,
         )
 
 
@@ -73,3 +87,7 @@ def normalize(out: Path, epoch: int, budget: int) -> None:
     os.utime(out, (epoch, epoch))
     if total > budget:
         refuse(f"layer: expected at most {budget} bytes, found {total}; find the files that are unexpectedly large")
+
+
+if __name__ == "__main__":
+    _compile_files(sys.argv[1], sys.stdin.read().split("\0"))

@@ -1,9 +1,11 @@
 """What is imported is what is installed, unedited; and that is exactly what the lock specifies, where there is one."""
 
+import os
 import re
 import sys
 import sysconfig
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import torch.distributed as dist
@@ -93,8 +95,7 @@ def _unlike_lock(locked: dict[str, Version], installed: Installed, added: Mappin
 
 def _imported(installed: Installed) -> tuple[list[str], list[str]]:
     """Return what is wrong with the imported modules: version, place, or a file edited after its installation; and notes."""
-    files = [str(getattr(module, "__file__", None)) for module in list(sys.modules.values())]
-    real = {str(_in_real_folder(file)) for file in files if file.endswith((".py", ".so"))}
+    real = _imported_files()
     problems, notes = [], []
     for name, module in MODULES.items():
         if not (file := getattr(sys.modules.get(module), "__file__", None)):
@@ -111,11 +112,25 @@ def _imported(installed: Installed) -> tuple[list[str], list[str]]:
             problems.append(f"{name} was imported from {place}, outside {distribution.site}, where its metadata is")
             continue
         try:
-            own = [file for file in real if Path(file).is_relative_to(place.parent)]
+            own = [file for file in real if file.startswith(f"{place.parent}/")]
             problems += [f"{file} was edited after it was installed" for file in distribution.edited(own)]
         except OSError:
             notes.append(f"{name} has no RECORD, so its files cannot be verified")
     return problems, notes
+
+
+def _imported_files() -> set[str]:
+    """Return the files of all imported modules in their real folders, each of which is resolved once: there are thousands."""
+    files = [str(getattr(module, "__file__", None)) for module in list(sys.modules.values())]
+    split = [os.path.split(file) for file in files if file.endswith((".py", ".so"))]
+    return {f"{_real(folder)}/{name}" for folder, name in split}
+
+
+@cache
+def _real(folder: str) -> str:
+    """Return a folder without links; each folder above it is looked at once."""
+    above, name = os.path.split(folder)
+    return os.path.realpath(folder) if not name or Path(folder).is_symlink() else f"{_real(above)}/{name}"
 
 
 def _loader(installed: Installed) -> list[str]:

@@ -250,8 +250,9 @@ def _named(owner: str | None, source: str | None) -> str | None:
 _HEADER = "Traceback (most recent call last):"
 _FRAME = re.compile(r'^\s*File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)')
 _RICH_FRAME = re.compile(r"^\s*(?P<file>\S+\.py):(?P<line>\d+) in (?P<function>\S+)\s*$")
+# NCCL's results, such as ncclSystemError, are lines of the message of an exception, and none themselves.
 _TYPE = re.compile(
-    r"^(?P<type>(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception|Exit|Interrupt|Timeout|Warning|Failure)\d*)(?::(?P<message>.*)|\s*)$"
+    r"^(?!nccl[A-Z])(?P<type>(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception|Exit|Interrupt|Timeout|Warning|Failure)\d*)(?::(?P<message>.*)|\s*)$"
 )
 _ANY_TYPE = re.compile(r"^(?P<type>(?:[A-Za-z_]\w*\.)*[A-Z_]\w*)(?::(?P<message>.*)|\s*)$")
 _CHAIN = ("During handling of the above exception, another exception occurred", "The above exception was the direct cause of")

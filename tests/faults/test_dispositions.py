@@ -32,7 +32,7 @@ def test_exit_status_of_a_program_counts_under_any_parent(root: Path, trap: str)
     assert "Traceback" not in ended.stderr
 
 
-@pytest.mark.parametrize("module", ["smoke_tests", "smoke_tests.machine"])
+@pytest.mark.parametrize("module", ["smoke_tests", "smoke_tests.machine", "smokehouse_loader"])
 def test_smoke_tests_reset_what_they_inherit(root: Path, module: str) -> None:
     code = (
         f"import signal, runpy, sys; sys.argv = ['x', '--help']\n"
@@ -41,7 +41,8 @@ def test_smoke_tests_reset_what_they_inherit(root: Path, module: str) -> None:
         f"print(signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL)"
     )
     command = ["sh", "-c", "trap '' CHLD; exec \"$@\"", "sh", sys.executable, "-c", code]
-    ended = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60)
+    environ = {**os.environ, "PYTHONPATH": str(root / "src")}
+    ended = subprocess.run(command, cwd=root, env=environ, capture_output=True, text=True, timeout=60)
     assert ended.stdout.splitlines()[-1] == "True", ended.stderr
 
 

@@ -1,7 +1,10 @@
 """A report is a proof only if it has all that the smoke test's plan makes, of this lock and of this time; else it says why."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
@@ -101,7 +104,13 @@ def on(backend: str = "gloo", ranks: int = 2, gpus: int = 0) -> Report:
     return {"backend": backend, "world_size": ranks, "legs": [leg]}
 
 
-NO_GPUS: Report = {"driver": None, "driver_cuda": None, "cards": [], "links": []}
+def cards(count: int) -> Report:
+    """What a report says of so many GPUs."""
+    card = {"index": 0, "name": "a GPU", "capability": "9.0", "memory_bytes": 1 << 36, "mig": False}
+    listed = [card | {"index": number, "uuid_sha256": f"{number:016x}"} for number in range(count)]
+    return {"driver": "550.54", "driver_cuda": "12.4", "cards": listed, "links": []}
+
+
 TWICE = {"name": "gloo x2", "backend": "gloo", "world_size": 2, "gpus": 0}
 FAULTS: dict[str, tuple[Fault, str]] = {
     "one check alone": (lambda made: made.update(checks=made["checks"][:1]), "found none of "),
@@ -143,12 +152,21 @@ FAULTS: dict[str, tuple[Fault, str]] = {
         "expected verdicts of ranks 0 to 1, found 0, 1, 2;",
     ),
     "more ranks than it has": (lambda made: made.update(on(ranks=4)), "expected verdicts of ranks 0 to 3, found 0, 1;"),
-    "another device": (lambda made: made.update(on(gpus=2), device="cuda", precision="bf16"), "found none of kernels"),
+    "another device": (
+        lambda made: made.update(on(gpus=2), device="cuda", precision="bf16", gpu=cards(2)),
+        "found none of kernels",
+    ),
+    "GPUs that nobody saw": (
+        lambda made: made.update(on(gpus=2), device="cuda", precision="bf16"),
+        "gpu: expected the GPUs that the run was on, found none",
+    ),
+    "fewer GPUs than it ran on": (
+        lambda made: made.update(on(gpus=2), device="cuda", precision="bf16", gpu=cards(1)),
+        "legs: expected what cuda with 1 GPUs can run, found 2 ranks on 2 GPUs",
+    ),
     "GPUs that are not there": (
-        lambda made: made.update(
-            on(gpus=2), device="cuda", gpu={"driver": None, "driver_cuda": None, "cards": [], "links": []}
-        ),
-        "legs: expected what cuda with 0 GPUs can run, found 2 ranks on 2 GPUs",
+        lambda made: made.update(on(gpus=2), device="cuda", gpu=cards(0)),
+        "gpu: expected the GPUs that the run was on, found none",
     ),
     "another precision": (lambda made: made.update(precision="bf16"), "expected fp32 on cpu, found bf16"),
     "another backend": (lambda made: made.update(on("nccl")), "legs: expected a GPU for each of 2 ranks with NCCL"),
@@ -279,3 +297,86 @@ def test_a_lock_that_changes_during_a_run_is_not_what_was_tested(root: Path, tmp
     said = changed_lock(lock, before)
     assert said.startswith(str(lock if edit == "remove all" else file))
     assert said.endswith("; run it again")
+
+
+@pytest.mark.parametrize(
+    ("what", "name"),
+    [
+        ("cleared", "NCCL_DEBUG"),
+        ("cleared", "HOME"),
+        ("kept", "ACCELERATE_MIXED_PRECISION"),
+        ("kept", "PYTHONPATH"),
+        ("kept", "TORCH_LOGS"),
+    ],
+)
+def test_variables_are_those_that_a_run_clears_and_keeps(
+    root: Path, what: str, name: str, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("fault", "variables of a report")
+    made = complete_reports.report(root)
+    usual = {"cleared": ["ACCELERATE_USE_DEEPSPEED", "PYTHONWARNINGS"], "kept": ["LD_PRELOAD", "NCCL_P2P_DISABLE"]}
+    judged(root, json.dumps(made | {"variables": usual}))
+    said = refusal(root, made | {"variables": usual | {what: [*usual[what], name]}})
+    assert f"variables: expected those that a run has {what}, found {name}" in said
+    kept = reports.parse(Checkout(root), json.dumps(made | {"variables": usual}).encode(), "report.json", "x")
+    assert kept.limits[-1] == "with LD_PRELOAD, NCCL_P2P_DISABLE set, which may change the outcome"
+    assert ", with LD_PRELOAD, NCCL_P2P_DISABLE set, " in kept.summary
+    assert "variables that were cleared: ACCELERATE_USE_DEEPSPEED, PYTHONWARNINGS\n" in kept.table
+
+
+# A run whose ranks do nothing but change the lock: what it was bound to at its start is what counts. Without torch there are
+# no verdicts, so one check is passed in their place.
+WIRED = """
+import sys, time, types
+from pathlib import Path
+from smoke_tests import deferred, options, plan, preflight, run
+from smoke_tests.legs import Leg
+from smoke_tests.report import RankVerdict, Result
+
+class Verdicts:
+    def __init__(self, *_, **__): pass
+    def finish(self, missing):
+        return [Result("load", 3, "check", "passed", 1.0, [RankVerdict(0, "passed", "")], "", "", "", "")]
+    def backend(self): return "gloo"
+    def versions(self): return {}
+    def memory(self): return []
+    def not_run(self): return []
+    def failed_jobs(self): return []
+
+sys.modules["smoke_tests.verdicts"] = types.SimpleNamespace(Verdicts=Verdicts)
+
+folder, edit = Path(sys.argv[1]), sys.argv[2]
+preflight.check = lambda options, work: preflight.Resources("cpu", (Leg("gloo", 2),), 60.0, None)
+plan.make = lambda *_, **__: plan.Plan((), ())
+run._chosen = lambda *_: []
+deferred.import_all = lambda functions: None
+
+def supervise(*_):
+    if edit:
+        (folder / edit).write_bytes(b"of another lock")
+    return ""
+
+run._supervise = supervise
+given = ["--environment", "qwen2.5-vl", "--stack", sys.argv[3], "--lock", str(folder)]
+given += ["--device", "cpu", "--report", sys.argv[4]]
+sys.exit(run.smoke(options.read(given), time.monotonic()))
+"""
+
+
+@pytest.mark.parametrize("edit", ["", "lock.json", "requirements.txt", "added.txt"])
+def test_a_run_is_bound_to_the_lock_that_it_began_with(
+    root: Path, tmp_path: Path, edit: str, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("fault", "a lock that changes during a run")
+    lock, place = tmp_path / "lock", tmp_path / "report"
+    shutil.copytree(root / "lockfiles" / NAME, lock)
+    before = lock_digests(lock)
+    stack = str(root / "environments" / NAME / "stack.toml")
+    environ = {**os.environ, "PYTHONPATH": str(root / "src")}
+    command = [sys.executable, "-c", WIRED, str(lock), edit, stack, str(place)]
+    ended = subprocess.run(command, cwd=root, env=environ, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == int(bool(edit)), ended.stderr
+    found = json.loads((place / "report.json").read_text())
+    assert (found["lock"], found["verdict"]) == (before, "failed" if edit else "passed")
+    said = f"{lock / edit}: expected the file that the run began with, found another; run it again" if edit else ""
+    assert found["failure"] == said

@@ -1,5 +1,6 @@
 """Variables of a cluster that change what a smoke test measures are cleared or named."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,9 +9,10 @@ from pathlib import Path
 import pytest
 
 PREPARE = """
-import os
+import json, os
 from smoke_tests import preflight
-preflight.prepare_process(offline=True)
+found = preflight.prepare_process(offline=True)
+print(json.dumps(found))
 print(sorted(os.environ))
 """
 CLEARED = (
@@ -21,18 +23,30 @@ CLEARED = (
     "TORCHDYNAMO_DISABLE",
     "PYTHONWARNINGS",
 )
-KEPT = ("NCCL_P2P_DISABLE", "TORCH_NCCL_ASYNC_ERROR_HANDLING", "GLOO_TIMEOUT")
+KEPT = (
+    "NCCL_P2P_DISABLE",
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING",
+    "GLOO_TIMEOUT",
+    "NVIDIA_TF32_OVERRIDE",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "CUDA_LAUNCH_BLOCKING",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "DS_BUILD_OPS",
+    "LD_PRELOAD",
+)
 PLACES = ("TRANSFORMERS_CACHE", "TRANSFORMERS_OFFLINE", "HF_HOME", "GLOO_SOCKET_IFNAME")
 
 
 def prepared(root: Path, *names: str) -> tuple[str, str]:
     """Return what the preparation of a run prints with these variables set, and the variables that it leaves."""
     environ = {name: text for name, text in os.environ.items() if not name.startswith((*CLEARED, *KEPT))}
-    environ |= dict.fromkeys(names, "1")
+    environ |= dict.fromkeys(names, "")
     ended = subprocess.run(
         [sys.executable, "-c", PREPARE], cwd=root, env=environ, capture_output=True, text=True, check=True, timeout=60
     )
-    *said, left = ended.stdout.splitlines()
+    *said, found, left = ended.stdout.splitlines()
+    expected = {what: sorted(name for name in names if name in of) for what, of in (("cleared", CLEARED), ("kept", KEPT))}
+    assert json.loads(found) == expected
     return "\n".join(said), left
 
 

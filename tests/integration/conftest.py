@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,6 +116,7 @@ class Made:
 
 
 _made: list[Made] = []
+_layers: list[tempfile.TemporaryDirectory[str]] = []  # one for all tests of a run
 
 
 @pytest.fixture
@@ -190,6 +192,10 @@ def locked_tiny(checkout: TestCheckout, root: Path, engine: Engine | None, mmdeb
     (root / "build" / "base").mkdir(parents=True, exist_ok=True)
     (checkout.root / "build").mkdir()
     (checkout.root / "build" / "base").symlink_to(root / "build" / "base")
+    # Layers are kept by what they are made from, so tests can share them; tests of how they are made build with --no-cache.
+    if not _layers:
+        _layers.append(tempfile.TemporaryDirectory(prefix="smokehouse-layers-"))
+    (checkout.root / "build" / "layers").symlink_to(_layers[0].name)
     environ = engine.environ if engine else dict(os.environ)
     checkout.environ.update({name: environ[name] for name in ("DOCKER_HOST", "DOCKER_CONFIG") if name in environ})
     checkout.environ["PATH"] = f"{mmdebstrap}:{environ['PATH']}"

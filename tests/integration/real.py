@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,23 +38,30 @@ def furnish(
     environ = {name: text for name, text in environ.items() if not name.startswith("PYTHON")}
     environ |= {"PYTHONPATH": str(root / "src"), "SMOKEHOUSE_CHANNEL": str(channel)}
     checkout = TestCheckout(place, environ)
-    for name in names:
-        folder = place / "environments" / name
+    for folder in sorted({_with_packages(place / "environments", name) for name in names}):
         written = folder / "environment.yml"
         head, _, pip = written.read_text().partition("dependencies:\n")
+        assert "- pip:" in pip
         written.write_text(f"{head}dependencies:\n  - python=3.11\n  - cuda-nvcc=12.4\n  - pip:{pip.partition('- pip:')[2]}")
         stack = folder / "stack.toml"
         devel = re.compile(r"^devel = \[.*?^\]", flags=re.MULTILINE | re.DOTALL)
         stack.write_text(devel.sub('devel = ["cuda-nvcc"]', stack.read_text()))
+    for name in names:
         run(checkout, "lock", name)
         pins = Path("lockfiles", name, "requirements.txt")
         assert (place / pins).read_bytes() == (root / pins).read_bytes()  # the PyPI packages are the real ones
     return checkout
 
 
-def locked_bytes(checkout: TestCheckout) -> int:
-    """The sizes of all downloads that the image is made of."""
-    lock = json.loads((checkout.root / "lockfiles" / NAME / "lock.json").read_text())
+def _with_packages(environments: Path, name: str) -> Path:
+    """The folder that has the packages of an environment: its own, or that of the stack that it inherits."""
+    stack = tomllib.loads((environments / name / "stack.toml").read_text()).get("stack")
+    return environments / "stacks" / stack if stack else environments / name
+
+
+def locked_bytes(checkout: TestCheckout, name: str = NAME) -> int:
+    """The sizes of all downloads that the image of `name` is made of."""
+    lock = json.loads((checkout.root / "lockfiles" / name / "lock.json").read_text())
     inside = [entry for entry in lock["conda"] if entry["category"] == "main"] + lock["pip"]
     base = [line.split() for line in (checkout.root / "docker" / "base.lock").read_text().splitlines() if line[0] != "#"]
     return sum(int(entry["size"]) for entry in inside) + sum(int(size) for _, _, _, size, *_ in base)

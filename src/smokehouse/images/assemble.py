@@ -96,8 +96,9 @@ def assemble(checkout: Checkout, inputs: Inputs, compression: Compression, store
     Raises UserError.
     """
     status(f"assembling {inputs.spec.tags[0]}")
-    with ThreadPoolExecutor(os.cpu_count()) as workers:
-        layers = _Assembly(LayerStore(checkout, store), inputs, compression, workers).layers()
+    layer_store = LayerStore(checkout, store)
+    with layer_store.in_use(), ThreadPoolExecutor(os.cpu_count()) as workers:
+        layers = _Assembly(layer_store, inputs, compression, workers).layers()
     labels = inputs.labels
     config = image_config(checkout, inputs.base, labels.as_dict(), labels.created, [layer.packed.diff_id for layer in layers])
     manifest = {
@@ -125,21 +126,27 @@ class _Assembly:
     def layers(self) -> tuple[AssembledLayer, ...]:
         """Return the layers, bottom first; raises UserError."""
         plan, store = self.inputs.plan, self.store
-        packed = [self.workers.submit(store.repack, self.inputs.base, self.compression)]
+        packed = self.workers.submit(store.repack, self.inputs.base, self.compression)
         base = store.unpack(self.inputs.base)
         conda = self._conda(base)
         numbered = [self.workers.submit(self._wheels, f"layer-{n:02}", conda, base) for n in range(1, len(plan.numbered) + 1)]
         libraries = numbered[: len(plan.libraries)]
-        model = self._model(base, conda, libraries)
-        unpacked = [conda, *(future.result() for future in numbered), model]
+        model = self.workers.submit(self._model, base, conda, libraries)  # it waits for earlier ones only
+        unpacked, packs = [conda], [self._packing(conda)]
+        for future in (*numbered, model):
+            unpacked.append(future.result())
+            packs.append(self._packing(unpacked[-1]))
         own = self._own_files([*reversed(unpacked), base])
-        every = [*unpacked, own]
-        rest = [*self.workers.map(lambda made: store.pack(made, self.compression), every)]
+        packs.append(self._packing(own))
+        rest = [future.result() for future in packs]
         names = [f"conda packages ({len(self.inputs.spec.conda)})"]
         names += [", ".join(file.file for file in layer.files) for layer in (*plan.numbered, plan.model)]
         names += ["files of Smokehouse"]
-        below = [AssembledLayer(layer, self.inputs.spec.base.name) for layer in packed[0].result()]
+        below = [AssembledLayer(layer, self.inputs.spec.base.name) for layer in packed.result()]
         return (*below, *(AssembledLayer(layer, name) for layer, name in zip(rest, names, strict=True)))
+
+    def _packing(self, made: Made) -> "Future[Packed]":
+        return self.workers.submit(self.store.pack, made, self.compression)
 
     def _conda(self, base: Made) -> Made:
         script = "tar -xf /in/prefix.tar -C /out && exec /out/opt/env/bin/python -I -S -B /steps/conda.py /in /out"

@@ -1,9 +1,10 @@
 """Layers made here: a step of docker/Dockerfile runs in a namespace, and what it writes to /out becomes a layer.
 
-A layer is kept under a hash of what it is made from, so environments share it, and only what has changed is made again. One
-that was edited since it was made is not used.
+A layer is kept under a hash of what it is made from, so environments share it, and only what has changed is made again. What
+was edited since is made again, too, and what was not used for longest is removed where there is too much.
 """
 
+import fcntl
 import gzip
 import hashlib
 import json
@@ -11,9 +12,10 @@ import os
 import re
 import shutil
 import tarfile
+import time
 import zlib
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,9 +38,12 @@ NO_PROGRAMS = "the base image has no {}; use one that has a shell, tar and glibc
 
 Compression = Literal["zstd", "gzip"]
 
-_FORMAT = 1  # raised whenever the same inputs make another layer
+_FORMAT = 2  # raised whenever the same inputs make another layer
 _DEADLINE = 7200.0  # seconds of one step
 _CHUNK = 1 << 20
+# The most that is kept, in GB, and the seconds for which all that was used is kept: an image is written from it.
+_MOST, _MOST_VARIABLE = 50.0, "SMOKEHOUSE_LAYERS_GB"
+_KEPT = 3600.0
 _LEVELS: dict[Compression, int] = {"zstd": 3, "gzip": 6}
 _WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
 # Of a step; those that are compiled set their own.
@@ -86,9 +91,46 @@ class LayerStore:
     """A folder of layers that were made in a checkout, which later builds use again."""
 
     def __init__(self, checkout: Checkout, folder: Path | None = None) -> None:
-        """Open the store of `checkout`, or that in `folder`, which need not exist."""
+        """Open the store of `checkout`, or that in `folder`; raises UserError where others could have written to it."""
         self._folder = folder or checkout.build / "layers"
         self._steps = checkout.file("docker/steps")
+        self._used: set[Path] = set()
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o755)
+        found = self._folder.stat()
+        if found.st_mode & 0o022 or found.st_uid not in (0, os.geteuid(), checkout.root.stat().st_uid):
+            raise UserError(
+                f"{self._folder}: expected a folder that nobody else can write to, since images are made of it, found mode "
+                f"{found.st_mode & 0o777:o} and owner {found.st_uid}; remove it"
+            )
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep others from removing layers; at the end, remove those that were not used for longest, if there are too many."""
+        try:
+            most = float(os.environ.get(_MOST_VARIABLE) or _MOST) * 1e9
+        except ValueError:
+            raise UserError(f"{_MOST_VARIABLE}: expected a number of GB, found {os.environ[_MOST_VARIABLE]}") from None
+        with (self._folder / ".use").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            yield
+            for folder in self._used:
+                os.utime(folder)
+            with suppress(BlockingIOError):  # another build uses them, and will do this
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._prune(most)
+
+    def _prune(self, most: float) -> None:
+        """Remove layers until `most` bytes are left, in the order of their last use, but none that was just used."""
+        entries = [path for path in self._folder.iterdir() if re.fullmatch(files.SHA256, path.name)]
+        by_use = sorted(entries, key=lambda path: path.stat().st_mtime)
+        sizes = {path: _kept_bytes(path) for path in by_use}
+        total = sum(sizes.values())
+        for path in by_use:
+            if total <= most or path.stat().st_mtime > time.time() - _KEPT:
+                break
+            _make_removable(path)
+            shutil.rmtree(path)
+            total -= sizes[path]
 
     def make(self, step: Step) -> Made:
         """Run `step` unless what it makes is there; raises UserError with the reason that the step gives."""
@@ -113,8 +155,7 @@ class LayerStore:
                 with image.layout.blob(layer.digest).open("rb") as file:
                     stream = _Reading(decompress(file, layer.media_type, f"layer {number}"))
                     _extract(stream, tree)
-                    if stream.digest() != diff_id:  # by which it is kept
-                        raise UserError(f"layer {number} of the base: expected {diff_id}, found another; do not trust it")
+                    _require_diff_id(number, diff_id, stream.digest())  # by which it is kept
 
         self._once(made, "base", extract)
         return made
@@ -138,30 +179,32 @@ class LayerStore:
                     out.write(chunk)
 
         packed = self._pack(self._place({"layer": diff_id}), compression, copy)
-        if packed.diff_id != diff_id:
-            raise UserError(f"layer {number + 1} of the base: expected {diff_id}, found {packed.diff_id}; do not trust it")
+        _require_diff_id(number + 1, diff_id, packed.diff_id)
         return packed
 
     def _place(self, content: Mapping[str, object]) -> Made:
         key = files.sha256(json.dumps({"format": _FORMAT, **content}, sort_keys=True))
-        return Made(key, self._folder / key)
+        made = Made(key, self._folder / key)
+        self._used.add(made.folder)
+        return made
 
     def _once(self, made: Made, name: str, write: Callable[[Path], None]) -> None:
-        record = made.folder / "tree.sha256"
         made.folder.mkdir(parents=True, exist_ok=True)
+        record = made.folder / "tree.sha256"
         with exclusive(made.folder / ".lock", f"making {name}"):
             if made.tree.is_dir() and record.is_file() and record.read_text() == _fingerprint(made.tree):
                 return
+            for path in made.folder.iterdir():  # the layer that was packed of it, too: it may have been edited before
+                if path.name != ".lock":
+                    _discard(path)
             partial = made.folder / "partial"
-            for stale in (partial, made.tree):
-                shutil.rmtree(stale, ignore_errors=True)
             partial.mkdir()
             try:
                 write(partial)
                 files.write(record, _fingerprint(partial))
                 partial.rename(made.tree)
             finally:
-                shutil.rmtree(partial, ignore_errors=True)
+                _discard(partial)
 
     def _run(self, step: Step, tree: Path) -> None:
         with TemporaryDirectory(dir=tree.parent) as name:
@@ -237,6 +280,32 @@ def _fingerprint(tree: Path) -> str:
             text = f"{path[len(str(tree)) :]}\0{found.st_mode}\0{found.st_size}\0{found.st_mtime_ns}\0{found.st_ctime_ns}\n"
             digest.update(text.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
+
+
+def _kept_bytes(folder: Path) -> int:
+    """Return about how many bytes a layer takes, with what it was packed from."""
+    packed = sum(path.stat().st_size for path in folder.glob("layer.*"))
+    return packed + sum(os.lstat(Path(place, name)).st_size for place, _, names in os.walk(folder / "tree") for name in names)
+
+
+def _discard(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        _make_removable(path)
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _make_removable(folder: Path) -> None:
+    """Let this user enter and change all folders in `folder`."""
+    for path, _, _ in os.walk(folder):
+        Path(path).chmod(0o755)
+
+
+def _require_diff_id(number: int, expected: str, found: str) -> None:
+    """Raise UserError for a base that is not what its configuration says; what is made on it is kept by what that says."""
+    if found != expected:
+        raise UserError(f"layer {number} of the base: expected {expected}, found {found}; do not trust it")
 
 
 class _Sink(Protocol):

@@ -33,6 +33,8 @@ from smokehouse.oci.model import (
 from smokehouse.storage import files
 
 _CHUNK = 1 << 20
+# In the folder of a layout; BuildKit leaves an empty folder `ingest`.
+_PARTS = ("blobs", "index.json", "oci-layout")
 _LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 
 
@@ -59,16 +61,23 @@ class Layout:
         place = self.blob(blob.digest)
         if blob.size > MAX_DOCUMENT:
             raise UserError(f"{place}: expected at most {MAX_DOCUMENT} bytes, found {blob.size}; do not trust this image")
-        self.verify_blob(blob)
-        return place.read_bytes()
+        self._require_blob(place, blob)
+        with place.open("rb") as file:
+            data = file.read(blob.size + 1)
+        if len(data) != blob.size or f"sha256:{files.sha256(data)}" != blob.digest:  # of what is returned, and no later read
+            raise _unlike(place)
+        return data
 
     def verify_blob(self, blob: Descriptor) -> None:
         """Raise UserError where a blob is missing or does not match its digest."""
         place = self.blob(blob.digest)
+        self._require_blob(place, blob)
+        if place.stat().st_size != blob.size or files.hashed(place) != blob.digest.removeprefix("sha256:"):
+            raise _unlike(place)
+
+    def _require_blob(self, place: Path, blob: Descriptor) -> None:
         if not place.is_file():
             raise UserError(f"{self.folder}: blob {blob.digest} not found; build or fetch the layout again")
-        if place.stat().st_size != blob.size or files.hashed(place) != blob.digest.removeprefix("sha256:"):
-            raise UserError(f"{place}: does not match its digest; build or fetch the layout again")
 
     def write_index(self, manifest: Descriptor, name: str = "") -> None:
         """Make `manifest`, which engines are to call `name`, the only image of the layout."""
@@ -82,33 +91,47 @@ class Layout:
 
     def image(self) -> "Image":
         """Return the only linux/amd64 image of the layout; raises UserError."""
-        place = self.folder / "index.json"
+        return self._choose(self._document("index.json"))
+
+    def only_image(self) -> "Image":
+        """Return the image of a layout that has nothing else, so that all programs choose this one; raises UserError."""
+        data, place = self._document("index.json"), str(self.folder / "index.json")
+        entry = closed.check_index(data, place)
+        if entry["mediaType"] == INDEX:  # docker save writes an index that lists an index
+            nested = Descriptor.model_validate(entry)
+            closed.check_index(self.read(nested), nested.digest)
+        # Some programs take the image that a manifest.json lists, and not that of the index.
+        if other := sorted(path.name for path in self.folder.iterdir() if path.name not in _PARTS and not _is_empty(path)):
+            listed = ", ".join(closed.show(name)[1:-1] for name in other)
+            parts = ", ".join(_PARTS)
+            raise UserError(f"{self.folder}: expected {parts} alone, found {listed}; remove it, or do not trust this image")
+        version = closed.read(self._document("oci-layout"), str(self.folder / "oci-layout"))
+        for path, problem in closed.differences(version, {"imageLayoutVersion": "1.0.0"}):
+            raise UserError(f"{self.folder / 'oci-layout'}: {path}: {problem}; do not trust this image")
+        return self._choose(data)
+
+    def _document(self, name: str) -> bytes:
+        """Return what is in the file `name`, read once and within bounds; raises UserError."""
+        place = self.folder / name
         try:
             with files.open_regular(place) as file:
                 data = file.read(MAX_DOCUMENT + 1)
         except FileNotFoundError:
-            raise UserError(f"{self.folder}: not an OCI layout, index.json not found; specify a folder that has one") from None
+            raise UserError(f"{self.folder}: not an OCI layout, {name} not found; specify a folder that has one") from None
         except OSError as broken:
             raise UserError(f"{place}: cannot be read ({broken.strerror}); specify a folder that has an OCI layout") from None
         if len(data) > MAX_DOCUMENT:
             raise UserError(f"{place}: expected at most {MAX_DOCUMENT} bytes, found more; do not trust this image")
-        index = parse(Index, data, str(place))
+        return data
+
+    def _choose(self, data: bytes) -> "Image":
+        index = parse(Index, data, str(self.folder / "index.json"))
         for _ in range(2):  # docker save writes an index that lists an index
             chosen = choose_image(index, str(self.folder))
             if chosen.media_type not in INDEXES:
                 return self.open(chosen)
             index = parse(Index, self.read(chosen), chosen.digest)
         raise UserError(f"{self.folder}: expected at most two nested indexes, found more; specify a layout with one image")
-
-    def only_image(self) -> "Image":
-        """Return the image of a layout that has no other, so that all programs choose this one; raises UserError."""
-        place = self.folder / "index.json"
-        if place.is_file() and place.stat().st_size <= MAX_DOCUMENT:
-            entry = closed.check_index(place.read_bytes(), str(place))
-            if entry["mediaType"] == INDEX:  # docker save writes an index that lists an index
-                nested = Descriptor.model_validate(entry)
-                closed.check_index(self.read(nested), nested.digest)
-        return self.image()
 
     def open(self, chosen: Descriptor) -> "Image":
         """Return the image whose manifest is `chosen`; raises UserError."""
@@ -195,6 +218,14 @@ def write_layout(layer: Path, folder: Path, *, name: str, created: str, created_
     files.write(folder / "index.json", json.dumps({"schemaVersion": 2, "manifests": [entry]}))
 
 
+def _unlike(place: Path) -> UserError:
+    return UserError(f"{place}: does not match its digest; build or fetch the layout again")
+
+
+def _is_empty(path: Path) -> bool:
+    return path.name == "ingest" and path.is_dir() and not path.is_symlink() and not any(path.iterdir())
+
+
 def _entry(blob: Descriptor) -> dict[str, object]:
     return blob.model_dump(by_alias=True, exclude_none=True)
 
@@ -206,16 +237,19 @@ def _spaced(content: object) -> bytes:
 
 def unpack_layout(archive: Path, folder: Path) -> Layout:
     """Unpack the tar file `archive`, as docker save writes it, to `folder` and return its layout; raises UserError."""
-    with tarfile.open(archive, "r:") as tar:
-        for member in tar:
-            path = member.name.removeprefix("./")
-            source = tar.extractfile(member) if member.isreg() else None
-            if source is None or not re.fullmatch(rf"index\.json|oci-layout|blobs/sha256/{files.SHA256}", path):
-                continue
-            place = folder / path
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with source, place.open("wb") as out:
-                shutil.copyfileobj(source, out, _CHUNK)
+    try:
+        with tarfile.open(archive, "r:") as tar:
+            for member in tar:
+                path = member.name.removeprefix("./")
+                source = tar.extractfile(member) if member.isreg() else None
+                if source is None or not re.fullmatch(rf"index\.json|oci-layout|blobs/sha256/{files.SHA256}", path):
+                    continue
+                place = folder / path
+                place.parent.mkdir(parents=True, exist_ok=True)
+                with source, place.open("wb") as out:
+                    shutil.copyfileobj(source, out, _CHUNK)
+    except tarfile.TarError as broken:
+        raise UserError(f"{archive.name}: expected a tar file from the engine, found {broken}; save the image again") from None
     if not os.path.lexists(folder / "index.json"):
         raise UserError(f"{archive.name}: no OCI layout in the output of docker save; use Docker Engine 25 or later")
     return Layout(folder)

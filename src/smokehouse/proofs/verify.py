@@ -192,6 +192,10 @@ def _compare_origin(subject: _Subject, options: VerifyOptions) -> tuple[list[str
         differences.append(Difference(0, "(config) label org.opencontainers.image.source", problem))
     elif options.source is None and labels.source:
         claims.append(f"source {printable(labels.source)}, as the image says; specify the URL with --source")
+    for key, name in sorted((subject.image.descriptor.annotations or {}).items()):
+        repository = name.partition("@")[0].rpartition("/")[2].partition(":")[0]
+        if key.endswith(".name") and repository != subject.locked.name:  # it could replace another image
+            claims.append(f"name {printable(name)}, under which engines load this layout")
     urls = {wheel.sha256: wheel.url for wheel in options.added}
     claims += [
         f"{wheel.name} from {wheel.url}, as the image says; it was taken from --with, by its hash"

@@ -134,6 +134,8 @@ def _wrong_leg(fields: Mapping[str, Any]) -> str:
     if max(leg.world_size for leg in legs) < 2:
         return "expected a report of two ranks or more, found one of one rank, which partitions and reduces nothing"
     cards = len((fields.get("gpu") or {}).get("cards", [])) if device == "cuda" else 0
+    if device == "cuda" and not cards:
+        return "gpu: expected the GPUs that the run was on, found none"
     for leg in legs:
         if leg.nodes != len(fields.get("nodes", [None])) or leg.world_size % leg.nodes:
             return (
@@ -141,11 +143,7 @@ def _wrong_leg(fields: Mapping[str, Any]) -> str:
             )
         if leg.backend == "nccl" and leg.gpus != leg.world_size:
             return f"legs: expected a GPU for each of {leg.world_size} ranks with NCCL, found {leg.gpus}"
-        if (
-            bool(leg.gpus) != (device == "cuda")
-            or leg.gpus > leg.world_size
-            or ("gpu" in fields and leg.gpus > cards * leg.nodes)
-        ):
+        if bool(leg.gpus) != (device == "cuda") or leg.gpus > leg.world_size or leg.gpus > cards * leg.nodes:
             return f"legs: expected what {device} with {cards} GPUs can run, found {leg.world_size} ranks on {leg.gpus} GPUs"
     return ""
 
@@ -184,6 +182,9 @@ def _wrong_check(fields: Mapping[str, Any], planned: Mapping[str, Any]) -> str:
         return f"expected {planned['precision']} on {fields['device']}, found {fields['precision']}"
     if "legs" in fields and [leg["name"] for leg in fields["legs"]] != planned["legs"]:
         return f"legs: expected {', '.join(planned['legs'])}, found other names"
+    for what, names in fields.get("variables", {}).items():
+        if strange := [name for name in names if not name.startswith(tuple(planned["variables"][what]))]:
+            return f"variables: expected those that a run has {what}, found {', '.join(strange[:_SHOWN])}"
     found = {_key(check): check for check in fields["checks"]}
     if len(found) != len(fields["checks"]):
         return "checks: expected each check once for each stage and leg, found one twice"
@@ -204,8 +205,9 @@ def _problems(
         if plan and check["kind"] != plan["kind"]:
             yield f"{name}: expected a {plan['kind']}, found a {check['kind']}"
         count = plan["ranks"] if plan else len(ranks)
-        if [rank["rank"] for rank in ranks] != [*range(count)]:
-            yield f"{name}: expected verdicts of ranks 0 to {count - 1}, found {_ranks(ranks)}"
+        if not ranks or [rank["rank"] for rank in ranks] != [*range(count)]:
+            yield f"{name}: expected verdicts of ranks 0 to {count - 1}, found {_ranks(ranks) or 'none'}"
+            return
         verdict = min((rank["verdict"] for rank in ranks), key=_ORDER.index)
         if verdict != check["verdict"]:
             yield f"{name}: expected {verdict}, the verdict of its worst rank, found {check['verdict']}"

@@ -63,9 +63,12 @@ class Report:
     @property
     def limits(self) -> list[str]:
         """What the run did not prove of a GPU machine, in a few words each."""
+        kept = self.fields.get("variables", {}).get("kept", [])
+        found = [f"with {', '.join(kept)} set, which may change the outcome"] if kept else []
         if self.on_gpu:
-            return []
-        return ["NCCL with one rank only, which partitions nothing"] if self._nccl_ranks else ["not on GPUs with NCCL"]
+            return found
+        nccl = "NCCL with one rank only, which partitions nothing" if self._nccl_ranks else "not on GPUs with NCCL"
+        return [nccl, *found]
 
     @property
     def _nccl_ranks(self) -> int:
@@ -94,11 +97,12 @@ class Report:
             if fields["versions"].get(name)
         )
         stages = ", ".join(f"ZeRO-{stage}" for stage in sorted({c["zero_stage"] for c in fields["checks"] if c["zero_stage"]}))
-        machine = fields["machine"]
+        machine, kept = fields["machine"], fields.get("variables", {}).get("kept")
+        variables = f", with {', '.join(kept)} set" if kept else ""
         return (
             f"{kinds['check']} checks and {kinds['control']} controls passed{f' under {stages}' if stages else ''}"
             f"{f' with {versions}' if versions else ''} on {self.where}; {machine['cpu']} ({machine['cpus']} CPUs, "
-            f"{machine['memory_bytes'] / 1e9:.0f} GB), {fields['started']}"
+            f"{machine['memory_bytes'] / 1e9:.0f} GB){variables}, {fields['started']}"
         )
 
     @cached_property

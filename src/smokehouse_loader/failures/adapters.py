@@ -162,6 +162,16 @@ FAILURES = (
         signs=(Sign("You cannot perform fine-tuning on purely quantized models. Please attach trainable adapters"),),
     ),
     Failure(
+        name="quantised-moved",
+        cause="A quantised model was moved or cast with .to, .cuda or .half, which its weights do not allow.",
+        cure=(
+            "leave it where from_pretrained put it (device_map={'': LOCAL_RANK}), and take a release of accelerate that does "
+            "not move it either"
+        ),
+        source="transformers/modeling_utils.py",
+        signs=(Sign("`.to` is not supported for"),),
+    ),
+    Failure(
         name="qlora-storage-type",
         cause=(
             "ZeRO-3 (or FSDP) flattens parameters of one type, and bitsandbytes stores 4-bit weights as uint8 "
@@ -171,6 +181,7 @@ FAILURES = (
         source="peft's guide to DeepSpeed and FSDP with QLoRA; pytorch's flat parameters",
         signs=(
             Sign("Must flatten tensors with uniform dtype but got"),
+            Sign("Cannot flatten integer dtype tensors"),
             Sign(
                 "Only Tensors of floating point and complex dtype can require gradients",
                 needs=("bitsandbytes || Params4bit || quantizer || 4bit",),

@@ -144,7 +144,6 @@ FAILURES = (
         reproduction="unknown_image_processor",
         signs=(
             Sign("Unrecognized image processor in {}. Should have a `image_processor_type` key"),
-            Sign("Unrecognized image processor in {}. Should have an `image_processor_type` key"),
             Sign("Unrecognized video processor in"),
             Sign("AttributeError: module transformers has no attribute {w}ImageProcessor"),
             Sign("module transformers has no attribute {w}ImageProcessor"),
@@ -203,6 +202,59 @@ FAILURES = (
         ),
     ),
     Failure(
+        name="sizes-in-text-config",
+        cause=("The code reads config.hidden_size, and the configuration of a vision-language model has it in text_config."),
+        cure=(
+            "give numbers instead of 'auto' in zero_optimization (reduce_bucket_size, stage3_prefetch_bucket_size, "
+            "stage3_param_persistence_threshold), read config.get_text_config().hidden_size in own code, and take releases of "
+            "trl and accelerate that know this transformers"
+        ),
+        source="transformers/integrations/deepspeed.py, trainer_config_finalize",
+        signs=(
+            Sign("entry, therefore it's not possible to automatically fill out the following `auto` entries"),
+            Sign(
+                "object has no attribute 'hidden_size'",
+                needs=("VLConfig || VLMoeConfig || LlavaConfig || InternVLConfig || Gemma3Config || Idefics || Mllama",),
+            ),
+        ),
+    ),
+    Failure(
+        name="modules-moved",
+        cause=(
+            "The code reads a module by a path of another transformers: in 4.52 the vision tower and the language model moved "
+            "below model.model."
+        ),
+        cure=(
+            "read model.model.visual and model.model.language_model (get_submodule by the names that named_modules lists), or "
+            "install the transformers that the code was written for"
+        ),
+        source="transformers/models/qwen2_5_vl/modeling_qwen2_5_vl.py",
+        signs=(
+            Sign("ForConditionalGeneration' object has no attribute 'visual'"),
+            Sign("ForConditionalGeneration' object has no attribute 'language_model'"),
+            Sign("ForConditionalGeneration' object has no attribute 'vision_tower'"),
+            Sign("VLModel' object has no attribute 'embed_tokens'"),
+            Sign("VLModel' object has no attribute 'layers'"),
+        ),
+    ),
+    Failure(
+        name="argument-of-another-release",
+        cause="A Trainer or its arguments do not have this parameter: it was renamed, or is of another release of the library.",
+        cure=(
+            "read the signature in the installed release (tokenizer became processing_class, evaluation_strategy "
+            "eval_strategy, max_seq_length max_length), or install the release that the script was written for"
+        ),
+        source="transformers/trainer.py and trl's trainers, which raise Python's own TypeError",
+        signs=(
+            Sign("Trainer.__init__() got an unexpected keyword argument"),
+            Sign("TrainingArguments.__init__() got an unexpected keyword argument"),
+            *(
+                Sign(f"{name}Config.__init__() got an unexpected keyword argument")
+                for name in ("SFT", "GRPO", "DPO", "KTO", "PPO", "Reward")
+            ),
+        ),
+    ),
+    Failure(
         name="config-not-json",
         cause="config.json is not valid JSON: it was cut off, merged by hand, or is an error page.",
         cure="get the file again, or validate it with python -m json.tool",
@@ -211,7 +263,7 @@ FAILURES = (
             Sign("It looks like the config file at {} is not a valid JSON file"),
             Sign(
                 "JSONDecodeError",
-                needs=("_dict_from_json_file || from_json_file || config.json",),
+                needs=("_dict_from_json_file || from_json_file || /config.json || configuration_utils.py",),
                 unless=("hf_raise_for_status || requests/models.py",),
             ),
         ),

@@ -83,10 +83,7 @@ FAILURES = (
             "TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC higher only where one call is really that long"
         ),
         source="torch's ProcessGroupNCCL.cpp",
-        signs=(
-            Sign("ProcessGroupNCCL's watchdog got stuck for"),
-            Sign("Heartbeat monitor timed out! Process will be terminated"),
-        ),
+        signs=(Sign("ProcessGroupNCCL's watchdog got stuck for"),),
         may_follow=True,
     ),
     Failure(
@@ -194,7 +191,7 @@ FAILURES = (
         signs=(
             Sign("output tensor must have the same type as input tensor"),
             Sign(
-                "Tensors must have the same type", needs=("all_reduce || all_gather || reduce_scatter || c10d || distributed",)
+                "Tensors must have identical type", needs=("all_reduce || all_gather || reduce_scatter || c10d || distributed",)
             ),
             Sign("output tensor size must be equal to world_size times input tensor size"),
         ),
@@ -244,7 +241,6 @@ FAILURES = (
         signs=(
             Sign("Timed out waiting {n}ms for recv operation to complete"),
             Sign("Timed out waiting {n}ms for send operation to complete"),
-            Sign("monitoredBarrier: "),
             Sign("failed to pass monitoredBarrier in"),
         ),
         may_follow=True,
@@ -260,7 +256,7 @@ FAILURES = (
                 needs=("EADDRINUSE || address already in use || Address already in use || errno: 98",),
             ),
             Sign("EADDRINUSE, message: address already in use", needs=("socket || TCPStore || DistNetworkError",)),
-            Sign("error: [Errno 98] Address already in use"),
+            Sign("OSError: [Errno 98] Address already in use"),
         ),
     ),
     Failure(
@@ -313,6 +309,28 @@ FAILURES = (
             Sign("Failed to recv, got 0 bytes. Connection was likely closed"),
         ),
         victim=True,
+    ),
+    Failure(
+        name="nodes-not-reached",
+        cause="DeepSpeed's launcher starts ranks on other nodes by ssh, and cannot: pdsh, a key or a known host is missing.",
+        cure=(
+            "make ssh NODE true work without a question from the first node (keys, known_hosts), install pdsh, or start each "
+            "node with torchrun or srun"
+        ),
+        source="deepspeed/launcher/runner.py",
+        signs=(
+            Sign("launcher 'pdsh' not installed"),
+            Sign("Host key verification failed", log=("pdsh || deepspeed",)),
+            Sign("was not reachable via ssh. If you are running with a single node"),
+            Sign("Permission denied (publickey", log=("pdsh || deepspeed",)),
+        ),
+    ),
+    Failure(
+        name="ended-by-scheduler",
+        cause="Slurm ended the job: its time was over, or another job had priority. Nothing is wrong with the run.",
+        cure="resume from the last checkpoint; save more often than the time that may be lost, or ask for more (--time)",
+        source="Slurm's slurmstepd",
+        signs=(Sign("DUE TO TIME LIMIT ***", needs=("CANCELLED AT",)), Sign("DUE TO PREEMPTION ***", needs=("CANCELLED AT",))),
     ),
     Failure(
         name="launcher-summary",

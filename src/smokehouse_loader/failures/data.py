@@ -43,6 +43,10 @@ FAILURES = (
             Sign("Videos features and video tokens do not match"),
             Sign("The number of image tokens is {n} while the number of image given to the model is"),
             Sign("The input provided to the model are wrong. The number of image tokens is"),
+            Sign(
+                "shape mismatch: value tensor of shape {shape} cannot be broadcast to indexing result of shape {shape}",
+                needs=("image_embeds || image_mask || image_features || video_embeds || video_mask",),
+            ),
             Sign("Mismatch in `image` token count between text and `input_ids`"),
             Sign("Mismatch in `video` token count between text and `input_ids`"),
         ),
@@ -221,10 +225,7 @@ FAILURES = (
         cause="FlashAttention computes in fp16 and bf16 only, and got fp32 queries.",
         cure="load with torch_dtype=torch.bfloat16 (in a config of DeepSpeed bf16.enabled), or attn_implementation='sdpa'",
         source="flash-attention's flash_api.cpp",
-        signs=(
-            Sign("FlashAttention only support fp16 and bf16 data type"),
-            Sign("FlashAttention only supports fp16 and bf16 data type"),
-        ),
+        signs=(Sign("FlashAttention only support fp16 and bf16 data type"),),
     ),
     Failure(
         name="flash-attention-padding",
@@ -248,6 +249,23 @@ FAILURES = (
         ),
     ),
     Failure(
+        name="labels-missing",
+        cause="The batch has no labels, so the model computes no loss: the collator makes none, or they have another name.",
+        cure="return labels from the collator (a copy of input_ids, with padding and image tokens set to -100)",
+        source="transformers/trainer.py, compute_loss",
+        signs=(Sign("The model did not return a loss from the inputs, only the following keys"),),
+    ),
+    Failure(
+        name="group-size",
+        cause="The global batch of GRPO cannot be divided into groups of num_generations completions.",
+        cure="make per_device_train_batch_size x processes (x accumulation) a multiple of num_generations, or generate fewer",
+        source="trl/trainer/grpo_trainer.py and grpo_config.py",
+        signs=(
+            Sign("must be evenly divisible by the number of generations per prompt"),
+            Sign("must be divisible by num_generations"),
+        ),
+    ),
+    Failure(
         name="columns-removed",
         cause=(
             "The Trainer removed every column that forward does not name, the images or texts among them, before "
@@ -265,6 +283,7 @@ FAILURES = (
         signs=(
             Sign("is killed by signal: Killed", needs=("DataLoader worker",)),
             Sign("is killed by signal: Segmentation fault", needs=("DataLoader worker",)),
+            Sign("exited unexpectedly", needs=("DataLoader worker (pid(s)",)),
         ),
         may_follow=True,
     ),

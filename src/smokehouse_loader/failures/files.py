@@ -21,7 +21,7 @@ FAILURES = (
             Sign("PytorchStreamReader failed reading zip archive"),
             Sign("PytorchStreamReader failed finding central directory"),
             Sign("invalid header or archive is corrupted"),
-            Sign("Unexpected EOF while reading bytes"),
+            Sign("unexpected EOF, expected {n} more bytes. The file might be corrupted"),
         ),
     ),
     Failure(

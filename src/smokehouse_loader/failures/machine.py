@@ -2,6 +2,21 @@
 
 from smokehouse_loader.failures.model import MEASURED, Failure, Sign
 
+# Packages that training scripts of vision-language models import, and environments need not have.
+OF_SCRIPTS = (
+    "qwen_vl_utils",
+    "decord",
+    "av",
+    "deepspeed",
+    "peft",
+    "trl",
+    "accelerate",
+    "bitsandbytes",
+    "liger_kernel",
+    "timm",
+    "wandb",
+)
+
 FAILURES = (
     Failure(
         name="triton-without-driver",
@@ -98,6 +113,7 @@ FAILURES = (
             Sign("Ninja is required to load C++ extensions"),
             Sign("Unable to JIT load the {w} op due to"),
             Sign("unsupported GNU version! gcc versions later than"),
+            Sign("'DeepSpeedCPUAdam' object has no attribute 'ds_opt_adam'"),
         ),
         may_follow=True,
     ),
@@ -226,6 +242,20 @@ FAILURES = (
         cure="start nvidia-fabricmanager in the driver's own version (systemctl status nvidia-fabricmanager), then start again",
         source="pytorch issue #35710; the CUDA runtime's error 802",
         signs=(Sign("system not yet initialized", needs=("802 || CUDA || cuda",)),),
+    ),
+    Failure(
+        name="cuda-not-started",
+        cause=(
+            "CUDA does not start although a driver is there: nvidia_uvm is not loaded, the container lost its devices, or "
+            "CUDA_VISIBLE_DEVICES was changed after torch was imported."
+        ),
+        cure=(
+            "start the container again (or modprobe nvidia_uvm), see whether nvidia-smi works in it, and set "
+            "CUDA_VISIBLE_DEVICES before Python starts"
+        ),
+        source="pytorch issue #49327; c10's CUDA functions",
+        only_on_gpu=True,
+        signs=(Sign("CUDA unknown error - this may be due to an incorrectly set up environment"),),
     ),
     Failure(
         name="no-driver",
@@ -365,7 +395,6 @@ FAILURES = (
         signs=(
             Sign("DefaultCPUAllocator: can't allocate memory"),
             Sign("OSError: [Errno 12] Cannot allocate memory"),
-            Sign("OSError: [Errno 16] Cannot allocate memory"),
             Sign("Unable to allocate {} for an array with shape"),
         ),
     ),
@@ -409,10 +438,7 @@ FAILURES = (
         cure="end the other process, or have an administrator run nvidia-smi -c DEFAULT",
         source="cuda_runtime_api.h, cudaErrorDevicesUnavailable; pytorch issue #9930",
         only_on_gpu=True,
-        signs=(
-            Sign("CUDA-capable device(s) is/are busy or unavailable"),
-            Sign("all CUDA-capable devices are busy or unavailable"),
-        ),
+        signs=(Sign("CUDA-capable device(s) is/are busy or unavailable"),),
     ),
     Failure(
         name="gpu-memory-error",
@@ -444,6 +470,32 @@ FAILURES = (
             Sign("CUDA error: misaligned address"),
         ),
         question="Which call raises it with CUDA_LAUNCH_BLOCKING=1?",
+    ),
+    Failure(
+        name="library-of-the-system",
+        cause="OpenCV (or another package) needs a library of a desktop, which servers and slim images do not have.",
+        cure="replace opencv-python by opencv-python-headless, or install the library (Debian: libgl1, libglib2.0-0)",
+        source="opencv-python's README, on headless environments",
+        signs=(
+            Sign("ImportError: libGL.so{}cannot open shared object file"),
+            Sign("ImportError: libgthread-2.0.so{}cannot open shared object file"),
+            Sign("ImportError: libSM.so{}cannot open shared object file"),
+        ),
+        excludes=("library-not-found",),
+    ),
+    Failure(
+        name="torchvision-of-another-torch",
+        cause="torchvision was built for another release of torch, which therefore does not know its operators.",
+        cure="install the torchvision of this torch's release (0.21 with 2.6, 0.25 with 2.10), from the same index",
+        source="torchvision/_meta_registrations.py",
+        signs=(Sign("operator torchvision::nms does not exist"),),
+    ),
+    Failure(
+        name="openmp-of-two-vendors",
+        cause="MKL was told to use Intel's OpenMP after GNU's was loaded: numpy of conda and torch of PyPI in one process.",
+        cure="import numpy before torch, or set MKL_THREADING_LAYER=GNU; install both from the same source",
+        source="pytorch issue #37377",
+        signs=(Sign("MKL_THREADING_LAYER=INTEL is incompatible with"),),
     ),
     Failure(
         name="library-not-found",
@@ -484,7 +536,7 @@ FAILURES = (
         signs=(
             Sign("The installed version of bitsandbytes was compiled without GPU support"),
             Sign("Attempted to use bitsandbytes native library functionality but it's not available"),
-            Sign("CUDA Setup failed despite GPU being available"),
+            Sign("CUDA Setup failed despite CUDA being available"),
             Sign("Configured CUDA binary not found at"),
         ),
     ),
@@ -498,6 +550,7 @@ FAILURES = (
             Sign("Using `low_cpu_mem_usage=True`{} requires Accelerate"),
             Sign("requires `accelerate`: `pip install"),
             Sign("requires `accelerate>="),
+            *(Sign(f"No module named '{name}'") for name in OF_SCRIPTS),
             Sign("is required for a normal functioning of this module, but found"),
         ),
     ),

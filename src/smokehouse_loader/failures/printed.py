@@ -1,675 +1,1158 @@
 # ruff: noqa: E501, S108 - texts as they are printed
 """The programs that print the texts of the table: each with its versions, and its files in site-packages.
 
-Ranges begin and end at versions that the stacks have: what lies between two of them has not been read. A text that is put together from a message and a name, or that no Python package prints, is in ELSEWHERE with what prints it.
+tests/data/printed.json records which releases have which texts, from the oldest release that is read on, and the ranges are exact in it: where one begins or ends, the release before and the one after were read. A text that the program has as a whole is in PRINTED; one that it puts together is in COMPOSED, with the parts that it has. RAISED are the texts of programs of the machine, which a test makes raise them. What can be neither read nor raised is in ELSEWHERE, with its public source.
 """
 
 PRINTED: dict[str, tuple[str, ...]] = {
-    ("size mismatch for {}: copying a param with shape {shape} from checkpoint, the shape in current model is {0}"): (
-        "torch>=2.6.0 torch/nn/modules/module.py",
+    "size mismatch for {}: copying a param with shape {shape} from checkpoint, the shape in current model is {0}": (
+        "torch>=2.4.1 torch/nn/modules/module.py",
     ),
-    "Trying to set a tensor of shape {shape} in {} (which has shape {0}": ("accelerate>=1.4.0 accelerate/utils/modeling.py",),
-    "copying a param with shape {0} from checkpoint": ("torch>=2.6.0 torch/nn/modules/module.py",),
-    "Trying to set a tensor of shape {0} in {} (which has shape": ("accelerate>=1.4.0 accelerate/utils/modeling.py",),
-    "Cannot copy out of meta tensor; no data!": ("torch>=2.6.0 torch/nn/modules/module.py",),
+    "Trying to set a tensor of shape {shape} in {} (which has shape {0}": ("accelerate>=0.34.2 accelerate/utils/modeling.py",),
+    "copying a param with shape {0} from checkpoint": ("torch>=2.4.1 torch/nn/modules/module.py",),
+    "Trying to set a tensor of shape {0} in {} (which has shape": ("accelerate>=0.34.2 accelerate/utils/modeling.py",),
+    "Cannot copy out of meta tensor; no data!": ("torch>=2.4.1 torch/nn/modules/module.py",),
     "copying from a non-meta parameter in the checkpoint to a meta parameter in the current model": (
-        "torch>=2.6.0 torch/nn/modules/module.py",
+        "torch>=2.4.1 torch/nn/modules/module.py",
     ),
-    "newly initialized because the shapes did not match": ("transformers<5.23.0 transformers/modeling_utils.py",),
+    "newly initialized because the shapes did not match": ("transformers<5.0.0 transformers/modeling_utils.py",),
     "DeepSpeed Zero-3 is not compatible with `low_cpu_mem_usage=True` or with passing a `device_map`": (
-        "transformers<4.57.6 transformers/modeling_utils.py",
+        "transformers<4.51.0 transformers/modeling_utils.py",
     ),
     "DeepSpeed Zero-3 is not compatible with passing a `device_map`": (
-        "transformers>=4.57.6 transformers/integrations/accelerate.py transformers/modeling_utils.py",
+        "transformers>=4.51.0 transformers/integrations/accelerate.py transformers/modeling_utils.py",
     ),
     "You can't train a model that has been loaded with `device_map='auto'` in any distributed mode": (
-        "accelerate>=1.4.0 accelerate/accelerator.py",
+        "accelerate>=0.34.2 accelerate/accelerator.py",
     ),
-    ("You can't train a model that has been loaded in 8-bit or 4-bit precision on a different device than the one"): (
-        "accelerate>=1.4.0 accelerate/accelerator.py",
+    "You can't train a model that has been loaded in 8-bit or 4-bit precision on a different device than the one": (
+        "accelerate>=1.0.0 accelerate/accelerator.py",
     ),
-    "newly initialized: ": ("transformers<5.23.0 transformers/modeling_utils.py",),
+    "newly initialized: ": ("transformers<5.0.0 transformers/modeling_utils.py",),
     "Some weights of the model checkpoint at {} were not used when initializing {}: ": (
-        "transformers<5.23.0 transformers/modeling_utils.py",
+        "transformers<5.0.0 transformers/modeling_utils.py",
     ),
-    "Unexpected key(s) in state_dict: ": ("torch>=2.6.0 torch/nn/modules/module.py",),
-    "Missing key(s) in state_dict: ": ("torch>=2.6.0 torch/nn/modules/module.py",),
+    "Unexpected key(s) in state_dict: ": ("torch>=2.4.1 torch/nn/modules/module.py",),
+    "Missing key(s) in state_dict: ": ("torch>=2.4.1 torch/nn/modules/module.py",),
     "were not initialized from the model checkpoint at {} and are newly initialized: ": (
-        "transformers<5.23.0 transformers/modeling_utils.py",
+        "transformers<5.0.0 transformers/modeling_utils.py",
     ),
     "You are using a model of type {} to instantiate a model of type {}. This": (
-        "transformers>=4.49.0 transformers/configuration_utils.py",
+        "transformers>=4.45.2 transformers/configuration_utils.py",
     ),
-    ("size mismatch for {}: copying a param with shape {shape} from checkpoint, the shape in current model is {shape}"): (
-        "torch>=2.6.0 torch/nn/modules/module.py",
+    "size mismatch for {}: copying a param with shape {shape} from checkpoint, the shape in current model is {shape}": (
+        "torch>=2.4.1 torch/nn/modules/module.py",
     ),
     "Trying to set a tensor of shape {shape} in {} (which has shape {shape}": (
-        "accelerate>=1.4.0 accelerate/utils/modeling.py",
+        "accelerate>=0.34.2 accelerate/utils/modeling.py",
     ),
     "found shape {shape} in the checkpoint and {shape} in the model instantiated": (
-        "transformers<5.23.0 transformers/modeling_utils.py",
+        "transformers<5.0.0 transformers/modeling_utils.py",
     ),
     "You set `ignore_mismatched_sizes` to `False`, thus raising an error": (
-        "transformers>=5.23.0 transformers/utils/loading_report.py",
+        "transformers>=5.0.0 transformers/utils/loading_report.py",
     ),
-    "Only Tensors of floating point and complex dtype can require gradients": ("torch>=2.6.0 torch/lib/libtorch_cpu.so",),
+    "Only Tensors of floating point and complex dtype can require gradients": ("torch>=2.4.1 torch/lib/libtorch_cpu.so",),
     "Unrecognized model in {w}sft{}. Should have a `model_type` key": (
-        "transformers>=4.49.0 transformers/models/auto/configuration_auto.py",
+        "transformers>=4.45.2 transformers/models/auto/configuration_auto.py",
     ),
-    "Unrecognized model in ": ("transformers>=4.49.0 transformers/models/auto/configuration_auto.py",),
-    "no file named {} found in directory": ("transformers>=4.49.0 transformers/modeling_utils.py",),
+    "Unrecognized model in ": ("transformers>=4.45.2 transformers/models/auto/configuration_auto.py",),
+    "no file named {} found in directory": ("transformers>=4.45.2 transformers/modeling_utils.py",),
     "Target modules {} not found in the base model. Please check the target modules and try again.": (
-        "peft>=0.14.0 peft/tuners/tuners_utils.py",
+        "peft>=0.13.2 peft/tuners/tuners_utils.py",
     ),
-    "Please specify `target_modules` in `peft_config`": ("peft>=0.14.0 peft/tuners/ia3/model.py",),
+    "Please specify `target_modules` in `peft_config`": ("peft>=0.13.2 peft/tuners/ia3/model.py",),
     "is not supported. Currently, only the following modules are supported: `torch.nn.Linear`": (
-        "peft>=0.14.0 peft/tuners/poly/model.py",
+        "peft>=0.13.2 peft/tuners/poly/model.py",
     ),
     "You cannot perform fine-tuning on purely quantized models. Please attach trainable adapters": (
-        "transformers>=4.49.0 transformers/trainer.py transformers/trainer_utils.py",
+        "transformers>=4.45.2 transformers/trainer.py transformers/trainer_utils.py",
     ),
-    "Must flatten tensors with uniform dtype but got": ("torch>=2.6.0 torch/distributed/fsdp/_flat_param.py",),
-    "output tensor must have the same type as input tensor": ("torch>=2.6.0 torch/lib/libtorch_cuda.so",),
+    "Must flatten tensors with uniform dtype but got": ("torch>=2.4.1 torch/distributed/fsdp/_flat_param.py",),
+    "output tensor must have the same type as input tensor": ("torch>=2.4.1 torch/lib/libtorch_cuda.so",),
     "Unrecognized configuration class {} for this kind of AutoModel": (
-        "transformers>=4.49.0 transformers/models/auto/auto_factory.py",
+        "transformers>=4.45.2 transformers/models/auto/auto_factory.py",
     ),
     "but Transformers does not recognize this architecture": (
-        "transformers>=4.49.0 transformers/models/auto/configuration_auto.py",
+        "transformers>=4.45.2 transformers/models/auto/configuration_auto.py",
     ),
-    "KeyError: '": ("torch>=2.6.0 torch/_guards.py",),
     "Unrecognized model in {}. Should have a `model_type` key": (
-        "transformers>=4.49.0 transformers/models/auto/configuration_auto.py",
+        "transformers>=4.45.2 transformers/models/auto/configuration_auto.py",
     ),
     "contains custom code which must be executed to correctly load the model. You can inspect": (
-        "transformers>=4.49.0 transformers/dynamic_module_utils.py",
+        "transformers<4.52.1 transformers/dynamic_module_utils.py",
+        "transformers>=4.53.0 transformers/dynamic_module_utils.py",
     ),
     "requires you to execute the configuration file in that repo on your local machine": (
-        "transformers<4.57.6 transformers/dynamic_module_utils.py",
+        "transformers<4.52.1 transformers/dynamic_module_utils.py",
     ),
     "Please pass the argument `trust_remote_code=True` to allow custom code to be run": (
-        "transformers>=4.49.0 transformers/dynamic_module_utils.py",
+        "transformers>=4.45.2 transformers/dynamic_module_utils.py",
     ),
     "This modeling file requires the following packages that were not found in your environment: ": (
-        "transformers>=4.49.0 transformers/dynamic_module_utils.py",
+        "transformers>=4.45.2 transformers/dynamic_module_utils.py",
     ),
     "Unrecognized image processor in {}. Should have a `image_processor_type` key": (
-        "transformers>=4.49.0 transformers/models/auto/image_processing_auto.py",
+        "transformers>=4.45.2 transformers/models/auto/image_processing_auto.py",
     ),
-    "Unrecognized video processor in": ("transformers>=4.57.6 transformers/models/auto/video_processing_auto.py",),
-    "Unrecognized processing class in": ("transformers>=4.49.0 transformers/models/auto/processing_auto.py",),
-    "Can't load image processor for": ("transformers>=4.49.0 transformers/image_processing_base.py",),
-    "Can't load feature extractor for": ("transformers>=4.49.0 transformers/feature_extraction_utils.py",),
-    "Can't load tokenizer for": ("transformers>=4.49.0 transformers/tokenization_utils_base.py",),
-    "Can't load processor for": ("transformers>=4.49.0 transformers/processing_utils.py",),
+    "Unrecognized video processor in": ("transformers>=4.52.1 transformers/models/auto/video_processing_auto.py",),
+    "Unrecognized processing class in": ("transformers>=4.45.2 transformers/models/auto/processing_auto.py",),
+    "Can't load image processor for": ("transformers>=4.45.2 transformers/image_processing_base.py",),
+    "Can't load feature extractor for": ("transformers>=4.45.2 transformers/feature_extraction_utils.py",),
+    "Can't load tokenizer for": ("transformers>=4.45.2 transformers/tokenization_utils_base.py",),
+    "Can't load processor for": ("transformers>=4.45.2 transformers/processing_utils.py",),
     "Tokenizer class {w} does not exist or is not currently imported": (
-        "transformers<5.23.0 transformers/models/auto/tokenization_auto.py",
+        "transformers<5.0.0 transformers/models/auto/tokenization_auto.py",
     ),
     "Couldn't instantiate the backend tokenizer from one of": (
-        ("transformers>=4.49.0 transformers/tokenization_utils_fast.py transformers/tokenization_utils_tokenizers.py"),
+        "transformers>=4.45.2 transformers/tokenization_utils_fast.py transformers/tokenization_utils_tokenizers.py",
     ),
-    "data did not match any variant of untagged enum": ("tokenizers>=0.21.1 tokenizers/tokenizers.abi3.so",),
+    "data did not match any variant of untagged enum": ("tokenizers>=0.21.0 tokenizers/tokenizers.abi3.so",),
     "Cannot use chat template functions because tokenizer.chat_template is not set": (
-        "transformers>=4.49.0 transformers/tokenization_utils_base.py",
+        "transformers>=4.45.2 transformers/tokenization_utils_base.py",
     ),
     "Cannot use apply_chat_template because this processor does not have a chat template": (
-        "transformers>=4.57.6 transformers/processing_utils.py",
+        "transformers>=4.52.1 transformers/processing_utils.py",
     ),
-    "No chat template is set for this processor": ("transformers<4.57.6 transformers/processing_utils.py",),
-    "It looks like the config file at {} is not a valid JSON file": ("transformers>=4.49.0 transformers/processing_utils.py",),
-    "JSONDecodeError": ("transformers>=4.49.0 transformers/processing_utils.py",),
+    "No chat template is set for this processor": ("transformers<4.52.1 transformers/processing_utils.py",),
+    "It looks like the config file at {} is not a valid JSON file": ("transformers>=4.45.2 transformers/processing_utils.py",),
+    "JSONDecodeError": ("transformers>=4.45.2 transformers/processing_utils.py",),
     "does not support Flash Attention {} yet. Please request to add support": (
-        "transformers>=4.49.0 transformers/modeling_utils.py",
+        "transformers>=4.45.2 transformers/modeling_utils.py",
     ),
-    ("does not support an attention implementation through torch.nn.functional.scaled_dot_product_attention yet"): (
-        "transformers>=4.49.0 transformers/modeling_utils.py",
+    "does not support an attention implementation through torch.nn.functional.scaled_dot_product_attention yet": (
+        "transformers>=4.45.2 transformers/modeling_utils.py",
     ),
-    "Specified `attn_implementation={}` is not supported": ("transformers>=4.49.0 transformers/modeling_utils.py",),
-    "MetadataIncompleteBuffer": ("safetensors<0.8.0 safetensors/_safetensors_rust.abi3.so",),
-    "invalid header or archive is corrupted": ("torch>=2.6.0 torch/lib/libtorch_cpu.so",),
+    "Specified `attn_implementation={}` is not supported": ("transformers>=4.45.2 transformers/modeling_utils.py",),
+    "MetadataIncompleteBuffer": ("safetensors>=0.5.0,<0.6.1 safetensors/_safetensors_rust.abi3.so",),
+    "invalid header or archive is corrupted": ("torch>=2.4.1 torch/lib/libtorch_cpu.so",),
     "You seem to have cloned a repository without having git-lfs installed": (
-        "transformers<5.23.0 transformers/modeling_utils.py",
+        "transformers<5.0.0 transformers/modeling_utils.py",
     ),
-    "does not appear to have a file named pytorch_model.bin": ("transformers>=5.23.0 transformers/safetensors_conversion.py",),
+    "does not appear to have a file named pytorch_model.bin": ("transformers>=5.0.0 transformers/safetensors_conversion.py",),
     "No such file or directory: '{w}.safetensors": (
-        "huggingface-hub>=0.29.3 huggingface_hub/cli/upload.py huggingface_hub/commands/upload.py",
+        "huggingface-hub>=0.25.2 huggingface_hub/cli/upload.py huggingface_hub/commands/upload.py",
     ),
-    "File does not contain tensor": ("safetensors>=0.5.3 safetensors/_safetensors_rust.abi3.so",),
+    "File does not contain tensor": ("safetensors>=0.5.0 safetensors/_safetensors_rust.abi3.so",),
     "does not contain the valid metadata. Make sure you save your model with the `save_pretrained` method": (
-        "transformers<5.23.0 transformers/modeling_utils.py",
+        "transformers<5.0.0 transformers/modeling_utils.py",
     ),
     "Due to a serious vulnerability issue in `torch.load`, even with `weights_only=True`": (
-        "transformers>=4.57.6 transformers/utils/import_utils.py",
+        "transformers>=4.52.1 transformers/utils/import_utils.py",
     ),
-    "Weights only load failed.": ("torch>=2.6.0 torch/serialization.py",),
+    "Weights only load failed.": ("torch>=2.4.1 torch/serialization.py",),
     "Did not save the model {} because `stage3_gather_16bit_weights_on_model_save` is False": (
-        "deepspeed<0.17.6 deepspeed/runtime/engine.py",
+        "deepspeed<0.16.5 deepspeed/runtime/engine.py",
     ),
     "Did not save the model {} because stage3_gather_16bit_weights_on_model_save is False": (
-        "deepspeed>=0.17.6 deepspeed/runtime/engine.py",
+        "deepspeed>=0.16.5 deepspeed/runtime/engine.py",
     ),
     "Cannot get 16bit model weights because `stage3_gather_16bit_weights_on_model_save`": (
-        "accelerate>=1.4.0 accelerate/accelerator.py",
+        "accelerate>=0.34.2 accelerate/accelerator.py",
     ),
-    ("stage3_gather_16bit_weights_on_model_save=false. Saving the full checkpoint instead, use zero_to_fp32.py"): (
-        "transformers>=4.49.0 transformers/trainer.py",
+    "stage3_gather_16bit_weights_on_model_save=false. Saving the full checkpoint instead, use zero_to_fp32.py": (
+        "transformers>=4.45.2 transformers/trainer.py",
     ),
-    "zero_pp_rank_{n}_mp_rank_{n}_optim_states.pt": ("deepspeed>=0.15.4 deepspeed/runtime/engine.py",),
-    "zero_pp_rank_{n}_mp_rank_{n}_model_states.pt": ("deepspeed>=0.15.4 deepspeed/runtime/engine.py",),
-    "Expected {n} of '*_optim_states.pt' under": ("deepspeed>=0.15.4 deepspeed/utils/zero_to_fp32.py",),
-    "Unable to find latest file at": ("deepspeed>=0.15.4 deepspeed/runtime/engine.py",),
-    "Unable to find 'latest' file at": ("deepspeed>=0.15.4 deepspeed/utils/zero_to_fp32.py",),
-    "Can't find a valid checkpoint at": ("transformers>=4.49.0 transformers/trainer.py",),
-    "No valid checkpoint found in output directory": ("transformers>=4.49.0 transformers/trainer.py",),
-    "[deepspeed] failed to resume from checkpoint": ("transformers>=4.49.0 transformers/integrations/deepspeed.py",),
+    "zero_pp_rank_{n}_mp_rank_{n}_optim_states.pt": ("deepspeed>=0.13.5 deepspeed/runtime/engine.py",),
+    "zero_pp_rank_{n}_mp_rank_{n}_model_states.pt": ("deepspeed>=0.13.5 deepspeed/runtime/engine.py",),
+    "Expected {n} of '*_optim_states.pt' under": ("deepspeed>=0.13.5 deepspeed/utils/zero_to_fp32.py",),
+    "Unable to find latest file at": ("deepspeed>=0.13.5 deepspeed/runtime/engine.py",),
+    "Unable to find 'latest' file at": ("deepspeed>=0.13.5 deepspeed/utils/zero_to_fp32.py",),
+    "Can't find a valid checkpoint at": ("transformers>=4.45.2 transformers/trainer.py",),
+    "No valid checkpoint found in output directory": ("transformers>=4.45.2 transformers/trainer.py",),
+    "[deepspeed] failed to resume from checkpoint": ("transformers>=4.45.2 transformers/integrations/deepspeed.py",),
     "loaded state dict contains a parameter group that doesn't match the size of optimizer's group": (
-        "torch>=2.6.0 torch/optim/optimizer.py",
+        "torch>=2.4.1 torch/optim/optimizer.py",
     ),
-    "loaded state dict has a different number of parameter groups": ("torch>=2.6.0 torch/optim/optimizer.py",),
-    "Some tensors share memory, this will lead to duplicate memory on disk": ("safetensors>=0.5.3 safetensors/torch.py",),
-    "The weights trying to be saved contained shared tensors": ("transformers>=4.49.0 transformers/modeling_utils.py",),
-    "You are trying to save a non contiguous tensor": ("safetensors>=0.5.3 safetensors/torch.py",),
-    "unexpected pos {n} vs": ("torch>=2.6.0 torch/lib/libtorch_cpu.so",),
+    "loaded state dict has a different number of parameter groups": ("torch>=2.4.1 torch/optim/optimizer.py",),
+    "Some tensors share memory, this will lead to duplicate memory on disk": ("safetensors>=0.4.5 safetensors/torch.py",),
+    "The weights trying to be saved contained shared tensors": ("transformers>=4.45.2 transformers/modeling_utils.py",),
+    "You are trying to save a non contiguous tensor": ("safetensors>=0.4.5 safetensors/torch.py",),
+    "unexpected pos {n} vs": ("torch>=2.4.1 torch/lib/libtorch_cpu.so",),
     "The generation config instance is invalid -- `.validate()` throws warnings and/or exceptions": (
-        "transformers<4.57.6 transformers/generation/configuration_utils.py",
+        "transformers<4.52.1 transformers/generation/configuration_utils.py",
     ),
-    "GenerationConfig is invalid": ("transformers>=4.57.6 transformers/generation/configuration_utils.py",),
-    "Padding_idx must be within num_embeddings": ("torch>=2.6.0 torch/nn/functional.py",),
+    "GenerationConfig is invalid": ("transformers>=4.52.1 transformers/generation/configuration_utils.py",),
+    "Padding_idx must be within num_embeddings": ("torch>=2.4.1 torch/nn/functional.py",),
     "DeepSpeed ZeRO-3 is enabled and is not compatible with `create_reference_model()`": (
-        "trl>=0.15.2 trl/experimental/utils.py trl/models/modeling_base.py",
+        "trl<0.27.0 trl/experimental/utils.py trl/models/modeling_base.py",
+        "trl>=0.29.0 trl/experimental/utils.py trl/models/modeling_base.py",
     ),
     "assert param.ds_status == ZeroParamStatus.AVAILABLE": (
-        "deepspeed>=0.15.4 deepspeed/runtime/zero/partitioned_param_coordinator.py",
+        "deepspeed>=0.13.5 deepspeed/runtime/zero/partitioned_param_coordinator.py",
     ),
-    "expected there to be only one unique element in": ("deepspeed>=0.15.4 deepspeed/runtime/utils.py",),
+    "expected there to be only one unique element in": ("deepspeed>=0.13.5 deepspeed/runtime/utils.py",),
     "torch.utils.checkpoint: Recomputed values for the following tensors have different metadata": (
-        "torch>=2.6.0 torch/utils/checkpoint.py",
+        "torch>=2.4.1 torch/utils/checkpoint.py",
     ),
-    ("torch.utils.checkpoint: A different number of tensors was saved during the original forward and recomputation"): (
-        "torch>=2.6.0 torch/utils/checkpoint.py",
+    "torch.utils.checkpoint: A different number of tensors was saved during the original forward and recomputation": (
+        "torch>=2.4.1 torch/utils/checkpoint.py",
     ),
-    ("torch.utils.checkpoint: trying to save more tensors during recomputation than during the original forward pass"): (
-        "torch>=2.6.0 torch/utils/checkpoint.py",
+    "torch.utils.checkpoint: trying to save more tensors during recomputation than during the original forward pass": (
+        "torch>=2.4.1 torch/utils/checkpoint.py",
     ),
     "has already been reduced. {} Gradient computed twice for this partition": (
-        "deepspeed>=0.15.4 deepspeed/runtime/zero/stage_1_and_2.py",
+        "deepspeed>=0.13.5 deepspeed/runtime/zero/stage_1_and_2.py",
     ),
-    "Expected to mark a variable ready only once": ("torch>=2.6.0 torch/lib/libtorch_cpu.so",),
+    "Expected to mark a variable ready only once": ("torch>=2.4.1 torch/lib/libtorch_cpu.so",),
     "Expected to have finished reduction in the prior iteration before starting a new one": (
-        "torch>=2.6.0 torch/lib/libtorch_cpu.so",
+        "torch>=2.4.1 torch/lib/libtorch_cpu.so",
     ),
     "Current loss scale already at minimum - cannot decrease scale anymore": (
-        "deepspeed>=0.15.4 deepspeed/runtime/fp16/loss_scaler.py",
+        "deepspeed>=0.13.5 deepspeed/runtime/fp16/loss_scaler.py",
     ),
     "Check batch related parameters. train_batch_size is not equal to micro_batch_per_gpu": (
-        "deepspeed>=0.15.4 deepspeed/runtime/config.py",
+        "deepspeed>=0.13.5 deepspeed/runtime/config.py",
     ),
     "Please correct the following DeepSpeed config values that mismatch TrainingArguments values": (
-        "transformers>=4.49.0 transformers/integrations/deepspeed.py",
+        "transformers>=4.45.2 transformers/integrations/deepspeed.py",
     ),
-    "You are using ZeRO-Offload with a client provided optimizer": ("deepspeed>=0.15.4 deepspeed/runtime/engine.py",),
+    "You are using ZeRO-Offload with a client provided optimizer": ("deepspeed>=0.13.5 deepspeed/runtime/engine.py",),
     "no_sync context manager is incompatible with gradient partitioning logic of ZeRO stage": (
-        "deepspeed>=0.17.6 deepspeed/runtime/engine.py",
+        "deepspeed>=0.16.0 deepspeed/runtime/engine.py",
     ),
-    "StopIteration": ("transformers>=4.49.0 transformers/trainer.py",),
-    "Image features and image tokens do not match": ("transformers>=4.49.0 transformers/models/llava/modeling_llava.py",),
+    "StopIteration": ("transformers>=4.46.1 transformers/trainer.py",),
+    "Image features and image tokens do not match": ("transformers>=4.46.1 transformers/models/llava/modeling_llava.py",),
     "Video features and video tokens do not match": (
-        "transformers>=4.49.0,<4.57.6 transformers/models/qwen2_vl/modeling_qwen2_vl.py",
-        "transformers>=5.23.0 transformers/models/qwen2_vl/modeling_qwen2_vl.py",
+        "transformers>=4.46.1,<4.55.0 transformers/models/qwen2_vl/modeling_qwen2_vl.py",
+        "transformers>=5.0.0 transformers/models/qwen2_vl/modeling_qwen2_vl.py",
     ),
     "Videos features and video tokens do not match": (
-        "transformers>=4.57.6,<5.23.0 transformers/models/qwen2_vl/modeling_qwen2_vl.py",
+        "transformers>=4.55.0,<5.0.0 transformers/models/qwen2_vl/modeling_qwen2_vl.py",
     ),
     "absolute aspect ratio must be smaller than": (
-        "transformers>=4.49.0 transformers/models/qwen2_vl/image_processing_qwen2_vl.py",
+        "transformers>=4.45.2 transformers/models/qwen2_vl/image_processing_qwen2_vl.py",
     ),
     "height:{n} or width:{n} must be larger than factor:{n}": (
-        "transformers<4.57.6 transformers/models/qwen2_vl/image_processing_qwen2_vl.py",
+        "transformers<4.51.0 transformers/models/qwen2_vl/image_processing_qwen2_vl.py",
     ),
-    "Unable to infer channel dimension format": ("transformers>=4.49.0 transformers/image_utils.py",),
-    "mean must have {n} elements if it is an iterable, got {n}": ("transformers>=4.49.0 transformers/image_transforms.py",),
-    "The channel dimension is ambiguous. Got image shape": ("transformers>=4.49.0 transformers/image_utils.py",),
+    "Unable to infer channel dimension format": ("transformers>=4.45.2 transformers/image_utils.py",),
+    "mean must have {n} elements if it is an iterable, got {n}": ("transformers>=4.45.2 transformers/image_transforms.py",),
+    "The channel dimension is ambiguous. Got image shape": ("transformers>=4.45.2 transformers/image_utils.py",),
     "Asking to pad but the tokenizer does not have a padding token": (
-        "transformers>=4.49.0 transformers/tokenization_utils_base.py",
+        "transformers>=4.45.2 transformers/tokenization_utils_base.py",
     ),
     "Cannot handle batch sizes > 1 if no padding token is defined": (
-        "transformers>=4.49.0 transformers/modeling_layers.py transformers/models/qwen2/modeling_qwen2.py",
+        "transformers>=4.45.2 transformers/modeling_layers.py transformers/models/qwen2/modeling_qwen2.py",
     ),
-    "CUDA error: device-side assert triggered": ("transformers>=4.49.0 transformers/testing_utils.py",),
-    "probability tensor contains either `inf`, `nan` or element < 0": ("torch>=2.6.0 torch/lib/libtorch_cpu.so",),
-    "Attempting to unscale FP16 gradients": ("torch>=2.6.0 torch/amp/grad_scaler.py",),
-    "expected mat1 and mat2 to have the same dtype, but got: ": ("torch>=2.6.0 torch/lib/libtorch_cuda.so",),
-    "mat1 and mat2 must have the same dtype, but got": ("torch>=2.6.0 torch/lib/libtorch_cpu.so",),
-    "expected scalar type {w} but found {w}": ("torch>=2.6.0 torch/_numpy/_binary_ufuncs_impl.py",),
-    "Input type ({w}) and bias type ({w}) should be the same": ("torch>=2.6.0 torch/lib/libtorch_cpu.so",),
-    "Input type ({w}) and weight type ({w}) should be the same": ("torch>=2.6.0 torch/lib/libtorch_cpu.so",),
-    "Expected query, key, and value to have the same dtype, but got": ("torch>=2.6.0 torch/nn/attention/_utils.py",),
-    "Index put requires the source and destination dtypes match": ("torch>=2.6.0 torch/lib/libtorch_cpu.so",),
-    "masked_scatter_: expected self and source to have same dtypes but got": ("torch>=2.6.0 torch/lib/libtorch_cuda.so",),
+    "CUDA error: device-side assert triggered": ("transformers>=4.47.0 transformers/testing_utils.py",),
+    "probability tensor contains either `inf`, `nan` or element < 0": ("torch>=2.4.1 torch/lib/libtorch_cpu.so",),
+    "Attempting to unscale FP16 gradients": ("torch>=2.4.1 torch/amp/grad_scaler.py",),
+    "expected mat1 and mat2 to have the same dtype, but got: ": ("torch>=2.4.1 torch/lib/libtorch_cuda.so",),
+    "mat1 and mat2 must have the same dtype, but got": ("torch>=2.4.1 torch/lib/libtorch_cpu.so",),
+    "expected scalar type {w} but found {w}": ("torch>=2.4.1 torch/_numpy/_binary_ufuncs_impl.py",),
+    "Input type ({w}) and bias type ({w}) should be the same": ("torch>=2.4.1 torch/lib/libtorch_cpu.so",),
+    "Input type ({w}) and weight type ({w}) should be the same": ("torch>=2.4.1 torch/lib/libtorch_cpu.so",),
+    "Expected query, key, and value to have the same dtype, but got": ("torch>=2.4.1 torch/nn/attention/_utils.py",),
+    "Index put requires the source and destination dtypes match": ("torch>=2.4.1 torch/lib/libtorch_cpu.so",),
+    "masked_scatter_: expected self and source to have same dtypes but got": ("torch>=2.4.1 torch/lib/libtorch_cuda.so",),
     "Expected all tensors to be on the same device, but found at least two devices": (
-        "torch>=2.6.0 torch/lib/libtorch_cpu.so",
+        "torch>=2.4.1 torch/lib/libtorch_cpu.so",
     ),
-    "Expected all tensors to be on the same device, but got": ("torch>=2.10.0 torch/lib/libtorch_cpu.so",),
-    "FlashAttention only support fp16 and bf16 data type": ("torch>=2.6.0 torch/lib/libtorch_cuda.so",),
+    "Expected all tensors to be on the same device, but got": ("torch>=2.8.0 torch/lib/libtorch_cpu.so",),
     "You are attempting to perform batched generation with padding_side='right": (
-        "transformers<4.57.6 transformers/models/qwen2/modeling_qwen2.py",
+        "transformers>=4.49.0,<4.53.0 transformers/models/qwen2/modeling_qwen2.py",
     ),
     "Unable to create tensor, you should probably activate truncation and/or padding": (
-        "transformers>=4.49.0 transformers/tokenization_utils_base.py",
+        "transformers>=4.45.2 transformers/tokenization_utils_base.py",
     ),
-    "stack expects each tensor to be equal size, but got": ("torch>=2.6.0 torch/_refs/__init__.py",),
+    "stack expects each tensor to be equal size, but got": ("torch>=2.4.1 torch/_refs/__init__.py",),
     "default_collate: batch must contain tensors, numpy arrays, numbers, dicts or lists": (
-        "torch>=2.6.0 torch/utils/data/_utils/collate.py",
+        "torch>=2.4.1 torch/utils/data/_utils/collate.py",
     ),
-    "No columns in the dataset match the model's forward method signature": ("transformers>=4.49.0 transformers/trainer.py",),
+    "No columns in the dataset match the model's forward method signature": ("transformers>=4.45.2 transformers/trainer.py",),
     "CUDA_HOME environment variable is not set. Please set it to your CUDA install root": (
-        "torch>=2.6.0 torch/utils/cpp_extension.py",
+        "torch>=2.4.1 torch/utils/cpp_extension.py",
     ),
-    "CUDA_HOME environment variable is not set": ("torch>=2.6.0 torch/utils/cpp_extension.py",),
-    "does not match the version torch was compiled with": ("deepspeed>=0.15.4 deepspeed/ops/op_builder/builder.py",),
+    "CUDA_HOME environment variable is not set": ("torch>=2.4.1 torch/utils/cpp_extension.py",),
+    "does not match the version torch was compiled with": ("deepspeed>=0.13.5 deepspeed/ops/op_builder/builder.py",),
     "The detected CUDA version ({}) mismatches the version that was used to compile PyTorch": (
-        "torch>=2.6.0 torch/utils/cpp_extension.py",
+        "torch>=2.4.1 torch/utils/cpp_extension.py",
     ),
-    "Failed to find C compiler. Please specify via CC": ("triton>=3.2.0 triton/runtime/build.py",),
-    "libcuda.so cannot found!": ("triton>=3.2.0 triton/backends/nvidia/driver.py",),
-    "Ninja is required to load C++ extensions": ("torch>=2.6.0 torch/utils/cpp_extension.py",),
-    "Unable to JIT load the {w} op due to": ("deepspeed>=0.15.4 deepspeed/ops/op_builder/builder.py",),
+    "Failed to find C compiler. Please specify via CC": ("triton>=3.0.0 triton/runtime/build.py",),
+    "libcuda.so cannot found!": ("triton>=3.0.0 triton/backends/nvidia/driver.py",),
+    "Ninja is required to load C++ extensions": ("torch>=2.4.1 torch/utils/cpp_extension.py",),
+    "Unable to JIT load the {w} op due to": ("deepspeed>=0.13.5 deepspeed/ops/op_builder/builder.py",),
     "FlashAttention2 has been toggled on, but it cannot be used due to the following error": (
-        "transformers<5.23.0 transformers/modeling_utils.py",
+        "transformers<5.4.0 transformers/modeling_utils.py",
     ),
-    "FlashAttention only supports Ampere GPUs or newer": ("torch>=2.6.0 torch/lib/libtorch_cuda.so",),
-    "The NVIDIA driver on your system is too old (found version {n}": ("torch>=2.6.0 torch/lib/libc10_cuda.so",),
-    "CUDA driver version is insufficient for CUDA runtime version": ("nvidia-nccl-cu12>=2.21.5 nvidia/nccl/lib/libnccl.so.2",),
-    "the provided PTX was compiled with an unsupported toolchain": ("nvidia-nccl-cu12>=2.21.5 nvidia/nccl/lib/libnccl.so.2",),
+    "FlashAttention only supports Ampere GPUs or newer": ("torch>=2.4.1 torch/lib/libtorch_cuda.so",),
+    "The NVIDIA driver on your system is too old (found version {n}": ("torch>=2.4.1 torch/lib/libc10_cuda.so",),
+    "CUDA driver version is insufficient for CUDA runtime version": ("nvidia-nccl-cu12>=2.20.5 nvidia/nccl/lib/libnccl.so.2",),
+    "the provided PTX was compiled with an unsupported toolchain": ("nvidia-nccl-cu12>=2.20.5 nvidia/nccl/lib/libnccl.so.2",),
     "system has unsupported display driver / cuda driver combination": (
-        "nvidia-nccl-cu12>=2.21.5 nvidia/nccl/lib/libnccl.so.2",
+        "nvidia-nccl-cu12>=2.20.5 nvidia/nccl/lib/libnccl.so.2",
     ),
-    "system not yet initialized": ("nvidia-nccl-cu12>=2.21.5 nvidia/nccl/lib/libnccl.so.2",),
-    "Found no NVIDIA driver on your system": ("torch>=2.6.0 torch/lib/libc10_cuda.so",),
-    "No CUDA GPUs are available": ("torch>=2.6.0 torch/lib/libc10_cuda.so",),
-    "Distributed package doesn't have NCCL built in": ("torch>=2.6.0 torch/distributed/distributed_c10d.py",),
-    "no kernel image is available for execution on the device": ("nvidia-nccl-cu12>=2.21.5 nvidia/nccl/lib/libnccl.so.2",),
+    "system not yet initialized": ("nvidia-nccl-cu12>=2.20.5 nvidia/nccl/lib/libnccl.so.2",),
+    "Found no NVIDIA driver on your system": ("torch>=2.4.1 torch/lib/libc10_cuda.so",),
+    "No CUDA GPUs are available": ("torch>=2.4.1 torch/lib/libc10_cuda.so",),
+    "Distributed package doesn't have NCCL built in": ("torch>=2.4.1 torch/distributed/distributed_c10d.py",),
+    "no kernel image is available for execution on the device": ("nvidia-nccl-cu12>=2.20.5 nvidia/nccl/lib/libnccl.so.2",),
     "with CUDA capability sm_{w} is not compatible with the current PyTorch installation": (
-        "torch>=2.6.0 torch/cuda/__init__.py",
+        "torch>=2.4.1 torch/cuda/__init__.py",
     ),
-    "This might be caused by insufficient shared memory (shm)": ("torch>=2.6.0 torch/lib/libtorch_python.so",),
+    "This might be caused by insufficient shared memory (shm)": ("torch>=2.4.1 torch/lib/libtorch_python.so",),
     "unable to allocate shared memory(shm) for file": ("torch>=2.10.0 torch/lib/libtorch_cpu.so",),
-    "received 0 items of ancdata": ("torch>=2.6.0 torch/utils/data/dataloader.py",),
+    "received 0 items of ancdata": ("torch>=2.4.1 torch/utils/data/dataloader.py",),
     "Too many open files. Communication with the workers is no longer possible": (
-        "torch>=2.6.0 torch/utils/data/dataloader.py",
+        "torch>=2.4.1 torch/utils/data/dataloader.py",
     ),
-    "CUDA out of memory. Tried to allocate": ("torch>=2.6.0 torch/lib/libc10_cuda.so",),
-    "Failed to CUDA calloc": ("nvidia-nccl-cu12>=2.21.5 nvidia/nccl/lib/libnccl.so.2",),
-    "Failed to CUDA malloc": ("nvidia-nccl-cu12>=2.21.5 nvidia/nccl/lib/libnccl.so.2",),
-    "DefaultCPUAllocator: can't allocate memory": ("accelerate>=1.4.0 accelerate/utils/memory.py",),
-    "Unable to allocate {} for an array with shape": ("numpy>=2.2.3 numpy/_core/_exceptions.py",),
-    "Cannot re-initialize CUDA in forked subprocess": ("torch>=2.6.0 torch/cuda/__init__.py",),
-    "Duplicate GPU detected": ("nvidia-nccl-cu12>=2.21.5 nvidia/nccl/lib/libnccl.so.2",),
-    "INTERNAL ASSERT FAILED": ("torch>=2.6.0 torch/lib/libc10.so",),
-    "CUDA-capable device(s) is/are busy or unavailable": ("nvidia-nccl-cu12>=2.21.5 nvidia/nccl/lib/libnccl.so.2",),
-    "uncorrectable ECC error encountered": ("nvidia-nccl-cu12>=2.21.5 nvidia/nccl/lib/libnccl.so.2",),
-    "uncorrectable NVLink error detected": ("nvidia-nccl-cu12>=2.21.5 nvidia/nccl/lib/libnccl.so.2",),
-    "an illegal memory access was encountered": ("torch>=2.6.0 torch/sparse/_triton_ops.py",),
-    "cuDNN version incompatibility: PyTorch was compiled against": ("torch>=2.6.0 torch/backends/cudnn/__init__.py",),
+    "CUDA out of memory. Tried to allocate": ("torch>=2.4.1 torch/lib/libc10_cuda.so",),
+    "Failed to CUDA calloc": ("nvidia-nccl-cu12>=2.20.5 nvidia/nccl/lib/libnccl.so.2",),
+    "Failed to CUDA malloc": ("nvidia-nccl-cu12>=2.20.5 nvidia/nccl/lib/libnccl.so.2",),
+    "DefaultCPUAllocator: can't allocate memory": ("accelerate>=0.34.2 accelerate/utils/memory.py",),
+    "Unable to allocate {} for an array with shape": ("numpy>=2.0.0 numpy/_core/_exceptions.py",),
+    "Cannot re-initialize CUDA in forked subprocess": ("torch>=2.4.1 torch/cuda/__init__.py",),
+    "Duplicate GPU detected": ("nvidia-nccl-cu12<2.30.7 nvidia/nccl/lib/libnccl.so.2",),
+    "INTERNAL ASSERT FAILED": ("torch>=2.4.1 torch/lib/libc10.so",),
+    "uncorrectable ECC error encountered": ("nvidia-nccl-cu12>=2.20.5 nvidia/nccl/lib/libnccl.so.2",),
+    "uncorrectable NVLink error detected": ("nvidia-nccl-cu12>=2.20.5 nvidia/nccl/lib/libnccl.so.2",),
+    "an illegal memory access was encountered": ("torch>=2.4.1 torch/sparse/_triton_ops.py",),
+    "cuDNN version incompatibility: PyTorch was compiled against": ("torch>=2.4.1 torch/backends/cudnn/__init__.py",),
     "The installed version of bitsandbytes was compiled without GPU support": (
-        "bitsandbytes<0.50.2 bitsandbytes/cextension.py",
+        "bitsandbytes<0.47.0 bitsandbytes/cextension.py",
     ),
     "Attempted to use bitsandbytes native library functionality but it's not available": (
-        "bitsandbytes>=0.50.2 bitsandbytes/cextension.py",
+        "bitsandbytes>=0.46.0 bitsandbytes/cextension.py",
     ),
     "Using `bitsandbytes` {w}-bit quantization requires": (
-        "transformers>=4.49.0 transformers/quantizers/quantizer_bnb_4bit.py",
+        "transformers>=4.45.2 transformers/quantizers/quantizer_bnb_4bit.py",
     ),
-    "Using `low_cpu_mem_usage=True`{} requires Accelerate": ("transformers<4.57.6 transformers/modeling_utils.py",),
-    "requires `accelerate>=": ("transformers>=4.49.0 transformers/training_args.py",),
-    "is required for a normal functioning of this module, but found": ("transformers>=4.49.0 transformers/utils/versions.py",),
-    "A module that was compiled using NumPy 1.x cannot be run in NumPy": ("numpy>=2.2.3 numpy/core/_multiarray_umath.py",),
-    "You are trying to access a gated repo": ("transformers>=4.49.0 transformers/utils/hub.py",),
-    "Access to model {} is restricted": ("huggingface-hub>=0.29.3 huggingface_hub/errors.py",),
-    "GatedRepoError": ("transformers>=4.49.0 transformers/utils/hub.py",),
-    "Cannot access gated repo for url": ("huggingface-hub>=0.29.3 huggingface_hub/errors.py",),
-    "is not a local folder and is not a valid model identifier listed on": ("transformers>=4.49.0 transformers/utils/hub.py",),
-    "RepositoryNotFoundError: {n} Client Error": ("huggingface-hub>=0.29.3 huggingface_hub/errors.py",),
-    "RepositoryNotFoundError: 40{n}": ("huggingface-hub>=0.29.3 huggingface_hub/errors.py",),
+    "Using `low_cpu_mem_usage=True`{} requires Accelerate": ("transformers<4.51.0 transformers/modeling_utils.py",),
+    "requires `accelerate>=": ("transformers>=4.45.2 transformers/training_args.py",),
+    "is required for a normal functioning of this module, but found": ("transformers>=4.45.2 transformers/utils/versions.py",),
+    "A module that was compiled using NumPy 1.x cannot be run in NumPy": ("numpy>=2.0.0 numpy/core/_multiarray_umath.py",),
+    "You are trying to access a gated repo": ("transformers>=4.45.2 transformers/utils/hub.py",),
+    "Access to model {} is restricted": ("huggingface-hub>=0.25.2 huggingface_hub/errors.py",),
+    "GatedRepoError": ("transformers>=4.45.2 transformers/utils/hub.py",),
+    "Cannot access gated repo for url": ("huggingface-hub>=0.25.2 huggingface_hub/errors.py",),
+    "is not a local folder and is not a valid model identifier listed on": ("transformers>=4.45.2 transformers/utils/hub.py",),
+    "RepositoryNotFoundError: {n} Client Error": ("huggingface-hub>=0.25.2 huggingface_hub/errors.py",),
+    "RepositoryNotFoundError: 40{n}": ("huggingface-hub>=0.25.2 huggingface_hub/errors.py",),
     "Repo id must be in the form 'repo_name' or 'namespace/repo_name'": (
-        "huggingface-hub>=0.29.3 huggingface_hub/utils/_validators.py",
+        "huggingface-hub>=0.25.2 huggingface_hub/utils/_validators.py",
     ),
-    "Repo id must use alphanumeric chars": ("huggingface-hub>=0.29.3 huggingface_hub/utils/_validators.py",),
-    "Incorrect path_or_model_id": ("transformers<4.57.6 transformers/utils/hub.py",),
-    "OfflineModeIsEnabled": ("transformers>=4.49.0 transformers/utils/hub.py",),
+    "Repo id must use alphanumeric chars": ("huggingface-hub>=0.25.2 huggingface_hub/utils/_validators.py",),
+    "Incorrect path_or_model_id": ("transformers<4.50.0 transformers/utils/hub.py",),
+    "OfflineModeIsEnabled": ("transformers>=4.45.2 transformers/utils/hub.py",),
     "outgoing traffic has been disabled. To enable repo look-ups and downloads online": (
-        "huggingface-hub>=0.29.3 huggingface_hub/_snapshot_download.py",
+        "huggingface-hub>=0.25.2 huggingface_hub/_snapshot_download.py",
     ),
     "Cannot find the requested files in the disk cache and outgoing traffic has been disabled": (
-        "huggingface-hub>=0.29.3 huggingface_hub/errors.py",
+        "huggingface-hub>=0.25.2 huggingface_hub/errors.py",
     ),
-    "ProxyError(": ("requests>=2.32.3 requests/adapters.py",),
-    "Tunnel connection failed: {n}": ("urllib3>=2.3.0 urllib3/connection.py",),
-    "429 Too Many Requests": ("huggingface-hub>=2.4.0 huggingface_hub/utils/_http.py",),
-    "We couldn't connect to '": ("transformers>=4.49.0 transformers/utils/hub.py",),
-    "LocalEntryNotFoundError": ("transformers>=4.49.0 transformers/utils/hub.py",),
-    "Max retries exceeded with url": ("urllib3>=2.3.0 urllib3/exceptions.py",),
-    "does not appear to have a file named": ("transformers>=4.49.0 transformers/utils/hub.py",),
-    "EntryNotFoundError: 404 Client Error": ("huggingface-hub>=0.29.3 huggingface_hub/errors.py",),
-    "RevisionNotFoundError": ("transformers>=4.49.0 transformers/utils/hub.py",),
-    "op.preamble.length <= op.nbytes": ("torch>=2.6.0 torch/lib/libtorch_cpu.so",),
-    "Detected mismatch between collectives on ranks": ("torch>=2.6.0 torch/lib/libtorch_cpu.so",),
-    "watchdog thread terminated with exception": ("torch>=2.6.0 torch/lib/libtorch_cuda.so",),
-    "peer access is not supported between these two devices": ("nvidia-nccl-cu12>=2.21.5 nvidia/nccl/lib/libnccl.so.2",),
-    "peer mapping resources exhausted": ("nvidia-nccl-cu12>=2.21.5 nvidia/nccl/lib/libnccl.so.2",),
-    "Using RTX 40{} doesn't support faster communication broadband via P2P or IB": ("accelerate>=1.4.0 accelerate/state.py",),
-    "ProcessGroupNCCL's watchdog got stuck for": ("torch>=2.6.0 torch/lib/libtorch_cuda.so",),
+    "ProxyError(": ("requests>=2.32.5 requests/adapters.py",),
+    "Tunnel connection failed: {n}": ("urllib3>=2.2.3 urllib3/connection.py",),
+    "429 Too Many Requests": ("huggingface-hub>=1.2.0 huggingface_hub/utils/_http.py",),
+    "We couldn't connect to '": ("transformers>=4.45.2 transformers/utils/hub.py",),
+    "LocalEntryNotFoundError": ("transformers>=4.45.2 transformers/utils/hub.py",),
+    "Max retries exceeded with url": ("urllib3>=2.0.7 urllib3/exceptions.py",),
+    "does not appear to have a file named": ("transformers>=4.45.2 transformers/utils/hub.py",),
+    "EntryNotFoundError: 404 Client Error": ("huggingface-hub>=0.25.2 huggingface_hub/errors.py",),
+    "RevisionNotFoundError": ("transformers>=4.45.2 transformers/utils/hub.py",),
+    "op.preamble.length <= op.nbytes": ("torch>=2.4.1 torch/lib/libtorch_cpu.so",),
+    "Detected mismatch between collectives on ranks": ("torch>=2.4.1 torch/lib/libtorch_cpu.so",),
+    "watchdog thread terminated with exception": ("torch>=2.4.1 torch/lib/libtorch_cuda.so",),
+    "peer access is not supported between these two devices": ("nvidia-nccl-cu12>=2.20.5 nvidia/nccl/lib/libnccl.so.2",),
+    "peer mapping resources exhausted": ("nvidia-nccl-cu12>=2.20.5 nvidia/nccl/lib/libnccl.so.2",),
+    "Using RTX 40{} doesn't support faster communication broadband via P2P or IB": ("accelerate>=0.34.2 accelerate/state.py",),
+    "ProcessGroupNCCL's watchdog got stuck for": ("torch>=2.4.1 torch/lib/libtorch_cuda.so",),
     "Duplicate GPU detected : rank {n} and rank {n} both on CUDA device": (
-        "nvidia-nccl-cu12>=2.21.5 nvidia/nccl/lib/libnccl.so.2",
+        "nvidia-nccl-cu12<2.30.7 nvidia/nccl/lib/libnccl.so.2",
     ),
     "Mismatched NCCL version detected : rank {n} version {n} rank {n} version {n}": (
-        "nvidia-nccl-cu12>=2.27.5 nvidia/nccl/lib/libnccl.so.2",
+        "nvidia-nccl-cu12>=2.23.4 nvidia/nccl/lib/libnccl.so.2",
     ),
-    "Bootstrap : no socket interface found": ("nvidia-nccl-cu12>=2.21.5 nvidia/nccl/lib/libnccl.so.2",),
-    "NET/Socket : No usable listening interface found": ("nvidia-nccl-cu12>=2.21.5 nvidia/nccl/lib/libnccl.so.2",),
-    "socketStartConnect: Connect to {} failed : ": ("nvidia-nccl-cu12<2.27.5 nvidia/nccl/lib/libnccl.so.2",),
-    "socketPollConnect: {} returned": ("nvidia-nccl-cu12<2.27.5 nvidia/nccl/lib/libnccl.so.2",),
+    "Bootstrap : no socket interface found": ("nvidia-nccl-cu12>=2.20.5 nvidia/nccl/lib/libnccl.so.2",),
+    "NET/Socket : No usable listening interface found": ("nvidia-nccl-cu12>=2.20.5 nvidia/nccl/lib/libnccl.so.2",),
+    "socketStartConnect: Connect to {} failed : ": ("nvidia-nccl-cu12<2.25.1 nvidia/nccl/lib/libnccl.so.2",),
+    "socketPollConnect: {} returned": ("nvidia-nccl-cu12<2.25.1 nvidia/nccl/lib/libnccl.so.2",),
     "ncclSystemError: System call (e.g. socket, malloc) or external library call failed": (
-        "torch>=2.6.0 torch/lib/libtorch_cuda.so",
+        "torch>=2.4.1 torch/lib/libtorch_cuda.so",
     ),
-    "Call to ibv_reg_mr": ("nvidia-nccl-cu12>=2.21.5 nvidia/nccl/lib/libnccl.so.2",),
-    "Call to ibv_create_qp failed": ("nvidia-nccl-cu12>=2.21.5 nvidia/nccl/lib/libnccl.so.2",),
-    "Call to ibv_modify_qp failed": ("nvidia-nccl-cu12>=2.21.5 nvidia/nccl/lib/libnccl.so.2",),
-    "Got completion from peer {} with status=": ("nvidia-nccl-cu12>=2.21.5 nvidia/nccl/lib/libnccl.so.2",),
-    "Got completion from peer {} with error": ("nvidia-nccl-cu12>=2.21.5 nvidia/nccl/lib/libnccl.so.2",),
-    "output tensor size must be equal to world_size times input tensor size": ("torch>=2.6.0 torch/lib/libtorch_cuda.so",),
-    "Unable to find address for": ("torch>=2.6.0 torch/lib/libtorch_cpu.so",),
-    "Unable to find interface for: ": ("torch>=2.6.0 torch/lib/libtorch_cpu.so",),
-    "Unable to resolve hostname to a (local) address": ("torch>=2.6.0 torch/lib/libtorch_cpu.so",),
-    "Gloo connectFullMesh failed with": ("torch>=2.6.0 torch/lib/libtorch_cpu.so",),
-    "Timed out waiting {n}ms for recv operation to complete": ("torch>=2.6.0 torch/lib/libtorch_cpu.so",),
-    "Timed out waiting {n}ms for send operation to complete": ("torch>=2.6.0 torch/lib/libtorch_cpu.so",),
-    "failed to pass monitoredBarrier in": ("torch>=2.6.0 torch/lib/libtorch_cpu.so",),
-    "The server socket has failed to listen on any local network address": ("torch>=2.6.0 torch/lib/libtorch_cpu.so",),
-    "Timed out after {n} seconds waiting for clients. {n}/{n} clients joined": ("torch>=2.6.0 torch/lib/libtorch_cpu.so",),
-    "The client socket has timed out after {} while trying to connect to": ("torch>=2.6.0 torch/lib/libtorch_cpu.so",),
-    "RendezvousTimeoutError": ("torch>=2.6.0 torch/distributed/elastic/rendezvous/api.py",),
-    "The client socket has failed to connect to any network address of": ("torch>=2.6.0 torch/lib/libtorch_cpu.so",),
-    "environment variable {w} expected, but not set": ("torch>=2.6.0 torch/distributed/rendezvous.py",),
+    "Call to ibv_reg_mr": ("nvidia-nccl-cu12>=2.20.5 nvidia/nccl/lib/libnccl.so.2",),
+    "Call to ibv_create_qp failed": ("nvidia-nccl-cu12>=2.20.5 nvidia/nccl/lib/libnccl.so.2",),
+    "Call to ibv_modify_qp failed": ("nvidia-nccl-cu12>=2.20.5 nvidia/nccl/lib/libnccl.so.2",),
+    "Got completion from peer {} with status=": ("nvidia-nccl-cu12>=2.20.5 nvidia/nccl/lib/libnccl.so.2",),
+    "Got completion from peer {} with error": ("nvidia-nccl-cu12>=2.20.5 nvidia/nccl/lib/libnccl.so.2",),
+    "output tensor size must be equal to world_size times input tensor size": ("torch>=2.4.1 torch/lib/libtorch_cuda.so",),
+    "Unable to find address for": ("torch>=2.4.1 torch/lib/libtorch_cpu.so",),
+    "Unable to find interface for: ": ("torch>=2.4.1 torch/lib/libtorch_cpu.so",),
+    "Unable to resolve hostname to a (local) address": ("torch>=2.4.1 torch/lib/libtorch_cpu.so",),
+    "Gloo connectFullMesh failed with": ("torch>=2.4.1 torch/lib/libtorch_cpu.so",),
+    "Timed out waiting {n}ms for recv operation to complete": ("torch>=2.4.1 torch/lib/libtorch_cpu.so",),
+    "Timed out waiting {n}ms for send operation to complete": ("torch>=2.4.1 torch/lib/libtorch_cpu.so",),
+    "failed to pass monitoredBarrier in": ("torch>=2.4.1 torch/lib/libtorch_cpu.so",),
+    "The server socket has failed to listen on any local network address": ("torch>=2.4.1 torch/lib/libtorch_cpu.so",),
+    "Timed out after {n} seconds waiting for clients. {n}/{n} clients joined": ("torch>=2.4.1 torch/lib/libtorch_cpu.so",),
+    "The client socket has timed out after {} while trying to connect to": ("torch>=2.4.1 torch/lib/libtorch_cpu.so",),
+    "RendezvousTimeoutError": ("torch>=2.4.1 torch/distributed/elastic/rendezvous/api.py",),
+    "The client socket has failed to connect to any network address of": ("torch>=2.4.1 torch/lib/libtorch_cpu.so",),
+    "environment variable {w} expected, but not set": ("torch>=2.4.1 torch/distributed/rendezvous.py",),
     "Default process group has not been initialized, please make sure to call init_process_group": (
-        "torch>=2.6.0 torch/distributed/distributed_c10d.py",
+        "torch>=2.4.1 torch/distributed/distributed_c10d.py",
     ),
-    "Connection closed by peer": ("torch>=2.6.0 torch/lib/libtorch_cpu.so",),
-    "remote process exited or there was a network error": ("nvidia-nccl-cu12>=2.21.5 nvidia/nccl/lib/libnccl.so.2",),
+    "Connection closed by peer": ("torch>=2.4.1 torch/lib/libtorch_cpu.so",),
+    "remote process exited or there was a network error": ("nvidia-nccl-cu12>=2.20.5 nvidia/nccl/lib/libnccl.so.2",),
     "recvValue failed on": ("torch>=2.6.0 torch/lib/libtorch_cpu.so",),
     "sendBytes failed on": ("torch>=2.6.0 torch/lib/libtorch_cpu.so",),
-    "socketProgress: Connection closed by remote peer": ("nvidia-nccl-cu12>=2.21.5 nvidia/nccl/lib/libnccl.so.2",),
-    "NCCL communicator was aborted on rank": ("torch>=2.6.0 torch/lib/libtorch_cuda.so",),
-    "Failed to recv, got 0 bytes. Connection was likely closed": ("torch>=2.10.0 torch/lib/libtorch_cpu.so",),
-    "Root Cause (first observed failure):": ("torch>=2.6.0 torch/distributed/elastic/multiprocessing/errors/__init__.py",),
-    "exits with return code = {n}": ("deepspeed>=0.15.4 deepspeed/launcher/launch.py",),
+    "socketProgress: Connection closed by remote peer": ("nvidia-nccl-cu12>=2.20.5 nvidia/nccl/lib/libnccl.so.2",),
+    "NCCL communicator was aborted on rank": ("torch>=2.4.1 torch/lib/libtorch_cuda.so",),
+    "Failed to recv, got 0 bytes. Connection was likely closed": ("torch>=2.8.0 torch/lib/libtorch_cpu.so",),
+    "Root Cause (first observed failure):": ("torch>=2.4.1 torch/distributed/elastic/multiprocessing/errors/__init__.py",),
+    "exits with return code = {n}": ("deepspeed>=0.13.5 deepspeed/launcher/launch.py",),
+    "The checkpoint being loaded used a DP world size of": ("deepspeed>=0.13.5 deepspeed/runtime/engine.py",),
+    "'weight' must be 2-D": ("torch>=2.4.1 torch/lib/libtorch_cpu.so",),
+    "still have inflight params": ("deepspeed<0.15.3 deepspeed/runtime/zero/partitioned_param_coordinator.py",),
+    "cannot identify image file": ("pillow>=10.4.0 PIL/Image.py",),
+    "Image size ({n} pixels) exceeds limit of {n} pixels, could be decompression bomb DOS attack": (
+        "pillow>=10.4.0 PIL/Image.py",
+    ),
+    "image file is truncated ({n} bytes not processed)": ("pillow>=10.4.0 PIL/ImageFile.py",),
+    "FlashAttention only support fp16 and bf16 data type": (
+        "flash-attn>=2.6.3 csrc/flash_attn/flash_api.cpp",
+        "torch>=2.4.1 torch/lib/libtorch_cuda.so",
+    ),
+    "CUDA-capable device(s) is/are busy or unavailable": (
+        "nvidia-cuda-runtime-cu12>=12.1.105 nvidia/cuda_runtime/lib/libcudart.so.12",
+    ),
+    "CUDNN_STATUS_SUBLIBRARY_VERSION_MISMATCH": ("nvidia-cudnn-cu12>=9.1.0.70 nvidia/cudnn/lib/libcudnn_graph.so.9",),
+    "CUDNN_STATUS_SUBLIBRARY_LOADING_FAILED": ("nvidia-cudnn-cu12>=9.5.1.17 nvidia/cudnn/lib/libcudnn_graph.so.9",),
+    "CUDNN_STATUS_NOT_INITIALIZED": ("nvidia-cudnn-cu12>=9.1.0.70 nvidia/cudnn/lib/libcudnn_graph.so.9",),
+    "CUDA Setup failed despite CUDA being available": ("bitsandbytes<0.46.0 bitsandbytes/cextension.py",),
+    "Configured CUDA binary not found at": ("bitsandbytes>=0.46.0,<0.47.0 bitsandbytes/cextension.py",),
+    "Cannot find the requested files in the cached path and outgoing traffic has been disabled": (
+        "huggingface-hub<0.26.0 huggingface_hub/file_download.py",
+    ),
+    "Tensors must have identical type": ("torch>=2.4.1 torch/lib/libtorch_cuda.so",),
+    "entry, therefore it's not possible to automatically fill out the following `auto` entries": (
+        "transformers>=4.45.2 transformers/integrations/deepspeed.py",
+    ),
+    "Cannot flatten integer dtype tensors": ("torch>=2.4.1 torch/distributed/fsdp/_flat_param.py",),
+    "`.to` is not supported for": ("transformers<5.0.0 transformers/modeling_utils.py",),
+    "exited unexpectedly": ("torch>=2.4.1 torch/utils/data/dataloader.py",),
+    "The model did not return a loss from the inputs, only the following keys": (
+        "transformers>=4.45.2 transformers/trainer.py",
+    ),
+    "must be evenly divisible by the number of generations per prompt": (
+        "trl>=0.15.0,<0.20.0 trl/trainer/grpo_trainer.py trl/trainer/grpo_config.py",
+    ),
+    "must be divisible by num_generations": ("trl>=0.20.0 trl/trainer/grpo_trainer.py trl/trainer/grpo_config.py",),
+    "CUDA unknown error - this may be due to an incorrectly set up environment": ("torch>=2.4.1 torch/lib/libc10_cuda.so",),
+    "was not reachable via ssh. If you are running with a single node": ("deepspeed>=0.13.5 deepspeed/launcher/runner.py",),
 }
 
+_COMPOSED: tuple[tuple[dict[str, tuple[str, ...]], tuple[str, ...]], ...] = (
+    (
+        {"deepspeed>=0.13.5 deepspeed/launcher/launch.py": ("exits with return code = ",)},
+        ("exits with return code = -7{/}", "exits with return code = -9{/}", "exits with return code = -{n}"),
+    ),
+    (
+        {"torch>=2.4.1 torch/distributed/elastic/multiprocessing/errors/__init__.py": ("Signal ", " received by PID ")},
+        ("Signal 7 (SIGBUS) received by PID", "Signal 9 (SIGKILL) received by PID"),
+    ),
+    (
+        {"torch>=2.4.1 torch/distributed/elastic/multiprocessing/api.py": ("failed (exitcode: ",)},
+        ("failed (exitcode: -7)", "failed (exitcode: -9)"),
+    ),
+    (
+        {"torch>=2.4.1 torch/distributed/elastic/multiprocessing/api.py": ("(exitcode: ", ") local_rank")},
+        ("(exitcode: -9) local_rank",),
+    ),
+    (
+        {
+            "torch>=2.4.1 torch/distributed/elastic/multiprocessing/errors/__init__.py": (
+                "exitcode  : ",
+                "Signal ",
+                " received by PID ",
+            )
+        },
+        ("exitcode  : -9 {}Signal 9 (SIGKILL) received by PID",),
+    ),
+    (
+        {"torch>=2.4.1 torch/distributed/elastic/multiprocessing/errors/__init__.py": ("ChildFailedError",)},
+        ("torch.distributed.elastic.multiprocessing.errors.ChildFailedError",),
+    ),
+    (
+        {"transformers>=5.0.0 transformers/utils/loading_report.py": ("MISMATCH", "ckpt:", "vs model:")},
+        (
+            "MISMATCH | {} ckpt: {shape} vs model:{0}",
+            "MISMATCH | {} ckpt: {0} vs model:{shape}",
+            "MISMATCH | {} ckpt: {shape} vs model:{shape}",
+        ),
+    ),
+    ({"transformers>=5.0.0 transformers/utils/loading_report.py": ("MISSING",)}, ("| MISSING", "| MISSING |")),
+    ({"transformers>=5.0.0 transformers/utils/loading_report.py": ("UNEXPECTED",)}, ("| UNEXPECTED", "| UNEXPECTED |")),
+    (
+        {"torch>=2.4.1 torch/_prims_common/__init__.py": ("Tensor on device ", " is not on the expected device ")},
+        ("Tensor on device meta is not on the expected device",),
+    ),
+    (
+        {"torch>=2.4.1 torch/lib/libtorch_cpu.so": (" is out of bounds for dimension 0 with size ",)},
+        (
+            "IndexError: index {n} is out of bounds for dimension 0 with size 0",
+            "IndexError: index {n} is out of bounds for dimension 0 with size {n}",
+        ),
+    ),
+    (
+        {
+            "torch>=2.4.1 torch/nn/modules/module.py": (
+                "size mismatch for ",
+                ": copying a param with shape ",
+                " from checkpoint",
+            )
+        },
+        (
+            "size mismatch for {w}embed_tokens.weight: copying a param with shape {shape} from checkpoint, {} is {shape}",
+            "size mismatch for {w}lm_head.weight: copying a param with shape {shape} from checkpoint, {} is {shape}",
+            "size mismatch for lm_head.weight: copying a param with shape {shape} from checkpoint, {} is {shape}",
+            "size mismatch for {w}embed_tokens.modules_to_save{w}weight: copying a param with shape {shape} from checkpoint",
+            "size mismatch for {w}wte.weight: copying a param with shape {shape} from checkpoint, {} is {shape}",
+            "size mismatch for base_model.model.{}: copying a param with shape {0} from checkpoint",
+            "size mismatch for {w}.lora_A.{}: copying a param with shape {0} from checkpoint",
+            "size mismatch for {w}.lora_B.{}: copying a param with shape {0} from checkpoint",
+            "size mismatch for base_model.model.{}: copying a param with shape {shape} from checkpoint, the shape in current model is {0}",
+            "size mismatch for base_model.model.{}: copying a param with shape {shape} from checkpoint, the shape in current model is {shape}",
+            "size mismatch for {w}.lora_A.{}: copying a param with shape {shape} from checkpoint, {} is {shape}",
+        ),
+    ),
+    (
+        {
+            "transformers>=4.45.2 transformers/models/auto/configuration_auto.py": (
+                "Unrecognized model in ",
+                ". Should have a `model_type` key",
+            )
+        },
+        (
+            "Unrecognized model in {w}lora{}. Should have a `model_type` key",
+            "Unrecognized model in {w}adapter{}. Should have a `model_type` key",
+            "Unrecognized model in {w}LoRA{}. Should have a `model_type` key",
+        ),
+    ),
+    (
+        {
+            "transformers>=4.45.2 transformers/models/auto/configuration_auto.py": (
+                "The checkpoint you are trying to load has model type `",
+            )
+        },
+        (
+            "The checkpoint you are trying to load has model type `llava_",
+            "The checkpoint you are trying to load has model type `vila",
+            "The checkpoint you are trying to load has model type `bunny-",
+            "The checkpoint you are trying to load has model type `TinyLlava",
+            "The checkpoint you are trying to load has model type `tinyllava",
+            "The checkpoint you are trying to load has model type `mplug_owl",
+        ),
+    ),
+    (
+        {"transformers>=4.45.2 transformers/utils/hub.py": (" does not appear to have a file named ",)},
+        (
+            "does not appear to have a file named config.json",
+            "does not appear to have a file named preprocessor_config.json",
+            "does not appear to have a file named model-0",
+            "does not appear to have a file named pytorch_model-0",
+        ),
+    ),
+    (
+        {"transformers>=4.45.2 transformers/modeling_utils.py": (" does not appear to have a file named ",)},
+        ("does not appear to have a file named model.safetensors",),
+    ),
+    (
+        {"transformers>=4.45.2 transformers/modeling_utils.py": ("no file named ", " found in directory ")},
+        (
+            "no file named {} found in directory {w}lora",
+            "no file named {}pytorch_model.bin{} found in directory",
+            "no file named {}model.safetensors{} found in directory",
+            "no file named {} found in directory {w}global_step",
+        ),
+    ),
+    ({"peft>=0.13.2 peft/config.py": ("Can't find '", "' at '")}, ("Can't find 'adapter_config.json' at",)),
+    (
+        {
+            "peft>=0.13.2 peft/utils/save_and_load.py": (
+                "Can't find weights for ",
+                " or in the Hugging Face Hub. Please check that the file ",
+            )
+        },
+        ("Can't find weights for {} in {} or in the Hugging Face Hub. Please check that the file adapter_model",),
+    ),
+    (
+        {"peft>=0.14.0 peft/peft_model.py": ("Found missing adapter keys while loading the checkpoint: ",)},
+        ("Found missing adapter keys while loading the checkpoint: [",),
+    ),
+    (
+        {"torch>=2.4.1 torch/lib/libtorch_cpu.so": ("element ", " does not require grad and does not have a grad_fn")},
+        ("element 0 of tensors does not require grad and does not have a grad_fn",),
+    ),
+    (
+        {"transformers>=4.45.2 transformers/utils/import_utils.py": ("module ", " has no attribute ")},
+        (
+            "module transformers has no attribute",
+            "module transformers.{w} has no attribute",
+            "AttributeError: module transformers has no attribute {w}ImageProcessor",
+            "module transformers has no attribute {w}ImageProcessor",
+            "module transformers has no attribute {w}VideoProcessor",
+        ),
+    ),
+    (
+        {
+            "transformers>=4.45.2 transformers/models/auto/tokenization_auto.py": (
+                "Tokenizer class ",
+                " is not currently imported",
+            )
+        },
+        ("ValueError: Tokenizer class {w} is not currently imported",),
+    ),
+    (
+        {
+            "safetensors>=0.5.0,<0.6.1 safetensors/_safetensors_rust.abi3.so": (
+                "Error while deserializing header: ",
+                "InvalidHeaderLength",
+            )
+        },
+        ("Error while deserializing header: InvalidHeaderLength",),
+    ),
+    (
+        {
+            "safetensors>=0.5.0,<0.6.1 safetensors/_safetensors_rust.abi3.so": (
+                "Error while deserializing header: ",
+                "HeaderTooSmall",
+            )
+        },
+        ("Error while deserializing header: HeaderTooSmall",),
+    ),
+    (
+        {
+            "safetensors>=0.5.0,<0.6.1 safetensors/_safetensors_rust.abi3.so": (
+                "Error while deserializing header: ",
+                "HeaderTooLarge",
+            )
+        },
+        ("Error while deserializing header: HeaderTooLarge",),
+    ),
+    (
+        {
+            "safetensors>=0.5.0,<0.6.1 safetensors/_safetensors_rust.abi3.so": (
+                "Error while deserializing header: ",
+                "InvalidHeaderDeserialization",
+            )
+        },
+        ("Error while deserializing header: InvalidHeaderDeserialization",),
+    ),
+    (
+        {
+            "safetensors>=0.5.0,<0.6.1 safetensors/_safetensors_rust.abi3.so": (
+                "Error while deserializing header: ",
+                "InvalidHeaderStart",
+            )
+        },
+        ("Error while deserializing header: InvalidHeaderStart",),
+    ),
+    (
+        {
+            "safetensors>=0.5.0,<0.6.1 safetensors/_safetensors_rust.abi3.so": (
+                "Error while deserializing header: ",
+                "InvalidOffset",
+            )
+        },
+        ("Error while deserializing header: InvalidOffset",),
+    ),
+    (
+        {
+            "safetensors>=0.5.0,<0.6.1 safetensors/_safetensors_rust.abi3.so": (
+                "Error while deserializing header: ",
+                "TensorInvalidInfo",
+            )
+        },
+        ("Error while deserializing header: TensorInvalidInfo",),
+    ),
+    (
+        {
+            "safetensors>=0.5.0,<0.6.1 safetensors/_safetensors_rust.abi3.so": (
+                "Error while deserializing header: ",
+                "ValidationOverflow",
+            )
+        },
+        ("Error while deserializing header: ValidationOverflow",),
+    ),
+    (
+        {
+            "safetensors>=0.6.1 safetensors/_safetensors_rust.abi3.so": (
+                "Error while deserializing header: ",
+                "incomplete metadata, file not fully covered",
+            )
+        },
+        ("Error while deserializing header: incomplete metadata, file not fully covered",),
+    ),
+    (
+        {
+            "safetensors>=0.6.1 safetensors/_safetensors_rust.abi3.so": (
+                "Error while deserializing header: ",
+                "invalid header length",
+            )
+        },
+        ("Error while deserializing header: invalid header length",),
+    ),
+    (
+        {
+            "safetensors>=0.6.1 safetensors/_safetensors_rust.abi3.so": (
+                "Error while deserializing header: ",
+                "header too small",
+            )
+        },
+        ("Error while deserializing header: header too small",),
+    ),
+    (
+        {
+            "safetensors>=0.6.1 safetensors/_safetensors_rust.abi3.so": (
+                "Error while deserializing header: ",
+                "header too large",
+            )
+        },
+        ("Error while deserializing header: header too large",),
+    ),
+    (
+        {
+            "safetensors>=0.6.1 safetensors/_safetensors_rust.abi3.so": (
+                "Error while deserializing header: ",
+                "invalid JSON in header",
+            )
+        },
+        ("Error while deserializing header: invalid JSON in header",),
+    ),
+    (
+        {
+            "safetensors>=0.6.1 safetensors/_safetensors_rust.abi3.so": (
+                "Error while deserializing header: ",
+                "invalid UTF-8 in header",
+            )
+        },
+        ("Error while deserializing header: invalid UTF-8 in header",),
+    ),
+    (
+        {"safetensors>=0.6.1 safetensors/_safetensors_rust.abi3.so": ("Error while deserializing header: ", "invalid offset")},
+        ("Error while deserializing header: invalid offset",),
+    ),
+    (
+        {"safetensors>=0.6.1 safetensors/_safetensors_rust.abi3.so": ("Error while deserializing header: ", "invalid shape")},
+        ("Error while deserializing header: invalid shape",),
+    ),
+    (
+        {
+            "safetensors>=0.5.0,<0.6.1 safetensors/_safetensors_rust.abi3.so": (
+                "Error while deserializing header: ",
+                "InvalidHeader",
+            )
+        },
+        ("Error while deserializing header: InvalidHeader{}",),
+    ),
+    (
+        {"torch>=2.4.1 torch/lib/libtorch_cpu.so": ("PytorchStreamReader failed ",)},
+        ("PytorchStreamReader failed reading zip archive",),
+    ),
+    (
+        {"torch>=2.4.1 torch/lib/libtorch_cpu.so": ("PytorchStreamReader failed ", "failed finding central directory")},
+        ("PytorchStreamReader failed finding central directory",),
+    ),
+    (
+        {"torch>=2.4.1 torch/lib/libtorch_cpu.so": ("PytorchStreamWriter failed ",)},
+        ("PytorchStreamWriter failed writing file",),
+    ),
+    (
+        {
+            "torch>=2.4.1 torch/lib/libtorch_python.so": (
+                "unexpected EOF, expected ",
+                " more bytes. The file might be corrupted",
+            )
+        },
+        ("unexpected EOF, expected {n} more bytes. The file might be corrupted",),
+    ),
+    (
+        {"safetensors>=0.5.0 safetensors/_safetensors_rust.abi3.so": ("No such file or directory: ",)},
+        ("FileNotFoundError: No such file or directory: {w}.safetensors", 'No such file or directory: "{w}.safetensors'),
+    ),
+    (
+        {"torch>=2.4.1 torch/_weights_only_unpickler.py": ("Unsupported global: GLOBAL ",)},
+        ("Unsupported global: GLOBAL numpy.", "Unsupported global: GLOBAL deepspeed"),
+    ),
+    (
+        {
+            "accelerate>=0.34.2 accelerate/accelerator.py": (
+                "Cannot get 16bit model weights because `stage3_gather_16bit_weights_on_model_save`",
+            )
+        },
+        ("Cannot get 16bit model weights because stage3_gather_16bit_weights_on_model_save",),
+    ),
+    (
+        {"transformers>=4.45.2 transformers/integrations/deepspeed.py": ("Can't find a valid checkpoint at ",)},
+        ("[deepspeed] Can't find a valid checkpoint at",),
+    ),
+    (
+        {"safetensors>=0.5.0 safetensors/_safetensors_rust.abi3.so": (" (os error ",)},
+        ("I/O error: No space left on device (os error 28)", "No space left on device (os error 28)"),
+    ),
+    (
+        {"torch>=2.4.1 torch/lib/libtorch_cpu.so": ("size mismatch, got input (",)},
+        ("size mismatch, got input ({n}), mat ({}), vec (0)",),
+    ),
+    (
+        {"deepspeed>=0.13.5 deepspeed/runtime/zero/partition_parameters.py": ('"status": ', "NOT_AVAILABLE")},
+        ("'status': 'NOT_AVAILABLE'",),
+    ),
+    (
+        {"deepspeed>=0.13.5 deepspeed/runtime/zero/partition_parameters.py": ('"status": ', "INFLIGHT")},
+        ("'status': 'INFLIGHT'",),
+    ),
+    (
+        {
+            "transformers<4.49.0 transformers/models/llava/modeling_llava.py": (
+                "The input provided to the model are wrong. The number of image tokens is ",
+                " while the number of image given to the model is ",
+            )
+        },
+        (
+            "The number of image tokens is {n} while the number of image given to the model is",
+            "The input provided to the model are wrong. The number of image tokens is",
+        ),
+    ),
+    (
+        {
+            "transformers>=4.52.1 transformers/processing_utils.py": (
+                "Mismatch in `",
+                "` token count between text and `input_ids`",
+            )
+        },
+        (
+            "Mismatch in `image` token count between text and `input_ids`",
+            "Mismatch in `video` token count between text and `input_ids`",
+        ),
+    ),
+    ({"torch>=2.4.1 torch/lib/libtorch_cpu.so": ("index out of range in self",)}, ("IndexError: index out of range in self",)),
+    (
+        {"torch>=2.4.1 torch/lib/libtorch_cpu.so": ("Target ", " is out of bounds.")},
+        ("IndexError: Target {n} is out of bounds",),
+    ),
+    (
+        {"torch>=2.4.1 torch/optim/optimizer.py": ("optimizer got an empty parameter list",)},
+        ("ValueError: optimizer got an empty parameter list",),
+    ),
+    (
+        {
+            "torch>=2.4.1 torch/lib/libtorch_cuda.so": (
+                "_amp_foreach_non_finite_check_and_unscale_cuda",
+                "\" not implemented for '",
+            )
+        },
+        ("_amp_foreach_non_finite_check_and_unscale_cuda\" not implemented for 'BFloat16'",),
+    ),
+    (
+        {"torch>=2.10.0 torch/lib/libtorch_python.so": ("killed by signal: ",)},
+        ("is killed by signal: Killed", "is killed by signal: Segmentation fault", "is killed by signal: Bus error"),
+    ),
+    (
+        {"triton>=3.0.0 triton/runtime/driver.py": (" active drivers (", "). There should only be one.")},
+        ("active drivers ([{}]). There should only be one",),
+    ),
+    (
+        {"deepspeed>=0.13.5 deepspeed/ops/op_builder/builder.py": ("MissingCUDAException", "CUDA_HOME does not exist")},
+        ("MissingCUDAException: CUDA_HOME does not exist",),
+    ),
+    ({"deepspeed>=0.13.5 deepspeed/ops/op_builder/builder.py": ("/bin/nvcc",)}, ("No such file or directory: '{w}/bin/nvcc'",)),
+    (
+        {"torch>=2.4.1 torch/utils/cpp_extension.py": ("Error building extension '",)},
+        ("RuntimeError: Error building extension '",),
+    ),
+    (
+        {"torch>=2.4.1 torch/cuda/__init__.py": ("Torch not compiled with CUDA enabled",)},
+        ("AssertionError: Torch not compiled with CUDA enabled",),
+    ),
+    (
+        {"nvidia-nccl-cu12>=2.20.5 nvidia/nccl/lib/libnccl.so.2": ("Error while %s shared memory segment %s (size ",)},
+        (
+            "Error while creating shared memory segment {} (size {n}",
+            "Error while attaching to shared memory segment {} (size {n}",
+        ),
+    ),
+    (
+        {"nvidia-nccl-cu12>=2.20.5 nvidia/nccl/lib/libnccl.so.2": ("/dev/shm/nccl-",)},
+        ("/dev/shm/nccl-{}No space left on device", "No space left on device{}/dev/shm/nccl-"),
+    ),
+    ({"torch>=2.4.1 torch/lib/libtorch_cpu.so": ("unable to write to file <",)}, ("unable to write to file </torch_",)),
+    (
+        {
+            "torch<2.12.1 torch/lib/libc10_cuda.so": ("CUDA error: ",),
+            "nvidia-cuda-runtime-cu12>=12.1.105 nvidia/cuda_runtime/lib/libcudart.so.12": ("out of memory",),
+        },
+        ("CUDA error: out of memory",),
+    ),
+    (
+        {
+            "torch<2.12.1 torch/lib/libc10_cuda.so": ("CUDA error: ",),
+            "nvidia-cuda-runtime-cu12>=12.1.105 nvidia/cuda_runtime/lib/libcudart.so.12": ("invalid device ordinal",),
+        },
+        ("CUDA error: invalid device ordinal",),
+    ),
+    (
+        {
+            "torch<2.12.1 torch/lib/libc10_cuda.so": ("CUDA error: ",),
+            "nvidia-cuda-runtime-cu12>=12.1.105 nvidia/cuda_runtime/lib/libcudart.so.12": ("misaligned address",),
+        },
+        ("CUDA error: misaligned address",),
+    ),
+    (
+        {"torch>=2.4.1 torch/lib/libtorch_cuda.so": ("CUDA error: ", "CUBLAS_STATUS_ALLOC_FAILED", " when calling ")},
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling",),
+    ),
+    ({"nvidia-nccl-cu12>=2.20.5 nvidia/nccl/lib/libnccl.so.2": ("Cuda failure %d '%s'",)}, ("Cuda failure 2 'out of memory'",)),
+    ({"nvidia-nccl-cu12>=2.20.5 nvidia/nccl/lib/libnccl.so.2": ("Cuda failure '%s'",)}, ("Cuda failure 'out of memory'",)),
+    (
+        {"nvidia-cudnn-cu12>=9.1.0.70 nvidia/cudnn/lib/libcudnn_graph.so.9": ("Unable to load any of {", "libcudnn")},
+        ("Unable to load any of {libcudnn",),
+    ),
+    (
+        {"nvidia-cudnn-cu12<9.10.2.21 nvidia/cudnn/lib/libcudnn_graph.so.9": ("Could not load library ",)},
+        ("Could not load library libcudnn", "Could not load library libnvrtc"),
+    ),
+    (
+        {
+            "transformers<4.51.0 transformers/modeling_utils.py transformers/integrations/accelerate.py": (
+                "requires Accelerate: `pip install",
+            )
+        },
+        ("requires `accelerate`: `pip install",),
+    ),
+    (
+        {
+            "numpy>=1.26.4 numpy/random/mtrand.cpython-311-x86_64-linux-gnu.so": (
+                " size changed, may indicate binary incompatibility",
+            )
+        },
+        ("numpy.dtype size changed, may indicate binary incompatibility",),
+    ),
+    ({"torch>=2.4.1 torch/lib/libtorch_python.so": ("Numpy is not available",)}, ("RuntimeError: Numpy is not available",)),
+    (
+        {"huggingface-hub>=0.25.2 huggingface_hub/utils/_http.py": ("offline mode is enabled. To disable it, please unset ",)},
+        ("as offline mode is enabled. To disable it, please unset",),
+    ),
+    ({"requests>=2.32.5 requests/models.py": (" Client Error: ", " for url: ")}, ("429 Client Error: Too Many Requests",)),
+    (
+        {"urllib3>=2.0.7 urllib3/connectionpool.py": ("HTTPSConnectionPool", "(host=")},
+        ("HTTPSConnectionPool(host='huggingface.co'", "HTTPSConnectionPool(host='cdn-lfs"),
+    ),
+    (
+        {"torch>=2.4.1 torch/lib/libtorch_cuda.so": ("Watchdog caught collective operation timeout: ", "WorkNCCL(")},
+        ("Watchdog caught collective operation timeout: WorkNCCL(",),
+    ),
+    (
+        {
+            "torch>=2.4.1 torch/lib/libtorch_cuda.so": (
+                "Some NCCL operations have failed or timed out. Due to the",
+                "asynchronous nature of CUDA kernels",
+            )
+        },
+        ("Some NCCL operations have failed or timed out. Due to the asynchronous nature of CUDA kernels",),
+    ),
+    (
+        {"nvidia-nccl-cu12<2.25.1 nvidia/nccl/lib/libnccl.so.2": ("Call to connect returned ",)},
+        ("Call to connect returned Connection timed out", "Call to connect returned No route to host"),
+    ),
+    (
+        {"nvidia-nccl-cu12>=2.20.5 nvidia/nccl/lib/libnccl.so.2": ("NET/IB : No device found",)},
+        ("NCCL INFO NET/IB : No device found",),
+    ),
+    ({"nvidia-nccl-cu12>=2.20.5 nvidia/nccl/lib/libnccl.so.2": ("Using network ",)}, ("NCCL INFO Using network Socket",)),
+    (
+        {"nvidia-nccl-cu12<2.30.7 nvidia/nccl/lib/libnccl.so.2": ("Failed to open libibverbs.so",)},
+        ("NCCL INFO Failed to open libibverbs.so",),
+    ),
+    (
+        {"nvidia-nccl-cu12<2.23.4 nvidia/nccl/lib/libnccl.so.2": ("NET/IB : ", "Got async event : ")},
+        ("NET/IB : Got async event : ",),
+    ),
+    (
+        {
+            "torch>=2.4.1 torch/lib/libtorch_cpu.so": (
+                "/gloo/transport/tcp/device.cc",
+                "ifa != nullptr",
+                "Unable to find interface for",
+            )
+        },
+        ("gloo/transport/tcp/device.cc:{n}] ifa != nullptr. Unable to find interface for",),
+    ),
+    ({"torch>=2.4.1 torch/lib/libtorch_cpu.so": ("Connect timeout ",)}, ("Connect timeout [",)),
+    (
+        {"torch>=2.4.1 torch/lib/libtorch_cpu.so": ("EADDRINUSE", "address already in use")},
+        ("EADDRINUSE, message: address already in use",),
+    ),
+    (
+        {
+            "torch>=2.4.1 torch/lib/libtorch_cpu.so": ("Timed out after ",),
+            "torch>=2.4.1 torch/lib/libtorch_python.so": ("DistStoreError",),
+        },
+        ("DistStoreError: Timed out after",),
+    ),
+    (
+        {
+            "torch>=2.4.1 torch/distributed/rendezvous.py": (
+                "Error initializing torch.distributed using ",
+                "env://",
+                " rendezvous",
+            )
+        },
+        ("Error initializing torch.distributed using env:// rendezvous",),
+    ),
+    (
+        {"torch>=2.4.1 torch/nn/modules/module.py": ("' object has no attribute '",)},
+        (
+            "ForConditionalGeneration' object has no attribute 'visual'",
+            "ForConditionalGeneration' object has no attribute 'language_model'",
+            "ForConditionalGeneration' object has no attribute 'vision_tower'",
+            "VLModel' object has no attribute 'embed_tokens'",
+            "VLModel' object has no attribute 'layers'",
+        ),
+    ),
+    (
+        {
+            "torch>=2.4.1 torch/lib/libtorch_cpu.so": (
+                "shape mismatch: value tensor of shape ",
+                " cannot be broadcast to indexing result of shape ",
+            )
+        },
+        ("shape mismatch: value tensor of shape {shape} cannot be broadcast to indexing result of shape {shape}",),
+    ),
+    (
+        {
+            "torch>=2.4.1 torch/lib/libtorch_cpu.so": (
+                "The size of tensor a (",
+                ") must match the size of tensor b (",
+                ") at non-singleton dimension ",
+            )
+        },
+        (
+            "The size of tensor a ({n}) must match the size of tensor b (0) at non-singleton",
+            "The size of tensor a (0) must match the size of tensor b ({n}) at non-singleton",
+        ),
+    ),
+    (
+        {"torch>=2.4.1 torch/lib/libtorch_cpu.so": ("operator ", " does not exist")},
+        ("operator torchvision::nms does not exist",),
+    ),
+    (
+        {"deepspeed>=0.13.5 deepspeed/launcher/runner.py": ("launcher '", "' not installed.")},
+        ("launcher 'pdsh' not installed",),
+    ),
+)
+
+# Text -> place -> parts.
+COMPOSED = {text: parts for parts, texts in _COMPOSED for text in texts}
+
+# Text -> the program that prints it.
+RAISED: dict[str, str] = {
+    "object has no attribute 'hidden_size'": "CPython",
+    "Trainer.__init__() got an unexpected keyword argument": "CPython",
+    "TrainingArguments.__init__() got an unexpected keyword argument": "CPython",
+    "SFTConfig.__init__() got an unexpected keyword argument": "CPython",
+    "GRPOConfig.__init__() got an unexpected keyword argument": "CPython",
+    "DPOConfig.__init__() got an unexpected keyword argument": "CPython",
+    "KTOConfig.__init__() got an unexpected keyword argument": "CPython",
+    "PPOConfig.__init__() got an unexpected keyword argument": "CPython",
+    "RewardConfig.__init__() got an unexpected keyword argument": "CPython",
+    "'DeepSpeedCPUAdam' object has no attribute 'ds_opt_adam'": "CPython",
+    "No module named 'qwen_vl_utils'": "CPython",
+    "No module named 'decord'": "CPython",
+    "No module named 'av'": "CPython",
+    "No module named 'deepspeed'": "CPython",
+    "No module named 'peft'": "CPython",
+    "No module named 'trl'": "CPython",
+    "No module named 'accelerate'": "CPython",
+    "No module named 'bitsandbytes'": "CPython",
+    "No module named 'liger_kernel'": "CPython",
+    "No module named 'timm'": "CPython",
+    "No module named 'wandb'": "CPython",
+    "ImportError: libGL.so{}cannot open shared object file": "glibc",
+    "ImportError: libgthread-2.0.so{}cannot open shared object file": "glibc",
+    "ImportError: libSM.so{}cannot open shared object file": "glibc",
+    "[Errno 116] Stale file handle": "CPython",
+    "PermissionError: [Errno 13] Permission denied: '{w}": "CPython",
+    "No such file or directory: '{w}pytorch_model{w}.bin": "CPython",
+    "No such file or directory: 'pytorch_model": "CPython",
+    "No such file or directory: 'model-0": "CPython",
+    "invalid load key, 'v'.": "CPython",
+    "invalid load key, '<'.": "CPython",
+    "'NoneType' object has no attribute 'get'": "CPython",
+    "LoraConfig.__init__() got an unexpected keyword argument": "CPython",
+    "KeyError: 'llava_": "CPython",
+    "KeyError: '": "CPython",
+    "cannot import name '{w}' from 'transformers'": "CPython",
+    "cannot import name '{w}' from 'transformers.{w}'": "CPython",
+    "module 'transformers' has no attribute": "CPython",
+    "module 'transformers' has no attribute '{w}ImageProcessor": "CPython",
+    "module 'transformers.models.{w}' has no attribute '{w}ImageProcessor": "CPython",
+    "No module named 'transformers.models.": "CPython",
+    "OSError: [Errno 28] No space left on device": "CPython",
+    "Disk quota exceeded": "glibc",
+    "IndexError: list index out of range": "CPython",
+    "CalledProcessError: Command '['{w}gcc', '{w}/main.c'": "CPython",
+    "CalledProcessError: Command '['{w}gcc', '{w}/cuda_utils.c'": "CPython",
+    "CalledProcessError: Command '['{w}gcc', '{w}/__triton_launcher.c'": "CPython",
+    "CalledProcessError: Command '['{w}cc', '{w}/main.c'": "CPython",
+    "CalledProcessError: Command '['{w}clang', '{w}/main.c'": "CPython",
+    "ModuleNotFoundError: No module named 'setuptools'": "CPython",
+    "ModuleNotFoundError: No module named 'pkg_resources'": "CPython",
+    "ModuleNotFoundError: No module named 'torch'": "CPython",
+    "ModuleNotFoundError: No module named 'flash_attn'": "CPython",
+    "No module named 'flash_attn_2_cuda'": "CPython",
+    "fatal error: Python.h: No such file or directory": "gcc",
+    "cannot find -lcuda": "binutils",
+    "libcuda.so.1: cannot open shared object file": "glibc",
+    "ImportError: lib{w}.so{}cannot open shared object file": "glibc",
+    "OSError: lib{w}.so{}cannot open shared object file": "glibc",
+    "undefined symbol: _ZN": "glibc",
+    "undefined symbol: _Z": "glibc",
+    "undefined symbol: __nvJitLink": "glibc",
+    "undefined symbol: ncclCommRegister": "glibc",
+    "undefined symbol: nccl": "glibc",
+    "undefined symbol: cublas": "glibc",
+    "undefined symbol: iJIT_NotifyEvent": "glibc",
+    "version `GLIBC_{w}' not found": "glibc",
+    "version `GLIBCXX_{w}' not found": "glibc",
+    "version `CXXABI_{w}' not found": "glibc",
+    "[Errno 24] Too many open files": "CPython",
+    "OSError: [Errno 12] Cannot allocate memory": "CPython",
+    "died with <Signals.SIGKILL: 9>": "CPython",
+    "returned non-zero exit status {n}": "CPython",
+    "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed": "CPython",
+    "certificate verify failed: self-signed certificate in certificate chain": "OpenSSL",
+    "certificate verify failed: unable to get local issuer certificate": "OpenSSL",
+    "OSError: [Errno 98] Address already in use": "CPython",
+    "Connection reset by peer": "glibc",
+    "Broken pipe": "glibc",
+    "407 Proxy Authentication Required": "CPython",
+    "nvcc: no CUDA toolkit in this environment": "Smokehouse",
+}
+
+# Text -> why it cannot be read here, and where it can be.
 ELSEWHERE: dict[str, str] = {
-    "exits with return code = -7{/}": "deepspeed/launcher/launch.py; Linux ends a process with SIGBUS where /dev/shm is full",
-    "Signal 7 (SIGBUS) received by PID": "torch/distributed/elastic/multiprocessing/api.py",
-    "failed (exitcode: -7)": "torch/distributed/elastic/multiprocessing/api.py",
-    "MISMATCH | {} ckpt: {shape} vs model:{0}": (
-        "transformers between PR #36335 and PR #36455 (4.50.0.dev0) by itself; on releases zero.Init around "
-        "from_pretrained without a HfDeepSpeedConfig, or load_state_dict on a partitioned model"
-    ),
-    "MISMATCH | {} ckpt: {0} vs model:{shape}": "measured by Smokehouse: save_pretrained on a partitioned model",
-    "Tensor on device meta is not on the expected device": (
-        "measured by Smokehouse: from transformers 4.51.3 on, the mistakes behind partitioned-before-load end like this"
-    ),
-    "IndexError: index {n} is out of bounds for dimension 0 with size 0": "measured by Smokehouse: 57 of 57 tensors wrong without an error, transformers 4.49.0 to 4.57.6",
-    "| MISSING": "measured by Smokehouse: 56 of 57 tensors stay random on 4.49.0, without an error",
-    "| UNEXPECTED": "measured by Smokehouse: 56 of 57 tensors stay random on 4.49.0, without an error",
-    "| UNEXPECTED |": "measured by Smokehouse: 31 unexpected keys, none missing, no error",
-    "| MISSING |": "measured by Smokehouse",
-    (
-        "size mismatch for {w}embed_tokens.weight: copying a param with shape {shape} from checkpoint, {} is {shape}"
-    ): "transformers/modeling_utils.py, resize_token_embeddings",
-    (
-        "size mismatch for {w}lm_head.weight: copying a param with shape {shape} from checkpoint, {} is {shape}"
-    ): "transformers/modeling_utils.py, resize_token_embeddings",
-    "size mismatch for lm_head.weight: copying a param with shape {shape} from checkpoint, {} is {shape}": "transformers/modeling_utils.py, resize_token_embeddings",
-    (
-        "size mismatch for {w}embed_tokens.modules_to_save{w}weight: copying a param with shape {shape} from checkpoint"
-    ): "transformers/modeling_utils.py, resize_token_embeddings",
-    "size mismatch for {w}wte.weight: copying a param with shape {shape} from checkpoint, {} is {shape}": "transformers/modeling_utils.py, resize_token_embeddings",
-    "MISMATCH | {} ckpt: {shape} vs model:{shape}": (
-        "measured by Smokehouse: under ZeRO-3 only rank 0 raises; the others hang or lose the connection to it"
-    ),
-    "size mismatch for base_model.model.{}: copying a param with shape {0} from checkpoint": "peft/utils/save_and_load.py copies the state dict as it is",
-    "size mismatch for {w}.lora_A.{}: copying a param with shape {0} from checkpoint": "peft/utils/save_and_load.py copies the state dict as it is",
-    "size mismatch for {w}.lora_B.{}: copying a param with shape {0} from checkpoint": "peft/utils/save_and_load.py copies the state dict as it is",
-    (
-        "size mismatch for base_model.model.{}: copying a param with shape {shape} from checkpoint, the "
-        "shape in current model is {0}"
-    ): "peft/utils/save_and_load.py, set_peft_model_state_dict",
-    (
-        "size mismatch for base_model.model.{}: copying a param with shape {shape} from checkpoint, the "
-        "shape in current model is {shape}"
-    ): "peft/utils/save_and_load.py",
-    "size mismatch for {w}.lora_A.{}: copying a param with shape {shape} from checkpoint, {} is {shape}": "peft/utils/save_and_load.py",
-    "Unrecognized model in {w}lora{}. Should have a `model_type` key": "transformers/models/auto/configuration_auto.py; peft documents the files of an adapter",
-    "Unrecognized model in {w}adapter{}. Should have a `model_type` key": "transformers/models/auto/configuration_auto.py; peft documents the files of an adapter",
-    "Unrecognized model in {w}LoRA{}. Should have a `model_type` key": "transformers/models/auto/configuration_auto.py; peft documents the files of an adapter",
-    "does not appear to have a file named config.json": "transformers/models/auto/configuration_auto.py; peft documents the files of an adapter",
-    "no file named {} found in directory {w}lora": "transformers/models/auto/configuration_auto.py; peft documents the files of an adapter",
-    "Can't find 'adapter_config.json' at": "peft/config.py, from_pretrained",
-    "Can't find weights for {} in {} or in the Hugging Face Hub. Please check that the file adapter_model": "peft/utils/save_and_load.py, load_peft_weights",
-    "Found missing adapter keys while loading the checkpoint: [": "peft/peft_model.py, load_adapter",
-    "LoraConfig.__init__() got an unexpected keyword argument": "peft/config.py",
-    "element 0 of tensors does not require grad and does not have a grad_fn": "torch/utils/checkpoint.py warns",
-    "The checkpoint you are trying to load has model type `llava_": "the repository's own classes register llava_qwen",
-    "The checkpoint you are trying to load has model type `vila": "the repository's own classes register llava_qwen",
-    "The checkpoint you are trying to load has model type `bunny-": "the repository's own classes register llava_qwen",
-    "The checkpoint you are trying to load has model type `TinyLlava": "the repository's own classes register llava_qwen",
-    "The checkpoint you are trying to load has model type `tinyllava": "the repository's own classes register llava_qwen",
-    "The checkpoint you are trying to load has model type `mplug_owl": "the repository's own classes register llava_qwen",
-    "KeyError: 'llava_": "the repository's own classes register llava_qwen",
-    "cannot import name '{w}' from 'transformers'": "transformers/utils/import_utils.py",
-    "cannot import name '{w}' from 'transformers.{w}'": "transformers/utils/import_utils.py",
-    "module 'transformers' has no attribute": "transformers/utils/import_utils.py",
-    "module transformers has no attribute": "transformers/utils/import_utils.py",
-    "module transformers.{w} has no attribute": "transformers/utils/import_utils.py",
-    "No module named 'transformers.models.": "transformers/utils/import_utils.py",
-    "Unrecognized image processor in {}. Should have an `image_processor_type` key": "transformers/models/auto/image_processing_auto.py",
-    "AttributeError: module transformers has no attribute {w}ImageProcessor": "transformers/models/auto/image_processing_auto.py",
-    "module transformers has no attribute {w}ImageProcessor": "transformers/models/auto/image_processing_auto.py",
-    "module transformers has no attribute {w}VideoProcessor": "transformers/models/auto/image_processing_auto.py",
-    "module 'transformers' has no attribute '{w}ImageProcessor": "transformers/models/auto/image_processing_auto.py",
-    "module 'transformers.models.{w}' has no attribute '{w}ImageProcessor": "transformers/models/auto/image_processing_auto.py",
-    "does not appear to have a file named preprocessor_config.json": "transformers/models/auto/processing_auto.py",
-    "ValueError: Tokenizer class {w} is not currently imported": "transformers/models/auto/tokenization_auto.py",
-    "Error while deserializing header: incomplete metadata, file not fully covered": "safetensors refuses such a file on every rank",
-    "Error while deserializing header: InvalidHeaderLength": "safetensors refuses such a file on every rank",
-    "Error while deserializing header: invalid header length": "safetensors refuses such a file on every rank",
-    "Error while deserializing header: HeaderTooSmall": "safetensors refuses such a file on every rank",
-    "Error while deserializing header: header too small": "safetensors refuses such a file on every rank",
-    "PytorchStreamReader failed reading zip archive": "safetensors refuses such a file on every rank",
-    "PytorchStreamReader failed finding central directory": "safetensors refuses such a file on every rank",
-    "Unexpected EOF while reading bytes": "safetensors refuses such a file on every rank",
-    "Error while deserializing header: HeaderTooLarge": "safetensors reads the first 8 bytes as a length",
-    "Error while deserializing header: header too large": "safetensors reads the first 8 bytes as a length",
-    "invalid load key, 'v'.": "safetensors reads the first 8 bytes as a length",
-    "invalid load key, '<'.": "safetensors reads the first 8 bytes as a length",
-    "no file named {}pytorch_model.bin{} found in directory": "transformers/modeling_utils.py",
-    "no file named {}model.safetensors{} found in directory": "transformers/modeling_utils.py",
-    "does not appear to have a file named model.safetensors": "transformers/modeling_utils.py",
-    "Error while deserializing header: InvalidHeaderDeserialization": "the specification of the format",
-    "Error while deserializing header: InvalidHeaderStart": "the specification of the format",
-    "Error while deserializing header: InvalidHeader{}": "the specification of the format",
-    "Error while deserializing header: InvalidOffset": "the specification of the format",
-    "Error while deserializing header: TensorInvalidInfo": "the specification of the format",
-    "Error while deserializing header: ValidationOverflow": "the specification of the format",
-    "Error while deserializing header: invalid JSON in header": "the specification of the format",
-    "Error while deserializing header: invalid UTF-8 in header": "the specification of the format",
-    "Error while deserializing header: invalid offset": "the specification of the format",
-    "Error while deserializing header: invalid shape": "the specification of the format",
-    "FileNotFoundError: No such file or directory: {w}.safetensors": "measured by Smokehouse",
-    'No such file or directory: "{w}.safetensors': "measured by Smokehouse",
-    "No such file or directory: '{w}pytorch_model{w}.bin": "measured by Smokehouse",
-    "No such file or directory: 'pytorch_model": "measured by Smokehouse",
-    "No such file or directory: 'model-0": "measured by Smokehouse",
-    "does not appear to have a file named model-0": "measured by Smokehouse",
-    "does not appear to have a file named pytorch_model-0": "measured by Smokehouse",
-    "'NoneType' object has no attribute 'get'": "transformers/modeling_utils.py, load_state_dict",
-    "PermissionError: [Errno 13] Permission denied: '{w}": "CPython's OSError for EACCES",
-    "Unsupported global: GLOBAL numpy.": "fixed by ; torch 2.6 made weights_only the default",
-    "Unsupported global: GLOBAL deepspeed": "torch 2.6 made weights_only the default; measured by Smokehouse",
-    "no file named {} found in directory {w}global_step": "the documentation of DeepSpeed checkpoints",
-    "Cannot get 16bit model weights because stage3_gather_16bit_weights_on_model_save": (
-        "measured by Smokehouse: save_16bit_model returns False and only logs it; accelerate/accelerator.py, get_state_dict"
-    ),
-    "The checkpoint being loaded used a DP world size of": "deepspeed/runtime/engine.py",
-    "[deepspeed] Can't find a valid checkpoint at": "transformers/integrations/deepspeed.py, deepspeed_load_checkpoint",
-    "OSError: [Errno 28] No space left on device": "Linux, ENOSPC and EDQUOT",
-    "Disk quota exceeded": "Linux, ENOSPC and EDQUOT",
-    "I/O error: No space left on device (os error 28)": "Linux, ENOSPC and EDQUOT",
-    "No space left on device (os error 28)": "Linux, ENOSPC and EDQUOT",
-    "PytorchStreamWriter failed writing file": "Linux, ENOSPC and EDQUOT",
-    "'weight' must be 2-D": "measured by Smokehouse",
-    "size mismatch, got input ({n}), mat ({}), vec (0)": "measured by Smokehouse",
-    "still have inflight params": "DeepSpeed issues #5828 and #3156: parameters selected by the data, DeepSpeed 0.9 to 0.14",
-    "'status': 'NOT_AVAILABLE'": "deepspeed/runtime/zero/partitioned_param_coordinator.py, fetch_sub_module",
-    "'status': 'INFLIGHT'": "deepspeed/runtime/zero/partitioned_param_coordinator.py, fetch_sub_module",
-    "IndexError: index {n} is out of bounds for dimension 0 with size {n}": "transformers/models/qwen2_5_vl/processing_qwen2_5_vl.py",
-    "IndexError: list index out of range": "transformers/models/qwen2_5_vl/processing_qwen2_5_vl.py",
-    "The number of image tokens is {n} while the number of image given to the model is": "transformers/models/qwen2_5_vl/modeling_qwen2_5_vl.py",
-    "The input provided to the model are wrong. The number of image tokens is": "transformers/models/qwen2_5_vl/modeling_qwen2_5_vl.py",
-    "Mismatch in `image` token count between text and `input_ids`": "transformers/models/qwen2_5_vl/modeling_qwen2_5_vl.py",
-    "Mismatch in `video` token count between text and `input_ids`": "transformers/models/qwen2_5_vl/modeling_qwen2_5_vl.py",
-    "cannot identify image file": "PIL/Image.py and ImageFile.py",
-    "image file is truncated ({n} bytes not processed)": "PIL/Image.py and ImageFile.py",
-    "Image size ({n} pixels) exceeds limit of {n} pixels, could be decompression bomb DOS attack": "PIL/Image.py and ImageFile.py",
-    "Assertion `srcIndex < srcSelectDimSize` failed": "aten/src/ATen/native/cuda/Indexing.cu and Loss.cu",
-    "Assertion `t >= 0 && t < n_classes` failed": "aten/src/ATen/native/cuda/Indexing.cu and Loss.cu",
-    "Assertion `ind >= 0 && ind < ind_dim_size": "aten/src/ATen/native/cuda/Indexing.cu and Loss.cu",
-    'Assertion `-sizes[i] <= index && index < sizes[i] && "index out of bounds"` failed': "aten/src/ATen/native/cuda/Indexing.cu and Loss.cu",
-    "IndexError: index out of range in self": "aten/src/ATen/native/cuda/Indexing.cu and Loss.cu",
-    "IndexError: Target {n} is out of bounds": "aten/src/ATen/native/cuda/Indexing.cu and Loss.cu",
-    "Assertion `probability tensor contains either `inf`, `nan` or element < 0` failed": "aten/src/ATen/native/cuda/MultinomialKernel.cu",
-    "ValueError: optimizer got an empty parameter list": "torch's autograd engine",
-    "_amp_foreach_non_finite_check_and_unscale_cuda\" not implemented for 'BFloat16'": "torch's AmpKernels.cu",
-    "FlashAttention only supports fp16 and bf16 data type": "flash-attention's flash_api.cpp",
-    "is killed by signal: Killed": "torch/utils/data/_utils/signal_handling.py",
-    "is killed by signal: Segmentation fault": "torch/utils/data/_utils/signal_handling.py",
-    "active drivers ([{}]). There should only be one": "measured by Smokehouse: DeepSpeed 0.15.4 with triton 3.2.0",
-    "MissingCUDAException: CUDA_HOME does not exist": "DeepSpeed issue #7452, fixed by its PR #8216, released in 0.19.8; measured by Smokehouse",
-    "No such file or directory: '{w}/bin/nvcc'": "DeepSpeed issue #7452, fixed by its PR #8216, released in 0.19.8; measured by Smokehouse",
-    "fatal error: Python.h: No such file or directory": (
-        "triton/backends/nvidia/driver.py; measured by Smokehouse: every rank, while DeepSpeed 0.15.4 is imported"
-    ),
-    "cannot find -lcuda": (
-        "triton/backends/nvidia/driver.py; measured by Smokehouse: every rank, while DeepSpeed 0.15.4 is imported"
-    ),
-    "CalledProcessError: Command '['{w}gcc', '{w}/main.c'": (
-        "triton/backends/nvidia/driver.py; measured by Smokehouse: every rank, while DeepSpeed 0.15.4 is imported"
-    ),
-    "CalledProcessError: Command '['{w}gcc', '{w}/cuda_utils.c'": (
-        "triton/backends/nvidia/driver.py; measured by Smokehouse: every rank, while DeepSpeed 0.15.4 is imported"
-    ),
-    "CalledProcessError: Command '['{w}gcc', '{w}/__triton_launcher.c'": (
-        "triton/backends/nvidia/driver.py; measured by Smokehouse: every rank, while DeepSpeed 0.15.4 is imported"
-    ),
-    "CalledProcessError: Command '['{w}cc', '{w}/main.c'": (
-        "triton/backends/nvidia/driver.py; measured by Smokehouse: every rank, while DeepSpeed 0.15.4 is imported"
-    ),
-    "CalledProcessError: Command '['{w}clang', '{w}/main.c'": (
-        "triton/backends/nvidia/driver.py; measured by Smokehouse: every rank, while DeepSpeed 0.15.4 is imported"
-    ),
-    "RuntimeError: Error building extension '": "torch/utils/cpp_extension.py",
-    "unsupported GNU version! gcc versions later than": "torch/utils/cpp_extension.py",
-    "ModuleNotFoundError: No module named 'setuptools'": "deepspeed/ops/op_builder/builder.py by way of torch.utils.cpp_extension; measured by Smokehouse",
-    "ModuleNotFoundError: No module named 'pkg_resources'": "deepspeed/ops/op_builder/builder.py by way of torch.utils.cpp_extension; measured by Smokehouse",
-    "ModuleNotFoundError: No module named 'torch'": "flash-attention's setup.py",
-    "nvcc: no CUDA toolkit in this environment": "the bin/nvcc that environments of Smokehouse bring in the place of a toolkit",
-    "undefined symbol: _ZN": "flash-attention issues #723 and #1832; glibc's dynamic loader",
-    "undefined symbol: _Z": "flash-attention issues #723 and #1832; glibc's dynamic loader",
-    "undefined symbol: __nvJitLink": "flash-attention issues #723 and #1832; glibc's dynamic loader",
-    "undefined symbol: ncclCommRegister": "flash-attention issues #723 and #1832; glibc's dynamic loader",
-    "undefined symbol: nccl": "flash-attention issues #723 and #1832; glibc's dynamic loader",
-    "undefined symbol: cublas": "flash-attention issues #723 and #1832; glibc's dynamic loader",
-    "undefined symbol: iJIT_NotifyEvent": "flash-attention issues #723 and #1832; glibc's dynamic loader",
-    "version `GLIBC_{w}' not found": "glibc's dynamic loader",
-    "version `GLIBCXX_{w}' not found": "glibc's dynamic loader",
-    "version `CXXABI_{w}' not found": "glibc's dynamic loader",
-    "ModuleNotFoundError: No module named 'flash_attn'": "transformers/modeling_utils.py",
-    "No module named 'flash_attn_2_cuda'": "transformers/modeling_utils.py",
-    "Driver/library version mismatch": "NVML and the CUDA runtime",
-    "libcuda.so.1: cannot open shared object file": "measured by Smokehouse, on a machine without a driver",
-    'could not select device driver "" with capabilities: [[gpu]]': "measured by Smokehouse, on a machine without a driver",
-    "AssertionError: Torch not compiled with CUDA enabled": "torch/cuda/__init__.py",
-    "Error while creating shared memory segment {} (size {n}": "torchtitan issue #853: 8 H100, NCCL 2.21.5",
-    "Error while attaching to shared memory segment {} (size {n}": "torchtitan issue #853: 8 H100, NCCL 2.21.5",
-    "/dev/shm/nccl-{}No space left on device": "torchtitan issue #853: 8 H100, NCCL 2.21.5",
-    "No space left on device{}/dev/shm/nccl-": "torchtitan issue #853: 8 H100, NCCL 2.21.5",
-    "is killed by signal: Bus error": "torch/utils/data/_utils/signal_handling.py; PyTorch's README, on Docker and shared memory",
-    "unable to write to file </torch_": "torch/utils/data/_utils/signal_handling.py; PyTorch's README, on Docker and shared memory",
-    "[Errno 24] Too many open files": "Linux, EMFILE",
-    "CUDA error: out of memory": "measured by Smokehouse, with stub libraries for the driver's",
-    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling": "measured by Smokehouse, with stub libraries for the driver's",
-    "Cuda failure 2 'out of memory'": "measured by Smokehouse, with stub libraries for the driver's",
-    "Cuda failure 'out of memory'": "measured by Smokehouse, with stub libraries for the driver's",
-    "exits with return code = -9{/}": "Linux, the out-of-memory killer",
-    "exitcode  : -9 {}Signal 9 (SIGKILL) received by PID": "Linux, the out-of-memory killer",
-    "(exitcode: -9) local_rank": "Linux, the out-of-memory killer",
-    "failed (exitcode: -9)": "Linux, the out-of-memory killer",
-    "Signal 9 (SIGKILL) received by PID": "Linux, the out-of-memory killer",
-    "died with <Signals.SIGKILL: 9>": "Linux, the out-of-memory killer",
-    "oom-kill event": "Linux, the out-of-memory killer",
-    "Detected {n} oom_kill event": "Linux, the out-of-memory killer",
-    "OOMKilled": "Linux, the out-of-memory killer",
-    "Out of memory: Killed process": "Linux, the out-of-memory killer",
-    "Memory cgroup out of memory: Killed process": "Linux, the out-of-memory killer",
-    "ray.exceptions.OutOfMemoryError: Task was killed due to the node running low on memory": "Linux, the out-of-memory killer",
-    "OSError: [Errno 12] Cannot allocate memory": "c10's CPU allocator",
-    "OSError: [Errno 16] Cannot allocate memory": "c10's CPU allocator",
-    "CUDA error: invalid device ordinal": "NVIDIA's guide to MIG",
-    "all CUDA-capable devices are busy or unavailable": "cuda_runtime_api.h, cudaErrorDevicesUnavailable; pytorch issue #9930",
-    "GPU has fallen off the bus": "NVIDIA's list of Xid errors",
-    "GPU is lost. Reboot the system to recover": "NVIDIA's list of Xid errors",
-    "NVRM: Xid": "NVIDIA's list of Xid errors",
-    "CUDA error: misaligned address": "the CUDA runtime's error 700",
-    "ImportError: lib{w}.so{}cannot open shared object file": "measured by Smokehouse: an extension that needs a libcudnn or libcudart that is not installed",
-    "OSError: lib{w}.so{}cannot open shared object file": "measured by Smokehouse: an extension that needs a libcudnn or libcudart that is not installed",
-    "Unable to load any of {libcudnn": "measured by Smokehouse: an extension that needs a libcudnn or libcudart that is not installed",
-    "Could not load library libcudnn": "measured by Smokehouse: an extension that needs a libcudnn or libcudart that is not installed",
-    "Could not load library libnvrtc": "measured by Smokehouse: an extension that needs a libcudnn or libcudart that is not installed",
-    "CUDNN_STATUS_SUBLIBRARY_VERSION_MISMATCH": "torch/backends/cudnn/__init__.py",
-    "CUDNN_STATUS_SUBLIBRARY_LOADING_FAILED": "torch/backends/cudnn/__init__.py",
-    "CUDNN_STATUS_NOT_INITIALIZED": "torch/backends/cudnn/__init__.py",
-    "CUDA Setup failed despite GPU being available": "bitsandbytes/cextension.py",
-    "Configured CUDA binary not found at": "bitsandbytes/cextension.py",
-    "requires `accelerate`: `pip install": "transformers/utils/import_utils.py",
-    "numpy.dtype size changed, may indicate binary incompatibility": "numpy/core/_internal.py and its guide to 2.0",
-    "RuntimeError: Numpy is not available": "numpy/core/_internal.py and its guide to 2.0",
-    "as offline mode is enabled. To disable it, please unset": "huggingface_hub/errors.py, OfflineModeIsEnabled and LocalEntryNotFoundError",
-    "Cannot find the requested files in the cached path and outgoing traffic has been disabled": "huggingface_hub/errors.py, OfflineModeIsEnabled and LocalEntryNotFoundError",
-    "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed": "CPython's ssl module",
-    "certificate verify failed: self-signed certificate in certificate chain": "CPython's ssl module",
-    "certificate verify failed: unable to get local issuer certificate": "CPython's ssl module",
-    "407 Proxy Authentication Required": "urllib3 and requests",
-    "429 Client Error: Too Many Requests": "huggingface_hub/utils/_http.py",
-    "HTTPSConnectionPool(host='huggingface.co'": "transformers/utils/hub.py",
-    "HTTPSConnectionPool(host='cdn-lfs": "transformers/utils/hub.py",
-    "Watchdog caught collective operation timeout: WorkNCCL(": "trl issue #3934, ms-swift issue #9104: text-only batches on some ranks",
-    "Some NCCL operations have failed or timed out. Due to the asynchronous nature of CUDA kernels": "trl issue #3934, ms-swift issue #9104: text-only batches on some ranks",
-    "Heartbeat monitor timed out! Process will be terminated": "torch's ProcessGroupNCCL.cpp",
-    "Call to connect returned Connection timed out": "nccl issues #697 and #1515; NCCL's misc/socket.cc",
-    "Call to connect returned No route to host": "nccl issues #697 and #1515; NCCL's misc/socket.cc",
-    "NCCL INFO NET/IB : No device found": "nccl issues #229 and #1597: EFA; NCCL's transport/net_ib.cc",
-    "NCCL INFO Using network Socket": "nccl issues #229 and #1597: EFA; NCCL's transport/net_ib.cc",
-    "NCCL INFO Failed to open libibverbs.so": "nccl issues #229 and #1597: EFA; NCCL's transport/net_ib.cc",
-    "NET/IB : Got async event : ": "nccl-tests issue #206; NCCL's transport/net_ib.cc",
-    "Tensors must have the same type": "torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp",
-    "gloo/transport/tcp/device.cc:{n}] ifa != nullptr. Unable to find interface for": "torch's ProcessGroupGloo.cpp",
-    "Connect timeout [": "gloo's context.cc",
-    "monitoredBarrier: ": "gloo's transport/tcp/unbound_buffer.cc",
-    "EADDRINUSE, message: address already in use": "torch's socket.cpp",
-    "error: [Errno 98] Address already in use": "torch's socket.cpp",
-    "DistStoreError: Timed out after": "torch's TCPStore.cpp",
-    "Error initializing torch.distributed using env:// rendezvous": "torch/distributed/rendezvous.py",
-    "Connection reset by peer": "measured by Smokehouse: under ZeRO-3 an error can occur on one rank only",
-    "Broken pipe": "measured by Smokehouse: under ZeRO-3 an error can occur on one rank only",
-    "torch.distributed.elastic.multiprocessing.errors.ChildFailedError": "torch/distributed/elastic/multiprocessing/errors; torch's page on elastic errors",
-    "exits with return code = -{n}": "torch/distributed/elastic/multiprocessing/errors; torch's page on elastic errors",
-    "returned non-zero exit status {n}": "torch/distributed/elastic/multiprocessing/errors; torch's page on elastic errors",
+    "Assertion `srcIndex < srcSelectDimSize` failed": "device code, which torch's wheel has compressed: AkariAsai/self-rag issue #91",
+    "Assertion `t >= 0 && t < n_classes` failed": "device code, which torch's wheel has compressed: pytorch/pytorch aten/src/ATen/native/cuda/NLLLoss2d.cu at 03318898a6e3",
+    "Assertion `ind >= 0 && ind < ind_dim_size": "device code, which torch's wheel has compressed: inclusionAI/dInfer issue #22",
+    'Assertion `-sizes[i] <= index && index < sizes[i] && "index out of bounds"` failed': "device code, which torch's wheel has compressed: ThetaCursed/clean-ui issue #4",
+    "Assertion `probability tensor contains either `inf`, `nan` or element < 0` failed": "device code, which torch's wheel has compressed: zai-org/GLM-4 issue #637",
+    "unsupported GNU version! gcc versions later than": "a header of the CUDA toolkit: NVIDIA/apex issue #1168",
+    "Driver/library version mismatch": "NVIDIA's driver, not installed here: NVIDIA/nvidia-docker issue #270",
+    'could not select device driver "" with capabilities: [[gpu]]': "Docker's daemon, in Go: moby/moby daemon/errors.go at b985e2313a86",
+    "oom-kill event": "Slurm's cgroup plugin before oom_kill: ArjunaCluster/ArjunaUsers issue #52",
+    "Detected {n} oom_kill event": "Slurm's cgroup plugin: SchedMD/slurm src/plugins/task/cgroup/task_cgroup_memory.c at 284c3b95f08a",
+    "OOMKilled": "Kubernetes: sql-machine-learning/elasticdl issue #1574",
+    "Out of memory: Killed process": "the kernel's log, which containers cannot read: docker/for-linux issue #1001",
+    "Memory cgroup out of memory: Killed process": "the kernel's log, which containers cannot read: vmware/photon issue #1535",
+    "ray.exceptions.OutOfMemoryError: Task was killed due to the node running low on memory": "ray, 70 MB that no environment has: PRIME-RL/SimpleVLA-RL issue #30",
+    "GPU has fallen off the bus": "NVIDIA's kernel module: NVIDIA/open-gpu-kernel-modules src/nvidia/arch/nvalloc/unix/src/osinit.c at df1c9a3de2be",
+    "GPU is lost. Reboot the system to recover": "NVIDIA's nvidia-smi, not installed here: JosephKJ/OWOD issue #81",
+    "NVRM: Xid": "NVIDIA's kernel module: NVIDIA/open-gpu-kernel-modules src/nvidia/src/kernel/gpu/rc/kernel_rc.c at df1c9a3de2be",
+    "MKL_THREADING_LAYER=INTEL is incompatible with": "MKL's service layer of conda, which no wheel has: pytorch/pytorch issue #37377",
+    "Host key verification failed": "OpenSSH, which need not be installed: alibaba/mpich2-yarn issue #33",
+    "Permission denied (publickey": "OpenSSH, which need not be installed: awslabs/deeplearning-cfn issue #17",
+    "DUE TO TIME LIMIT ***": "Slurm's slurmstepd: SchedMD/slurm src/slurmd/slurmstepd/req.c at 284c3b95f08a",
+    "DUE TO PREEMPTION ***": "Slurm's slurmstepd: SchedMD/slurm src/slurmd/slurmstepd/req.c at 284c3b95f08a",
 }

@@ -175,6 +175,13 @@ FAILURES = (
         ),
     ),
     Failure(
+        name="stale-file-handle",
+        cause="A shared file system (NFS) lost a file that was open: another node replaced or deleted it, or the server moved.",
+        cure="write checkpoints to a local or parallel file system, delete old ones on rank 0 only, and resume from the last",
+        source="Linux, ESTALE",
+        signs=(Sign("[Errno 116] Stale file handle"),),
+    ),
+    Failure(
         name="disk-full",
         cause=(
             "The disk, or the user's quota, was full while a file was written; the file that was being written is incomplete."

@@ -128,6 +128,23 @@ FAILURES = (
         question="Does it go away without gradient checkpointing, or with images in every batch?",
     ),
     Failure(
+        name="partitioned-parameter-used",
+        cause=(
+            "Under ZeRO-3 a parameter was used outside of the forward of the module that owns it, when this rank has [0] of "
+            "it: code of one's own, or a fused kernel that reads the weight instead of calling the module."
+        ),
+        cure=(
+            "call the module, or gather the parameter around its use (deepspeed.zero.GatheredParameters, "
+            "register_external_parameter); switch the fused kernel off"
+        ),
+        source="LlamaFactory issue #7588: liger's kernels under ZeRO-3",
+        signs=(
+            Sign("The size of tensor a ({n}) must match the size of tensor b (0) at non-singleton", log=("deepspeed || zero",)),
+            Sign("The size of tensor a (0) must match the size of tensor b ({n}) at non-singleton", log=("deepspeed || zero",)),
+        ),
+        question="Does it go away under ZeRO-2?",
+    ),
+    Failure(
         name="checkpoint-recomputation",
         cause=(
             "Activation checkpointing recomputed other tensors than the forward had saved: under ZeRO-3 "

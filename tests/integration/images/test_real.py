@@ -127,7 +127,6 @@ def test_it_is_what_the_lock_builds_and_says_what_was_proven(real: Real) -> None
     assert report["versions"]["deepspeed_ops_ahead_of_time"] == "cpu_adam, fused_adam"
     assert report["lock"]["lock.json"] == hashlib.sha256(lock).hexdigest()
     assert {"load", "weights", "train", "resume"} <= {check["name"] for check in report["checks"]}
-    # DeepSpeed's ops were compiled again, to the same bytes.
     assert [layer["content"] for layer in verdict["layers"]][-1] == "files of Smokehouse"
 
 

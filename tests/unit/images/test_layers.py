@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -67,7 +68,6 @@ def test_a_base_is_unpacked_with_what_its_layers_take_away(checkout: Checkout, t
 def test_a_base_writes_and_removes_nothing_outside(checkout: Checkout, tmp_path: Path, path: str) -> None:
     store = LayerStore(checkout, tmp_path / "store")
     kept = tmp_path / "store" / "kept"
-    kept.parent.mkdir()
     kept.touch()
     found = base(tmp_path / "base", {"escape": link("../.."), path: b"evil"})
     with suppress(UserError):
@@ -92,6 +92,63 @@ def test_a_layer_is_packed_anew_when_it_was_edited_or_is_not_what_it_says(checko
     with pytest.raises(UserError, match=f"layer 1 of the base: expected sha256:{'0' * 64}, found sha256:"):
         store.repack(Layout(tmp_path / "lies").image(), "zstd")
     assert packed(other, "")
+
+
+def test_a_layer_that_was_packed_of_an_edited_tree_is_made_again(checkout: Checkout, tmp_path: Path) -> None:
+    found = base(tmp_path / "base", {"etc/x": b"good"})
+    made = LayerStore(checkout).unpack(found)
+    sound = LayerStore(checkout).pack(made, "zstd").diff_id
+    for path in made.folder.glob("*zstd*"):
+        path.unlink()
+    (made.tree / "etc" / "x").write_bytes(b"evil")
+    assert LayerStore(checkout).pack(made, "zstd").diff_id != sound
+    assert LayerStore(checkout).pack(LayerStore(checkout).unpack(found), "zstd").diff_id == sound
+
+
+def test_layers_that_others_could_have_written_are_refused(checkout: Checkout) -> None:
+    folder = checkout.build / "layers"
+    LayerStore(checkout)
+    for mode in (0o775, 0o777, 0o757):
+        folder.chmod(mode)
+        with pytest.raises(UserError, match=rf"layers: expected a folder that nobody else can write to, .* mode {mode:o} "):
+            LayerStore(checkout)
+    if os.geteuid() == 0:
+        folder.chmod(0o755)
+        os.chown(folder, 54321, 54321)
+        with pytest.raises(UserError, match="found mode 755 and owner 54321; remove it"):
+            LayerStore(checkout)
+
+
+def test_what_was_not_used_for_longest_is_removed(checkout: Checkout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Down to the limit, but nothing that was used within an hour, or while another build runs."""
+    bases = [base(tmp_path / str(number), {"x": bytes(200_000), "y": str(number).encode()}) for number in range(4)]
+    store = LayerStore(checkout)
+    with store.in_use():
+        made = [store.unpack(found) for found in bases]
+    long_ago = time.time() - 7200
+    for number in (2, 0, 1):  # the order of their use
+        os.utime(made[number].folder, (long_ago, long_ago))
+        long_ago += 60
+
+    def kept() -> list[int]:
+        return [number for number, each in enumerate(made) if each.tree.is_dir()]
+
+    monkeypatch.setenv("SMOKEHOUSE_LAYERS_GB", "0.0005")
+    other = LayerStore(checkout)
+    with other.in_use():
+        with LayerStore(checkout).in_use():
+            pass
+        assert kept() == [0, 1, 2, 3]
+    with other.in_use():
+        assert kept() == [1, 3]
+        other.unpack(bases[1])  # used now
+    monkeypatch.setenv("SMOKEHOUSE_LAYERS_GB", "0")
+    with LayerStore(checkout).in_use():
+        pass
+    assert kept() == [1, 3]
+    monkeypatch.setenv("SMOKEHOUSE_LAYERS_GB", "much")
+    with pytest.raises(UserError, match="SMOKEHOUSE_LAYERS_GB: expected a number of GB, found much"), store.in_use():
+        pass
 
 
 def test_what_is_kept_is_used_only_as_it_was_made(checkout: Checkout, tmp_path: Path) -> None:
@@ -141,7 +198,7 @@ def test_a_base_that_lies_about_its_layers_is_not_kept(checkout: Checkout, tmp_p
     good = base(tmp_path / "good", {"etc/x": b"good"})
     image(tmp_path / "evil", [tar({"etc/x": b"evil"})], diff_ids=good.config.rootfs.diff_ids)
     store = LayerStore(checkout)
-    with pytest.raises(UserError, match=r"layer 1 of the base: expected sha256:\w+, found another; do not trust it"):
+    with pytest.raises(UserError, match=r"layer 1 of the base: expected sha256:\w+, found sha256:\w+; do not trust it"):
         store.unpack(Layout(tmp_path / "evil").image())
     assert (store.unpack(good).tree / "etc" / "x").read_bytes() == b"good"
 

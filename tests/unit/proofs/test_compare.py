@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import shutil
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +21,7 @@ from smokehouse.errors import UserError
 from smokehouse.images.assemble import Assembled, AssembledLayer
 from smokehouse.images.layers import Packed
 from smokehouse.oci.changeset import write_layer
-from smokehouse.oci.layout import Layout
+from smokehouse.oci.layout import Layout, unpack_layout
 from smokehouse.oci.model import CONFIG, INDEX, MANIFEST, Descriptor, encode
 from smokehouse.proofs import Difference, Verification
 from smokehouse.proofs.compare import compare
@@ -310,6 +311,48 @@ def test_an_index_of_a_second_image_is_refused(case: Case, platform: Mapping[str
     assert "expected an index of exactly one image" in case.problems()[0]
     case.layout.write_index(case.layout.put(json.dumps(index).encode(), INDEX))  # as docker save has it
     assert case.problems() == []
+
+
+@pytest.mark.parametrize(
+    "name", ["manifest.json", "repositories", "Index.json", "index.json.bak", "blobs2", "\x1b[2J", "ingest", "oci-layout~"]
+)
+def test_a_layout_has_nothing_beside_its_image(case: Case, name: str) -> None:
+    """Engines with the classic store load what manifest.json lists, whatever the index does."""
+    place = case.layout.folder / name
+    place.mkdir()
+    if name == "ingest":
+        assert case.problems() == []  # BuildKit leaves it, empty
+        (place / "data").touch()
+    [problem] = case.problems()
+    assert ": expected blobs, index.json, oci-layout alone, found " in problem
+    assert problem.isprintable()
+    shutil.rmtree(place)
+    place.symlink_to("blobs")
+    assert len(case.problems()) == 1
+
+
+def test_each_member_of_the_layout_file_is_compared(case: Case) -> None:
+    place = case.layout.folder / "oci-layout"
+    accepted = []
+    for what, data in edits(json.loads(place.read_text())):
+        place.write_bytes(data)
+        if not case.problems():
+            accepted.append(what)
+    assert accepted == []
+    for name in ("oci-layout", "index.json"):
+        case.write()
+        (case.layout.folder / name).unlink()
+        os.mkfifo(case.layout.folder / name)
+        assert "cannot be read (expected a regular file)" in case.problems()[0]
+        (case.layout.folder / name).unlink()
+        assert f"not an OCI layout, {name} not found" in case.problems()[0]
+
+
+def test_an_archive_of_no_image_is_refused(tmp_path: Path) -> None:
+    for content in (b"", b"evil" * 1000, bytes(10240)):
+        (tmp_path / "image.tar").write_bytes(content)
+        with pytest.raises(UserError, match=r"^image\.tar: (expected a tar file from the engine|no OCI layout in the output)"):
+            unpack_layout(tmp_path / "image.tar", tmp_path / "layout")
 
 
 @pytest.mark.parametrize("field", FIELDS)
