@@ -380,3 +380,11 @@ def test_a_run_is_bound_to_the_lock_that_it_began_with(
     assert (found["lock"], found["verdict"]) == (before, "failed" if edit else "passed")
     said = f"{lock / edit}: expected the file that the run began with, found another; run it again" if edit else ""
     assert found["failure"] == said
+
+
+def test_a_report_that_is_a_pipe_is_refused(root: Path, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+    """As an image could leave one in the folder that its container writes to."""
+    record_property("fault", "report that is no file")
+    os.mkfifo(tmp_path / "report.json")
+    with pytest.raises(UserError, match=r"report\.json: cannot read the report \(expected a regular file\); run it again"):
+        reports.read(Checkout(root), tmp_path / "report.json", NAME, "run it again")
