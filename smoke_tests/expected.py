@@ -65,7 +65,7 @@ def of_jobs(jobs: "Iterable[Job]", *, several_legs: bool) -> dict[Key, Planned]:
         for step in job.steps:
             key = key_of(job, step, several_legs=several_legs)
             before = planned.get(key, Planned(step.kind, job.processes, 0))
-            known = before.known_issue or (step.may_end and step.kind == "check")
+            known = before.known_issue or step.may_show_known_issue
             planned[key] = Planned(before.kind, before.ranks, before.outcomes + 1, known)
             if step.name == "train":
                 planned[key.of("parity")] = Planned("check", job.processes, 1)

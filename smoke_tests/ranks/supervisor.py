@@ -527,6 +527,9 @@ class Supervisor:
                 raise ProtocolError(f"rank channel: expected the beginning of step {message.step}, found its end")
             case Begin():
                 rank.began, rank.begun = rank.since, message.step
+            case End() if message.outcome.verdict == "known-issue" and not running.job.steps[message.step].may_show_known_issue:
+                name = running.job.steps[message.step].name
+                raise ProtocolError(f"rank channel: expected no known issue in {name}, found one; nothing is known of it")
             case End():
                 self._on_outcome(running.job, message.step, rank.number, message.outcome, message.seconds)
                 rank.step = message.step + 1

@@ -79,8 +79,18 @@ def test_a_machine_that_is_not_as_promised_is_named(cluster: Cluster) -> None:
         ended = smoke(server, "--gpus", "8")
     assert ended.returncode == 2
     assert "machine-0: expected a preflight that passes, found NVIDIA driver: not found" in ended.stderr
+    assert "request nvidia.com/gpu in resources.limits" in ended.stderr
     assert not list(cluster.folder.glob("pods/*/node.log"))
     assert {kind for kind, _ in cluster.objects} == {"pods", "clustertrainingruntimes"}
+
+
+def test_a_run_without_a_report_says_so(cluster: Cluster) -> None:
+    """A checkpoint that the cluster does not have, which only its nodes can see."""
+    with Server(cluster) as server:
+        ended = smoke(server, "--nodes", "2", "--kind", "jobset", "--checkpoint", "/cache/missing")
+    assert ended.returncode == 2
+    assert "expected a report at the end of its log, found none" in ended.stderr
+    assert "/cache/missing: folder not found" in ended.stdout
 
 
 def test_a_job_that_never_starts_says_why_and_leaves_nothing(tmp_path: Path) -> None:

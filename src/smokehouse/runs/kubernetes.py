@@ -45,12 +45,14 @@ _MARK = "smokehouse-report: "
 _REPORT_FILES = ("report.json", "report.html", "junit.xml")
 _MOST_REPORT = 64 << 20  # bytes, unpacked
 _PACKED_LINE = 4000  # characters; longer lines are split by container runtimes
-# What a node runs: the smoke test, then, on the first one, its report as lines of the log. Nothing here is expanded by
-# Kubernetes, which takes a name in $() for one of its own variables.
+# What a node runs: the smoke test, then, on the first one, its report as lines of the log. The other nodes succeed: where one
+# fails, Kubernetes ends the first, which is about to write why. Nothing here is expanded by Kubernetes, which takes a name in
+# $() for one of its own variables.
 _SCRIPT = f"""
 report="$1"; shift
 "$@"; code=$?
-if [ "${{JOB_COMPLETION_INDEX:-0}}" = 0 ] && cd "$report"; then
+[ "${{JOB_COMPLETION_INDEX:-0}}" = 0 ] || exit 0
+if [ -f "$report/report.json" ] && cd "$report"; then
     tar -cz report.json report.html junit.xml | base64 -w {_PACKED_LINE} | sed "s/^/{_MARK}/"
 fi
 exit $code
