@@ -147,6 +147,9 @@ class Supervisor:
             late = [remote for remote in late if "ready" not in remote.facts]
         if self._interrupted:
             raise InputError(f"smoke: interrupted by {signal.Signals(self._interrupted).name} before the first rank started")
+        for remote in self._remote.values():
+            if problem := remote.facts.get("problem"):
+                raise InputError(f"{nodes.name(remote)}: {problem}")
         if late:
             gone = next((remote for remote in late if remote.lost), late[0])
             raise InputError(

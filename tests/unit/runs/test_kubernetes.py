@@ -263,9 +263,7 @@ def test_a_report_comes_out_of_a_log() -> None:
     assert found == {"report.json": b"{}" * 5000, "report.html": b"<p>", "junit.xml": b"<x/>"}
 
 
-@pytest.mark.parametrize(
-    ("index", "program", "code"), [("0", "true", 0), ("0", "false", 1), ("1", "true", 0), ("1", "false", 0)]
-)
+@pytest.mark.parametrize("case", [("0", "true", 0), ("0", "false", 1), ("1", "true", 0), ("1", "false", 0)])
 def test_the_first_node_alone_decides_and_prints_the_report(tmp_path: Path, case: tuple[str, str, int]) -> None:
     """A node that fails must not have Kubernetes end the first one, which is about to write why."""
     index, program, code = case
