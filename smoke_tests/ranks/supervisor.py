@@ -147,6 +147,9 @@ class Supervisor:
             late = [remote for remote in late if "ready" not in remote.facts]
         if self._interrupted:
             raise InputError(f"smoke: interrupted by {signal.Signals(self._interrupted).name} before the first rank started")
+        for remote in self._remote.values():
+            if problem := remote.facts.get("problem"):
+                raise InputError(f"{nodes.name(remote)}: {problem}")
         if late:
             gone = next((remote for remote in late if remote.lost), late[0])
             raise InputError(
@@ -536,6 +539,9 @@ class Supervisor:
                 raise ProtocolError(f"rank channel: expected the beginning of step {message.step}, found its end")
             case Begin():
                 rank.began, rank.begun = rank.since, message.step
+            case End() if message.outcome.verdict == "known-issue" and not running.job.steps[message.step].may_show_known_issue:
+                name = running.job.steps[message.step].name
+                raise ProtocolError(f"rank channel: expected no known issue in {name}, found one; nothing is known of it")
             case End():
                 self._on_outcome(running.job, message.step, rank.number, message.outcome, message.seconds)
                 rank.step = message.step + 1

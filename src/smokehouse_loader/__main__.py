@@ -11,13 +11,16 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from smokehouse_loader import config_files
 from smokehouse_loader.errors import Finding, LoadError
 from smokehouse_loader.failures import FAMILIES, PRINTED, Failure
 from smokehouse_loader.failures.printed import COMPOSED, RAISED
 from smokehouse_loader.safetensors_header import BadFileError
+
+if TYPE_CHECKING:
+    from smokehouse_loader.matrix import Cell, Fit
 
 NOTHING_FOUND = 3  # exit code of `explain`
 
@@ -35,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
             with _quiet():
                 return _check(options)
         if options.command == "explain":
-            return _explain(options.log, options.json)
+            return _explain(options.log, options.matrix, options.json)
         return _failures(options.check)
     except OSError as broken:
         return _usage_error(f"{broken.filename or ''}: {broken.strerror or broken}")
@@ -57,6 +60,12 @@ def _parser() -> argparse.ArgumentParser:
     table = commands.add_parser("failures", help="Print the known failures as Markdown.")
     table.add_argument("--check", type=Path, metavar="FILE", help="Report whether FILE is up to date; print nothing else.")
     for command in (check, explain):
+        command.add_argument(
+            "--matrix",
+            type=Path,
+            metavar="FILE",
+            help="Look up the installed versions in these cells (default: the package's).",
+        )
         command.add_argument("--json", action="store_true", help="Print JSON.")
     return parser
 
@@ -106,6 +115,7 @@ def _check(options: argparse.Namespace) -> int:
         return _usage_error(f"{path}: not a directory; pass the directory of a checkpoint")
     try:
         unsigned = _unsigned(options)
+        cells = _cells(options.matrix)
     except ValueError as wrong:
         return _usage_error(str(wrong))
     if not unsigned and not trust and _has_code(path):
@@ -116,7 +126,9 @@ def _check(options: argparse.Namespace) -> int:
         result = _result(path, options.model_class, trust)
     if options.signature is not None:
         result["signed"] = not unsigned
+    fits = _fits(cells, [_model_type(path)])
     if options.json:
+        result |= {"matrix": [fit.fields for fit in fits]}
         result["problems"] = [dataclasses.asdict(problem) for problem in result["problems"]]
         _say(json.dumps(result, indent=1))
     elif result["ok"]:
@@ -124,7 +136,36 @@ def _check(options: argparse.Namespace) -> int:
         _say(f"{path}: {result['tensors']} tensors, {result['elements']} elements, fits {result['class']}{signed}")
     else:
         _say("\n".join(map(str, result["problems"])))
+    if not options.json and fits:
+        _say("\n".join(map(str, fits)))
     return 0 if result["ok"] else 1
+
+
+def _cells(file: Path | None) -> "list[Cell]":
+    """Return the measured cells in `file`, or those of this package. Raises ValueError and OSError."""
+    from smokehouse_loader import matrix
+
+    try:
+        return matrix.read(file)
+    except ValueError as wrong:
+        raise ValueError(f"--matrix {file}: {wrong}; pass a file that nox -s docs wrote") from None
+
+
+def _fits(cells: "list[Cell]", model_types: list[str]) -> "list[Fit]":
+    """Return what was measured of models with the installed versions; nothing where the packages are not installed."""
+    from smokehouse_loader import matrix
+
+    versions = matrix.installed()
+    found = [matrix.fit(cells, name, versions) for name in model_types] if versions else []
+    return [fit for fit in found if fit is not None]
+
+
+def _model_type(path: Path) -> str:
+    """Return the model type of a checkpoint, empty where its config.json has none."""
+    try:
+        return str(config_files.read_object(path / "config.json").get("model_type", ""))
+    except BadFileError:
+        return ""
 
 
 def _unsigned(options: argparse.Namespace) -> list[Finding]:
@@ -172,19 +213,27 @@ def _has_code(path: Path) -> bool:
         return False
 
 
-def _explain(log: Path, as_json: bool) -> int:
-    from smokehouse_loader.diagnosis import ATTACH, explain_log
+def _explain(log: Path, matrix: Path | None, as_json: bool) -> int:
+    from smokehouse_loader.diagnosis import ATTACH, explain_log, read_log
+    from smokehouse_loader.matrix import models_in
 
+    try:
+        cells = _cells(matrix)
+    except ValueError as wrong:
+        return _usage_error(str(wrong))
     explanation = explain_log(log)
+    fits = _fits(cells, models_in(cells, read_log(log)))
     if as_json:
         document = dataclasses.asdict(explanation) | ({} if explanation.found else {"attach": ATTACH})
-        _say(json.dumps(document, indent=1))
+        _say(json.dumps(document | {"matrix": [fit.fields for fit in fits]}, indent=1))
     else:
         _say(
             explanation
             if explanation.found
             else f"{log}: no known failure found; docs/known-failures.md lists them\n{explanation}"
         )
+        if fits:
+            _say("\n" + "\n".join(map(str, fits)))
     return 0 if explanation.found else NOTHING_FOUND
 
 

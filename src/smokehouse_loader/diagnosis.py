@@ -94,10 +94,15 @@ def explain(problem: BaseException | str) -> tuple[Diagnosis, ...]:
 
 def explain_log(file: Path) -> Explanation:
     """Return the known failures in a log file; see `explain`. Raises OSError if the file cannot be read."""
+    return explain_text(read_log(file))
+
+
+def read_log(file: Path) -> str:
+    """Return the text at the end of a log file, at most `LARGEST_LOG` bytes of it. Raises OSError if it cannot be read."""
     with file.open("rb") as log:
         size = log.seek(0, 2)
         log.seek(max(0, size - LARGEST_LOG))
-        return explain_text(_decoded(log.read(LARGEST_LOG)))
+        return _decoded(log.read(LARGEST_LOG))
 
 
 def explain_text(text: str) -> Explanation:

@@ -1,7 +1,10 @@
 """A report is a proof only if it has all that the smoke test's plan makes, of this lock and of this time; else it says why."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
@@ -319,3 +322,111 @@ def test_variables_are_those_that_a_run_clears_and_keeps(
     assert kept.limits[-1] == "with LD_PRELOAD, NCCL_P2P_DISABLE set, which may change the outcome"
     assert ", with LD_PRELOAD, NCCL_P2P_DISABLE set, " in kept.summary
     assert "variables that were cleared: ACCELERATE_USE_DEEPSPEED, PYTHONWARNINGS\n" in kept.table
+
+
+# A run whose ranks do nothing but change the lock: what it was bound to at its start is what counts. Without torch there are
+# no verdicts, so one check is passed in their place.
+WIRED = """
+import sys, time, types
+from pathlib import Path
+from smoke_tests import deferred, options, plan, preflight, run
+from smoke_tests.legs import Leg
+from smoke_tests.report import RankVerdict, Result
+
+class Verdicts:
+    def __init__(self, *_, **__): pass
+    def finish(self, missing):
+        return [Result("load", 3, "check", "passed", 1.0, [RankVerdict(0, "passed", "")], "", "", "", "")]
+    def backend(self): return "gloo"
+    def versions(self): return {}
+    def memory(self): return []
+    def not_run(self): return []
+    def failed_jobs(self): return []
+
+sys.modules["smoke_tests.verdicts"] = types.SimpleNamespace(Verdicts=Verdicts)
+
+folder, edit = Path(sys.argv[1]), sys.argv[2]
+preflight.check = lambda options, work: preflight.Resources("cpu", (Leg("gloo", 2),), 60.0, None)
+plan.make = lambda *_, **__: plan.Plan((), ())
+run._chosen = lambda *_: []
+deferred.import_all = lambda functions: None
+
+def supervise(*_):
+    if edit:
+        (folder / edit).write_bytes(b"of another lock")
+    return ""
+
+run._supervise = supervise
+given = ["--environment", "qwen2.5-vl", "--stack", sys.argv[3], "--lock", str(folder)]
+given += ["--device", "cpu", "--report", sys.argv[4]]
+sys.exit(run.smoke(options.read(given), time.monotonic()))
+"""
+
+
+@pytest.mark.parametrize("edit", ["", "lock.json", "requirements.txt", "added.txt"])
+def test_a_run_is_bound_to_the_lock_that_it_began_with(
+    root: Path, tmp_path: Path, edit: str, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("fault", "a lock that changes during a run")
+    lock, place = tmp_path / "lock", tmp_path / "report"
+    shutil.copytree(root / "lockfiles" / NAME, lock)
+    before = lock_digests(lock)
+    stack = str(root / "environments" / NAME / "stack.toml")
+    environ = {**os.environ, "PYTHONPATH": str(root / "src")}
+    command = [sys.executable, "-c", WIRED, str(lock), edit, stack, str(place)]
+    ended = subprocess.run(command, cwd=root, env=environ, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == int(bool(edit)), ended.stderr
+    found = json.loads((place / "report.json").read_text())
+    assert (found["lock"], found["verdict"]) == (before, "failed" if edit else "passed")
+    said = f"{lock / edit}: expected the file that the run began with, found another; run it again" if edit else ""
+    assert found["failure"] == said
+
+
+def test_a_report_that_is_a_pipe_is_refused(root: Path, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+    """As an image could leave one in the folder that its container writes to."""
+    record_property("fault", "report that is no file")
+    os.mkfifo(tmp_path / "report.json")
+    with pytest.raises(UserError, match=r"report\.json: cannot read the report \(expected a regular file\); run it again"):
+        reports.read(Checkout(root), tmp_path / "report.json", NAME, "run it again")
+
+
+def test_pages_take_nothing_but_a_proof(root: Path, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+    """`docs --report` adopts a complete report; one with a single check, which `publish` refuses, is no evidence either."""
+    for part in ("environments", "lockfiles", "smoke_tests", "docker"):
+        shutil.copytree(root / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(root / "README.md", tmp_path)
+    (tmp_path / "src").symlink_to(root / "src")
+    (tmp_path / "packages").symlink_to(root / "packages")
+    command = [sys.executable, "-m", "smokehouse", "docs", NAME, "--report", "report.json"]
+    environ = {**os.environ, "PYTHONPATH": str(root / "src")}
+
+    def adopt(made: Report) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "report.json").write_text(json.dumps(made))
+        return subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=120)
+
+    made = complete_reports.report(root)
+    page = tmp_path / "docs" / "environments" / f"{NAME}.md"
+    for fault in (made | {"checks": made["checks"][:1]}, made | {"started": ago(MAX_AGE + timedelta(days=1))}):
+        record_property("fault", "a page of what proves nothing")
+        ended = adopt(fault)
+        assert (ended.returncode, ended.stderr.count("\n"), page.exists()) == (2, 1, False), ended.stderr
+    ended = adopt(made)
+    assert ended.returncode == 0, ended.stderr
+    assert page.exists()
+
+
+def test_a_lock_without_a_package_has_a_plan_too(root: Path) -> None:
+    """As locks of a few small packages have, with which images are tested."""
+    leg = {"backend": "gloo", "world_size": 2, "gpus": 0}
+    request = {"device": "cpu", "legs": [leg], "expectations": {"gloo_race": "present"}, "versions": {}, "family": "qwen2_5_vl"}
+    ended = subprocess.run(
+        [sys.executable, "-m", "smoke_tests.expected"],
+        input=json.dumps(request),
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root / "src")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert len(json.loads(ended.stdout)["checks"]) > 20

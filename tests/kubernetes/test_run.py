@@ -15,6 +15,7 @@ from smokehouse.runs import manifests
 from tests.kubernetes import pods
 from tests.kubernetes.api import Cluster, Server
 from tests.smoke.conftest import NAME, ROOT, python
+from tests.unit.test_cluster_pages import TORCHRUN
 
 IMAGE = f"ghcr.io/owner/{NAME}@sha256:{'a' * 64}"
 DEADLINE = 300.0
@@ -77,9 +78,19 @@ def test_a_machine_that_is_not_as_promised_is_named(cluster: Cluster) -> None:
     with Server(cluster) as server:
         ended = smoke(server, "--gpus", "8")
     assert ended.returncode == 2
-    assert "machine-0: expected a preflight that passes, found FAIL  NVIDIA driver: not found" in ended.stderr
+    assert "machine-0: expected a preflight that passes, found NVIDIA driver: not found" in ended.stderr
+    assert "request nvidia.com/gpu in resources.limits" in ended.stderr
     assert not list(cluster.folder.glob("pods/*/node.log"))
     assert {kind for kind, _ in cluster.objects} == {"pods", "clustertrainingruntimes"}
+
+
+def test_a_run_without_a_report_says_so(cluster: Cluster) -> None:
+    """A checkpoint that the cluster does not have, which only its nodes can see."""
+    with Server(cluster) as server:
+        ended = smoke(server, "--nodes", "2", "--kind", "jobset", "--checkpoint", "/cache/missing")
+    assert ended.returncode == 2
+    assert "expected a report at the end of its log, found none" in ended.stderr
+    assert "/cache/missing: folder not found" in ended.stdout
 
 
 def test_a_job_that_never_starts_says_why_and_leaves_nothing(tmp_path: Path) -> None:
@@ -154,3 +165,12 @@ def on_cpu(document: dict[str, Any]) -> None:
     pod = manifests.pod_of(document)
     pod["initContainers"][0]["args"] = ["--device", "cpu"]
     manifests.set_variable(pod["containers"][0], "PET_NPROC_PER_NODE", "1")
+
+
+def test_torchrun_knows_the_options_of_pages_and_tasks() -> None:
+    """Those that tests/unit/test_cluster_pages.py finds in them."""
+    code = "import sys; from torch.distributed.run import parse_args; print(parse_args(sys.argv[1:]).node_rank)"
+    values = dict.fromkeys(sorted(TORCHRUN), "1")
+    options = [word for pair in values.items() for word in pair]
+    ended = subprocess.run([python(ROOT, NAME), "-c", code, *options, "train.py"], capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout) == (0, "1\n"), ended.stderr

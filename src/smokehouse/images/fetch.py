@@ -28,7 +28,11 @@ def open_image(checkout: Checkout, text: str) -> Iterator[tuple[Image, Registry 
         return
     if kind == "docker":
         with tempfile.TemporaryDirectory(dir=work_folder(checkout)) as folder:
-            yield copy_from_engine(checkout, rest, Path(folder, "layout")), None
+            archive = Path(folder, "image.tar")
+            engine.save(rest, archive)
+            layout = oci.unpack_layout(archive, Path(folder, "layout"))
+            archive.unlink()
+            yield layout.only_image(), None
         return
     reference = Reference.parse(text)
     registry = Registry(reference)
@@ -41,16 +45,6 @@ def open_image(checkout: Checkout, text: str) -> Iterator[tuple[Image, Registry 
             status(f"resolved {text} to {reference.name}@{manifest.digest}")
         yield layout.image(), registry
         shutil.rmtree(downloaded, ignore_errors=True)
-
-
-def copy_from_engine(checkout: Checkout, reference: str, folder: Path) -> Image:
-    """Copy the image that the engine has as `reference` to an OCI layout in `folder`, and return it; raises UserError."""
-    archive = folder.with_name(f"{folder.name}.tar")
-    try:
-        engine.save(reference, archive)
-        return oci.unpack_layout(archive, folder).only_image()
-    finally:
-        archive.unlink(missing_ok=True)
 
 
 def work_folder(checkout: Checkout) -> Path:

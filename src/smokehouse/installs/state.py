@@ -164,7 +164,7 @@ def _same(version: str, other: str) -> bool:
 def _problem(path: Path, expected: _Expected, *, contents: bool) -> str | None:
     try:
         found = path.lstat()
-    except OSError:
+    except (OSError, ValueError):  # as of a name with a null character
         return "not found"
     if expected.link:
         return None if stat.S_ISLNK(found.st_mode) else "expected a link"
@@ -193,23 +193,46 @@ def _pypi_files(folder: Path, python: str) -> Iterator[tuple[Path, _Expected]]:
             if path == one.info / "RECORD":  # it has no hash of itself, whatever a careless build wrote
                 yield path, _Expected(one.name, None, None)
                 continue
-            algorithm, _, digest = row[1].partition("=")
-            sha256 = base64.urlsafe_b64decode(f"{digest}==").hex() if algorithm == "sha256" else None
-            yield path, _Expected(one.name, int(row[2]) if row[2].isdigit() else None, sha256)
+            size = int(row[2]) if re.fullmatch("[0-9]{1,18}", row[2]) else None
+            yield path, _Expected(one.name, size, _sha256(row[1]))
+
+
+def _sha256(hashed: str) -> str | None:
+    """Return the SHA-256 in a row of RECORD in hex, None where it has none; what is no hash is one that no file has."""
+    algorithm, _, digest = hashed.partition("=")
+    try:
+        return base64.urlsafe_b64decode(f"{digest}==").hex() or "none" if algorithm == "sha256" else None
+    except ValueError:
+        return "none"
 
 
 def _conda_records(folder: Path) -> Iterable[tuple[Path, dict[str, Any]]]:
     for path in sorted((folder / _CONDA_META).glob("*.json")):
         try:
-            yield path, {"name": path.stem, "version": "?", "build": "?", **json.loads(path.read_text("utf-8"))}
-        except (OSError, ValueError, TypeError):
-            yield path, {"name": path.stem, "version": "?", "build": "?"}
+            record = {"name": path.stem, "version": "?", "build": "?", **json.loads(path.read_text("utf-8"))}
+            _require_paths(record)
+        except (OSError, ValueError, TypeError, RecursionError):
+            record = {"name": path.stem, "version": "?", "build": "?"}
+        yield path, record
+
+
+def _require_paths(record: Mapping[str, Any]) -> None:
+    """Raise ValueError where the record of a conda package does not list its files as conda does."""
+    paths = record.get("paths_data", {})
+    entries = paths.get("paths", []) if isinstance(paths, dict) else None
+    kinds = {"_path": str, "path_type": str, "sha256": str, "sha256_in_prefix": str, "size_in_bytes": int}
+    if not isinstance(entries, list) or not isinstance(record["name"], str):
+        raise ValueError("no list of files")
+    for entry in entries:
+        values = [(entry.get(name), kind) for name, kind in kinds.items()] if isinstance(entry, dict) else []
+        if not values or not entry.get("_path") or any(value is not None and type(value) is not kind for value, kind in values):
+            raise ValueError("no file")
 
 
 def _conda_files(folder: Path) -> Iterator[tuple[Path, _Expected]]:
     for _, record in _conda_records(folder):
         for entry in record.get("paths_data", {}).get("paths", []):
-            kind = entry.get("path_type", "hardlink")
+            kind = entry.get("path_type") or "hardlink"
             if kind not in ("hardlink", "softlink"):
                 continue
             # The prefix in a file changes its size, which is not recorded.

@@ -10,7 +10,7 @@ import hashlib
 import tarfile
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Literal, Protocol, Self, cast
@@ -265,12 +265,3 @@ def _path(raw: str, name: str) -> str:
     if ".." in parts or "\0" in raw:
         raise UserError(f"{name}: the path {raw!r} is outside the image; do not trust this image")
     return "/".join(parts)
-
-
-def folders(paths: Iterable[str]) -> set[str]:
-    """Return every parent folder of `paths`."""
-    found: set[str] = set()
-    for path in paths:
-        while (path := path.rpartition("/")[0]) and path not in found:
-            found.add(path)
-    return found

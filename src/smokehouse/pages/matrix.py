@@ -7,6 +7,7 @@ import base64
 import csv
 import hashlib
 import io
+import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from smokehouse.pages import picture
 from smokehouse.pages.markdown import plain, table
 
 _PLACE = Path("docs", "matrix")
+_LOADER = Path("src", "smokehouse_loader")
 _TEMPLATE = Path(__file__).with_name("matrix.html")
 _HEADS = (*CORE, "ZeRO-2", "ZeRO-3", "why", "measured", "evidence")
 _FILTERED = CORE  # columns with a list to choose from
@@ -76,6 +78,8 @@ def texts(checkout: Checkout) -> dict[Path, str]:
     if shown:
         found[folder / "README.md"] = index(shown)
         found[folder / "matrix.csv"] = as_csv(shown)
+    if (checkout.root / _LOADER).is_dir():
+        found[checkout.root / _LOADER / "matrix.json"] = for_loader(shown)
     return found
 
 
@@ -173,6 +177,21 @@ def as_csv(shown: Sequence[Shown]) -> str:
             where = [cell.python, cell.device, cell.backend, str(cell.ranks)]
             writer.writerow([*core, *where, *verdicts, cell.date, f"{cell.run_seconds:.1f}", cell.machine.cpu])
     return file.getvalue()
+
+
+def for_loader(shown: Sequence[Shown]) -> str:
+    """Return the verdicts of all measured cells as the loader reads them: a line for each, without what changes no verdict."""
+    models = []
+    for one in shown:
+        rows = [
+            [*(getattr(cell.versions, name) for name in CORE), cell.device]
+            + [text for stage in map(cell.stage, STAGES) for text in (stage.verdict, stage.failure, stage.error)]
+            for cell in one.measured.cells
+        ]
+        lines = ",\n".join(f"   {json.dumps(row, ensure_ascii=False)}" for row in rows)
+        head = f'{json.dumps(one.measured.family)}: {{"model": {json.dumps(one.model)}, "cells": ['
+        models.append(f"  {head}\n{lines}\n  ]}}" if rows else f"  {head}]}}")
+    return '{\n "models": {\n' + ",\n".join(models) + "\n }\n}\n"
 
 
 def page(shown: Shown) -> str:

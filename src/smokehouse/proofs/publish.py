@@ -16,7 +16,6 @@ from smokehouse.console import as_typed, status
 from smokehouse.errors import UserError
 from smokehouse.images import build as building
 from smokehouse.images.build import ImageRequest
-from smokehouse.images.fetch import copy_from_engine
 from smokehouse.images.labels import ImageLabels
 from smokehouse.images.spec import tags as image_tags
 from smokehouse.locks import LockedEnvironment
@@ -155,17 +154,11 @@ def _build(job: _Job) -> Image:
 
 
 def _build_to_layout(job: _Job) -> Image:
-    """Build the image in the engine, which proves it, and return its copy in a layout."""
+    """Build the image in the engine, which proves it, and in a layout, of the same layers."""
     prepared = building.prepare_image(job.checkout, job.locked, job.options.request)
-    digest = building.build_image(job.checkout, prepared, "docker").digest
-    if (job.layout.folder / "index.json").is_file() and job.layout.image().digest == digest:
-        return job.layout.image()
-    image = copy_from_engine(job.checkout, job.names[0], job.layout.folder)
-    if image.digest != digest:
-        raise UserError(
-            f"{job.names[0]}: expected the engine to save image {digest}, found {image.digest}; use its containerd store"
-        )
-    return image
+    building.build_image(job.checkout, prepared, "docker")
+    building.build_image(job.checkout, prepared, f"oci:{job.layout.folder}")
+    return job.layout.image()
 
 
 def _refuse_existing_tags(job: _Job, registry: Registry, digest: str) -> None:

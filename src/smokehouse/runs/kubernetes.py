@@ -14,16 +14,13 @@ import io
 import json
 import re
 import secrets
-import signal
 import sys
 import tarfile
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from smokehouse import locks
@@ -32,7 +29,7 @@ from smokehouse.console import as_typed, status
 from smokehouse.errors import UserError
 from smokehouse.oci import Reference
 from smokehouse.programs.kubectl import Cluster, KubectlError, NoSuchKindError, NoSuchObjectError
-from smokehouse.runs import local, manifests, report, targets
+from smokehouse.runs import jobs, local, manifests, report, targets
 from smokehouse.runs.manifests import Document
 from smokehouse.runs.options import pop_option, report_name
 from smokehouse.storage import files
@@ -48,12 +45,14 @@ _MARK = "smokehouse-report: "
 _REPORT_FILES = ("report.json", "report.html", "junit.xml")
 _MOST_REPORT = 64 << 20  # bytes, unpacked
 _PACKED_LINE = 4000  # characters; longer lines are split by container runtimes
-# What a node runs: the smoke test, then, on the first one, its report as lines of the log. Nothing here is expanded by
-# Kubernetes, which takes a name in $() for one of its own variables.
+# What a node runs: the smoke test, then, on the first one, its report as lines of the log. The other nodes succeed: where one
+# fails, Kubernetes ends the first, which is about to write why. Nothing here is expanded by Kubernetes, which takes a name in
+# $() for one of its own variables.
 _SCRIPT = f"""
 report="$1"; shift
 "$@"; code=$?
-if [ "${{JOB_COMPLETION_INDEX:-0}}" = 0 ] && cd "$report"; then
+[ "${{JOB_COMPLETION_INDEX:-0}}" = 0 ] || exit 0
+if [ -f "$report/report.json" ] && cd "$report"; then
     tar -cz report.json report.html junit.xml | base64 -w {_PACKED_LINE} | sed "s/^/{_MARK}/"
 fi
 exit $code
@@ -114,8 +113,8 @@ def _read(checkout: Checkout, name: str, options: Sequence[str]) -> Request:
         if any(word.split("=")[0] == option for word in rest):
             raise UserError(f"{option}: expected no {option} with --on kubernetes, which runs an image; leave it out")
     chosen = {
-        "fabric": _one_of("--fabric", given.get("--fabric", "ethernet"), FABRICS),
-        "kind": _one_of("--kind", given.get("--kind", "trainjob"), KINDS),
+        "fabric": jobs.one_of("--fabric", given.get("--fabric", "ethernet"), FABRICS),
+        "kind": jobs.one_of("--kind", given.get("--kind", "trainjob"), KINDS),
     }
     for option in ("--claim", "--queue", "--namespace"):
         if option in given and not _NAME.fullmatch(given[option]):
@@ -125,30 +124,18 @@ def _read(checkout: Checkout, name: str, options: Sequence[str]) -> Request:
     return Request(
         environment=name,
         image=_image(given.get("--image"), name),
-        nodes=_number("--nodes", given.get("--nodes", "1"), 1, 10_000),
-        gpus=_number("--gpus", given.get("--gpus", "8"), 0, 64),
+        nodes=jobs.number("--nodes", given.get("--nodes", "1"), 1, 10_000),
+        gpus=jobs.number("--gpus", given.get("--gpus", "8"), 0, 64),
         claim=given.get("--claim", "smokehouse"),
         queue=given.get("--queue"),
         cluster=Cluster(given.get("--context"), given.get("--namespace")),
-        deadline=_number("--deadline", given.get("--deadline", "7200"), 60, 30 * 86400),
+        deadline=jobs.number("--deadline", given.get("--deadline", "7200"), 60, 30 * 86400),
         keep="--keep" in given,
         dry_run="--dry-run" in given,
         folder=Path(folder or checkout.build / "smoke" / report_name(f"{name}-kubernetes", rest)).absolute(),
         options=tuple(rest),
         **chosen,
     )
-
-
-def _one_of(option: str, value: str, known: Sequence[str]) -> str:
-    if value not in known:
-        raise UserError(f"{option} {value}: expected {', '.join(known)}, found another; give one of them")
-    return value
-
-
-def _number(option: str, text: str, least: int, most: int) -> int:
-    if not (text.isascii() and text.isdecimal() and least <= int(text) <= most):
-        raise UserError(f"{option} {text}: expected a number from {least} to {most}, found another; correct it")
-    return int(text)
 
 
 def _image(text: str | None, name: str) -> Reference:
@@ -281,7 +268,7 @@ def _command(request: Request, job: str, first: str) -> Document:
 
 def _run(checkout: Checkout, request: Request, job: str, documents: Sequence[Document]) -> int:
     created: list[Document] = []
-    with _ended_in_order():
+    with jobs.ended_in_order():
         try:
             for document in documents:
                 _create(request, document, created)
@@ -294,20 +281,6 @@ def _run(checkout: Checkout, request: Request, job: str, documents: Sequence[Doc
             raise UserError(f"kubectl: {error}; see kubectl auth can-i, and --dry-run for what is created") from error
         finally:
             _clean(request, created)
-
-
-@contextmanager
-def _ended_in_order() -> Iterator[None]:
-    """Let SIGTERM end this as Ctrl-C does, so that no job is left in the cluster."""
-
-    def end(number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _create(request: Request, document: Document, created: list[Document]) -> None:
@@ -403,10 +376,9 @@ def _preflight_of(request: Request, pod: Document) -> str:
         lines = [line.strip() for line in request.cluster.log(name, "preflight").splitlines()]
     except KubectlError as error:
         lines = [f"its log cannot be read ({error})"]
-    found = "; ".join(line for line in lines if line.startswith("FAIL")) or " ".join(lines[-1:]) or "nothing printed"
-    return (
-        f"{node}: expected a preflight that passes, found: {found[:1000]}; fix it, or cordon the node (kubectl cordon {node})"
-    )
+    failures = [line.removeprefix("FAIL").strip() for line in lines if line.startswith("FAIL")]
+    found = "; ".join(failures) or " ".join(lines[-1:]) or "nothing printed"
+    return f"{node}: expected a preflight that passes, found {found[:1000]}; fix it, or run kubectl cordon {node}"
 
 
 def _waits_for(pods: Sequence[Document]) -> str:

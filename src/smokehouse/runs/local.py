@@ -33,7 +33,7 @@ def smoke(checkout: Checkout, name: str, options: Sequence[str]) -> None:
     if chosen and folder:
         raise UserError(f"smoke: expected --prefix or --bundle, found both; {chosen} is proven as it is, without installing")
     locked = locks.load(checkout, name)
-    installed = _installed(checkout, Path(chosen), locked) if chosen else None
+    installed = installed_in(checkout, Path(chosen), locked) if chosen else None
     bundled = bundle.read(Path(folder), locked) if folder else None
     place = place_of_smoke_test(checkout)
     command = ["-m", "smoke_tests", "--environment", name]
@@ -63,7 +63,7 @@ def validate(command: Sequence[str], name: str, place: Path) -> None:
         raise UserError(validated.stderr or f"{name}: the smoke test refused its options; see {as_typed('smoke', '--help')}")
 
 
-def _installed(checkout: Checkout, folder: Path, locked: LockedEnvironment) -> Path:
+def installed_in(checkout: Checkout, folder: Path, locked: LockedEnvironment) -> Path:
     """Return the Python of the prefix that an environment was installed in; raises UserError for another lock or loader."""
     found = activation.read_prefix(folder.absolute(), locked)
     if not (found.current and loader.is_current(checkout, found.folder)):

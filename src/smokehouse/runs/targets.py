@@ -63,6 +63,27 @@ TARGETS: dict[str, Target] = {
                 _DRY_RUN,
             ),
         ),
+        Target(
+            "slurm",
+            "sbatch and srun",
+            image=False,
+            shared="a file system with this checkout, the environment and the report",
+            options=(
+                _NODES,
+                _GPUS,
+                Option(
+                    "--container", "KIND", "Run in an image, with pyxis or apptainer (default: none, an installed environment)."
+                ),
+                Option("--image", "REF", "The image: a .sif file, or a reference as Apptainer or enroot writes it."),
+                Option("--prefix", "DIR", "Use the environment that is installed in this folder (default: install it)."),
+                Option("--partition", "NAME", "Submit to this partition (default: the cluster's)."),
+                Option("--account", "NAME", "Charge this account (default: the user's)."),
+                Option("--qos", "NAME", "Request this quality of service (default: the account's)."),
+                Option("--exclude", "NODES", "Leave out these nodes (default: none)."),
+                Option("--time", "MINUTES", "End the job after this time (default: 60)."),
+                _DRY_RUN,
+            ),
+        ),
     )
 }
 

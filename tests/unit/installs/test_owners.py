@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smokehouse.installs import owners
+from smokehouse.installs import owners, state
 
 SITE = "lib/python3.11/site-packages"
 PROGRAMS = ("nvidia-smi", "nvidia-cuda-mps-control", "compiled", "python", "conda-tool", "other")
@@ -134,8 +134,22 @@ def test_no_path_leads_out(prefix: Path, tmp_path: Path, path: str, record_prope
     assert found(prefix, tmp_path) == [f"{path!r}: listed by evil-1.0.dist-info, expected a path in the environment"]
 
 
+# Rows and entries as they should be but for one part.
+_ROWS = st.lists(
+    st.tuples(
+        st.sampled_from(["a.py", "a\0.py", "a-1.dist-info/RECORD", "../../../bin/x", "/x", "", "é"]),
+        st.sampled_from(["", "sha256=", "sha256=a", "sha256=é", "md5=x", f"sha256={'A' * 43}"]),
+        st.sampled_from(["", "1", "²", "9" * 5000, "-1", "x"]),
+    ).map(",".join),
+    max_size=4,
+).map(lambda rows: "\n".join(rows).encode())
+_JSON = st.recursive(st.none() | st.integers() | st.text(max_size=3), lambda inner: st.lists(inner, max_size=2), max_leaves=4)
+_ENTRY = st.dictionaries(st.sampled_from(["_path", "path_type", "sha256", "size_in_bytes", "prefix_placeholder"]), _JSON)
+_META = st.fixed_dictionaries({"name": _JSON, "paths_data": st.fixed_dictionaries({"paths": st.lists(_ENTRY) | _JSON}) | _JSON})
+
+
 @settings(max_examples=200, deadline=None)
-@given(record=st.binary(max_size=200), meta=st.binary(max_size=100))
+@given(record=st.binary(max_size=200) | _ROWS, meta=st.binary(max_size=100) | _META.map(lambda meta: json.dumps(meta).encode()))
 def test_any_record_is_read(tmp_path_factory: pytest.TempPathFactory, record: bytes, meta: bytes) -> None:
     folder = tmp_path_factory.mktemp("env", numbered=True)
     info = folder / SITE / "a-1.dist-info"
@@ -144,3 +158,4 @@ def test_any_record_is_read(tmp_path_factory: pytest.TempPathFactory, record: by
     (info / "RECORD").write_bytes(record)
     (folder / "conda-meta" / "a.json").write_bytes(meta)
     assert isinstance(owners.problems(folder, "3.11", {"a"}, []), list)
+    assert isinstance(state.damage(folder, "3.11", contents=True), list)

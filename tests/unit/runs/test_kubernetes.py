@@ -3,6 +3,7 @@
 import base64
 import gzip
 import io
+import os
 import shutil
 import subprocess
 import tarfile
@@ -260,6 +261,19 @@ def test_a_report_comes_out_of_a_log() -> None:
     lines = packed({"report.json": b"{}" * 5000, "report.html": b"<p>", "junit.xml": b"<x/>"}, width=40)
     found = kubernetes.unpack("\n".join(["NCCL INFO", *lines[:1], "from another process", *lines[1:], "end"]))
     assert found == {"report.json": b"{}" * 5000, "report.html": b"<p>", "junit.xml": b"<x/>"}
+
+
+@pytest.mark.parametrize("case", [("0", "true", 0), ("0", "false", 1), ("1", "true", 0), ("1", "false", 0)])
+def test_the_first_node_alone_decides_and_prints_the_report(tmp_path: Path, case: tuple[str, str, int]) -> None:
+    """A node that fails must not have Kubernetes end the first one, which is about to write why."""
+    index, program, code = case
+    for name in ("report.json", "report.html", "junit.xml"):
+        (tmp_path / name).write_text(name)
+    command = [*rendered()[-1]["spec"]["trainer"]["command"], str(tmp_path), program]
+    environ = {"PATH": os.environ["PATH"], "JOB_COMPLETION_INDEX": index}
+    ended = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (code, "")
+    assert set(kubernetes.unpack(ended.stdout)) == ({"report.json", "report.html", "junit.xml"} if index == "0" else set())
 
 
 def test_only_files_of_a_report_are_taken() -> None:
