@@ -3,7 +3,6 @@
 import gzip
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -84,23 +83,7 @@ def test_a_base_of_somebody_elses_is_built_on(tiny: TestCheckout, engine: Engine
     labels = json.loads(engine.docker("image", "inspect", "--format", "{{json .Config.Labels}}", name).stdout)
     assert "@".join(labels[f"org.opencontainers.image.base.{part}"] for part in ("name", "digest")) == base
     assert verdict["passed"]
-    compare_with_buildkit(tiny, base, tmp_path)
     engine.docker("rmi", "--force", *engine.docker("images", "--format", "{{.Repository}}:{{.Tag}}", "tiny").stdout.split())
-
-
-def compare_with_buildkit(tiny: TestCheckout, base: str, folder: Path) -> None:
-    """On a base without history, all but the history is the same: BuildKit adds an entry for each layer of the base."""
-    configs: list[dict[str, Any]] = []
-    for options in ((), ("--builder", "default")):
-        layout = folder / f"layout{len(configs)}"
-        built(tiny, "--base", base, "--output", f"oci:{layout}", *options)
-        image = Layout(layout).only_image()
-        configs.append(json.loads(image.layout.read(image.manifest.config)))
-    assembled, baked = configs
-    ours, theirs = (config.pop("history") for config in configs)
-    assert assembled == baked
-    assert theirs[: len(ours)] == ours
-    assert [entry["comment"] for entry in theirs[len(ours) :]] == ["buildkit.exporter.v0"] * 2, theirs
 
 
 @pytest.mark.parametrize("lacks", ["shell", "glibc"])
