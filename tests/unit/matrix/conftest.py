@@ -40,6 +40,9 @@ if behaviour == "crashes":
 if behaviour == "hangs":
     child = subprocess.Popen([sys.executable, "-c", "import signal, time; signal.pthread_sigmask(0, [15]); time.sleep(999)"])
     Path("child.pid").write_text(str(child.pid))
+    if Path("started").exists():  # a FIFO, from which a test reads
+        with open("started", "w") as started:
+            started.write(f"{child.pid}\\n")
     time.sleep(999)
 report = json.loads(Path("report.json").read_text())
 stages = [int(stage) for stage in zero.split(",")]

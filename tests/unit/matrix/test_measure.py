@@ -1,6 +1,8 @@
 """Cells are installed and measured by real programs, and recorded whatever happens in them."""
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -67,6 +69,22 @@ def test_a_cell_that_hangs_is_ended_with_all_its_processes(with_grid: TestChecko
     [cell] = cells(with_grid).values()
     assert verdicts(cell) == ("hangs", "hangs")
     assert ends(int((with_grid.root / "child.pid").read_text()))
+
+
+def test_a_signal_ends_all_jobs_with_what_they_started_and_records_nothing(with_grid: TestCheckout) -> None:
+    tell(with_grid, **{"0.15.4": "hangs"})
+    os.mkfifo(with_grid.root / "started")
+    process = with_grid.start("matrix", "--model", "tiny-vl", "--jobs", "2")
+    children: list[int] = []
+    while len(children) < 2:
+        with (with_grid.root / "started").open() as started:  # waits for one that has started
+            children += map(int, started.read().split())
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "Traceback" not in stderr
+    assert all(map(ends, children))
+    assert not (with_grid.root / "matrix" / "tiny-vl.json").exists()
 
 
 def test_requirements_without_a_solution_are_a_result_and_a_lost_index_is_none(with_grid: TestCheckout, index: Index) -> None:
