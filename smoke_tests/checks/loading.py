@@ -158,7 +158,7 @@ def weights(context: RankContext, state: TrainingState) -> Outcome:
 
 
 def _has_first(family: Family, model: Any) -> bool:
-    """Return whether a model has the family's first tensor, below whatever prefix: some drop a vision tower and report no key."""
+    """Return whether a model has the first tensor, below whatever prefix: some drop a vision tower and report no key."""
     end = ".".join(family.first_tensor.split(".")[-3:])
     return any(f".{name}".endswith(f".{end}") or end.endswith(f".{name}") for name, _ in model.named_parameters())
 

@@ -90,7 +90,12 @@ def realistic_files(token: Token, vision_width: int) -> dict[str, dict[str, Any]
     found = files(token, vision_width)
     config, size, width = found["config.json"], 448, 4 * HEAD
     language = {"hidden_size": width, "max_position_embeddings": 4096}
-    vision = {"num_attention_heads": vision_width // HEAD, "image_size": size, "window_size": 14, "num_hidden_layers": 2}
+    vision: dict[str, Any] = {
+        "num_attention_heads": vision_width // HEAD,
+        "image_size": size,
+        "window_size": 14,
+        "num_hidden_layers": 2,
+    }
     vision |= {"global_attn_indexes": [1], "output_channels": width // 4}
     parts = {"text_config": config["text_config"] | language, "vision_config": config["vision_config"] | vision}
     return found | {
