@@ -73,7 +73,7 @@ FAILURES = (
             "load with smokehouse_loader.load_model, which compares with the whole shape, or transpose the last two dimensions "
             "of mlp.experts.gate_up_proj and down_proj in the file, as published checkpoints have them"
         ),
-        source=f"{MEASURED}: Qwen3-VL-MoE on transformers 5.23.0; transformers/core_model_loading.py, Transpose with check_dims",
+        source=f"{MEASURED}: Qwen3-VL-MoE on transformers 5.23.0; core_model_loading.py, Transpose with check_dims",
         reproduction="saved_experts_under_zero3",
         signs=(
             Sign(
