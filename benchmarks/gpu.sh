@@ -113,7 +113,7 @@ smoke() {
 } > "$summary"
 
 if [ -n "$python" ]; then
-    step preflight env PYTHONDONTWRITEBYTECODE=1 "$python" -m smoke_tests preflight --device "$device"
+    step preflight env PYTHONDONTWRITEBYTECODE=1 "$python" -m smoke_tests preflight --device "$device" --measure
 else
     step preflight nox -s doctor -- "$environment"
 fi

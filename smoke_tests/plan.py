@@ -111,6 +111,11 @@ class Step:
         return bool(self.model_of or self.engine_of)
 
     @property
+    def may_show_known_issue(self) -> bool:
+        """Whether a known issue of the stack can be its outcome."""
+        return self.may_end and self.kind == "check"
+
+    @property
     def by_version(self) -> bool:
         """Whether its outcome is expected only of versions that it was measured with."""
         return self.kind == "control" or self.failure is not None or self.run == loading.auto_classes

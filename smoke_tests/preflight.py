@@ -137,7 +137,7 @@ def check(options: Options, work: Path) -> Resources:
     visible = Visible(()) if options.device == "cpu" else visible_gpus()
     gpus = len(visible.gpus)
     device = runtime.choose_device(options.device, gpus)
-    _check_machine(options, device, visible)
+    check_machine(options, device, visible)
     runtime.choose_accelerator(device)
     with importing("transformers"):
         import transformers  # imported before the fork, so that no rank has to
@@ -170,8 +170,10 @@ def importing(package: str) -> Iterator[None]:
         raise InputError(f"{sys.prefix}: {package} cannot be imported ({one_line(error)}); {fix}") from error
 
 
-def _check_machine(options: Options, device: str, visible: Visible) -> None:
-    """Print what may go wrong on this machine, and refuse what will."""
+def check_machine(options: Options, device: str, visible: Visible | None = None) -> None:
+    """Print what may go wrong on this machine, and refuse what will. Raises InputError."""
+    if visible is None:
+        visible = Visible(()) if options.device == "cpu" else visible_gpus()
     wanted = "cpu" if device == "cpu" and options.device == "auto" and visible.gpus else options.device
     ranks = options.processes if device == "cuda" else None
     found = findings(Situation(wanted, ranks, training=False), visible)

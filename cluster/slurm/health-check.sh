@@ -3,6 +3,7 @@
 #
 #   slurm.conf   Prolog=/etc/slurm/health-check.sh               a job whose node fails is requeued, and the node drained
 #                PrologFlags=Alloc
+#                SchedulerParameters=nohold_on_prolog_fail     otherwise the job waits until a person releases it
 #   or           HealthCheckProgram=/etc/slurm/health-check.sh
 #                HealthCheckInterval=300
 #                HealthCheckNodeState=IDLE

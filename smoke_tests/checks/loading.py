@@ -9,10 +9,12 @@ import torch
 
 from smoke_tests import runtime
 from smoke_tests.checks.context import RankContext, TrainingState
+from smoke_tests.families import Family
 from smoke_tests.outcome import Outcome, judged
 from smokehouse_loader import assert_ready, compare, explain, inspect_checkpoint, load_model, ready, zero
+from smokehouse_loader.checkpoint import Checkpoint
 from smokehouse_loader.errors import shortened
-from smokehouse_loader.keys import Plan
+from smokehouse_loader.keys import Conversion, Plan
 
 
 @contextlib.contextmanager
@@ -99,13 +101,52 @@ def wrong_tensors(context: RankContext, model: Any, truth: Path) -> dict[str, st
     published = context.family.published
     names = {published(name): name for name in tensors}
     plan = Plan()
-    for key in stored.tensors:
+    converted, read = _conversions(context.family, tensors, stored)
+    plan.conversions += converted.values()
+    for key in stored.tensors.keys() - read:
         name = published(key)
         plan.take(names.get(name, name), key)
     wrong = compare.wrong_tensors(model, stored, plan)
     wrong |= {key: f"is also in the file as {other}" for key, other in plan.doubled}
-    wrong |= dict.fromkeys(tensors.keys() - compare.filled(model, plan), "was not found in the file")
+    absent = tensors.keys() - compare.filled(model, plan) - converted.keys()
+    wrong |= dict.fromkeys(absent, "was not found in the file")
     return {published(name): what for name, what in wrong.items()}
+
+
+def _conversions(
+    family: Family, tensors: dict[str, torch.Tensor], stored: Checkpoint
+) -> tuple[dict[str, Conversion], set[str]]:
+    """Return name -> how a model's tensor is put together from the file's, where they have another form; and the keys of these.
+
+    Tensors that lack a part, or have a shape that they cannot have in either form, are not among them.
+    """
+    found: dict[str, Conversion] = {}
+    for name, tensor in tensors.items():
+        key, shape = family.published(name), zero.full_shape(tensor)
+        for merged in family.merged:
+            if key.endswith(merged.whole):
+                parts = merged.keys(key, shape[0])
+                if all(part in stored.tensors for of_expert in parts for part in of_expert):
+                    found[name] = _joined(name, parts)
+        if any(key.endswith(turned.name) for turned in family.turned) and key in stored.tensors:
+            experts, *matrix = shape
+            if stored.tensors[key].shape == (experts, *reversed(matrix)) != shape:
+                found[name] = _transposed(name, key)
+    return found, {source for conversion in found.values() for source in conversion.sources}
+
+
+def _transposed(name: str, key: str) -> Conversion:
+    """Return how the tensor `name` is made from the file's `key`, whose matrices are transposed."""
+    return Conversion((key,), lambda given: {name: given[key].transpose(1, 2)})
+
+
+def _joined(name: str, parts: list[list[str]]) -> Conversion:
+    """Return how the tensor `name` of all experts is put together from the `parts` of each."""
+
+    def apply(given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: torch.stack([torch.cat([given[part] for part in of_expert]) for of_expert in parts])}
+
+    return Conversion(tuple(part for of_expert in parts for part in of_expert), apply)
 
 
 def weights(context: RankContext, state: TrainingState) -> Outcome:
@@ -114,6 +155,12 @@ def weights(context: RankContext, state: TrainingState) -> Outcome:
     problems = key_problems(state.loading_info) + [f"{name} {what}" for name, what in wrong.items()]
     count = len(inspect_checkpoint(context.source).tensors)
     return judged(problems, f"{count} tensors bit-equal, 0 keys missing, unexpected or mismatched", wrong=sorted(wrong))
+
+
+def _has_first(family: Family, model: Any) -> bool:
+    """Return whether a model has the first tensor, below whatever prefix: some drop a vision tower and report no key."""
+    end = ".".join(family.first_tensor.split(".")[-3:])
+    return any(f".{name}".endswith(f".{end}") or end.endswith(f".{name}") for name, _ in model.named_parameters())
 
 
 def auto_classes(context: RankContext, _: TrainingState) -> Outcome:
@@ -134,7 +181,7 @@ def auto_classes(context: RankContext, _: TrainingState) -> Outcome:
                 raise
             found[name] = "refused"
             continue
-        found[name] = "part" if key_problems(info) else "whole"
+        found[name] = "whole" if _has_first(context.family, model) and not key_problems(info) else "part"
         del model
     problems = [
         f"{name}: expected {expected[name]} (stack.toml), found {found[name]}"

@@ -7,7 +7,7 @@ Imports the standard library only, as every family does: an unknown family is re
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,30 @@ class Vision:
     attention: str  # end of the name of the attention in each of its layers
     markup: str  # of a picture in a text
     head: int  # channels of one of its attention's heads in published checkpoints
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Matrices that published checkpoints have one by one for each expert, and transformers 5 as one tensor for all of them.
+
+    That one is [experts, rows of all parts of an expert, columns].
+    """
+
+    whole: str  # end of the name in the model
+    parts: tuple[str, ...]  # ends of the published names, with {} for the expert
+
+    def keys(self, name: str, experts: int) -> list[list[str]]:
+        """Return for each expert the published names of the parts of the tensor `name`."""
+        stem = name.removesuffix(self.whole)
+        return [[f"{stem}{part.format(expert)}" for part in self.parts] for expert in range(experts)]
+
+
+@dataclass(frozen=True)
+class Turned:
+    """A tensor for all experts, whose matrices published checkpoints have transposed, as transformers 5 no longer has them."""
+
+    name: str  # end of it, the same in both
+    rows: str  # what config.json calls the rows of a published matrix, which are not as many as its columns
 
 
 @dataclass(frozen=True)
@@ -67,6 +91,10 @@ class Family:
     auto_class: str = "AutoModelForImageTextToText"  # of transformers, which loads a checkpoint whole
     # What other auto classes make of a checkpoint, where that is not what they make of most families' (`smoke_tests.measured`).
     auto_classes: tuple[tuple[str, str], ...] = ()
+    # Experts, where transformers 5 has them in another form than published checkpoints.
+    merged: tuple[Merged, ...] = ()
+    turned: tuple[Turned, ...] = ()
+    added_to_one: tuple[str, ...] = ()  # ends of the names of vectors that the model scales with after it added 1
     # Whether a module has two parameters, such as weight and bias, which ZeRO-3 gathers at once while it loads.
     gathers_pairs: bool = True
     # The scene of `smoke_tests.fixtures.samples` for which the synthetic checkpoint's first two tokens are clear; see
@@ -93,6 +121,21 @@ class Family:
             if name.startswith(old):
                 return new + name.removeprefix(old)
         return name
+
+    def stored(self, name: str, shape: tuple[int, ...], config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        """Return published name -> shape of what published checkpoints have of a tensor of the model; config is config.json."""
+        name = self.published(name)
+        for merged in self.merged:
+            if name.endswith(merged.whole):
+                experts, rows, columns = shape
+                part = (rows // len(merged.parts), columns)
+                return {key: part for of_expert in merged.keys(name, experts) for key in of_expert}
+        for turned in self.turned:
+            if name.endswith(turned.name):
+                experts, *matrix = shape
+                rows = config.get("text_config", config)[turned.rows]
+                return {name: (experts, *(matrix if matrix[0] == rows else reversed(matrix)))}
+        return {name: shape}
 
     def is_vision(self, name: str) -> bool:
         """Whether a tensor, in any layout, belongs to the vision tower."""

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from smoke_tests.machine import fatbin
+from smoke_tests.machine import fatbin, places
 from smoke_tests.machine.finding import Finding, ok
 from smoke_tests.machine.gpus import Gpu, kernels_for
 from smoke_tests.machine.software import Software
@@ -64,7 +64,7 @@ def extensions() -> Path:
     """Return the folder of ops that were compiled at first use. See: torch.utils.cpp_extension.get_default_build_root."""
     if given := os.environ.get(_CACHE):
         return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "torch_extensions")
+    return Path(os.environ.get("XDG_CACHE_HOME") or places.home() / ".cache", "torch_extensions")
 
 
 def _compiled_before() -> Iterator[tuple[str, Path]]:

@@ -17,3 +17,11 @@ def devices() -> Path:
 def system() -> Path:
     """Return /sys, or what SMOKEHOUSE_SYS says."""
     return Path(os.environ.get("SMOKEHOUSE_SYS", "/sys"))
+
+
+def home() -> Path:
+    """Return the home folder, / for a user ID without a name where HOME is not set."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path("/")

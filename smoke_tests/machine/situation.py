@@ -1,11 +1,24 @@
 """What is asked of a machine, and the one list of findings that answers it."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from smoke_tests.machine import cgroup, clock, driver, fabric, floors, gpus, health, host, ops, promises, software, storage
+from smoke_tests.machine import (
+    cgroup,
+    clock,
+    driver,
+    fabric,
+    floors,
+    gpus,
+    health,
+    host,
+    ops,
+    promises,
+    remedies,
+    software,
+    storage,
+)
 from smoke_tests.machine.finding import Finding
 from smoke_tests.machine.gpus import Visible
 
@@ -35,7 +48,7 @@ class Situation:
         if self.container is not None:
             return self.container
         marks = ("/.dockerenv", "/run/.containerenv")
-        return "KUBERNETES_SERVICE_HOST" in os.environ or any(Path(mark).exists() for mark in marks)
+        return remedies.in_pod() or any(Path(mark).exists() for mark in marks)
 
 
 def findings(situation: Situation, visible: Visible | None = None) -> list[Finding]:
@@ -74,4 +87,4 @@ def findings(situation: Situation, visible: Visible | None = None) -> list[Findi
         listed += storage.check(gpu=on_gpu, container=container)
         listed += cgroup.check(ranks, container=container)
         listed.append(clock.judge(clock.read()))
-    return listed
+    return [remedies.of_pod(finding) for finding in listed] if container and remedies.in_pod() else listed

@@ -58,21 +58,14 @@ def mount_of(path: Path, mounted: list[Mount]) -> Mount | None:
 
 def folders() -> dict[str, Path]:
     """Return the folders that a training run writes to: variable -> the folder that it, or its default, specifies."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or _home() / ".cache")
-    triton = os.environ.get("TRITON_CACHE_DIR") or Path(os.environ.get("TRITON_HOME") or _home(), ".triton", "cache")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or places.home() / ".cache")
+    triton = os.environ.get("TRITON_CACHE_DIR") or Path(os.environ.get("TRITON_HOME") or places.home(), ".triton", "cache")
     return {
         "HF_HOME": Path(os.environ.get("HF_HOME") or cache / "huggingface"),
         "TRITON_CACHE_DIR": Path(triton),
         "TORCH_EXTENSIONS_DIR": extensions(),
         "TMPDIR": Path(os.environ.get("TMPDIR", "/tmp")),  # noqa: S108 - it is asked about, not written to
     }
-
-
-def _home() -> Path:
-    try:
-        return Path.home()
-    except RuntimeError:  # a user ID without a name, and no HOME
-        return Path("/")
 
 
 def check(*, gpu: bool, container: bool) -> Iterator[Finding]:

@@ -181,8 +181,13 @@ class Agent:
         preflight.use_network(self._host)
         start = "spawn" if fields["device"] == "cuda" else self._options.start
         self._local = LocalNode(start)
-        preflight.preload(self._options, fields["device"], start, trainer=bool(fields["trainer"]))
-        channel.send(Facts({"ready": True}))
+        problem = ""
+        try:
+            preflight.check_machine(self._options, fields["device"])
+            preflight.preload(self._options, fields["device"], start, trainer=bool(fields["trainer"]))
+        except InputError as error:
+            problem = str(error)
+        channel.send(Facts({"ready": True, "problem": problem}))
 
     def _start(self, channel: Channel, order: Order) -> None:
         # The folder is as private as the user made it; what a job is comes from there, in no message.

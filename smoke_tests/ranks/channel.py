@@ -49,7 +49,7 @@ MAX_MESSAGES = 100_000
 MAX_BYTES = 64 * 2**20
 # Seconds that a message can mention; the largest number of the platform's clocks is below.
 _LONGEST = 1e12
-VERDICTS = ("passed", "failed", "known-issue", "observed")
+VERDICTS = ("passed", "failed", "known-issue")  # that a rank can give; whether one is only observed is not its decision
 
 
 class ProtocolError(Exception):

@@ -40,6 +40,7 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
+GresTypes=gpu
 MpiDefault=none
 SwitchType=switch/none
 ReturnToService=2
@@ -49,10 +50,10 @@ SlurmdParameters=config_overrides
 SlurmdTimeout=5
 KillWait=3
 InactiveLimit=0
-SchedulerParameters=sched_interval=1,sched_min_interval=0,batch_sched_delay=0
+SchedulerParameters=sched_interval=1,sched_min_interval=0,batch_sched_delay=0,nohold_on_prolog_fail
 {more}
-NodeName=n[1-3] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs=4 RealMemory=1000 State=UNKNOWN
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=10 State=UP
+NodeName=n[1-3] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs=16 RealMemory=1000 Gres=gpu:8 State=UNKNOWN
+PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=10 State=UP
 """
 
 
@@ -77,13 +78,16 @@ class Cluster:
         controller, first = _free_ports()
         text = _CONF.format(folder=self.folder, controller=controller, first=first, last=first + 2, more="\n".join(more))
         (self.folder / "slurm.conf").write_text(text)
+        for number in range(8):  # Slurm counts the files of devices, whatever they are
+            (self.folder / f"gpu{number}").touch()
+        (self.folder / "gres.conf").write_text(f"NodeName=n[1-3] Name=gpu File={self.folder}/gpu[0-7]\n")
         files = {"key-file": "munge.key", "socket": "munge.socket", "pid-file": "munged.pid", "log-file": "munged.log"}
         files["seed-file"] = "munge.seed"
         self.run("munged", "--force", *(f"--{option}={self.folder / name}" for option, name in files.items()))
         self.run("slurmctld", "-c")
         for node in NODES:
             self.start_node(node)
-        self.wait_until(lambda: self.run("sinfo", "-h", "-o", "%t").split() == ["idle"], "all nodes are idle")
+        self.wait_until(lambda: self.run("sinfo", "-h", "-o", "%t").split() == ["idle"], "all nodes are idle", 20.0)
 
     def start_node(self, node: str) -> None:
         """Start a node's slurmd."""

@@ -151,7 +151,7 @@ def test_too_few_nodes_that_pass(jobs: Jobs) -> None:
     job = jobs.submit(PREFLIGHT="false")
     jobs.wait_for(job, "FAILED")
     assert "train.sbatch: preflight failed on n1,n2; to submit the job without: sbatch --exclude=n1,n2" in jobs.log(job)
-    assert "train.sbatch: too few nodes are left in main" in jobs.log(job)
+    assert "train.sbatch: too few nodes are left in gpu" in jobs.log(job)
     assert jobs.said(0) == []
 
 

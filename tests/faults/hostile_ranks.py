@@ -95,6 +95,8 @@ def cases() -> dict[str, list[bytes]]:
     found["half a surrogate pair as detail"] = [ended(detail="\ud800")]
     found["half a surrogate pair in data"] = [ended(data={"a": ["\udfff"]})]
     found["data that is a list"] = [ended(data=[])]
+    found["an outcome that is only observed"] = [ended(verdict="observed", detail="failed, in fact")]
+    found["a known issue of which nothing is known"] = [ended(verdict="known-issue")]
     found["an unknown field"] = [ended(more=1)]
     return found
 

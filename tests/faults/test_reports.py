@@ -380,3 +380,53 @@ def test_a_run_is_bound_to_the_lock_that_it_began_with(
     assert (found["lock"], found["verdict"]) == (before, "failed" if edit else "passed")
     said = f"{lock / edit}: expected the file that the run began with, found another; run it again" if edit else ""
     assert found["failure"] == said
+
+
+def test_a_report_that_is_a_pipe_is_refused(root: Path, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+    """As an image could leave one in the folder that its container writes to."""
+    record_property("fault", "report that is no file")
+    os.mkfifo(tmp_path / "report.json")
+    with pytest.raises(UserError, match=r"report\.json: cannot read the report \(expected a regular file\); run it again"):
+        reports.read(Checkout(root), tmp_path / "report.json", NAME, "run it again")
+
+
+def test_pages_take_nothing_but_a_proof(root: Path, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+    """`docs --report` adopts a complete report; one with a single check, which `publish` refuses, is no evidence either."""
+    for part in ("environments", "lockfiles", "smoke_tests", "docker"):
+        shutil.copytree(root / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(root / "README.md", tmp_path)
+    (tmp_path / "src").symlink_to(root / "src")
+    (tmp_path / "packages").symlink_to(root / "packages")
+    command = [sys.executable, "-m", "smokehouse", "docs", NAME, "--report", "report.json"]
+    environ = {**os.environ, "PYTHONPATH": str(root / "src")}
+
+    def adopt(made: Report) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "report.json").write_text(json.dumps(made))
+        return subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=120)
+
+    made = complete_reports.report(root)
+    page = tmp_path / "docs" / "environments" / f"{NAME}.md"
+    for fault in (made | {"checks": made["checks"][:1]}, made | {"started": ago(MAX_AGE + timedelta(days=1))}):
+        record_property("fault", "a page of what proves nothing")
+        ended = adopt(fault)
+        assert (ended.returncode, ended.stderr.count("\n"), page.exists()) == (2, 1, False), ended.stderr
+    ended = adopt(made)
+    assert ended.returncode == 0, ended.stderr
+    assert page.exists()
+
+
+def test_a_lock_without_a_package_has_a_plan_too(root: Path) -> None:
+    """As locks of a few small packages have, with which images are tested."""
+    leg = {"backend": "gloo", "world_size": 2, "gpus": 0}
+    request = {"device": "cpu", "legs": [leg], "expectations": {"gloo_race": "present"}, "versions": {}, "family": "qwen2_5_vl"}
+    ended = subprocess.run(
+        [sys.executable, "-m", "smoke_tests.expected"],
+        input=json.dumps(request),
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root / "src")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert len(json.loads(ended.stdout)["checks"]) > 20

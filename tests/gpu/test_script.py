@@ -69,7 +69,7 @@ def test_every_step_runs_and_its_report_is_shown(machine: Machine) -> None:
     assert machine.steps() == {"preflight": "passed", "proof": "passed", "more": "passed"}
     proof, more = machine.out / "proof", machine.out / "more"
     assert machine.calls()[:2] == [
-        "-m smoke_tests preflight --device cuda",
+        "-m smoke_tests preflight --device cuda --measure",
         f"-m smoke_tests --here --device cuda --report {proof}",
     ]
     assert machine.calls()[2].startswith("-m smoke_tests --here --only trainer,")

@@ -20,6 +20,7 @@ from typing import Any
 
 # What an image has as ENV: see docker/Dockerfile.
 _ENVIRON = {"PATH": "/opt/env/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+_ENVIRON["KUBERNETES_SERVICE_HOST"] = "10.96.0.1"
 _SYSTEM = ("usr", "bin", "lib", "lib64", "sbin", "etc")  # of this machine, in place of the image's Debian
 _NETWORK = "10.77.0"
 _REFERENCE = re.compile(r"\$(\$|\(([-._a-zA-Z][-._a-zA-Z0-9]*)\))")

@@ -104,7 +104,59 @@ def test_layouts_lead_there_and_back(shapes: dict[str, tuple[int, ...]], family:
     for name, new in later.items():
         assert described.is_vision(new) == (name in vision)
         # As transformers 4.52 and later write them: all but the head is below `model.`, in parts.
-        assert new == name or new.startswith("model.")
+        assert new == name or new.startswith(("model.", "lm_head."))
+
+
+def test_experts_are_stored_as_published(shapes: dict[str, tuple[int, ...]], family: str) -> None:
+    """One by one, or in one tensor whose matrices have the rows that config.json says; see the model cards of each family."""
+    described = FAMILIES[family]
+    for merged in described.merged:
+        assert not any(name.endswith(merged.whole) for name in shapes)
+        for part in merged.parts:
+            one = [name for name in shapes if name.endswith(part.format(0))]
+            another = [name for name in shapes if name.endswith(part.format(1))]
+            assert one
+            assert len(one) == len(another)
+    config = described.files(lambda _: 0, described.width)["config.json"]
+    for turned in described.turned:
+        found = [shape for name, shape in shapes.items() if name.endswith(turned.name)]
+        assert found
+        assert {rows for _, rows, _ in found} == {config.get("text_config", config)[turned.rows]}
+        assert all(rows != columns for _, rows, columns in found)
+
+
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.merged or family.turned])
+def test_another_experts_weights_are_detected(at_home: ByFamily[Starter], synthetic: dict[str, Path], name: str) -> None:
+    """Two experts that changed places are as many tensors of the right shapes."""
+    found = json.loads(at_home[name].inside("-c", EXPERTS, str(synthetic[name])))
+    assert found["right"] == {}
+    assert found["experts"] == sorted(found["wrong"])
+    assert all(" differs in " in what for what in found["wrong"].values())
+
+
+EXPERTS = """
+import json, pathlib, sys
+import torch, transformers
+from smoke_tests import families
+from smoke_tests.checks import loading
+
+folder = pathlib.Path(sys.argv[1])
+
+class Context:
+    family = families.get(folder.name)
+
+family = Context.family
+model, _ = loading.load_with(getattr(transformers, family.model_class), folder, torch.float32)
+right = loading.wrong_tensors(Context, model, folder)
+ends = tuple(one.whole for one in family.merged) + tuple(one.name for one in family.turned)
+experts = sorted(name for name in model.state_dict() if name.endswith(ends))
+assert experts
+with torch.no_grad():
+    for name in experts:
+        whole = model.get_parameter(name)
+        whole[[0, 1]] = whole[[1, 0]].clone()
+print(json.dumps({"right": right, "experts": experts, "wrong": loading.wrong_tensors(Context, model, folder)}))
+"""
 
 
 def test_a_family_may_have_a_name_that_no_module_can_have(monkeypatch: pytest.MonkeyPatch) -> None:

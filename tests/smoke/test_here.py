@@ -12,6 +12,7 @@ import jsonschema
 import pytest
 
 from smoke_tests import families
+from smokehouse.matrix import outcome
 
 from .conftest import Ended, Starter
 
@@ -54,6 +55,8 @@ def test_what_is_installed_passes_as_with_a_lock(theirs: tuple[Ended, set[tuple[
     assert {"gloo race", "later key layout"} <= {check["name"] for check in ended.report["checks"]}
     assert ended.found("auto classes")["verdict"] == "passed"
     assert re.match(r"\d+ packages by their own metadata, no lock", ended.found("versions", 3)["detail"])
+    cell = outcome.checks([ended.report])
+    assert [outcome.stage(cell, stage).verdict for stage in (2, 3)] == ["works", "works"]
 
 
 def test_it_writes_nothing_into_the_environment(theirs: tuple[Ended, set[tuple[str, int]]]) -> None:

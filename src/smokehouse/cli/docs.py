@@ -23,4 +23,6 @@ def docs(
     if check and report:
         raise UserError("--check: expected no --report, as it changes nothing; drop one")
     checkout = Checkout.find(Path.cwd())
+    if report and names and len(names) == 1:
+        docs.require_proof(checkout, names[0], report)
     return docs.check(checkout, names or []) if check else docs.make(checkout, names or [], report)

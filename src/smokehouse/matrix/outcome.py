@@ -11,6 +11,8 @@ _BEFORE = ("checkpoint", "plain run")
 # How the smoke test words the end of a rank that reported nothing itself.
 _HANGS = re.compile(r"rank \d+ (?:hangs|is stopped \(SIGSTOP\)) in ")
 _CRASHES = re.compile(r"rank \d+ was (?:killed by signal|gone|exited|ended)|ended after rank|was lost: ")
+# Where a log is, which is another place on every machine.
+_LOG = re.compile(r" ?\(log: [^)]*\)|; logs?: \S+")
 _FOLLOWS = ("not reached: ", "ended because ", "ended after ")
 
 
@@ -23,7 +25,7 @@ def checks(reports: Sequence[Mapping[str, Any]]) -> list[Check]:
                 name=fields["name"],
                 zero_stage=fields["zero_stage"],
                 verdict=fields["verdict"],
-                detail=line(fields["detail"]),
+                detail=line(_LOG.sub("", fields["detail"])),
                 failure=fields["diagnosis"].partition(":")[0] if fields["verdict"] != "passed" else "",
                 seconds=fields["seconds"],
             )
@@ -42,9 +44,8 @@ def stage(found: Sequence[Check], number: int) -> Stage:
     if not bad:
         return Stage(verdict="works")
     telling = next((check for check in bad if not _follows(check)), bad[0])
-    detail = re.sub(r" ?\(log: [^)]*\)|; logs?: \S+", "", telling.detail)
     failure = telling.failure or next((check.failure for check in bad if check.failure), "")
-    return Stage(verdict=_kind(detail), error=line(f"{telling.name}: {detail}"), failure=failure)
+    return Stage(verdict=_kind(telling.detail), error=line(f"{telling.name}: {telling.detail}"), failure=failure)
 
 
 def is_open(found: Sequence[Check], number: int) -> bool:

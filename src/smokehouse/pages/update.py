@@ -4,12 +4,14 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from smokehouse import locks
 from smokehouse.checkout import Checkout
 from smokehouse.console import as_typed, status
 from smokehouse.errors import UserError
 from smokehouse.pages import catalog, matrix
 from smokehouse.pages import environment as page
 from smokehouse.pages.markdown import between, code
+from smokehouse.runs.complete import MAX_AGE, require_complete
 from smokehouse.runs.report import Report
 from smokehouse.storage import files
 
@@ -47,6 +49,13 @@ def make(checkout: Checkout, names: Sequence[str], report: Path | None) -> int:
         path.unlink()
         print(f"{checkout.relative(path)}: removed, {missing} not found")
     return 0
+
+
+def require_proof(checkout: Checkout, name: str, path: Path) -> None:
+    """Raise UserError where the report in the file `path` is not a complete and recent one of the lock of `name`."""
+    checkout.environment(name)
+    found = catalog.read_report(checkout, name, path.absolute())
+    require_complete(checkout, found, locks.load(checkout, name), max_age=MAX_AGE)
 
 
 def check(checkout: Checkout, names: Sequence[str]) -> int:

@@ -22,7 +22,7 @@ from smokehouse.console import as_typed
 from smokehouse.errors import UserError
 from smokehouse.locks import LOCK_JSON, Lock
 from smokehouse.programs.process import run
-from smokehouse.storage import strict_json
+from smokehouse.storage import files, strict_json
 
 SCHEMA = "smoke_tests/report.schema.json"
 _MAX_SIZE = 8 << 20  # bytes; a run of eight ranks reports 0.1 MB
@@ -118,8 +118,8 @@ class Report:
 
     def proves(self, lock: Lock, lock_digest: str) -> bool:
         """Return whether the run used `lock`, whose lock.json has the SHA-256 `lock_digest`, with every file of it."""
-        files = self.fields["lock"]
-        return all(files.get(file) == digest for file, digest in {**lock.files, LOCK_JSON: lock_digest}.items())
+        digests = self.fields["lock"]
+        return all(digests.get(file) == digest for file, digest in {**lock.files, LOCK_JSON: lock_digest}.items())
 
     def refuse_other_image(self, digest: str, lock_digest: str) -> None:
         """Raise UserError where the run was not in the image `digest`, or that has another lock.json."""
@@ -203,7 +203,7 @@ def _partial(fields: Mapping[str, Any]) -> str:
 
 def _read(path: Path, source: str, remedy: str) -> bytes:
     try:
-        with path.open("rb") as file:
+        with files.open_regular(path) as file:
             return file.read(_MAX_SIZE + 1)
     except FileNotFoundError:
         raise UserError(f"{source}: report not found; {remedy}") from None

@@ -26,9 +26,10 @@ from smokehouse.images import components as parts
 from smokehouse.images import debian_lock, sbom
 from smokehouse.locks import check
 
+from ..committed import by_inputs
 from ..conftest import Index, TestCheckout, wheel
 
-NAMES = Checkout(Path(__file__).parents[3]).environments()
+NAMES = by_inputs()
 FORMATS = ["spdx", "cyclonedx"]
 
 

@@ -19,8 +19,8 @@ from smokehouse.console import size as human_size
 from smokehouse.locks import Lock
 
 from ..channel import YOUNG, Channel
+from ..committed import by_inputs
 from ..conftest import Index, TestCheckout
-from .committed import by_inputs
 
 SNAPSHOT = Path(__file__).parents[2] / "data" / "conda-forge"
 

@@ -25,8 +25,8 @@ from smokehouse.locks.wheel_tags import Artefact
 from smokehouse.programs import uv
 
 from ... import recorded_index
+from ..committed import by_inputs
 from ..conftest import Index, TestCheckout, sdist
-from .committed import by_inputs
 
 # A build backend of a few lines, so that a build requires no network.
 BACKEND = """\

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
 from smokehouse.locks import Lock, undeclared
 
+from ..committed import by_inputs
 from ..conftest import Index, TestCheckout
 
-NAMES = Checkout(Path(__file__).parents[3]).environments()
+NAMES = by_inputs()
 EARLIER = """
 import sys
 from smokehouse.cli import main

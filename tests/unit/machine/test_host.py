@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -11,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from smoke_tests.machine import cgroup, clock, fabric, promises, shown, storage
+from smoke_tests.machine import cgroup, clock, fabric, promises, remedies, shown, storage
 from smoke_tests.machine.finding import Finding
+from smoke_tests.machine.gpus import Visible
+from smoke_tests.machine.situation import Situation, findings
 from smoke_tests.machine.storage import Mount
 
 ROOT = Path(__file__).parents[3]
@@ -372,3 +375,23 @@ def test_the_command_prints_the_same_findings_in_each_form() -> None:
     for wrong_option in ("--json --markdown", "--fabric token-ring"):
         assert (forms[wrong_option].returncode, forms[wrong_option].stdout) == (2, "")
     assert dataclasses.asdict(found[0]).keys() == {"level", "what", "where", "fix"}
+
+
+def test_each_remedy_of_a_container_has_one_of_a_pod() -> None:
+    """Flags of docker in sources, and no row of the table that no source has."""
+    text = "".join(file.read_text() for file in (ROOT / "smoke_tests/machine").glob("[a-z]*.py") if file.name != "remedies.py")
+    for flag in ("nofile=1048576", "fsize=-1", "stack=67108864"):  # put together from two texts
+        assert f'how("{flag}"' in text
+        text += f"start with --ulimit {flag}\n"
+    assert [row for row in remedies.IN_POD if row not in text] == []
+    given = set(re.findall(r"(?:start with|start the container with|InfiniBand needs) --[a-z-]+[^\"']*?(?=[\"',]|\n)", text))
+    translated = {one for one in given if "--" not in remedies.of_pod(Finding("fail", "", "", one)).fix}
+    assert given - translated <= {"start with --ulimit {flag}"}
+
+
+def test_remedies_in_a_pod(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")
+    found = {one.where: one.fix for one in findings(Situation("cuda", kernels=lambda: ()), Visible(()))}
+    assert found["NVIDIA driver"].endswith("request nvidia.com/gpu in resources.limits")
+    on_host = findings(Situation("cuda", container=False, kernels=lambda: ()), Visible(()))
+    assert not any("resources.limits" in one.fix for one in on_host)

@@ -3,6 +3,7 @@
 import base64
 import gzip
 import io
+import os
 import shutil
 import subprocess
 import tarfile
@@ -219,6 +220,27 @@ def test_wrong_options_are_refused(options: list[str], message: str) -> None:
     assert message in str(refused.value)
 
 
+@pytest.mark.parametrize("kind", kubernetes.KINDS)
+def test_what_the_doctor_creates_follows_the_schemas(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--image", IMAGE, "--nodes", "3", "--kind", kind, "--measure", "--dry-run"]
+    assert targets.doctor(Checkout(ROOT), "kubernetes", "qwen2.5-vl", options) is None
+    documents = list(yaml.safe_load_all(capsys.readouterr().out))
+    for document in documents:
+        assert SCHEMAS[document["kind"]].problems(document) == []
+    assert "initContainers" not in pod_of(documents)
+    text = yaml.safe_dump(documents)
+    assert "--measure" in text
+    assert "/opt/smokehouse/smoke" not in text
+    assert "SMOKEHOUSE_TOKEN" not in text
+
+
+def test_wrong_options_of_the_doctor_are_refused() -> None:
+    with pytest.raises(UserError, match=r"doctor: expected options of --on kubernetes, found --zero; see --help"):
+        targets.doctor(Checkout(ROOT), "kubernetes", "qwen2.5-vl", ["--image", IMAGE, "--zero", "3"])
+    with pytest.raises(UserError, match=r"--on lsf: expected kubernetes, found another engine"):
+        targets.doctor(Checkout(ROOT), "lsf", "qwen2.5-vl", [])
+
+
 def test_an_unknown_engine_is_refused() -> None:
     with pytest.raises(UserError, match=r"--on lsf: expected .*kubernetes.*, found another engine"):
         targets.smoke(Checkout(ROOT), "lsf", "qwen2.5-vl", [])
@@ -260,6 +282,19 @@ def test_a_report_comes_out_of_a_log() -> None:
     lines = packed({"report.json": b"{}" * 5000, "report.html": b"<p>", "junit.xml": b"<x/>"}, width=40)
     found = kubernetes.unpack("\n".join(["NCCL INFO", *lines[:1], "from another process", *lines[1:], "end"]))
     assert found == {"report.json": b"{}" * 5000, "report.html": b"<p>", "junit.xml": b"<x/>"}
+
+
+@pytest.mark.parametrize("case", [("0", "true", 0), ("0", "false", 1), ("1", "true", 0), ("1", "false", 0)])
+def test_the_first_node_alone_decides_and_prints_the_report(tmp_path: Path, case: tuple[str, str, int]) -> None:
+    """A node that fails must not have Kubernetes end the first one, which is about to write why."""
+    index, program, code = case
+    for name in ("report.json", "report.html", "junit.xml"):
+        (tmp_path / name).write_text(name)
+    command = [*rendered()[-1]["spec"]["trainer"]["command"], str(tmp_path), program]
+    environ = {"PATH": os.environ["PATH"], "JOB_COMPLETION_INDEX": index}
+    ended = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (code, "")
+    assert set(kubernetes.unpack(ended.stdout)) == ({"report.json", "report.html", "junit.xml"} if index == "0" else set())
 
 
 def test_only_files_of_a_report_are_taken() -> None:

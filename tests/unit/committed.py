@@ -11,7 +11,7 @@ def by_inputs() -> list[str]:
 
     That they then have the same files is what `test_environments_of_one_stack_differ_in_what_they_add` is about.
     """
-    checkout = Checkout(Path(__file__).parents[3])
+    checkout = Checkout(Path(__file__).parents[2])
     found: dict[str, str] = {}
     for name in sorted(checkout.environments(), reverse=True):
         found[environments.read(checkout, name).digest()] = name
