@@ -36,6 +36,8 @@ def clone(root: Path, tmp_path: Path) -> Path:
     ):
         (clone / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(root / file, clone / file)
+    readme = clone / "README.md"  # without the output of a run of an environment that is not there
+    readme.write_text(re.sub(r"<!-- run (\S+) -->.*?<!-- /run \1 -->", "", readme.read_text(), flags=re.DOTALL))
     return clone
 
 
