@@ -42,7 +42,7 @@ AUTO_CLASSES = {
 }
 # The oldest and the newest version of each package that these tests were run with. Between them, what the table says is judged.
 RANGES = {
-    "torch": (Version("2.4.1"), Version("2.10.0")),
+    "torch": (Version("2.4.1"), Version("2.15.0")),
     "transformers": (Version("4.49.0"), Version("5.24.0")),
     "deepspeed": (Version("0.15.4"), Version("0.19.8")),
 }
