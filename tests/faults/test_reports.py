@@ -413,3 +413,20 @@ def test_pages_take_nothing_but_a_proof(root: Path, tmp_path: Path, record_prope
     ended = adopt(made)
     assert ended.returncode == 0, ended.stderr
     assert page.exists()
+
+
+def test_a_lock_without_a_package_has_a_plan_too(root: Path) -> None:
+    """As locks of a few small packages have, with which images are tested."""
+    leg = {"backend": "gloo", "world_size": 2, "gpus": 0}
+    request = {"device": "cpu", "legs": [leg], "expectations": {"gloo_race": "present"}, "versions": {}, "family": "qwen2_5_vl"}
+    ended = subprocess.run(
+        [sys.executable, "-m", "smoke_tests.expected"],
+        input=json.dumps(request),
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root / "src")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert len(json.loads(ended.stdout)["checks"]) > 20

@@ -115,5 +115,6 @@ def test_the_grids_of_this_checkout_are_valid_and_their_cells_are_of_them(root: 
         read = grid.read(checkout, name)
         measured = store.load(checkout, read)
         assert (measured.model, measured.family) == (read.definition.model, read.definition.family)
-        assert store.path_of(checkout, name).read_text() == store.text(measured)
+        file = store.path_of(checkout, name)
+        assert not measured.cells or file.read_text() == store.text(measured)
         assert (root / "smoke_tests" / "families" / f"{read.definition.family}.py").is_file()
