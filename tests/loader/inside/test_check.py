@@ -157,6 +157,11 @@ FOLDERS: dict[str, tuple[Change, str, tuple[str, ...]]] = {
         ("'_orig_mod.'", "torch.compile", "remove '_orig_mod.' from the keys"),
     ),
     "a model of DDP": (tensors_named(lambda name: f"module.{name}"), "wrapped-keys", ("'module.'", "unwrap_model")),
+    "a merged PeftModel": (
+        tensors_named(lambda name: f"base_model.model.{name}"),
+        "wrapped-keys",
+        ("'base_model.model.'", "merge_and_unload()"),
+    ),
     "an adapter inside": (
         tensors_named(lambda name: name.replace("q_proj.weight", "q_proj.base_layer.weight")),
         "wrapped-keys",
