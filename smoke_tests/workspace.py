@@ -109,6 +109,10 @@ class Workspace:
         """Which collectives a rank entered last; see `smoke_tests.ranks.recorder`."""
         return self.root / f"{job}-{rank}.collectives"
 
+    def flight(self, job: str) -> Path:
+        """What the dumps of torch's flight recorder and the pipes that request them begin with, before the rank's number."""
+        return self.root / f"{job}-flight-"
+
     @property
     def agent_logs(self) -> Path:
         """The folder of the logs of torchrun's agent."""

@@ -94,6 +94,7 @@ class Family:
     # Experts, where transformers 5 has them in another form than published checkpoints.
     merged: tuple[Merged, ...] = ()
     turned: tuple[Turned, ...] = ()
+    added_to_one: tuple[str, ...] = ()  # ends of the names of vectors that the model scales with after it added 1
     # Whether a module has two parameters, such as weight and bias, which ZeRO-3 gathers at once while it loads.
     gathers_pairs: bool = True
     # The scene of `smoke_tests.fixtures.samples` for which the synthetic checkpoint's first two tokens are clear; see

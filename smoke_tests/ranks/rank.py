@@ -17,6 +17,7 @@ from smoke_tests.checks import RankContext, TrainingState, dtype_of, loading
 from smoke_tests.machine.sampler import PeakMemory
 from smoke_tests.outcome import Outcome, one_line
 from smoke_tests.plan import NODES, Step
+from smoke_tests.ranks import flight
 from smoke_tests.ranks.brief import Brief
 from smoke_tests.ranks.channel import Begin, Bye, Channel, End, Fatal
 from smoke_tests.ranks.processes import die_with_parent, log_to
@@ -75,6 +76,9 @@ def _context(brief: Brief, rank: int) -> RankContext:
     if brief.job.distributed:
         with contextlib.suppress(OSError):  # it names what hangs, and is no condition of a run
             Recorder(brief.workspace.collectives(brief.job.name, rank)).install()
+        if leg.backend == "nccl":
+            renamed = hasattr(torch._C._distributed_c10d, "_dump_fr_trace")
+            os.environ |= flight.variables(brief.workspace.flight(brief.job.name), renamed=renamed)
         if brief.job.name == NODES and leg.backend == "nccl":  # NCCL says there which network it takes
             os.environ |= {"NCCL_DEBUG": "INFO", "NCCL_DEBUG_SUBSYS": "INIT,NET,GRAPH"}
             os.environ["NCCL_DEBUG_FILE"] = str(brief.logs / brief.job.name / f"nccl{rank}.log")

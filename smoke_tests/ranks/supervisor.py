@@ -17,7 +17,7 @@ from smoke_tests import endings
 from smoke_tests.options import InputError
 from smoke_tests.outcome import Outcome, failed, known_issue, passed
 from smoke_tests.plan import Job
-from smoke_tests.ranks import channel, logs, nodes, processes, recorder, transport
+from smoke_tests.ranks import channel, flight, logs, nodes, processes, recorder, transport
 from smoke_tests.ranks.brief import Brief
 from smoke_tests.ranks.channel import (
     Begin,
@@ -386,8 +386,20 @@ class Supervisor:
             lines = [f"{entry.state} {entry.number} {entry.group} {entry}\n" for entry in entries[rank.number]]
             with contextlib.suppress(OSError):  # the one that hangs is in the message
                 self._log(running, rank).with_suffix(".collectives").write_text("".join(lines))
-        said = recorder.explain(entries)
+        said = self._flight(running) or recorder.explain(entries)
         return f"; collective: {said}" if said else ""
+
+    def _flight(self, running: RunningJob) -> str:
+        """Save what NCCL's streams have reached, and return it in words; empty where the ranks do not say it, as with gloo."""
+        if running.job.leg.backend != "nccl":
+            return ""
+        entries = flight.collect(self._brief.workspace.flight(running.job.name), [rank.number for rank in running.ranks])
+        for rank in running.ranks:
+            lines = [f"{entry.state} {entry.number} {entry.group} {entry}\n" for entry in entries.get(rank.number, ())]
+            with contextlib.suppress(OSError):
+                self._log(running, rank).with_suffix(".flight").write_text("".join(lines))
+        said = recorder.explain(entries)
+        return f"{said} (by torch's flight recorder)" if said else ""
 
     def _log(self, running: RunningJob, rank: RankProgress) -> Path:
         return self._brief.logs / running.job.name / f"rank{rank.number}.log"

@@ -113,6 +113,8 @@ def _gathered(
         try:
             if not file.is_file():
                 raise BadFileError("missing-shard", f"not found{_BROKEN_LINK if file.is_symlink() else ''}")
+            if file.with_name(f"{file.name}.aria2").exists():  # it gives a file its whole size at once
+                raise BadFileError("truncated-shard", f"its download did not end: {file.name}.aria2 is beside it")
             tensors = load(file)
         except BadFileError as bad:
             unread.add(file.name)
@@ -262,10 +264,29 @@ def _foreign(folder: Path) -> Checkpoint:
     return Checkpoint(folder, "none", (), {}, (_no_weights(folder),))
 
 
+# What browsers, aria2, wget and huggingface_hub name a file by while it is downloaded.
+_UNFINISHED = ("*.aria2", "*.incomplete", "*.part", "*.crdownload", ".cache/huggingface/download/*.incomplete")
+# A pattern, what has such files, and what to do.
+_OF_OTHERS = (
+    (
+        "*/__*.distcp",
+        "the sharded state of FSDP",
+        "join it: accelerate merge-weights DIRECTORY OUTPUT, for the one with .distcp files",
+    ),
+    ("__*.distcp", "the sharded state of FSDP", "join it: accelerate merge-weights DIRECTORY OUTPUT"),
+    ("latest_checkpointed_iteration.txt", "one of Megatron", "convert it with the tool of the project that wrote it"),
+)
+# Weights in directories below: a cache of huggingface_hub, or what a script saved under a name of its own.
+_INSIDE = ("snapshots/*/*.safetensors", "snapshots/*/pytorch_model*.bin", "*/model*.safetensors", "*/pytorch_model*.bin")
+
+
 def _no_weights(folder: Path) -> Finding:
     """Return what a directory without weights has instead, and what to do."""
     if loose := sorted(file.name for file in folder.glob("*.safetensors")):
         return _finding("missing-shard", folder, f"has shards but no index ({shortened(loose)})")
+    if unfinished := sorted(file.name for pattern in _UNFINISHED for file in folder.glob(pattern)):
+        what = f"has downloads that did not end ({shortened(unfinished)})"
+        return Finding("not-a-checkpoint", str(folder), what, "run the download again; it continues")
     if saved := sorted((file.parent for file in folder.glob("checkpoint-*/trainer_state.json")), key=_number):
         what = f"expected a checkpoint, found a Trainer's output folder with {len(saved)} of them"
         return Finding("not-a-checkpoint", str(folder), what, f"pass one of them, the last is {saved[-1]}")
@@ -279,6 +300,12 @@ def _no_weights(folder: Path) -> Finding:
         what = "has the remains of a DeepSpeed engine's checkpoint without its model states"
         fix = "copy the global_step folder that the file latest specifies from the machine that saved it, all ranks' files"
         return Finding("engine-checkpoint", str(folder), what, fix)
+    for pattern, kind, fix in _OF_OTHERS:
+        if any(folder.glob(pattern)):
+            return Finding("not-a-checkpoint", str(folder), f"expected a checkpoint of transformers, found {kind}", fix)
+    if inside := sorted({file.parent for pattern in _INSIDE for file in folder.glob(pattern)}, key=_number):
+        what = f"expected a checkpoint, found a directory with {len(inside)} of them"
+        return Finding("not-a-checkpoint", str(folder), what, f"pass one of them, such as {inside[-1]}")
     what = "has no weights that from_pretrained reads"
     return Finding(
         "not-a-checkpoint", str(folder), what, "download or copy the weights too, or pass the directory that has them"

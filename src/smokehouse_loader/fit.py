@@ -97,6 +97,7 @@ _WRAPPERS = {
     "_orig_mod.": "save model._orig_mod, not what torch.compile returned",
     "module.": "save model.module, or trainer.accelerator.unwrap_model(model)",
     "_fsdp_wrapped_module.": "save with the state_dict of FSDP, or trainer.save_model",
+    "base_model.model.": "call merge_and_unload() of the PeftModel and save what it returns",
     "pretrained_model.": "save model.pretrained_model: TRL's value head wraps it",
 }
 

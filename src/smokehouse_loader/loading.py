@@ -64,7 +64,10 @@ def load_model(
     consensus.agree(findings)
     with_info = bool(kwargs.pop("output_loading_info", False))
     try:
-        with zero.safe_gathers() if zero.is_requested() else contextlib.nullcontext():
+        with contextlib.ExitStack() as workarounds:
+            if zero.is_requested():
+                workarounds.enter_context(zero.safe_gathers())
+                workarounds.enter_context(zero.whole_shapes())
             model, info = plan.model_class.from_pretrained(path, output_loading_info=True, **kwargs)
     except Exception as error:
         raise _failure(consensus, path, error) from error

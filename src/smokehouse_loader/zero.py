@@ -139,3 +139,32 @@ def waited_gathers() -> contextlib.AbstractContextManager[None]:
 def safe_gathers() -> contextlib.AbstractContextManager[None]:
     """Return `waited_gathers()` if this stack has the race, a context without effect otherwise."""
     return waited_gathers() if has_gloo_race() else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def whole_shapes() -> Iterator[None]:
+    """Have transformers 5 compare a file's tensor with the whole parameter where it transposes those of another shape.
+
+    It takes the shape of a partitioned parameter, which is [0], and transposes what is right as it is: the experts of a
+    checkpoint that its own save_pretrained wrote.
+    """
+    core = sys.modules.get("transformers.core_model_loading")
+    transpose: Any = getattr(core, "Transpose", None)
+    if transpose is None:
+        yield
+        return
+    original = transpose.convert
+
+    def convert(self: Any, given: Any, source_patterns: Any, target_patterns: Any, **kwargs: Any) -> Any:
+        if getattr(self, "check_dims", False):
+            [tensors] = given.values()
+            tensor = tensors[0] if isinstance(tensors, list) else tensors
+            if tuple(tensor.shape) == full_shape(kwargs["model"].get_parameter(kwargs["full_layer_name"])):
+                return {self.get_target_pattern(given, source_patterns, target_patterns): tensor}
+        return original(self, given, source_patterns, target_patterns, **kwargs)
+
+    transpose.convert = convert
+    try:
+        yield
+    finally:
+        transpose.convert = original

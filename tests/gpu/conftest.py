@@ -7,12 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from smokehouse.checkout import Checkout
-
 from .. import stubs
-from ..smoke.conftest import ROOT, python
+from ..smoke.conftest import LATEST, NAME, ROOT, python
 
-NAMES = Checkout(ROOT).environments()
 DEADLINE = 240.0  # seconds, on a busy machine
 
 
@@ -67,9 +64,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("home")
 
 
-@pytest.fixture(scope="session", params=NAMES)
+@pytest.fixture(scope="session", params=[NAME, LATEST])
 def each(request: pytest.FixtureRequest, libraries: Path, home: Path) -> Inside:
-    """Return each environment."""
+    """Return an old and a new stack: what is tested depends on packages, and other environments have those of one of them."""
     return Inside(request.param, libraries, home)
 
 

@@ -14,7 +14,7 @@ print(json.dumps([torch.cuda.device_count(), get_accelerator().device_name(), de
 WITHOUT = "import torch.utils.cpp_extension as extension; extension.CUDA_HOME = None; import deepspeed"
 
 
-def test_every_environment_imports_deepspeed(each: Inside) -> None:
+def test_an_old_and_a_new_stack_import_deepspeed(each: Inside) -> None:
     found = json.loads(each.run("-c", IMPORT, gpus=2).stdout.splitlines()[-1])
     assert found[:2] == [2, "cuda"]
 

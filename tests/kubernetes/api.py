@@ -149,7 +149,7 @@ class Cluster:
         with self.changed:
             self.objects["pods", pod.name] = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
         self.set_status("pods", pod.name, {"phase": "Pending"})
-        for container, key in (*((one, "init") for one in pod.spec["initContainers"]), (pod.spec["containers"][0], "")):
+        for container, key in (*((one, "init") for one in pod.spec.get("initContainers", [])), (pod.spec["containers"][0], "")):
             which = "initContainerStatuses" if key else "containerStatuses"
             running = [{"name": container["name"], "state": {"running": {}}}]
             self.set_status("pods", pod.name, {which: running} | ({} if key else {"phase": "Running"}))

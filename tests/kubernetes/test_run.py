@@ -39,21 +39,21 @@ def cluster(tmp_path: Path, image: pods.Image) -> Cluster:
     return Cluster(tmp_path, image, {"smokehouse": tmp_path / "claim"})
 
 
+def environ(server: Server) -> dict[str, str]:
+    """Return the variables with which kubectl finds the cluster."""
+    return {**os.environ, "KUBECONFIG": str(server.kubeconfig), "PYTHONPATH": str(ROOT / "src")}
+
+
 def command(server: Server, *options: str) -> tuple[list[str], dict[str, str]]:
     """Return the command line of a run in a cluster, and its environment."""
     line = [sys.executable, "-m", "smokehouse", "smoke", NAME, "--on", "kubernetes", "--image", IMAGE, "--gpus", "0", *options]
-    return line, {
-        **os.environ,
-        "KUBECONFIG": str(server.kubeconfig),
-        "PYTHONPATH": str(ROOT / "src"),
-        "SMOKEHOUSE_HOME": "/nowhere",
-    }
+    return line, environ(server)
 
 
 def smoke(server: Server, *options: str) -> subprocess.CompletedProcess[str]:
     """Run to the end."""
-    line, environ = command(server, *options)
-    return subprocess.run(line, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=DEADLINE)
+    line, variables = command(server, *options)
+    return subprocess.run(line, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=DEADLINE)
 
 
 def test_what_is_rendered_runs_and_its_report_comes_back(cluster: Cluster, tmp_path: Path) -> None:
@@ -84,6 +84,22 @@ def test_a_machine_that_is_not_as_promised_is_named(cluster: Cluster) -> None:
     assert {kind for kind, _ in cluster.objects} == {"pods", "clustertrainingruntimes"}
 
 
+def test_the_doctor_examines_each_machine_of_a_job(cluster: Cluster) -> None:
+    """None of them has a GPU: all are listed, where a smoke test ends with the first."""
+    with Server(cluster) as server:
+        options = f"--image {IMAGE} --nodes 2 --kind jobset"
+        line = [sys.executable, "-m", "smokehouse", "doctor", NAME, "--json", "--on", "kubernetes", "--options", options]
+        ended = subprocess.run(line, cwd=ROOT, env=environ(server), capture_output=True, text=True, timeout=DEADLINE)
+    assert ended.returncode == 1, ended.stderr
+    machines = json.loads(ended.stdout)["machines"]
+    assert list(machines) == ["machine-0", "machine-1"]
+    for findings in machines.values():
+        failures = {one["where"]: one["what"] for one in findings if one["level"] == "fail"}
+        assert failures["GPUs"] == "8 were promised (--gpus), 0 are visible"
+        assert {"/dev/shm", "NCCL interface", "HF_HOME"} <= {one["where"] for one in findings}
+    assert {kind for kind, _ in cluster.objects} == {"pods"}
+
+
 def test_a_run_without_a_report_says_so(cluster: Cluster) -> None:
     """A checkpoint that the cluster does not have, which only its nodes can see."""
     with Server(cluster) as server:
@@ -96,8 +112,8 @@ def test_a_run_without_a_report_says_so(cluster: Cluster) -> None:
 def test_a_job_that_never_starts_says_why_and_leaves_nothing(tmp_path: Path) -> None:
     cluster = Cluster(tmp_path)
     with Server(cluster) as server:
-        line, environ = command(server, "--nodes", "2", "--kind", "jobset")
-        process = subprocess.Popen(line, cwd=ROOT, env=environ, stderr=subprocess.PIPE, text=True)
+        line, variables = command(server, "--nodes", "2", "--kind", "jobset")
+        process = subprocess.Popen(line, cwd=ROOT, env=variables, stderr=subprocess.PIPE, text=True)
         assert process.stderr
         said = [process.stderr.readline() for _ in range(2)]
         assert "pods of the job, or its admission to a queue" in said[1], said
@@ -141,9 +157,10 @@ def test_the_files_train_over_two_pods(cluster: Cluster) -> None:
     [document] = manifests.build(ROOT / "cluster/kubernetes/jobset/base")
     on_cpu(document)
     with Server(cluster) as server:
-        environ = {**os.environ, "KUBECONFIG": str(server.kubeconfig)}
         create = ["kubectl", "create", "-f", "-"]
-        subprocess.run(create, input=json.dumps(document), text=True, check=True, env=environ, timeout=60, capture_output=True)
+        subprocess.run(
+            create, input=json.dumps(document), text=True, check=True, env=environ(server), timeout=60, capture_output=True
+        )
         with cluster.changed:
             ended = cluster.changed.wait_for(lambda: conditions(cluster), timeout=DEADLINE)
         assert ended

@@ -253,3 +253,35 @@ def test_index_of_too_many_shards_is_one_problem(tmp_path: Path) -> None:
     names = {str(number): f"{number}.safetensors" for number in range(9_000)}
     problems = inspect_checkpoint(indexed(tmp_path, json.dumps({"weight_map": names}))).problems
     assert len(problems) < 200
+
+
+@pytest.mark.parametrize(
+    ("files", "what", "fix"),
+    [
+        (("model.safetensors.incomplete",), "downloads that did not end", "run the download again"),
+        ((".cache/huggingface/download/x.y.incomplete",), "downloads that did not end", "run the download again"),
+        (("pytorch_model_fsdp_0/__0_0.distcp",), "sharded state of FSDP", "accelerate merge-weights"),
+        (("latest_checkpointed_iteration.txt", "iter_0000100/mp_rank_00/model_optim_rng.pt"), "Megatron", "convert it"),
+        (("snapshots/1c0ffee/model.safetensors", "refs/main"), "a directory with 1 of them", "snapshots/1c0ffee"),
+        (("checkpoint-90/model.safetensors", "checkpoint-100/model.safetensors"), "with 2 of them", "checkpoint-100"),
+        (("notes/readme.txt",), "no weights that from_pretrained reads", "download or copy the weights"),
+    ],
+    ids=["browser", "hub", "fsdp", "megatron", "cache", "parent", "nothing"],
+)
+def test_directory_of_another_kind_is_named(tmp_path: Path, files: tuple[str, ...], what: str, fix: str) -> None:
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        written(tmp_path / file, b"{}")
+    [problem] = inspect_checkpoint(tmp_path).problems
+    assert what in problem.what
+    assert fix in problem.cure
+
+
+def test_file_that_is_still_downloaded_is_refused(tmp_path: Path) -> None:
+    """aria2 gives a file its whole size at once: the header may be there, and the weights zeros."""
+    header, size = header_of({"a": ("F32", [4])})
+    written(tmp_path / "model.safetensors", json.dumps(header).encode(), size)
+    assert inspect_checkpoint(tmp_path).problems == ()
+    (tmp_path / "model.safetensors.aria2").touch()
+    [problem] = inspect_checkpoint(tmp_path).problems
+    assert problem.failure == "truncated-shard"

@@ -36,6 +36,8 @@ def clone(root: Path, tmp_path: Path) -> Path:
     ):
         (clone / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(root / file, clone / file)
+    readme = clone / "README.md"  # without the output of a run of an environment that is not there
+    readme.write_text(re.sub(r"<!-- run (\S+) -->.*?<!-- /run \1 -->", "", readme.read_text(), flags=re.DOTALL))
     return clone
 
 
@@ -71,7 +73,7 @@ def test_a_name_leads_to_a_certificate(root: Path, clone: Path, tmp_path: Path, 
     assert f"docs/environments/{name}.md" in (clone / "README.md").read_text()
     report = json.loads((clone / "docs" / "environments" / f"{name}.json").read_text())
     assert report["environment"] == name
-    assert {check["verdict"] for check in report["checks"]} <= {"ok", "known", "observed"}
+    assert {check["verdict"] for check in report["checks"]} <= {"passed", "known", "observed"}
 
 
 class InClone(Starter):

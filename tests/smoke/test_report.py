@@ -21,6 +21,7 @@ from smoke_tests import families, report
 from smoke_tests.report import RankVerdict, Result
 from smoke_tests.selection import EXTRA
 from smokehouse_loader.failures import BY_NAME
+from smokehouse_loader.signs import lines_with
 
 from .conftest import Ended, Starter
 
@@ -330,8 +331,11 @@ def test_race_is_detected_or_proven_fixed(proven: Ended) -> None:
 
 
 def test_seed_failure_is_the_one_of_the_seed(proven: Ended) -> None:
+    others = [sign for name in BY_NAME["partitioned-before-load"].ends_as for sign in BY_NAME[name].signs]
     for way in ("load_state_dict", "zero.Init"):
         for rank in proven.found(f"seed failure: {way}", 3, "control")["ranks"]:
+            if way == "zero.Init" and lines_with(others, rank["detail"]):  # as with other versions, or other initialisations
+                continue
             # In the words of the seed, or in those of transformers 5 when it meets partitioned parameters.
             found = re.search(
                 r"size mismatch for (\S+): copying a param with shape (.*) from checkpoint, "
@@ -406,7 +410,10 @@ def test_page_shows_each_check_and_what_it_proves(proven: Ended) -> None:
 
 
 def test_memory_of_each_rank(proven: Ended, inspection: dict[str, Any]) -> None:
-    """Under ZeRO-2 a rank holds every element, under ZeRO-3 half of each parameter, rounded up; and less than 2.5 GB."""
+    """Under ZeRO-2 a rank holds every element, under ZeRO-3 half of each parameter, rounded up; and less than 2.5 GB.
+
+    A few of the file's may be in buffers, as what chooses among experts.
+    """
     events = [json.loads(line) for line in (proven.folder / "logs" / "events.jsonl").read_text().splitlines()]
     tensors = inspection[proven.stack["model"]["family"]]["tensors"]
     sizes = [size(tensor["shape"]) for tensor in tensors.values()]
@@ -414,7 +421,7 @@ def test_memory_of_each_rank(proven: Ended, inspection: dict[str, Any]) -> None:
     said = [(e["job"], e["rank"], e["data"]) for e in events if e["event"] == "end" and "peak_bytes" in e["data"]]
     assert sorted((job, rank) for job, rank, _ in said) == [("zero2", 0), ("zero2", 1), ("zero3", 0), ("zero3", 1)]
     for job, _, data in said:
-        assert data["elements"] == wanted[job]
+        assert 0.999 * wanted[job] <= data["elements"] <= wanted[job]
         assert 0 < data["peak_bytes"] < 2.5e9
 
 

@@ -139,7 +139,7 @@ def verify(
         raise UserError("verify: expected --key or --identity, found both; specify who has to have signed")
     if policy is not None and (key is not None or identity is not None):
         raise UserError("--policy: expected no --key and no --identity, as it says who has to have signed; drop them")
-    others = {"--bundle": bundle, "--channel": channel, "--base": base, "--with": added}
+    others = {"--bundle": bundle, "--base": base, "--with": added}  # the channel can come from the environment
     if quick and (found := [option for option, value in others.items() if value]):
         raise UserError(f"--quick: expected no {found[0]}, which is for an image that is made again; drop one of them")
     signer = Signer(key, identity or "", issuer) if key is not None or identity is not None else None

@@ -30,7 +30,7 @@ VERBS: tuple[tuple[str, Callable[..., Any], tuple[str, ...]], ...] = (
     ("sbom", catalog.sbom, ("qwen2.5-vl", "--format", "cyclonedx", "--output", "sbom.cdx.json")),
     ("audit", audit.audit, ("qwen2.5-vl", "--database", "~/vulnerabilities")),
     ("lock", lock.lock, ("qwen2.5-vl", "--upgrade", "transformers", "--diff")),
-    ("new", new.new, ("qwen3-vl", "--like", "qwen2.5-vl-latest")),
+    ("new", new.new, ("mistral", "--like", "yi-coder", "--family", "mistral", "--class", "MistralForCausalLM")),
     ("matrix", matrix.matrix, ("--model", "qwen2.5-vl", "--transformers", "4.51.3,4.57.6")),
     ("suggest", suggest.suggest, ("--model", "Qwen2.5-VL", "--transformers", "4.51")),
     ("build", image.build, ("qwen2.5-vl", "--flavour", "devel", "--output", "oci:build/image")),

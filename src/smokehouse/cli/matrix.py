@@ -27,7 +27,9 @@ def matrix(
     jobs: Annotated[int, typer.Option(metavar="N", min=1, max=64, help="Measure this many cells at a time.")] = 1,
     keep: Annotated[int, typer.Option(metavar="N", min=0, help="Leave the environments of the last N cells on disk.")] = 0,
     again: Annotated[bool, typer.Option("--again", help="Measure cells that are recorded already, too.")] = False,
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Device of the smoke test.")] = "auto",
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="Device of the smoke test; with auto, a cell of any is measured.")
+    ] = "auto",
     timeout: Annotated[
         float, typer.Option(metavar="S", min=1, max=86400, help="Stop the smoke test of a cell after this many seconds.")
     ] = 1800,

@@ -74,7 +74,7 @@ class _Attempt:
 def measure(checkout: Checkout, definition: Definition, versions: Versions, folder: Path, how: Run) -> Cell:
     """Return the cell of `versions`, measured with its environment and evidence in `folder`.
 
-    Raises UserError where nothing is learned about the versions.
+    Raises UserError where nothing is learned about the versions, such as for a machine with too little memory.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -235,11 +235,19 @@ def _attempt(checkout: Checkout, family: str, python: Path, folder: Path, stages
     if (folder / name / "report.json").is_file():
         return _Attempt(read_any(checkout, folder / name))
     last = next((text for text in reversed(ended.stderr.splitlines()) if text.strip()), "no message")
-    failure = _explain(checkout, log)
     if ended.code == _REFUSED:
-        return _Attempt(None, Stage(verdict="fails", error=line(last), failure=failure), refused=True)
+        error = _of_versions(last, python.parents[1])
+        return _Attempt(None, Stage(verdict="fails", error=error, failure=_explain(checkout, log)), refused=True)
     error = line(f"the smoke test ended with {_code(ended.code)}: {last}")
-    return _Attempt(None, Stage(verdict="crashes", error=error, failure=failure))
+    return _Attempt(None, Stage(verdict="crashes", error=error, failure=_explain(checkout, log)))
+
+
+def _of_versions(said: str, prefix: Path) -> str:
+    """Return why the smoke test cannot run with the versions in `prefix`; raises UserError where that is about the machine."""
+    found = said.removeprefix(f"{prefix}: ")
+    if found == said and not re.match(r"model family |smoke: (?:Import|ModuleNotFound)Error: ", said):
+        raise UserError(said)
+    return line(found)
 
 
 def _code(code: int) -> str:

@@ -16,7 +16,7 @@ from smokehouse.errors import UserError
 from smokehouse.matrix import store
 from smokehouse.matrix.cell import ENVIRONMENT, Run, measure, measure_here
 from smokehouse.matrix.grid import Grid, folder_of
-from smokehouse.matrix.model import STAGES, Cell, Measured, Stage, Versions
+from smokehouse.matrix.model import STAGES, Cell, Measured, Stage, Versions, line
 from smokehouse.storage import files
 from smokehouse.storage.folder_lock import exclusive
 
@@ -129,7 +129,7 @@ def in_words(cell: Cell) -> str:
 
 
 def _in_words(stage: Stage) -> str:
-    because = stage.failure or stage.error[:80]
+    because = stage.failure or line(stage.error, 80)
     return f"{stage.verdict}{f' ({because})' if because else ''}"
 
 

@@ -69,6 +69,7 @@ def texts(checkout: Checkout) -> dict[Path, str]:
     if not (checkout.root / "matrix").is_dir():
         return {}
     shown = [read(checkout, name) for name in grid.names(checkout)]
+    shown.sort(key=lambda one: not one.measured.cells)  # what nobody has measured comes last
     folder = checkout.root / _PLACE
     found: dict[Path, str] = {}
     for one in shown:
@@ -112,10 +113,11 @@ def _circumstances(shown: Shown) -> str:
         for cell in shown.measured.cells
         if cell.ranks
     )
-    where = "; ".join(found) or "nowhere yet"
+    if not found:
+        return "Nothing was measured yet."
     on_gpu = any(cell.device == "cuda" for cell in shown.measured.cells)
     limit = "" if on_gpu else " Nothing here was measured on GPUs with NCCL."
-    return f"Measured with a tiny synthetic checkpoint on {where}.{limit}"
+    return f"Measured with a tiny synthetic checkpoint on {'; '.join(found)}.{limit}"
 
 
 def index(shown: Sequence[Shown]) -> str:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from packaging.version import Version
 
-from smokehouse.matrix.model import STAGES, Cell, Versions
+from smokehouse.matrix.model import STAGES, Cell, Versions, line
 
 _HALF, _SQUARE, _STEP = 20, 40, 54  # pixels: half a square, a square, from one to the next
 _LABEL, _HEAD, _GAP, _LEGEND = 96, 64, 12, 26
@@ -105,7 +105,7 @@ def _in_words(cell: Cell | None, stage: int) -> str:
     if cell is None:
         return "not run"
     found = cell.stage(stage)
-    because = found.failure or found.error[:120]
+    because = found.failure or line(found.error, 120)
     return f"{found.verdict}{f' ({because})' if because else ''}"
 
 

@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from smokehouse.runs.local import help_text, smoke
     from smokehouse.runs.options import pop_option, split_name
     from smokehouse.runs.report import Report, read_any
+    from smokehouse.runs.targets import doctor as doctor_on
     from smokehouse.runs.targets import smoke as smoke_on
 
 __all__ = [
     "Report",
+    "doctor_on",
     "help_text",
     "pop_option",
     "prove",
@@ -45,10 +47,11 @@ _MODULES = {
     "smoke_here": "here",
     "smoke_image": "container",
     "smoke_image_here": "container",
+    "doctor_on": "targets",
     "smoke_on": "targets",
     "split_name": "options",
 }
-_NAMES = {"smoke_on": "smoke"}  # in their modules
+_NAMES = {"doctor_on": "doctor", "smoke_on": "smoke"}  # in their modules
 
 
 def __getattr__(name: str) -> object:

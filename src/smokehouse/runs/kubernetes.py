@@ -14,9 +14,7 @@ import io
 import json
 import re
 import secrets
-import sys
 import tarfile
-import time
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,9 +25,11 @@ from smokehouse import locks
 from smokehouse.checkout import Checkout
 from smokehouse.console import as_typed, status
 from smokehouse.errors import UserError
+from smokehouse.installs.machine import Finding
 from smokehouse.oci import Reference
-from smokehouse.programs.kubectl import Cluster, KubectlError, NoSuchKindError, NoSuchObjectError
+from smokehouse.programs.kubectl import Cluster
 from smokehouse.runs import jobs, local, manifests, report, targets
+from smokehouse.runs.kubernetes_job import Job
 from smokehouse.runs.manifests import Document
 from smokehouse.runs.options import pop_option, report_name
 from smokehouse.storage import files
@@ -40,7 +40,6 @@ _NETWORKS = {"infiniband": "IB", "efa": "AWS Libfabric"}
 KINDS = ("trainjob", "jobset")
 _PORT = 29400  # at which the nodes report; torchrun has 29500
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-_POLL = 2.0  # seconds; a job waits for minutes
 _MARK = "smokehouse-report: "
 _REPORT_FILES = ("report.json", "report.html", "junit.xml")
 _MOST_REPORT = 64 << 20  # bytes, unpacked
@@ -92,6 +91,42 @@ def smoke(checkout: Checkout, name: str, options: Sequence[str]) -> int:
         print(manifests.as_yaml(documents, _comment), end="")
         return 0
     return _run(checkout, request, job, documents)
+
+
+def doctor(checkout: Checkout, name: str, options: Sequence[str]) -> dict[str, list[Finding]] | None:
+    """Run the preflight on each of the machines that a cluster gives to a job, and return its findings by machine.
+
+    Returns None after `--dry-run`, which prints the job. Raises UserError.
+    """
+    measure = ["--measure"] if "--measure" in options else []
+    request = _read(checkout, name, [option for option in options if option != "--measure"])
+    if request.options:
+        raise UserError(f"doctor: expected options of --on kubernetes, found {request.options[0]}; see --help")
+    job = f"doctor-{secrets.token_hex(3)}"
+    documents = _of_doctor(render(checkout, request, job, secrets.token_hex(32)), measure)
+    if request.dry_run:
+        print(manifests.as_yaml(documents, _comment), end="")
+        return None
+    return _examine(request, job, documents)
+
+
+def _of_doctor(documents: Sequence[Document], more: Sequence[str]) -> list[Document]:
+    """Return the objects of a smoke test's run without it: each node runs the preflight alone, and succeeds."""
+    changed = [document for document in documents if document["kind"] != "Secret"]
+    last = changed[-1]
+    [node_holder] = [document for document in changed if document["kind"] in ("ClusterTrainingRuntime", "JobSet")]
+    pod = manifests.pod_of(node_holder)
+    [preflight] = pod.pop("initContainers")
+    [node] = pod["containers"]
+    command = {"command": ["/bin/sh", "-c", '"$@"; exit 0', "doctor"]}
+    command["args"] = [*preflight["command"], *preflight["args"], *more, "--json"]
+    if last["kind"] == "TrainJob":
+        last["spec"]["trainer"] = {"numNodes": last["spec"]["trainer"]["numNodes"], "image": node["image"], **command}
+        node_holder["metadata"]["name"] = last["spec"]["runtimeRef"]["name"] = _name_of(node_holder)
+    else:
+        node |= command
+        node["env"] = [variable for variable in node["env"] if variable["name"] != "SMOKEHOUSE_TOKEN"]
+    return changed
 
 
 def _comment(document: Mapping[str, Any]) -> str:
@@ -184,9 +219,13 @@ def _runtime(folder: Path, request: Request) -> Document:
     _fill_pod(manifests.pod_of(runtime), request)
     manifests.job_of(runtime)["activeDeadlineSeconds"] = request.deadline
     runtime["spec"]["mlPolicy"]["numNodes"] = request.nodes
-    digest = hashlib.sha256(json.dumps(runtime, sort_keys=True).encode()).hexdigest()
-    runtime["metadata"]["name"] = f"smokehouse-{digest[:16]}"
+    runtime["metadata"]["name"] = _name_of(runtime)
     return runtime
+
+
+def _name_of(runtime: Document) -> str:
+    digest = hashlib.sha256(json.dumps(runtime["spec"], sort_keys=True).encode()).hexdigest()
+    return f"smokehouse-{digest[:16]}"
 
 
 def _trainjob(folder: Path, request: Request, job: str, runtime: str) -> Document:
@@ -266,132 +305,38 @@ def _command(request: Request, job: str, first: str) -> Document:
 # the run
 
 
-def _run(checkout: Checkout, request: Request, job: str, documents: Sequence[Document]) -> int:
-    created: list[Document] = []
-    with jobs.ended_in_order():
-        try:
-            for document in documents:
-                _create(request, document, created)
-            status(f"{request.kind} {job}: created; its log follows when its first node has started")
-            pod = _wait(request, job)
-            request.cluster.follow(pod, "node", _print, request.deadline)
-            _wait(request, job, ended=True)
-            return _collect(checkout, request, pod)
-        except KubectlError as error:
-            raise UserError(f"kubectl: {error}; see kubectl auth can-i, and --dry-run for what is created") from error
-        finally:
-            _clean(request, created)
+def _run(checkout: Checkout, request: Request, name: str, documents: Sequence[Document]) -> int:
+    job = _job(request, name)
+    with job.created(documents):
+        status(f"{request.kind} {name}: created; its log follows when its first node has started")
+        pod = job.wait()
+        request.cluster.follow(pod, "node", _print, request.deadline)
+        job.wait(ended=True)
+        return _collect(checkout, request, pod)
 
 
-def _create(request: Request, document: Document, created: list[Document]) -> None:
-    """Create an object, and remember it; a runtime that exists already is used. Raises UserError."""
-    kind, name = document["kind"], document["metadata"]["name"]
+def _job(request: Request, name: str) -> Job:
+    return Job(request.cluster, request.kind, name, request.deadline, request.keep)
+
+
+def _examine(request: Request, name: str, documents: Sequence[Document]) -> dict[str, list[Finding]]:
+    """Return what the doctor finds on each machine of a job; raises UserError."""
+    job = _job(request, name)
+    with job.created(documents):
+        status(f"{request.kind} {name}: created")
+        job.wait(ended=True)
+        return {pod["spec"].get("nodeName", pod["metadata"]["name"]): _said(request, pod) for pod in job.pods()}
+
+
+def _said(request: Request, pod: Document) -> list[Finding]:
+    """Return the findings in the log of a pod, a failure where there are none."""
+    name = pod["metadata"]["name"]
+    log = request.cluster.log(name, "node")
     try:
-        if kind == "ClusterTrainingRuntime" and _exists(request, name):
-            return
-        request.cluster.create(document)
-    except NoSuchKindError as error:
-        fix = "install Kubeflow Trainer, or give --kind jobset" if request.kind == "trainjob" else "install JobSet"
-        raise UserError(f"{kind}: expected a cluster that knows it, found none ({error}); {fix}") from error
-    except KubectlError as error:
-        if kind != "ClusterTrainingRuntime" or "orbidden" not in str(error):
-            raise
-        fix = "have an administrator apply what --dry-run prints of it, or give --kind jobset"
-        raise UserError(f"{kind} {name}: expected the right to create it, found none ({error}); {fix}") from error
-    if kind != "ClusterTrainingRuntime":
-        created.append(document)
-
-
-def _exists(request: Request, runtime: str) -> bool:
-    try:
-        request.cluster.get("clustertrainingruntimes.trainer.kubeflow.org", runtime)
-    except NoSuchObjectError:
-        return False
-    return True
-
-
-def _clean(request: Request, created: Sequence[Document]) -> None:
-    for document in created if not request.keep else ():
-        try:
-            request.cluster.delete(document["kind"], document["metadata"]["name"])
-        except (KubectlError, UserError) as error:
-            status(f"{document['kind']} {document['metadata']['name']} is left in the cluster ({error}); delete it")
-
-
-def _wait(request: Request, job: str, *, ended: bool = False) -> str:
-    """Return the first node's pod once it runs, or once the job has `ended`; raises UserError where it never will."""
-    until = time.monotonic() + request.deadline
-    selector = f"jobset.sigs.k8s.io/jobset-name={job}"
-    said = ""
-    while time.monotonic() < until:
-        condition = _condition(request, job)
-        pods = sorted(request.cluster.pods(selector), key=_index)
-        failed = next((pod for pod in pods if _failed_preflight(pod)), None)
-        if failed:
-            raise UserError(_preflight_of(request, failed))
-        first = next((pod for pod in pods if _index(pod) == 0), None)
-        phase = first["status"].get("phase") if first else ""
-        if first and (condition if ended else phase in ("Running", "Succeeded", "Failed")):
-            return str(first["metadata"]["name"])
-        if condition:
-            raise UserError(
-                f"{request.kind} {job}: expected it to run, found it {condition}; see kubectl describe, with --keep"
-            )
-        now = _waits_for(pods) or ("the end of the job" if ended else "pods of the job, or its admission to a queue")
-        if now != said:
-            status(f"waiting for {now}")
-            said = now
-        time.sleep(_POLL)
-    raise UserError(f"{request.kind} {job}: expected it to end within {request.deadline} s, found it waiting; {said}")
-
-
-def _condition(request: Request, job: str) -> str:
-    """Return how the job ended, with the reason; empty where it has not."""
-    found = request.cluster.get(request.kind, job)
-    for condition in found.get("status", {}).get("conditions", []):
-        if condition["type"] in ("Complete", "Completed", "Failed") and condition["status"] == "True":
-            return " ".join(f"{condition['type'].lower()}: {condition.get('message', '')}".split()).rstrip(": ")[:300]
-    return ""
-
-
-def _index(pod: Document) -> int:
-    annotations = pod["metadata"].get("annotations", {})
-    text = annotations.get("batch.kubernetes.io/job-completion-index", "")
-    return int(text) if text.isdecimal() else sys.maxsize
-
-
-def _states(pod: Document, which: str) -> list[Document]:
-    return list(pod.get("status", {}).get(which, []))
-
-
-def _failed_preflight(pod: Document) -> bool:
-    ended = [state["state"].get("terminated", {}) for state in _states(pod, "initContainerStatuses")]
-    return any(one.get("exitCode", 0) != 0 for one in ended)
-
-
-def _preflight_of(request: Request, pod: Document) -> str:
-    """Return what the preflight of a pod found, with the machine that it ran on."""
-    name, node = pod["metadata"]["name"], pod.get("spec", {}).get("nodeName", "an unknown node")
-    try:
-        lines = [line.strip() for line in request.cluster.log(name, "preflight").splitlines()]
-    except KubectlError as error:
-        lines = [f"its log cannot be read ({error})"]
-    failures = [line.removeprefix("FAIL").strip() for line in lines if line.startswith("FAIL")]
-    found = "; ".join(failures) or " ".join(lines[-1:]) or "nothing printed"
-    return f"{node}: expected a preflight that passes, found {found[:1000]}; fix it, or run kubectl cordon {node}"
-
-
-def _waits_for(pods: Sequence[Document]) -> str:
-    """Return why pods do not start, as the cluster says it."""
-    for pod in pods:
-        for condition in _states(pod, "conditions"):
-            if condition["type"] == "PodScheduled" and condition["status"] == "False":
-                return f"a machine: {condition.get('message', condition.get('reason', ''))}"
-        for state in (*_states(pod, "initContainerStatuses"), *_states(pod, "containerStatuses")):
-            waiting = state["state"].get("waiting", {})
-            if waiting.get("reason") not in (None, "PodInitializing", "ContainerCreating"):
-                return f"{pod['metadata']['name']}: {waiting['reason']}: {waiting.get('message', '')}"
-    return ""
+        return [Finding(**found) for found in json.loads(log.strip().rpartition("\n")[2])]
+    except (ValueError, TypeError):
+        last = " ".join(log.split())[-200:] or "nothing"
+        return [Finding("fail", f"expected findings, found {last}", name, "give --keep, and see kubectl describe pod")]
 
 
 def _print(line: str) -> None:

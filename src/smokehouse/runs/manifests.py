@@ -91,7 +91,7 @@ def job_of(document: Mapping[str, Any]) -> Document:
 
 def containers_of(pod: Mapping[str, Any]) -> list[Document]:
     """Return the containers of a pod, those that run first included."""
-    return [*pod["initContainers"], *pod["containers"]]
+    return [*pod.get("initContainers", []), *pod["containers"]]
 
 
 def set_variable(container: Document, name: str, value: str) -> None:

@@ -11,6 +11,9 @@ from typing import Literal
 
 from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
+from smokehouse.installs.machine import Finding
+
+_PREFLIGHT = "python -m smoke_tests preflight"
 
 Template = Literal["kubernetes", "slurm", "skypilot"]
 
@@ -94,6 +97,15 @@ def smoke(checkout: Checkout, engine: str, name: str, options: Sequence[str]) ->
         raise UserError(f"--on {engine}: expected {' or '.join(TARGETS)}, found another engine; give one of them")
     module = import_module(f"smokehouse.runs.{engine}")
     return int(module.smoke(checkout, name, options))
+
+
+def doctor(checkout: Checkout, engine: str, name: str, options: Sequence[str]) -> dict[str, list[Finding]] | None:
+    """Return the findings on the machines of a job, by machine; None where the job was only printed. Raises UserError."""
+    examine = getattr(import_module(f"smokehouse.runs.{engine}"), "doctor", None) if engine in TARGETS else None
+    if examine is None:
+        raise UserError(f"doctor: --on {engine}: expected kubernetes, found another engine; run {_PREFLIGHT} in a job of it")
+    found: dict[str, list[Finding]] | None = examine(checkout, name, options)
+    return found
 
 
 def split(target: Target, options: Sequence[str]) -> tuple[dict[str, str], list[str]]:

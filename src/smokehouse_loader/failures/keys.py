@@ -35,7 +35,7 @@ FAILURES = (
             "from_pretrained without a HfDeepSpeedConfig, or load_state_dict on a partitioned model"
         ),
         reproduction="load_into_partitioned_parameters",
-        ends_as=("left-on-meta",),
+        ends_as=("left-on-meta", "partitioned-parameter-used"),
         signs=(
             Sign(
                 "size mismatch for {}: copying a param with shape {shape} from checkpoint, the shape in current model is {0}",
@@ -62,6 +62,28 @@ FAILURES = (
         ),
         excludes=("wrong-shape", "partitioned-before-load"),
         question="Which file did the shape [0] come from: was it written by save_pretrained or torch.save under ZeRO-3?",
+    ),
+    Failure(
+        name="experts-transposed",
+        cause=(
+            "Under ZeRO-3 transformers 5 compares a file's experts with the shape [0] of a partitioned parameter, and so "
+            "transposes those that its own save_pretrained wrote, which need no transposing."
+        ),
+        cure=(
+            "load with smokehouse_loader.load_model, which compares with the whole shape, or transpose the last two dimensions "
+            "of mlp.experts.gate_up_proj and down_proj in the file, as published checkpoints have them"
+        ),
+        source=f"{MEASURED}: Qwen3-VL-MoE on transformers 5.23.0; core_model_loading.py, Transpose with check_dims",
+        reproduction="saved_experts_under_zero3",
+        signs=(
+            Sign(
+                "size mismatch for {}.mlp.experts.gate_up_proj: copying a param with shape {shape} from checkpoint, the shape "
+                "in current model is {shape}"
+            ),
+        ),
+        excludes=("wrong-shape",),
+        apart="the two shapes are each other's with the last two dimensions exchanged",
+        question="Are the two shapes the same but for the order of the last two dimensions?",
     ),
     Failure(
         name="left-on-meta",

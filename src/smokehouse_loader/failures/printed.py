@@ -514,6 +514,7 @@ _COMPOSED: tuple[tuple[dict[str, tuple[str, ...]], tuple[str, ...]], ...] = (
             "size mismatch for base_model.model.{}: copying a param with shape {shape} from checkpoint, the shape in current model is {0}",
             "size mismatch for base_model.model.{}: copying a param with shape {shape} from checkpoint, the shape in current model is {shape}",
             "size mismatch for {w}.lora_A.{}: copying a param with shape {shape} from checkpoint, {} is {shape}",
+            "size mismatch for {}.mlp.experts.gate_up_proj: copying a param with shape {shape} from checkpoint, the shape in current model is {shape}",
         ),
     ),
     (

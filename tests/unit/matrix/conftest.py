@@ -34,7 +34,9 @@ behaviour = json.loads(Path("behaviour.json").read_text()).get(version("deepspee
 with open("runs.log", "a") as log:
     log.write(f"{version('transformers')} {version('deepspeed')} {zero}\\n")
 if behaviour == "refused":
-    sys.exit(print("here: expected transformers with qwen2_5_vl, found none; upgrade it", file=sys.stderr) or 2)
+    sys.exit(print(f"{sys.prefix}: deepspeed cannot be imported (RuntimeError); upgrade it", file=sys.stderr) or 2)
+if behaviour == "no memory":
+    sys.exit(print("--nproc 2: loading requires about 9 GiB of memory, found 1 GiB free", file=sys.stderr) or 2)
 if behaviour == "crashes":
     os.kill(os.getpid(), signal.SIGABRT)
 if behaviour == "hangs":

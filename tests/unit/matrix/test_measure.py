@@ -52,7 +52,7 @@ def test_what_goes_wrong_in_a_cell_is_its_result_and_stops_no_other(with_grid: T
     assert verdicts(found["0.16.9"]) == ("not installable", "not installable")
     assert "deepspeed==0.16.9" in found["0.16.9"]["zero2"]["error"]
     assert verdicts(found["0.17.0"]) == ("fails", "fails")
-    assert found["0.17.0"]["zero2"]["error"] == "here: expected transformers with qwen2_5_vl, found none; upgrade it"
+    assert found["0.17.0"]["zero2"]["error"] == "deepspeed cannot be imported (RuntimeError); upgrade it"
     assert verdicts(found["0.17.1"]) == ("crashes", "crashes")
     assert "signal 6" in found["0.17.1"]["zero3"]["error"]
     # The end of ZeRO-3 ended the run, so ZeRO-2 was run by itself, and works.
@@ -60,6 +60,14 @@ def test_what_goes_wrong_in_a_cell_is_its_result_and_stops_no_other(with_grid: T
     assert found["0.17.2"]["zero3"]["error"].startswith("train: rank 0: rank 0 was killed by signal 9")
     assert verdicts(found["0.15.4"]) == ("works", "works")
     assert [run for run in runs(with_grid) if "0.17.2" in run] == ["4.49.0 0.17.2 2,3", "4.49.0 0.17.2 2"]
+
+
+def test_a_machine_that_cannot_run_it_says_nothing_of_the_versions(with_grid: TestCheckout) -> None:
+    tell(with_grid, **{"0.15.4": "no memory"})
+    ended = with_grid.run("matrix", "--model", "tiny-vl", "--transformers", "4.49.0")
+    assert ended.returncode == 1
+    assert "not measured: --nproc 2: loading requires about 9 GiB of memory, found 1 GiB free" in ended.stderr
+    assert not (with_grid.root / "matrix" / "tiny-vl.json").exists()
 
 
 def test_a_cell_that_hangs_is_ended_with_all_its_processes(with_grid: TestCheckout) -> None:

@@ -220,6 +220,27 @@ def test_wrong_options_are_refused(options: list[str], message: str) -> None:
     assert message in str(refused.value)
 
 
+@pytest.mark.parametrize("kind", kubernetes.KINDS)
+def test_what_the_doctor_creates_follows_the_schemas(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--image", IMAGE, "--nodes", "3", "--kind", kind, "--measure", "--dry-run"]
+    assert targets.doctor(Checkout(ROOT), "kubernetes", "qwen2.5-vl", options) is None
+    documents = list(yaml.safe_load_all(capsys.readouterr().out))
+    for document in documents:
+        assert SCHEMAS[document["kind"]].problems(document) == []
+    assert "initContainers" not in pod_of(documents)
+    text = yaml.safe_dump(documents)
+    assert "--measure" in text
+    assert "/opt/smokehouse/smoke" not in text
+    assert "SMOKEHOUSE_TOKEN" not in text
+
+
+def test_wrong_options_of_the_doctor_are_refused() -> None:
+    with pytest.raises(UserError, match=r"doctor: expected options of --on kubernetes, found --zero; see --help"):
+        targets.doctor(Checkout(ROOT), "kubernetes", "qwen2.5-vl", ["--image", IMAGE, "--zero", "3"])
+    with pytest.raises(UserError, match=r"--on lsf: expected kubernetes, found another engine"):
+        targets.doctor(Checkout(ROOT), "lsf", "qwen2.5-vl", [])
+
+
 def test_an_unknown_engine_is_refused() -> None:
     with pytest.raises(UserError, match=r"--on lsf: expected .*kubernetes.*, found another engine"):
         targets.smoke(Checkout(ROOT), "lsf", "qwen2.5-vl", [])
