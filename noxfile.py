@@ -263,7 +263,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def benchmark(session: nox.Session) -> None:
-    """Measure against rivals or floors: benchmark -- [smoke|lock|loader|matrix|image]; the last two run if named."""
+    """Measure against rivals or floors: benchmark -- [smoke|lock|loader|cluster|matrix|image]; the last three run if named."""
     install_tools(session)
     chosen = [name for name in session.posargs[:1] if not name.startswith("-")]
     for name in chosen or ["smoke", "lock", "loader"]:

@@ -6,15 +6,18 @@
 import base64
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, TypeVar
 
 SYMBOLS = {"passed": "ok", "failed": "FAIL", "known-issue": "known", "observed": "obs"}
 _SIGNS = {"passed": "✔", "failed": "✘", "known-issue": "▲", "observed": "●"}
 _TEMPLATE = Path(__file__).with_name("page.html")
+# Ranks of a check that passed which the page and junit.xml list; with thousands nobody reads them, and report.json has all.
+MOST_PASSED = 64
+T = TypeVar("T")
 _CORE = ("torch", "transformers", "deepspeed")
 # Fields of a report that have a place of their own; all others are facts of the run.
 _ELSEWHERE = {"checks", "versions", "machine", "lock", "not_run", "verdict", "failure", "partial", "installed", "added"}
@@ -31,6 +34,8 @@ def unreached(details: Iterable[str]) -> bool:
 
 def printable(text: str) -> str:
     """Leave out colours, and replace control characters, which XML 1.0 does not allow, and which a terminal would obey."""
+    if text.isprintable():
+        return text
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
     return "".join(c if c.isprintable() or c == "\n" else "?" for c in plain)
 
@@ -153,13 +158,24 @@ def _failures(failed: Sequence[Mapping[str, Any]], logs: Mapping[str, str]) -> I
     yield "</section>"
 
 
+def told(ranks: Sequence[T], verdict: Callable[[T], str]) -> list[T]:
+    """Return the ranks of a check that pages show: all that did not pass, and the first of those that did; JSON has all."""
+    passed = [rank for rank in ranks if verdict(rank) == "passed"]
+    if len(passed) <= MOST_PASSED:
+        return [*ranks]
+    return [*(rank for rank in ranks if verdict(rank) != "passed"), *passed[:MOST_PASSED]]
+
+
 def _ranks(checks: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     yield "<ul>"
     for check in checks:
-        for rank in check["ranks"]:
+        shown = told(check["ranks"], lambda rank: str(rank["verdict"]))
+        for rank in shown:
             node = f"node {rank['node']}" if "node" in rank else ""
             where = ", ".join(filter(None, [_stage(check), node, f"rank {rank['rank']}"]))
             yield f"<li>{_text(where)}: {_text(SYMBOLS.get(rank['verdict'], rank['verdict']))}: {_text(rank['detail'])}</li>"
+        if more := len(check["ranks"]) - len(shown):
+            yield f"<li>{_text(_stage(check))} {more} more ranks passed; see report.json</li>"
     yield "</ul>"
 
 

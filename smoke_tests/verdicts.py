@@ -33,6 +33,7 @@ class Verdicts:
         self._outcomes: dict[Key, dict[int, list[tuple[Outcome, float]]]] = {}
         self._results: dict[Key, Result] = {}
         self._job_of: dict[Key, str] = {}
+        self._complete: dict[Key, int] = {}  # ranks that gave all their outcomes
         self.places: Mapping[tuple[str, int], int] = {}  # job and rank -> node, of a run over several; the supervisor's
 
     def _key(self, job: Job, step: Step) -> Key:
@@ -42,7 +43,10 @@ class Verdicts:
         """Take one rank's outcome of a step, and conclude the checks that it completes."""
         key = self._key(job, job.steps[number])
         self._job_of[key] = job.name
-        self._outcomes.setdefault(key, {}).setdefault(rank, []).append((outcome, seconds))
+        of_rank = self._outcomes.setdefault(key, {}).setdefault(rank, [])
+        of_rank.append((outcome, seconds))
+        if len(of_rank) == self._planned[key].outcomes:  # counted, as looking at all ranks each time takes their square
+            self._complete[key] = self._complete.get(key, 0) + 1
         for candidate in self._affected(key):
             if candidate not in self._results and self._ready(candidate):
                 self._conclude(candidate)
@@ -113,8 +117,7 @@ class Verdicts:
     def _ready(self, key: Key) -> bool:
         if key.name == "parity":
             return self._ready(key.of("train")) and self._ready(key.plain)
-        planned, found = self._planned[key], self._outcomes.get(key, {})
-        whole = len(found) == planned.ranks and all(len(of_rank) == planned.outcomes for of_rank in found.values())
+        whole = self._complete.get(key, 0) == self._planned[key].ranks
         return whole and (key.name not in ("generate", "train") or self._ready(key.plain))
 
     def _conclude(self, key: Key, missing: str = "") -> None:

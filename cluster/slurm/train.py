@@ -8,16 +8,33 @@ import argparse
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
 import torch.distributed as dist
-from transformers.integrations import HfDeepSpeedConfig
 
-from smokehouse_loader import load_model
+on_gpus = torch.cuda.is_available()
+if not on_gpus:  # for tests: without a GPU, triton raises, and DeepSpeed would compile an op for half a minute
+    sys.modules["triton"] = None  # type: ignore[assignment]
+    os.environ |= {"DS_ACCELERATOR": "cpu", "LOCAL_SIZE": os.environ["LOCAL_WORLD_SIZE"]}
+
+import deepspeed  # noqa: E402
+import deepspeed.ops  # noqa: E402
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler  # noqa: E402
+from deepspeed.runtime.zero.config import ZeroStageEnum  # noqa: E402
+from deepspeed.utils.tensor_fragment import fragment_address  # noqa: E402
+from transformers.integrations import HfDeepSpeedConfig  # noqa: E402
+
+from smokehouse_loader import load_model  # noqa: E402
+
+# What torch 2.6 and later have to be told about DeepSpeed's checkpoints, before they load them.
+enum = ZeroStageEnum.weights.__reduce_ex__(2)[0]
+torch.serialization.add_safe_globals([LossScaler, DynamicLossScaler, ZeroStageEnum, enum, fragment_address])
+if not on_gpus:
+    deepspeed.ops.__dict__.setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
 
 parser = argparse.ArgumentParser(description="Train under ZeRO-3.")
 parser.add_argument("--checkpoint", type=Path, required=True, help="Start with these weights.")
@@ -41,7 +58,6 @@ def note(*_: Any) -> None:
 
 
 signal.signal(signal.SIGUSR1, note)
-on_gpus = torch.cuda.is_available()
 deepspeed.init_distributed(dist_backend="nccl" if on_gpus else "gloo", auto_mpi_discovery=False)
 rank, world = dist.get_rank(), dist.get_world_size()
 device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpus else torch.device("cpu")

@@ -164,7 +164,7 @@ def _has_first(family: Family, model: Any) -> bool:
 
 
 def auto_classes(context: RankContext, _: TrainingState) -> Outcome:
-    """Check which auto classes load the checkpoint whole, load it in part or refuse it, against stack.toml."""
+    """Check which auto classes load the checkpoint whole, load it in part or refuse it, as these versions should."""
     import transformers
 
     expected = context.stack["expectations"]["auto_classes"]
@@ -184,7 +184,7 @@ def auto_classes(context: RankContext, _: TrainingState) -> Outcome:
         found[name] = "whole" if _has_first(context.family, model) and not key_problems(info) else "part"
         del model
     problems = [
-        f"{name}: expected {expected[name]} (stack.toml), found {found[name]}"
+        f"{name}: expected {expected[name]} (measured.py or stack.toml), found {found[name]}"
         for name in expected
         if found[name] != expected[name]
     ]

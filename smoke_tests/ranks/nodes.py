@@ -82,6 +82,7 @@ _FACTS: dict[str, tuple[type, ...]] = {
     "lock": (dict, type(None)),
     "machine": (dict,),
     "ready": (bool,),
+    "problem": (str,),
 }
 
 

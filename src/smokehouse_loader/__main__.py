@@ -126,7 +126,7 @@ def _check(options: argparse.Namespace) -> int:
         result = _result(path, options.model_class, trust)
     if options.signature is not None:
         result["signed"] = not unsigned
-    fits = _fits(cells, [_model_type(path)])
+    fits = [] if unsigned else _fits(cells, [_model_type(path)])  # no file counts before the signature does
     if options.json:
         result |= {"matrix": [fit.fields for fit in fits]}
         result["problems"] = [dataclasses.asdict(problem) for problem in result["problems"]]

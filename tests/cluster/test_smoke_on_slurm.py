@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -132,3 +133,31 @@ def test_without_slurm_several_nodes_are_refused(root: Path, tmp_path: Path) -> 
     environ = {**os.environ, "PATH": str(folder), "PYTHONPATH": str(root / "src")}
     ended = subprocess.run(command, cwd=root, env=environ, capture_output=True, text=True, timeout=DEADLINE, check=False)
     assert (ended.returncode, "expected sbatch and scontrol, found none; run it on a login node" in ended.stderr) == (2, True)
+
+
+NODE = """
+import os, sys
+token = open(os.environ["SMOKEHOUSE_TOKEN_FILE"]).read()
+print("node", os.environ["SLURM_NODEID"], len(token), *sys.argv[1:])
+"""
+JOB = """
+import sys
+from pathlib import Path
+from smokehouse.runs.slurm import Job
+
+token, node = Path(sys.argv[1]), sys.argv[2]
+launcher = ("srun", "--ntasks-per-node=1", "--nodes=2")
+sys.exit(Job((sys.executable, "-c", node, "--nodes", "2"), launcher, Path("/"), token)())
+"""
+
+
+def test_nodes_of_a_job_get_one_endpoint_and_the_token(root: Path, cluster: Cluster, tmp_path: Path) -> None:
+    """The endpoint is at the address of the first node, and the token in a file: on no command line."""
+    token, script, log = tmp_path / "token", tmp_path / "job.sh", tmp_path / "log"
+    token.write_text("0" * 64)
+    arguments = shlex.join([sys.executable, "-c", JOB, str(token), NODE])
+    script.write_text(f"#!/bin/bash\nexport PYTHONPATH={root / 'src'}\nexec {arguments}\n")
+    cluster.run("sbatch", "--wait", "--nodes=2", "--ntasks-per-node=1", "--time=1", f"--output={log}", str(script))
+    first, second = sorted(line for line in log.read_text().splitlines() if line.startswith("node "))
+    assert first.startswith("node 0 64 --nodes 2 --endpoint 127.0.0.1:")
+    assert second == first.replace("node 0", "node 1", 1)

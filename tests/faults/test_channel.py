@@ -1,5 +1,6 @@
 """A rank speaks for itself alone, and only in messages of the protocol: whatever else it sends is refused in a sentence."""
 
+import ast
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from smoke_tests.outcome import Outcome
-from smoke_tests.ranks import channel, transport
+from smoke_tests.ranks import agent, channel, nodes, transport
 from smoke_tests.ranks.channel import Begin, Bye, End, Exit, Fatal, Hello, ProtocolError, Receiver
 
 MESSAGES: dict[str, channel.Message] = {
@@ -75,3 +76,13 @@ def test_kernel_says_who_speaks(root: Path, offset: int) -> None:
             assert receiver.hello.pid == process.pid
     finally:
         listener.close()
+
+
+def test_what_agents_say_of_their_nodes_is_what_the_supervisor_takes() -> None:
+    """A fact that only one of them knows ends every run over nodes."""
+    tree = ast.parse(Path(agent.__file__).read_text())
+    returned = [node.value for node in ast.walk(tree) if isinstance(node, ast.Return) and isinstance(node.value, ast.Dict)]
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "Facts"]
+    said = [*returned, *(argument for call in calls for argument in call.args if isinstance(argument, ast.Dict))]
+    sent = {key.value for node in said for key in node.keys if isinstance(key, ast.Constant)}
+    assert sent == set(nodes._FACTS)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from smoke_tests import page, report
 from smoke_tests.options import InputError
 from smoke_tests.ranks import agent, nodes, transport
 from smoke_tests.ranks.gathering import Gathering
@@ -266,3 +267,25 @@ def test_unreachable_port_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         places = {"0": ["127.0.0.1", 1], "1": ["127.0.0.1", server.getsockname()[1]], "2": ["127.0.0.1", free]}
         assert agent.unreachable(0, 3, places) == {"2": f"127.0.0.1:{free}: Connection refused"}
+
+
+def test_pages_list_all_ranks_that_failed_and_some_that_passed() -> None:
+    verdicts = ["failed" if number in (3, 900) else "passed" for number in range(1024)]
+    told = page.told([*enumerate(verdicts)], lambda rank: rank[1])
+    assert [number for number, verdict in told if verdict == "failed"] == [3, 900]
+    assert len(told) == page.MOST_PASSED + 2
+    assert page.told([(0, "passed"), (1, "failed")], lambda rank: rank[1]) == [(0, "passed"), (1, "failed")]
+
+
+def test_many_ranks_make_a_small_page_and_a_whole_report(tmp_path: Path) -> None:
+    ranks = [report.RankVerdict(number, "passed", "seen", number // 8) for number in range(1024)]
+    results = [report.Result("collectives", 3, "check", "passed", 1.0, ranks, "seen")]
+    document = {"environment": NAME, "lock": {}, "device": "cpu", "backend": "gloo", "precision": "fp32", "world_size": 1024}
+    document |= {"versions": {}, "not_run": [], "verdict": "passed", "failure": "", "seconds": 1.0, "started": "2026-01-01"}
+    machine = {"architecture": "x86_64", "cpu": "made up", "cpus": 1, "memory_bytes": 1}
+    report.write(tmp_path, document | {"machine": machine, "checkpoint": "made"}, results)
+    whole = json.loads((tmp_path / "report.json").read_text())["checks"][0]["ranks"]
+    assert whole[-1] == {"rank": 1023, "verdict": "passed", "detail": "seen", "node": 127}
+    assert len(whole) == 1024
+    for name in ("report.html", "junit.xml"):
+        assert "960 more ranks passed; see report.json" in (tmp_path / name).read_text()

@@ -202,7 +202,7 @@ def test_memory(broken: Ended) -> None:
 
 
 def test_auto_classes(broken: Ended) -> None:
-    wrong = r"^AutoModelForCausalLM: expected whole \(stack\.toml\), found refused$"
+    wrong = r"^AutoModelForCausalLM: expected whole \(measured\.py or stack\.toml\), found refused$"
     assert_failed(broken, "auto classes", None, (0,), wrong)
 
 

@@ -144,4 +144,6 @@ def test_every_page_is_in_the_site() -> None:
 
 
 def test_readme_is_short() -> None:
-    assert len((_ROOT / "README.md").read_text().splitlines()) < 150
+    """As far as it is written by hand: the table of environments has a line for each."""
+    text = re.sub(r"^<!-- environments -->.*?^<!-- /environments -->", "", (_ROOT / "README.md").read_text(), flags=re.M | re.S)
+    assert len(text.splitlines()) < 145

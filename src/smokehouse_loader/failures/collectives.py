@@ -256,7 +256,10 @@ FAILURES = (
                 needs=("EADDRINUSE || address already in use || Address already in use || errno: 98",),
             ),
             Sign("EADDRINUSE, message: address already in use", needs=("socket || TCPStore || DistNetworkError",)),
-            Sign("OSError: [Errno 98] Address already in use"),
+            Sign(
+                "OSError: [Errno 98] Address already in use",
+                needs=("torch/distributed || torchrun || TCPStore || deepspeed || accelerate || rendezvous",),
+            ),
         ),
     ),
     Failure(

@@ -519,7 +519,8 @@ def checked(path: Path) -> str:
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         assert main(["check", str(path)]) == 1
-    return f"LoadError: {printed.getvalue()}"
+    lines = [line for line in printed.getvalue().splitlines(keepends=True) if not line.startswith("matrix: ")]
+    return f"LoadError: {''.join(lines)}"
 
 
 def _adapter(path: Path, base: str, width: int) -> Path:

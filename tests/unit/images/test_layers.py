@@ -95,7 +95,8 @@ def test_a_layer_is_packed_anew_when_it_was_edited_or_is_not_what_it_says(checko
 
 
 def test_a_layer_that_was_packed_of_an_edited_tree_is_made_again(checkout: Checkout, tmp_path: Path) -> None:
-    found = base(tmp_path / "base", {"etc/x": b"good"})
+    # A folder that a layer does not have itself would get the time at which it is unpacked.
+    found = base(tmp_path / "base", {"etc": FOLDER, "etc/x": b"good"})
     made = LayerStore(checkout).unpack(found)
     sound = LayerStore(checkout).pack(made, "zstd").diff_id
     for path in made.folder.glob("*zstd*"):

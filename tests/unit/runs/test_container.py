@@ -157,7 +157,7 @@ def test_what_the_smoke_test_refuses_starts_no_container(root: Path, engine: Eng
     for options, expected in (
         (("--nonsense", "1"), "--nonsense"),
         (("--zero", "9"), "'9' is an invalid list of ZeRO stages"),
-        (("llava",), "--here llava: expected one of llama, "),
+        (("llava",), "--here llava: expected one of "),
         (("--python", "/p", "--prefix", "/q"), "expected --python or --prefix, found both"),
     ):
         ended = here(root, engine, tmp_path / "report", *options)
