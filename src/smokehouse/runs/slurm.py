@@ -267,7 +267,8 @@ def _exit_code(submitted: Any, state: str) -> int | None:
         if time.monotonic() > until:
             return None
         time.sleep(_POLL)
-    error = submitted.exception()
-    if error is not None:
+    # Of the first task alone: submitit expects one on each node, and waits for results that they do not write.
+    first = submitted.task(0)
+    if (error := first.exception()) is not None:
         raise UserError(f"job {submitted.job_id}: {' '.join(str(error).split())[-400:]}; see what it said above")
-    return int(submitted.result())
+    return int(first.result())
