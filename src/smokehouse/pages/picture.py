@@ -14,7 +14,7 @@ from packaging.version import Version
 from smokehouse.matrix.model import STAGES, Cell, Versions, line
 
 _HALF, _SQUARE, _STEP = 20, 40, 54  # pixels: half a square, a square, from one to the next
-_LABEL, _HEAD, _GAP, _LEGEND = 96, 64, 12, 26
+_LABEL, _HEAD, _GAP, _LEGEND = 108, 64, 12, 26
 _INK = "#1c1d21"
 
 
