@@ -1,6 +1,7 @@
 """How processes end: lost output, signals, a parent that is gone, logs without bound. What it takes ranks for: tests/smoke."""
 
 import errno
+import json
 import os
 import select
 import signal
@@ -83,6 +84,20 @@ def test_output_of_a_command_on_a_full_disk(root: Path, record_property: RECORD)
     ended = subprocess.run(program, cwd=root, env=environ(), stderr=subprocess.PIPE, timeout=SOON)
     assert ended.returncode == 2
     assert ended.stderr == b"smokehouse: No space left on device; free disk space\n"
+
+
+def test_an_output_that_is_a_device_is_written_to(root: Path, tmp_path: Path, record_property: RECORD) -> None:
+    """Root could replace it by a file, for all programs. Links stand for the devices: no failure of this test does so."""
+    record_property("fault", "output")
+    printed, full = tmp_path / "printed", tmp_path / "full"
+    printed.symlink_to("/proc/self/fd/1")
+    full.symlink_to("/dev/full")
+    command = [sys.executable, "-m", "smokehouse", "sbom", "qwen2.5-vl", "--output"]
+    ended = subprocess.run([*command, printed], cwd=root, env=environ(), capture_output=True, timeout=SOON, check=True)
+    assert json.loads(ended.stdout)["spdxVersion"] == "SPDX-2.3"
+    ended = subprocess.run([*command, full], cwd=root, env=environ(), capture_output=True, timeout=SOON)
+    assert (ended.returncode, b"free disk space" in ended.stderr) == (2, True), ended.stderr
+    assert (printed.is_symlink(), full.is_symlink()) == (True, True)
 
 
 def cleaner(place: Path, prefix: tuple[str, ...] = ()) -> tuple["subprocess.Popen[bytes]", int]:

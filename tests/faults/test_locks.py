@@ -29,6 +29,7 @@ class Edited:
     def __init__(self, root: Path, place: Path) -> None:
         for part in ("environments", "lockfiles"):
             shutil.copytree(root / part / NAME, place / part / NAME)
+        shutil.copytree(root / "environments" / "stacks", place / "environments" / "stacks")
         self.checkout = Checkout(place)
         self.files = LockFiles.of(self.checkout, NAME)
         self.folder = self.files.folder

@@ -12,17 +12,32 @@ from pathlib import Path
 from typing import IO
 
 SHA256 = "[0-9a-f]{64}"  # the regular expression of a hex digest
+# Where a name is a descriptor, also one of a regular file.
+_DESCRIPTORS = (Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd"))
 
 
 def write(path: Path, content: bytes | str) -> None:
-    """Write `content`, a string as UTF-8, to `path` atomically, creating its folder; raises OSError."""
+    """Write `content`, a string as UTF-8, to `path` atomically, creating its folder; raises OSError.
+
+    A device or an open descriptor, such as /dev/stdout, is written to as it is: root could replace it for all programs.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    if _is_stream(path):
+        with path.open("wb") as stream:
+            stream.write(data)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with _unfinished(path) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
         os.fchmod(file.fileno(), 0o644)
         _name_of_unfinished(path).replace(path)
+
+
+def _is_stream(path: Path) -> bool:
+    descriptors = path.is_symlink() and os.path.realpath(path).startswith("/proc/")
+    return path.exists() and (path.is_char_device() or descriptors or path.parent in _DESCRIPTORS)
 
 
 @contextmanager

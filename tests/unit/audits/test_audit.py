@@ -36,7 +36,7 @@ LINUX_BAD = records.tracker("util-linux", "CVE-2026-2", status="open", urgency="
 @pytest.fixture
 def copy(root: Path, tmp_path: Path) -> Path:
     """A checkout with one environment and the lock of the Debian base."""
-    for place in (f"environments/{NAME}", f"lockfiles/{NAME}"):
+    for place in (f"environments/{NAME}", "environments/stacks", f"lockfiles/{NAME}"):
         shutil.copytree(root / place, tmp_path / "checkout" / place)
     (tmp_path / "checkout" / "docker").mkdir()
     for name in ("base.lock", "base.toml"):
