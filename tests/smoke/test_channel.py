@@ -49,7 +49,7 @@ MESSAGES = st.one_of(
     st.just(Bye()),
     st.builds(Exit, NUMBERS, st.integers(-64, 255)),
     st.builds(Facts, DATA),
-    st.builds(Reach, st.dictionaries(st.text(), st.text(), max_size=3)),
+    st.builds(Reach, st.dictionaries(st.integers(0, 10**9 - 1).map(str) | st.just("folder"), st.text(), max_size=3)),
     st.builds(Left, st.text(), st.integers(-64, 255)),
     st.builds(Ended, st.text(), st.booleans()),
     st.builds(Looked, st.dictionaries(st.text(), st.text(), max_size=3)),
@@ -124,8 +124,16 @@ def test_message_that_is_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(channel, "MAX_LINE", 100)
     with pytest.raises(ProtocolError, match="expected at most 100 bytes a message, found "):
         channel.encode(Fatal("x" * 100), 0.0)
+    receiver = Receiver()
+    list(receiver.feed(channel.encode(Hello("", 0, 1), 0.0)))
     with pytest.raises(ProtocolError, match="expected at most 100 bytes a message, found more"):
-        list(Receiver().feed(b"x" * 101))
+        list(receiver.feed(b"x" * 101))
+
+
+def test_first_message_that_is_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channel, "MAX_FIRST", 50)
+    with pytest.raises(ProtocolError, match="expected at most 50 bytes a message, found more"):
+        list(Receiver().feed(b"x" * 51))
 
 
 # transports
