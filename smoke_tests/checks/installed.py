@@ -130,7 +130,7 @@ def _imported_files() -> set[str]:
 def _real(folder: str) -> str:
     """Return a folder without links; each folder above it is looked at once."""
     above, name = os.path.split(folder)
-    return os.path.realpath(folder) if not name or Path(folder).is_symlink() else f"{_real(above)}/{name}"
+    return os.path.realpath(folder) if not name or Path(folder).is_symlink() else os.path.join(_real(above), name)  # noqa: PTH118 - of thousands of texts
 
 
 def _loader(installed: Installed) -> list[str]:

@@ -1,5 +1,6 @@
 """Good runs, and the evidence that they leave."""
 
+import dataclasses
 import datetime
 import hashlib
 import html
@@ -219,7 +220,7 @@ def test_table_names_each_leg_for_what_it_is() -> None:
 def test_fields_of_one_leg_are_as_ever() -> None:
     one = Result("load", 3, "check", "passed", 0.5, [RankVerdict(0, "passed", "all")], "all")
     assert "leg" not in one.fields
-    assert Result(**{**one.fields, "leg": "gloo x2"}).fields["leg"] == "gloo x2"
+    assert dataclasses.replace(one, leg="gloo x2").fields["leg"] == "gloo x2"
 
 
 @given(RESULTS, st.text(max_size=20))
