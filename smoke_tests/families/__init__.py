@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 DEFAULT = "qwen2_5_vl"  # the family of runs without a lock, unless another is requested
+POSITIONS = 4096  # tokens that a synthetic checkpoint for usual sizes takes
 
 # A token's number in the vocabulary.
 Token = Callable[[str], int]
@@ -183,6 +184,20 @@ def _has_pairs(names: Collection[str]) -> bool:
 def _module(name: str) -> str:
     """Return the module of the family `name`: a model type may have hyphens."""
     return name.replace("-", "_")
+
+
+def resized(
+    found: dict[str, dict[str, Any]], language: dict[str, Any], vision: dict[str, Any] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Return small files for long texts, with other sizes of the language model and the vision tower in config.json."""
+    config, longer = found["config.json"], language | {"max_position_embeddings": POSITIONS}
+    sizes = {"text_config": config["text_config"] | longer} if "text_config" in config else longer
+    if vision:
+        sizes["vision_config"] = config["vision_config"] | vision
+    return found | {
+        "config.json": config | sizes,
+        "tokenizer_config.json": found["tokenizer_config.json"] | {"model_max_length": POSITIONS},
+    }
 
 
 def names() -> list[str]:

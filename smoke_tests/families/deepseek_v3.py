@@ -1,10 +1,10 @@
 """DeepSeek-V3: text only, a mixture of experts whose attention has keys and values compressed."""
 
+from dataclasses import replace
 from typing import Any
 
-from . import Family, Token, glm4_moe, llama
+from . import Token, glm4_moe, llama, resized
 
-WIDTH = 64
 # Channels of a head's values in the published checkpoint; see
 # https://huggingface.co/deepseek-ai/DeepSeek-V3.1-Base/blob/main/config.json.
 HEAD = 128
@@ -62,37 +62,24 @@ def files(token: Token, width: int) -> dict[str, dict[str, Any]]:
 
 def realistic_files(token: Token, width: int) -> dict[str, dict[str, Any]]:
     """Return the small files of a synthetic checkpoint for usual sizes."""
-    found = files(token, width)
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 4096}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
     heads |= {"qk_nope_head_dim": HEAD, "qk_rope_head_dim": HEAD // 2, "v_head_dim": HEAD}
-    return found | {
-        "config.json": found["config.json"] | heads,
-        "tokenizer_config.json": found["tokenizer_config.json"] | {"model_max_length": 4096},
-    }
+    return resized(files(token, width), heads)
 
 
-FAMILY = Family(
+FAMILY = replace(
+    glm4_moe.FAMILY,
     name="deepseek_v3",
     model_class="DeepseekV3ForCausalLM",
     modules=("transformers.models.deepseek_v3.modeling_deepseek_v3",),
-    layouts=(),
     language_probe=".self_attn.q_a_proj.weight",
-    language_attention=".self_attn",
-    first_tensor="model.embed_tokens.weight",
-    first_shape=(llama.VOCABULARY_SIZE, WIDTH),
     missing_key="model.layers.1.input_layernorm.weight",
-    flipped_tensor="model.layers.0.mlp.down_proj.weight",
-    processor_files=("tokenizer_config.json",),
     synthetic_parameters=131_000,
-    vocabulary_size=llama.VOCABULARY_SIZE,
     special_tokens=(BEGIN, END, USER, ASSISTANT),
     turn_end=END,
     files=files,
     realistic_files=realistic_files,
     realistic_width=256,
-    width=WIDTH,
     head=HEAD,
     since="4.51",
-    auto_class="AutoModelForCausalLM",
-    merged=glm4_moe.EXPERTS,
 )

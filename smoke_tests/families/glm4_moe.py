@@ -1,10 +1,11 @@
 """GLM-4.5: text only, a mixture of experts with a shared one, and a first layer without."""
 
+from dataclasses import replace
 from typing import Any
 
-from . import Family, Merged, Token, llama
+from . import Merged, Token, llama, resized
 
-WIDTH, HEAD = 64, 128
+HEAD = 128
 # See https://huggingface.co/zai-org/GLM-4.5-Air/blob/main/config.json; its experts are stored one by one.
 EXPERTS = (
     Merged(".mlp.experts.gate_up_proj", (".mlp.experts.{}.gate_proj.weight", ".mlp.experts.{}.up_proj.weight")),
@@ -59,36 +60,24 @@ def files(token: Token, width: int) -> dict[str, dict[str, Any]]:
 
 def realistic_files(token: Token, width: int) -> dict[str, dict[str, Any]]:
     """Return the small files of a synthetic checkpoint for usual sizes; `width` is a multiple of a head's."""
-    found = files(token, width)
-    heads = {"num_attention_heads": width // HEAD, "num_key_value_heads": 1, "head_dim": HEAD, "max_position_embeddings": 4096}
-    return found | {
-        "config.json": found["config.json"] | heads,
-        "tokenizer_config.json": found["tokenizer_config.json"] | {"model_max_length": 4096},
-    }
+    heads = {"num_attention_heads": width // HEAD, "num_key_value_heads": 1, "head_dim": HEAD}
+    return resized(files(token, width), heads)
 
 
-FAMILY = Family(
+FAMILY = replace(
+    llama.FAMILY,
     name="glm4_moe",
     model_class="Glm4MoeForCausalLM",
     modules=("transformers.models.glm4_moe.modeling_glm4_moe",),
-    layouts=(),
-    language_probe=".self_attn.q_proj.weight",
-    language_attention=".self_attn",
-    first_tensor="model.embed_tokens.weight",
-    first_shape=(llama.VOCABULARY_SIZE, WIDTH),
     missing_key="model.layers.1.self_attn.q_proj.bias",
-    flipped_tensor="model.layers.0.mlp.down_proj.weight",
-    processor_files=("tokenizer_config.json",),
     synthetic_parameters=114_000,
-    vocabulary_size=llama.VOCABULARY_SIZE,
     special_tokens=("<|endoftext|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>"),
     turn_end="<|user|>",
     files=files,
     realistic_files=realistic_files,
     realistic_width=2 * HEAD,
-    width=WIDTH,
     head=HEAD,
     since="4.54",
-    auto_class="AutoModelForCausalLM",
+    gathers_pairs=True,
     merged=EXPERTS,
 )

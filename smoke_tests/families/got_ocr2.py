@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from . import Family, Inputs, Token, Vision, qwen2_vl
+from . import Family, Inputs, Token, Vision, qwen2_vl, resized
 
 # Channels of the vision tower, and of a head in it and in the language model; see
 # https://huggingface.co/stepfun-ai/GOT-OCR-2.0-hf/blob/main/config.json.
@@ -88,8 +88,7 @@ def _tokens(size: int) -> int:
 def realistic_files(token: Token, vision_width: int) -> dict[str, dict[str, Any]]:
     """Return the small files of a synthetic checkpoint for usual sizes, with windows and heads as in the real model."""
     found = files(token, vision_width)
-    config, size, width = found["config.json"], 448, 4 * HEAD
-    language = {"hidden_size": width, "max_position_embeddings": 4096}
+    size, width = 448, 4 * HEAD
     vision: dict[str, Any] = {
         "num_attention_heads": vision_width // HEAD,
         "image_size": size,
@@ -97,11 +96,10 @@ def realistic_files(token: Token, vision_width: int) -> dict[str, dict[str, Any]
         "num_hidden_layers": 2,
     }
     vision |= {"global_attn_indexes": [1], "output_channels": width // 4}
-    parts = {"text_config": config["text_config"] | language, "vision_config": config["vision_config"] | vision}
-    return found | {
-        "config.json": config | {"image_seq_length": _tokens(size)} | parts,
+    larger = resized(found, {"hidden_size": width}, vision)
+    return larger | {
+        "config.json": larger["config.json"] | {"image_seq_length": _tokens(size)},
         "preprocessor_config.json": found["preprocessor_config.json"] | {"size": {"height": size, "width": size}},
-        "tokenizer_config.json": found["tokenizer_config.json"] | {"model_max_length": 4096},
     }
 
 

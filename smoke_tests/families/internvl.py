@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from . import Family, Token, Vision, qwen2_vl
+from . import Family, Token, Vision, qwen2_vl, resized
 
 # Channels of the vision tower and of a head in it in published checkpoints, and of a head in the language model of 8B; see
 # https://huggingface.co/OpenGVLab/InternVL3-8B-hf/blob/main/config.json.
@@ -112,18 +112,17 @@ def _tokens(size: int) -> int:
 def realistic_files(token: Token, vision_width: int) -> dict[str, dict[str, Any]]:
     """Return the small files of a synthetic checkpoint for usual sizes, with heads as large as in the real models."""
     found = files(token, vision_width)
-    config, size = found["config.json"], 224
-    language = {"hidden_size": 2 * HEAD, "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 4096}
+    size = 224
+    language = {"hidden_size": 2 * HEAD, "num_attention_heads": 2, "num_key_value_heads": 1}
     vision = {"num_attention_heads": vision_width // VISION_HEAD, "image_size": [size, size]}
     pixels = {"size": {"height": size, "width": size}}
     length = {"image_seq_length": _tokens(size)}
-    parts = {"text_config": config["text_config"] | language, "vision_config": config["vision_config"] | vision}
-    return found | {
-        "config.json": config | length | parts,
+    larger = resized(found, language, vision)
+    return larger | {
+        "config.json": larger["config.json"] | length,
         "processor_config.json": found["processor_config.json"] | length,
         "preprocessor_config.json": found["preprocessor_config.json"] | pixels,
         "video_preprocessor_config.json": found["video_preprocessor_config.json"] | pixels,
-        "tokenizer_config.json": found["tokenizer_config.json"] | {"model_max_length": 4096},
     }
 
 

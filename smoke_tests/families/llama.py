@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from . import Family, Token
+from . import Family, Token, resized
 
 VOCABULARY_SIZE = 320
 # Channels of the synthetic checkpoint, and of an attention head in the published ones; see
@@ -61,12 +61,7 @@ def text_tokenizer(begin: str, end: str, padding: str, chat_template: str) -> di
 
 def realistic_files(token: Token, width: int) -> dict[str, dict[str, Any]]:
     """Return the small files of a synthetic checkpoint for usual sizes; `width` is a multiple of a head's."""
-    found = files(token, width)
-    heads = {"num_attention_heads": width // HEAD, "num_key_value_heads": 1, "max_position_embeddings": 4096}
-    return found | {
-        "config.json": found["config.json"] | heads,
-        "tokenizer_config.json": found["tokenizer_config.json"] | {"model_max_length": 4096},
-    }
+    return resized(files(token, width), {"num_attention_heads": width // HEAD, "num_key_value_heads": 1})
 
 
 FAMILY = Family(

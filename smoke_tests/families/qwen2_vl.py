@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from . import Family, Token, Vision
+from . import Family, Token, Vision, resized
 
 VOCABULARY_SIZE = 320
 # Of the synthetic checkpoint's language model.
@@ -48,16 +48,12 @@ def realistic(found: dict[str, dict[str, Any]], vision_width: int) -> dict[str, 
 
     The size of a head decides which kernel computes attention. `vision_width` is a multiple of a vision head's.
     """
-    config, preprocessor, tokenizer = (found[f"{name}.json"] for name in ("config", "preprocessor_config", "tokenizer_config"))
-    width = 2 * HEAD
-    vision = config["vision_config"] | {"spatial_merge_size": 2, "depth": 2, "num_heads": vision_width // VISION_HEAD}
-    vision |= {name: width for name in ("out_hidden_size", "hidden_size") if vision.get(name) == WIDTH}
+    width, of_vision = 2 * HEAD, found["config.json"]["vision_config"]
+    vision = {"spatial_merge_size": 2, "depth": 2, "num_heads": vision_width // VISION_HEAD}
+    vision |= {name: width for name in ("out_hidden_size", "hidden_size") if of_vision.get(name) == WIDTH}
     language = {"hidden_size": width, "num_attention_heads": 2, "num_key_value_heads": 1, "rope_scaling": ROPE_SCALING}
-    return found | {
-        "config.json": config | language | {"max_position_embeddings": 4096, "vision_config": vision},
-        "preprocessor_config.json": preprocessor | {"merge_size": 2, "max_pixels": 448 * 448},
-        "tokenizer_config.json": tokenizer | {"model_max_length": 4096},
-    }
+    larger = {"merge_size": 2, "max_pixels": 448 * 448}
+    return resized(found, language, vision) | {"preprocessor_config.json": found["preprocessor_config.json"] | larger}
 
 
 def small_files(model_type: str, processor: str, token: Token, vision: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from . import Family, Token, Vision, qwen2_vl
+from . import Family, Token, Vision, qwen2_vl, resized
 
 # Channels of the vision tower in published checkpoints up to 8B, and of a head in it and in the language model; see
 # https://huggingface.co/Qwen/Qwen3-VL-8B-Instruct/blob/main/config.json.
@@ -84,23 +84,19 @@ def realistic_files(token: Token, vision_width: int) -> dict[str, dict[str, Any]
 
 def realistic(found: dict[str, dict[str, Any]], vision_width: int) -> dict[str, dict[str, Any]]:
     """Return small files with merged patches, larger images, longer texts, and heads as large as in the real models."""
-    config, width = found["config.json"], 2 * HEAD
+    width = 2 * HEAD
     vision = {"spatial_merge_size": 2, "num_heads": vision_width // VISION_HEAD, "out_hidden_size": width}
     language = {
         "hidden_size": width,
         "num_attention_heads": 2,
         "num_key_value_heads": 1,
         "head_dim": HEAD,
-        "max_position_embeddings": 4096,
         "rope_scaling": {"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default"},
     }
     larger = {"merge_size": 2, "size": {"shortest_edge": 64 * 64, "longest_edge": 448 * 448}}
-    return found | {
-        "config.json": config
-        | {"text_config": config["text_config"] | language, "vision_config": config["vision_config"] | vision},
+    return resized(found, language, vision) | {
         "preprocessor_config.json": found["preprocessor_config.json"] | larger,
         "video_preprocessor_config.json": found["video_preprocessor_config.json"] | larger,
-        "tokenizer_config.json": found["tokenizer_config.json"] | {"model_max_length": 4096},
     }
 
 
