@@ -56,17 +56,7 @@ class Jobs:
         exported = {"PREFIX": str(self.prefix), "PREFLIGHT": "none"} | variables
         command = ["sbatch", "--parsable", f"--chdir={self.folder}", *options, f"--export=ALL,{_joined(exported)}"]
         command += [str(self.script), str(self.folder / "program.py"), str(output or self.folder)]
-        ended = subprocess.run(
-            command,
-            cwd=self.folder,
-            env=self.cluster.environ | variables,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert ended.returncode == 0, ended.stderr
-        return ended.stdout.strip()
+        return self.cluster.run(*command, environ=variables).strip()
 
     def said(self, rank: int, output: Path | None = None) -> list[str]:
         """Return what a rank has said so far."""

@@ -1,7 +1,6 @@
 """The tiny Qwen2.5-VL trains under ZeRO-3 over two nodes of a real Slurm, loses one, and goes on with another."""
 
 import json
-import subprocess
 from collections import defaultdict
 from pathlib import Path
 
@@ -36,17 +35,7 @@ def submit(root: Path, cluster: Cluster, starter: Starter, folder: Path, *argume
     variables |= {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     slurm = root / "cluster" / "slurm"
     command = ["sbatch", "--parsable", f"--chdir={folder}", *options, str(slurm / "train.sbatch"), str(slurm / "train.py")]
-    ended = subprocess.run(
-        [*command, *arguments],
-        cwd=folder,
-        env=cluster.environ | variables,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout.strip()
+    return cluster.run(*command, *arguments, environ=variables).strip()
 
 
 def losses(folder: Path) -> dict[int, list[float]]:
