@@ -117,6 +117,7 @@ class Supervisor:
         for remote in self._remote.values():
             remote.tell("end", code=0, reason=self.fatal)
         processes.stop_children()
+        logs.trim(self._brief.logs)  # what a rank wrote since the last look, a second at most
         signal.set_wakeup_fd(self._wakeup)
         for number, handler in self._previous.items():
             # Whoever presses Ctrl-C ten times gets the report of the first: what is left takes no time.
