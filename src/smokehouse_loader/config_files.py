@@ -9,7 +9,7 @@ from typing import Any
 
 from smokehouse_loader.errors import Finding, clipped
 from smokehouse_loader.failures import fix_for
-from smokehouse_loader.safetensors_header import BadFileError, parse_json, refuse_foreign
+from smokehouse_loader.safetensors_header import BadFileError, Tensor, parse_json, refuse_foreign
 
 # Bytes; a config.json has a few thousand, one that maps each module to its quantisation 0.3 million.
 _LARGEST_CONFIG = 16 * 2**20
@@ -171,12 +171,14 @@ _QUANTISED = (
 )
 
 
-def quantised_tensors(names: Mapping[str, Any]) -> str | None:
-    """Return the quantiser that wrote tensors of these `names`, None if none did."""
+def quantised_tensors(names: Mapping[str, Tensor]) -> str | None:
+    """Return the quantiser that wrote tensors of these `names` and dtypes, None if none did."""
     for ends, method in _QUANTISED:
         if all(any(name.endswith(end) for name in names) for end in ends):
             return method
-    return None
+    # Scales under a name that transformers ignores, or dropped: weights of eight bits are the model's only with them.
+    fp8 = sorted({tensor.dtype for tensor in names.values() if tensor.dtype.startswith("F8_")})
+    return f"fp8, {fp8[0]}" if fp8 else None
 
 
 def processor_problems(folder: Path) -> Iterator[Finding]:

@@ -54,6 +54,15 @@ def tensors_named(rename: Callable[[str], str]) -> Change:
     return change
 
 
+def tensors_cast(dtype: torch.dtype) -> Change:
+    """Return a damage that stores the weights of one tensor in another dtype."""
+
+    def change(path: Path) -> None:
+        lab.edit(path, lab.MISSING_KEY, lambda tensors: tensors.update({lab.MISSING_KEY: tensors[lab.MISSING_KEY].to(dtype)}))
+
+    return change
+
+
 def tensors_added(**more: torch.Tensor) -> Change:
     def change(path: Path) -> None:
         lab.edit(path, lab.MISSING_KEY, lambda tensors: tensors.update(more))
@@ -150,6 +159,7 @@ FOLDERS: dict[str, tuple[Change, str, tuple[str, ...]]] = {
         ("(awq)",),
     ),
     "bitsandbytes without a word": (tensors_added(**{"x.weight.absmax": torch.ones(2)}), "quantised", ("bitsandbytes",)),
+    "FP8 without scales": (tensors_cast(torch.float8_e4m3fn), "quantised", ("(fp8, F8_E4M3)", "quantization_config")),
     "FP8 without a word": (tensors_added(**{"x.weight_scale_inv": torch.ones(2)}), "quantised", ("(fp8)",)),
     "a compiled model": (
         tensors_named(lambda name: f"_orig_mod.{name}"),
