@@ -171,13 +171,13 @@ _QUANTISED = (
 )
 
 
-def quantised_tensors(names: Mapping[str, Tensor]) -> str | None:
-    """Return the quantiser that wrote tensors of these `names` and dtypes, None if none did."""
+def quantised_tensors(tensors: Mapping[str, Tensor]) -> str | None:
+    """Return the quantiser that wrote `tensors`, by their names and dtypes, None if none did."""
     for ends, method in _QUANTISED:
-        if all(any(name.endswith(end) for name in names) for end in ends):
+        if all(any(name.endswith(end) for name in tensors) for end in ends):
             return method
     # Scales under a name that transformers ignores, or dropped: weights of eight bits are the model's only with them.
-    fp8 = sorted({tensor.dtype for tensor in names.values() if tensor.dtype.startswith("F8_")})
+    fp8 = sorted({tensor.dtype for tensor in tensors.values() if tensor.dtype.startswith("F8_")})
     return f"fp8, {fp8[0]}" if fp8 else None
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from smoke_tests.legs import Leg
 from smoke_tests.outcome import Outcome, passed
 from smoke_tests.plan import Job, Step
-from smoke_tests.ranks import channel, supervisor, transport
+from smoke_tests.ranks import channel, logs, supervisor, transport
 from smoke_tests.ranks.brief import Brief
 from smoke_tests.ranks.channel import Begin, Bye, End, Hello
 from smoke_tests.ranks.progress import RankProgress, RunningJob
@@ -187,7 +187,11 @@ def judge(folder: Path, second: Callable[[str], None]) -> dict[str, object]:
                 os._exit(0)
         while found._running and not found.fatal and time.monotonic() - began < DEADLINE:
             found.wait()
-        return {
+        log = folder / NAME / "rank1.log"  # grows after the supervisor looked at it for the last time
+        log.parent.mkdir()
+        log.touch()
+        os.truncate(log, logs.LARGEST + 1)
+        result: dict[str, object] = {
             "good": [verdict for rank, _, verdict, _ in outcomes if rank == 0],
             "bad": [(verdict, detail) for rank, _, verdict, detail in outcomes if rank == 1],
             "fatal": found.fatal,
@@ -195,6 +199,7 @@ def judge(folder: Path, second: Callable[[str], None]) -> dict[str, object]:
             "seconds": time.monotonic() - began,
             "log": (folder / "events.jsonl").stat().st_size,
         }
+    return {**result, "rank_log": log.stat().st_size}
 
 
 def main(folder: Path) -> None:

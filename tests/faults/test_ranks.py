@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from smoke_tests.outcome import Outcome
-from smoke_tests.ranks import channel
+from smoke_tests.ranks import channel, logs
 from smoke_tests.ranks.channel import Facts, ProtocolError, Reach, Receiver
 from smoke_tests.ranks.nodes import RemoteNode
 
@@ -28,6 +28,7 @@ def test_a_rank_that_breaks_the_protocol_ends_alone(
         record_property("fault", "a rank that breaks the protocol")
         assert (case["good"], case["fatal"]) == (["passed"] * 3, ""), case
         assert case["log"] < 10 << 20
+        assert logs.KEPT < case["rank_log"] < logs.KEPT + 100  # its end, and a line that says so
         assert case["seconds"] < 10, case  # before the deadline of a step, which is what ends a rank that hangs
         if case["case"] == "strangers":
             assert ([verdict for verdict, _ in case["bad"]], case["broken"]) == (["passed"] * 3, [])
