@@ -84,6 +84,7 @@ _FACTS: dict[str, tuple[type, ...]] = {
     "ready": (bool,),
     "problem": (str,),
 }
+_LATER = {"ready", "problem"}  # said once the node has imported what its ranks need
 
 
 class RemoteNode:
@@ -104,9 +105,11 @@ class RemoteNode:
 
     def take(self, message: Facts) -> None:
         """Add to what is known of the node. Raises ProtocolError where it is of another form."""
+        if self.facts and (again := sorted({*message.facts} - _LATER)):  # what was compared stays as it was
+            raise ProtocolError(f"rank channel: expected the facts of a node once, found {again[0]!a} again")
         found = self.facts | message.facts
         odd = [name for name, value in found.items() if type(value) not in _FACTS.get(name, ())]
-        odd += [name for name in ("address", "port") if name not in found]
+        odd += [name for name in _FACTS if name not in found and name not in _LATER]
         if odd or not all(isinstance(digest, str) for digest in (found.get("lock") or {}).values()):
             raise ProtocolError(f"rank channel: expected the facts of a node, found an odd {(odd or ['lock'])[0]!a}")
         self.facts = found

@@ -171,6 +171,7 @@ def own(listener: TcpListener) -> dict[str, object]:
         "image": None,
         "smoke_tests": "1",
         "gpus": 0,
+        "machine": {},
     }
     return facts | {"address": "127.0.0.1", "host": "n0", "port": int(listener.address.rpartition(":")[2])}
 

@@ -56,8 +56,17 @@ def test_what_an_agent_says_has_a_form(record_property: Callable[[str, object], 
         record_property("fault", "facts of another form")
         with pytest.raises(ProtocolError, match="expected the facts of a node, found an odd '"):
             node().take(Facts(facts(**changed)))
-    with pytest.raises(ProtocolError, match="found an odd 'address'"):
-        node().take(Facts({"ready": True}))
+    for name in facts():
+        record_property("fault", "facts of another form")
+        with pytest.raises(ProtocolError, match=f"found an odd '{name}'"):
+            node().take(Facts({other: value for other, value in facts().items() if other != name}))
+    for later in ({"lock": {"a": "c"}}, {"environment": "x"}, {"ready": True, "image": "i"}):  # after they were compared
+        record_property("fault", "facts that change")
+        known = node()
+        known.take(Facts(facts()))
+        known.take(Facts({"ready": True, "problem": ""}))
+        with pytest.raises(ProtocolError, match="expected the facts of a node once"):
+            known.take(Facts(later))
     for unreachable in ({"x": "y"}, {"-1": "y"}, {"1": 2}, {"9" * 5000: "y"}):
         record_property("fault", "nodes that are none")
         line = json.dumps({"event": "reach", "time": 1, "unreachable": unreachable}).encode()

@@ -46,7 +46,7 @@ def audit_targets(
                 file=target.file,
                 lock=target.digest,
                 packages=len(target.packages),
-                unaudited=sum(not database.covers(package) for package in target.packages),
+                unaudited=sum(not database.covers(package, suite) for package in target.packages),
                 found=[result.found(finding, _decision(finding, decisions, today)) for finding in findings],
             )
         )

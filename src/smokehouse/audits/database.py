@@ -35,20 +35,21 @@ class Database:
     """What is known: the OSV records of each PyPI package, and the issues of each Debian source package.
 
     Either is None where the database has no records of that kind. `name` is for messages, `asked` the time as of which it
-    answers, in UTC.
+    answers, in UTC. `releases` are the releases of Debian that the tracker knows.
     """
 
     name: str
     asked: str
     records: Mapping[str, Sequence[Record]] | None
     issues: Mapping[str, Issues] | None
+    releases: frozenset[str] = frozenset()
 
     @classmethod
     def read(cls, folder: Path, packages: Sequence[Package]) -> "Database":
         """Read what the database in `folder` knows of `packages`; raises UserError where it is invalid or has no records."""
         if not folder.is_dir():
             raise UserError(f"{folder}: database not found; download the exports of OSV and Debian's tracker to it")
-        times = [datetime.fromtimestamp(0, UTC)]
+        times: dict[str, datetime] = {}  # kind -> when the newest of its files was written
         records: dict[str, list[Record]] | None = None
         names = {canonicalize_name(package.source) for package in packages if package.ecosystem == "PyPI"}
         for place, data, time in _osv_files(folder):
@@ -56,24 +57,27 @@ class Database:
                 record = osv.parse_record(parse_json(data, _MAX_RECORD))
             except InvalidError as invalid:
                 raise UserError(f"{place}: invalid record ({invalid}); download the database again") from None
-            times.append(time)
-            records = {} if records is None else records
+            times["PyPI"] = max(time, times.get("PyPI", time))
+            if record.is_of_pypi:  # an export of another ecosystem says nothing of PyPI packages
+                records = {} if records is None else records
             for name in record.packages & names:
-                records.setdefault(name, []).append(record)
-        issues, tracker = None, folder / TRACKER
+                if records is not None:
+                    records.setdefault(name, []).append(record)
+        issues, releases, tracker = None, frozenset[str](), folder / TRACKER
         if tracker.is_file():
-            issues = parse_tracker(_read(tracker, MAX_TRACKER), packages, str(tracker))
-            times.append(_modified(tracker))
+            issues, releases = parse_tracker(_read(tracker, MAX_TRACKER), packages, str(tracker))
+            times["Debian"] = _modified(tracker)
         if records is None and issues is None:
             raise UserError(
                 f"{folder}: expected an OSV export (*.zip, or *.json in folders) or {TRACKER}, found neither; "
                 "docs/how-to/security.md says where they are published"
             )
-        return cls(str(folder), max(times).strftime("%Y-%m-%dT%H:%M:%SZ"), records, issues)
+        asked = min(times.values())  # what is older of both: it is not as new as the other
+        return cls(str(folder), asked.strftime("%Y-%m-%dT%H:%M:%SZ"), records, issues, releases)
 
-    def covers(self, package: Package) -> bool:
-        """Return whether the database has records of the package's ecosystem."""
-        return (self.records if package.ecosystem == "PyPI" else self.issues) is not None
+    def covers(self, package: Package, suite: str) -> bool:
+        """Return whether the database has records of the package's ecosystem, of Debian those of the release `suite`."""
+        return self.records is not None if package.ecosystem == "PyPI" else self.issues is not None and suite in self.releases
 
     def lookup(self, package: Package, suite: str) -> list[Vulnerability]:
         """Return the known vulnerabilities of a package; `suite` is the release of a Debian package."""
@@ -83,14 +87,18 @@ class Database:
         return [found for record in known if (found := osv.vulnerability_of(record, package))]
 
 
-def parse_tracker(data: bytes, packages: Sequence[Package], place: str) -> dict[str, Issues]:
-    """Return the tracker's issues of the source packages of `packages`; raises UserError, calling the records `place`."""
+def parse_tracker(data: bytes, packages: Sequence[Package], place: str) -> tuple[dict[str, Issues], frozenset[str]]:
+    """Return the tracker's issues of the source packages of `packages`, and the releases of Debian that it knows.
+
+    Raises UserError, calling the records `place`.
+    """
     try:
         found = parse_json(data, MAX_TRACKER)
         if not isinstance(found, dict):
             raise InvalidError("not an object")
         sources = sorted({package.source for package in packages if package.ecosystem == "Debian"} & found.keys())
-        return {source: debian_tracker.parse_source(found[source], source) for source in sources}
+        known = {source: debian_tracker.parse_source(found[source], source) for source in sources}
+        return known, frozenset(debian_tracker.releases_in(found.values()))
     except InvalidError as invalid:
         raise UserError(f"{place}: invalid record ({invalid}); download the database again") from None
 

@@ -3,6 +3,7 @@
 See: https://www.debian.org/security/ and https://security-team.debian.org/security_tracker.html
 """
 
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, TypeAdapter, ValidationError
@@ -46,6 +47,14 @@ def parse_source(data: Any, source: str) -> Issues:
         raise InvalidError(f"not records of Debian's tracker: {source}.{first_of(invalid, 'record')}") from None
 
 
+def releases_in(sources: Iterable[Any]) -> Iterator[str]:
+    """Yield the releases that records of source packages are about, also such as are not parsed."""
+    for source in sources:
+        for issue in source.values() if isinstance(source, dict) else ():
+            if isinstance(issue, dict) and isinstance(issue.get("releases"), dict):
+                yield from issue["releases"]
+
+
 def vulnerabilities_of(issues: Issues, package: Package, suite: str) -> list[Vulnerability]:
     """Return which of `issues`, those of its source package, a Debian package of the release `suite` has."""
     found = []
@@ -76,8 +85,10 @@ def _affects(release: _Release, version: str) -> tuple[bool, str]:
     """
     if release.status == "undetermined":
         return True, "Debian has not determined whether it is affected"
-    if release.status == "open" or release.fixed_version is None:
-        return release.status == "open", ""
+    if release.status == "open":
+        return True, ""
+    if release.fixed_version is None:
+        return True, "Debian does not say which version resolved it, so it cannot be excluded"
     try:
         return sort_key(version) < sort_key(release.fixed_version), ""
     except ValueError as invalid:

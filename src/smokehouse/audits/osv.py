@@ -5,6 +5,7 @@ See: https://ossf.github.io/osv-schema/
 
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from packaging.utils import canonicalize_name
@@ -63,6 +64,20 @@ class Record(_Model):
     database_specific: dict[str, Any] | None = None
 
     @property
+    def is_of_pypi(self) -> bool:
+        """Whether it is about a PyPI package."""
+        return bool(self.packages)
+
+    @property
+    def is_withdrawn(self) -> bool:
+        """Whether it was withdrawn, at a time that has come; what is no time withdraws nothing."""
+        try:
+            when = datetime.fromisoformat(self.withdrawn or "")
+        except ValueError:
+            return False
+        return when.replace(tzinfo=when.tzinfo or UTC) <= datetime.now(UTC)
+
+    @property
     def packages(self) -> frozenset[str]:
         """The canonical names of the PyPI packages that it is about."""
         names = (entry.package for entry in self.affected)
@@ -82,7 +97,7 @@ def vulnerability_of(record: Record, package: Package) -> Vulnerability | None:
 
     What cannot be excluded, because a range has a version that is not of PyPI, is reported with a note.
     """
-    if record.withdrawn:
+    if record.is_withdrawn:
         return None
     own = canonicalize_name(package.source)
     affected = [entry for entry in record.affected if entry.package and entry.package.ecosystem == "PyPI"]
@@ -90,6 +105,9 @@ def vulnerability_of(record: Record, package: Package) -> Vulnerability | None:
     version = Version(package.source_version)
     hits, notes = [entry for entry in entries if _lists(entry, version)], set()
     for entry in entries:
+        if not entry.versions and not entry.ranges:
+            hits.append(entry)
+            notes.add("it lists neither versions nor a range of them, so none can be excluded")
         for span in entry.ranges:
             included, note = _includes(span, version)
             hits += [entry] if included else []

@@ -67,12 +67,13 @@ def ask(packages: Sequence[Package], service: str, tracker: str) -> Database:
     asked = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     python = [package for package in packages if package.ecosystem == "PyPI"]
     debian = [package for package in packages if package.ecosystem == "Debian"]
-    issues = None
+    issues, releases = None, frozenset[str]()
     if debian:
         status(f"asking {urlsplit(tracker).netloc} about {len({package.source for package in debian})} source packages")
-        issues = parse_tracker(client.request(tracker, limit=MAX_TRACKER), debian, tracker)
+        issues, releases = parse_tracker(client.request(tracker, limit=MAX_TRACKER), debian, tracker)
     names = ", ".join(urlsplit(url).netloc for url, kind in ((service, python), (tracker, debian)) if kind)
-    return Database(names, asked, _ask_osv(client, service.rstrip("/"), python) if python else None, issues)
+    records = _ask_osv(client, service.rstrip("/"), python) if python else None
+    return Database(names, asked, records, issues, releases)
 
 
 def _ask_osv(client: _Client, service: str, packages: Sequence[Package]) -> dict[str, list[Record]]:
@@ -111,7 +112,7 @@ def _results(reply: Any, count: int, service: str) -> list[tuple[set[str], str]]
         raise UserError(f"{service}: expected {count} results, found another reply; {_REMEDY}")
     found = []
     for result in results:
-        listed = (result.get("vulns") or []) if isinstance(result, dict) else None
+        listed = result.get("vulns", []) if isinstance(result, dict) else None
         if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
             raise UserError(f"{service}: expected a list of records, found another reply; {_REMEDY}")
         names = {str(entry.get("id")) for entry in listed}

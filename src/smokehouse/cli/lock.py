@@ -49,7 +49,8 @@ def lock(
 
         return bases.lock(checkout)
     if check:
-        return lock_all.check_all(checkout, names or [], only_tools=tools, as_json=as_json)
+        others = () if names or tools else _problems_of_base(checkout)
+        return lock_all.check_all(checkout, names or [], only_tools=tools, as_json=as_json, others=others)
     if tools:
         return lock_all.lock_tools(checkout, unsettled=unsettled)
     if drift:
@@ -57,3 +58,15 @@ def lock(
     return lock_all.lock_all(
         checkout, names or [], channel=channel, upgrade=upgrade, dry=diff, unsettled=unsettled, as_json=as_json
     )
+
+
+def _problems_of_base(checkout: Checkout) -> list[str]:
+    """Return what is wrong with the lock of the base image, where the checkout has one of its own."""
+    from smokehouse.errors import collecting
+    from smokehouse.images import debian_lock
+
+    problems: list[str] = []
+    if checkout.file(debian_lock.LOCK).is_relative_to(checkout.root) and (checkout.root / "docker" / "base.toml").is_file():
+        with collecting(problems):
+            debian_lock.read(checkout)
+    return problems

@@ -113,9 +113,10 @@ def read(checkout: Checkout) -> tuple[DebianPackage, ...]:
         text = checkout.file(LOCK).read_text("utf-8")
     except FileNotFoundError:
         raise UserError(f"{LOCK}: not found; {remedy()}") from None
-    if f"# asked: {_digest(read_definition(checkout))}\n" not in text:
+    definition = read_definition(checkout)
+    if f"# asked: {_digest(definition)}\n" not in text:
         raise UserError(f"{LOCK}: lock out of date: docker/base.toml has changed; {remedy()}")
-    packages = []
+    packages: list[DebianPackage] = []
     for number, line in enumerate(text.splitlines(), 1):
         if line.startswith("#"):
             continue
@@ -125,8 +126,29 @@ def read(checkout: Checkout) -> tuple[DebianPackage, ...]:
                 f"{LOCK}:{number}: expected name, version, SHA-256, bytes, path, source and its version, found {line!r}; "
                 f"{remedy()}"
             )
-        packages.append(DebianPackage(found[1], found[2], found[3], int(found[4]), found[5], found[6], found[7]))
+        package = DebianPackage(found[1], found[2], found[3], int(found[4]), found[5], found[6], found[7])
+        if problem := _problem(package, definition, packages[-1].name if packages else ""):
+            raise UserError(f"{LOCK}:{number}: {problem}; restore it with git, or {remedy()}")
+        packages.append(package)
+    if missing := sorted(_required(definition) - {package.name for package in packages}):
+        raise UserError(f"{LOCK}: expected {missing[0]}, which every base has, found no such package; {remedy()}")
     return tuple(packages)
+
+
+def _required(definition: Definition) -> set[str]:
+    """Return packages that a base has whatever else: what is to be included, and the essential ones that start it."""
+    return {*definition.include, "base-files", "dpkg", "libc6"}
+
+
+def _problem(package: DebianPackage, definition: Definition, before: str) -> str:
+    """Return how a package differs from what is generated after the one called `before`; empty where it does not."""
+    if package.name <= before:
+        return f"expected each package once and in order, found {package.name} after {before}"
+    # An epoch is no part of a file's name.
+    name = f"{package.name}_{package.version.rpartition(':')[2]}_"
+    if Path(package.path).name not in (f"{name}{definition.architecture}.deb", f"{name}all.deb"):
+        return f"{package.name}: expected a file of version {package.version}, found {package.path}"
+    return "" if package.size else f"{package.name}: expected its size in bytes, found 0"
 
 
 def fetch_packages(packages: Sequence[DebianPackage], suite: str, folder: Path) -> None:

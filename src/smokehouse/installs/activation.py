@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from smokehouse.checkout import Checkout
 from smokehouse.console import STARTED_BY, as_typed
 from smokehouse.errors import UserError
-from smokehouse.installs import ops, pypi, state
+from smokehouse.installs import ops, pypi, site_files, state
 from smokehouse.installs.additions import PROJECT, recorded_versions
 from smokehouse.installs.target import MARKER, read_marker
 from smokehouse.locks import CondaPackage, LockedEnvironment, constraints
@@ -204,7 +204,12 @@ def problems(
     added = {name: version for name, (version, _) in recorded_versions(marker).items()}
     found = pypi.differences(folder, locked, packages, added, strict=strict)
     missing = [path for path in (_CONSTRAINTS_FILE, "bin/activate") if not (folder / path).is_file()]
-    return found + [f"{path}: not found" for path in missing] + ops.missing(folder, locked.lock.python, marker)
+    found += [f"{path}: not found" for path in missing] + ops.missing(folder, locked.lock.python, marker)
+    if strict:
+        own = site_files.contents(locked.cuda)
+        strays = state.unlisted(folder, locked.lock.python, own)
+        found += [f"{path}: unexpected, no package lists it; remove it" for path in strays]
+    return found
 
 
 def execute(folder: Path, command: Sequence[str]) -> NoReturn:
@@ -244,5 +249,11 @@ def _read(folder: Path, locked: LockedEnvironment) -> Installation | None:
     marker = read_marker(folder)
     if not isinstance(marker, dict) or "unfinished" in marker or not os.access(folder / "bin" / "python", os.X_OK):
         return None
+    return Installation(folder, _is_of(marker, locked))
+
+
+def _is_of(marker: Mapping[str, Any], locked: LockedEnvironment) -> bool:
+    """Return whether a marker has digests of files of a lock, and all of them are those that the lock has now."""
+    now = {path.name: path for path in (locked.files.lock_json, locked.files.pins.path, locked.files.build_pins)}
     digests = {name: digest for name, digest in marker.items() if name.endswith((".txt", ".json"))}
-    return Installation(folder, all(files.hashed(locked.files.folder / name) == digest for name, digest in digests.items()))
+    return bool(digests) and all(name in now and files.hashed(now[name]) == digest for name, digest in digests.items())

@@ -58,8 +58,8 @@ def require_compatible_machine(virtual_packages: Mapping[str, str], name: str) -
         ("__cuda", "CUDA driver", "update the NVIDIA driver, or use an environment for an older CUDA"),
     ):
         required, found = virtual_packages.get(package), versions.get(package)
-        if required and found and found < Version(required):
-            raise UserError(f"{name}: expected {component} {required} or later, found {found}; {remedy}")
+        if required and (found < Version(required) if found else package == "__glibc"):  # without a driver there is a CPU
+            raise UserError(f"{name}: expected {component} {required} or later, found {found or 'none'}; {remedy}")
 
 
 async def _link(archives: Sequence[Path], folder: Path, used_as: Path, cache: Path) -> None:

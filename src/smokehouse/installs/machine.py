@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from smokehouse.checkout import Checkout
 from smokehouse.console import as_typed, size
@@ -22,6 +22,9 @@ from smokehouse.programs.process import run
 _DEADLINE = 60.0  # seconds
 
 
+_Level = Literal["ok", "warn", "fail"]
+
+
 @dataclass(frozen=True)
 class Finding:
     """One finding: `what` was found `where`, and how to fix it. Training or the installation fails after `fail`.
@@ -29,7 +32,7 @@ class Finding:
     See: smoke_tests/machine/finding.py, whose JSON this reads.
     """
 
-    level: Literal["ok", "warn", "fail"]
+    level: _Level
     what: str
     where: str
     fix: str = ""
@@ -60,10 +63,26 @@ def _machine(checkout: Checkout, locked: LockedEnvironment, installation: Instal
     place = checkout.file("smoke_tests").parent
     ended = run(command, deadline=_DEADLINE, environ=activation.without_foreign(os.environ), cwd=place)
     try:
-        yield from (Finding(**found) for found in json.loads(ended.stdout))
-    except (ValueError, TypeError):
+        found = parse_findings(ended.stdout)
+        if ended.code != int(any(finding.level == "fail" for finding in found)):
+            raise ValueError("another exit code than its findings have")
+        yield from found
+    except ValueError:
         said = (ended.stderr or ended.stdout).strip().rpartition("\n")[2]
         raise UserError(f"smoke_tests.machine: expected JSON, found {said or 'nothing'}; install Smokehouse again") from None
+
+
+def parse_findings(text: str) -> list[Finding]:
+    """Return the findings in the JSON `text`; raises ValueError where it has none, or other than findings."""
+    content = json.loads(text)
+    if not isinstance(content, list) or not content:
+        raise ValueError("no findings")
+    for one in content:
+        if not isinstance(one, dict) or not {"level", "what", "where"} <= one.keys() <= {"level", "what", "where", "fix"}:
+            raise ValueError("not a finding")
+        if one["level"] not in get_args(_Level) or not all(isinstance(value, str) for value in one.values()):
+            raise ValueError("not a finding")
+    return [Finding(**one) for one in content]
 
 
 def markdown(checkout: Checkout, title: str, found: Sequence[Finding]) -> str:

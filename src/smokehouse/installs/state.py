@@ -24,6 +24,7 @@ from smokehouse.storage import files
 
 _CONDA_META = "conda-meta"
 _CONDA_PACKAGE = "conda package "
+_UNREADABLE = -1  # in place of the size of a RECORD that is none
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,17 @@ def damage(folder: Path, python: str, *, contents: bool) -> list[Damage]:
         return [found for found in threads.map(wrong, expected.items()) if found]
 
 
+def unlisted(folder: Path, python: str, own: Iterable[str]) -> list[str]:
+    """Return the files in site-packages that no package lists, as paths in `folder`; `own` are those of Smokehouse there.
+
+    Python imports them like any other, and runs some when it starts. Bytecode is left out.
+    """
+    packages = site_packages(folder, python)
+    known = {path for path, _ in (*_conda_files(folder), *_pypi_files(folder, python))} | {packages / name for name in own}
+    found = (Path(place, name) for place, _, names in os.walk(packages) for name in names)
+    return sorted(str(path.relative_to(folder)) for path in found if path.suffix != ".pyc" and path not in known)
+
+
 def _same(version: str, other: str) -> bool:
     try:
         return Version(version) == Version(other)
@@ -170,6 +182,8 @@ def _problem(path: Path, expected: _Expected, *, contents: bool) -> str | None:
         return None if stat.S_ISLNK(found.st_mode) else "expected a link"
     if not stat.S_ISREG(found.st_mode):
         return "expected a file, found a link" if stat.S_ISLNK(found.st_mode) else "expected a file"
+    if expected.size == _UNREADABLE:
+        return "expected a list of the package's files and of itself, found another"
     if expected.size is not None and found.st_size != expected.size:
         return f"expected {expected.size} bytes, found {found.st_size}"
     if contents and expected.sha256 and (digest := files.hashed(path)) != expected.sha256:
@@ -183,11 +197,13 @@ def _pypi_files(folder: Path, python: str) -> Iterator[tuple[Path, _Expected]]:
         try:
             rows = list(csv.reader((one.info / "RECORD").read_text("utf-8").splitlines()))
         except (OSError, ValueError, csv.Error):
-            yield one.info / "RECORD", _Expected(one.name, -1, None)
+            yield one.info / "RECORD", _Expected(one.name, _UNREADABLE, None)
             continue
+        if f"{one.info.name}/RECORD" not in {row[0] for row in rows if row}:  # it lists itself, unless it was cut or emptied
+            yield one.info / "RECORD", _Expected(one.name, _UNREADABLE, None)
         for row in rows:
             if len(row) != 3:
-                yield one.info / "RECORD", _Expected(one.name, -1, None)
+                yield one.info / "RECORD", _Expected(one.name, _UNREADABLE, None)
                 break
             path = Path(os.path.normpath(packages / row[0]))
             if path == one.info / "RECORD":  # it has no hash of itself, whatever a careless build wrote
@@ -198,10 +214,12 @@ def _pypi_files(folder: Path, python: str) -> Iterator[tuple[Path, _Expected]]:
 
 
 def _sha256(hashed: str) -> str | None:
-    """Return the SHA-256 in a row of RECORD in hex, None where it has none; what is no hash is one that no file has."""
+    """Return the SHA-256 in a row of RECORD in hex, None where it has none; what is another is a hash that no file has."""
     algorithm, _, digest = hashed.partition("=")
     try:
-        return base64.urlsafe_b64decode(f"{digest}==").hex() or "none" if algorithm == "sha256" else None
+        if not hashed:
+            return None
+        return base64.urlsafe_b64decode(f"{digest}==").hex() or "none" if algorithm == "sha256" else "none"
     except ValueError:
         return "none"
 
@@ -218,8 +236,8 @@ def _conda_records(folder: Path) -> Iterable[tuple[Path, dict[str, Any]]]:
 
 def _require_paths(record: Mapping[str, Any]) -> None:
     """Raise ValueError where the record of a conda package does not list its files as conda does."""
-    paths = record.get("paths_data", {})
-    entries = paths.get("paths", []) if isinstance(paths, dict) else None
+    paths = record.get("paths_data")
+    entries = paths.get("paths") if isinstance(paths, dict) else None
     kinds = {"_path": str, "path_type": str, "sha256": str, "sha256_in_prefix": str, "size_in_bytes": int}
     if not isinstance(entries, list) or not isinstance(record["name"], str):
         raise ValueError("no list of files")
@@ -231,7 +249,7 @@ def _require_paths(record: Mapping[str, Any]) -> None:
 
 def _conda_files(folder: Path) -> Iterator[tuple[Path, _Expected]]:
     for _, record in _conda_records(folder):
-        for entry in record.get("paths_data", {}).get("paths", []):
+        for entry in record.get("paths_data", {}).get("paths", []):  # none of a record that is not conda's
             kind = entry.get("path_type") or "hardlink"
             if kind not in ("hardlink", "softlink"):
                 continue

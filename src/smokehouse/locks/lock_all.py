@@ -59,6 +59,7 @@ def drift(checkout: Checkout, names: Sequence[str], *, channel: str | None = Non
 
     Returns 1 if one would change, else 0; raises UserError, also where a lock is out of date.
     """
+    _require_any(checkout, names)
     environments = list(_environments(checkout, names))
     unsettled = {
         environment.name for environment, files in environments if check.check_environment(environment, files).unsettled
@@ -130,9 +131,17 @@ def lock_tools(checkout: Checkout, *, unsettled: bool = False) -> int:
     return 0
 
 
-def check_all(checkout: Checkout, names: Sequence[str], *, only_tools: bool = False, as_json: bool = False) -> int:
-    """Print which locks are out of date and why; returns 1 if one is, else 0. Uses no network."""
-    problems: list[str] = []
+def check_all(
+    checkout: Checkout, names: Sequence[str], *, only_tools: bool = False, as_json: bool = False, others: Sequence[str] = ()
+) -> int:
+    """Print which locks are out of date and why; returns 1 if one is, else 0. Uses no network.
+
+    `others` are the problems of locks that are not of environments. Raises UserError where there is nothing to check.
+    """
+    problems: list[str] = [*others]
+    if only_tools and not checkout.has_tools:
+        raise UserError(f"--tools: expected {checkout.relative(checkout.tools_lock())}, found none; run it in a checkout")
+    _require_any(checkout, () if only_tools else names, only_tools=only_tools)
     for environment, files in () if only_tools else _environments(checkout, names):
         try:
             undeclared.check(environment.name, check.check_environment(environment, files).pip)
@@ -153,6 +162,12 @@ def check_all(checkout: Checkout, names: Sequence[str], *, only_tools: bool = Fa
         for line in problems:
             status(line)
     return 1 if problems else 0
+
+
+def _require_any(checkout: Checkout, names: Sequence[str], *, only_tools: bool = False) -> None:
+    """Raise UserError where there is no environment, so that nothing would be compared."""
+    if not (only_tools or names or checkout.own_environments()):
+        raise UserError(f"{checkout.root / 'environments'}: expected an environment, found none; add one, or name one")
 
 
 def _environments(checkout: Checkout, names: Sequence[str]) -> Iterable[tuple[Environment, LockFiles]]:

@@ -98,6 +98,7 @@ def prove(checkout: Checkout, family: str, cell: Cell, python: Path, folder: Pat
     if attempt.refused and attempt.broken:
         return _with_both(cell, attempt.broken, cell.install_seconds, time.monotonic() - began)
     reports = [attempt.report] if attempt.report else []
+    _require_same(cell, reports)
     found = outcome.checks([report.fields for report in reports])
     broken: dict[int, Stage] = {}
     for number in STAGES:
@@ -105,11 +106,29 @@ def prove(checkout: Checkout, family: str, cell: Cell, python: Path, folder: Pat
             continue
         alone = _attempt(checkout, family, python, folder, (number,), how)
         reports += [alone.report] if alone.report else []
+        _require_same(cell, reports)
         broken |= {number: alone.broken} if alone.broken else {}
     found = outcome.checks([report.fields for report in reports])
     stages = {f"zero{number}": broken.get(number) or outcome.stage(found, number) for number in STAGES}
     changed: dict[str, Any] = {"checks": found, "run_seconds": round(time.monotonic() - began, 1), **stages}
     return cell.model_copy(update=changed | (_circumstances(reports[0].fields) if reports else {}))
+
+
+def _require_same(cell: Cell, reports: Sequence[Report]) -> None:
+    """Raise UserError where a report is of other versions than its cell: it says nothing of these."""
+    for fields in (report.fields for report in reports):
+        imported, installed = fields["versions"], (fields.get("installed") or {}).get("packages", {})
+        for name in CORE:
+            expected = getattr(cell.versions, name)
+            found = [
+                str(versions.get(name) or "none")
+                for versions in (installed, imported)
+                if versions is installed or name in versions
+            ]
+            if different := [text for text in found if public(text) != expected]:
+                raise UserError(
+                    f"{name}: expected {expected} in the report of its cell, found {different[0]}; measure it again"
+                )
 
 
 def _circumstances(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -233,7 +252,9 @@ def _attempt(checkout: Checkout, family: str, python: Path, folder: Path, stages
         return _Attempt(None, Stage(verdict="hangs", error=f"the smoke test had not ended after {how.deadline:.0f} s"))
     files.write(log, ended.stdout + ended.stderr)
     if (folder / name / "report.json").is_file():
-        return _Attempt(read_any(checkout, folder / name))
+        report = read_any(checkout, folder / name)
+        if not ended.code or report.fields["verdict"] != "passed":
+            return _Attempt(report)
     last = next((text for text in reversed(ended.stderr.splitlines()) if text.strip()), "no message")
     if ended.code == _REFUSED:
         error = _of_versions(last, python.parents[1])

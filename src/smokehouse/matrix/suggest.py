@@ -160,8 +160,16 @@ def read_checkpoint(checkout: Checkout, folder: Path) -> Checkpoint:
     if ended.code:
         said = line(" ".join(ended.stderr.splitlines()[-1:]))
         raise UserError(f"{folder}: expected a checkpoint, found what cannot be read ({said}); give another folder")
-    found = json.loads(ended.stdout)
-    return Checkpoint(model_type, _is_later(found["names"]), tuple(found["problems"]))
+    try:
+        found = json.loads(ended.stdout)
+        names, problems = [str(name) for name in found["names"]], tuple(map(str, found["problems"]))
+    except (ValueError, TypeError, KeyError):
+        said = line(ended.stdout or "nothing", 80)
+        raise UserError(f"{folder}: expected the names of its tensors, found {said}; install Smokehouse again") from None
+    if not names:  # of which every stack would load all
+        because = f" ({problems[0]})" if problems else ""
+        raise UserError(f"{folder}: expected a checkpoint with tensors, found none{because}; give another folder")
+    return Checkpoint(model_type, _is_later(names), problems)
 
 
 def _is_later(names: Iterable[str]) -> bool:

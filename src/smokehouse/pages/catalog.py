@@ -48,7 +48,7 @@ def _audits(checkout: Checkout, name: str, digest: str) -> Iterator[Audit]:
         path = checkout.audit(target)
         if path.is_file():
             audit, _ = read_json(path, checkout.relative(path), Audit, f"run {as_typed('audit', name, '--record')}")
-            if all((found.name, found.lock) == (target, lock) for found in audit.targets):
+            if [(found.name, found.lock) for found in audit.targets] == [(target, lock)]:
                 yield audit
 
 

@@ -57,7 +57,7 @@ def verify_attestation(bundle: bytes, digest: str, predicate_type: str, trusted:
         _check(ended)
         # The exit code alone could be that of another program with this name.
         if "Verified OK" not in ended.stderr + ended.stdout:
-            raise CosignError(_explain(ended))
+            raise UserError(f"cosign: expected Verified OK or a reason, found {_explain(ended)}; install cosign 3")
 
 
 def trust_key(key: Path) -> list[str]:
@@ -74,6 +74,9 @@ def _check(ended: Ended) -> None:
     """Raise CosignError where cosign failed, and UserError where it does not know an option of version 3."""
     if not ended.code:
         return
+    if ended.code < 0 or not ended.stderr.strip():  # it judged nothing
+        how = f"was killed by signal {-ended.code}" if ended.code < 0 else f"ended with {ended.code} and said nothing"
+        raise UserError(f"cosign: expected a verdict, found that it {how}; see whether there is enough memory, and try again")
     if "unknown flag" in ended.stderr:
         raise UserError("cosign: expected version 3 or later, found an older one; install 3, for instance from Debian 14")
     raise CosignError(_explain(ended))

@@ -24,6 +24,10 @@ BUNDLE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 _KEYLESS = "; keyless signing requires Sigstore and a workflow with the permission id-token: write; or use --key FILE"
 
 
+class ForeignError(UserError):
+    """A statement that is none, or that somebody else signed: anybody can attach one to an image."""
+
+
 @dataclass(frozen=True)
 class Requirements:
     """What a report has to show besides: that it ran on GPUs with NCCL, and at most `max_days` ago, None for any time."""
@@ -116,7 +120,12 @@ def sign(payload: bytes, signer: Signer) -> SignedStatement:
     if signer.key:
         _require_key(signer.key)
     try:
-        return SignedStatement(cosign.attest(payload, signer.key), predicate_type(payload))
+        signed = SignedStatement(cosign.attest(payload, signer.key), predicate_type(payload))
+        if b64decode(_Bundle.model_validate(strict_json.parse(signed.bundle)).envelope.payload, validate=True) != payload:
+            raise ValueError("another payload")
+        return signed
+    except ValueError as invalid:
+        raise UserError(f"cosign: expected a bundle of the statement, found another ({first_of(invalid)}); install 3") from None
     except CosignError as failed:
         raise UserError(f"cannot sign the statement: {failed}{'' if signer.key else _KEYLESS}") from None
 
@@ -130,21 +139,26 @@ def require_signer(signer: Signer) -> None:
 
 
 def open_signed(signed: SignedStatement, signer: Signer, digest: str) -> bytes:
-    """Return a statement, verified to be signed by `signer` and to be of the image `digest`; raises UserError."""
+    """Return a statement, verified to be signed by `signer` and to be of the image `digest`.
+
+    Raises ForeignError where it is of somebody else or of another image, and UserError where that cannot be found out.
+    """
     try:
         bundle = _Bundle.model_validate(strict_json.parse(signed.bundle))
         payload = b64decode(bundle.envelope.payload, validate=True)
     except ValueError as invalid:  # of JSON, of the model, or of base64
-        raise UserError(f"{digest}: its statement is not a Sigstore bundle ({first_of(invalid)}); do not trust it") from None
+        raise ForeignError(f"{digest}: its statement is not a Sigstore bundle ({first_of(invalid)}); do not trust it") from None
     try:
         found = _Statement.model_validate(strict_json.parse(payload))
     except ValueError as invalid:
         problem = first_of(invalid)
-        raise UserError(f"{digest}: its signed payload is not a test-result statement ({problem}); do not trust it") from None
+        raise ForeignError(
+            f"{digest}: its signed payload is not a test-result statement ({problem}); do not trust it"
+        ) from None
     subject = found.subject[0].digest.sha256
     _verify(signed.bundle, bundle, signer, digest, subject, found.predicate_type)
     if f"sha256:{subject}" != digest:
-        raise UserError(f"{digest}: expected a statement of this image, found one of sha256:{subject}; do not trust it")
+        raise ForeignError(f"{digest}: expected a statement of this image, found one of sha256:{subject}; do not trust it")
     return payload
 
 
@@ -153,16 +167,15 @@ def _verify(data: bytes, bundle: _Bundle, signer: Signer, digest: str, subject: 
     if signer.key:
         _require_key(signer.key)
     elif "publicKey" in bundle.material:
-        raise UserError(f"{digest}: its statement was signed with a key; specify the public key with --key FILE")
+        raise ForeignError(f"{digest}: its statement was signed with a key; specify the public key with --key FILE")
     trusted = cosign.trust_key(signer.key) if signer.key else cosign.trust_identity(signer.identity, signer.issuer)
     try:
         cosign.verify_attestation(data, subject, predicate_type, trusted)
     except CosignError as failed:
         if not signer.key and re.search(r"dial tcp|i/o timeout|TLS handshake", str(failed)):
             problem = f"cosign cannot reach Sigstore to verify its statement ({failed}); fix the network connection"
-        else:
-            problem = f"its statement is not signed by {signer}: {failed}; do not trust it"
-        raise UserError(f"{digest}: {problem}") from None
+            raise UserError(f"{digest}: {problem}") from None
+        raise ForeignError(f"{digest}: its statement is not signed by {signer}: {failed}; do not trust it") from None
 
 
 def _require_key(key: Path) -> None:

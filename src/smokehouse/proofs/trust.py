@@ -6,11 +6,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from smokehouse.checkout import Checkout
-from smokehouse.errors import UserError, collecting
+from smokehouse.errors import UserError
 from smokehouse.locks import LockedEnvironment
 from smokehouse.proofs import attestation
 from smokehouse.proofs.attestation import TrustedStatement
-from smokehouse.proofs.signing import Requirements, SignedStatement, Signer
+from smokehouse.proofs.signing import ForeignError, Requirements, SignedStatement, Signer
 from smokehouse.runs.report import Report
 
 
@@ -38,9 +38,13 @@ def judge(
     trusted: list[TrustedStatement] = []
     refusals: list[str] = []
     for signed in statements:
-        with collecting(refusals):
+        try:
             found = attestation.open_statement(signed, signer, digest)
             trusted += [found] if found else []
+        except ForeignError as foreign:  # whoever can write to the registry can attach those
+            refusals.append(str(foreign))
+        except UserError as unknown:  # it may be the newest of the signer, and say that it failed
+            return Proof(f"nothing: {unknown}", False)
     if not trusted:
         return Proof(f"nothing: {refusals[0] if refusals else 'no statement of a smoke test is attached'}", False)
     started = max(statement.started for statement in trusted)

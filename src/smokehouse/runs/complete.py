@@ -172,7 +172,12 @@ def _ask_planner(place: Path, loader: Path, request: str) -> Mapping[str, Any]:
     if ended.code:
         said = ended.stderr.splitlines()[-1:]
         raise UserError(f"{place}: cannot plan the smoke test: {' '.join(said)}; restore smoke_tests/")
-    planned: Mapping[str, Any] = strict_json.parse(ended.stdout)
+    try:
+        planned: Mapping[str, Any] = strict_json.parse(ended.stdout)
+        if not planned["checks"] or not planned["names"]:  # of which every report would have all
+            raise ValueError("no checks")
+    except (ValueError, TypeError, KeyError) as wrong:
+        raise UserError(f"{place}: cannot plan the smoke test: expected checks, found {wrong}; restore smoke_tests/") from None
     return planned
 
 

@@ -25,7 +25,7 @@ from smokehouse import locks
 from smokehouse.checkout import Checkout
 from smokehouse.console import as_typed, status
 from smokehouse.errors import UserError
-from smokehouse.installs.machine import Finding
+from smokehouse.installs.machine import Finding, parse_findings
 from smokehouse.oci import Reference
 from smokehouse.programs.kubectl import Cluster
 from smokehouse.runs import jobs, local, manifests, report, targets
@@ -325,7 +325,13 @@ def _examine(request: Request, name: str, documents: Sequence[Document]) -> dict
     with job.created(documents):
         status(f"{request.kind} {name}: created")
         job.wait(ended=True)
-        return {pod["spec"].get("nodeName", pod["metadata"]["name"]): _said(request, pod) for pod in job.pods()}
+        pods = job.pods()
+        if len(pods) < request.nodes:
+            raise UserError(f"{name}: expected {request.nodes} pods to have run, found {len(pods)}; start it again with --keep")
+        said: dict[str, list[Finding]] = {}
+        for pod in pods:  # of which one machine may have several
+            said.setdefault(pod["spec"].get("nodeName", pod["metadata"]["name"]), []).extend(_said(request, pod))
+        return said
 
 
 def _said(request: Request, pod: Document) -> list[Finding]:
@@ -333,8 +339,8 @@ def _said(request: Request, pod: Document) -> list[Finding]:
     name = pod["metadata"]["name"]
     log = request.cluster.log(name, "node")
     try:
-        return [Finding(**found) for found in json.loads(log.strip().rpartition("\n")[2])]
-    except (ValueError, TypeError):
+        return parse_findings(log.strip().rpartition("\n")[2])
+    except ValueError:
         last = " ".join(log.split())[-200:] or "nothing"
         return [Finding("fail", f"expected findings, found {last}", name, "give --keep, and see kubectl describe pod")]
 
@@ -353,6 +359,8 @@ def _collect(checkout: Checkout, request: Request, pod: str) -> int:
     for name, data in found.items():
         files.write(request.folder / name, data)
     read = report.read_any(checkout, request.folder)
+    if (found_in := read.fields["environment"]) != request.environment:
+        raise UserError(f"{pod}: expected a report of {request.environment}, found one of {found_in}; give its --image")
     print(f"\nReport: {request.folder / 'report.json'}")
     return int(read.fields["verdict"] != "passed")
 

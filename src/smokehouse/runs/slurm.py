@@ -257,7 +257,13 @@ def _conclude(checkout: Checkout, request: Request, submitted: Any, state: str, 
         raise UserError(
             f"job {submitted.job_id}: expected a report in {request.folder}, found that the job ended {why}; {remedy}"
         )
-    return int(report.read_any(checkout, request.folder).fields["verdict"] != "passed")
+    fields = report.read_any(checkout, request.folder).fields
+    if fields["environment"] != request.environment:
+        raise UserError(
+            f"job {submitted.job_id}: expected a report of {request.environment}, found one of {fields['environment']}; give "
+            "another --report"
+        )
+    return int(fields["verdict"] != "passed" or code not in (0, None))  # a job that failed after its report failed
 
 
 def _exit_code(submitted: Any, state: str) -> int | None:

@@ -23,6 +23,9 @@ def tracker(source: str, name: str, **release: Any) -> dict[str, Any]:
     return {source: {name: {"description": f"About {source}", "scope": "local", "releases": {"bookworm": release}}}}
 
 
+OF_OTHERS = tracker("of-no-base", "CVE-2026-9", status="open")  # records that are whole, and about nothing that is locked
+
+
 def database(folder: Path, records: list[dict[str, Any]], issues: dict[str, Any] | None = None) -> Path:
     """A database in a folder, with issues of the tracker unless they are None."""
     (folder / "PyPI").mkdir(parents=True, exist_ok=True)

@@ -207,7 +207,7 @@ SOON, PAST = TODAY + timedelta(days=30), TODAY - timedelta(days=1)
 @pytest.fixture
 def torch_only(tmp_path: Path) -> Path:
     """A database with all kinds of records that knows of one vulnerability: of torch."""
-    return records.database(tmp_path / "torch", [TORCH_BAD], {})
+    return records.database(tmp_path / "torch", [TORCH_BAD], records.OF_OTHERS)
 
 
 def test_check_fails_without_a_decision_and_passes_with_one(copy: Path, torch_only: Path) -> None:

@@ -85,12 +85,17 @@ def test_check_reads_what_has_the_right_size(checkout: TestCheckout, tmp_path: P
     library = prefix / "lib" / "libtiny.txt"
     library.write_text("9.9\n")
     (packages(prefix) / "mine-1.0.dist-info").mkdir()
-    (packages(prefix) / "mine-1.0.dist-info" / "RECORD").write_text("")
+    (packages(prefix) / "mine-1.0.dist-info" / "RECORD").write_text("mine-1.0.dist-info/RECORD,,\n")
+    (packages(prefix) / "at_start.pth").write_text("import os\n")
+    (packages(prefix) / "alpha_more").mkdir()
+    (packages(prefix) / "alpha_more" / "extra.so").write_bytes(b"")
+    strays = ("alpha_more/extra.so", "at_start.pth")
     lines = checkout.run("install", "tiny", str(prefix), "--check").stdout.splitlines()
     assert [re.sub("[0-9a-f]{64}", "X", line) for line in lines] == [
         "mine: 1.0 is installed, not in the lock",
         "lib/libtiny.txt of libtiny: expected SHA-256 X, found X",
         f"{module.relative_to(prefix)} of alpha: expected SHA-256 X, found X",
+        *(f"{(packages(prefix) / name).relative_to(prefix)}: unexpected, no package lists it; remove it" for name in strays),
     ]
 
 

@@ -6,7 +6,8 @@ from typing import Any
 from smokehouse.checkout import Checkout
 from smokehouse.matrix import grid, store
 from smokehouse.matrix.cell import empty
-from smokehouse.matrix.model import Cell, Check, Stage, Versions
+from smokehouse.matrix.model import DECISIVE, Cell, Check, Stage, Versions
+from smokehouse.matrix.model import STAGES as STAGES_OF_ZERO
 
 HOSTILE = '<img src=x onerror="document.title=1"></script><script>document.title=2</script>'
 GRID = """\
@@ -37,8 +38,13 @@ STAGES = {
 def cell(transformers: str, deepspeed: str, stages: tuple[Stage, ...], **changes: Any) -> Cell:
     """Return a cell of torch 2.6.0 whose ZeRO stages do this."""
     versions = Versions(torch="2.6.0", transformers=transformers, deepspeed=deepspeed)
-    checks = [Check(name="load", zero_stage=3, verdict="passed", detail="45 parameters", seconds=1.5)]
-    made = {"zero2": stages[0], "zero3": stages[1], "checks": checks, "lock": {"torch": "2.6.0"}, "backend": "gloo", "ranks": 2}
+    works = [number for number, stage in zip(STAGES_OF_ZERO, stages, strict=True) if stage.verdict == "works"]
+    passed = [
+        (name, number) for name in DECISIVE for number in STAGES_OF_ZERO if number in works or (name, number) == ("load", 3)
+    ]
+    checks = [Check(name=name, zero_stage=n, verdict="passed", detail="45 parameters", seconds=1.5) for name, n in passed]
+    lock = {"torch": "2.6.0", "transformers": transformers, "deepspeed": deepspeed}
+    made = {"zero2": stages[0], "zero3": stages[1], "checks": checks, "lock": lock, "backend": "gloo", "ranks": 2}
     return empty(versions, "3.11", "cpu").model_copy(update=made | {"precision": "fp32"} | changes)
 
 

@@ -10,7 +10,7 @@ from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
 from smokehouse.matrix import grid, store
 from smokehouse.matrix.cell import empty
-from smokehouse.matrix.model import Cell, Stage, Versions
+from smokehouse.matrix.model import DECISIVE, STAGES, Cell, Check, Stage, Versions
 
 from .conftest import GRID
 
@@ -32,8 +32,10 @@ def small(tmp_path: Path) -> Checkout:
 
 def cell(transformers: str, **changes: object) -> Cell:
     versions = Versions(torch="2.6.0", transformers=transformers, deepspeed="0.15.4")
-    stage = Stage(verdict="works")
-    return empty(versions, "3.11", "cpu").model_copy(update={"zero2": stage, "zero3": stage, **changes})
+    stage, lock = Stage(verdict="works"), versions.model_dump()
+    checks = [Check(name=name, zero_stage=n, verdict="passed", detail="", seconds=1.0) for name in DECISIVE for n in STAGES]
+    shown = {"zero2": stage, "zero3": stage, "checks": checks, "lock": lock, "ranks": 2, "backend": "gloo", "precision": "fp32"}
+    return empty(versions, "3.11", "cpu").model_copy(update=shown | changes)
 
 
 def chosen(checkout: Checkout, **axes: list[str]) -> list[str]:

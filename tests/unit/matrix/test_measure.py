@@ -62,6 +62,17 @@ def test_what_goes_wrong_in_a_cell_is_its_result_and_stops_no_other(with_grid: T
     assert [run for run in runs(with_grid) if "0.17.2" in run] == ["4.49.0 0.17.2 2,3", "4.49.0 0.17.2 2"]
 
 
+def test_what_a_report_does_not_show_of_a_cell_is_not_recorded(with_grid: TestCheckout) -> None:
+    tell(with_grid, **{"0.15.4": "other versions"})
+    ended = with_grid.run("matrix", "--model", "tiny-vl", "--transformers", "4.49.0")
+    assert ended.returncode == 1
+    assert "transformers: expected 4.49.0 in the report of its cell, found 4.0.0" in ended.stderr
+    assert not (with_grid.root / "matrix" / "tiny-vl.json").exists()
+    tell(with_grid, **{"0.15.4": "ends badly"})  # a report that says passed, of a program that says it did not
+    assert with_grid.run("matrix", "--model", "tiny-vl", "--transformers", "4.49.0").returncode == 0
+    assert verdicts(cells(with_grid)["4.49.0 0.15.4"]) == ("crashes", "crashes")
+
+
 def test_a_machine_that_cannot_run_it_says_nothing_of_the_versions(with_grid: TestCheckout) -> None:
     tell(with_grid, **{"0.15.4": "no memory"})
     ended = with_grid.run("matrix", "--model", "tiny-vl", "--transformers", "4.49.0")
