@@ -21,7 +21,7 @@ from typing import Any
 from smoke_tests import preflight, report
 from smoke_tests.machine import visible_gpus
 from smoke_tests.options import InputError, Options
-from smoke_tests.ranks import processes
+from smoke_tests.ranks import processes, transport
 from smoke_tests.ranks.brief import Brief
 from smoke_tests.ranks.channel import Channel, Ended, Facts, Left, Looked, Order, Reach
 from smoke_tests.ranks.nodes import LocalNode
@@ -92,7 +92,7 @@ class Agent:
         self._options = options
         processes.adopt_orphans()
         self._door = socket.create_server(("", 0), backlog=256)  # accepts nothing: the kernel answers, which is enough
-        self._local = LocalNode("fork")
+        self._local = LocalNode("fork", self._forget)
         self._running: set[str] = set()
         self._host = ""
         self._channel: Channel | None = None
@@ -104,6 +104,7 @@ class Agent:
             channel = self._channel = self._join()
             self._host = channel.socket.getsockname()[0]
             channel.send(Facts(facts(self._options, self._host, self._door.getsockname()[1])))
+            print(f"smoke: node {self._options.node_rank}: joined {self._options.endpoint}", flush=True)
             return self._serve(channel)
         except OSError as error:
             print(f"smoke: node {self._options.node_rank}: lost the supervisor ({error}); see node 0", file=sys.stderr)
@@ -111,6 +112,12 @@ class Agent:
         finally:
             processes.stop_children()
             self._door.close()
+
+    def _forget(self) -> None:
+        """Close, in a launcher, what is this process's: whoever writes to it speaks for the node."""
+        transport.close(self._door)
+        if self._channel:
+            transport.close(self._channel.socket)
 
     def _join(self) -> Channel:
         """Connect to the supervisor, which may start later. Raises InputError where it cannot be reached."""
@@ -180,7 +187,7 @@ class Agent:
         fields = order.fields
         preflight.use_network(self._host)
         start = "spawn" if fields["device"] == "cuda" else self._options.start
-        self._local = LocalNode(start)
+        self._local = LocalNode(start, self._forget)
         problem = ""
         try:
             preflight.check_machine(self._options, fields["device"])

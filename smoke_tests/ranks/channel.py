@@ -7,7 +7,8 @@ each other node has an agent, which opens one, too, and gets orders over it: see
 
     event  fields                                       sent
     -----  -------------------------------------------  ------------------------------------------------------------
-    hello  job, rank, pid, [steps], [stacks], [node]    once, first; `rank` is null for a launcher, `job` empty for an agent
+    hello  job, rank, pid, [steps], [stacks], [node],   once, first; `rank` is null for a launcher, `job` empty for an agent
+           [key]
     begin  step                                         by a rank, before it runs step `step` of its job
     end    step, seconds, cpu_seconds, verdict,         by a rank, after the step, with its outcome
            detail, data
@@ -24,7 +25,8 @@ A rank's order is hello, (begin, end)*, then bye or fatal. A connection that clo
 launcher's order is hello, exit*, [fatal]. Fields in brackets are left out where they have nothing to say.
 
 A rank opens a second connection, whose hello has `stacks`: true. What follows on it is no JSON but plain text, which
-`faulthandler` writes when the rank gets SIGUSR1, so that the stack of a rank that hangs in C code can be read.
+`faulthandler` writes when the rank gets SIGUSR1, so that the stack of a rank that hangs in C code can be read. Both hellos have
+the same random `key`, which the other ranks do not know.
 
 Both sides run the same version of this module. A line that breaks these rules is a `ProtocolError`.
 """
@@ -56,6 +58,10 @@ class ProtocolError(Exception):
     """A line that is not a message of this protocol."""
 
 
+class ImpostorError(ProtocolError):
+    """The hello of a process that speaks for another."""
+
+
 @dataclass(frozen=True)
 class Hello:
     """Who sends on this connection. With the steps' names the event log, which counts steps, can be read by itself."""
@@ -66,6 +72,13 @@ class Hello:
     steps: tuple[str, ...] = ()
     stacks: bool = False
     node: int = 0
+    key: str = ""
+
+    @property
+    def role(self) -> str:
+        """What the sender says that it is, as a transport has roles."""
+        kind = transport.AGENT if not self.job else transport.LAUNCHER if self.rank is None else transport.RANK
+        return f"{kind} {self.node}"
 
 
 @dataclass(frozen=True)
@@ -170,7 +183,7 @@ def fields(message: Message, when: float) -> dict[str, Any]:
     if isinstance(message, End):
         content |= dataclasses.asdict(content.pop("outcome"))
     if isinstance(message, Hello):
-        content = {name: value for name, value in content.items() if value or name not in ("steps", "stacks", "node")}
+        content = {name: value for name, value in content.items() if value or name not in ("steps", "stacks", "node", "key")}
     if isinstance(message, Fatal) and not message.check:
         del content["check"]
     return {"event": _EVENTS[type(message)], "time": when, **content}
@@ -210,7 +223,7 @@ def _require_types(message: Message, when: float) -> None:
     numbers = [getattr(message, name) for name in ("pid", "step", "node") if hasattr(message, name)]
     numbers += [message.rank] if isinstance(message, Hello) and message.rank is not None else []
     seconds = [when, *((message.seconds, message.cpu_seconds) if isinstance(message, End) else ())]
-    texts = [getattr(message, name) for name in ("job", "error", "check") if hasattr(message, name)]
+    texts = [getattr(message, name) for name in ("job", "error", "check", "key") if hasattr(message, name)]
     texts += [outcome.detail, *(message.steps if isinstance(message, Hello) else ())]
     if any(type(number) is not int or not 0 <= number < 2**32 for number in numbers):
         raise TypeError("a number is none")
@@ -268,11 +281,20 @@ class Channel:
     """A rank's, launcher's or agent's end of a connection."""
 
     def __init__(
-        self, address: str, job: str, rank: int | None, *, steps: tuple[str, ...] = (), stacks: bool = False, node: int = 0
+        self,
+        address: str,
+        job: str,
+        rank: int | None,
+        *,
+        steps: tuple[str, ...] = (),
+        stacks: bool = False,
+        node: int = 0,
+        key: str = "",
     ) -> None:
         """Connect to the supervisor and introduce this process. Raises OSError."""
-        self.socket = transport.connect(address)
-        self.send(Hello(job, rank, os.getpid(), steps, stacks, node))
+        hello = Hello(job, rank, os.getpid(), steps, stacks, node, key)
+        self.socket = transport.connect(address, hello.role)
+        self.send(hello)
 
     def send(self, message: Message) -> None:
         """Send a message. Raises OSError when the supervisor is gone."""
@@ -286,13 +308,14 @@ class Channel:
 class Receiver:
     """The supervisor's end of a connection: takes bytes as they come, gives messages."""
 
-    def __init__(self, peer: int | None = None, gate: transport.Gate | None = None) -> None:
+    def __init__(self, peer: int | None = None, gate: transport.Gate | None = None, parent: int = 0) -> None:
         """Begin before the hello, which has to be of the process `peer`, None where the kernel does not know it.
 
-        Before it the first line has to pass the `gate`, where there is one.
+        Before it the first line has to pass the `gate`, where there is one. `parent` is the peer's parent, 0 if unknown.
         """
-        self._peer = peer
+        self.peer, self.parent = peer, parent
         self._gate = gate
+        self._role = ""
         self.since = time.monotonic()
         self.hello: Hello | None = None
         self._rest: list[bytes] = []  # of an incomplete line
@@ -325,6 +348,7 @@ class Receiver:
         try:
             if self._gate:
                 self._gate.enter(line[: transport.LONGEST_PROOF])
+                self._role = self._gate.role
         except transport.HandshakeError as error:
             raise ProtocolError(str(error)) from error
         self._gate = None
@@ -335,8 +359,10 @@ class Receiver:
         received = decode(line)
         if isinstance(received.message, Hello) != (self.hello is None):
             raise ProtocolError(f"rank channel: expected hello once and first, found {line[:100]!r}")
-        if isinstance(received.message, Hello) and self._peer not in (None, received.message.pid):
-            raise ProtocolError(f"rank channel: expected hello of process {self._peer}, found {line[:100]!r}")
+        if isinstance(received.message, Hello) and self.peer not in (None, received.message.pid):
+            raise ProtocolError(f"rank channel: expected hello of process {self.peer}, found {line[:100]!r}")
+        if isinstance(received.message, Hello) and self._role not in ("", received.message.role):
+            raise ProtocolError(f"rank channel: expected hello of {self._role}, as was proven, found {line[:100]!r}")
         if isinstance(received.message, Hello):
             self.hello = received.message
         return received

@@ -26,6 +26,9 @@ class Node(Protocol):
     def start(self, brief: Brief) -> None:
         """Start the launcher of the brief's job."""
 
+    def launcher(self, job: str) -> int | None:
+        """Return the process of a job's launcher, None where the kernel of this machine does not know it."""
+
     def exit_code(self, job: str) -> int | None:
         """Return the exit code of a job's launcher, negative for a signal; None while it runs."""
 
@@ -44,17 +47,21 @@ class LocalNode:
 
     number = 0
 
-    def __init__(self, start_method: str) -> None:
-        """Start launchers with this method, `fork` or `spawn`."""
+    def __init__(self, start_method: str, forget: Callable[[], None] = lambda: None) -> None:
+        """Start launchers with this method, `fork` or `spawn`; one that is forked calls `forget` first."""
         self.host = socket.gethostname()
-        self._start_method = start_method
+        self._start_method, self._forget = start_method, forget
         self._launchers: dict[str, int] = {}
 
     def start(self, brief: Brief) -> None:
         """Start the launcher of the brief's job; imports torch."""
         from smoke_tests.ranks.rank import run
 
-        self._launchers[brief.job.name] = processes.start(run, brief, self._start_method)
+        self._launchers[brief.job.name] = processes.start(run, brief, self._start_method, self._forget)
+
+    def launcher(self, job: str) -> int | None:
+        """Return the process of a job's launcher."""
+        return self._launchers.get(job)
 
     def exit_code(self, job: str) -> int | None:
         """Return the exit code of a job's launcher, negative for a signal; None while it runs."""
@@ -127,6 +134,10 @@ class RemoteNode:
         self.codes.pop(brief.job.name, None)
         self.ended.pop(brief.job.name, None)
         self.tell("start", brief.job.name, file=str(brief.workspace.brief(brief.job.name)))
+
+    def launcher(self, job: str) -> int | None:
+        """Return None: its launchers prove by a key what they are."""
+        return None
 
     def exit_code(self, job: str) -> int | None:
         """Return the exit code of a job's launcher as the agent said it; None while it runs."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from smoke_tests.outcome import one_line
+from smoke_tests.ranks import transport
 from smoke_tests.ranks.brief import Brief
 from smoke_tests.ranks.channel import Channel, Exit, Fatal
 
@@ -55,11 +56,12 @@ def die_with_parent() -> None:
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def start(entry: Callable[[Brief], None], brief: Brief, start_method: str) -> int:
+def start(entry: Callable[[Brief], None], brief: Brief, start_method: str, forget: Callable[[], None] = lambda: None) -> int:
     """Start a launcher in its own session that runs `entry(brief)` in every rank of the brief's job, and return its process id.
 
     With the start method `spawn`, launcher and ranks begin with an exec and import everything themselves, as CUDA requires.
-    With `fork` they share what this process has imported; it must have one thread only.
+    With `fork` they share what this process has imported; it must have one thread only. `forget` closes what only this process
+    may write to: whoever inherits it could speak for it.
     """
     if start_method == "spawn":
         return _start_fresh(entry, brief)
@@ -67,6 +69,7 @@ def start(entry: Callable[[Brief], None], brief: Brief, start_method: str) -> in
     if not process:
         os.setsid()
         signal.set_wakeup_fd(-1)
+        forget()
         run_launcher(entry, brief, start_method)
     return process
 
@@ -90,6 +93,7 @@ def run_launcher(entry: Callable[[Brief], None], brief: Brief, start_method: str
         if brief.job.distributed:
             _launch(entry, brief, start_method)
         else:
+            transport.leave_to_ranks(brief.node)  # this process is the rank itself
             entry(brief)
     except BaseException:  # noqa: BLE001 - nothing may return into the parent's code
         traceback.print_exc()
@@ -117,6 +121,9 @@ def _launch(entry: Callable[[Brief], None], brief: Brief, start_method: str) -> 
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     channel = Channel(brief.address, brief.job.name, None, node=brief.node)
+    # Only this process may speak as a launcher: neither by its connection, which a fork inherits, nor by another.
+    os.register_at_fork(after_in_child=lambda: transport.close(channel.socket))
+    transport.leave_to_ranks(brief.node)
     reap = multiprocessing.popen_fork.Popen.poll
 
     def poll(self: Any, flag: int = os.WNOHANG) -> int | None:
@@ -237,6 +244,14 @@ def exit_code(process: int) -> int | None:
     if ended is None:
         return None
     return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+
+
+def parent(process: int) -> int:
+    """Return the parent of a process, 0 where it is gone."""
+    try:
+        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def state(process: int) -> str:

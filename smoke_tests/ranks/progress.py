@@ -13,6 +13,7 @@ class RankProgress:
     number: int
     since: float  # when it last sent something, monotonic
     pid: int | None = None
+    key: str = ""  # that its connection for stacks has to have, too
     node: int = 0
     step: int = 0
     began: float | None = None  # when it began its current step, or the last

@@ -5,6 +5,7 @@ import dataclasses
 import faulthandler
 import gc
 import os
+import secrets
 import signal
 import sys
 import time
@@ -37,8 +38,9 @@ def run(brief: Brief) -> None:
         signal.signal(ends, signal.SIG_DFL)
     rank = int(os.environ.get("RANK", "0")) if brief.job.distributed else 0
     log_to(brief.logs / brief.job.name / f"rank{rank}.log")
-    channel = Channel(brief.address, brief.job.name, rank, steps=tuple(step.name for step in brief.job.steps), node=brief.node)
-    stacks = Channel(brief.address, brief.job.name, rank, stacks=True, node=brief.node)
+    steps, key = tuple(step.name for step in brief.job.steps), secrets.token_hex(16)
+    channel = Channel(brief.address, brief.job.name, rank, steps=steps, node=brief.node, key=key)
+    stacks = Channel(brief.address, brief.job.name, rank, stacks=True, node=brief.node, key=key)
     # Works in a rank that hangs in C: the handler is C too, and writes to the connection itself.
     faulthandler.register(signal.SIGUSR1, file=stacks.fileno(), all_threads=True)
     current = "start"

@@ -28,6 +28,7 @@ from smoke_tests.ranks.channel import (
     Facts,
     Fatal,
     Hello,
+    ImpostorError,
     Left,
     Looked,
     ProtocolError,
@@ -77,7 +78,7 @@ class Supervisor:
         """
         processes.adopt_orphans()
         self._brief = brief
-        self._local = LocalNode(start_method)
+        self._local = LocalNode(start_method, self._forget)
         self._remote = {node.number: node for node in remote}
         self._on_outcome = on_outcome
         self._running: dict[str, RunningJob] = {}
@@ -126,6 +127,14 @@ class Supervisor:
         for connection in (*self._connections, self._wake, self._woken):
             connection.close()
         self._listener.close()
+        os.close(self._events)
+
+    def _forget(self) -> None:
+        """Close, in a launcher, what is this process's: whoever has it could hear other ranks, or accept them."""
+        for connection in (*self._connections, self._wake, self._woken):
+            transport.close(connection)
+        self._listener.forget()
+        self._selector.close()
         os.close(self._events)
 
     def _note(self, number: int, _frame: object) -> None:
@@ -422,7 +431,8 @@ class Supervisor:
         if len(self._connections) >= _STRANGERS + _PER_RANK * sum(len(running.ranks) for running in self._running.values()):
             connection.close()  # more than everybody who belongs to the run opens
             return
-        self._connections[connection] = Receiver(transport.peer(connection), gate)
+        process = transport.peer(connection)
+        self._connections[connection] = Receiver(process, gate, processes.parent(process) if process else 0)
         self._selector.register(connection, selectors.EVENT_READ, lambda: self._read(connection))
 
     def _read(self, connection: socket.socket) -> None:
@@ -434,6 +444,9 @@ class Supervisor:
         try:
             for received in receiver.feed(chunk):
                 self._received(receiver, received)
+        except ImpostorError as error:
+            chunk, receiver.hello = b"", None  # who it says it is had no part in it
+            self._refuse(self._own_hello(receiver), str(error))
         except ProtocolError as error:
             chunk = b""
             self._refuse(receiver.hello, str(error))
@@ -456,6 +469,30 @@ class Supervisor:
                 running.ending = running.ending or time.monotonic() + GRACE
         elif hello and (running or not hello.job):
             self.fatal = f"{problem}; logs: {self._brief.logs / hello.job}"
+
+    def _own_hello(self, receiver: Receiver) -> Hello | None:
+        """Return what a process, or its parent, said when it spoke for itself; None for a stranger."""
+        own = {receiver.peer, receiver.parent} - {None, 0}
+        said = (other.hello for other in self._connections.values() if other.hello and other.peer in own)
+        return next((hello for hello in said if hello.rank is not None), None)
+
+    def _require_own(self, running: RunningJob, receiver: Receiver, hello: Hello) -> None:
+        """Raise ImpostorError where a process of this machine says that it is another: a launcher, or another rank."""
+        launcher, called = running.nodes[0].launcher(running.job.name), self._called(hello)
+        if receiver.peer is None or launcher is None:
+            return
+        is_launcher = hello.rank is None or not running.job.distributed  # which is the rank itself
+        if not receiver.parent:
+            raise ProtocolError(f"rank channel: expected {called} to live, found process {receiver.peer} gone")
+        if receiver.peer != launcher if is_launcher else receiver.parent != launcher:
+            expected = f"process {launcher}" if is_launcher else f"a child of process {launcher}"
+            raise ImpostorError(f"rank channel: expected {expected} as {called}, found process {receiver.peer}")
+        if hello.rank is not None and any(rank.pid == hello.pid and rank.number != hello.rank for rank in running.ranks):
+            raise ImpostorError(f"rank channel: expected process {hello.pid} to be one rank alone, found it as {called}, too")
+
+    @staticmethod
+    def _called(hello: Hello) -> str:
+        return "a launcher" if hello.rank is None else f"rank {hello.rank}"
 
     def _drop_strangers(self) -> None:
         """Close connections that have not said in time who they are."""
@@ -484,7 +521,7 @@ class Supervisor:
         hello, message = receiver.hello, received.message
         running, rank = self._sender(hello)
         if isinstance(message, StackLine):
-            if rank:
+            if rank and hello and (rank.pid, rank.node, rank.key) == (hello.pid, hello.node, hello.key):
                 rank.stack.append(message.text)
             return
         if hello is None:
@@ -493,6 +530,8 @@ class Supervisor:
             raise ProtocolError(f"rank channel: expected a rank below {len(running.ranks)}, found rank {hello.rank}")
         if hello.job and hello.job not in {*self._running, *self._ended}:
             raise ProtocolError(f"rank channel: expected a job of this run, found {hello.job[:100]!a}")
+        if running and isinstance(message, Hello):
+            self._require_own(running, receiver, message)
         self._record(hello, message, received.time)
         if not hello.job:
             if hello.node not in self._remote or self._remote[hello.node].receiver is not receiver:
@@ -516,7 +555,8 @@ class Supervisor:
 
     def _record(self, hello: Hello, message: channel.Message, when: float) -> None:
         """Append a message to the event log."""
-        event = json.dumps({"job": hello.job, "rank": hello.rank} | channel.fields(message, when)) + "\n"
+        said = {name: value for name, value in channel.fields(message, when).items() if name != "key"}  # others can read it
+        event = json.dumps({"job": hello.job, "rank": hello.rank} | said) + "\n"
         with contextlib.suppress(OSError):  # a log, not the evidence: a full disk must not end the run without a message
             os.write(self._events, event.encode())
 
@@ -528,7 +568,7 @@ class Supervisor:
                 if rank.pid is not None:
                     speaker = f"process {rank.pid} alone to speak for rank {rank.number}"
                     raise ProtocolError(f"rank channel: expected {speaker}, found process {message.pid}, too")
-                rank.pid, rank.node = message.pid, message.node
+                rank.pid, rank.node, rank.key = message.pid, message.node, message.key
                 self.places[running.job.name, rank.number] = message.node
             case Begin() | End() if message.step >= len(running.job.steps):
                 raise ProtocolError(f"rank channel: expected {len(running.job.steps)} steps, found step {message.step}")

@@ -2,12 +2,15 @@
 
 A transport is a stream of bytes in each direction that ends when either process dies, so that the death of a rank is known
 without a message. An address is `SCHEME:REST`; ranks get it as a string. On one machine ranks use Unix sockets, which only
-this user can enter. Over nodes they use TCP, where anybody can connect: both ends prove that they know the run's token before
-anything else is sent, and it never crosses the network itself:
+this user can enter, and the kernel says which process connects. Over nodes they use TCP, where anybody can connect: both ends
+prove that they know the key of a role before anything else is sent, and it never crosses the network itself:
 
-    listener   NONCE                                     32 random bytes; every value in hexadecimal, one line each
-    other end  NONCE HMAC(token, "connect", both nonces)
-    listener   HMAC(token, "listen", both nonces)
+    listener   NONCE                                      32 random bytes; every value in hexadecimal, one line each
+    other end  NONCE HMAC(key, "connect", both nonces) ROLE
+    listener   HMAC(key, "listen", both nonces)
+
+ROLE is `agent`, `launcher` or `rank`, and the number of a node; its key is HMAC(token, ROLE). Agents and launchers know the
+token of the run and so each key; a launcher leaves its ranks the key of their role alone, and so they are nobody else.
 
 The token is in the file that SMOKEHOUSE_TOKEN_FILE specifies, or in SMOKEHOUSE_TOKEN; never on a command line, which every
 user of a machine can read.
@@ -31,6 +34,9 @@ _LONGEST_FOLDER = 80
 _SHORT_FOLDER = str(Path("/", "tmp"))  # in which TemporaryDirectory makes one that only this user can enter
 _BACKLOG = 4096  # all ranks of a large run connect at once; the kernel takes less where somaxconn says so
 TOKEN, TOKEN_FILE = "SMOKEHOUSE_TOKEN", "SMOKEHOUSE_TOKEN_FILE"
+_RANK_KEY = "SMOKEHOUSE_RANK_KEY"  # what a launcher leaves its ranks
+AGENT, LAUNCHER, RANK = "agent", "launcher", "rank"
+_ROLE = re.compile(f"({AGENT}|{LAUNCHER}|{RANK}) [0-9]{{1,9}}")
 _SHORTEST_TOKEN = 32
 # Bytes that a peer may send before it has proven the token, and the longest line of the handshake.
 LONGEST_PROOF = 256
@@ -46,7 +52,9 @@ class HandshakeError(OSError):
 
 
 class Gate(Protocol):
-    """What a new connection has to pass before its messages are heard."""
+    """What a new connection has to pass before its messages are heard; then `role` is what its peer has proven to be."""
+
+    role: str
 
     def enter(self, line: bytes) -> None:
         """Take the first line of the peer. Raises HandshakeError."""
@@ -67,6 +75,9 @@ class Listener(Protocol):
 
     def close(self) -> None:
         """Stop listening, and remove what the listener made."""
+
+    def forget(self) -> None:
+        """Close what a process has inherited of the listener, which stays open in others."""
 
 
 class UnixListener:
@@ -99,6 +110,10 @@ class UnixListener:
         """Stop listening, and remove the folder."""
         self._socket.close()
         self._folder.cleanup()
+
+    def forget(self) -> None:
+        """Close what a process has inherited of the listener, which stays open in others."""
+        close(self._socket)
 
 
 class TcpListener:
@@ -139,6 +154,10 @@ class TcpListener:
         """Stop listening."""
         self._socket.close()
 
+    def forget(self) -> None:
+        """Close what a process has inherited of the listener, which stays open in others."""
+        close(self._socket)
+
 
 class TokenGate:
     """The listener's end of a handshake. Its lines are so short that the kernel takes them without waiting for the peer."""
@@ -146,23 +165,45 @@ class TokenGate:
     def __init__(self, connection: socket.socket, token: str) -> None:
         """Send the nonce. Raises OSError where the peer is gone."""
         self._connection, self._token = connection, token
+        self.role = ""
         self._nonce = secrets.token_hex(32)
         connection.sendall(f"{self._nonce}\n".encode())
 
     def enter(self, line: bytes) -> None:
         """Take the peer's nonce and proof, and send the own proof. Raises HandshakeError."""
-        nonce, _, proof = line.decode("ascii", "replace").partition(" ")
-        expected = _proof(self._token, "connect", self._nonce, nonce)
-        if not re.fullmatch(r"[0-9a-f]{64}", nonce) or not hmac.compare_digest(proof.encode(), expected.encode()):
+        nonce, proof, role = [*line.decode("ascii", "replace").split(" ", 2), "", ""][:3]
+        key = _key(self._token, role)
+        expected = _proof(key, "connect", self._nonce, nonce)
+        well = re.fullmatch(r"[0-9a-f]{64}", nonce) and _ROLE.fullmatch(role)
+        if not well or not hmac.compare_digest(proof.encode(), expected.encode()):
             raise HandshakeError("rank channel: expected a peer that knows the token of the run, found another")
         try:
-            self._connection.sendall(f"{_proof(self._token, 'listen', self._nonce, nonce)}\n".encode())
+            self._connection.sendall(f"{_proof(key, 'listen', self._nonce, nonce)}\n".encode())
+            self.role = role
         except OSError as error:
             raise HandshakeError(f"rank channel: expected a peer, found {error.strerror}") from error
 
 
-def _proof(token: str, role: str, of_listener: str, of_other: str) -> str:
-    return hmac.new(token.encode(), f"{role} {of_listener} {of_other}".encode(), "sha256").hexdigest()
+def _key(token: str, role: str) -> str:
+    return hmac.new(token.encode(), role.encode(), "sha256").hexdigest()
+
+
+def _proof(key: str, end: str, of_listener: str, of_other: str) -> str:
+    return hmac.new(key.encode(), f"{end} {of_listener} {of_other}".encode(), "sha256").hexdigest()
+
+
+def leave_to_ranks(node: int) -> None:
+    """Replace the token among this process's variables, where there is one, by the key of the ranks of `node`."""
+    if TOKEN in os.environ or TOKEN_FILE in os.environ:
+        os.environ[_RANK_KEY] = _key(read_token(), f"{RANK} {node}")
+    for name in (TOKEN, TOKEN_FILE):
+        os.environ.pop(name, None)
+
+
+def close(connection: socket.socket) -> None:
+    """Close a socket in this process alone; its object, which may be collected later, then closes no other descriptor."""
+    with contextlib.suppress(OSError):
+        os.close(connection.detach())
 
 
 def _is_loopback(host: str) -> bool:
@@ -210,22 +251,23 @@ def split_endpoint(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def _connect_unix(path: str) -> socket.socket:
+def _connect_unix(path: str, _role: str) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.connect(path)
     return connection
 
 
-def _connect_tcp(endpoint: str) -> socket.socket:
+def _connect_tcp(endpoint: str, role: str) -> socket.socket:
     """Connect, and pass both ways of the handshake. Raises OSError, HandshakeError where the listener has another token."""
-    token = read_token()
+    left = os.environ.get(_RANK_KEY)
+    key = left if left and role.startswith(f"{RANK} ") else _key(read_token(), role)
     host, _, port = endpoint.rpartition(":")
     connection = socket.create_connection((host.strip("[]"), int(port)), _CONNECT_DEADLINE)
     try:
         _keep_alive(connection)
         theirs, ours = _line(connection), secrets.token_hex(32)
-        connection.sendall(f"{ours} {_proof(token, 'connect', theirs, ours)}\n".encode())
-        if not hmac.compare_digest(_line(connection).encode(), _proof(token, "listen", theirs, ours).encode()):
+        connection.sendall(f"{ours} {_proof(key, 'connect', theirs, ours)} {role}\n".encode())
+        if not hmac.compare_digest(_line(connection).encode(), _proof(key, "listen", theirs, ours).encode()):
             raise HandshakeError(f"{endpoint}: expected the supervisor of this run, found who does not know its token")
         connection.settimeout(None)
     except BaseException:
@@ -248,7 +290,7 @@ def _line(connection: socket.socket) -> str:
 
 
 # Scheme -> function that connects to the rest of an address.
-SCHEMES: dict[str, Callable[[str], socket.socket]] = {"unix": _connect_unix, "tcp": _connect_tcp}
+SCHEMES: dict[str, Callable[[str, str], socket.socket]] = {"unix": _connect_unix, "tcp": _connect_tcp}
 
 
 def peer(connection: socket.socket) -> int | None:
@@ -259,8 +301,8 @@ def peer(connection: socket.socket) -> int | None:
     return int(pid)
 
 
-def connect(address: str) -> socket.socket:
-    """Connect to a listener's address.
+def connect(address: str, role: str = f"{RANK} 0") -> socket.socket:
+    """Connect to a listener's address as `role`: `AGENT`, `LAUNCHER` or `RANK`, and the number of a node.
 
     Raises:
         OSError: Nobody listens there, or somebody who does not know the token of the run.
@@ -269,7 +311,7 @@ def connect(address: str) -> socket.socket:
     scheme, _, rest = address.partition(":")
     if scheme not in SCHEMES:
         raise ValueError(f"rank channel: expected an address of {', '.join(SCHEMES)}, found {address!r}")
-    return SCHEMES[scheme](rest)
+    return SCHEMES[scheme](rest, role)
 
 
 def interface_of(address: str) -> str:

@@ -5,6 +5,7 @@ It is a program because a supervisor ends all children of its process.
 
 import json
 import os
+import re
 import socket
 import sys
 import time
@@ -15,7 +16,7 @@ from pathlib import Path
 from smoke_tests.legs import Leg
 from smoke_tests.outcome import Outcome, passed
 from smoke_tests.plan import Job, Step
-from smoke_tests.ranks import channel, logs, supervisor, transport
+from smoke_tests.ranks import channel, logs, processes, supervisor, transport
 from smoke_tests.ranks.brief import Brief
 from smoke_tests.ranks.channel import Begin, Bye, End, Hello
 from smoke_tests.ranks.progress import RankProgress, RunningJob
@@ -109,6 +110,10 @@ class Nodes:
     def start(self, brief: Brief) -> None:
         """Do nothing."""
 
+    def launcher(self, job: str) -> int | None:
+        """Return this process, whose children the ranks are."""
+        return os.getpid()
+
     def exit_code(self, job: str) -> int | None:
         """Return None: nothing ends here."""
 
@@ -165,6 +170,66 @@ def strangers(address: str) -> None:
     good_one.recv(1)
 
 
+def impostor(parts: Sequence[bytes], *, of_child: bool = False) -> Callable[[str], None]:
+    """Be the second rank, which opens one more connection, itself or in a child, and says these there."""
+
+    def say(address: str) -> None:
+        connection = transport.connect(address)
+        connection.sendall(hello())
+        if of_child and os.fork():
+            connection.recv(1)
+            return
+        other = transport.connect(address)
+        with suppress(OSError):
+            for part in parts:
+                other.sendall(part.replace(b'"pid": 0', b'"pid": %d' % os.getpid()))
+            other.recv(1)
+        connection.recv(1)
+
+    return say
+
+
+def impostors() -> dict[str, Callable[[str], None]]:
+    """Return what a rank does to be taken for another, by name."""
+    said = {
+        "a launcher": [unknown(None), raw(event="exit", pid=os.getpid(), code=0)],
+        "another rank": [unknown(0), step(0)],
+        "another rank that hangs": [unknown(0, stacks=True), b"File x, line 1\n"],
+    }
+    found = {f"{name} in a child": impostor(parts, of_child=True) for name, parts in said.items()}
+    found["itself in a child"] = impostor([unknown(1), step(0)], of_child=True)
+    return found | {name: impostor(parts) for name, parts in said.items()}
+
+
+def unknown(rank: int | None, *, stacks: bool = False) -> bytes:
+    """Return the hello of a process that is not known yet."""
+    return line(Hello(NAME, rank, 0, STEPS, stacks))
+
+
+def inherited(folder: Path) -> list[str]:
+    """Return the sockets and the log of a supervisor that a launcher has which it starts, with ranks that are connected."""
+    folder.mkdir()
+    leg = Leg("gloo", 2)
+    brief = Brief(Job(NAME, (), leg=leg), "", "cpu", "fp32", DEADLINE, 0, folder, Workspace(folder), folder, None, {})
+
+    def entry(_: Brief) -> None:
+        mine = [str(file.readlink()) for file in Path("/proc/self/fd").iterdir() if int(file.name) > 2 and file.is_symlink()]
+        (folder / "open").write_text(json.dumps([name for name in mine if re.search("socket|eventpoll|events", name)]))
+
+    def forget(found: supervisor.Supervisor, connection: socket.socket) -> None:
+        found._forget()
+        transport.close(connection)  # of this program, which is both ends
+
+    with supervisor.Supervisor(brief, "fork", lambda *_: None) as found:
+        connection = transport.connect(found._listener.address)
+        while not found._connections:
+            found._handle(1.0)
+        process = processes.start(entry, brief, "fork", lambda: forget(found, connection))
+        assert os.waitpid(process, 0)[1] == 0, (folder / NAME / "launcher.log").read_text()
+    left: list[str] = json.loads((folder / "open").read_text())
+    return left
+
+
 def judge(folder: Path, second: Callable[[str], None]) -> dict[str, object]:
     """Supervise both ranks until the job has ended; return what was concluded."""
     folder.mkdir()
@@ -208,8 +273,9 @@ def main(folder: Path) -> None:
     for number, (name, parts) in enumerate(cases().items()):
         found = judge(folder / str(number), lambda address, parts=parts: bad(address, parts))  # type: ignore[misc]
         print(json.dumps({"case": name, **found}), flush=True)
-    for name, second in (("a flood of stacks", flood_of_stacks), ("strangers", strangers)):
+    for name, second in {"a flood of stacks": flood_of_stacks, "strangers": strangers, **impostors()}.items():
         print(json.dumps({"case": name, **judge(folder / name.replace(" ", "-"), second)}), flush=True)
+    print(json.dumps(inherited(folder / "inherited")))
 
 
 if __name__ == "__main__":

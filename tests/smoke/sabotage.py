@@ -14,6 +14,7 @@ import functools
 import os
 import re
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -49,7 +50,7 @@ from smoke_tests.checks import (
 from smoke_tests.checks import collectives as collectives_checks
 from smoke_tests.controls import fixed_upstream, injected
 from smoke_tests.fixtures import damage, samples, tiny_checkpoint
-from smoke_tests.ranks import supervisor
+from smoke_tests.ranks import channel, supervisor
 from smokehouse_loader import zero
 
 # May yield a context for the step to run with in place of its own.
@@ -169,6 +170,23 @@ def leaves() -> None:
         yield
 
     during(training, "train", fault, rank=1)
+
+
+@sabotage
+def poses_as_launcher() -> None:
+    """Let rank 1 say in a training step what only its launcher may, and print how many connections of the run it has."""
+
+    @contextlib.contextmanager
+    def fault(*_: Any) -> Iterator[None]:
+        peers = []
+        for file in Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(file.name))) as found:
+                peers += [name for name in (found.getpeername(),) if str(name).endswith("/events")]
+        print(f"connections of the run: {len(peers)}", flush=True)
+        channel.Channel(f"unix:{peers[0]}", "zero2", None).send(channel.Exit(os.getppid(), 0))
+        yield
+
+    during(training, "train", fault, rank=1, stage=2)
 
 
 @sabotage

@@ -149,6 +149,15 @@ def test_rank_that_leaves(smoke: Starter) -> None:
     assert "KeyboardInterrupt" in (ended.folder / "logs" / "zero2" / "rank1.log").read_text()
 
 
+def test_rank_that_speaks_as_its_launcher(smoke: Starter) -> None:
+    """It has no connection but its own two, and another is not that of a launcher."""
+    ended = smoke.run("--zero", "2", "--only", "train", sabotage=("poses_as_launcher",))
+    assert ended.code == 1
+    detail = ended.found("train", 2)["ranks"][1]["detail"]
+    assert re.search(r"rank channel: expected process \d+ as a launcher, found process \d+ ", detail), detail
+    assert "connections of the run: 2\n" in (ended.folder / "logs" / "zero2" / "rank1.log").read_text()
+
+
 def test_rank_that_writes_without_end(smoke: Starter) -> None:
     ended = smoke.run("--zero", "2", "--only", "train", sabotage=("chatters",))
     assert ended.code == 0, ended.stderr
