@@ -6,6 +6,7 @@ See: https://packaging.python.org/en/latest/specifications/recording-installed-p
 """
 
 import base64
+import configparser
 import csv
 import json
 import os
@@ -19,6 +20,13 @@ from pathlib import Path, PurePosixPath
 # Where programs of the machine or of the base are; what is built must not take the name of a compiled one.
 SYSTEM = (Path("/usr/bin"), Path("/bin"), Path("/usr/sbin"), Path("/sbin"))
 _DRIVER = re.compile(r"nvidia-.*")  # programs that a container gets from the host with its driver
+# Programs that environments have of their own, or that users start without a thought; only a package of that name has one.
+_RESERVED = re.compile(
+    r"(python|pypy|pip|pydoc|idle|activate|deactivate|uv|uvx|conda|mamba|nvcc|gcc|g\+\+|cc|ld|sh|bash|env)([\d._-].*)?"
+)
+# Names beside its own under which a project publishes scripts. See: the scripts in setup.py of https://github.com/deepspeedai/DeepSpeed
+_ALSO_CALLED = {"deepspeed": ("ds", "dsr")}
+_ENTRY_POINTS = "entry_points.txt"
 _AT_START = {"sitecustomize.py", "usercustomize.py"}  # Python imports them by itself, as what is in .pth files
 _ELF = b"\x7fELF"
 
@@ -27,13 +35,15 @@ _ELF = b"\x7fELF"
 class _Package:
     """An installed Python package: its .dist-info, canonical name, and SHA-256 in hex by path in the environment.
 
-    A file without a hash has an empty one. `outside` has the paths that lead out of the environment.
+    A file without a hash has an empty one. `outside` has the paths that lead out of the environment, `scripts` the names of
+    the scripts that its metadata declare.
     """
 
     info: str
     name: str
     files: Mapping[str, str]
     outside: tuple[str, ...]
+    scripts: AbstractSet[str] = frozenset()
 
 
 def problems(prefix: Path, python: str, built: AbstractSet[str], system: Sequence[Path] = SYSTEM) -> list[str]:
@@ -69,7 +79,29 @@ def _read(info: Path, site: str) -> _Package:
             outside.append(path)
         else:
             found[place] = _hex(hashed)
-    return _Package(info.name, canonical(info.name.partition("-")[0]), found, tuple(outside))
+    return _Package(info.name, canonical(info.name.partition("-")[0]), found, tuple(outside), _scripts(info))
+
+
+class _EntryPoints(configparser.ConfigParser):
+    """A parser of entry points, whose names keep their case."""
+
+    def optionxform(self, optionstr: str) -> str:
+        """Return a name as it is."""
+        return optionstr
+
+
+def _scripts(info: Path) -> set[str]:
+    """Return the names of the scripts that the metadata of a package declare, none of one that cannot be read.
+
+    See: https://packaging.python.org/en/latest/specifications/entry-points/
+    """
+    parser = _EntryPoints(delimiters=("=",), interpolation=None)
+    try:
+        parser.read_string((info / _ENTRY_POINTS).read_text("utf-8"))
+    except (OSError, ValueError, configparser.Error):
+        return set()
+    sections = ("console_scripts", "gui_scripts")
+    return {name for section in sections if parser.has_section(section) for name, _ in parser.items(section)}
 
 
 def _hex(text: str) -> str:
@@ -138,11 +170,22 @@ def _unconfined(package: _Package, site: str, python: str, taken: AbstractSet[st
             # A folder without __init__.py is a namespace, which packages share.
             own = top == package.info or not (top.endswith(".pth") or top in _AT_START or top in regular)
         elif path.startswith("bin/"):
-            own = path not in taken and not _DRIVER.fullmatch(path[4:]) and not _is_program(path[4:], system)
+            own = path not in taken and _is_own_script(package, path[4:], site) and not _is_program(path[4:], system)
         else:
             own = path.startswith("share/") or headers.match(path.replace("_", "-")) is not None
         if not own:
             yield f"{path}: built from source by {package.name}, expected its own modules and scripts alone"
+
+
+def _is_own_script(package: _Package, script: str, site: str) -> bool:
+    """Return whether a script is one that the metadata of its package declare, or called as the package or a module of it."""
+    modules = {path.removeprefix(site).partition("/")[0].partition(".")[0] for path in package.files if path.startswith(site)}
+    called = {package.name, *_ALSO_CALLED.get(package.name, ()), *map(canonical, modules - {""})}
+    name = canonical(script)
+    has_name = any(name == own or name.startswith(f"{own}-") for own in called)
+    if "/" in script or _DRIVER.fullmatch(script) or (_RESERVED.fullmatch(script) and package.name not in (name, script)):
+        return False
+    return has_name or script in package.scripts
 
 
 def _is_program(name: str, system: Sequence[Path]) -> bool:

@@ -13,6 +13,20 @@ from hypothesis import strategies as st
 from smokehouse.installs import owners, state
 
 SITE = "lib/python3.11/site-packages"
+# Names that a package may take by declaring them, though a script of the machine has one of them, and names that it may not.
+ENTRY_POINTS = b"""[console_scripts]
+script = deepspeed:main
+show-all = deepspeed:main
+python3 = deepspeed:main
+nvidia-smi = deepspeed:main
+compiled = deepspeed:main
+activate.fish = deepspeed:main
+[gui_scripts]
+Window = deepspeed:main [extra]
+[other]
+foreign = deepspeed:main
+"""
+DECLARED = ("python3", "nvidia-smi", "compiled", "activate.fish", "foreign", "window", "SCRIPT")
 PROGRAMS = ("nvidia-smi", "nvidia-cuda-mps-control", "compiled", "python", "conda-tool", "other")
 
 
@@ -66,7 +80,14 @@ def test_what_packages_share_is_in_order(prefix: Path, tmp_path: Path) -> None:
         f"{SITE}/deepspeed/lib/__pycache__/a.cpython-311.pyc": b"",
         f"{SITE}/space/c.py": b"",
         "bin/ds": b"",
+        "bin/ds_report": b"",
+        "bin/deepspeed.pt": b"",
+        "bin/zeroed": b"",
+        f"{SITE}/deepspeed-1.0.dist-info/entry_points.txt": ENTRY_POINTS,
         "bin/script": b"",
+        "bin/Window": b"",
+        "bin/show-all": b"",
+        f"{SITE}/zeroed.py": b"",
         "share/man/man1/ds.1": b"",
         "include/python3.11/deepspeed/a.h": b"",
         "include/site/python3.11/deepspeed/a.h": b"",
@@ -77,7 +98,7 @@ def test_what_packages_share_is_in_order(prefix: Path, tmp_path: Path) -> None:
 
 def not_its_own() -> list[str]:
     """Paths that nothing built from source may have."""
-    paths = [f"bin/{name}" for name in PROGRAMS]
+    paths = [f"bin/{name}" for name in (*PROGRAMS, "unknown", "script", "dsx", "deepspeedx", "d", "ds/x", "pip3", "activate")]
     paths += ["etc/profile.d/a.sh", "etc/conda/activate.d/a.sh", "lib/libcuda.so.1", "lib/python3.11/os2.py", "ssl/cert.pem"]
     paths += ["sbin/ldconfig", "libexec/a", "include/python3.11/other/a.h", "conda-meta/a.json", "pyvenv.cfg"]
     inside = ["a.pth", "deepspeed.pth", "sitecustomize.py", "usercustomize.py", "torch/new.py", "torch/lib/libtorch.so"]
@@ -94,6 +115,30 @@ def test_what_is_built_keeps_to_its_own(
     assert said[-1] == f"{path}: built from source by deepspeed, expected its own modules and scripts alone"
     # The same in a wheel of the index, whose hash says what is in it, is refused only where it replaces something.
     assert len(found(prefix, tmp_path)) == len(said) - 1
+
+
+@pytest.mark.parametrize("name", DECLARED)
+def test_a_declared_script_takes_no_name_of_others(
+    prefix: Path, tmp_path: Path, name: str, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("fault", "built from source, in the place of another")
+    own = {f"{SITE}/deepspeed/__init__.py": b"", f"{SITE}/deepspeed-1.0.dist-info/entry_points.txt": ENTRY_POINTS}
+    add(prefix, "deepspeed", own | {f"bin/{name}": b"evil"})
+    assert found(prefix, tmp_path, "deepspeed") == [
+        f"bin/{name}: built from source by deepspeed, expected its own modules and scripts alone"
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"\xff", b"no section = 1", b"[console_scripts]\nx = a\nx = b\n", b"[console_scripts]\n"]
+)
+def test_entry_points_that_are_none_declare_nothing(
+    prefix: Path, tmp_path: Path, text: bytes, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("fault", "built from source, in the place of another")
+    info = f"{SITE}/deepspeed-1.0.dist-info"
+    add(prefix, "deepspeed", {f"{SITE}/deepspeed/__init__.py": b"", f"{info}/entry_points.txt": text, "bin/x": b""})
+    assert len(found(prefix, tmp_path, "deepspeed")) == 1
 
 
 @pytest.mark.parametrize("path", ["torch/__init__.py", "space/a.py", "LICENSE"])
