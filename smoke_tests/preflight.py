@@ -101,7 +101,6 @@ def prepare_process(*, offline: bool, several_nodes: bool = False) -> dict[str, 
         "TOKENIZERS_PARALLELISM": "false",
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # looks for GPUs without initialising CUDA, which does not survive a fork
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic cuBLAS, so that a resumed run can be compared
-        "THP_MEM_ALLOC_ENABLE": "1",  # torch requests huge pages: fewer page faults
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
