@@ -58,7 +58,6 @@ dependencies:
       - datasets==3.3.2
       - matplotlib
       - qwen-vl-utils
-      - {more}
 """
 PLAIN = """\
 FROM base
@@ -92,13 +91,17 @@ class Image:
 
     Attributes:
         reference: its name in the engine, or the layout that has it.
+        id: the image ID, empty where it was not compared.
         seconds: how long the build took.
+        busy: seconds of CPU that the command and what it started took, without those of the engine.
         layers: size in bytes by digest, compressed.
         memory: bytes of the largest process of the build, of what the command started itself.
     """
 
     reference: str
+    id: str
     seconds: float
+    busy: float
     layers: Mapping[str, int]
     memory: int
 
@@ -132,8 +135,8 @@ class Contest:
         environ = {**engine.environ, "PATH": f"{mmdebstrap}:{engine.environ['PATH']}"}
         names = (setting.name, setting.second) if setting is REAL else ()
         self.checkout = real.furnish(folder / "checkout", root, channel.folder, environ, names=names, shared=("base",))
-        for name, more in ((SMALL.name, "json-repair"), (SMALL.second, "babel")) if setting is SMALL else ():
-            reduce(self.checkout.root / "environments" / name, more)
+        for name in (SMALL.name, SMALL.second) if setting is SMALL else ():
+            reduce(self.checkout.root / "environments" / name)
             real.run(self.checkout, "lock", name)
         # A cache of its own, so that what the lock downloaded does not speed up the build.
         self.checkout.environ["UV_CACHE_DIR"] = str(folder / "uv")
@@ -160,12 +163,13 @@ class Contest:
         process.returncode = os.waitstatus_to_exitcode(status)
         assert process.returncode == 0, f"smokehouse {' '.join(command)} failed"
         printed = json.loads(out.read_text())
-        memory = used.ru_maxrss * 1024
+        place, busy = str(printed["place"]), used.ru_utime + used.ru_stime
+        print(f"{name}: {seconds:.1f} s, {busy:.1f} s of CPU", file=sys.stderr)
         if output == "docker":
-            return self.inspect(printed["place"], printed["digest"], seconds, memory)
-        print(f"{name}: {seconds:.1f} s", file=sys.stderr)
-        layers = Layout(Path(printed["place"])).only_image().manifest.layers
-        return Image(printed["place"], seconds, {layer.digest: layer.size for layer in layers}, memory)
+            layers = self.layers_of(place, printed["digest"])
+        else:
+            layers = {layer.digest: layer.size for layer in Layout(Path(place)).only_image().manifest.layers}
+        return Image(place, printed["id"], seconds, busy, layers, used.ru_maxrss * 1024)
 
     def build_plain(self) -> Image:
         """Build an image of the same packages with one RUN."""
@@ -190,7 +194,9 @@ class Contest:
         command += ["--secret", f"id=pip,src={self.folder / 'pip.conf'}", "--metadata-file", str(metadata)]
         command += ["--output", "type=image,name=plain:bench", str(context)]
         seconds = timed(lambda: self.engine.docker(*command, timeout=DEADLINE))
-        return self.inspect("plain:bench", json.loads(metadata.read_text())["containerimage.digest"], seconds, 0)
+        print(f"plain: {seconds:.1f} s", file=sys.stderr)
+        digest = json.loads(metadata.read_text())["containerimage.digest"]
+        return Image("plain:bench", "", seconds, 0, self.layers_of("plain:bench", digest), 0)
 
     @property
     def timed(self) -> str:
@@ -215,16 +221,13 @@ class Contest:
         """Download what a build needs, so that it downloads nothing."""
         real.run(self.checkout, "build", self.setting.name, "--ops", "none", "--prepare", timeout=DEADLINE)
 
-    def inspect(self, reference: str, digest: str, seconds: float, memory: int) -> Image:
-        """Return the image `reference`, whose manifest has the digest `digest`."""
-        print(f"{reference}: {seconds:.1f} s", file=sys.stderr)
+    def layers_of(self, reference: str, digest: str) -> Mapping[str, int]:
+        """Return the sizes of the layers of the image `reference`, whose manifest has the digest `digest`, by their digests."""
         docker = shutil.which("docker", path=self.engine.environ["PATH"])
         saving = ["sh", "-c", '"$1" save "$2" | tar -x --to-stdout "blobs/sha256/$3"', "sh"]
         command = [*saving, str(docker), reference, digest.removeprefix("sha256:")]
         ended = subprocess.run(command, env=self.engine.environ, capture_output=True, check=True, timeout=DEADLINE)
-        return Image(
-            reference, seconds, {layer["digest"]: layer["size"] for layer in json.loads(ended.stdout)["layers"]}, memory
-        )
+        return {layer["digest"]: layer["size"] for layer in json.loads(ended.stdout)["layers"]}
 
     def time_start(self, reference: str) -> float:
         """Return the seconds that a container runs whose program ends at once."""
@@ -252,10 +255,10 @@ class Starts:
     over_base: float
 
 
-def reduce(folder: Path, more: str) -> None:
-    """Make `folder` an environment of the stack without torch, and of the package `more`."""
+def reduce(folder: Path) -> None:
+    """Make `folder` an environment of the stack without torch."""
     folder.mkdir()
-    (folder / "environment.yml").write_text(REDUCED.format(name=folder.name, more=more))
+    (folder / "environment.yml").write_text(REDUCED.format(name=folder.name))
     environments = folder.parent
     inherited = (environments / SECOND / "stack.toml").read_text().partition("[model]")[2].partition("\n[expectations]")[0]
     stack = (environments / "stacks" / "cu124-2025-03" / "stack.toml").read_text().partition("[[left_out]]")[0]
@@ -323,6 +326,7 @@ def measure(contest: Contest, rounds: int) -> Sequence[str]:
     second = contest.build(second_name)
     again = contest.build(name, "--no-cache")
     baked = contest.build(name, *BUILDKIT)
+    assert baked.id == cold.id == again.id, "expected the same image from both builders"
     starts = measure_starts(contest, baked, rounds)
 
     contest.change()
@@ -332,6 +336,7 @@ def measure(contest: Contest, rounds: int) -> Sequence[str]:
     contest.fetch()
     changed = contest.build(name)
     baked_changed = contest.build(name, *BUILDKIT)
+    assert baked_changed.id == changed.id, "expected the same image from both builders"
     contest.remove(baked.reference)
 
     contest.requirements.write_bytes(before)
@@ -351,6 +356,9 @@ def measure(contest: Contest, rounds: int) -> Sequence[str]:
             name,
         ),
         "",
+        f"CPU seconds that assembling took: {again.busy:.1f} after the downloads, {changed.busy:.1f} after the change, "
+        f"{second.busy:.1f} for the second environment",
+        f"Both builders made the image {baked.id[:19]}, and after the change {changed.id[:19]}",
         f"Compressed size over that of all wheels, conda and Debian packages in it: "
         f"{cold.size / real.locked_bytes(contest.checkout, name):.3f}",
         f"New bytes over the layer that the changed package is in: {new / package_layer:.2f}",

@@ -12,7 +12,7 @@ from smokehouse.checkout import Checkout
 from smokehouse.console import status
 from smokehouse.images.config import image_config
 from smokehouse.images.labels import ImageLabels
-from smokehouse.images.layers import Compression, LayerStore, Made, Packed, Step
+from smokehouse.images.layers import AT_ONCE, Compression, LayerStore, Made, Packed, Step
 from smokehouse.images.plan import Plan
 from smokehouse.images.record import RecordedImage, RecordedLayer
 from smokehouse.images.spec import ImageSpec
@@ -97,8 +97,8 @@ def assemble(checkout: Checkout, inputs: Inputs, compression: Compression, store
     """
     status(f"assembling {inputs.spec.tags[0]}")
     layer_store = LayerStore(checkout, store)
-    with layer_store.in_use(), ThreadPoolExecutor(os.cpu_count()) as workers:
-        layers = _Assembly(layer_store, inputs, compression, workers).layers()
+    with layer_store.in_use(), ThreadPoolExecutor(os.cpu_count()) as workers, ThreadPoolExecutor(AT_ONCE) as packers:
+        layers = _Assembly(layer_store, inputs, compression, workers, packers).layers()
     labels = inputs.labels
     config = image_config(checkout, inputs.base, labels.as_dict(), labels.created, [layer.packed.diff_id for layer in layers])
     manifest = {
@@ -116,17 +116,18 @@ def _entry(media_type: str, data: bytes) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class _Assembly:
-    """The steps of an image, as docker/Dockerfile has them."""
+    """The steps of an image, as docker/Dockerfile has them; `workers` run them, and `packers` compress what they made."""
 
     store: LayerStore
     inputs: Inputs
     compression: Compression
     workers: ThreadPoolExecutor
+    packers: ThreadPoolExecutor
 
     def layers(self) -> tuple[AssembledLayer, ...]:
         """Return the layers, bottom first; raises UserError."""
         plan, store = self.inputs.plan, self.store
-        packed = self.workers.submit(store.repack, self.inputs.base, self.compression)
+        packed = self.packers.submit(store.repack, self.inputs.base, self.compression)
         base = store.unpack(self.inputs.base)
         conda = self._conda(base)
         numbered = [self.workers.submit(self._wheels, f"layer-{n:02}", conda, base) for n in range(1, len(plan.numbered) + 1)]
@@ -146,7 +147,7 @@ class _Assembly:
         return (*below, *(AssembledLayer(layer, name) for layer, name in zip(rest, names, strict=True)))
 
     def _packing(self, made: Made) -> "Future[Packed]":
-        return self.workers.submit(self.store.pack, made, self.compression)
+        return self.packers.submit(self.store.pack, made, self.compression)
 
     def _conda(self, base: Made) -> Made:
         script = "tar -xf /in/prefix.tar -C /out && exec /out/opt/env/bin/python -I -S -B /steps/conda.py /in /out"

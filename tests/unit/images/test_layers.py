@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 
 from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
+from smokehouse.images import layers
 from smokehouse.images.config import image_config
 from smokehouse.images.layers import LayerStore
 from smokehouse.oci import Image, Layout
@@ -104,6 +106,22 @@ def test_a_layer_that_was_packed_of_an_edited_tree_is_made_again(checkout: Check
     (made.tree / "etc" / "x").write_bytes(b"evil")
     assert LayerStore(checkout).pack(made, "zstd").diff_id != sound
     assert LayerStore(checkout).pack(LayerStore(checkout).unpack(found), "zstd").diff_id == sound
+
+
+def test_a_layer_has_the_same_bytes_however_many_threads_compress_it(
+    checkout: Checkout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a machine of any number of processors has the same number: without a thread of their own they would differ."""
+    content = random.Random(0).randbytes(3 << 20) * 4  # more than one of its jobs, which have 8 MB
+    found = base(tmp_path / "base", {"x": content})
+
+    def packed_by(threads: int) -> str:
+        monkeypatch.setattr(layers, "THREADS", threads)
+        return LayerStore(checkout, tmp_path / f"store-{threads}").repack(found, "zstd")[0].blob.digest
+
+    usual = LayerStore(checkout).repack(found, "zstd")[0].blob.digest
+    assert [packed_by(threads) for threads in (1, 2, 7)] == [usual] * 3
+    assert packed_by(0) != usual
 
 
 def test_layers_that_others_could_have_written_are_refused(checkout: Checkout) -> None:
