@@ -59,6 +59,8 @@ def engine(programs: Path) -> Iterator[Engine]:
     """The machine's engine, or one of the tests' own."""
     if found := present():
         yield found
+        if _built:
+            found.docker("rmi", "--force", *_tags(found), check=False)
         return
     with started(programs / "engine") as engine:
         yield engine
@@ -116,6 +118,7 @@ class Made:
 
 
 _made: list[Made] = []
+_built: list[dict[str, Any]] = []  # what `image` built in the engine
 _layers: list[tempfile.TemporaryDirectory[str]] = []  # one for all tests of a run
 
 
@@ -130,9 +133,8 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         add_planner(request.getfixturevalue("root"), tiny)
         real.run(tiny, "build", "tiny", "--output", f"oci:{folder / 'layout'}")
         shutil.copytree(tiny.root, folder / "checkout", symlinks=True)
-        checkout = TestCheckout(
-            folder / "checkout", tiny.environ | {"UV_OFFLINE": "1", "SMOKEHOUSE_CHANNEL": str(folder / "none")}
-        )
+        environ = tiny.environ | {"UV_OFFLINE": "1", "SMOKEHOUSE_CHANNEL": str(folder / "none")}
+        checkout = TestCheckout(folder / "checkout", environ, tiny.server)
         _made.append(Made(checkout, folder / "layout", hashlib.sha256(checkout.lock_json.read_bytes()).hexdigest()))
     return _made[0]
 
@@ -196,20 +198,38 @@ def locked_tiny(checkout: TestCheckout, root: Path, engine: Engine | None, mmdeb
     if not _layers:
         _layers.append(tempfile.TemporaryDirectory(prefix="smokehouse-layers-"))
     (checkout.root / "build" / "layers").symlink_to(_layers[0].name)
-    environ = engine.environ if engine else dict(os.environ)
-    checkout.environ.update({name: environ[name] for name in ("DOCKER_HOST", "DOCKER_CONFIG") if name in environ})
-    checkout.environ["PATH"] = f"{mmdebstrap}:{environ['PATH']}"
+    checkout.environ.update(_with_engine(engine, mmdebstrap))
     checkout.lock()
     return checkout
 
 
+def _with_engine(engine: Engine | None, mmdebstrap: str) -> dict[str, str]:
+    """The variables of a checkout that builds images, on `engine` if there is one."""
+    environ = engine.environ if engine else dict(os.environ)
+    found = {name: environ[name] for name in ("DOCKER_HOST", "DOCKER_CONFIG") if name in environ}
+    return found | {"PATH": f"{mmdebstrap}:{environ['PATH']}"}
+
+
+def _tags(engine: Engine) -> list[str]:
+    return engine.docker("images", "--format", "{{.Repository}}:{{.Tag}}", "tiny").stdout.split()
+
+
 @pytest.fixture
-def image(tiny: TestCheckout, engine: Engine) -> Iterator[str]:
-    """The name of an image of tiny, which is removed with the test."""
-    names = built(tiny)
-    yield str(names["place"])
-    listed = engine.docker("images", "--format", "{{.Repository}}:{{.Tag}}", "tiny").stdout.split()
-    engine.docker("rmi", "--force", *listed)
+def image_checkout(made: Made, engine: Engine, mmdebstrap: str) -> TestCheckout:
+    """The checkout of `image` and of `made`, which no test changes, with the engine."""
+    environ = made.checkout.environ | _with_engine(engine, mmdebstrap)
+    return TestCheckout(made.checkout.root, environ, made.checkout.server)
+
+
+@pytest.fixture
+def image(image_checkout: TestCheckout, engine: Engine) -> str:
+    """The name of one image of tiny for all tests, which none changes; it is built again where one removed it."""
+    if _built:
+        found = engine.docker("image", "inspect", "--format", "{{.Id}}", _built[0]["place"], check=False).stdout.strip()
+        if found in (_built[0]["id"], _built[0]["digest"]):
+            return str(_built[0]["place"])
+    _built[:] = [built(image_checkout)]
+    return str(_built[0]["place"])
 
 
 def built(checkout: TestCheckout, *options: str) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,7 +68,6 @@ def locked_bytes(checkout: TestCheckout, name: str = NAME) -> int:
 
 def run(checkout: TestCheckout, *arguments: str, timeout: float = 1500, code: int = 0) -> subprocess.CompletedProcess[str]:
     """Run the command line, which must end with `code`, with more time than other tests need."""
-    command = [sys.executable, "-m", "smokehouse", *arguments]
-    ended = subprocess.run(command, cwd=checkout.root, env=checkout.environ, capture_output=True, text=True, timeout=timeout)
+    ended = checkout.run_for(timeout, arguments)
     assert ended.returncode == code, ended.stdout + ended.stderr
     return ended

@@ -15,7 +15,7 @@ import threading
 import uuid
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -318,16 +318,23 @@ class TestCheckout:
 
     def run(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
         """Run the command line to its end."""
+        return self.run_for(300, arguments, environ)
+
+    def run_for(
+        self, timeout: float, arguments: Sequence[str], environ: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run the command line to its end, in `timeout` seconds at most, with more variables."""
+        environ = environ or {}
         if self.server is None or _MEASURED or any(name.startswith(_READ_AT_START) for name in environ):
             return subprocess.run(
                 self.command(*arguments),
                 cwd=self.root,
-                env=self.environ | environ,
+                env={**self.environ, **environ},
                 capture_output=True,
                 text=True,
-                timeout=300,
+                timeout=timeout,
             )
-        return self.server.run(list(arguments), folder=self.root, environ=self.environ | environ, timeout=300)
+        return self.server.run(list(arguments), folder=self.root, environ={**self.environ, **environ}, timeout=timeout)
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Start the command line in the background."""

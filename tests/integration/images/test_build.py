@@ -204,11 +204,11 @@ def test_a_layer_has_one_time_and_one_owner(tiny: TestCheckout, tmp_path: Path) 
         assert {line.split()[1] for line in lines} <= {"0/0"}
 
 
-def test_labels_say_what_an_image_is_of(image: str, tiny: TestCheckout, engine: Engine) -> None:
-    lock = json.loads(tiny.lock_json.read_text())
+def test_labels_say_what_an_image_is_of(image: str, image_checkout: TestCheckout, engine: Engine) -> None:
+    lock = json.loads(image_checkout.lock_json.read_text())
     labels = json.loads(engine.docker("image", "inspect", "--format", "{{json .Config.Labels}}", image).stdout)
     digest = subprocess.run(
-        ["sha256sum", tiny.lock_json], capture_output=True, text=True, check=True, timeout=10
+        ["sha256sum", image_checkout.lock_json], capture_output=True, text=True, check=True, timeout=10
     ).stdout.split()[0]
     assert labels["io.smokehouse.lock"] == digest
     assert (labels["io.smokehouse.environment"], labels["io.smokehouse.flavour"]) == ("tiny", "runtime")
@@ -226,7 +226,7 @@ def test_an_image_says_what_it_is_to_anyone(image: str, engine: Engine) -> None:
     assert "docker run [--gpus all --shm-size 2g] IMAGE smoke" in said
 
 
-def test_an_image_has_the_loader(image: str, tiny: TestCheckout, engine: Engine, root: Path, tmp_path: Path) -> None:
+def test_an_image_has_the_loader(image: str, engine: Engine, root: Path, tmp_path: Path) -> None:
     """As every environment: the distribution, its program and its files, which are those of the checkout."""
 
     def inside(*command: str) -> str:
@@ -313,9 +313,11 @@ def test_a_home_that_is_there_is_kept(image: str, engine: Engine) -> None:
     assert engine.docker("run", "--rm", *options, image, "python", "-c", code).stdout == "/home/me None\n"
 
 
-def test_a_folder_with_other_files_is_not_given_to_a_container(image: str, tiny: TestCheckout, tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_not_given_to_a_container(
+    image: str, image_checkout: TestCheckout, tmp_path: Path
+) -> None:
     (tmp_path / "thesis").touch()
-    refused = tiny.refused("smoke", "--image", image, "--report", str(tmp_path))
+    refused = image_checkout.refused("smoke", "--image", image, "--report", str(tmp_path))
     assert f"{tmp_path}: expected an empty folder or one of reports, found other files; give --report a new one" in refused
     assert (tmp_path / "thesis").stat().st_uid == tmp_path.stat().st_uid == os.getuid()
 
@@ -377,13 +379,13 @@ print(len(known))
     assert int(engine.docker("run", "--rm", *STRANGER, image, "python", "-c", code).stdout) > 1000
 
 
-def test_the_sbom_has_every_package_with_its_hash(image: str, tiny: TestCheckout, engine: Engine) -> None:
-    lock = json.loads(tiny.lock_json.read_text())
+def test_the_sbom_has_every_package_with_its_hash(image: str, image_checkout: TestCheckout, engine: Engine) -> None:
+    lock = json.loads(image_checkout.lock_json.read_text())
     document = json.loads(engine.docker("run", "--rm", *STRANGER, image, "cat", "/opt/smokehouse/sbom.spdx.json").stdout)
     listed = {entry["packageFileName"]: entry["checksums"][0]["checksumValue"] for entry in document["packages"][1:]}
     inside = [entry for entry in lock["conda"] if entry["category"] == "main"] + lock["pip"]
     assert {entry["file"]: entry["sha256"] for entry in inside}.items() <= listed.items()
-    base = [line.split() for line in (tiny.root / "docker" / "base.lock").read_text().splitlines() if line[0] != "#"]
+    base = [line.split() for line in (image_checkout.root / "docker" / "base.lock").read_text().splitlines() if line[0] != "#"]
     assert {path.rpartition("/")[2]: digest for _, _, digest, _, path, *_ in base}.items() <= listed.items()
     assert len(listed) == len(inside) + len(base) + 1  # and the loader
     assert document["spdxVersion"] == "SPDX-2.3"

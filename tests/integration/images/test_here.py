@@ -29,13 +29,14 @@ def theirs(image: str, engine: Engine, tmp_path: Path) -> Iterator[str]:
     engine.docker("rmi", "--force", tag)
 
 
-def test_what_the_image_lacks_is_named(tiny: TestCheckout, theirs: str, engine: Engine, root: Path) -> None:
+def test_what_the_image_lacks_is_named(
+    image_checkout: TestCheckout, theirs: str, engine: Engine, root: Path, tmp_path: Path
+) -> None:
     """Its Python runs the smoke test of this checkout, which finds no torch there; an image of ours needs a label for that."""
     assert engine.docker("inspect", "--format", "{{.Config.Labels}}", theirs).stdout.strip() in ("map[]", "<no value>")
-    checkout = TestCheckout(root, tiny.environ)
-    report = tiny.root / "report"
+    checkout, report = TestCheckout(root, image_checkout.environ), tmp_path / "report"
     said = checkout.run("smoke", "--here", "--image", theirs, "--python", PYTHON, "--report", str(report))
     assert said.returncode == 2
     assert "/opt/env: expected torch, transformers, deepspeed, " in said.stderr
     assert "found no torch, transformers, deepspeed, " in said.stderr
-    assert "not an image of Smokehouse" in tiny.refused("smoke", "--image", theirs)
+    assert "not an image of Smokehouse" in image_checkout.refused("smoke", "--image", theirs)

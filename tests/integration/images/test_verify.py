@@ -163,7 +163,7 @@ def test_the_source_is_a_claim_or_compared(made: Made, tmp_path: Path) -> None:
 
 def test_a_recorded_image_is_verified_from_git_alone(made: Made, tmp_path: Path) -> None:
     """`build --record` writes a line to compare with; `verify --quick` then needs no package, no base and no program."""
-    clone = TestCheckout(tmp_path / "clone", made.checkout.environ | {"PATH": "/usr/bin:/bin"})
+    clone = TestCheckout(tmp_path / "clone", made.checkout.environ | {"PATH": "/usr/bin:/bin"}, made.checkout.server)
     reference = f"oci:{made.layout}"
     parts = [path for path in made.checkout.root.iterdir() if path.name != "build"]
     try:
@@ -211,7 +211,7 @@ def test_a_recorded_image_is_verified_from_git_alone(made: Made, tmp_path: Path)
 
 def test_a_base_can_be_named_where_nothing_builds_one(made: Made, tmp_path: Path) -> None:
     """The image's own layer is what the steps run on, if it has the digest; all that is above it is compared as always."""
-    trusted = TestCheckout(made.checkout.root, made.checkout.environ | {"PATH": "/usr/bin:/bin"})
+    trusted = TestCheckout(made.checkout.root, made.checkout.environ | {"PATH": "/usr/bin:/bin"}, made.checkout.server)
     labels = Layout(made.layout).image().labels
     named = f"{labels['org.opencontainers.image.base.name']}@{labels['org.opencontainers.image.base.digest']}"
     verdict = verified(trusted, f"oci:{made.layout}", "--base", named)
