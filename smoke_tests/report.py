@@ -6,7 +6,6 @@ import json
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -176,8 +175,9 @@ def read_logs(folder: Path, jobs: list[str]) -> dict[str, str]:
 
 
 def _write_whole(file: Path, parts: Iterable[str]) -> None:
-    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    partial = Path(name)
+    partial = file.with_name(f".{file.name}.new")  # one name, so that what a killed run left is used again
+    partial.unlink(missing_ok=True)
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(descriptor, "w") as stream:
             stream.writelines(parts)
