@@ -60,7 +60,7 @@ def engine(programs: Path) -> Iterator[Engine]:
     if found := present():
         yield found
         if _built:
-            found.docker("rmi", "--force", *_tags(found), check=False)
+            found.docker("rmi", "--force", *tags(found), check=False)
         return
     with started(programs / "engine") as engine:
         yield engine
@@ -117,7 +117,16 @@ class Made:
     lock: str
 
 
+@dataclass(frozen=True)
+class Baked:
+    """An image of tiny that BuildKit built on another engine to a layout, and what was printed of it."""
+
+    layout: Path
+    printed: dict[str, Any]
+
+
 _made: list[Made] = []
+_baked: list[Baked] = []
 _built: list[dict[str, Any]] = []  # what `image` built in the engine
 _layers: list[tempfile.TemporaryDirectory[str]] = []  # one for all tests of a run
 
@@ -137,6 +146,24 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         checkout = TestCheckout(folder / "checkout", environ, tiny.server)
         _made.append(Made(checkout, folder / "layout", hashlib.sha256(checkout.lock_json.read_bytes()).hexdigest()))
     return _made[0]
+
+
+@pytest.fixture(scope="session")
+def elsewhere(engine: Engine, programs: Path) -> Iterator[Engine]:
+    """Another engine, which is this one's context `elsewhere`."""
+    with started(programs / "engine") as other:
+        engine.docker("context", "create", "elsewhere", "--docker", f"host={other.environ['DOCKER_HOST']}")
+        yield other
+        engine.docker("context", "rm", "--force", "elsewhere")
+
+
+@pytest.fixture
+def baked(tiny: TestCheckout, elsewhere: Engine, tmp_path_factory: pytest.TempPathFactory) -> Baked:
+    """One image by BuildKit for all tests, which none changes: it takes a minute."""
+    if not _baked:
+        layout = tmp_path_factory.mktemp("baked") / "layout"
+        _baked.append(Baked(layout, built(tiny, "--builder", "elsewhere", "--output", f"oci:{layout}")))
+    return _baked[0]
 
 
 @pytest.fixture(scope="session")
@@ -210,7 +237,8 @@ def _with_engine(engine: Engine | None, mmdebstrap: str) -> dict[str, str]:
     return found | {"PATH": f"{mmdebstrap}:{environ['PATH']}"}
 
 
-def _tags(engine: Engine) -> list[str]:
+def tags(engine: Engine) -> list[str]:
+    """Return the names of all images of tiny in the engine."""
     return engine.docker("images", "--format", "{{.Repository}}:{{.Tag}}", "tiny").stdout.split()
 
 

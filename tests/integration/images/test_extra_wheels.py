@@ -14,7 +14,7 @@ from ...unit.channel import Channel
 from ...unit.conftest import Index, TestCheckout, sdist, wheel
 from ...unit.installs.test_extra_wheels import FLASH, flash, hashed, with_torch
 from .. import reports
-from ..conftest import STRANGER, Made, add_planner, built, locked_tiny
+from ..conftest import STRANGER, Made, add_planner, built, locked_tiny, tags
 from ..engine import Engine
 from ..real import run
 from .test_verify import SITE, altered, verified
@@ -78,13 +78,12 @@ def test_an_image_with_an_extra_wheel_says_so_everywhere(extra: Extra, engine: E
         assert "BSD-3-Clause" in entry.values()
         labels = json.loads(engine.docker("image", "inspect", "--format", "{{json .Config.Labels}}", name).stdout)
         assert labels["io.smokehouse.with"] == extra.flash
-        tags = engine.docker("images", "--format", "{{.Tag}}", "tiny").stdout.split()
+        listed = {name.partition(":")[2] for name in tags(engine)}
         suffix = f"-with-{hashlib.sha256(digest.encode()).hexdigest()[:8]}"
-        assert set(tags) >= {f"cu124-torch2.6.0-{extra.lock[:12]}{suffix}", f"20250315-{extra.lock[:12]}{suffix}"}
+        assert listed >= {f"cu124-torch2.6.0-{extra.lock[:12]}{suffix}", f"20250315-{extra.lock[:12]}{suffix}"}
         assert labels["org.opencontainers.image.version"].endswith(suffix)
     finally:
-        listed = engine.docker("images", "--format", "{{.Repository}}:{{.Tag}}", "tiny").stdout.split()
-        engine.docker("rmi", "--force", *listed)
+        engine.docker("rmi", "--force", *tags(engine))
 
 
 def test_a_wheel_for_another_abi_than_that_of_torch_is_refused(extra: Extra, tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from smokehouse.oci.reference import Reference
 from smokehouse.oci.registry import Registry
 
 from ...unit.conftest import TestCheckout
-from ..conftest import STRANGER, built
+from ..conftest import STRANGER, Baked, built, tags
 from ..debian import unpack
-from ..engine import Engine, started
+from ..engine import Engine
 from ..real import run
 from ..tiny_images import FOLDER, Contents, Member, image, link
 
@@ -60,13 +60,14 @@ def test_compilers_and_the_toolkit_are_in_the_devel_flavour_only(tiny: TestCheck
         listed = {entry["packageFileName"] for entry in json.loads(tree.kept[SBOM])["packages"][1:]}
         assert {f"{name}.conda" in listed for name in devel} == {has}
     assert {"opt/env/bin/nvcc", "opt/env/bin/gxx-tiny"} <= seen["devel"].entries.keys() - seen["runtime"].entries.keys()
+    before = tags(engine)
     name = str(built(tiny, "--flavour", "devel")["place"])
     assert engine.docker("run", "--rm", *STRANGER, name, "nvcc").stdout == "/opt/env\n"
     assert "Smokehouse tiny (devel)" in engine.docker("run", "--rm", *STRANGER, name).stdout
-    tags = engine.docker("images", "--format", "{{.Repository}}:{{.Tag}}", "tiny").stdout.split()
-    assert len(tags) == 2
-    assert all(tag.endswith("-devel") for tag in tags)
-    engine.docker("rmi", "--force", *tags)
+    made = [tag for tag in tags(engine) if tag not in before]
+    assert len(made) == 2
+    assert all(tag.endswith("-devel") for tag in made)
+    engine.docker("rmi", "--force", *made)
 
 
 def test_a_base_of_somebody_elses_is_built_on(tiny: TestCheckout, engine: Engine, registry_port: int, tmp_path: Path) -> None:
@@ -83,7 +84,7 @@ def test_a_base_of_somebody_elses_is_built_on(tiny: TestCheckout, engine: Engine
     labels = json.loads(engine.docker("image", "inspect", "--format", "{{json .Config.Labels}}", name).stdout)
     assert "@".join(labels[f"org.opencontainers.image.base.{part}"] for part in ("name", "digest")) == base
     assert verdict["passed"]
-    engine.docker("rmi", "--force", *engine.docker("images", "--format", "{{.Repository}}:{{.Tag}}", "tiny").stdout.split())
+    engine.docker("rmi", "--force", *tags(engine))
 
 
 @pytest.mark.parametrize("lacks", ["shell", "glibc"])
@@ -102,25 +103,17 @@ def test_a_base_that_nothing_runs_on_is_refused(
     assert tiny.refused("build", "tiny", "--base", base, "--builder", "default") == f"smokehouse: tiny {said}"
 
 
-def test_any_builder_makes_the_same_image(tiny: TestCheckout, engine: Engine, programs: Path, tmp_path: Path) -> None:
-    here = built(tiny, "--output", f"oci:{tmp_path / 'here'}")
-    with started(programs / "engine") as other:
-        engine.docker("context", "create", "elsewhere", "--docker", f"host={other.environ['DOCKER_HOST']}")
-        try:
-            there = built(tiny, "--builder", "elsewhere", "--output", f"oci:{tmp_path / 'there'}")
-            assert there["id"] == here["id"]
-            # What another engine built is then in this one.
-            brought = built(tiny, "--builder", "elsewhere")
-            assert brought["digest"] == there["digest"]
-            assert other.docker("images", "--quiet").stdout == ""
-            said = engine.docker("run", "--rm", *STRANGER, brought["place"], "alpha").stdout
-            assert said == "hello\n"
-            tags = engine.docker("images", "--format", "{{.Repository}}:{{.Tag}}", "tiny").stdout.split()
-            assert len(tags) == 2
-            engine.docker("rmi", "--force", *tags)
-        finally:
-            engine.docker("context", "rm", "--force", "elsewhere")
-    assert "elsewhere" in tiny.refused("build", "tiny", "--builder", "elsewhere")
+def test_what_another_engine_built_is_then_in_this_one(
+    tiny: TestCheckout, engine: Engine, elsewhere: Engine, baked: Baked
+) -> None:
+    brought = built(tiny, "--builder", "elsewhere")
+    assert (brought["digest"], brought["id"]) == (baked.printed["digest"], baked.printed["id"])
+    assert elsewhere.docker("images", "--quiet").stdout == ""
+    said = engine.docker("run", "--rm", *STRANGER, brought["place"], "alpha").stdout
+    assert said == "hello\n"
+    assert len(tags(engine)) == 2
+    engine.docker("rmi", "--force", *tags(engine))
+    assert "nowhere" in tiny.refused("build", "tiny", "--builder", "nowhere")
 
 
 def test_ops_that_nothing_compiles_are_refused(tiny: TestCheckout) -> None:
@@ -129,7 +122,9 @@ def test_ops_that_nothing_compiles_are_refused(tiny: TestCheckout) -> None:
 
 
 @pytest.mark.parametrize("compression", ["zstd", "gzip"])
-def test_what_is_pushed_has_the_digest_that_is_printed(tiny: TestCheckout, registry_port: int, compression: str) -> None:
+def test_what_is_pushed_has_the_digest_that_is_printed(
+    tiny: TestCheckout, registry_port: int, tmp_path: Path, compression: str
+) -> None:
     name = f"127.0.0.1:{registry_port}/tiny/{compression}:now"
     made = built(tiny, "--output", f"push:{name}", "--compression", compression)
     assert made["place"] == f"{name}@{made['digest']}"
@@ -139,3 +134,9 @@ def test_what_is_pushed_has_the_digest_that_is_printed(tiny: TestCheckout, regis
     kinds = {layer["mediaType"] for layer in json.loads(found[0])["layers"]}
     assert kinds == {f"application/vnd.oci.image.layer.v1.tar+{compression}"}
     run(tiny, "verify", f"{name}@{made['digest']}")
+    pulled = Layout(tmp_path / "pulled")
+    assert Registry(Reference.parse(name)).pull(pulled).digest == made["digest"]
+    assert pulled.image().manifest.config.digest == made["id"] == built(tiny, "--output", f"oci:{tmp_path / 'here'}")["id"]
+    pulled.image().tree(lambda path: False)  # verifies both digests of each layer
+    refused = tiny.refused("build", "tiny", "--output", f"push:{name}@{made['digest']}")
+    assert "--output: expected push:HOST/NAME:TAG, found" in refused

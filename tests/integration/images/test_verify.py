@@ -15,7 +15,7 @@ from smokehouse.oci.reference import Reference
 from smokehouse.oci.registry import Registry
 
 from ...unit.conftest import TestCheckout
-from ..conftest import Made
+from ..conftest import Baked, Made
 from ..real import run
 from ..registries import Proxy
 from ..tiny_images import FOLDER, Contents, Member, digest, image, link, packed, tar
@@ -68,9 +68,8 @@ def test_what_was_assembled_is_what_the_lock_says(made: Made) -> None:
     assert f"layers   {len(contents)}, made again here from the lock and compared by hash\n" in said
 
 
-def test_what_a_real_engine_builds_is_the_same_image(tiny: TestCheckout, tmp_path: Path) -> None:
-    run(tiny, "build", "tiny", "--builder", "default", "--output", f"oci:{tmp_path / 'baked'}")
-    verdict = verified(tiny, f"oci:{tmp_path / 'baked'}")
+def test_what_a_real_engine_builds_is_the_same_image(tiny: TestCheckout, baked: Baked) -> None:
+    verdict = verified(tiny, f"oci:{baked.layout}")
     assert (verdict["passed"], verdict["differences"]) == (True, [])
     # As the engine has it, too.
     built = json.loads(run(tiny, "build", "tiny", "--json").stdout)
