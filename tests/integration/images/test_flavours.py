@@ -64,10 +64,10 @@ def test_compilers_and_the_toolkit_are_in_the_devel_flavour_only(tiny: TestCheck
     name = str(built(tiny, "--flavour", "devel")["place"])
     assert engine.docker("run", "--rm", *STRANGER, name, "nvcc").stdout == "/opt/env\n"
     assert "Smokehouse tiny (devel)" in engine.docker("run", "--rm", *STRANGER, name).stdout
-    made = [tag for tag in tags(engine) if tag not in before]
-    assert len(made) == 2
-    assert all(tag.endswith("-devel") for tag in made)
-    engine.docker("rmi", "--force", *made)
+    added = [tag for tag in tags(engine) if tag not in before]
+    assert len(added) == 2
+    assert all(tag.endswith("-devel") for tag in added)
+    engine.docker("rmi", "--force", *added)
 
 
 def test_a_base_of_somebody_elses_is_built_on(tiny: TestCheckout, engine: Engine, registry_port: int, tmp_path: Path) -> None:
