@@ -128,14 +128,17 @@ def edited_file() -> None:
 
 @sabotage
 def collectives() -> None:
-    """Make each collective get one number wrong on rank 1."""
+    """Make each collective get one number wrong on rank 1; under ZeRO-3 only those of large tensors, their last number."""
 
     @contextlib.contextmanager
-    def fault(*_: Any) -> Iterator[None]:
+    def fault(context: RankContext, _: TrainingState) -> Iterator[None]:
         import deepspeed.comm as comm
 
         def spoil(_: Any, output: torch.Tensor, *args: Any, **kwargs: Any) -> None:
-            output[5] += 1
+            if context.stage == 2:
+                output[5] += 1
+            elif output.dtype == torch.bfloat16:
+                output[-1] += 1
 
         with contextlib.ExitStack() as stack:
             for name in ("all_reduce", "all_gather_into_tensor", "reduce_scatter_tensor", "broadcast"):
