@@ -136,6 +136,11 @@ def kinds() -> Iterator[tuple[str, Doctor, str]]:
     yield "embedded configuration", manifest(lambda document: document["config"].update(data)), "config.data: unexpected"
     yield "embedded layer", manifest(lambda document: document["layers"][0].update(data)), "layers[0].data: unexpected"
     yield "manifest and index", manifest(lambda document: document.update(manifests=[])), "manifests: unexpected"
+    yield (
+        "another name",
+        manifest(lambda document: document.update(schema_version=document.pop("schemaVersion"))),
+        ("invalid OCI document (schemaVersion"),
+    )
     yield "null layers", manifest(lambda document: document.update(layers=None)), "invalid OCI document (layers"
     for name, value in (
         ("SHA-512", f"sha512:{'0' * 128}"),
