@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -336,6 +337,18 @@ def test_shared_memory(tmp_path: Path, options: str, ranks: int | None, training
         one = host.shared_memory(ranks, container=True, training=training, folder=str(folder))
         assert (one.level, one.what, one.where) == (level, what, str(folder))
         assert "--shm-size 2g" in one.fix or "MiB" not in one.what or level == "ok"
+    finally:
+        subprocess.run(["umount", str(folder)], check=True, timeout=10)
+
+
+def test_shared_memory_that_others_fill(tmp_path: Path) -> None:
+    folder = mounted(tmp_path / "shm", "size=1100m")
+    try:
+        with (folder / "left").open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, 100 << 20)
+        one = host.shared_memory(2, container=True, training=True, folder=str(folder))
+        assert (one.level, one.fix) == ("warn", "delete what ended processes left there")
+        assert one.what.startswith("1000 MiB of 1100 MiB free, ")
     finally:
         subprocess.run(["umount", str(folder)], check=True, timeout=10)
 
