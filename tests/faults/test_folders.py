@@ -1,11 +1,8 @@
 """What others have in a folder that is given to Smokehouse is neither deleted nor replaced."""
 
-import gzip
 import hashlib
-import io
 import json
 import os
-import tarfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +14,6 @@ from smoke_tests.options import InputError
 from smokehouse.errors import UserError
 from smokehouse.installs import bundler, target
 from smokehouse.locks import LockedFile
-from smokehouse.oci.filesystem import Limits, Tree
 from smokehouse.oci.layout import Layout
 from smokehouse.storage import exclusive, files
 
@@ -176,26 +172,6 @@ def test_nothing_is_carried_through_a_link(tmp_path: Path, record_property: RECO
 
 
 # images
-
-
-def layer(folder: Path, files: dict[str, bytes]) -> Path:
-    """Return a compressed layer with `files`."""
-    with gzip.open(folder / "layer", "wb", 1) as zipped, tarfile.open(fileobj=zipped, mode="w|") as tar:
-        for path, content in files.items():
-            member = tarfile.TarInfo(path)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return folder / "layer"
-
-
-def test_unknown_python_files_of_a_layer_are_bounded(tmp_path: Path, record_property: RECORD) -> None:
-    record_property("fault", "layer")
-    place = layer(tmp_path, {f"{number}.py": bytes(1 << 20) for number in range(20)})
-    tree = Tree(Limits(kept=5 << 20))
-    with pytest.raises(UserError, match=r"a layer: expected at most 5242880 bytes of unknown Python files .* more at 5\.py"):
-        tree.apply(place, "tar+gzip", "a layer", 0, lambda path: path.endswith(".py"))
-    assert sum(map(len, tree.kept.values())) <= 5 << 20
-    assert Tree(Limits(kept=5 << 20)).apply(place, "tar+gzip", "a layer", 0)
 
 
 INDEXES: dict[str, Callable[[Path], object]] = {

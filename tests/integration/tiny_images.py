@@ -11,7 +11,8 @@ from pathlib import Path
 
 import zstandard
 
-from smokehouse.oci import Descriptor, Layout
+from smokehouse.oci import Descriptor, Image, Layout, Tree
+from smokehouse.oci.filesystem import Limits
 from smokehouse.oci.model import CONFIG, MANIFEST, encode
 
 
@@ -84,6 +85,15 @@ def image(
     }
     made = layout.put(encode(manifest), MANIFEST)
     layout.write_index(made)
+    return made
+
+
+def tree(found: Image, limits: Limits | None = None) -> Tree:
+    """Return the file system of an image, each layer of which has both digests."""
+    made = Tree(limits or Limits())
+    for number, (layer, diff_id) in enumerate(zip(found.manifest.layers, found.config.rootfs.diff_ids, strict=True)):
+        found.layout.verify_blob(layer)
+        assert made.apply(found.layout.blob(layer.digest), layer.media_type, f"layer {number + 1}", number) == diff_id
     return made
 
 

@@ -8,8 +8,3 @@ PREFIX = Path("/opt/env")
 # The folder of Smokehouse's files whose content goes to site-packages, and which files are programs.
 SITE_FILES = "site"
 PROGRAMS = ("describe", "doctor", "entrypoint", "smoke", "tini", f"{SITE_FILES}/{site_files.EXECUTABLE}")
-
-ENV = str(PREFIX).removeprefix("/")
-SMOKEHOUSE = "opt/smokehouse"
-FILES_JSON = f"{SMOKEHOUSE}/files.json"
-INSTALLER = b"smokehouse\n"

@@ -2,7 +2,7 @@
 
     >>> from smokehouse.oci import Layout, Reference, Registry
     >>> Registry(Reference.parse("ghcr.io/owner/name:tag")).pull(Layout(folder))
-    >>> Layout(folder).image().tree(keep=lambda path: False).entries
+    >>> Layout(folder).image().labels
 
 It knows nothing of environments and locks. `model` has the media types and documents, `filesystem` the entries of a tree.
 

@@ -10,7 +10,6 @@ import hashlib
 import tarfile
 import zlib
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Literal, Protocol, Self, cast
@@ -22,7 +21,6 @@ from smokehouse.errors import UserError
 _CHUNK = 1 << 20
 _MAX_WINDOW = 1 << 27  # bytes of memory that a zstd stream may request
 _MAX_HEADER = 1 << 20  # bytes of one extended header, which tarfile reads in one piece
-_MAX_KEPT = 16 << 20  # bytes of one file whose content is kept
 _WHITEOUT = ".wh."
 _OPAQUE_WHITEOUT = ".wh..wh..opq"
 _SUPPORTED = frozenset({tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, *tarfile.REGULAR_TYPES})
@@ -40,16 +38,13 @@ _DEBIAN_DEVICES = {
     "dev/ptmx": (5, 2),
 }
 
-Keep = Callable[[str], bool]
-
 
 @dataclass(frozen=True)
 class Limits:
-    """The most `unpacked` bytes and `entries` that one image may have, over all of its layers, and `kept` bytes of content."""
+    """The most `unpacked` bytes and `entries` that one image may have, over all of its layers."""
 
     unpacked: int = 100 << 30
     entries: int = 2_000_000
-    kept: int = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -72,21 +67,19 @@ class Entry:
 
 @dataclass
 class Tree:
-    """The file system of an image: `entries` by path, without a leading slash, and the content of the files that are `kept`."""
+    """The file system of an image: `entries` by path, without a leading slash."""
 
     limits: Limits = field(default_factory=Limits)
     entries: dict[str, Entry] = field(default_factory=dict)
-    kept: dict[str, bytes] = field(default_factory=dict)
     unpacked: int = 0
     count: int = 0
-    _kept: int = 0
     _inside: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
-    def apply(self, blob: Path, media_type: str, name: str, layer: int, keep: Keep = lambda path: False) -> str:
+    def apply(self, blob: Path, media_type: str, name: str, layer: int) -> str:
         """Apply the layer in the file `blob`, called `name` in messages; return the digest of the unpacked stream.
 
-        The content of files whose path `keep` accepts is kept. Raises UserError for a layer that is invalid, has paths
-        outside of the image or unsupported entries, or exceeds the limits.
+        Raises UserError for a layer that is invalid, has paths outside of the image or unsupported entries, or exceeds the
+        limits.
         """
         with blob.open("rb") as file:
             source = _HashingReader(decompress(file, media_type, name), self.limits.unpacked - self.unpacked, name)
@@ -100,7 +93,7 @@ class Tree:
                             raise UserError(
                                 f"{name}: expected at most {self.limits.entries} entries, found more; do not trust this image"
                             )
-                        self._add(tar, member, name, layer, keep)
+                        self._add(tar, member, name, layer)
                     ended = tar.offset
                 while source.read(_CHUNK):
                     pass
@@ -113,7 +106,7 @@ class Tree:
         self.unpacked += source.count
         return f"sha256:{source.digest.hexdigest()}"
 
-    def _add(self, tar: tarfile.TarFile, member: tarfile.TarInfo, name: str, layer: int, keep: Keep) -> None:
+    def _add(self, tar: tarfile.TarFile, member: tarfile.TarInfo, name: str, layer: int) -> None:
         path = _path(member.name, name)
         if not path:
             return
@@ -131,10 +124,10 @@ class Tree:
             return
         if not (member.isdir() and self._is_folder(path)):
             self._remove(path, layer + 1)
-        self.entries[path] = self._entry(tar, member, path, name, layer, keep)
+        self.entries[path] = self._entry(tar, member, path, name, layer)
         self._inside[folder].add(base)
 
-    def _entry(self, tar: tarfile.TarFile, member: tarfile.TarInfo, path: str, name: str, layer: int, keep: Keep) -> Entry:
+    def _entry(self, tar: tarfile.TarFile, member: tarfile.TarInfo, path: str, name: str, layer: int) -> Entry:
         if member.ischr() and _DEBIAN_DEVICES.get(path) == (member.devmajor, member.devminor):
             return Entry("device", layer, member.mode & 0o7777, (member.uid, member.gid), target=path)
         if member.type not in _SUPPORTED or member.issparse():
@@ -151,37 +144,8 @@ class Tree:
             linked = self.entries.get(target)
             if linked is None or linked.kind != "file":
                 raise UserError(f"{name}: {path} is a hard link to {target}, which is not a file; do not trust this image")
-            if target in self.kept and keep(path):
-                self.kept[path] = self.kept[target]
             return Entry("file", layer, linked.mode, linked.owner, linked.size, linked.sha256, attributes=linked.attributes)
-        kept = keep(path) and member.size <= _MAX_KEPT
-        self._kept += member.size if kept else 0
-        if self._kept > self.limits.kept:
-            raise UserError(
-                f"{name}: expected at most {self.limits.kept} bytes of unknown Python files and records, found more at {path}; "
-                "do not trust this image"
-            )
-        digest = self._read(tar, member, path, kept=kept)
-        return Entry("file", layer, mode, owner, member.size, digest, attributes=attributes)
-
-    def _read(self, tar: tarfile.TarFile, member: tarfile.TarInfo, path: str, *, kept: bool) -> str:
-        """Return the SHA-256 of a file, whose content is also stored if `kept`; raises tarfile.ReadError."""
-        content = tar.extractfile(member)
-        if content is None:
-            raise tarfile.ReadError(f"{path} has no content")
-        digest = hashlib.sha256()
-        chunks = []
-        size = 0
-        while chunk := content.read(_CHUNK):
-            digest.update(chunk)
-            size += len(chunk)
-            if kept:
-                chunks.append(chunk)
-        if size != member.size:
-            raise tarfile.ReadError(f"{path} is truncated")
-        if kept:
-            self.kept[path] = b"".join(chunks)
-        return digest.hexdigest()
+        return Entry("file", layer, mode, owner, member.size, _hashed(tar, member, path), attributes=attributes)
 
     def _is_folder(self, path: str) -> bool:
         entry = self.entries.get(path)
@@ -206,9 +170,22 @@ class Tree:
             entry = self.entries.get(current)
             if entry and entry.layer < below:
                 del self.entries[current]
-                self.kept.pop(current, None)
                 folder, _, base = current.rpartition("/")
                 self._inside[folder].discard(base)
+
+
+def _hashed(tar: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> str:
+    """Return the SHA-256 of a file; raises tarfile.ReadError."""
+    content = tar.extractfile(member)
+    if content is None:
+        raise tarfile.ReadError(f"{path} has no content")
+    digest, size = hashlib.sha256(), 0
+    while chunk := content.read(_CHUNK):
+        digest.update(chunk)
+        size += len(chunk)
+    if size != member.size:
+        raise tarfile.ReadError(f"{path} is truncated")
+    return digest.hexdigest()
 
 
 class _Member(tarfile.TarInfo):

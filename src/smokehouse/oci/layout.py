@@ -14,7 +14,6 @@ from pathlib import Path
 
 from smokehouse.errors import UserError
 from smokehouse.oci import closed
-from smokehouse.oci.filesystem import Keep, Tree
 from smokehouse.oci.model import (
     CONFIG,
     INDEX,
@@ -168,21 +167,6 @@ class Image:
     def blobs(self) -> tuple[Descriptor, ...]:
         """Every blob that its manifest lists."""
         return (self.manifest.config, *self.manifest.layers)
-
-    def tree(self, keep: Keep, tree: Tree | None = None, *, first: int = 0, last: int | None = None) -> Tree:
-        """Return the file system of the image, verifying both digests of each layer; `keep` is as for `Tree.apply`.
-
-        With `first` and `last`, only the layers `first:last` are applied on top of `tree`. Raises UserError.
-        """
-        tree = tree or Tree()
-        layers = [*enumerate(zip(self.manifest.layers, self.config.rootfs.diff_ids, strict=True))]
-        for number, (layer, unpacked) in layers[first:last]:
-            self.layout.verify_blob(layer)
-            name = f"layer {number + 1} ({layer.short})"
-            found = tree.apply(self.layout.blob(layer.digest), layer.media_type, name, number, keep)
-            if found != unpacked:
-                raise UserError(f"{name}: expected {unpacked} when unpacked, found {found}; do not trust this image")
-        return tree
 
 
 def write_layout(layer: Path, folder: Path, *, name: str, created: str, created_by: str) -> None:

@@ -12,11 +12,11 @@ from smokehouse.oci.filesystem import Limits
 from smokehouse.oci.model import EMPTY, MANIFEST, Manifest, encode
 
 from ..registries import BIG, Proxy, push_image
-from ..tiny_images import FOLDER, Contents, Member, image, link, tar
+from ..tiny_images import FOLDER, Contents, Member, image, link, tar, tree
 
 
 def read(folder: Path, limits: Limits | None = None) -> Tree:
-    return Layout(folder).image().tree(lambda path: path.startswith("keep"), Tree(limits or Limits()))
+    return tree(Layout(folder).image(), limits)
 
 
 def refused(folder: Path, layers: list[Contents | bytes], **more: object) -> str:
@@ -51,8 +51,8 @@ def test_layers_are_applied_in_order(tmp_path: Path, kind: str) -> None:
         "f": b"now a file",
     }
     image(tmp_path, [bottom, top], kind=kind)
-    tree = read(tmp_path)
-    assert {path for path, entry in tree.entries.items() if entry.kind == "file"} == {
+    found = read(tmp_path)
+    assert {path for path, entry in found.entries.items() if entry.kind == "file"} == {
         "a",
         "d/y",
         "o/new",
@@ -61,10 +61,9 @@ def test_layers_are_applied_in_order(tmp_path: Path, kind: str) -> None:
         "h",
         "f",
     }
-    assert tree.entries["a"].sha256 == tree.entries["h"].sha256
-    assert tree.entries["a"].layer == 1
-    assert tree.entries["s"].target == "../../anywhere"
-    assert tree.kept == {"keep": b"kept"}
+    assert found.entries["a"].sha256 == found.entries["h"].sha256
+    assert found.entries["a"].layer == 1
+    assert found.entries["s"].target == "../../anywhere"
 
 
 @pytest.mark.parametrize(
@@ -83,7 +82,7 @@ def test_layers_are_applied_in_order(tmp_path: Path, kind: str) -> None:
 )
 def test_a_hostile_layer_is_refused(tmp_path: Path, contents: Contents, said: str) -> None:
     message = refused(tmp_path, [contents])
-    assert message.startswith("layer 1 (sha256:")
+    assert message.startswith("layer 1: ")
     assert said in message
     assert "do not trust" in message
 
@@ -110,10 +109,8 @@ def test_nothing_hides_behind_the_end(tmp_path: Path) -> None:
 
 
 def test_damage_is_reported(tmp_path: Path) -> None:
-    zeros = f"sha256:{'0' * 64}"
-    assert f"expected {zeros} when unpacked, found sha256:" in refused(tmp_path / "a", [{"a": b""}], diff_ids=[zeros])
     assert "expected 1 layers in its config, as in its manifest, found 2" in refused(
-        tmp_path / "b", [{"a": b""}], diff_ids=[zeros] * 2
+        tmp_path / "b", [{"a": b""}], diff_ids=[f"sha256:{'0' * 64}"] * 2
     )
     assert "invalid layer (" in refused(tmp_path / "c", [tar({"a": BIG})[:2000]])
     layout = Layout(tmp_path / "d")
@@ -159,7 +156,7 @@ def test_what_is_pushed_is_pulled(registry: Proxy, tmp_path: Path) -> None:
     reference, made = push_image(registry.host, tmp_path / "a", "round/trip")
     layout = Layout(tmp_path / "b")
     assert Registry(reference).pull(layout).digest == made.digest
-    assert layout.image().tree(lambda path: False).entries.keys() == {"big", "small"}
+    assert tree(layout.image()).entries.keys() == {"big", "small"}
     before = len(registry.received)
     Registry(reference).pull(layout)
     assert not [line for line, _ in registry.received[before:] if "GET" in line and "/blobs/" in line]
