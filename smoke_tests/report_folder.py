@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from smoke_tests import options as options_module
 from smoke_tests import report
+from smoke_tests.machine.host import node_name
 from smoke_tests.options import InputError
 
 LOCK = ".lock"
@@ -105,7 +105,7 @@ def _clean(folder: Path, handle: int) -> Path:
     shutil.rmtree(folder / "logs", ignore_errors=True)
     (folder / "logs").mkdir()
     work = Path(tempfile.mkdtemp(prefix=_WORK, dir=folder))
-    text = json.dumps({"kind": _KIND, "process": os.getpid(), "host": socket.gethostname(), "work": work.name})
+    text = json.dumps({"kind": _KIND, "process": os.getpid(), "host": node_name(), "work": work.name})
     os.ftruncate(handle, 0)
     os.pwrite(handle, f"{text}\n".encode(), 0)
     return work
