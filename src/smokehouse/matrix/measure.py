@@ -6,7 +6,8 @@ A cell that cannot be measured stops no other one.
 import multiprocessing
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -104,16 +105,29 @@ def _run_all(checkout: Checkout, grid: Grid, settings: Settings, cells: Sequence
 
 
 def _run_one(checkout: Checkout, grid: Grid, settings: Settings, versions: Versions) -> None:
-    folder = folder_of(checkout, grid.name) / str(versions)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with exclusive(folder.with_name(f".{folder.name}.lock"), f"measuring {versions.words}"):
+    with locked(checkout, grid, versions) as folder:
         measured = store.load(checkout, grid)
         if not settings.again and _find(measured, grid, versions, settings):  # by another process meanwhile
             return
         with heartbeat(f"measuring {versions.words}"):
             cell = measure(checkout, grid.definition, versions, folder, settings.how)
-        store.append(checkout, grid, cell)
-        files.write(folder / _DONE, f"{cell.date}\n")
+        record(checkout, grid, settings, cell)
+
+
+@contextmanager
+def locked(checkout: Checkout, grid: Grid, versions: Versions) -> Iterator[Path]:
+    """Yield the folder of a cell, in which no other process measures; raises UserError."""
+    folder = folder_of(checkout, grid.name) / str(versions)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with exclusive(folder.with_name(f".{folder.name}.lock"), f"measuring {versions.words}"):
+        yield folder
+
+
+def record(checkout: Checkout, grid: Grid, settings: Settings, cell: Cell) -> None:
+    """Record a cell that was measured, and remove the environments that are not to be kept; raises UserError."""
+    folder = folder_of(checkout, grid.name) / str(cell.versions)
+    store.append(checkout, grid, cell)
+    files.write(folder / _DONE, f"{cell.date}\n")
     status(summary(cell))
     _prune(folder.parent, settings.keep)
 
