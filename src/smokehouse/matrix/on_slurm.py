@@ -3,6 +3,7 @@
 Each job measures its cell in this checkout, on the disk that all nodes share, and returns it; this process alone records them.
 """
 
+import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from smokehouse.checkout import Checkout
 from smokehouse.console import as_typed, status
 from smokehouse.errors import UserError
 from smokehouse.matrix import measure
-from smokehouse.matrix.cell import Run
+from smokehouse.matrix.cell import ENVIRONMENT, Run
 from smokehouse.matrix.cell import measure as measure_cell
 from smokehouse.matrix.grid import Grid, folder_of
 from smokehouse.matrix.measure import Settings
@@ -40,8 +41,8 @@ class Measurement:
     def __call__(self) -> Cell | str:
         """Return the cell, or why it could not be measured."""
         try:
-            with jobs.ended_in_order(), measure.locked(self.checkout, self.grid, self.versions) as folder:
-                return measure_cell(self.checkout, self.grid.definition, self.versions, folder, self.how)
+            with jobs.ended_in_order(), measure.locked(self.checkout, self.grid, self.versions) as (folder, lock):
+                return measure_cell(self.checkout, self.grid.definition, self.versions, folder, self.how, [lock])
         except UserError as wrong:
             return str(wrong)
 
@@ -81,21 +82,27 @@ def run(checkout: Checkout, grid: Grid, settings: Settings, given: Allocation) -
         tempfile.TemporaryDirectory(prefix=".slurm-", dir=place, ignore_cleanup_errors=True) as folder,
         submitted(Path(folder), given, work, on_slurm=True, at_once=settings.jobs) as runs,
     ):
-        return _collect(checkout, grid, settings, dict(zip(runs, cells, strict=True)))
+        failed = _collect(checkout, grid, settings, dict(zip(runs, cells, strict=True)))
+    measure.prune(place, settings.keep)
+    return failed
 
 
 def _collect(checkout: Checkout, grid: Grid, settings: Settings, waiting: dict[Submitted, Versions]) -> int:
     """Record each cell when its job has ended; return 1 where one was not measured."""
-    failed = 0
+    failed, kept = 0, list[Path]()
     while waiting:
         for number, (job, versions) in enumerate([*waiting.items()]):
             if job.has_ended(quiet=number > 0):
                 del waiting[job]
                 try:
-                    measure.record(checkout, grid, settings, _cell(job))
+                    measure.record(checkout, grid, _cell(job), keep=settings.keep > 0)
+                    kept.append(folder_of(checkout, grid.name) / str(versions) / ENVIRONMENT)
                 except UserError as wrong:
                     failed = 1
                     status(f"{versions.words}: not measured: {wrong}")
+        # Only of cells that are recorded: locks of other nodes may not be seen here.
+        for environment in kept[: max(0, len(kept) - settings.keep)]:
+            shutil.rmtree(environment, ignore_errors=True)
         time.sleep(_POLL if waiting else 0.0)
     return failed
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from smokehouse.programs import slurm
 from smokehouse.runs import slurm_job
 from smokehouse.runs.slurm_job import End, Job, Listener
 
@@ -97,7 +98,7 @@ def test_lines_of_nobody_end_nothing(line: str) -> None:
 def job(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> tuple[Job, Path]:
     """Return a job whose srun is a shell, in an allocation of one node, and its reserve."""
     monkeypatch.setenv("SLURM_JOB_NODELIST", "gpu07")
-    monkeypatch.setattr(slurm_job.program, "nodes", lambda listed: [listed])
+    monkeypatch.setattr(slurm, "nodes", lambda listed: [listed])
     reserve = slurm_job.reserve(folder)
     return Job((script,), ("sh", "-c"), folder, reserve=reserve), reserve
 
