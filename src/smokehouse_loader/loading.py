@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from smokehouse_loader import buffers, compare, hub, keys, ready, signature, zero
+from smokehouse_loader import buffers, compare, denoisers, hub, keys, ready, signature, zero
 from smokehouse_loader.checkpoint import Checkpoint, inspect_checkpoint
 from smokehouse_loader.consensus import Consensus
 from smokehouse_loader.diagnosis import explain
@@ -40,7 +40,8 @@ def load_model(
     """Load a checkpoint as from_pretrained does, or raise the same LoadError on every rank.
 
     `path` is a directory or a name on a hub, `model_class` a transformers class (or one with its from_pretrained) or None for
-    what `resolve_model_class` finds; `kwargs` are from_pretrained's. Works in plain, ZeRO-2 and ZeRO-3 runs; in a process group
+    what `resolve_model_class` finds; `kwargs` are from_pretrained's. Under ZeRO-3 a denoiser, too, is loaded into partitions,
+    whose own from_pretrained would load all of it on every rank. Works in plain, ZeRO-2 and ZeRO-3 runs; in a process group
     every rank has to call it.
 
     Checks the headers of the checkpoint against the class before it allocates memory, loads, then verifies: "shapes" that
@@ -69,7 +70,7 @@ def load_model(
             if zero.is_requested():
                 workarounds.enter_context(zero.safe_gathers())
                 workarounds.enter_context(zero.whole_shapes())
-            model, info = plan.model_class.from_pretrained(path, output_loading_info=True, **kwargs)
+            model, info = _load(plan, path, kwargs)
     except Exception as error:
         raise _failure(consensus, path, error) from error
     wrong, findings = _caught(lambda: [*_completed(model, info, plan, verify, kwargs.get("key_mapping"))])
@@ -77,6 +78,14 @@ def load_model(
     if plan.fit is not None:
         ready.ORIGINS[model] = ready.Origin(plan.checkpoint, plan.fit.plan, plan.fit.tied)
     return (model, info) if with_info else model
+
+
+def _load(plan: _Plan, path: str | Path, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return the model and transformers' loading info, or for a denoiser the like."""
+    if denoisers.read_config(plan.checkpoint.path) is not None:
+        return denoisers.load(plan.model_class, plan.checkpoint, path, **kwargs)
+    model, info = plan.model_class.from_pretrained(path, output_loading_info=True, **kwargs)
+    return model, info
 
 
 def _join() -> None:
@@ -125,6 +134,8 @@ def _prepare(path: str | Path, model_class: Any, verify: str, signer: signature.
     checkpoint = inspect_checkpoint(folder, variant=variant)
     refuse_unreadable(checkpoint)
     config = kwargs.get("config") or read_config(path, **source, trust_remote_code=kwargs.get("trust_remote_code"))
+    if isinstance(config, denoisers.Config) and (refused := [*denoisers.refusals(kwargs)]):
+        raise LoadError(refused)
     not_overrides = ("config", *hub.SOURCE_OPTIONS)
     if overrides := {name: value for name, value in kwargs.items() if name not in not_overrides and hasattr(config, name)}:
         config = copy.deepcopy(config)

@@ -225,10 +225,22 @@ def test_fields_of_one_leg_are_as_ever() -> None:
 
 @given(RESULTS, st.text(max_size=20))
 def test_junit_is_xml_whatever_was_said(results: list[Result], failure: str) -> None:
-    suite = ElementTree.fromstring(report._junit(example() | {"failure": failure}, results))
+    told = [result.told for result in results]
+    suite = ElementTree.fromstring(report._junit(example() | {"failure": failure}, results, told))
     wrong = sum(result.verdict == "failed" for result in results) + bool(failure)
     assert int(suite.get("failures", "")) == wrong == len(suite.findall("testcase/failure"))
     assert int(suite.get("tests", "")) == len(results) + bool(failure) == len(suite.findall("testcase"))
+
+
+@given(RESULTS)
+def test_json_is_written_a_check_at_a_time_as_if_at_once(
+    tmp_path_factory: pytest.TempPathFactory, results: list[Result]
+) -> None:
+    folder = tmp_path_factory.mktemp("written")
+    run = {name: value for name, value in example().items() if name != "checks"}
+    report.write(folder, run, results)
+    whole = json.dumps(run | {"checks": [result.fields for result in results]}, indent=2) + "\n"
+    assert (folder / "report.json").read_text() == whole
 
 
 def test_report_is_atomic(tmp_path: Path) -> None:
@@ -474,18 +486,18 @@ def test_no_tensor_is_as_a_fresh_model_has_it(tensors: dict[str, Any], family: s
 def test_shards_part_no_module(tensors: dict[str, Any], synthetic: dict[str, Path], family: str) -> None:
     """The gloo race hides where a module's weight and bias are in different shards."""
     assert len({tensor["shard"] for tensor in tensors.values()}) >= 2
-    index = json.loads((synthetic[family] / "model.safetensors.index.json").read_text())
+    index = json.loads((synthetic[family] / families.get(family).index).read_text())
     assert index["weight_map"] == {name: tensor["shard"] for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         if name.endswith(".bias"):
             assert tensors[name.removesuffix("bias") + "weight"]["shard"] == tensor["shard"]
 
 
-def test_processor_is_a_working_one(inspection: dict[str, Any], family: str) -> None:
-    found = inspection[family]
+def test_processor_is_a_working_one(inspection: dict[str, Any], reader: str) -> None:
+    found = inspection[reader]
     assert found["texts"] == found["captions"]
     assert len(set(found["captions"])) > 20
-    described = families.get(family)
+    described = families.get(reader)
     if described.vision:
         assert found["values"] >= 16 * math.prod(described.first_shape[1:])  # patches
         assert found["spread"] > 3  # a drawing, and no plain area
