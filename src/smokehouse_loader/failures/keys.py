@@ -302,8 +302,8 @@ FAILURES = (
     Failure(
         name="buffers-not-loaded",
         cause=(
-            "Under ZeRO-3 transformers before 5.6 loads buffers on rank 0 alone (4.x) or nowhere (5.0 to 5.5), without an error: "
-            "e_score_correction_bias of GLM-4.5 and DeepSeek-V3 stays 0, and their routers choose other experts."
+            "Under ZeRO-3 transformers before 5.6 loads buffers on rank 0 alone (4.x) or nowhere (5.0 to 5.5), without "
+            "an error: e_score_correction_bias of GLM-4.5 and DeepSeek-V3 stays 0, and their routers choose other experts."
         ),
         cure="load with load_model, which loads buffers on every rank, or use transformers 5.6 or later",
         source=f"{MEASURED} on 4.57.6, 5.0.0 and 5.12.1; transformers issue #45397, fixed by PR #45402, released in 5.6.0",

@@ -213,12 +213,12 @@ FAILURES = (
     Failure(
         name="flat-parameters-keep-their-graph",
         cause=(
-            "DeepSpeed 0.18.7 to 0.18.9 flattens parameters for ZeRO-1 and ZeRO-2 without detaching them from autograd, which then "
-            "refuses the first step's update in place."
+            "DeepSpeed 0.18.7 to 0.18.9 flattens parameters for ZeRO-1 and ZeRO-2 without detaching them from autograd, which "
+            "then refuses the first step's update in place."
         ),
         cure=(
-            "use DeepSpeed 0.19.0 or later, or 0.18.6 or earlier; with this version, call engine.step() under torch.no_grad(), or "
-            "train under ZeRO-3"
+            "use DeepSpeed 0.19.0 or later, or 0.18.6 or earlier; with this version, call engine.step() under torch.no_grad(), "
+            "or train under ZeRO-3"
         ),
         source=(
             f"{MEASURED} on gloo; deepspeed/runtime/zero/stage_1_and_2.py has .detach() from 0.19.0 on; "
