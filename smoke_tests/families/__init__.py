@@ -89,6 +89,12 @@ class Family:
     since: str  # the first release of transformers that has this model type
     slim_width: int = 64  # channels of the one that controls load where the shape of the first tensor does not matter
     vision: Vision | None = None
+    # Pieces of names, in published checkpoints and in later versions, below what `layouts` renames. One of them counts.
+    pieces: tuple[tuple[str, str], ...] = ()
+    layouts_since: str = "4.52"  # the first release of transformers that has the later names
+    # Whether a decoder of its own writes what the model answers, and text goes in as labels alone. Where the encoder sees, no
+    # sample is without a picture.
+    encoder_decoder: bool = False
     auto_class: str = "AutoModelForImageTextToText"  # of transformers, which loads a checkpoint whole
     # What other auto classes make of a checkpoint, where that is not what they make of most families' (`smoke_tests.measured`).
     auto_classes: tuple[tuple[str, str], ...] = ()
@@ -110,18 +116,21 @@ class Family:
 
     def published(self, name: str) -> str:
         """Return the name in published checkpoints of a tensor in any layout."""
-        return self._renamed(name, [(later, published) for published, later in self.layouts])
+        prefixes, pieces = ([(later, published) for published, later in pairs] for pairs in (self.layouts, self.pieces))
+        return self._renamed(name, prefixes, pieces)
 
     def later(self, name: str) -> str:
-        """Return the name in transformers 4.52 and later of a tensor in a published checkpoint."""
-        return self._renamed(name, self.layouts)
+        """Return the name in `layouts_since` and later of a tensor in a published checkpoint."""
+        return self._renamed(name, self.layouts, self.pieces)
 
     @staticmethod
-    def _renamed(name: str, prefixes: Collection[tuple[str, str]]) -> str:
-        for old, new in prefixes:
-            if name.startswith(old):
-                return new + name.removeprefix(old)
-        return name
+    def _renamed(name: str, prefixes: Collection[tuple[str, str]], pieces: Collection[tuple[str, str]]) -> str:
+        old, new = next(((old, new) for old, new in prefixes if name.startswith(old)), ("", None))
+        if new is None:
+            return name
+        rest = name.removeprefix(old)
+        piece, other = next(((piece, other) for piece, other in pieces if piece in rest), ("", ""))
+        return new + rest.replace(piece, other, 1)
 
     def stored(self, name: str, shape: tuple[int, ...], config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         """Return published name -> shape of what published checkpoints have of a tensor of the model; config is config.json."""
