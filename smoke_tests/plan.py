@@ -226,10 +226,10 @@ def _fresh_steps(device: str, processes: int, family: Family) -> list[Step]:
         unproven_alone="requires a rank with text only",
     )
     # The engine that resumes is the one of the check before, where that is planned.
-    start = dummy if family.vision and processes >= dummy.ranks else Step("resume", saving.start_anew, builds="engine")
+    start = dummy if family.mixes_modalities and processes >= dummy.ranks else Step("resume", saving.start_anew, builds="engine")
     resumed = "one rank's engine checkpoint has one partition"
     steps = [start, Step("resume", saving.resume, engine_of=start.name, unproven_alone=resumed)]
-    if family.vision and start is not dummy:
+    if family.mixes_modalities and start is not dummy:
         steps.append(dummy)
     if legs.PRECISION[device] != "bf16":  # otherwise it is the main precision already
         steps.append(Step("bf16", precision.bf16, precision="bf16"))
@@ -290,7 +290,7 @@ def _stage_jobs(stage: int, leg: Leg, device: str, expectations: dict[str, Any],
         unproven_alone="requires a rank with text only",
     )
     # Loading is a step of its own, with the usual deadline: that of a large checkpoint must not pass for a hang.
-    if family.vision:
+    if family.mixes_modalities:
         hanging = dataclasses.replace(mixed, run=mixed_modality.text_only_ranks, builds="", engine_of=mixed.name, may_end=True)
         fresh += [mixed, hanging]
     controls = tuple(_control_steps(stage, leg, device, expectations, family))
@@ -451,7 +451,7 @@ def make(
 ) -> Plan:
     """Plan a run on `legs` for a model `family`, whose name is the model type that packages have kernels for.
 
-    What is about pictures is left out for a text-only family.
+    What is about pictures is left out for a text-only family, and what mixes them with text for one that takes no text.
 
     With `apply_liger`, liger's kernels are planned on GPUs only where they can be applied, which takes seconds to find out.
 
@@ -480,9 +480,11 @@ def make(
 def _left_out(names: set[str], stages: tuple[int, ...], without_liger: str, family: Family) -> list[NotRun]:
     """Return what this device, stack and family cannot show, given the names of all planned steps."""
     missing = []
+    mixed = ("mixed modality: dummy image", "mixed modality")
     if not family.vision:
-        about_pictures = ("mixed modality: dummy image", "mixed modality", "frozen vision tower")
-        missing += [NotRun(name, "the family has no vision tower") for name in about_pictures]
+        missing += [NotRun(name, "the family has no vision tower") for name in (*mixed, "frozen vision tower")]
+    elif not family.mixes_modalities:
+        missing += [NotRun(name, "the family's encoder takes no sample without a picture") for name in mixed]
     if not family.layouts:
         missing.append(NotRun("control: later key layout", "the family has the same keys in all versions of transformers"))
     for control, check in (("gloo race", "late gathers"), ("later key layout", "both key layouts")):

@@ -25,7 +25,7 @@ def plain_run(context: RankContext, _: TrainingState) -> Outcome:
         _freeze_all_but_probes(context, model)
     tokens, gaps = generation.greedy(context, model)
     clear = generation.clear_tokens(gaps, context.dtype)
-    if context.family.vision:
+    if context.family.mixes_modalities:
         _save_mixed_gradients(context, model)
     names = training.probes(context.family, [name for name, _ in model.named_parameters()])
     losses, gradients, moves = ([_first_loss(context, model)], [], []) if large else _train(context, model, names)

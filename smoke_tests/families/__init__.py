@@ -66,8 +66,8 @@ class Family:
     name: str  # model_type in config.json
     model_class: str  # of transformers, which loads a checkpoint whole
     modules: tuple[str, ...]  # of transformers, to import once before ranks are forked
-    # Prefix in published checkpoints -> prefix in transformers 4.52 and later. The first that matches counts. Empty where the
-    # names are the same.
+    # Prefix in published checkpoints -> prefix in transformers `layouts_since` and later. The first that matches counts. Empty
+    # where the names are the same.
     layouts: tuple[tuple[str, str], ...]
     language_probe: str  # end of the name of one weight in each layer of the language model, and of no other in it
     language_attention: str  # end of the name of the attention in each of its layers
@@ -89,11 +89,13 @@ class Family:
     since: str  # the first release of transformers that has this model type
     slim_width: int = 64  # channels of the one that controls load where the shape of the first tensor does not matter
     vision: Vision | None = None
-    # Pieces of names, in published checkpoints and in later versions, below what `layouts` renames. One of them counts.
+    # The same of pieces of names, below the prefixes that `layouts` renames: the first that matches counts.
     pieces: tuple[tuple[str, str], ...] = ()
-    layouts_since: str = "4.52"  # the first release of transformers that has the later names
-    # Whether a decoder of its own writes what the model answers, and text goes in as labels alone. Where the encoder sees, no
-    # sample is without a picture.
+    layouts_since: str = "4.52"  # the first release of transformers with the later names
+    # Prefixes of tensors that the model has and no output depends on: published checkpoints lack them.
+    unpublished: tuple[str, ...] = ()
+    # Whether a decoder writes the answer and what is asked goes to an encoder: text is then in the labels alone, and where the
+    # encoder sees, every sample has a picture.
     encoder_decoder: bool = False
     auto_class: str = "AutoModelForImageTextToText"  # of transformers, which loads a checkpoint whole
     # What other auto classes make of a checkpoint, where that is not what they make of most families' (`smoke_tests.measured`).
@@ -135,6 +137,8 @@ class Family:
     def stored(self, name: str, shape: tuple[int, ...], config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         """Return published name -> shape of what published checkpoints have of a tensor of the model; config is config.json."""
         name = self.published(name)
+        if name.startswith(self.unpublished):
+            return {}
         for merged in self.merged:
             if name.endswith(merged.whole):
                 experts, rows, columns = shape
@@ -150,6 +154,11 @@ class Family:
     def is_vision(self, name: str) -> bool:
         """Whether a tensor, in any layout, belongs to the vision tower."""
         return self.vision is not None and self.published(name).startswith(self.vision.tower)
+
+    @property
+    def mixes_modalities(self) -> bool:
+        """Whether its batches may have samples with a picture and samples of text only."""
+        return self.vision is not None and not self.encoder_decoder
 
     @property
     def processor_class(self) -> str:
