@@ -9,7 +9,7 @@ VOCABULARY_SIZE = 320
 # Channels of the encoder and of the decoder, and of a head in both; see
 # https://huggingface.co/microsoft/trocr-base-printed/blob/main/config.json.
 VISION_WIDTH, HEAD = 768, 64
-WIDTH = 64  # channels of the synthetic checkpoint's decoder
+WIDTH = 128  # channels of the synthetic checkpoint's decoder
 SIZE = 64  # pixels of a line of text of the synthetic checkpoint; 384 in published ones
 PATCH = 16
 BEGIN, PADDING, END, UNKNOWN = "<s>", "<pad>", "</s>", "<unk>"
@@ -41,8 +41,8 @@ def files(token: Token, vision_width: int) -> dict[str, dict[str, Any]]:
         "vocab_size": VOCABULARY_SIZE,
         "d_model": WIDTH,
         "decoder_layers": 2,
-        "decoder_attention_heads": 4,
-        "decoder_ffn_dim": 128,
+        "decoder_attention_heads": 8,
+        "decoder_ffn_dim": 256,
         "cross_attention_hidden_size": vision_width,
         "activation_function": "gelu",
         "max_position_embeddings": 512,
