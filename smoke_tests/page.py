@@ -6,18 +6,18 @@
 import base64
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 SYMBOLS = {"passed": "ok", "failed": "FAIL", "known-issue": "known", "observed": "obs"}
 _SIGNS = {"passed": "✔", "failed": "✘", "known-issue": "▲", "observed": "●"}
 _TEMPLATE = Path(__file__).with_name("page.html")
-# Ranks of a check that passed which the page and junit.xml list; with thousands nobody reads them, and report.json has all.
-MOST_PASSED = 64
-T = TypeVar("T")
+# Of ranks that fared alike in a check the page and junit.xml list so many; nobody reads thousands, and report.json has all.
+MOST_ALIKE = 64
+_MOST_RANGES = 8
 _CORE = ("torch", "transformers", "deepspeed")
 # Fields of a report that have a place of their own; all others are facts of the run.
 _ELSEWHERE = {"checks", "versions", "machine", "lock", "not_run", "verdict", "failure", "partial", "installed", "added"}
@@ -68,7 +68,10 @@ def columns(places: Iterable[tuple[str, int | None]]) -> list[tuple[str, int]]:
 
 
 def render(document: Mapping[str, Any], table: str, logs: Mapping[str, str]) -> str:
-    """Return the page of a report: `document` is the parsed report.json, `table` its verdicts as text, `logs` name -> text."""
+    """Return the page of a report: `table` are its verdicts as text, `logs` name -> text.
+
+    `document` is the parsed report.json, in which a check may have only some ranks, and what to say of the others as `more`.
+    """
     template = _TEMPLATE.read_text("utf-8")
     checks = document["checks"]
     others = {name: value for name, value in document.items() if name not in _ELSEWHERE}
@@ -158,24 +161,72 @@ def _failures(failed: Sequence[Mapping[str, Any]], logs: Mapping[str, str]) -> I
     yield "</section>"
 
 
-def told(ranks: Sequence[T], verdict: Callable[[T], str]) -> list[T]:
-    """Return the ranks of a check that pages show: all that did not pass, and the first of those that did; JSON has all."""
-    passed = [rank for rank in ranks if verdict(rank) == "passed"]
-    if len(passed) <= MOST_PASSED:
-        return [*ranks]
-    return [*(rank for rank in ranks if verdict(rank) != "passed"), *passed[:MOST_PASSED]]
+class Rank(Protocol):
+    """One rank's verdict on one check."""
+
+    @property
+    def rank(self) -> int:
+        """Its number."""
+
+    @property
+    def verdict(self) -> str:
+        """Its verdict."""
+
+    @property
+    def detail(self) -> str:
+        """What it said."""
+
+
+R = TypeVar("R", bound=Rank)
+
+
+def told(ranks: Sequence[R]) -> tuple[list[R], list[str]]:
+    """Return the ranks of a check that pages show, and what to say of the others; report.json has all.
+
+    Of those that passed, and of those that failed with the same text but for its numbers, the first are shown.
+    """
+    groups: dict[tuple[str, str], list[R]] = {}
+    shapes: dict[str, str] = {}
+    for rank in ranks:
+        detail = "" if rank.verdict == "passed" else rank.detail
+        shape = shapes.get(detail)
+        if shape is None:
+            shape = shapes[detail] = re.sub("[0-9]+", "0", detail)
+        groups.setdefault((rank.verdict, shape), []).append(rank)
+    left = [(verdict, group) for (verdict, _), group in groups.items() if len(group) > MOST_ALIKE]
+    if not left:
+        return [*ranks], []
+    shown = sorted((rank for group in groups.values() for rank in group[:MOST_ALIKE]), key=lambda rank: rank.rank)
+    shown.sort(key=lambda rank: rank.verdict == "passed")
+    left.sort(key=lambda each: each[0] == "passed")
+    return shown, [_more(verdict, group) for verdict, group in left]
+
+
+def _more(verdict: str, group: Sequence[Rank]) -> str:
+    """Return what to say of the ranks of a group that are not shown."""
+    more = [rank.rank for rank in group[MOST_ALIKE:]]
+    if verdict == "passed":
+        return f"{len(more)} more ranks passed; see report.json"
+    ranges: list[list[int]] = []
+    for number in more:
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+    places = [str(first) if first == last else f"{first}-{last}" for first, last in ranges[:_MOST_RANGES]]
+    places += ["…"] * (len(ranges) > _MOST_RANGES)
+    said = f"{SYMBOLS.get(verdict, verdict)}: as rank {group[0].rank}"
+    return f"{len(more)} more ranks ({', '.join(places)}): {said}; see report.json"
 
 
 def _ranks(checks: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     yield "<ul>"
     for check in checks:
-        shown = told(check["ranks"], lambda rank: str(rank["verdict"]))
-        for rank in shown:
+        for rank in check["ranks"]:
             node = f"node {rank['node']}" if "node" in rank else ""
             where = ", ".join(filter(None, [_stage(check), node, f"rank {rank['rank']}"]))
             yield f"<li>{_text(where)}: {_text(SYMBOLS.get(rank['verdict'], rank['verdict']))}: {_text(rank['detail'])}</li>"
-        if more := len(check["ranks"]) - len(shown):
-            yield f"<li>{_text(_stage(check))} {more} more ranks passed; see report.json</li>"
+        yield from (f"<li>{_text(_stage(check))} {_text(more)}</li>" for more in check.get("more", ()))
     yield "</ul>"
 
 

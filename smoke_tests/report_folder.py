@@ -5,10 +5,10 @@ import fcntl
 import json
 import os
 import re
+import secrets
 import shutil
 import socket
 import stat
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,8 +104,9 @@ def _clean(folder: Path, handle: int) -> Path:
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "logs", ignore_errors=True)
     (folder / "logs").mkdir()
-    work = Path(tempfile.mkdtemp(prefix=_WORK, dir=folder))
+    work = folder / f"{_WORK}{secrets.token_hex(8)}"
     text = json.dumps({"kind": _KIND, "process": os.getpid(), "host": socket.gethostname(), "work": work.name})
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, f"{text}\n".encode(), 0)
+    # Before the folder is there, so that the next run removes what one that is killed leaves. In place, as others wait for it.
+    os.pwrite(handle, f"{text}\n".encode().ljust(os.fstat(handle).st_size), 0)
+    work.mkdir(mode=0o700)
     return work

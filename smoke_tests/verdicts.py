@@ -42,6 +42,8 @@ class Verdicts:
     def add(self, job: Job, number: int, rank: int, outcome: Outcome, seconds: float) -> None:
         """Take one rank's outcome of a step, and conclude the checks that it completes."""
         key = self._key(job, job.steps[number])
+        if key in self._results:
+            return
         self._job_of[key] = job.name
         of_rank = self._outcomes.setdefault(key, {}).setdefault(rank, [])
         of_rank.append((outcome, seconds))
@@ -122,8 +124,8 @@ class Verdicts:
 
     def _conclude(self, key: Key, missing: str = "") -> None:
         """Judge one check over all its ranks. Ranks that gave no outcome fail with `missing`."""
-        planned = self._planned[key]
-        judged = [self._judge(key, rank, missing) for rank in range(planned.ranks)]
+        planned, plain = self._planned[key], self._last(key.plain, 0)
+        judged = [self._judge(key, rank, missing, plain) for rank in range(planned.ranks)]
         if self._observe and any(step.by_version for job in self._jobs for step in job.steps if step.name == key.name):
             judged = [(observed(outcome), seconds) for outcome, seconds in judged]
         job = self._job_of.get(key.of("train") if key.name == "parity" else key, "")
@@ -140,12 +142,25 @@ class Verdicts:
         self._results[key] = result
         if not missing or any(self._outcomes.get(key, {}).values()):
             self._on_result(result)
+        self._forget(key)
+
+    def _forget(self, key: Key) -> None:
+        """Drop what ranks sent for a check that is concluded, unless others are compared with it, or the report has it.
+
+        Of thousands of ranks it would fill the memory of node 0.
+        """
+        if key.name == "versions":
+            self._outcomes[key] = {rank: given for rank, given in self._outcomes.get(key, {}).items() if rank == 0}
+        elif key.name == "parity":
+            self._outcomes.pop(key.of("train"), None)
+        elif key.name not in ("memory", "train") and key != key.plain:
+            self._outcomes.pop(key, None)
 
     def _diagnosis(self, key: Key, ranks: list[RankVerdict]) -> str:
         """Return the known failure that a check is about, or that its ranks' details show; empty where there is none."""
         steps = [step for job in self._jobs for step in job.steps if step.name == key.name]
         known = [step.failure for step in steps if step.failure]
-        known += [found.failure for found in explain("\n".join(rank.detail for rank in ranks))]
+        known += [found.failure for found in explain("\n".join(dict.fromkeys(rank.detail for rank in ranks)))]
         return f"{known[0].name}: {known[0].cause} Fix: {known[0].cure}." if known else ""
 
     def failed_jobs(self) -> list[str]:
@@ -163,16 +178,15 @@ class Verdicts:
         lines = [deferred.docstring(function).partition("\n")[0] for function in functions]
         return " ".join(filter(None, lines))
 
-    def _judge(self, key: Key, rank: int, missing: str) -> tuple[Outcome, float]:
+    def _judge(self, key: Key, rank: int, missing: str, plain: Outcome) -> tuple[Outcome, float]:
         """Return a rank's outcome and seconds, as `_compared`; data of another form than its check sends is a failure."""
         try:
-            return self._compared(key, rank, missing)
+            return self._compared(key, rank, missing, plain)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as odd:
             return failed(f"expected data that can be compared, found other ({one_line(odd)}); see the rank's log"), 0.0
 
-    def _compared(self, key: Key, rank: int, missing: str) -> tuple[Outcome, float]:
-        """Return a rank's outcome and seconds: the worst of its steps', compared with the plain run where the check does."""
-        plain = self._last(key.plain, 0)
+    def _compared(self, key: Key, rank: int, missing: str, plain: Outcome) -> tuple[Outcome, float]:
+        """Return a rank's outcome and seconds: the worst of its steps', compared with the `plain` run where the check does."""
         if key.name == "parity":
             trained = self._last(key.of("train"), rank)
             if "losses" not in plain.data or "losses" not in trained.data:

@@ -51,6 +51,10 @@ MAX_MESSAGES = 100_000
 MAX_BYTES = 64 * 2**20
 # Seconds that a message can mention; the largest number of the platform's clocks is below.
 _LONGEST = 1e12
+# Lists and objects within each other in a message; the losses, weights and machines that are sent have 5 at most.
+MAX_DEPTH = 50
+# The escape of half of a surrogate pair, or of a whole one.
+_UNPRINTABLE = re.compile(rb"\\u[dD][89a-fA-F]")
 VERDICTS = ("passed", "failed", "known-issue")  # that a rank can give; whether one is only observed is not its decision
 
 
@@ -62,7 +66,7 @@ class ImpostorError(ProtocolError):
     """The hello of a process that speaks for another."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Hello:
     """Who sends on this connection. With the steps' names the event log, which counts steps, can be read by itself."""
 
@@ -81,14 +85,14 @@ class Hello:
         return f"{kind} {self.node}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Begin:
     """A rank begins a step, given by its place in the job."""
 
     step: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class End:
     """A rank's outcome of a step; `cpu_seconds` counts all its threads."""
 
@@ -98,7 +102,7 @@ class End:
     outcome: Outcome
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Fatal:
     """A rank raised in the step `check`, or a launcher could not start its ranks."""
 
@@ -106,12 +110,12 @@ class Fatal:
     check: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Bye:
     """A rank ran all its steps."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Exit:
     """A launcher reaped the process `pid`; `code` is negative for a signal."""
 
@@ -167,9 +171,10 @@ Message = Hello | Begin | End | Fatal | Bye | Exit | Facts | Reach | Left | Ende
 _TYPES: dict[str, type[Message]] = {"hello": Hello, "begin": Begin, "end": End, "fatal": Fatal, "bye": Bye, "exit": Exit}
 _TYPES |= {"facts": Facts, "reach": Reach, "left": Left, "ended": Ended, "looked": Looked}
 _EVENTS = {kind: event for event, kind in _TYPES.items()}
+_FIELDS = {kind: [field.name for field in dataclasses.fields(kind)] for kind in _EVENTS}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Received:
     """A message, and when it was sent by the sender's monotonic clock."""
 
@@ -179,9 +184,10 @@ class Received:
 
 def fields(message: Message, when: float) -> dict[str, Any]:
     """Return a message as the JSON object that is sent and logged."""
-    content = {field.name: getattr(message, field.name) for field in dataclasses.fields(message)}
+    content = {name: getattr(message, name) for name in _FIELDS[type(message)]}
     if isinstance(message, End):
-        content |= dataclasses.asdict(content.pop("outcome"))
+        outcome: Outcome = content.pop("outcome")
+        content |= {"verdict": outcome.verdict, "detail": outcome.detail, "data": outcome.data}
     if isinstance(message, Hello):
         content = {name: value for name, value in content.items() if value or name not in ("steps", "stacks", "node", "key")}
     if isinstance(message, Fatal) and not message.check:
@@ -200,7 +206,11 @@ def encode(message: Message, when: float) -> bytes:
 def decode(line: bytes) -> Received:
     """Return the message in a line. Raises ProtocolError."""
     try:
-        content = json.loads(line)
+        content = json.loads(line.decode())
+        if _UNPRINTABLE.search(line):
+            json.dumps(content, ensure_ascii=False).encode()  # half of a surrogate pair cannot be printed
+        if line.count(b"[") + line.count(b"{") > MAX_DEPTH:
+            _require_depth(content)
         kind, when = _TYPES[content.pop("event")], float(content.pop("time"))
         if kind is End:
             content["outcome"] = Outcome(content.pop("verdict"), content.pop("detail"), content.pop("data"))
@@ -210,11 +220,21 @@ def decode(line: bytes) -> Received:
             content["steps"] = tuple(content["steps"])
         message = kind(**content)
         _require_types(message, when)
-        json.dumps(fields(message, when), ensure_ascii=False).encode()  # half of a surrogate pair cannot be printed
         return Received(message, when)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, ArithmeticError) as error:
         reason = f"{type(error).__name__}: {error}"[:100]
         raise ProtocolError(f"rank channel: expected a message, found {line[:100]!r} ({reason!a})") from error
+
+
+def _require_depth(content: Any) -> None:
+    """Raise ValueError where lists and objects are nested deeper than whoever writes them again can follow."""
+    inner = [content]
+    for _ in range(MAX_DEPTH):
+        levels = [level.values() if isinstance(level, dict) else level for level in inner]
+        inner = [value for level in levels for value in level if isinstance(value, dict | list)]
+        if not inner:
+            return
+    raise ValueError(f"nested more than {MAX_DEPTH} deep")
 
 
 def _require_types(message: Message, when: float) -> None:

@@ -37,6 +37,7 @@ class RunningJob:
     cause: str = ""  # the first death, where ranks may die
     foreign: bool = False  # whether that was of a kind that no step expects
     ending: float | None = None  # when the remaining ranks are given up
+    ends: dict[int, int] = field(default_factory=dict)  # step -> ranks that ended it
 
     def step(self, rank: RankProgress) -> Step | None:
         """Return the step that a rank is in, None before the first and after the last."""

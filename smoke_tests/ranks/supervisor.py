@@ -586,7 +586,8 @@ class Supervisor:
             case End():
                 self._on_outcome(running.job, message.step, rank.number, message.outcome, message.seconds)
                 rank.step = message.step + 1
-                if all(other.step > message.step for other in running.ranks):
+                running.ends[message.step] = running.ends.get(message.step, 0) + 1
+                if running.ends[message.step] == len(running.ranks):  # counted, as looking at all each time takes their square
                     self.finished.add(f"{running.job.name}/{running.job.steps[message.step].name}")
             case Bye():
                 rank.done = True

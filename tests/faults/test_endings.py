@@ -42,7 +42,8 @@ place = pathlib.Path(sys.argv[1])
 place.mkdir()
 try:
     os.write(3, b"%d\\n" % os.getpid())
-    time.sleep(60)
+    for _ in range(600):  # a signal just before a long sleep would be seen after it
+        time.sleep(0.1)
 finally:
     place.rmdir()
 """

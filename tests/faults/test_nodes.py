@@ -261,20 +261,44 @@ def test_unreachable_port_is_named() -> None:
 
 
 def test_pages_list_all_ranks_that_failed_and_some_that_passed() -> None:
-    verdicts = ["failed" if number in (3, 900) else "passed" for number in range(1024)]
-    told = page.told([*enumerate(verdicts)], lambda rank: rank[1])
-    assert [number for number, verdict in told if verdict == "failed"] == [3, 900]
-    assert len(told) == page.MOST_PASSED + 2
-    assert page.told([(0, "passed"), (1, "failed")], lambda rank: rank[1]) == [(0, "passed"), (1, "failed")]
+    ranks = [report.RankVerdict(number, "failed" if number in (3, 900) else "passed", "seen") for number in range(1024)]
+    shown, more = page.told(ranks)
+    assert [rank.rank for rank in shown if rank.verdict == "failed"] == [3, 900]
+    assert len(shown) == page.MOST_ALIKE + 2
+    assert more == [f"{1024 - 2 - page.MOST_ALIKE} more ranks passed; see report.json"]
+    assert page.told(ranks[:5]) == (ranks[:5], [])
+
+
+def test_pages_list_some_of_the_ranks_that_failed_alike(tmp_path: Path) -> None:
+    """What one rank alone said is always there, whatever the others said before it."""
+    said = [f"lost rank {number}; log: rank{number}.log" for number in range(512)]
+    said[300] = "CUDA error: an illegal memory access"
+    ranks = [report.RankVerdict(number, "failed", detail) for number, detail in enumerate(said)]
+    shown, [more] = page.told(ranks)
+    assert [rank.rank for rank in shown] == [*range(page.MOST_ALIKE), 300]
+    assert more == f"{512 - 1 - page.MOST_ALIKE} more ranks ({page.MOST_ALIKE}-299, 301-511): FAIL: as rank 0; see report.json"
+    mixed = [report.RankVerdict(rank.rank, rank.verdict, "same" if rank.rank % 2 else "other") for rank in ranks]
+    assert [len(each.split("(")[1].split(", ")) for each in page.told(mixed)[1]] == [9, 9]  # ranges do not go on forever
+    write_report(tmp_path, [report.Result("collectives", 3, "check", "failed", 1.0, ranks, said[0])])
+    for name in ("report.html", "junit.xml"):
+        text = (tmp_path / name).read_text()
+        assert more in text
+        assert "an illegal memory access" in text
+        assert "rank511.log" not in text
+    assert "rank511.log" in (tmp_path / "report.json").read_text()
+
+
+def write_report(folder: Path, results: list[report.Result]) -> None:
+    """Write the report of a run over nodes with these results."""
+    document = {"environment": NAME, "lock": {}, "device": "cpu", "backend": "gloo", "precision": "fp32", "world_size": 1024}
+    document |= {"versions": {}, "not_run": [], "verdict": "passed", "failure": "", "seconds": 1.0, "started": "2026-01-01"}
+    machine = {"architecture": "x86_64", "cpu": "made up", "cpus": 1, "memory_bytes": 1}
+    report.write(folder, document | {"machine": machine, "checkpoint": "made"}, results)
 
 
 def test_many_ranks_make_a_small_page_and_a_whole_report(tmp_path: Path) -> None:
     ranks = [report.RankVerdict(number, "passed", "seen", number // 8) for number in range(1024)]
-    results = [report.Result("collectives", 3, "check", "passed", 1.0, ranks, "seen")]
-    document = {"environment": NAME, "lock": {}, "device": "cpu", "backend": "gloo", "precision": "fp32", "world_size": 1024}
-    document |= {"versions": {}, "not_run": [], "verdict": "passed", "failure": "", "seconds": 1.0, "started": "2026-01-01"}
-    machine = {"architecture": "x86_64", "cpu": "made up", "cpus": 1, "memory_bytes": 1}
-    report.write(tmp_path, document | {"machine": machine, "checkpoint": "made"}, results)
+    write_report(tmp_path, [report.Result("collectives", 3, "check", "passed", 1.0, ranks, "seen")])
     whole = json.loads((tmp_path / "report.json").read_text())["checks"][0]["ranks"]
     assert whole[-1] == {"rank": 1023, "verdict": "passed", "detail": "seen", "node": 127}
     assert len(whole) == 1024

@@ -86,6 +86,7 @@ def test_stacks_are_plain_text() -> None:
 
 
 HELLO = channel.encode(Hello("zero3", 1, 7), 0.0)
+END = b'{"event": "end", "time": 0, "step": 1, "seconds": 1, "cpu_seconds": 1, "verdict": "passed", "detail": %s, "data": %s}\n'
 
 
 @pytest.mark.parametrize(
@@ -95,6 +96,10 @@ HELLO = channel.encode(Hello("zero3", 1, 7), 0.0)
         b"[]\n",
         b"\xff\n",
         b"[" * 100_000 + b"\n",
+        HELLO + END % (b'"\\ud800"', b"{}"),  # half of a pair, which nothing can print
+        HELLO + END % (b'"said"', b'{"\\udfff": 1}'),
+        HELLO + END % (b'"\xed\xa0\x80"', b"{}"),
+        HELLO + END % (b'"said"', b'{"a": ' + b"[" * channel.MAX_DEPTH + b"]" * channel.MAX_DEPTH + b"}"),
         b'{"event": "surprise", "time": 0}\n',
         b'{"event": "bye"}\n',
         b'{"event": "bye", "time": 0}\n',  # before hello
@@ -107,6 +112,14 @@ HELLO = channel.encode(Hello("zero3", 1, 7), 0.0)
 def test_what_is_no_message_is_refused(stream: bytes) -> None:
     with pytest.raises(ProtocolError, match=r"^rank channel: expected .*, found "):
         list(Receiver().feed(stream))
+
+
+def test_whole_pairs_and_many_short_lists_are_a_message() -> None:
+    data = b'{"a": [' + b", ".join([b"[[1]]"] * channel.MAX_DEPTH) + b'], "b": "[[[["}'
+    [_, received] = Receiver().feed(HELLO + END % (b'"\\ud83d\\ude00"', data))
+    assert isinstance(received.message, channel.End)
+    assert received.message.outcome.detail == "😀"
+    assert received.message.outcome.data == json.loads(data)
 
 
 @given(st.binary(max_size=200))

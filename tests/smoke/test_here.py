@@ -135,6 +135,46 @@ def test_controls_are_observed_where_nothing_was_measured(here: Here) -> None:
     assert judged["true"] == {**dict.fromkeys(names, "observed"), "weights": "failed"}
 
 
+FORGETTING = """
+import json, weakref
+from smoke_tests import plan
+from smoke_tests.legs import Leg
+from smoke_tests.outcome import Outcome, failed
+from smoke_tests.verdicts import Verdicts
+
+class Data(dict):
+    pass
+
+made = plan.make((3,), (Leg("gloo", 4),), "cpu", {"gloo_race": "fixed", "later_key_layout": "whole"})
+verdicts = Verdicts(made.jobs, made, "fp32", lambda result: None)
+sent = weakref.WeakKeyDictionary()
+Data.__hash__ = object.__hash__
+for job in made.jobs:
+    for number, step in enumerate(job.steps):
+        for rank in range(job.processes):
+            data = Data(peaks={"host": rank}) if step.name == "memory" else Data()
+            if step.name == "versions":
+                data.update(versions={"torch": str(rank)}, backend="gloo")
+            sent[data] = step.name
+            verdicts.add(job, number, rank, Outcome("passed", "right", data), 0.0)
+del data
+before = sorted(sent.values())
+for job in made.jobs:
+    for number, step in enumerate(job.steps):
+        verdicts.add(job, number, 0, failed("too late"), 0.0)
+late = [result.name for result in verdicts.finish("") if "too late" in result.detail]
+peaks = [one["host_bytes"] for one in verdicts.memory()]
+print(json.dumps([before, late, peaks, verdicts.versions(), verdicts.backend()]))
+"""
+
+
+def test_what_ranks_sent_is_dropped_once_it_is_judged(here: Here) -> None:
+    """But for what the report has, and the plain run, with which others are compared; what comes later changes nothing."""
+    kept, late, peaks, versions, backend = json.loads(here.inside("-c", FORGETTING))
+    assert kept == ["memory"] * 4 + ["plain run", "versions"]
+    assert (late, peaks, versions, backend) == ([], [0, 1, 2, 3], {"torch": "0"}, "gloo")
+
+
 def refused(python: Path, root: Path, tmp_path: Path, *options: str, **environ: str) -> str:
     """Run `python -m smoke_tests`, which must refuse in one line with exit code 2, and return the line."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}

@@ -225,10 +225,22 @@ def test_fields_of_one_leg_are_as_ever() -> None:
 
 @given(RESULTS, st.text(max_size=20))
 def test_junit_is_xml_whatever_was_said(results: list[Result], failure: str) -> None:
-    suite = ElementTree.fromstring(report._junit(example() | {"failure": failure}, results))
+    told = [result.told for result in results]
+    suite = ElementTree.fromstring(report._junit(example() | {"failure": failure}, results, told))
     wrong = sum(result.verdict == "failed" for result in results) + bool(failure)
     assert int(suite.get("failures", "")) == wrong == len(suite.findall("testcase/failure"))
     assert int(suite.get("tests", "")) == len(results) + bool(failure) == len(suite.findall("testcase"))
+
+
+@given(RESULTS)
+def test_json_is_written_a_check_at_a_time_as_if_at_once(
+    tmp_path_factory: pytest.TempPathFactory, results: list[Result]
+) -> None:
+    folder = tmp_path_factory.mktemp("written")
+    run = {name: value for name, value in example().items() if name != "checks"}
+    report.write(folder, run, results)
+    whole = json.dumps(run | {"checks": [result.fields for result in results]}, indent=2) + "\n"
+    assert (folder / "report.json").read_text() == whole
 
 
 def test_report_is_atomic(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """The table of verbs, and the one place where errors become a line and an exit code."""
 
-import ctypes
 import errno
 import io
 import os
@@ -16,6 +15,7 @@ from typer.core import TyperCommand
 from smokehouse.cli import audit, catalog, docs, doctor, image, install, lock, matrix, new, smoke, suggest
 from smokehouse.console import STARTED_BY, as_typed, status
 from smokehouse.errors import UserError
+from smokehouse.programs.process import end_with_parent
 
 # Each verb, in the order of `--help`, and the arguments of its example.
 VERBS: tuple[tuple[str, Callable[..., Any], tuple[str, ...]], ...] = (
@@ -40,7 +40,6 @@ VERBS: tuple[tuple[str, Callable[..., Any], tuple[str, ...]], ...] = (
 )
 # Typer breaks no line of a paragraph that begins so.
 _AS_IT_IS = "\b\n"
-_PR_SET_PDEATHSIG = 1
 _BY_NOX = os.environ.get(STARTED_BY) == "nox"
 
 
@@ -131,7 +130,7 @@ def _end_in_order() -> None:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda received, _: sys.exit(128 + received))
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGHUP)
+        end_with_parent()
 
 
 def _main() -> int:

@@ -18,11 +18,13 @@ from smokehouse.environments.definition import Environment
 from smokehouse.errors import UserError
 from smokehouse.locks import check, conda_lock_yml, constraints, pins
 from smokehouse.locks.check import LockedEnvironment
+from smokehouse.locks.model import LOCK_JSON
 from smokehouse.locks.pins import LockFiles
 from smokehouse.storage import files as storage
 
 _FAMILY = re.compile(r"[a-z][a-z0-9_-]*")
 _CLASS = re.compile(r"[A-Za-z_]\w*")
+_FILES = ("environment.yml", "stack.toml")
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ def create(checkout: Checkout, name: str, like: str, family: str | None = None, 
 
     A family that does not exist is written like that of the other environment, and `class_` is its class in transformers.
     Nothing that exists is changed; raises UserError where something of that name does. Where writing fails, what was written
-    is removed.
+    is removed; what a killed call has written is completed.
     """
     checkout.require_own("new")
     _require_new(checkout, name)
@@ -76,6 +78,8 @@ def _require_new(checkout: Checkout, name: str) -> None:
     """Raise UserError where `name` is invalid, or something of that name exists."""
     if not is_environment_name(name):
         raise UserError(f"invalid environment name {name!r}: use lower-case letters, digits, '.', '_' and '-'")
+    if _is_unfinished(checkout, name):
+        return
     if name in checkout.environments():
         raise UserError(f"environments/{name}: already exists; choose another name")
     for path in (
@@ -85,6 +89,15 @@ def _require_new(checkout: Checkout, name: str) -> None:
     ):
         if path.exists() or path.is_symlink():
             raise UserError(f"{checkout.relative(path)}: already exists; choose another name, or remove it")
+
+
+def _is_unfinished(checkout: Checkout, name: str) -> bool:
+    """Return whether there is what a call leaves that is killed: files of an environment alone, without lock.json, the last."""
+    folder, lock = checkout.root / "environments" / name, checkout.root / "lockfiles" / name
+    if not folder.is_dir() or folder.is_symlink() or (lock / LOCK_JSON).exists():
+        return False
+    own = {f"{before}{file}{after}" for file in _FILES for before, after in (("", ""), (".", ".new"))}
+    return folder != checkout.stacks(name) and {path.name for path in folder.iterdir()} <= own
 
 
 def _model(checkout: Checkout, other: Environment, family: str | None, class_: str | None) -> Model:
@@ -148,7 +161,7 @@ def _definition(checkout: Checkout, name: str, other: LockedEnvironment, model: 
     source, folder = checkout.environment(other.name), checkout.root / "environments" / name
     if stack := other.environment.stack.stack:
         own = checkout.root / "environments" / "stacks" / stack
-        for file in ("environment.yml", "stack.toml"):
+        for file in _FILES:
             if not (own / file).exists():
                 yield own / file, (checkout.stacks(other.name) / stack / file).read_text("utf-8")
     yield folder / "environment.yml", _conda_file((source / "environment.yml").read_text("utf-8"), name, other.name)
@@ -204,6 +217,8 @@ def lock_texts(environment: Environment, files: LockFiles, other: LockedEnvironm
 
 def _write_new(path: Path, text: str, written: list[Path]) -> None:
     """Write a file that does not exist; raises UserError where it does by now."""
+    if path.is_file() and not path.is_symlink() and path.read_bytes() == text.encode():
+        return  # of a call that was killed
     if path.exists() or path.is_symlink():
         raise UserError(f"{path}: already exists; choose another name, or remove it")
     written.append(path)

@@ -71,10 +71,13 @@ class _Attempt:
     refused: bool = False
 
 
-def measure(checkout: Checkout, definition: Definition, versions: Versions, folder: Path, how: Run) -> Cell:
+def measure(
+    checkout: Checkout, definition: Definition, versions: Versions, folder: Path, how: Run, pass_fds: Sequence[int] = ()
+) -> Cell:
     """Return the cell of `versions`, measured with its environment and evidence in `folder`.
 
-    Raises UserError where nothing is learned about the versions, such as for a machine with too little memory.
+    The programs that write there keep the file descriptors `pass_fds`, such as that of a lock, open. Raises UserError where
+    nothing is learned about the versions, such as for a machine with too little memory.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -82,19 +85,21 @@ def measure(checkout: Checkout, definition: Definition, versions: Versions, fold
     cell = empty(versions, definition.python, how.device)
     began = time.monotonic()
     try:
-        python = _install(definition, versions, folder)
+        python = _install(definition, versions, folder, pass_fds)
     except UnsolvableError as wrong:
         return _with_both(cell, Stage(verdict="not installable", error=line(wrong)), time.monotonic() - began)
     installed = time.monotonic() - began
     own = _own_bytes(folder / ENVIRONMENT)
     cell = cell.model_copy(update={"install_seconds": round(installed, 1), "disk_bytes": own, "lock": _locked(folder)})
-    return prove(checkout, definition.family, cell, python, folder, how)
+    return prove(checkout, definition.family, cell, python, folder, how, pass_fds)
 
 
-def prove(checkout: Checkout, family: str, cell: Cell, python: Path, folder: Path, how: Run) -> Cell:
+def prove(
+    checkout: Checkout, family: str, cell: Cell, python: Path, folder: Path, how: Run, pass_fds: Sequence[int] = ()
+) -> Cell:
     """Return `cell` with what the smoke test says of the environment of `python`; evidence goes to `folder`."""
     began = time.monotonic()
-    attempt = _attempt(checkout, family, python, folder, STAGES, how)
+    attempt = _attempt(checkout, family, python, folder, STAGES, how, pass_fds)
     if attempt.refused and attempt.broken:
         return _with_both(cell, attempt.broken, cell.install_seconds, time.monotonic() - began)
     reports = [attempt.report] if attempt.report else []
@@ -104,7 +109,7 @@ def prove(checkout: Checkout, family: str, cell: Cell, python: Path, folder: Pat
     for number in STAGES:
         if not outcome.is_open(found, number):
             continue
-        alone = _attempt(checkout, family, python, folder, (number,), how)
+        alone = _attempt(checkout, family, python, folder, (number,), how, pass_fds)
         reports += [alone.report] if alone.report else []
         _require_same(cell, reports)
         broken |= {number: alone.broken} if alone.broken else {}
@@ -173,7 +178,7 @@ def empty(versions: Versions, python: str, device: str) -> Cell:
     )
 
 
-def measure_here(checkout: Checkout, family: str, python: Path, folder: Path, how: Run) -> Cell:
+def measure_here(checkout: Checkout, family: str, python: Path, folder: Path, how: Run, pass_fds: Sequence[int] = ()) -> Cell:
     """Return the cell of what is installed where the interpreter `python` looks; evidence goes to `folder`.
 
     Raises UserError where a package that makes a cell is missing, or is no release.
@@ -189,7 +194,7 @@ def measure_here(checkout: Checkout, family: str, python: Path, folder: Path, ho
         ) from None
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    return prove(checkout, family, empty(versions, own, how.device), python, folder, how)
+    return prove(checkout, family, empty(versions, own, how.device), python, folder, how, pass_fds)
 
 
 def _with_both(cell: Cell, stage: Stage, install: float, ran: float = 0.0) -> Cell:
@@ -197,7 +202,7 @@ def _with_both(cell: Cell, stage: Stage, install: float, ran: float = 0.0) -> Ce
     return cell.model_copy(update={"zero2": stage, "zero3": stage, **seconds})
 
 
-def _install(definition: Definition, versions: Versions, folder: Path) -> Path:
+def _install(definition: Definition, versions: Versions, folder: Path, pass_fds: Sequence[int]) -> Path:
     """Install a cell's packages in `folder`/env, and return its Python.
 
     Raises UnsolvableError where these versions cannot be installed together, and UserError for any other reason.
@@ -211,7 +216,7 @@ def _install(definition: Definition, versions: Versions, folder: Path) -> Path:
     environment = folder / ENVIRONMENT
     uv.create_environment(environment, definition.python)
     try:
-        uv.install(environment, pins, build_pins, ["deepspeed"], throwaway=True)
+        uv.install(environment, pins, build_pins, ["deepspeed"], throwaway=True, pass_fds=pass_fds)
     except UserError as wrong:
         if re.search(r"Failed to (?:download and )?build", str(wrong)):
             raise UnsolvableError(str(wrong)) from None
@@ -230,7 +235,15 @@ def _own_bytes(folder: Path) -> int:
     return sum(one.st_blocks * 512 for one in found if one.st_nlink == 1 or one.st_mode & _DIRECTORY)
 
 
-def _attempt(checkout: Checkout, family: str, python: Path, folder: Path, stages: Sequence[int], how: Run) -> _Attempt:
+def _attempt(
+    checkout: Checkout,
+    family: str,
+    python: Path,
+    folder: Path,
+    stages: Sequence[int],
+    how: Run,
+    pass_fds: Sequence[int],
+) -> _Attempt:
     """Run the smoke test of some ZeRO stages in the environment of `python`, with its report and output in `folder`."""
     name = "report" if len(stages) > 1 else f"report-zero{stages[0]}"
     place, log = place_of_smoke_test(checkout), folder / f"{name}.log"
@@ -247,7 +260,8 @@ def _attempt(checkout: Checkout, family: str, python: Path, folder: Path, stages
     command += ["--device", how.device, "--timeout", f"{min(_CHECK_TIMEOUT, how.deadline):.0f}"]
     command += [] if len(stages) > 1 else ["--zero", str(stages[0])]
     try:
-        ended = run(command, deadline=how.deadline, environ=here.variables_in(python.parents[1]), cwd=place)
+        environ = here.variables_in(python.parents[1])
+        ended = run(command, deadline=how.deadline, environ=environ, cwd=place, pass_fds=pass_fds)
     except UserError:
         return _Attempt(None, Stage(verdict="hangs", error=f"the smoke test had not ended after {how.deadline:.0f} s"))
     files.write(log, ended.stdout + ended.stderr)

@@ -5,6 +5,7 @@ A cell that cannot be measured stops no other one.
 
 import multiprocessing
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,11 +18,11 @@ from smokehouse.matrix import store
 from smokehouse.matrix.cell import ENVIRONMENT, Run, measure, measure_here
 from smokehouse.matrix.grid import Grid, folder_of
 from smokehouse.matrix.model import STAGES, Cell, Measured, Stage, Versions, line
+from smokehouse.programs.process import end_with_parent
 from smokehouse.storage import files
-from smokehouse.storage.folder_lock import exclusive
+from smokehouse.storage.folder_lock import exclusive, exclusive_if_free
 
-# In the folder of a cell whose environment nobody uses any more.
-_DONE = "measured"
+_DONE = "measured"  # in the folder of a cell once it is recorded
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,16 @@ class Settings:
 
 def run(checkout: Checkout, grid: Grid, settings: Settings) -> int:
     """Measure the cells of a grid that are not recorded yet; return 1 where one could not be measured, else 0."""
+    folder_of(checkout, grid.name).mkdir(parents=True, exist_ok=True)
     cells = missing(checkout, grid, settings)
     status(f"{grid.definition.model}: {len(cells)} of {len(grid.cells)} cells to measure")
+    try:
+        return _run_jobs(checkout, grid, settings, cells)
+    finally:
+        _prune(folder_of(checkout, grid.name), sys.maxsize)  # what a killed call has left
+
+
+def _run_jobs(checkout: Checkout, grid: Grid, settings: Settings, cells: Sequence[Versions]) -> int:
     jobs = max(1, min(settings.jobs, len(cells)))
     if jobs == 1:
         return _run_all(checkout, grid, settings, cells)
@@ -62,8 +71,11 @@ def run(checkout: Checkout, grid: Grid, settings: Settings) -> int:
 
 def run_here(checkout: Checkout, grid: Grid, python: Path, how: Run) -> Cell:
     """Measure what is installed where the interpreter `python` looks, without changing it, and record it; raises UserError."""
-    cell = measure_here(checkout, grid.definition.family, python, folder_of(checkout, grid.name) / "here", how)
-    store.append(checkout, grid, cell)
+    folder = folder_of(checkout, grid.name) / "here"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with exclusive(_lock_of(folder), f"measuring {python}") as descriptor:
+        cell = measure_here(checkout, grid.definition.family, python, folder, how, [descriptor])
+        store.append(checkout, grid, cell)
     return cell
 
 
@@ -89,6 +101,7 @@ def _find(measured: Measured, grid: Grid, versions: Versions, settings: Settings
 
 
 def _work(checkout: Checkout, grid: Grid, settings: Settings, cells: Sequence[Versions]) -> None:
+    end_with_parent(signal.SIGTERM)
     sys.exit(_run_all(checkout, grid, settings, cells))
 
 
@@ -105,14 +118,16 @@ def _run_all(checkout: Checkout, grid: Grid, settings: Settings, cells: Sequence
 
 def _run_one(checkout: Checkout, grid: Grid, settings: Settings, versions: Versions) -> None:
     folder = folder_of(checkout, grid.name) / str(versions)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with exclusive(folder.with_name(f".{folder.name}.lock"), f"measuring {versions.words}"):
+    # What is started keeps the lock, so that nobody measures a cell while what a killed call has started still writes there.
+    with exclusive(_lock_of(folder), f"measuring {versions.words}") as descriptor:
         measured = store.load(checkout, grid)
         if not settings.again and _find(measured, grid, versions, settings):  # by another process meanwhile
             return
         with heartbeat(f"measuring {versions.words}"):
-            cell = measure(checkout, grid.definition, versions, folder, settings.how)
+            cell = measure(checkout, grid.definition, versions, folder, settings.how, [descriptor])
         store.append(checkout, grid, cell)
+        if not settings.keep:
+            shutil.rmtree(folder / ENVIRONMENT, ignore_errors=True)
         files.write(folder / _DONE, f"{cell.date}\n")
     status(summary(cell))
     _prune(folder.parent, settings.keep)
@@ -133,8 +148,20 @@ def _in_words(stage: Stage) -> str:
     return f"{stage.verdict}{f' ({because})' if because else ''}"
 
 
+def _lock_of(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.lock")
+
+
 def _prune(folder: Path, keep: int) -> None:
-    """Remove the environments of measured cells but for the last `keep`; what is left of a cell is its evidence."""
-    done = [found for found in folder.glob(f"*/{_DONE}") if (found.parent / ENVIRONMENT).exists()]
-    for found in sorted(done, key=lambda path: path.stat().st_mtime_ns, reverse=True)[keep:]:
-        shutil.rmtree(found.parent / ENVIRONMENT, ignore_errors=True)
+    """Remove the environments that nobody is measuring, but for the last `keep` of recorded cells; evidence stays.
+
+    Those of cells that were not measured to their end go too, since the next measurement installs them again.
+    """
+    recorded = sorted(folder.glob(f"*/{_DONE}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    kept = [done.parent for done in recorded if (done.parent / ENVIRONMENT).exists()][:keep]
+    for environment in folder.glob(f"*/{ENVIRONMENT}"):
+        if environment.parent in kept:
+            continue
+        with exclusive_if_free(_lock_of(environment.parent)) as free:
+            if free:
+                shutil.rmtree(environment, ignore_errors=True)

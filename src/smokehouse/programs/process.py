@@ -1,5 +1,6 @@
 """Run other programs with a deadline, leaving no process behind."""
 
+import ctypes
 import os
 import pty
 import re
@@ -16,6 +17,7 @@ from smokehouse.console import is_terminal
 from smokehouse.errors import UserError
 
 _GRACE = 5.0  # seconds from SIGTERM to SIGKILL
+_PR_SET_PDEATHSIG = 1  # of sys/prctl.h
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def run(
             os.close(slave)
     try:
         if master is None:
-            stdout, stderr = (data.decode(errors="replace") for data in process.communicate(stdin.encode() or None, deadline))
+            stdout, stderr = (data.decode(errors="replace") for data in _communicate(process, stdin.encode(), deadline))
         else:
             stdout, stderr = "", _relay(master, time.monotonic() + deadline)
             process.wait(timeout=deadline)
@@ -80,6 +82,17 @@ def run(
         if master is not None:
             os.close(master)
     return Ended(process.returncode, stdout, stderr)
+
+
+def _communicate(process: subprocess.Popen[bytes], stdin: bytes, deadline: float) -> tuple[bytes, bytes]:
+    """Return the output of a program; raises TimeoutExpired where it is running after `deadline` seconds."""
+    try:
+        return process.communicate(stdin or None, deadline)
+    except subprocess.TimeoutExpired:
+        if process.poll() is None:
+            raise
+        # It ended while this process was stopped, as by Ctrl-Z, and what it said waits.
+        return process.communicate(timeout=_GRACE)
 
 
 def _relay(master: int, until: float) -> str:
@@ -98,6 +111,11 @@ def _relay(master: int, until: float) -> str:
         if not re.search(rb"[\r\n](\x1b\[[0-9;?]*[A-Za-z])*error", output):
             os.write(2, chunk)
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.decode(errors="replace")).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def end_with_parent(number: signal.Signals = signal.SIGHUP) -> None:
+    """Have the kernel send this process a signal when its parent is gone, however that ended. See: prctl(2)."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -26,7 +26,8 @@ _ALLOWED = (
     "UV_REQUEST_TIMEOUT UV_SYSTEM_CERTS"
 )
 
-# DS_BUILD_OPS selects the ops that deepspeed compiles; a lock must build to the same files everywhere.
+# DS_BUILD_OPS selects the ops that deepspeed compiles; a lock must build to the same files everywhere. DS_ACCELERATOR, which
+# people set on machines without a GPU, is removed: with it deepspeed's setup.py imports torch, which a build does not have.
 _BUILD_VARIABLES = {"DS_BUILD_OPS": "0", "SOURCE_DATE_EPOCH": "315532800"}
 
 # With version and platform given, the interpreter does not matter; searching for one would take most of uv's time.
@@ -264,7 +265,7 @@ def _run(
 def _environ(offline: bool) -> Mapping[str, str]:
     """Return the environment variables for uv; if `offline`, without any that specifies a source of packages."""
     allowed = ("UV_CONCURRENT_", "UV_LINK_MODE", "UV_PYTHON_") if offline else tuple(_ALLOWED.split())
-    foreign = ("UV_", "PIP_", "DS_BUILD_", "PYTHON", "VIRTUAL_ENV", "CONDA_", *_OF_OUTPUT)
+    foreign = ("UV_", "PIP_", "DS_BUILD_", "DS_ACCELERATOR", "PYTHON", "VIRTUAL_ENV", "CONDA_", *_OF_OUTPUT)
     variables = {name: value for name, value in os.environ.items() if not name.startswith(foreign) or name.startswith(allowed)}
     if variables.get("UV_LINK_MODE") == "symlink":  # an installation that ends with the cache
         del variables["UV_LINK_MODE"]

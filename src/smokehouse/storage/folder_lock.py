@@ -57,7 +57,24 @@ def exclusive(path: Path, activity: str) -> Iterator[int]:
                     status(f"waiting for {holder}, which is {activity}")
                     announced = True
                 time.sleep(0.1)
-        file.truncate(0)
-        file.write(f"process {os.getpid()}")
-        file.flush()
+        _sign(file)
         yield file.fileno()
+
+
+@contextmanager
+def exclusive_if_free(path: Path) -> Iterator[bool]:
+    """Lock the file `path` where no process has it locked, without waiting, and yield whether this one has it now."""
+    with _opened(path) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        _sign(file)
+        yield True
+
+
+def _sign(file: IO[str]) -> None:
+    file.truncate(0)
+    file.write(f"process {os.getpid()}")
+    file.flush()

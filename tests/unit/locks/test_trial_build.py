@@ -114,6 +114,13 @@ def test_same_build_is_tried_once(checkout: TestCheckout, index: Index) -> None:
     assert checkout.run("lock").stderr.count(tried) == 1
 
 
+def test_accelerator_that_a_user_chose_reaches_no_build(checkout: TestCheckout, index: Index) -> None:
+    """With it deepspeed's setup.py imports torch, which is not there."""
+    add(checkout, index, "delta", "import os\nassert 'DS_ACCELERATOR' not in os.environ")
+    ended = checkout.run("lock", DS_ACCELERATOR="cpu")
+    assert ended.returncode == 0, ended.stderr
+
+
 @pytest.fixture
 def trial(tmp_path: Path, uv_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """A function that tries to build an sdist with these bytes, which must be refused, and returns the refusal."""

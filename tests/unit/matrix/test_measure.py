@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 
 from ..conftest import Index, TestCheckout
 from ..programs.test_process import ends
+from ..test_killed import FEWER, Killer, kill_everywhere
 from .conftest import cells, runs, tell
 
 
@@ -160,3 +163,22 @@ def test_the_list_says_what_is_not_run(with_grid: TestCheckout) -> None:
 def test_wrong_options_are_refused(with_grid: TestCheckout, arguments: list[str], expected: str) -> None:
     model = [] if "--model" in arguments else ["--model", "tiny-vl"]
     assert expected.partition(", found none")[0] in with_grid.refused("matrix", *model, *arguments)
+
+
+def test_killed_matrix(with_grid: TestCheckout, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+    """A cell is recorded whole or not at all, and what a killed call left of it does not count."""
+    record_property("fault", "kill -9")
+    recorded, folder = with_grid.root / "matrix" / "tiny-vl.json", with_grid.root / "build" / "matrix"
+
+    def check() -> object:
+        assert not [*recorded.parent.glob(".*")]
+        assert not [*folder.glob("tiny-vl/*/env")]
+        found = cells(with_grid)
+        return {name: (verdicts(cell), cell["lock"], len(cell["checks"])) for name, cell in found.items()}
+
+    def remove() -> None:
+        recorded.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    command = ["matrix", "--model", "tiny-vl", "--transformers", "4.49.0"]
+    kill_everywhere(Killer(with_grid, command, tmp_path / "killer"), remove, check, FEWER)
