@@ -226,7 +226,9 @@ def _fresh_steps(device: str, processes: int, family: Family) -> list[Step]:
         unproven_alone="requires a rank with text only",
     )
     # The engine that resumes is the one of the check before, where that is planned.
-    start = dummy if family.mixes_modalities and processes >= dummy.ranks else Step("resume", saving.start_anew, builds="engine")
+    start = (
+        dummy if family.mixes_modalities and processes >= dummy.ranks else Step("resume", saving.start_anew, builds="engine")
+    )
     resumed = "one rank's engine checkpoint has one partition"
     steps = [start, Step("resume", saving.resume, engine_of=start.name, unproven_alone=resumed)]
     if family.mixes_modalities and start is not dummy:

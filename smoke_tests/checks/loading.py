@@ -188,7 +188,9 @@ def auto_classes(context: RankContext, _: TrainingState) -> Outcome:
                 raise
             found[name] = "refused"
             continue
-        found[name] = "whole" if _has_first(context.family, model) and not key_problems(info, context.family.unpublished) else "part"
+        found[name] = (
+            "whole" if _has_first(context.family, model) and not key_problems(info, context.family.unpublished) else "part"
+        )
         del model
     problems = [
         f"{name}: expected {expected[name]} (measured.py or stack.toml), found {found[name]}"
