@@ -154,6 +154,7 @@ FAMILY = Family(
     since="4.22",
     clear_scene=0,
     encoder_decoder=True,
+    attention=(),  # the decoder has none but the plain formula
     unpublished=("encoder.pooler.",),
     vision=Vision(tower="encoder.", attention=".attention", markup="", head=HEAD),
     auto_classes=(("AutoModel", "refused"),),

@@ -25,9 +25,8 @@ _LAYOUTS = (
     (_NEW_LAYOUT, ((r"^model\.language_model\.", "model."), (r"^model\.", ""))),
     (_OLD_LAYOUT, ((r"^model\.", "model.language_model."), (r"^", "model."))),
 )
-# What a class has and its forward pass never reads, by patterns of names: checkpoints that are published for it lack it, as those
-# of TrOCR do. See https://github.com/huggingface/transformers, models/trocr/convert_trocr_unilm_to_pytorch.py: the encoder there
-# has no pooler.
+# Class -> patterns of names of tensors that no output of it depends on. Published checkpoints lack them, as those of TrOCR do:
+# models/trocr/convert_trocr_unilm_to_pytorch.py of transformers makes them of an encoder without a pooler.
 _UNREAD = {"VisionEncoderDecoderModel": (r"^encoder\.pooler\.",)}
 
 

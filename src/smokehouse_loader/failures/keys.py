@@ -104,12 +104,12 @@ FAILURES = (
         name="ignore-mismatched-sizes",
         cause=(
             "Under ZeRO-3 every parameter appears to have shape [0], so ignore_mismatched_sizes=True ignores every tensor "
-            "and loads none. What it does not load is initialised, and an embedding with a padding token then has no row for it: "
-            "so ends from_pretrained inside your own zero.Init, too."
+            "and loads none. What it does not load is initialised, and an embedding then has no row for the padding token: so "
+            "ends from_pretrained inside your own zero.Init, too."
         ),
         cure=(
-            "remove ignore_mismatched_sizes=True and your own deepspeed.zero.Init around from_pretrained; load_model reports the "
-            "tensors that really differ"
+            "remove ignore_mismatched_sizes=True and your own deepspeed.zero.Init around from_pretrained; load_model reports "
+            "the tensors that really differ"
         ),
         source=f"{MEASURED}: 57 of 57 tensors wrong without an error, transformers 4.49.0 to 4.57.6",
         reproduction="ignore_mismatched_sizes",
