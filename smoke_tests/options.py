@@ -348,11 +348,10 @@ def check_folder(folder: Path, family: Family) -> None:
     """Refuse a folder without a whole safetensors checkpoint of `family`, by its headers and small files. Raises InputError."""
     config = folder / "config.json"
     found = _read_json(config, "give --checkpoint a folder in Hugging Face format")
-    if found.get("model_type") != family.name:
-        raise InputError(
-            f"{config}: model_type: expected {family.name!r}, found {found.get('model_type')!r}; give another checkpoint"
-        )
-    names = ("model.safetensors", "model.safetensors.index.json")
+    marker, expected = family.marker
+    if found.get(marker) != expected:
+        raise InputError(f"{config}: {marker}: expected {expected!r}, found {found.get(marker)!r}; give another checkpoint")
+    names = (family.index.removesuffix(".index.json"), family.index)
     if not any((folder / name).exists() for name in names):
         raise InputError(
             f"{folder}: expected {' or '.join(names)}, found neither; give --checkpoint a folder with safetensors files"

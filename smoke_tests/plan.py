@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         attention,
         baseline,
         collectives,
+        denoising,
         generation,
         installed,
         kernels,
@@ -52,6 +53,7 @@ else:  # imported when a check runs
         attention,
         baseline,
         collectives,
+        denoising,
         fixed_upstream,
         generation,
         injected,
@@ -184,36 +186,47 @@ def _fixed(name: str, run: Check, failure: str, *, workaround: bool = True) -> S
     return Step(name, run, precision="fp32", failure=BY_NAME[failure], workaround=workaround)
 
 
-def _main_steps() -> list[Step]:
-    return [
-        Step("versions", installed.versions),
-        Step("collectives", collectives.collectives, ranks=2, unproven_alone="one rank exchanges nothing"),
-        Step("load", loading.load, builds="model", unproven_alone="one rank's partition of a parameter is all of it"),
-        Step("weights", loading.weights, model_of="load"),
-        Step(
+def _main_steps(family: Family) -> list[Step]:
+    undivided = "one rank's partition of a parameter is all of it"
+    loads, loaded = (denoising.load, "") if family.denoiser else (loading.load, undivided)
+    engine = (
+        Step("initialize", denoising.initialize, model_of="load", builds="engine", unproven_alone=undivided)
+        if family.denoiser
+        else Step(
             *("generate", generation.generate),
             model_of="load",
             builds="engine",
             needs=("plain run",),
             unproven_alone="one rank gathers no parameters from others",
-        ),
+        )
+    )
+    steps = [
+        Step("versions", installed.versions),
+        Step("collectives", collectives.collectives, ranks=2, unproven_alone="one rank exchanges nothing"),
+        Step("load", loads, builds="model", unproven_alone=loaded),
+        Step("weights", loading.weights, model_of="load"),
+        engine,
         Step(
             *("train", training.train),
-            engine_of="generate",
+            engine_of=engine.name,
             needs=("plain run",),
             unproven_alone="one rank reduces no gradients, also for parity",
         ),
-        Step("resume", saving.save, engine_of="generate", needs=("train",)),
-        Step("train", training.train_on, engine_of="generate"),
+        Step("resume", saving.save, engine_of=engine.name, needs=("train",)),
+        Step("train", training.train_on, engine_of=engine.name),
         Step(
             *("memory", memory.memory),
             model_of="load",
-            engine_of="generate",
+            engine_of=engine.name,
             needs=("train",),
             ranks=2,
             unproven_alone="one rank's share is everything",
         ),
     ]
+    if family.denoiser:
+        alone = "one rank gathers nothing to save"
+        steps.append(Step("save_model", denoising.save, engine_of=engine.name, needs=("train",), unproven_alone=alone))
+    return steps
 
 
 def _fresh_steps(device: str, processes: int, family: Family) -> list[Step]:
@@ -233,6 +246,8 @@ def _fresh_steps(device: str, processes: int, family: Family) -> list[Step]:
     steps = [start, Step("resume", saving.resume, engine_of=start.name, unproven_alone=resumed)]
     if family.mixes_modalities and start is not dummy:
         steps.append(dummy)
+    if family.denoiser:
+        steps.append(Step("load_model", denoising.load_model_by_parts, unproven_alone="one rank's partition is all of it"))
     if legs.PRECISION[device] != "bf16":  # otherwise it is the main precision already
         steps.append(Step("bf16", precision.bf16, precision="bf16"))
     return steps
@@ -252,7 +267,7 @@ def _control_steps(stage: int, leg: Leg, device: str, expectations: dict[str, An
     ]
     if stage == 3:
         # On a GPU gloo copies each tensor to the host first: nobody has measured whether the race can be lost there.
-        if leg.backend == "gloo" and device == "cpu" and family.gathers_pairs:
+        if leg.backend == "gloo" and device == "cpu" and family.gathers_pairs and not family.denoiser:
             race = (
                 _control("gloo race", injected.gloo_race, "gloo-race", workaround=False)
                 if expectations["gloo_race"] == "present"
@@ -260,17 +275,22 @@ def _control_steps(stage: int, leg: Leg, device: str, expectations: dict[str, An
             )
             steps.append(dataclasses.replace(race, ranks=2, unproven_alone="one rank gathers nothing"))
         seed = "partitioned-before-load"
-        steps += [
-            _control("seed failure: load_state_dict", injected.seed_failure_load_state_dict, seed),
-            _control("seed failure: zero.Init", injected.seed_failure_zero_init, seed, hf_config=False),
-        ]
+        steps.append(_control("seed failure: load_state_dict", injected.seed_failure_load_state_dict, seed))
+        if family.denoiser:
+            inside = injected.denoiser_inside_zero_init
+            steps += [
+                _control("denoiser inside zero.Init", inside, "denoiser-inside-zero-init", hf_config=False),
+                _control("saved partitioned", injected.saved_partitioned, "saved-partitioned"),
+            ]
+        else:
+            steps.append(_control("seed failure: zero.Init", injected.seed_failure_zero_init, seed, hf_config=False))
     else:
         steps += [
             _other_stage("ZeRO-1 in place of ZeRO-2", injected.zero1_in_place_of_zero2),
             _other_stage("no ZeRO", injected.no_zero),
         ]
-    # Last: under ZeRO-3 it leaves the other ranks without their peer.
-    shape = _control("wrong shape", injected.wrong_shape, "wrong-shape", may_end=stage == 3)
+    # Last: where loading partitions, it leaves the other ranks without their peer.
+    shape = _control("wrong shape", injected.wrong_shape, "wrong-shape", may_end=stage == 3 and not family.denoiser)
     # Rank 0 reads the file: only what it raises shows that the shape was detected.
     steps.append(dataclasses.replace(shape, witness=0))
     return steps
@@ -280,7 +300,7 @@ def _stage_jobs(stage: int, leg: Leg, device: str, expectations: dict[str, Any],
     name = f"zero{stage}"
     # On a GPU the plain run must have left the memory first.
     start = "plain" if device == "cuda" else "plain/checkpoint"
-    main = Job(name, tuple(_main_steps()), stage, leg, distributed=True, after=(start,))
+    main = Job(name, tuple(_main_steps(family)), stage, leg, distributed=True, after=(start,))
     fresh = _fresh_steps(device, leg.world_size, family)
     last = f"{name}-fresh/{[step for step in fresh if step.ranks <= leg.world_size][-1].name}"
     mixed = Step(
@@ -320,14 +340,14 @@ def _compiles_ops(device: str) -> bool:
     return device == "cpu" and not software.ahead_of_time("cpu_adam") and not software.missing_for_ops()
 
 
-def _extra_alone(leg: Leg, device: str) -> list[Job]:
+def _extra_alone(leg: Leg, device: str, family: Family) -> list[Job]:
     """Return the jobs of one process that only --all has: references for the ranks, attention, and ops to compile."""
     steps = (
         Step("trainer: plain run", trainer.plain_run, staged=False, hf_config=False),
         Step("real sizes: plain run", sizes.plain_run, staged=False, hf_config=False),
         Step("attention", attention.attention, staged=False, hf_config=False, of_leg=False),
     )
-    planned = [Job("plain-extra", steps, leg=leg, after=("plain",))]
+    planned = [] if family.denoiser else [Job("plain-extra", steps, leg=leg, after=("plain",))]
     if _compiles_ops(device):
         # Two steps of one check, as each has a deadline of its own. First cpu_adam, which more depends on.
         ops = [
@@ -341,19 +361,26 @@ def _extra_alone(leg: Leg, device: str) -> list[Job]:
 def _extra_staged(stage: int, leg: Leg, device: str, without_liger: str, family: Family) -> list[Job]:
     """Return a stage's jobs that only --all has: what users train with."""
     name, ops = f"zero{stage}", ("cpu ops",) if _compiles_ops(device) else ()
+    overlapping = Step("overlap_comm", overlap.overlap_comm, ranks=2, unproven_alone="one rank reduces no gradients")
+    offloaded = Step("offload", offload.offload, hf_config=False, needs=("plain run", *ops))
+    if family.denoiser:
+        extra = (offloaded,) if _can_offload(device) else ()
+        return [
+            Job(f"{name}-overlap", (overlapping,), stage, leg, distributed=True, after=(name,)),
+            Job(f"{name}-extra", extra, stage, leg, distributed=True, after=("ops" if ops else "plain",)),
+        ]
     steps = [Step("real sizes", sizes.real_sizes, needs=("real sizes: plain run",))]
     if family.vision:
         steps.append(Step("frozen vision tower", adapters.frozen_vision))
     if importlib.util.find_spec("peft"):
         steps.append(Step("LoRA", adapters.lora))
     if _can_offload(device):
-        steps.append(Step("offload", offload.offload, hf_config=False, needs=("plain run", *ops)))
+        steps.append(offloaded)
     if device == "cuda":
         steps.append(Step("throughput", throughput.throughput))
         if not without_liger:
             steps.append(Step("liger", liger.liger))
     after = ("plain-extra", *(("ops",) if ops else ()))
-    overlapping = Step("overlap_comm", overlap.overlap_comm, ranks=2, unproven_alone="one rank reduces no gradients")
     trained = Step("trainer", trainer.train, hf_config=False, needs=("trainer: plain run", *ops))
     resumed = dataclasses.replace(trained, run=trainer.resume)
     return [
@@ -364,16 +391,14 @@ def _extra_staged(stage: int, leg: Leg, device: str, without_liger: str, family:
     ]
 
 
-def _plain_job(leg: Leg) -> Job:
-    return Job(
-        "plain",
-        (
-            Step("checkpoint", synthetic.write_checkpoints, staged=False, of_leg=False),
-            Step("plain run", baseline.plain_run, staged=False, hf_config=False),
-            Step("auto classes", loading.auto_classes, staged=False, hf_config=False, of_leg=False),
-        ),
-        leg=leg,
-    )
+def _plain_job(leg: Leg, family: Family) -> Job:
+    steps = [
+        Step("checkpoint", synthetic.write_checkpoints, staged=False, of_leg=False),
+        Step("plain run", baseline.plain_run, staged=False, hf_config=False),
+    ]
+    if not family.denoiser:
+        steps.append(Step("auto classes", loading.auto_classes, staged=False, hf_config=False, of_leg=False))
+    return Job("plain", tuple(steps), leg=leg)
 
 
 def _nodes_job(leg: Leg) -> Job:
@@ -391,10 +416,12 @@ def _leg_jobs(
     """Return all jobs of a leg, whether one rank shows anything or not."""
     # ZeRO-3 first: its chain of jobs is the longest.
     staged = [_stage_jobs(stage, leg, device, expectations, family) for stage in sorted(stages, reverse=True)]
-    compared = Step("kernels", kernels.kernels, staged=False, hf_config=False, of_leg=False)
-    planned = [_plain_job(leg), Job("kernels", (compared,), leg=leg)]
+    planned = [_plain_job(leg, family)]
+    if not family.denoiser:
+        compared = Step("kernels", kernels.kernels, staged=False, hf_config=False, of_leg=False)
+        planned.append(Job("kernels", (compared,), leg=leg))
     planned += [_nodes_job(leg)] if leg.nodes > 1 else []
-    planned += [*(job for group in zip(*staged, strict=True) for job in group), *_extra_alone(leg, device)]
+    planned += [*(job for group in zip(*staged, strict=True) for job in group), *_extra_alone(leg, device, family)]
     for stage in sorted(stages, reverse=True):
         planned += _extra_staged(stage, leg, device, without_liger, family)
     return planned
@@ -479,13 +506,33 @@ def make(
     return Plan(tuple(jobs), (*dict.fromkeys(unproven), *_left_out(names, stages, without_liger, described)))
 
 
+# What a denoiser cannot show -> why.
+_TOKENS = "a denoiser reads no tokens"
+_OF_TRANSFORMERS = "checks a model of transformers"
+_WITHOUT_TOKENS = {
+    "auto classes": "diffusers finds the class by its name in config.json",
+    "generate": "a denoiser is one step of its pipeline's loop",
+    "mixed modality: dummy image": _TOKENS,
+    "mixed modality": _TOKENS,
+    "control: seed failure: zero.Init": "the control 'denoiser inside zero.Init' takes its place",
+    "kernels": _OF_TRANSFORMERS,
+    "trainer": _OF_TRANSFORMERS,
+    "real sizes": _OF_TRANSFORMERS,
+    "attention": _OF_TRANSFORMERS,
+    "LoRA": _OF_TRANSFORMERS,
+    "frozen vision tower": "the family has no vision tower",
+    "throughput": "counts tokens",
+}
+
+
 def _left_out(names: set[str], stages: tuple[int, ...], without_liger: str, family: Family) -> list[NotRun]:
     """Return what this device, stack and family cannot show, given the names of all planned steps."""
-    missing = []
+    missing = [NotRun(name, reason) for name, reason in family.absent]
+    missing += [NotRun(name, reason) for name, reason in _WITHOUT_TOKENS.items()] if family.denoiser else []
     mixed = ("mixed modality: dummy image", "mixed modality")
-    if not family.vision:
+    if not family.vision and not family.denoiser:
         missing += [NotRun(name, "the family has no vision tower") for name in (*mixed, "frozen vision tower")]
-    elif not family.mixes_modalities:
+    elif family.vision and not family.mixes_modalities:
         missing += [NotRun(name, "the family's encoder takes no sample without a picture") for name in mixed]
     if not family.layouts:
         missing.append(NotRun("control: later key layout", "the family has the same keys in all versions of transformers"))
@@ -495,6 +542,7 @@ def _left_out(names: set[str], stages: tuple[int, ...], without_liger: str, fami
     if 3 in stages and not {"gloo race", "late gathers"} & names:
         several = "requires several ranks on gloo and CPUs"
         reason = several if family.gathers_pairs else "no module of the family has two parameters to gather at once"
+        reason = "diffusers gathers nothing while it loads" if family.denoiser else reason
         missing.append(NotRun("control: gloo race", reason))
     if "bf16" not in names:
         missing.append(NotRun("bf16", "the main precision of this run"))

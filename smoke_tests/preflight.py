@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import errno
 import gc
+import importlib
 import os
 import platform
 import re
@@ -139,7 +140,7 @@ def check(options: Options, work: Path) -> Resources:
     check_machine(options, device, visible)
     runtime.choose_accelerator(device)
     with importing("transformers"):
-        import transformers  # imported before the fork, so that no rank has to
+        importlib.import_module("transformers")  # before the fork, so that no rank has to
 
     family = families.get(options.stack["model"]["family"])
     source = _source(options.checkpoint, family)
@@ -152,9 +153,10 @@ def check(options: Options, work: Path) -> Resources:
     _check_port(options.port)
     try:
         runtime.import_model_code(family)
-        getattr(transformers, options.stack["model"]["class"])
+        getattr(importlib.import_module(family.package), options.stack["model"]["class"])
     except (ImportError, AttributeError) as error:
-        raise InputError(f"model family {family.name}: {error}; pin a transformers that has it, or fix its module") from error
+        fix = f"pin a {family.package} that has it, or fix its module"
+        raise InputError(f"model family {family.name}: {error}; {fix}") from error
     return Resources(device, chosen, options.timeout or needs.deadline(parameters), source)
 
 

@@ -65,11 +65,18 @@ def import_deepspeed(device: str) -> None:
 
 
 def import_model_code(family: Family) -> None:
-    """Import what every rank uses of transformers, once, before ranks are forked."""
-    for name in (family.auto_class, "AutoProcessor", "AutoTokenizer"):
-        getattr(importlib.import_module("transformers"), name)
-    for module in (*family.modules, "transformers.generation", "safetensors.torch"):
+    """Import what every rank uses of the model's package, once, before ranks are forked."""
+    of_tokens = () if family.denoiser else (family.auto_class, "AutoProcessor", "AutoTokenizer")
+    for name in (family.model_class, *of_tokens):
+        getattr(importlib.import_module(family.package), name)
+    for module in (*family.modules, *(() if family.denoiser else ("transformers.generation",)), "safetensors.torch"):
         importlib.import_module(module)
+
+
+def quieten(family: Family) -> None:
+    """Have the packages that load models of `family` draw no progress bars into a rank's log."""
+    for package in dict.fromkeys(("transformers", family.package)):
+        importlib.import_module(f"{package}.utils.logging").disable_progress_bar()
 
 
 def import_engine_code() -> None:
@@ -181,9 +188,10 @@ def late_gathers() -> Iterator[None]:
         yield
 
 
-def in_precision(dtype: torch.dtype) -> dict[str, torch.dtype]:
-    """Return the argument with which `from_pretrained` loads a model in `dtype`."""
-    return {"dtype" if installed("transformers") >= DTYPE_ARGUMENT_SINCE else "torch_dtype": dtype}
+def in_precision(dtype: torch.dtype, package: str = "transformers") -> dict[str, torch.dtype]:
+    """Return the argument with which `from_pretrained` of a package loads a model in `dtype`."""
+    renamed = package == "transformers" and installed(package) >= DTYPE_ARGUMENT_SINCE
+    return {"dtype" if renamed else "torch_dtype": dtype}
 
 
 def config(stage: int, world_size: int, dtype: torch.dtype, device: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # imports torch
 # The checks and controls of a run without options. Some depend on the device, the ranks or the stack; see plan.py.
 DEFAULT = (
     *("checkpoint", "plain run", "auto classes", "nodes", "network", "versions", "collectives", "load", "weights", "generate"),
+    *("initialize", "save_model", "load_model", "denoiser inside zero.Init", "saved partitioned"),
     *("train", "parity", "resume", "memory", "mixed modality: dummy image", "mixed modality", "bf16", "consolidated weights"),
     *("missing key", "later key layout", "both key layouts", "flipped bit", "truncated shard", "gloo race", "late gathers"),
     *("seed failure: load_state_dict", "seed failure: zero.Init", "ZeRO-1 in place of ZeRO-2", "no ZeRO", "wrong shape"),

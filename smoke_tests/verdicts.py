@@ -97,6 +97,8 @@ class Verdicts:
             "offload": "requires DeepSpeed's cpu_adam op ahead of time, or on a CPU a C++ compiler, ninja and setuptools",
             "throughput": "requires GPUs",
         }
+        said = {entry["name"] for entry in missing}
+        absent = {name: reason for name, reason in absent.items() if name not in said}
         run = {key.name for key in self._planned}
         if run & ({*EXTRA} - {*ON_GPUS}):
             missing += [{"name": name, "reason": reason} for name, reason in absent.items() if name not in names]

@@ -97,6 +97,10 @@ class Workspace:
         """The folder of the 16-bit weights that the stage's bf16 engine saved."""
         return self.of_leg / f"zero{stage}-16bit"
 
+    def saved(self, stage: int) -> Path:
+        """The folder of the model that the stage's engine trained, as the loader saves it."""
+        return self.of_leg / f"zero{stage}-saved"
+
     def digests_16bit(self, stage: int) -> Path:
         """Name -> SHA-256 of each of those weights, as JSON."""
         return self.weights_16bit(stage) / "digests.json"

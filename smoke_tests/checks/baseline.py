@@ -10,11 +10,14 @@ from safetensors.torch import save_file
 from smoke_tests import needs
 from smoke_tests.checks import generation, loading, mixed_modality, training
 from smoke_tests.checks.context import RankContext, TrainingState
+from smoke_tests.fixtures import samples
 from smoke_tests.outcome import Outcome, failed, judged, passed
 
 
 def plain_run(context: RankContext, _: TrainingState) -> Outcome:
     """Run the ranks' batches in one process: greedy tokens, losses, and the gradients of the mixed-modality batch.
+
+    A denoiser has no tokens.
 
     A large model does no optimizer step, and only its probes have gradients: one device holds its weights, and little more.
     """
@@ -23,29 +26,28 @@ def plain_run(context: RankContext, _: TrainingState) -> Outcome:
     large = sum(parameter.numel() for parameter in model.parameters()) >= needs.SMALL_MODEL
     if large:
         _freeze_all_but_probes(context, model)
-    tokens, gaps = generation.greedy(context, model)
-    clear = generation.clear_tokens(gaps, context.dtype)
+    problems, said = ([], {}) if context.family.denoiser else _greedy(context, model)
     if context.family.mixes_modalities:
         _save_mixed_gradients(context, model)
     names = training.probes(context.family, [name for name, _ in model.named_parameters()])
     losses, gradients, moves = ([_first_loss(context, model)], [], []) if large else _train(context, model, names)
     context.workspace.plain_losses.write_text(json.dumps(losses))
-    problems = training.loss_problems(losses)
+    problems = training.loss_problems(losses) + problems
+    return judged(problems, f"loss {training.numbers(losses)}", losses=losses, **said, gradients=gradients, moves=moves)
+
+
+def _greedy(context: RankContext, model: Any) -> tuple[list[str], dict[str, Any]]:
+    """Return what makes a model's greedy tokens useless for a comparison, and these with the number of clear ones."""
+    tokens, gaps = generation.greedy(context, model)
+    clear = generation.clear_tokens(gaps, context.dtype)
+    problems = []
     if clear < generation.MIN_CLEAR:
         said = f"expected {generation.MIN_CLEAR} or more clear choices, found {clear}"
         limit = generation.CLEAR[context.dtype]
         problems.append(f"greedy tokens: {said}: their logits lead by {gaps[0]:.2g} {gaps[1]:.2g} …, a clear one by {limit}")
     if len(set(tokens)) < 3:
         problems.append(f"the greedy tokens {tokens} are too similar to tell two models apart")
-    return judged(
-        problems,
-        f"loss {training.numbers(losses)}",
-        losses=losses,
-        tokens=tokens,
-        clear=clear,
-        gradients=gradients,
-        moves=moves,
-    )
+    return problems, {"tokens": tokens, "clear": clear}
 
 
 def _freeze_all_but_probes(context: RankContext, model: Any) -> None:
@@ -68,7 +70,7 @@ def _first_loss(context: RankContext, model: Any) -> float:
     """Return the mean loss of the ranks' batch before any optimizer step, one sample at a time."""
     ranks = range(context.leg.world_size)
     with torch.no_grad():
-        return sum(float(model(**training.own_sample(context, rank)).loss) for rank in ranks) / len(ranks)
+        return sum(float(samples.loss(model, training.own_sample(context, rank))) for rank in ranks) / len(ranks)
 
 
 def _train(context: RankContext, model: Any, probes: list[str]) -> tuple[list[float], list[list[float]], list[list[float]]]:
@@ -117,7 +119,7 @@ def optimizer_steps(
     optimizer = make_optimizer(masters)
     losses = []
     for batch in batches:
-        parts = [model(**sample).loss for sample in batch]
+        parts = [samples.loss(model, sample) for sample in batch]
         losses.append(sum(part.item() for part in parts) / len(parts))
         (torch.stack(parts).sum() / len(parts)).backward()
         for master, parameter in zip(masters, model.parameters(), strict=True):

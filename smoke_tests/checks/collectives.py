@@ -1,5 +1,7 @@
 """Collective operations give the right numbers."""
 
+import functools
+import statistics
 import time
 from collections.abc import Callable
 
@@ -55,25 +57,34 @@ def collectives(context: RankContext, _: TrainingState) -> Outcome:
 
 
 def _large(context: RankContext, expect: Callable[[str, torch.Tensor, torch.Tensor], None]) -> dict[str, float]:
-    """Reduce and gather large tensors in bf16, as training does, and return name -> GB/s of the tensor that each rank gets.
+    """Do each collective with large tensors in bf16, as training does, and return name -> GB/s of its largest tensor.
 
-    The rates are reported, and judged nowhere: this is one try without a warm-up.
+    The rates are reported, and judged nowhere: this is one try without a warm-up. That of `broadcast` is over all sources.
     """
     import deepspeed.comm as comm
 
     ranks, size = context.world_size, LARGE[context.device] // 2 // context.world_size * context.world_size
+    total = ranks * (ranks + 1) // 2
     # bf16 has 8 bits of mantissa: integers up to 256 are exact, in whatever order they are added.
-    numbers = torch.arange(size, device=context.torch_device).remainder(max(2, 256 // (ranks * (ranks + 1) // 2)))
+    numbers = torch.arange(size, device=context.torch_device).remainder(max(2, 256 // total))
     numbers = numbers.to(torch.bfloat16)
     rates = {}
     reduced = numbers * (context.rank + 1)
     rates["all_reduce"] = _timed(context, lambda: comm.all_reduce(reduced))
-    expect("all_reduce in bf16", reduced, numbers * (ranks * (ranks + 1) // 2))
+    expect("all_reduce in bf16", reduced, numbers * total)
     gathered = torch.empty_like(numbers)
     own = numbers.view(ranks, -1)[context.rank].contiguous()
     rates["all_gather"] = _timed(context, lambda: comm.all_gather_into_tensor(gathered, own))
     expect("all_gather in bf16", gathered, numbers)
-    return rates
+    scattered, mine = torch.empty_like(own), numbers * (context.rank + 1)
+    rates["reduce_scatter"] = _timed(context, lambda: comm.reduce_scatter_tensor(scattered, mine))
+    expect("reduce_scatter in bf16", scattered, own * total)
+    of_sources = []
+    for source in range(ranks):
+        sent = numbers + 1 if context.rank == source else torch.zeros_like(numbers)
+        of_sources.append(_timed(context, functools.partial(comm.broadcast, sent, src=source)))
+        expect(f"broadcast from rank {source} in bf16", sent, numbers + 1)
+    return rates | {"broadcast": statistics.harmonic_mean(of_sources)}
 
 
 def _timed(context: RankContext, collective: Callable[[], object]) -> float:

@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import importlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,9 +46,7 @@ class RankContext:
     @property
     def model_class(self) -> Any:
         """The class that stack.toml specifies for this checkpoint."""
-        import transformers
-
-        return getattr(transformers, self.stack["model"]["class"])
+        return getattr(importlib.import_module(self.family.package), self.stack["model"]["class"])
 
     @property
     def family(self) -> families.Family:
@@ -55,13 +54,20 @@ class RankContext:
         return families.get(self.stack["model"]["family"])
 
     @property
+    def loads_partitioned(self) -> bool:
+        """Whether the stack alone partitions a model while it loads, and not only in `deepspeed.initialize`."""
+        return self.stage == 3 and self.family.denoiser is None
+
+    @property
     def processor(self) -> Any:
         """The processor of the checkpoint under test; the tokenizer, where the family has no vision tower."""
         return _processor(self.source, self.family.processor_class)
 
-    def on_device(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def on_device(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Copy model inputs to this rank's device."""
-        return {name: tensor.to(self.torch_device) for name, tensor in inputs.items()}
+        return {
+            name: value.to(self.torch_device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()
+        }
 
     def optimizer(self, parameters: Iterable[torch.Tensor]) -> torch.optim.Optimizer:
         """Return AdamW with a learning rate for fine-tuning, or a larger one for the synthetic checkpoint's random weights.

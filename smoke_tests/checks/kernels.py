@@ -24,8 +24,8 @@ TOKENS = 256  # of a sample without a picture
 # of the real models' sizes: at most 0.003, 0.005 and 0.03. A lost channel gives 0.5, attention without its mask 0.3 and 7.
 TOLERANCE = {"patch embedding": 0.02, "vision attention": 0.05, "language attention": 0.1}
 # Of a part's largest gradient: one with less is measured against this. The bias of a key has none but noise, since softmax
-# takes it away again.
-FLOOR = 1e-2
+# takes it away again: measured 0.002 in bf16.
+FLOOR = 0.05
 LOSS_TOLERANCE = 0.05  # absolute, of a loss near 7; measured 0.008
 
 

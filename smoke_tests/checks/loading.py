@@ -49,14 +49,17 @@ def read_model(context: RankContext, path: Path) -> tuple[Any, dict[str, Any]]:
 
 def ready_model(context: RankContext, path: Path) -> Any:
     """Load the checkpoint in `path` with the loader, verified bit for bit, where loading is not what is tested."""
-    model = load_model(path, model_class=context.model_class, verify="bits", **runtime.in_precision(context.dtype))
+    precision = runtime.in_precision(context.dtype, context.family.package)
+    model = load_model(path, model_class=context.model_class, verify="bits", **precision)
     assert_ready(model)
     return model
 
 
 def load_with(loader: Any, path: Path, dtype: torch.dtype, **arguments: Any) -> tuple[Any, dict[str, Any]]:
     """Load the checkpoint in `path` with the class `loader`; return the model and transformers' loading info."""
-    model, info = loader.from_pretrained(path, **runtime.in_precision(dtype), output_loading_info=True, **arguments)
+    package = loader.__module__.partition(".")[0]
+    precision = runtime.in_precision(dtype, package)
+    model, info = loader.from_pretrained(path, **precision, output_loading_info=True, **arguments)
     return model, info
 
 
@@ -74,11 +77,14 @@ def key_problems(info: dict[str, Any], unpublished: tuple[str, ...] = ()) -> lis
     return problems
 
 
-def partition_problems(context: RankContext, model: Any) -> list[str]:
-    """Return how parameters differ from a partitioned model's (ZeRO-3) or a whole one's (otherwise), or are both."""
+def partition_problems(context: RankContext, model: Any, *, partitioned: bool | None = None) -> list[str]:
+    """Return how parameters differ from a partitioned model's (ZeRO-3) or a whole one's (otherwise), or are both.
+
+    `partitioned` is what is expected where the stage does not decide it.
+    """
     both = [p for p in model.named_parameters() if zero.is_partitioned(p[1]) and p[1].numel()]
     return [
-        *map(str, ready.partitioning(model, requested=context.stage == 3)),
+        *map(str, ready.partitioning(model, requested=context.stage == 3 if partitioned is None else partitioned)),
         *(f"{name} holds {p.numel()} + {p.ds_tensor.numel()} of {p.ds_numel} elements" for name, p in both),
     ]
 

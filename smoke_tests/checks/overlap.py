@@ -11,6 +11,7 @@ import torch
 from smoke_tests import needs
 from smoke_tests.checks import loading, training
 from smoke_tests.checks.context import RankContext, TrainingState
+from smoke_tests.fixtures import samples
 from smoke_tests.outcome import Outcome, judged
 
 # Of a tensor's largest gradient. Both ways do the same sums: measured 0 on gloo, under both stages and in both precisions. On a
@@ -28,7 +29,7 @@ def _gradients(context: RankContext, state: TrainingState, *, overlap: bool) -> 
     training.start_engine(context, state, config)
     if state.engine.zero_overlap_comm() is not overlap:
         raise RuntimeError(f"overlap_comm: expected {overlap}, DeepSpeed chose {not overlap}")
-    state.engine.backward(state.engine(**training.own_sample(context)).loss)
+    state.engine.backward(samples.loss(state.engine, training.own_sample(context)))
     parameters: dict[str, Any] = dict(state.engine.module.named_parameters())
     large = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in parameters.values()) >= needs.SMALL_MODEL
     names = training.engine_probes(context, state.engine) if large else list(parameters)

@@ -45,6 +45,8 @@ def start_engine(context: RankContext, state: TrainingState, config: dict[str, A
 def own_sample(context: RankContext, rank: int | None = None) -> dict[str, torch.Tensor]:
     """Return the sample that `rank` trains on; by default, this rank."""
     number = context.rank if rank is None else rank
+    if context.family.denoiser:
+        return context.on_device(samples.noisy(context.family, number, context.dtype))
     return context.on_device(samples.sample(context.family, context.processor, samples.scenes(number + 1)[number]))
 
 
@@ -86,7 +88,7 @@ def engine_steps(
     """Do `count` optimizer steps and return the global loss of each. Keeps the first step's probe gradients on request."""
     losses = []
     for step in range(count):
-        loss = state.engine(**sample).loss
+        loss = samples.loss(state.engine, sample)
         state.engine.backward(loss)
         if keep_gradients and step == 0:
             state.gradients = full_gradients(state.engine, engine_probes(context, state.engine))

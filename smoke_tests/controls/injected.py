@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import logging
 import re
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 
 from smoke_tests.checks import loading, memory, training
 from smoke_tests.checks.context import RankContext, TrainingState
-from smoke_tests.fixtures import damage
+from smoke_tests.fixtures import damage, samples
 from smoke_tests.outcome import Outcome, failed, one_line, passed
 from smokehouse_loader import inspect_checkpoint, zero
 from smokehouse_loader.failures import BY_NAME
@@ -28,7 +29,7 @@ RACE_TRIES = 30
 
 
 class _LogCapture(logging.Handler):
-    """What transformers logs, in one text."""
+    """What the model's package logs, in one text."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,10 +40,10 @@ class _LogCapture(logging.Handler):
 
 
 @contextlib.contextmanager
-def _transformers_log() -> Iterator[_LogCapture]:
-    """Capture transformers' log: a missing key is reported only there, and in version 5 also which shapes do not match."""
+def _log(context: RankContext) -> Iterator[_LogCapture]:
+    """Capture the log of the model's package: only there a missing key is reported, and in transformers 5 other shapes, too."""
     capture = _LogCapture()
-    logger = logging.getLogger("transformers")
+    logger = logging.getLogger(context.family.package)
     logger.addHandler(capture)
     try:
         yield capture
@@ -57,20 +58,21 @@ def _matching_lines(context: RankContext, text: str) -> list[str]:
 
 def missing_key(context: RankContext, state: TrainingState) -> Outcome:
     """Load a file that lacks a tensor: nothing raises, so loading info, bits and log have to show it."""
-    with _transformers_log() as log:
+    with _log(context) as log:
         state.model, info = loading.read_model(context, context.workspace.damaged(damage.MISSING_KEY))
     wrong = set(loading.wrong_tensors(context, state.model, context.workspace.slim))
     keys = {context.family.published(name) for name in info["missing_keys"]}
     missing = {name for name in keys if not name.startswith(context.family.unpublished)}
     logged = _matching_lines(context, log.text)
-    if logged and missing == wrong == {context.family.missing_key}:
+    silent = context.family.denoiser and context.rank != 0  # diffusers logs on rank 0 alone
+    if (logged or silent) and missing == wrong == {context.family.missing_key}:
         return passed(f"detected: {context.family.missing_key} is missing and its bits are not the file's")
     return failed(f"not detected: {loading.key_problems(info)}, wrong tensors {sorted(wrong)}, logged {logged}")
 
 
 def later_key_layout(context: RankContext, state: TrainingState) -> Outcome:
     """Load a checkpoint with the keys of later versions, which leave what is renamed random, without an error."""
-    with _transformers_log() as log:
+    with _log(context) as log:
         state.model, info = loading.read_model(context, context.workspace.damaged(damage.LATER_KEY_LAYOUT))
     wrong = loading.wrong_tensors(context, state.model, context.workspace.slim)
     logged = _matching_lines(context, log.text)
@@ -83,13 +85,13 @@ def later_key_layout(context: RankContext, state: TrainingState) -> Outcome:
 
 
 def flipped_bit(context: RankContext, state: TrainingState) -> Outcome:
-    """Load a file with one flipped bit, which under ZeRO-3 only the rank that holds it detects."""
+    """Load a file with one flipped bit; where loading partitions the model, only the rank that holds it detects it."""
     state.model, _ = loading.read_model(context, context.workspace.damaged(damage.FLIPPED_BIT))
     wrong = loading.wrong_tensors(context, state.model, context.workspace.slim)
     name = context.family.flipped_tensor
     size = inspect_checkpoint(context.workspace.slim).tensors[name].elements
     owner = (size - 1) // zero.partition_size(size, context.world_size)
-    if context.stage == 3 and context.rank != owner:
+    if context.loads_partitioned and context.rank != owner:
         return (
             failed(f"expected a difference on rank {owner} only, found {wrong}") if wrong else passed(f"held by rank {owner}")
         )
@@ -99,8 +101,8 @@ def flipped_bit(context: RankContext, state: TrainingState) -> Outcome:
 
 
 def _must_raise(context: RankContext, state: TrainingState, path: Path, about: str = "") -> Outcome:
-    """Load `path`, which must raise the failure; its text, or what transformers logged before, has a line `about` it."""
-    with _transformers_log() as log:
+    """Load `path`, which must raise the failure; its text, or what was logged before, has a line `about` it."""
+    with _log(context) as log:
         try:
             state.model, _ = loading.read_model(context, path)
         except Exception as error:  # noqa: BLE001 - any error is this control's subject
@@ -109,12 +111,12 @@ def _must_raise(context: RankContext, state: TrainingState, path: Path, about: s
 
 
 def _recognised(context: RankContext, error: Exception, about: str, logged: str = "") -> Outcome:
-    """Pass where an error, or the log before it, has a line that is known for this failure and is `about` it.
+    """Pass where an error, its causes, or the log before it have a line that is known for this failure and is `about` it.
 
     With other versions the same mistake may end as another failure of the table, whose texts need not be about the same.
     """
     name = type(error).__name__
-    text = f"{name}: {error}\n{logged}"
+    text = "\n".join((f"{name}: {error}", logged, *traceback.format_exception(error)))
     lines = [line for line in _matching_lines(context, text) if re.search(about, line)]
     for other in context.failure.ends_as if context.failure else ():
         lines += lines_with(BY_NAME[other].signs, text)
@@ -124,12 +126,12 @@ def _recognised(context: RankContext, error: Exception, about: str, logged: str 
     return failed(f"expected a known message of {context.failure.name if context.failure else 'it'}, found {one_line(error)}")
 
 
-def _mismatch(name: str, in_file: Sequence[int], in_model: Sequence[int]) -> str:
-    """Return a pattern for lines that say that a tensor has one shape in the file and another in the model.
+def _mismatch(name: str, first: Sequence[int], second: Sequence[int]) -> str:
+    """Return a pattern for lines that say that a tensor has one shape in the file and another in the model, in their order.
 
     transformers 4.51 to 4.55 load each module by itself, and have the tensor's name in that.
     """
-    shapes = [re.escape(f"torch.Size({list(shape)})") for shape in (in_file, in_model)]
+    shapes = [re.escape(f"torch.Size({list(shape)})") for shape in (first, second)]
     names = "|".join(map(re.escape, (name, name.rpartition(".")[2])))
     return rf"\b(?:{names})\b.*{shapes[0]}.*{shapes[1]}"
 
@@ -142,13 +144,14 @@ def truncated_shard(context: RankContext, state: TrainingState) -> Outcome:
 def wrong_shape(context: RankContext, state: TrainingState) -> Outcome:
     """Load a first tensor of the wrong shape.
 
-    Under ZeRO-3 only rank 0 copies from the file and raises. The others continue without an error, or lose their peer: there
-    the comparison with the file has to detect it.
+    Where loading partitions the model, only rank 0 copies from the file and raises. The others continue without an error, or
+    lose their peer: there the comparison with the file has to detect it.
     """
     path = context.workspace.damaged(damage.WRONG_SHAPE)
     name, shape = context.family.first_tensor, damage.wrong_first_shape(context.family)
-    if context.stage != 3 or context.rank == 0:
-        return _must_raise(context, state, path, _mismatch(name, shape, context.family.first_shape))
+    if not context.loads_partitioned or context.rank == 0:
+        said = [shape, list(context.family.first_shape)]  # diffusers says first what it expected
+        return _must_raise(context, state, path, _mismatch(name, *(reversed(said) if context.family.denoiser else said)))
     try:
         state.model, _ = loading.read_model(context, path)
     except Exception as error:  # noqa: BLE001 - gloo, NCCL and DeepSpeed each report a lost peer differently
@@ -172,6 +175,30 @@ def seed_failure_zero_init(context: RankContext, state: TrainingState) -> Outcom
     unset_hf_deepspeed_config()
     with deepspeed.zero.Init(dtype=torch.float32):
         return _must_raise(context, state, context.workspace.synthetic, _seed(context))
+
+
+def denoiser_inside_zero_init(context: RankContext, state: TrainingState) -> Outcome:
+    """Call `from_pretrained` of diffusers inside `deepspeed.zero.Init()`, which it knows nothing of."""
+    import deepspeed
+
+    with deepspeed.zero.Init(dtype=torch.float32):
+        return _must_raise(context, state, context.workspace.synthetic)
+
+
+def saved_partitioned(context: RankContext, state: TrainingState) -> Outcome:
+    """Save a partitioned model with `save_pretrained`: it says nothing, and no tensor of the file has any element."""
+    folder = context.workspace.saved(context.stage).with_name("saved-partitioned")
+    state.model = loading.ready_model(context, context.workspace.synthetic)
+    if context.rank != 0:
+        return passed("rank 0 saves")
+    with _log(context) as log:
+        state.model.save_pretrained(folder)
+    written = inspect_checkpoint(folder)
+    empty = [name for name, tensor in written.tensors.items() if not tensor.elements]
+    known = [problem for problem in written.problems if context.failure and problem.failure == context.failure.name]
+    if known and log.text == "" and len(empty) == len(list(state.model.parameters())):
+        return passed(f"detected: saved without a word, {known[0].what}")
+    return failed(f"not detected: {len(empty)} empty tensors, logged {log.text!r}, problems {written.problems}")
 
 
 def seed_failure_load_state_dict(context: RankContext, state: TrainingState) -> Outcome:
@@ -247,7 +274,7 @@ def _stage_problems(context: RankContext, state: TrainingState, stage: int) -> l
     training.start_engine(slim, state, config)
     sample = training.own_sample(slim)
     for micro_batch in range(2):
-        state.engine.backward(state.engine(**sample).loss)
+        state.engine.backward(samples.loss(state.engine, sample))
         if not micro_batch:
             state.gradient_elements = memory.accumulated_elements(state.engine)
         state.engine.step()

@@ -33,6 +33,21 @@ class Vision:
 
 
 @dataclass(frozen=True)
+class Denoiser:
+    """How a family denoises latents. Others read tokens: what is about these is not planned for a denoiser.
+
+    It is the transformer of a pipeline of diffusers, whose class has no auto class and no loss of its own.
+    """
+
+    # A sample, given a function from a shape to noise, and a time between 0 and 1 [1]: the arguments of the model, and the
+    # velocity that it has to predict as TARGET, which has the shape of its prediction up to a longer second dimension.
+    sample: Callable[[Callable[..., Any], Any], Inputs]
+
+
+TARGET = "target"  # among the inputs of a denoiser's sample, what it has to predict
+
+
+@dataclass(frozen=True)
 class Merged:
     """Matrices that published checkpoints have one by one for each expert, and transformers 5 as one tensor for all of them.
 
@@ -56,37 +71,42 @@ class Turned:
     rows: str  # what config.json calls the rows of a published matrix, which are not as many as its columns
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """What differs between families. Tensors have their names in published checkpoints.
 
-    Channels are those of the vision tower or, without one, of the language model.
+    Channels are those of the vision tower or, without one, of the language model or the denoiser, which is what is said of a
+    language model here.
     """
 
-    name: str  # model_type in config.json
-    model_class: str  # of transformers, which loads a checkpoint whole
-    modules: tuple[str, ...]  # of transformers, to import once before ranks are forked
+    name: str  # model_type in config.json, which checkpoints of a denoiser lack
+    model_class: str  # of transformers or, of a denoiser, of diffusers, which loads a checkpoint whole
+    modules: tuple[str, ...]  # of that package, to import once before ranks are forked
     # Prefix in published checkpoints -> prefix in transformers `layouts_since` and later. The first that matches counts. Empty
     # where the names are the same.
     layouts: tuple[tuple[str, str], ...]
     language_probe: str  # end of the name of one weight in each layer of the language model, and of no other in it
-    language_attention: str  # end of the name of the attention in each of its layers
-    first_tensor: str  # the first that an input meets: the patch embedding or, without a vision tower, the token embedding
+    language_attention: str = ""  # end of the name of the attention in each of its layers
+    # The first that an input meets: the patch embedding or, of a model that reads text only, the token embedding.
+    first_tensor: str
     first_shape: tuple[int, ...]  # of it in the synthetic checkpoint; of a patch embedding, as in the family's real checkpoints
     missing_key: str  # a vector that the controls remove
     flipped_tensor: str  # a matrix in which they flip a bit
-    processor_files: tuple[str, ...]  # of a checkpoint, which its processor is loaded from
     synthetic_parameters: int  # of the synthetic checkpoint, about
-    vocabulary_size: int  # of the synthetic checkpoint, special tokens included
-    special_tokens: tuple[str, ...]
-    turn_end: str
     files: Files  # of the synthetic checkpoint
-    # The same for usual sizes: patches are merged, attention is in windows where the family has them, 4,096 positions.
-    realistic_files: Files
-    realistic_width: int  # its channels
     width: int  # channels of the synthetic checkpoint
-    head: int  # channels of one head of the language model's attention in published checkpoints
-    since: str  # the first release of transformers that has this model type
+    since: str  # the first release of its package that has this model
+    # The next eight are of models that read tokens.
+    processor_files: tuple[str, ...] = ()  # of a checkpoint, which its processor is loaded from
+    vocabulary_size: int = 0  # of the synthetic checkpoint, special tokens included
+    special_tokens: tuple[str, ...] = ()
+    turn_end: str = ""
+    # Those of a synthetic checkpoint for usual sizes: patches are merged, attention is in windows where the family has them,
+    # 4,096 positions.
+    realistic_files: Files | None = None
+    realistic_width: int = 0  # its channels
+    head: int = 0  # channels of one head of the language model's attention in published checkpoints
+    auto_class: str = "AutoModelForImageTextToText"  # of transformers, which loads a checkpoint whole
     slim_width: int = 64  # channels of the one that controls load where the shape of the first tensor does not matter
     vision: Vision | None = None
     # The same of pieces of names, below the prefixes that `layouts` renames: the first that matches counts.
@@ -97,7 +117,8 @@ class Family:
     # Whether a decoder writes the answer and what is asked goes to an encoder: text is then in the labels alone, and where the
     # encoder sees, every sample has a picture.
     encoder_decoder: bool = False
-    auto_class: str = "AutoModelForImageTextToText"  # of transformers, which loads a checkpoint whole
+    denoiser: Denoiser | None = None
+    absent: tuple[tuple[str, str], ...] = ()  # parts of published models that the class lacks, and why; reports say so
     # What other auto classes make of a checkpoint, where that is not what they make of most families' (`smoke_tests.measured`).
     auto_classes: tuple[tuple[str, str], ...] = ()
     # Experts, where transformers 5 has them in another form than published checkpoints.
@@ -165,6 +186,21 @@ class Family:
     def processor_class(self) -> str:
         """The auto class of transformers that loads what encodes its inputs."""
         return "AutoProcessor" if self.vision else "AutoTokenizer"
+
+    @property
+    def package(self) -> str:
+        """The package that has the model."""
+        return "diffusers" if self.denoiser else "transformers"
+
+    @property
+    def marker(self) -> tuple[str, str]:
+        """The name and the value by which config.json shows that a checkpoint is of this family."""
+        return ("_class_name", self.model_class) if self.denoiser else ("model_type", self.name)
+
+    @property
+    def index(self) -> str:
+        """The name of the file that lists the shards of a checkpoint."""
+        return f"{'diffusion_pytorch_' if self.denoiser else ''}model.safetensors.index.json"
 
     @property
     def file(self) -> str:

@@ -59,11 +59,12 @@ def check(cuda: tuple[int, int] | None, what: str, visible: Visible, *, required
     version: str | None
     try:
         version = nvml.read().version
+        managed = True
     except nvml.NvmlError:
-        version = places.module
+        version, managed = places.module, False
     supported = gpus.driver_cuda()
     if supported is None:
-        yield _unreachable(version, places, required=required, container=container)
+        yield _unreachable(version, places, managed=managed, required=required, container=container)
         return
     yield from _devices(places, version)
     if not visible.gpus:
@@ -77,8 +78,8 @@ def check(cuda: tuple[int, int] | None, what: str, visible: Visible, *, required
         yield Finding("fail", f"version {version} does not support GPUs of the Blackwell generation", "NVIDIA driver", fix)
 
 
-def _unreachable(version: str | None, places: Places, *, required: bool, container: bool) -> Finding:
-    """Return why there is no libcuda."""
+def _unreachable(version: str | None, places: Places, *, managed: bool, required: bool, container: bool) -> Finding:
+    """Return why there is no libcuda; `managed` is whether NVML is there even so."""
     level = "fail" if required else "warn"
     where, only_cpu = "NVIDIA driver", "so only the CPU works"
     if places.wsl:
@@ -90,7 +91,8 @@ def _unreachable(version: str | None, places: Places, *, required: bool, contain
         )
     elif version is not None:
         what = f"version {version or 'unknown'} is on this machine, but libcuda.so.1 is not found here, {only_cpu}"
-        fix = "start with --gpus all" if container else "install the driver's libraries (libcuda1), or run ldconfig"
+        start = "start with NVIDIA_DRIVER_CAPABILITIES=compute,utility" if managed else "start with --gpus all"
+        fix = start if container else "install the driver's libraries (libcuda1), or run ldconfig"
     else:
         what = f"not found, {only_cpu}"
         fix = f"if the machine has a GPU, {'start with --gpus all' if container else 'install the driver'}"

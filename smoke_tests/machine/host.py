@@ -36,6 +36,9 @@ def shared_memory(ranks: int | None, *, container: bool, training: bool, folder:
     if size < SHARED:
         level: Level = "fail" if training else "warn"
         return Finding(level, f"{size >> 20} MiB, NCCL and data loaders need {SHARED >> 20} MiB", folder, fix)
+    if free < SHARED:
+        what = f"{free >> 20} MiB of {size >> 20} MiB free, NCCL and data loaders need {SHARED >> 20} MiB"
+        return Finding("warn", what, folder, "delete what ended processes left there")
     return ok(folder, f"{size >> 20} MiB, {free >> 20} MiB free")
 
 

@@ -13,7 +13,7 @@ import traceback
 
 import torch
 
-from smoke_tests import runtime
+from smoke_tests import families, runtime
 from smoke_tests.checks import RankContext, TrainingState, dtype_of, loading
 from smoke_tests.machine.sampler import PeakMemory
 from smoke_tests.outcome import Outcome, one_line
@@ -85,9 +85,7 @@ def _context(brief: Brief, rank: int) -> RankContext:
             os.environ |= {"NCCL_DEBUG": "INFO", "NCCL_DEBUG_SUBSYS": "INIT,NET,GRAPH"}
             os.environ["NCCL_DEBUG_FILE"] = str(brief.logs / brief.job.name / f"nccl{rank}.log")
         runtime.init_distributed(leg.backend, brief.timeout + COLLECTIVE_MARGIN)
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
+    runtime.quieten(families.get(brief.stack["model"]["family"]))
     workspace = dataclasses.replace(brief.workspace, leg=brief.job.folder)
     workspace.of_leg.mkdir(exist_ok=True)
     return RankContext(

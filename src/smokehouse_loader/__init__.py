@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from smokehouse_loader.model_class import register, resolve_model_class
     from smokehouse_loader.ready import assert_ready
     from smokehouse_loader.safetensors_header import Tensor
+    from smokehouse_loader.saving import save_model
     from smokehouse_loader.signature import Signer
 
 _MODULES = {
@@ -46,6 +47,7 @@ _MODULES = {
     "register": "model_class",
     "resolve_model_class": "model_class",
     "save_digests": "digests",
+    "save_model": "saving",
 }
 
 __all__ = [
@@ -68,6 +70,7 @@ __all__ = [
     "register",
     "resolve_model_class",
     "save_digests",
+    "save_model",
 ]
 
 

@@ -77,6 +77,11 @@ def inspect_checkpoint(path: str | Path, *, variant: str | None = None) -> Check
         ("safetensors", f"model.safetensors.index{suffix}.json", read),
         ("bin", f"pytorch_model{suffix}.bin", _read_bin),
         ("bin", f"pytorch_model.bin.index{suffix}.json", _read_bin),
+        # Those of a denoiser, which diffusers reads.
+        ("safetensors", f"diffusion_pytorch_model{suffix}.safetensors", read),
+        ("safetensors", f"diffusion_pytorch_model.safetensors.index{suffix}.json", read),
+        ("bin", f"diffusion_pytorch_model{suffix}.bin", _read_bin),
+        ("bin", f"diffusion_pytorch_model.bin.index{suffix}.json", _read_bin),
     ):
         file = folder / name
         if file.is_file() or file.is_symlink():

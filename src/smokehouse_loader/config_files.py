@@ -64,8 +64,19 @@ def read_object(file: Path) -> dict[str, Any]:
     return found
 
 
+CLASS_NAME = "_class_name"  # what the config.json of a model of diffusers has in place of a model_type
+
+
+def is_of_denoiser(config: Mapping[str, Any]) -> bool:
+    """Return whether the content of a config.json is that of a model of diffusers."""
+    return isinstance(config.get(CLASS_NAME), str) and "model_type" not in config
+
+
 def config_problem(folder: Path) -> Finding | None:
-    """Return why no transformers could take config.json in `folder` for a model's, None if one may; needs no torch."""
+    """Return why neither transformers nor diffusers could take config.json in `folder` for a model's; None if one may.
+
+    Needs no torch.
+    """
     file = folder / "config.json"
     if not file.is_file():
         fix = "copy config.json from the checkpoint that it was trained from"
@@ -79,9 +90,9 @@ def config_problem(folder: Path) -> Finding | None:
             else "copy config.json from the checkpoint that it was trained from"
         )
         return Finding(bad.failure, str(file), str(bad), fix_for(bad.failure) if "LFS" in str(bad) else fix)
-    if "_class_name" in config and "model_type" not in config:
-        what = f"expected a config of transformers, found one of diffusers ({clipped(str(config['_class_name']))})"
-        return Finding("not-a-checkpoint", str(file), what, "load it with diffusers")
+    if is_of_denoiser(config):
+        endless = _endless(config)
+        return Finding("wrong-shape", str(file), endless, fix_for("wrong-shape")) if endless else None
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or not model_type:
         return Finding("no-model-type", str(file), "has no model_type, which says what class to load", _model_type(config))

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from smokehouse_loader import adapter, config_files, keys, zero
+from smokehouse_loader import adapter, config_files, denoisers, keys, zero
 from smokehouse_loader.checkpoint import DTYPES, Checkpoint, inspect_checkpoint
 from smokehouse_loader.errors import Finding, LoadError, clipped, first_line, shortened
 from smokehouse_loader.failures import fix_for
@@ -167,6 +167,9 @@ def refuse_unreadable(checkpoint: Checkpoint) -> None:
 
 def build_on_meta(model_class: Any, config: Any) -> Any:
     """Return a model without weights: every parameter is on the meta device, and tied ones are tied."""
+    if isinstance(config, denoisers.Config):
+        with zero.hidden(), torch.device("meta"):
+            return model_class.from_config(dict(config.content))
     config = copy.deepcopy(config)
     with zero.hidden(), torch.device("meta"), _no_initialisation():
         # An attention kernel that is not installed is no reason to refuse a checkpoint: it changes no shape.

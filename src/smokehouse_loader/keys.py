@@ -43,6 +43,8 @@ def plan(model: Any, file_keys: Iterable[str], key_mapping: Mapping[str, str] | 
     """Return how from_pretrained would load `file_keys` into `model`; `key_mapping` is its argument of that name."""
     keys = list(file_keys)
     names = set(model.state_dict())
+    if not hasattr(model, "base_model_prefix"):  # not of transformers: diffusers renames nothing in these models
+        return _collect(names, ((key, key) for key in keys))
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
     except ImportError:

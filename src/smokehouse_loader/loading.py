@@ -2,12 +2,12 @@
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from smokehouse_loader import compare, hub, ready, signature, zero
+from smokehouse_loader import buffers, compare, denoisers, hub, keys, ready, signature, zero
 from smokehouse_loader.checkpoint import Checkpoint, inspect_checkpoint
 from smokehouse_loader.consensus import Consensus
 from smokehouse_loader.diagnosis import explain
@@ -40,13 +40,15 @@ def load_model(
     """Load a checkpoint as from_pretrained does, or raise the same LoadError on every rank.
 
     `path` is a directory or a name on a hub, `model_class` a transformers class (or one with its from_pretrained) or None for
-    what `resolve_model_class` finds; `kwargs` are from_pretrained's. Works in plain, ZeRO-2 and ZeRO-3 runs; in a process group
+    what `resolve_model_class` finds; `kwargs` are from_pretrained's. Under ZeRO-3 a denoiser, too, is loaded into partitions,
+    whose own from_pretrained would load all of it on every rank. Works in plain, ZeRO-2 and ZeRO-3 runs; in a process group
     every rank has to call it.
 
     Checks the headers of the checkpoint against the class before it allocates memory, loads, then verifies: "shapes" that
     every parameter has the shape in the file and is partitioned if and only if ZeRO-3 is requested; "bits" also every bit on
     this rank; "signature" also that the files are the ones that `signer` signed, before anything of them is read; "none" skips
-    both the check and the verification. While loading on gloo, waits for gathers if DeepSpeed does not.
+    both the check and the verification. While loading on gloo, waits for gathers if DeepSpeed does not; under ZeRO-3 also loads
+    buffers, which transformers before 5.6 does on rank 0 at most.
 
     Returns the model, or from_pretrained's pair with `output_loading_info=True`. Raises LoadError, whose findings give the
     rank that found them, and ValueError for arguments that cannot be verified.
@@ -68,14 +70,22 @@ def load_model(
             if zero.is_requested():
                 workarounds.enter_context(zero.safe_gathers())
                 workarounds.enter_context(zero.whole_shapes())
-            model, info = plan.model_class.from_pretrained(path, output_loading_info=True, **kwargs)
+            model, info = _load(plan, path, kwargs)
     except Exception as error:
         raise _failure(consensus, path, error) from error
-    wrong, findings = _caught(lambda: [*_verify(model, info, plan, verify)])
+    wrong, findings = _caught(lambda: [*_completed(model, info, plan, verify, kwargs.get("key_mapping"))])
     consensus.agree([*(wrong or ()), *findings])
     if plan.fit is not None:
         ready.ORIGINS[model] = ready.Origin(plan.checkpoint, plan.fit.plan, plan.fit.tied)
     return (model, info) if with_info else model
+
+
+def _load(plan: _Plan, path: str | Path, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return the model and transformers' loading info, or for a denoiser the like."""
+    if denoisers.read_config(plan.checkpoint.path) is not None:
+        return denoisers.load(plan.model_class, plan.checkpoint, path, **kwargs)
+    model, info = plan.model_class.from_pretrained(path, output_loading_info=True, **kwargs)
+    return model, info
 
 
 def _join() -> None:
@@ -124,6 +134,8 @@ def _prepare(path: str | Path, model_class: Any, verify: str, signer: signature.
     checkpoint = inspect_checkpoint(folder, variant=variant)
     refuse_unreadable(checkpoint)
     config = kwargs.get("config") or read_config(path, **source, trust_remote_code=kwargs.get("trust_remote_code"))
+    if isinstance(config, denoisers.Config) and (refused := [*denoisers.refusals(kwargs)]):
+        raise LoadError(refused)
     not_overrides = ("config", *hub.SOURCE_OPTIONS)
     if overrides := {name: value for name, value in kwargs.items() if name not in not_overrides and hasattr(config, name)}:
         config = copy.deepcopy(config)
@@ -169,6 +181,16 @@ def _refusals(kwargs: dict[str, Any]) -> Iterator[Finding]:
         for name in ("device_map", "low_cpu_mem_usage"):
             if kwargs.get(name):
                 yield refused("device-map", name, f"expected none under ZeRO-3, found {kwargs[name]!r}")
+
+
+def _completed(
+    model: Any, info: dict[str, Any], plan: _Plan, verify: str, key_mapping: Mapping[str, str] | None
+) -> Iterator[Finding]:
+    """Load what transformers leaves out, then yield what is wrong with the model."""
+    if zero.is_requested() and not getattr(model, "is_quantized", False):
+        how = plan.fit.plan if plan.fit else keys.plan(model, plan.checkpoint.tensors, key_mapping)
+        buffers.load(model, plan.checkpoint, how)
+    yield from _verify(model, info, plan, verify)
 
 
 def _verify(model: Any, info: dict[str, Any], plan: _Plan, verify: str) -> Iterator[Finding]:

@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from smokehouse_loader import config_files
+from smokehouse_loader import config_files, denoisers
 from smokehouse_loader.errors import Finding, LoadError, clipped, first_line
 from smokehouse_loader.failures import fix_for
 from smokehouse_loader.safetensors_header import BadFileError
@@ -17,8 +17,10 @@ def concrete_class(model_class: Any, config: Any) -> Any:
     """Return the class that `model_class` stands for with this config.
 
     `model_class` is a class, the name of one in transformers, or None for what `resolve_model_class` finds; an auto class
-    stands for its entry. Raises LoadError if there is no such class.
+    stands for its entry. For the config of a denoiser it is one of diffusers. Raises LoadError if there is no such class.
     """
+    if isinstance(config, denoisers.Config):
+        return denoisers.class_of(model_class, config)
     import transformers
 
     if model_class is None:
@@ -74,8 +76,11 @@ def resolve_model_class(config: Any) -> Any:
 
     Tries, in this order: the registered class; for a config with a vision part, the class that its `architectures` lists;
     the entries of AutoModelForImageTextToText and AutoModelForCausalLM. An entry counts only if it is for this very config: a
-    class for the text part alone would drop weights. Raises LoadError with what was tried, and why each was rejected.
+    class for the text part alone would drop weights. A denoiser's config has the name of its class. Raises LoadError with what
+    was tried, and why each was rejected.
     """
+    if isinstance(config, denoisers.Config):
+        return denoisers.class_of(None, config)
     import transformers
 
     model_type = getattr(config, "model_type", None)
@@ -127,7 +132,7 @@ def _mismatch(found: Any, config: Any) -> str | None:
 
 
 def read_config(path: Any, **options: Any) -> Any:
-    """Return the config of the checkpoint `path`; `options` are AutoConfig's.
+    """Return the config of the checkpoint `path`, of transformers or a `denoisers.Config`; `options` are AutoConfig's.
 
     Raises LoadError if it cannot be read, or if the installed transformers does not know its model type.
     """
@@ -136,6 +141,8 @@ def read_config(path: Any, **options: Any) -> Any:
     folder = Path(path, options.get("subfolder") or "")
     if folder.is_dir() and (problem := config_files.config_problem(folder)):
         raise LoadError([problem])
+    if (denoiser := denoisers.read_config(folder)) is not None:
+        return denoiser
     try:
         return transformers.AutoConfig.from_pretrained(path, **options)
     except (ValueError, KeyError, OSError, TypeError, AttributeError, ImportError) as wrong:

@@ -1,8 +1,13 @@
 """Two commands at once in one place: the second waits for the first, and both find the same whole thing."""
 
 import json
+import os
+import shutil
+import signal
+import subprocess
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +19,20 @@ from ..unit.channel import Channel
 from ..unit.conftest import Index, TestCheckout
 from ..unit.test_killed import snapshot
 
+# Stops a command before its first system call of a kind, until it is continued.
+STOP = """
+import os, signal, sys
+event = os.environ.pop("STOPPED_BEFORE", "")
+
+def _hook(found, _arguments):
+    global event
+    if event and found == event:
+        event = ""
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+if event:
+    sys.addaudithook(_hook)
+"""
 ALPHA = "alpha-1.0-py3-none-any.whl"
 Record = Callable[[str, object], None]
 
@@ -26,6 +45,37 @@ def at_once(checkout: TestCheckout, index: Index, *command: str) -> list[str]:
     first = checkout.start(*command)
     assert file.requested.wait(60)
     second = checkout.start(*command)
+    waits_for(second, first)
+    gate.set()
+    ended = [first.communicate(timeout=120), second.communicate(timeout=120)]
+    assert [process.returncode for process in (first, second)] == [0, 0], ended
+    return [out for out, _ in ended]
+
+
+def stopped(checkout: TestCheckout, folder: Path, event: str, *command: str) -> list[subprocess.CompletedProcess[str]]:
+    """Start a command that stops before `event`, and the same again, and return how both ended once the first went on."""
+    (folder / "hook").mkdir(parents=True)
+    (folder / "hook" / "sitecustomize.py").write_text(STOP)
+    variables = {"STOPPED_BEFORE": event, "PYTHONPATH": f"{folder / 'hook'}:{checkout.environ['PYTHONPATH']}"}
+    variables |= {"PYTHONDONTWRITEBYTECODE": "1"}  # otherwise the first file that is renamed is one of bytecode
+    first = replace(checkout, environ=checkout.environ | variables).start(*command)
+    second = None
+    try:
+        os.waitid(os.P_PID, first.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        second = checkout.start(*command)
+        waits_for(second, first)
+    finally:
+        first.send_signal(signal.SIGCONT)
+        ended = [
+            subprocess.CompletedProcess(command, process.returncode, *said)
+            for process in (first, second)
+            if process and (said := process.communicate(timeout=120))
+        ]
+    return ended
+
+
+def waits_for(second: "subprocess.Popen[str]", first: "subprocess.Popen[str]") -> None:
+    """Read what the second command says until it waits for the first."""
     assert second.stderr
     said = ""
     while "waiting for process" not in said:
@@ -33,10 +83,6 @@ def at_once(checkout: TestCheckout, index: Index, *command: str) -> list[str]:
         assert line, said
         said += line
     assert f"waiting for process {first.pid}, which is" in said
-    gate.set()
-    ended = [first.communicate(timeout=120), second.communicate(timeout=120)]
-    assert [process.returncode for process in (first, second)] == [0, 0], ended
-    return [out for out, _ in ended]
 
 
 @pytest.mark.parametrize("only", [(), ("--only", "pip")], ids=["prefix", "virtual environment"])
@@ -78,3 +124,29 @@ def test_two_reports_in_one_folder(tmp_path: Path, record_property: Record) -> N
         with pytest.raises(InputError, match="in use by process"), report_folder(tmp_path / "report", ""):
             pytest.fail("two runs wrote to one folder")
         assert (work / "file").exists()
+
+
+def test_two_locks(checkout: TestCheckout, tmp_path: Path, record_property: Record) -> None:
+    record_property("fault", "two at once")
+    ended = stopped(checkout, tmp_path, "os.rename", "lock", "tiny")
+    assert [one.returncode for one in ended] == [0, 0], ended
+    assert ended[1].stdout.endswith("unchanged\n")
+    assert checkout.run("lock", "--check", "tiny").returncode == 0
+
+
+def test_two_of_what_is_new_and_two_docs(checkout: TestCheckout, root: Path, tmp_path: Path, record_property: Record) -> None:
+    record_property("fault", "two at once")
+    checkout.lock()
+    ended = stopped(checkout, tmp_path / "1", "os.rename", "new", "other", "--like", "tiny")
+    assert [one.returncode for one in ended] == [0, 2], ended
+    assert ended[1].stderr == "smokehouse: environments/other: already exists; choose another name\n"
+    assert checkout.run("lock", "--check", "other").returncode == 0
+
+    (checkout.root / "docker").mkdir()
+    for name in ("base.toml", "base.lock"):
+        shutil.copy(root / "docker" / name, checkout.root / "docker")
+    (checkout.root / "README.md").write_text("<!-- environments -->\n<!-- /environments -->\n")
+    ended = stopped(checkout, tmp_path / "2", "os.rename", "docs")
+    assert [one.returncode for one in ended] == [0, 0], ended
+    assert ended[1].stdout == ""
+    assert checkout.run("docs", "--check").returncode == 0

@@ -40,6 +40,7 @@ OLDEST = {
     "accelerate": "0.34.0",
     "bitsandbytes": "0.44.0",
     "deepspeed": "0.13.0",
+    "diffusers": "0.33.0",
     "flash-attn": "2.6.0",
     "huggingface-hub": "0.25.0",
     "numpy": "1.26.0",

@@ -55,6 +55,8 @@ def inspect(folder):
                 found[name] = {"shape": list(tensor.shape), "shard": file.name, "zeros": int((tensor == 0).sum()),
                                "ones": int((tensor == 1).sum()), "different": tensor.unique().numel()}
     family = families.get(folder.name)
+    if family.denoiser:
+        return {"tensors": found}
     processor = getattr(transformers, family.processor_class).from_pretrained(folder)
     tokenizer = getattr(processor, "tokenizer", processor)
     captions = [scene.caption for scene in samples.scenes(48)]
@@ -325,20 +327,21 @@ def proven(root: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.
 
 
 def environment_of(root: Path, family: families.Family) -> str:
-    """Return the environment of the checkout `root` that tests of a model family run in: one whose transformers has it.
+    """Return the environment of the checkout `root` that tests of a model family run in: one whose packages have the model.
 
     Those of the other tests come first, so that the fewest are installed.
     """
-    suitable = [name for name in Checkout(root).environments() if locked(root, name) >= Version(family.since)]
-    assert suitable, f"{family.file}: no environment has transformers {family.since}; add one"
+    since = Version(family.since)
+    suitable = [name for name in Checkout(root).environments() if locked(root, name, family.package) >= since]
+    assert suitable, f"{family.file}: no environment has {family.package} {family.since}; add one"
     return min(suitable, key=[NAME, LATEST, *suitable].index)
 
 
 @functools.cache
-def locked(root: Path, name: str) -> Version:
-    """Return the version of transformers in the lock of an environment; 0 where it has none."""
+def locked(root: Path, name: str, package: str = "transformers") -> Version:
+    """Return the version of a package in the lock of an environment; 0 where it has none."""
     lock = Lock.model_validate_json((root / "lockfiles" / name / "lock.json").read_bytes())
-    return Version(next((file.version for file in lock.pip if file.name == "transformers"), "0"))
+    return Version(next((file.version for file in lock.pip if file.name == package), "0"))
 
 
 class ByFamily(dict[str, T]):
@@ -383,6 +386,12 @@ def inspection(at_home: ByFamily[Starter], synthetic: ByFamily[Path]) -> ByFamil
         return found
 
     return ByFamily(inspect)
+
+
+@pytest.fixture(params=[name for name in families.names() if not families.get(name).denoiser])
+def reader(request: pytest.FixtureRequest) -> str:
+    """Return each family that reads tokens."""
+    return str(request.param)
 
 
 @pytest.fixture(params=families.names())

@@ -33,6 +33,7 @@ from smoke_tests.checks import (
     adapters,
     attention,
     baseline,
+    denoising,
     generation,
     installed,
     kernels,
@@ -51,7 +52,8 @@ from smoke_tests.checks import collectives as collectives_checks
 from smoke_tests.controls import fixed_upstream, injected
 from smoke_tests.fixtures import damage, samples, tiny_checkpoint
 from smoke_tests.ranks import channel, supervisor
-from smokehouse_loader import zero
+from smokehouse_loader import denoisers, zero
+from smokehouse_loader import saving as saving_of_loader
 
 # May yield a context for the step to run with in place of its own.
 Fault = Callable[[RankContext, TrainingState], AbstractContextManager[Any]]
@@ -126,14 +128,17 @@ def edited_file() -> None:
 
 @sabotage
 def collectives() -> None:
-    """Make each collective get one number wrong on rank 1."""
+    """Make each collective get one number wrong on rank 1; under ZeRO-3 only those of large tensors, their last number."""
 
     @contextlib.contextmanager
-    def fault(*_: Any) -> Iterator[None]:
+    def fault(context: RankContext, _: TrainingState) -> Iterator[None]:
         import deepspeed.comm as comm
 
         def spoil(_: Any, output: torch.Tensor, *args: Any, **kwargs: Any) -> None:
-            output[5] += 1
+            if context.stage == 2:
+                output[5] += 1
+            elif output.dtype == torch.bfloat16:
+                output[-1] += 1
 
         with contextlib.ExitStack() as stack:
             for name in ("all_reduce", "all_gather_into_tensor", "reduce_scatter_tensor", "broadcast"):
@@ -706,6 +711,65 @@ def swapped_layers() -> None:
     during(fixed_upstream, "both_key_layouts", fault)
 
 
+@sabotage
+def initialize_changes_an_element() -> None:
+    """Change a weight of a denoiser on rank 1 while its engine is initialised, until that was looked at."""
+
+    @contextlib.contextmanager
+    def fault(_: RankContext, state: TrainingState) -> Iterator[None]:
+        right: list[torch.Tensor] = []
+
+        def spoil(*_: Any) -> None:
+            first = held(next(iter(state.model.parameters())))
+            right.append(first[0].clone())
+            first[0] += 1
+
+        with wrapped(training, "start_engine", spoil):
+            yield
+        held(next(iter(state.model.parameters())))[0] = right[0]
+
+    during(denoising, "initialize", fault, rank=1)
+
+
+@sabotage
+def loaded_part_of_another() -> None:
+    """Have the loader leave another number in rank 1's partition of a denoiser than the file has."""
+
+    def spoil(loaded: tuple[Any, Any], *_: Any, **__: Any) -> None:
+        held(next(iter(loaded[0].parameters())))[0] += 1
+
+    during(denoising, "load_model_by_parts", lambda *_: wrapped(denoisers, "load", spoil), stage=3, rank=1)
+
+
+@sabotage
+def loaded_in_other_precision() -> None:
+    """Have the loader take a denoiser for one in bf16, in which its numbers are the file's, rounded."""
+    load = denoisers.load
+
+    def rounded(*args: Any, **kwargs: Any) -> Any:
+        return load(*args, **{**kwargs, "torch_dtype": torch.bfloat16})
+
+    during(denoising, "load_model_by_parts", lambda *_: patch.object(denoisers, "load", rounded), stage=2, rank=0)
+
+
+@sabotage
+def ungathered_save() -> None:
+    """Have the loader save what ZeRO-3 left of a parameter."""
+    during(denoising, "save", lambda *_: patch.object(saving_of_loader, "_whole", lambda _: contextlib.nullcontext()), stage=3)
+
+
+@sabotage
+def stale_save() -> None:
+    """Have the loader save another number than a denoiser has under ZeRO-2."""
+    write = saving_of_loader._write
+
+    def spoiled(module: Any, state: dict[str, torch.Tensor], *args: Any) -> None:
+        next(iter(state.values())).view(-1)[0] += 1
+        write(module, state, *args)
+
+    during(denoising, "save", lambda *_: patch.object(saving_of_loader, "_write", spoiled), stage=2)
+
+
 # the controls: what they inject does not happen, or is hidden from them
 
 
@@ -788,7 +852,7 @@ def forgotten_moments() -> None:
 
 @sabotage
 def spoiled_save() -> None:
-    """Change one element of what the Trainer saves under ZeRO-2."""
+    """Change one element of what the Trainer saves under ZeRO-3."""
 
     @contextlib.contextmanager
     def fault(*_: Any) -> Iterator[None]:
@@ -806,7 +870,21 @@ def spoiled_save() -> None:
         with wrapped(Trainer, "save_model", spoil):
             yield
 
-    during(trainer, "resume", fault, stage=2, rank=0)
+    during(trainer, "resume", fault, stage=3, rank=0)
+
+
+@sabotage
+def no_persistence() -> None:
+    """Have the Trainer train under ZeRO-3 with a configuration that keeps no parameter whole."""
+    shipped = runtime.shipped_config
+
+    def without(stage: int, **kwargs: bool) -> dict[str, Any]:
+        config = shipped(stage, **kwargs)
+        config["zero_optimization"] |= {"stage3_param_persistence_threshold": 0}
+        return config
+
+    for step in ("train", "resume"):
+        during(trainer, step, lambda *_: patch.object(runtime, "shipped_config", without), stage=3)
 
 
 def _with_each_step(change: Callable[[Any], None]) -> Fault:
@@ -849,6 +927,25 @@ def partitioned_adapter() -> None:
             yield
 
     during(adapters, "lora", fault, stage=3)
+
+
+@sabotage
+def unscaled_merge() -> None:
+    """Merge a LoRA adapter under ZeRO-2 without its scale."""
+
+    @contextlib.contextmanager
+    def fault(*_: Any) -> Iterator[None]:
+        from peft.tuners.lora.layer import Linear
+
+        original = Linear.get_delta_weight
+
+        def unscaled(self: Any, adapter: str) -> torch.Tensor:
+            return original(self, adapter) / self.scaling[adapter]
+
+        with patch.object(Linear, "get_delta_weight", unscaled):
+            yield
+
+    during(adapters, "lora", fault, stage=2)
 
 
 @sabotage

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.version import Version
 
 from smoke_tests import families
 
@@ -33,7 +34,10 @@ def test_every_environment_has_its_family() -> None:
 
 def test_family_is_what_its_checkpoint_says(synthetic: dict[str, Path], family: str) -> None:
     assert FAMILIES[family].name == family
-    assert json.loads((synthetic[family] / "config.json").read_text())["model_type"] == family
+    config = json.loads((synthetic[family] / "config.json").read_text())
+    marker, expected = FAMILIES[family].marker
+    assert config[marker] == expected
+    assert ("model_type" in config) == (expected == family)
 
 
 def test_family_describes_its_model(shapes: dict[str, tuple[int, ...]], family: str) -> None:
@@ -48,9 +52,10 @@ def test_family_estimates_its_synthetic_checkpoint(
     assert all((synthetic[family] / name).is_file() for name in FAMILIES[family].processor_files)
 
 
-def test_realistic_model_has_the_heads_of_real_ones(family: str) -> None:
+def test_realistic_model_has_the_heads_of_real_ones(reader: str) -> None:
     """Their size decides which kernel computes attention. A vision tower has two widths: of a CPU's checks, and of a GPU's."""
-    found = FAMILIES[family]
+    found = FAMILIES[reader]
+    assert found.realistic_files
     for width in (found.realistic_width, *([found.width] if found.vision else [])):
         config = found.realistic_files(lambda _: 0, width)["config.json"]
         language = _part(config, "text_config", "decoder")
@@ -335,7 +340,7 @@ print(json.dumps({
 
 
 def test_families_are_tested_in_an_environment_that_can_hold_them(root: Path) -> None:
-    """One whose transformers has the model: those of all other tests first, so that the fewest are installed."""
+    """One whose package has the model: those of all other tests first, so that the fewest are installed."""
 
     def since(version: str) -> str:
         return environment_of(root, dataclasses.replace(FAMILIES["llama"], since=version))
@@ -343,6 +348,8 @@ def test_families_are_tested_in_an_environment_that_can_hold_them(root: Path) ->
     assert since("4.49") == NAME
     assert since(str(locked(root, NAME))) == NAME
     assert since(f"{locked(root, NAME)}.1") == LATEST
+    denoiser = FAMILIES["qwen_image"]
+    assert locked(root, environment_of(root, denoiser), "diffusers") >= Version(denoiser.since)
     with pytest.raises(AssertionError, match=r"llama\.py: no environment has transformers 99\.0; add one"):
         since("99.0")
 
@@ -383,7 +390,7 @@ def test_nobody_else_knows_a_model_by_name() -> None:
         files = family.files(len, family.width)
         said |= {text for name in ("config.json", "preprocessor_config.json") for text in texts(files.get(name))}
         options = {text for text in said if re.fullmatch(r"[a-z_]+|float32", text)}  # such as "default" of a rope_type
-        own |= {re.escape(text) for text in (said - options) | {family.name}}
+        own |= {re.escape(text) for text in said - options} | {rf"(?<![a-z]){re.escape(family.name)}(?![a-z])"}
     assert len(own) > 15
     modules = [path for path in (ROOT / "smoke_tests").rglob("*.py") if path.parent.name != "families"]
     assert len(modules) > 10

@@ -17,15 +17,18 @@ from .conftest import NAME, Starter
 # In a process that has torch: for each plan and name, the jobs that --only NAME leaves, as (name, after, steps, needs).
 SELECTIONS = """
 import itertools, json
-from smoke_tests import legs, plan, selection
+from smoke_tests import families, legs, plan, selection
 
+kinds = {bool(families.get(name).denoiser): name for name in families.names()} | {False: families.DEFAULT}
 found, planned = [], set()
 promises = [dict(zip(("gloo_race", "later_key_layout"), one)) for one in (("present", "random"), ("fixed", "whole"))]
 chosen_legs = [("cpu", legs.choose("cpu", 0, None, ranks)) for ranks in (1, 2)]
 chosen_legs += [("cpu", (legs.choose("cpu", 0, None, 1)[0].over(2),))]
 chosen_legs += [("cuda", legs.choose("cuda", gpus, None, None)) for gpus in (1, 2)]
-for stages, (device, chosen), expectations in itertools.product([(2,), (3,), (2, 3)], chosen_legs, promises):
-    jobs = [*plan.make(stages, chosen, device, expectations).jobs]
+for family, stages, (device, chosen), expectations in itertools.product(
+    kinds.values(), [(2,), (3,), (2, 3)], chosen_legs, promises
+):
+    jobs = [*plan.make(stages, chosen, device, expectations, family).jobs]
     names = selection.names_in(jobs)
     planned |= set(names)
     assert selection.select(jobs, names) == jobs

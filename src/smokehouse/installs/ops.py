@@ -146,7 +146,7 @@ def compile_ahead(folder: Path, python: str, toolkit: Toolkit, environ: Mapping[
         ended = run(
             [folder / "bin" / "python", "-c", _COMPILE, out, *toolkit.names],
             deadline=_DEADLINE,
-            environ={**environ, **toolkit.variables(folder)},
+            environ={**environ, **toolkit.variables(folder), **_linkable(toolkit.cuda_home, Path(out))},
             cwd=packages / _PACKAGE / "ops",  # to which the builders' paths are relative
         )
         built = {op: list(Path(out).glob(f"{_FOLDER}/{op}_op*.so")) for op in toolkit.names}
@@ -158,6 +158,20 @@ def compile_ahead(folder: Path, python: str, toolkit: Toolkit, environ: Mapping[
         for [path] in built.values():
             files.write(packages / _FOLDER / path.name, path.read_bytes())
     _record(packages, toolkit, info)
+
+
+def _linkable(cuda_home: Path | None, out: Path) -> dict[str, str]:
+    """Return variables with which gcc finds the CUDA runtime of NVIDIA's wheels, which have it as libcudart.so.13 alone.
+
+    A toolkit has libcudart.so in lib64, where torch has the linker look. Links it in `out` where there is none.
+    """
+    if not cuda_home or list(cuda_home.glob("lib*/libcudart.so")):
+        return {}
+    numbered = sorted((cuda_home / "lib").glob("libcudart.so.[0-9]*"))
+    if not numbered:
+        return {}
+    (out / "libcudart.so").symlink_to(numbered[0].absolute())
+    return {"LIBRARY_PATH": os.pathsep.join(filter(None, (str(out), os.environ.get("LIBRARY_PATH"))))}
 
 
 def _record(packages: Path, toolkit: Toolkit, torch: Mapping[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence, Set
+from contextlib import nullcontext
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from smokehouse.errors import UserError
 from smokehouse.locks import check, pins, tools, undeclared
 from smokehouse.locks.model import Lock
 from smokehouse.locks.pins import LockFiles
+from smokehouse.locks.writing import writing
 from smokehouse.storage import strict_json
 
 if TYPE_CHECKING:  # checking a lock imports no solver
@@ -50,7 +52,7 @@ def lock_all(
     if not unsettled:
         for environment, _ in environments:
             _require_settled(environment.inputs.cutoff, f"environments/{environment.name}/stack.toml")
-    _resolve(environments, young, channel=channel, upgrade=upgrade, dry=dry, as_json=as_json)
+    _resolve(checkout, environments, young, channel=channel, upgrade=upgrade, dry=dry, as_json=as_json)
     return 0
 
 
@@ -64,10 +66,11 @@ def drift(checkout: Checkout, names: Sequence[str], *, channel: str | None = Non
     unsettled = {
         environment.name for environment, files in environments if check.check_environment(environment, files).unsettled
     }
-    return int(_resolve(environments, unsettled, channel=channel, dry=True, as_json=as_json))
+    return int(_resolve(checkout, environments, unsettled, channel=channel, dry=True, as_json=as_json))
 
 
 def _resolve(
+    checkout: Checkout,
     environments: Sequence[tuple[Environment, LockFiles]],
     unsettled: Set[str],
     *,
@@ -87,11 +90,12 @@ def _resolve(
     for environment, files in _with_platforms(environments):
         if console.is_terminal():
             status(f"resolving {environment.name} for {environment.inputs.platform}")
-        drafted = draft(environment, files, channel, upgrade, settled=environment.name not in unsettled)
-        changes = diff.between(_old(files), drafted.lock) if drafted.lock else []
-        changed = drafted.changed
-        if not dry:
-            drafted.write()
+        with nullcontext() if dry else writing(checkout, environment.name):
+            drafted = draft(environment, files, channel, upgrade, settled=environment.name not in unsettled)
+            changes = diff.between(_old(files), drafted.lock) if drafted.lock else []
+            changed = drafted.changed
+            if not dry:
+                drafted.write()
         rows.append(_row(environment, drafted, changed, [change.as_json() for change in changes]))
         if not as_json:
             _report(files.name, drafted, changed, dry)
@@ -124,9 +128,10 @@ def lock_tools(checkout: Checkout, *, unsettled: bool = False) -> int:
     file, inputs = tools.pin_file(checkout), tools.read(checkout)
     if not unsettled:
         _require_settled(inputs.cutoff, "pyproject.toml: tools-cutoff")
-    drafted = draft_tools(inputs, file)
-    changed = drafted.changed
-    drafted.write()
+    with writing(checkout, file.name):
+        drafted = draft_tools(inputs, file)
+        changed = drafted.changed
+        drafted.write()
     _report(file.name, drafted, changed, dry=False)
     return 0
 

@@ -20,6 +20,7 @@ from smokehouse.locks import check, conda_lock_yml, constraints, pins
 from smokehouse.locks.check import LockedEnvironment
 from smokehouse.locks.model import LOCK_JSON
 from smokehouse.locks.pins import LockFiles
+from smokehouse.locks.writing import writing
 from smokehouse.storage import files as storage
 
 _FAMILY = re.compile(r"[a-z][a-z0-9_-]*")
@@ -46,6 +47,13 @@ def create(checkout: Checkout, name: str, like: str, family: str | None = None, 
     _require_new(checkout, name)
     other = check.load(checkout, like)
     model = _model(checkout, other.environment, family, class_)
+    with writing(checkout, name):
+        _require_new(checkout, name)  # again, as another process may have written it meanwhile
+        return _write(checkout, name, other, model)
+
+
+def _write(checkout: Checkout, name: str, other: LockedEnvironment, model: Model) -> list[Path]:
+    """Write the environment `name` and return its files; raises UserError, after removing what was written."""
     written: list[Path] = []
     try:
         for path, text in _definition(checkout, name, other, model):
@@ -54,7 +62,8 @@ def create(checkout: Checkout, name: str, like: str, family: str | None = None, 
         found = environment.stack.model
         if (found.family, found.class_) != (model.family, model.class_):
             raise UserError(
-                f"environments/{like}/stack.toml: expected [model] with family and class in lines of their own; write it so"
+                f"environments/{other.name}/stack.toml: expected [model] with family and class in lines of their own; "
+                f"write it so"
             )
         files = LockFiles.of(checkout, name)
         for one, place, old in (

@@ -13,7 +13,7 @@ from smokehouse.pages import environment as page
 from smokehouse.pages.markdown import between, code
 from smokehouse.runs.complete import MAX_AGE, require_complete
 from smokehouse.runs.report import Report
-from smokehouse.storage import files
+from smokehouse.storage import exclusive, files
 
 _README = "README.md"
 _PLACE = Path("docs", "environments")
@@ -25,6 +25,13 @@ def make(checkout: Checkout, names: Sequence[str], report: Path | None) -> int:
     A `report` becomes the evidence of the one environment named. Pages without an environment are removed.
     """
     checkout.require_own("docs")
+    checkout.build.mkdir(parents=True, exist_ok=True)
+    with exclusive(checkout.build / ".docs.lock", "writing the pages"):  # each is made of what is on disk
+        _make(checkout, names, report)
+    return 0
+
+
+def _make(checkout: Checkout, names: Sequence[str], report: Path | None) -> None:
     adopted: dict[str, Report] = {}
     if report:
         if len(names) != 1:
@@ -48,7 +55,6 @@ def make(checkout: Checkout, names: Sequence[str], report: Path | None) -> int:
     for path, missing in _stale(checkout).items():
         path.unlink()
         print(f"{checkout.relative(path)}: removed, {missing} not found")
-    return 0
 
 
 def require_proof(checkout: Checkout, name: str, path: Path) -> None:

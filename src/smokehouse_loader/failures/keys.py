@@ -7,6 +7,10 @@ _NEW_HEADS = (
     r"^(?:\w+\.){0,2}(?:score|classifier|classification_head|rm_head|reward_head|value_head|v_head|regression_head|qa_outputs|pooler|"
     r"summary|cls|projector_head|action_head|(?!lm_|output_)\w+_head)\.(?:\w+\.){0,4}(?:weight|bias)$"
 )
+# Buffers that checkpoints store: of routers, of normalisations, and the ranges of clipped layers.
+_BUFFERS = (
+    r"\.(?:e_score_correction_bias|running_mean|running_var|num_batches_tracked|(?:input|output)_(?:min|max))(?:\.weight)?$"
+)
 _MISSING = "newly initialized: "
 _NOT_USED = "Some weights of the model checkpoint at {} were not used when initializing {}: "
 _LORA = r"\.lora_[AB]\.|^base_model\.model\."
@@ -50,15 +54,17 @@ FAILURES = (
         name="saved-partitioned",
         cause="The checkpoint was saved from a model that ZeRO-3 had partitioned, so its tensors have shape [0].",
         cure=(
-            "save with engine.save_16bit_model, or with Trainer.save_model and stage3_gather_16bit_weights_on_model_save, or "
-            "convert the engine's own checkpoint with zero_to_fp32.py"
+            "save with engine.save_16bit_model, with smokehouse_loader.save_model if the model is of diffusers, or with "
+            "Trainer.save_model and stage3_gather_16bit_weights_on_model_save, or convert the engine's own checkpoint with "
+            "zero_to_fp32.py"
         ),
-        source=f"{MEASURED}: save_pretrained on a partitioned model",
+        source=f"{MEASURED}: save_pretrained on a partitioned model, of diffusers, too",
         reproduction="save_partitioned_model",
         signs=(
             Sign("copying a param with shape {0} from checkpoint", unless=("base_model.model. || .lora_A. || .lora_B.",)),
             Sign("MISMATCH | {} ckpt: {0} vs model:{shape}"),
             Sign("Trying to set a tensor of shape {0} in {} (which has shape"),
+            Sign("expected shape {shape}, but got {0}. If you want to instead overwrite randomly initialized weights"),
         ),
         excludes=("wrong-shape", "partitioned-before-load"),
         question="Which file did the shape [0] come from: was it written by save_pretrained or torch.save under ZeRO-3?",
@@ -99,6 +105,27 @@ FAILURES = (
             Sign("Tensor on device meta is not on the expected device"),
             Sign("copying from a non-meta parameter in the checkpoint to a meta parameter in the current model"),
         ),
+    ),
+    Failure(
+        name="denoiser-inside-zero-init",
+        cause=(
+            "from_pretrained of diffusers builds the model on the meta device, where a zero.Init around it has no data to "
+            "partition."
+        ),
+        cure=(
+            "load with smokehouse_loader.load_model and a live HfDeepSpeedConfig of ZeRO-3, which fills each rank's partition, "
+            "or with from_pretrained outside of zero.Init and before deepspeed.initialize, with memory for the whole model on "
+            "every rank"
+        ),
+        source=f"{MEASURED}: diffusers 0.42.1, a control of the smoke tests of qwen-image-edit and wan2.2-s2v",
+        signs=(
+            Sign(
+                "Cannot copy out of meta tensor; no data!",
+                unless=("Please use torch.nn.Module.to_empty()",),
+                log=("diffusers/models/modeling_utils.py", "_post_init_method"),
+            ),
+        ),
+        excludes=("left-on-meta",),
     ),
     Failure(
         name="ignore-mismatched-sizes",
@@ -277,6 +304,19 @@ FAILURES = (
         signs=(Sign(_NOT_USED), Sign("| UNEXPECTED |")),
     ),
     Failure(
+        name="buffers-not-loaded",
+        cause=(
+            "Under ZeRO-3 transformers before 5.6 loads buffers on rank 0 alone (4.x) or nowhere (5.0 to 5.5), without "
+            "an error: e_score_correction_bias of GLM-4.5 and DeepSeek-V3 stays 0, and their routers choose other experts."
+        ),
+        cure="load with load_model, which loads buffers on every rank, or use transformers 5.6 or later",
+        source=f"{MEASURED} on 4.57.6, 5.0.0 and 5.12.1; transformers issue #45397, fixed by PR #45402, released in 5.6.0",
+        reproduction="buffers_under_zero3",
+        signs=(Sign("| MISSING", all_names=_BUFFERS, log=("deepspeed || zero3 || ZeRO || zero_stage || ds_config",)),),
+        excludes=("missing-key", "text-only-class"),
+        question="Is transformers older than 5.6? From then on only buffers that the file lacks are reported as missing",
+    ),
+    Failure(
         name="missing-key",
         cause=(
             "The model has tensors that the checkpoint does not have; they stay random, or zero under ZeRO-3, without an error."
@@ -386,6 +426,7 @@ FAILURES = (
             Sign("MISMATCH | {} ckpt: {shape} vs model:{shape}"),
             Sign("Trying to set a tensor of shape {shape} in {} (which has shape {shape}"),
             Sign("found shape {shape} in the checkpoint and {shape} in the model instantiated"),
+            Sign("expected shape {shape}, but got {shape}. If you want to instead overwrite randomly initialized weights"),
             Sign("You set `ignore_mismatched_sizes` to `False`, thus raising an error"),
         ),
         apart="whole layers differ, not only embeddings",

@@ -46,6 +46,12 @@ PRINTED: dict[str, tuple[str, ...]] = {
     "Trying to set a tensor of shape {shape} in {} (which has shape {shape}": (
         "accelerate>=0.34.2 accelerate/utils/modeling.py",
     ),
+    "expected shape {shape}, but got {shape}. If you want to instead overwrite randomly initialized weights": (
+        "diffusers>=0.33.0 diffusers/models/model_loading_utils.py",
+    ),
+    "expected shape {shape}, but got {0}. If you want to instead overwrite randomly initialized weights": (
+        "diffusers>=0.33.0 diffusers/models/model_loading_utils.py",
+    ),
     "found shape {shape} in the checkpoint and {shape} in the model instantiated": (
         "transformers<5.0.0 transformers/modeling_utils.py",
     ),
@@ -193,6 +199,9 @@ PRINTED: dict[str, tuple[str, ...]] = {
     ),
     "has already been reduced. {} Gradient computed twice for this partition": (
         "deepspeed>=0.13.5 deepspeed/runtime/zero/stage_1_and_2.py",
+    ),
+    "a function that returns multiple views. Such functions do not allow the output views to be modified inplace": (
+        "torch>=2.4.1 torch/lib/libtorch_cpu.so",
     ),
     "Expected to mark a variable ready only once": ("torch>=2.4.1 torch/lib/libtorch_cpu.so",),
     "Expected to have finished reduction in the prior iteration before starting a new one": (

@@ -94,7 +94,7 @@ FOLDERS: dict[str, tuple[Change, str, tuple[str, ...]]] = {
     "a config of diffusers": (
         configured(model_type=None, _class_name="UNet2DConditionModel"),
         "not-a-checkpoint",
-        ("load it with diffusers",),
+        ("found one of diffusers (UNet2DConditionModel), not installed; install diffusers",),
     ),
     "no model type": (
         configured(model_type=None),

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import json
+import subprocess
 import zipfile
 from pathlib import Path
 
@@ -59,8 +60,10 @@ class BuildExtension:
             target = folder / (name + sysconfig.get_config_var("EXT_SUFFIX"))
             defines = [f'-DNAME="{name}"', f"-DINIT=PyInit_{name}"]
             include = "-I" + sysconfig.get_paths()["include"]
-            subprocess.run([os.environ["CC"], "-shared", "-fPIC", *one.flags, *defines, include, "-o", target, one.source],
-                           check=True)
+            home = os.environ.get("CUDA_HOME")
+            libraries = [f"-L{home}/lib64", "-Wl,--as-needed", "-lcudart"] if home and one.op == "fused_adam" else []
+            subprocess.run([os.environ["CC"], "-shared", "-fPIC", *one.flags, *defines, include, "-o", target, one.source,
+                            *libraries], check=True)
 """
 INSTALLED = """\
 version='0.15.4'
@@ -148,8 +151,11 @@ def add_packages(index: Index, cuda: str) -> None:
     index.put("setuptools-75.0-py3-none-any.whl", package("setuptools", "75.0", {"setuptools/__init__.py": distribution}))
 
 
-def toolkit(folder: Path, release: str = "12.6", *, headers: bool = True) -> Path:
-    """Write what the installation needs to see of a CUDA toolkit."""
+def toolkit(folder: Path, release: str = "12.6", *, headers: bool = True, runtime: str = "lib64/libcudart.so") -> Path:
+    """Write what the installation needs to see of a CUDA toolkit, with its `runtime` library."""
+    library = folder / runtime
+    library.parent.mkdir(parents=True)
+    subprocess.run(["gcc", "-shared", "-x", "c", "/dev/null", "-o", str(library)], check=True, timeout=60)
     nvcc = folder / "bin" / "nvcc"
     nvcc.parent.mkdir(parents=True)
     nvcc.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {release}, V{release}.1'\n")
@@ -204,8 +210,9 @@ def test_without_the_option_there_are_none(cpu: TestCheckout, target: Path, comm
     assert cpu.run("install", "tiny", str(target), "--check").returncode == 0
 
 
-def test_with_cuda_both(gpu: TestCheckout, target: Path, command: list[str], tmp_path: Path) -> None:
-    ended = gpu.run(*command, CUDA_HOME=str(toolkit(tmp_path / "cuda")))
+@pytest.mark.parametrize("runtime", ["lib64/libcudart.so", "lib/libcudart.so.12"], ids=["toolkit", "wheels of NVIDIA"])
+def test_with_cuda_both(gpu: TestCheckout, target: Path, command: list[str], tmp_path: Path, runtime: str) -> None:
+    ended = gpu.run(*command, CUDA_HOME=str(toolkit(tmp_path / "cuda", runtime=runtime)))
     assert ended.returncode == 0, ended.stderr
     torch = {"version": "2.6", "bf16_support": False, "cuda_version": "12.4"}
     assert loaded(target) == [{op: f"deepspeed.ops.adam.{op}_op" for op in OPS}, "cuda", torch]

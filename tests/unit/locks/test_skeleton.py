@@ -21,11 +21,11 @@ def locked(checkout: TestCheckout, root: Path) -> TestCheckout:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Return the content of all files but caches by path."""
+    """Return the content of all files by path, but for caches and what is in build/."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and "__pycache__" not in path.parts
+        if path.is_file() and not {"__pycache__", "build"} & {*path.relative_to(folder).parts}
     }
 
 

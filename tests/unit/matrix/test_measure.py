@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from ...faults.test_at_once import at_once, waits_for
 from ..conftest import Index, TestCheckout
 from ..programs.test_process import ends
 from ..test_killed import FEWER, Killer, kill_everywhere
@@ -93,7 +94,10 @@ def test_a_cell_that_hangs_is_ended_with_all_its_processes(with_grid: TestChecko
     assert ends(int((with_grid.root / "child.pid").read_text()))
 
 
-def test_a_signal_ends_all_jobs_with_what_they_started_and_records_nothing(with_grid: TestCheckout) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_ends_all_jobs_with_what_they_started_and_records_nothing(
+    with_grid: TestCheckout, number: signal.Signals
+) -> None:
     tell(with_grid, **{"0.15.4": "hangs"})
     os.mkfifo(with_grid.root / "started")
     process = with_grid.start("matrix", "--model", "tiny-vl", "--jobs", "2")
@@ -101,12 +105,45 @@ def test_a_signal_ends_all_jobs_with_what_they_started_and_records_nothing(with_
     while len(children) < 2:
         with (with_grid.root / "started").open() as started:  # waits for one that has started
             children += map(int, started.read().split())
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM
+    assert process.returncode == (-number if number is signal.SIGKILL else 128 + number)
     assert "Traceback" not in stderr
     assert all(map(ends, children))
     assert not (with_grid.root / "matrix" / "tiny-vl.json").exists()
+
+
+def test_a_second_call_waits_for_what_a_killed_one_has_started(
+    with_grid: TestCheckout, record_property: Callable[[str, object], None]
+) -> None:
+    """It would otherwise install and measure in a folder in which another program writes."""
+    record_property("fault", "kill -9")
+    tell(with_grid, **{"0.15.4": "hangs"})
+    os.mkfifo(with_grid.root / "started")
+    command = ("matrix", "--model", "tiny-vl", "--transformers", "4.49.0")
+    first = with_grid.start(*command)
+    with (with_grid.root / "started").open() as started:
+        child = int(started.read())
+    try:
+        first.kill()
+        first.communicate(timeout=60)
+        tell(with_grid)
+        second = with_grid.start(*command)
+        waits_for(second, first)
+    finally:
+        os.killpg(os.getpgid(child), signal.SIGKILL)
+    _, stderr = second.communicate(timeout=60)
+    assert second.returncode == 0, stderr
+    assert verdicts(cells(with_grid)["4.49.0 0.15.4"]) == ("works", "works")
+
+
+def test_two_at_once_measure_a_cell_once(
+    with_grid: TestCheckout, index: Index, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("fault", "two at once")
+    at_once(with_grid, index, "matrix", "--model", "tiny-vl", "--transformers", "4.49.0")
+    assert runs(with_grid) == ["4.49.0 0.15.4 2,3"]
+    assert verdicts(cells(with_grid)["4.49.0 0.15.4"]) == ("works", "works")
 
 
 def test_requirements_without_a_solution_are_a_result_and_a_lost_index_is_none(with_grid: TestCheckout, index: Index) -> None:
