@@ -22,8 +22,7 @@ CHOICE = "transformers' choice"
 def implementations(family: Family, device: str) -> list[str]:
     """Return the kernels to compare with `eager`; what transformers chooses, where a part of the model has none of them."""
     flash = device == "cuda" and importlib.util.find_spec("flash_attn") is not None
-    named = ["sdpa", *(["flash_attention_2"] if flash else [])]
-    return [name for name in named if name in family.attention] or [CHOICE]
+    return ["sdpa", *(["flash_attention_2"] if flash else [])] if family.fused_attention else [CHOICE]
 
 
 def _loaded(context: RankContext, implementation: str) -> Any:

@@ -125,7 +125,7 @@ class Family:
     merged: tuple[Merged, ...] = ()
     turned: tuple[Turned, ...] = ()
     added_to_one: tuple[str, ...] = ()  # ends of the names of vectors that the model scales with after it added 1
-    attention: tuple[str, ...] = ("sdpa", "flash_attention_2")  # kernels that all parts of the model have
+    fused_attention: bool = True  # whether all parts of the model have attention that one kernel computes
     # Whether a module has two parameters, such as weight and bias, which ZeRO-3 gathers at once while it loads.
     gathers_pairs: bool = True
     # The scene of `smoke_tests.fixtures.samples` for which the synthetic checkpoint's first two tokens are clear; see

@@ -142,7 +142,7 @@ FAMILY = Family(
     missing_key="decoder.model.decoder.layers.1.self_attn.q_proj.bias",
     flipped_tensor="decoder.model.decoder.layers.0.fc1.weight",
     processor_files=("tokenizer_config.json", "preprocessor_config.json"),
-    synthetic_parameters=3_402_000,
+    synthetic_parameters=3_900_000,
     vocabulary_size=VOCABULARY_SIZE,
     special_tokens=(BEGIN, PADDING, END, UNKNOWN),
     turn_end=END,
@@ -154,7 +154,7 @@ FAMILY = Family(
     since="4.22",
     clear_scene=0,
     encoder_decoder=True,
-    attention=(),  # the decoder has none but the plain formula
+    fused_attention=False,  # the decoder has none but the plain formula
     unpublished=("encoder.pooler.",),
     vision=Vision(tower="encoder.", attention=".attention", markup="", head=HEAD),
     auto_classes=(("AutoModel", "refused"),),
