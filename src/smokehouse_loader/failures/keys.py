@@ -23,7 +23,7 @@ _QUANTISED = (
 _NOT_EMBEDDINGS = (
     "_proj.weight: copying || norm.weight: copying || .lora_A. || .lora_B. || qkv.weight: copying || .bias: copying",
 )
-# Of transformers, by its frames, the classes and tensors of its models, or modules that it loads one by one; no class of one's own.
+# Of transformers, by its frames, the classes and tensors of its models, or modules that it loads one by one.
 _OF_TRANSFORMERS = (
     "transformers/ || from_pretrained || modeling_ || state_dict for {w}For || state_dict for {w}Model || VLModel || "
     "state_dict for {w}Embedding || state_dict for Linear: || state_dict for {w}Norm: || state_dict for Conv || "
