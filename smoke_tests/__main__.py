@@ -73,4 +73,4 @@ def _explained(error: OSError | ImportError) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    endings.leave(main(sys.argv[1:]))

@@ -12,8 +12,8 @@ from smoke_tests.outcome import Outcome, judged
 
 RANK, SCALE = 4, 8
 STEPS = 2
-# Of a weight near 1: a product of rank 4, summed in another order.
-MERGE_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+# Of the largest element of what the adapter adds to a weight: after a few steps that is so little that fp32 has 3 digits of it.
+MERGE_TOLERANCE = 1e-2
 
 
 def _targets(context: RankContext, model: Any) -> list[str]:
@@ -66,21 +66,36 @@ def _merge_problems(
     """Return how a model merged from the saved adapter differs from base + scale * B A of the engine's weights `trained`."""
     from peft import PeftModel
 
+    added = _added(trained)
+    if 2 * len(added) != len(adapter):
+        return [f"expected an adapter of {2 * len(added)} tensors, found {len(adapter)}"]
     with loading.without_zero():
-        plain, _ = loading.load_with(context.model_class, context.source, context.dtype)
+        # In fp32 whatever the run's precision: what a few steps add is less than the last bit of a weight in bf16.
+        plain, _ = loading.load_with(context.model_class, context.source, torch.float32)
         base = {name: tensor.clone() for name, tensor in plain.state_dict().items()}
         merged = PeftModel.from_pretrained(plain, str(folder)).merge_and_unload().state_dict()
-    expected = dict(base)
+    problems = []
+    for name, before in base.items():
+        if name not in added:
+            problems += [f"merged {name} is another than the base's"] * (not torch.equal(merged[name], before))
+            continue
+        largest, off = (x.abs().max().item() for x in (added[name], merged[name] - before - added[name]))
+        if not largest > 0:
+            problems.append(f"the adapter adds nothing to {name}")
+        elif not off <= MERGE_TOLERANCE * largest:
+            problems.append(f"merged {name} is off by {off / largest:.2g} of what the adapter adds")
+    return problems
+
+
+def _added(trained: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return name of a weight of the base -> scale * B A, in fp32 on the CPU, which an adapter adds to it."""
+    added = {}
     for name, down in trained.items():
         if ".lora_A." in name:
             up = trained[name.replace(".lora_A.", ".lora_B.")]
             target = f"{_base_name(name).partition('.lora_A.')[0]}.weight"
-            expected[target] = base[target] + (up.float() @ down.float() * (SCALE / RANK)).to(context.dtype).cpu()
-    if 2 * sum(".lora_A." in name for name in trained) != len(adapter):
-        return [f"expected an adapter of {2 * sum('.lora_A.' in name for name in trained)} tensors, found {len(adapter)}"]
-    off = {name: (merged[name].float() - tensor.float()).abs().max().item() for name, tensor in expected.items()}
-    worst = MERGE_TOLERANCE[context.dtype]
-    return [f"merged {name} is off by {error:.2g}" for name, error in off.items() if not error <= worst]
+            added[target] = (up.float() @ down.float() * (SCALE / RANK)).cpu()
+    return added
 
 
 def frozen_vision(context: RankContext, state: TrainingState) -> Outcome:

@@ -138,7 +138,7 @@ def resume(context: RankContext, _: TrainingState) -> Outcome:
     trainer = _trainer(context, _arguments(context, folder, runtime.shipped_config(context.stage, torch_adam=not own_op)))
     trainer.train(resume_from_checkpoint=str(folder / f"checkpoint-{SAVED_AFTER}"))
     losses, expected = _losses(trainer), before["losses"]
-    problems = []
+    problems = _persistence_problems(context, trainer.model_wrapped)
     tolerance = 0.0 if context.device == "cpu" else PARITY[context.dtype] / 10
     if not abs(losses[-1] - expected[-1]) <= tolerance:
         problems.append(f"the last loss after the resume: expected {expected[-1]!r}, found {losses[-1]!r}")
@@ -152,6 +152,17 @@ def resume(context: RankContext, _: TrainingState) -> Outcome:
     how = "DeepSpeed's AdamW" if own_op else f"torch's AdamW: {advice}"
     resumed = f"resumed within {RESUMED:.0e}, saved bit-equal" if own_op else "resumed and saved bit-equal"
     return judged(problems, f"loss {training.numbers(losses)} as a plain loop; {resumed}; {how}")
+
+
+def _persistence_problems(context: RankContext, engine: Any) -> list[str]:
+    """Return how ZeRO-3 applied a persistence threshold other than one that keeps small parameters whole, and no others."""
+    if context.stage != 3:
+        return []
+    whole = [parameter.ds_persist for parameter in engine.module.parameters()]
+    if any(whole) and not all(whole):
+        return []
+    found = f"{sum(whole)} of {len(whole)} whole"
+    return [f"persistence threshold: expected some parameters whole and some partitioned, found {found}"]
 
 
 def _weights(context: RankContext, trainer: Any) -> dict[str, list[float]]:

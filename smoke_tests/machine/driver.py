@@ -59,16 +59,19 @@ def check(cuda: tuple[int, int] | None, what: str, visible: Visible, *, required
     version: str | None
     try:
         version = nvml.read().version
+        managed = True
     except nvml.NvmlError:
-        version = places.module
+        version, managed = places.module, False
     supported = gpus.driver_cuda()
     if supported is None:
-        yield _unreachable(version, places, required=required, container=container)
+        yield _unreachable(version, places, managed=managed, required=required, container=container)
         return
     yield from _devices(places, version)
     if not visible.gpus:
         fix = "check nvidia-smi and CUDA_VISIBLE_DEVICES"
-        yield Finding("fail" if required else "warn", f"driver {version or 'found'}, but no GPU is visible", "GPUs", fix)
+        chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        by = "" if chosen is None else f" with CUDA_VISIBLE_DEVICES={chosen[:80]!r}"
+        yield Finding("fail" if required else "warn", f"driver {version or 'found'}, but no GPU is visible{by}", "GPUs", fix)
     if cuda:
         yield _age(version, supported, cuda, what)
     newest = max((gpu.capability[0] for gpu in visible.gpus), default=0)
@@ -77,8 +80,8 @@ def check(cuda: tuple[int, int] | None, what: str, visible: Visible, *, required
         yield Finding("fail", f"version {version} does not support GPUs of the Blackwell generation", "NVIDIA driver", fix)
 
 
-def _unreachable(version: str | None, places: Places, *, required: bool, container: bool) -> Finding:
-    """Return why there is no libcuda."""
+def _unreachable(version: str | None, places: Places, *, managed: bool, required: bool, container: bool) -> Finding:
+    """Return why there is no libcuda; `managed` is whether NVML is there even so."""
     level = "fail" if required else "warn"
     where, only_cpu = "NVIDIA driver", "so only the CPU works"
     if places.wsl:
@@ -90,7 +93,8 @@ def _unreachable(version: str | None, places: Places, *, required: bool, contain
         )
     elif version is not None:
         what = f"version {version or 'unknown'} is on this machine, but libcuda.so.1 is not found here, {only_cpu}"
-        fix = "start with --gpus all" if container else "install the driver's libraries (libcuda1), or run ldconfig"
+        start = "start with NVIDIA_DRIVER_CAPABILITIES=compute,utility" if managed else "start with --gpus all"
+        fix = start if container else "install the driver's libraries (libcuda1), or run ldconfig"
     else:
         what = f"not found, {only_cpu}"
         fix = f"if the machine has a GPU, {'start with --gpus all' if container else 'install the driver'}"

@@ -15,8 +15,9 @@ from smoke_tests.machine.nvml import Card, NvmlError
 
 # Bytes that a rank with the synthetic checkpoint needs on its GPU: CUDA context, NCCL's buffers, and little else.
 NEEDED = 2 << 30
-# An environment with kernels for the newest GPUs.
-NEWEST = "qwen2.5-vl-latest"
+# Environments with kernels for GPUs up to the newest, and from the Maxwell generation on.
+NEWEST, OLDEST = "qwen2.5-vl-latest", "qwen2.5-vl"
+_VOLTA = (7, 0)  # the first that NEWEST has kernels for
 _PROBE_DEADLINE = 60.0  # seconds
 _EXCLUSIVE, _PROHIBITED = 3, 2
 
@@ -64,7 +65,12 @@ class Visible:
 
 
 def visible_gpus() -> Visible:
-    """Return the GPUs that a program sees, by NVML and CUDA_VISIBLE_DEVICES, or by CUDA itself in another process."""
+    """Return the GPUs that a program sees, by NVML and CUDA_VISIBLE_DEVICES, or by CUDA itself in another process.
+
+    Those are none where there is no libcuda, as in a container that was started with NVML's library alone.
+    """
+    if driver_cuda() is None:
+        return Visible(())
     try:
         cards = nvml.read().cards
     except NvmlError as error:
@@ -183,11 +189,11 @@ def _card(where: str, card: Card, *, shared: bool) -> Iterator[Finding]:
 
 def check_kernels(gpus: Sequence[Gpu], compiled: Sequence[str], torch: str, cuda: tuple[int, int]) -> Iterator[Finding]:
     """Yield the GPUs that `torch`, built for CUDA `cuda` with kernels for `compiled`, cannot use."""
-    for architecture, gpu in {gpu.architecture: gpu for gpu in gpus}.items():
+    for architecture, gpu in {gpu.architecture: gpu for gpu in reversed(gpus)}.items():  # the first of each
         kind = kernels_for(gpu.capability, compiled)
         listed = f"torch {torch} has kernels for {', '.join(compiled)}"
         if not kind:
-            fix = f"use an environment whose torch has them, such as {NEWEST}"
+            fix = f"use an environment whose torch has them, such as {NEWEST if gpu.capability >= _VOLTA else OLDEST}"
             yield Finding("fail", f"{listed}, none of which runs on {architecture}", gpu.where, fix)
         elif kind == "ptx" and (supported := driver_cuda()) and supported < cuda:
             release = "{}.{}".format(*cuda)

@@ -95,6 +95,17 @@ def test_a_policy_is_read_as_it_is_written(tmp_path: Path) -> None:
         ),
         (OURS + OURS, "policy.yml:3: invalid YAML: duplicate key 'signed-by'"),
         ("a: &a\n  key: x\nsigned-by: *a\n", "aliases are refused"),
+        ("signed-by:\n", "policy.yml:1: expected a value, found none; add it"),
+        ("signed_by:\n  key: ours.pub\n", "policy.yml:1: unknown key 'signed_by'; did you mean signed-by?"),
+        ("signed-by: [ours.pub]\n", "policy.yml:1: signed-by"),
+        ("signed-by:\n  key: [ours.pub]\n", "policy.yml:2: signed-by.key"),
+        ('signed-by:\n  key: ""\n', "policy.yml:1: signed-by: expected key or identity, found both or none"),
+        (OURS + "---\n" + OURS, "policy.yml:3: invalid YAML"),
+        (OURS + "gpu: Required\n", "policy.yml:3: gpu: found 'Required'"),
+        (OURS + "max-age: -1 days\n", "policy.yml:3: max-age: expected a number of days"),
+        (OURS + 'max-age: "30 days\\n"\n', "policy.yml:3: max-age: expected a number of days"),
+        (OURS + "max-age: \u0663\u0660 days\n", "policy.yml:3: max-age: expected a number of days"),
+        (OURS + "max_age: 30 days\n", "policy.yml:3: unknown key 'max_age'; did you mean max-age?"),
     ],
 )
 def test_a_policy_with_a_mistake_is_refused(tmp_path: Path, text: str, said: str) -> None:

@@ -59,9 +59,7 @@ def test_one_gpu_cannot_hold_the_optimizer(inside: Inside, devices: Path, parame
 def test_a_cpu_would_hold_it_on_each_rank(inside: Inside, devices: Path) -> None:
     """No test machine has that much memory."""
     said = refused(inside, B3, devices, "--device", "cpu", gpus=0)
-    wanted = (
-        r"--nproc 2: training on 2 ranks requires about ([\d.]+) GiB of memory \(([\d.]+) GiB each\), found [\d.]+ GiB free; .+"
-    )
+    wanted = r"--nproc 2: training on 2 ranks requires about ([\d.]+) GiB of memory \(([\d.]+) GiB each\), found .+"
     found = re.fullmatch(wanted, said)
     assert found, said
     assert float(found[1]) == pytest.approx(2 * 20 * B3 / 2**30, rel=0.05)

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from smoke_tests.machine import gpus, host
+from smoke_tests.machine import gpus, host, nvml
 
 from ..smoke.conftest import ROOT
 from .conftest import Inside
@@ -68,6 +69,13 @@ CASES: dict[str, tuple[dict[str, object], str, str, str, str]] = {
     "nvml fails": ({"nvml_error": 9}, "warn", "NVML", "Driver Not Loaded; 1 GPUs found by CUDA itself", "utility"),
     "mig": ({"mig": 1}, "warn", "GPU 0 (Stub GPU)", MIG, "--nproc 1"),
     "mig by uuid": ({"mig": 1, "CUDA_VISIBLE_DEVICES": "MIG-0123"}, "warn", "MIG", MIG, "--nproc 1"),
+    "no such GPU": (
+        {"gpus": 2, "CUDA_VISIBLE_DEVICES": "7,0"},
+        "warn",
+        "GPUs",
+        "no GPU is visible with CUDA_VISIBLE_DEVICES='7,0'",
+        "check nvidia-smi",
+    ),
     "prohibited": ({"compute_mode": 2}, "fail", "GPU 0 (Stub GPU)", "compute mode is prohibited", "nvidia-smi -i 0 -c DEFAULT"),
     "exclusive": (
         {"compute_mode": 3, "processes": 1},
@@ -148,11 +156,17 @@ def test_the_environment_of_today_needs_less(latest: Inside, devices: Path) -> N
     assert [one for one in found(latest, devices, **given) if one["level"] == "fail"] == []
 
 
-def test_the_environment_that_is_named_has_the_kernels(latest: Inside) -> None:
-    assert latest.name == gpus.NEWEST
+def test_the_environments_that_are_named_have_the_kernels(inside: Inside, latest: Inside) -> None:
+    assert (inside.name, latest.name) == (gpus.OLDEST, gpus.NEWEST)
+    listed = inside.run("-c", "from smoke_tests.machine import software; print(*software.compiled_kernels())").stdout.split()
+    assert all(gpus.kernels_for(capability, listed) for capability in ((5, 2), (6, 0), (6, 1)))
     compiled = latest.run("-c", "from smoke_tests.machine import software; print(*software.compiled_kernels())").stdout.split()
-    for capability in ((8, 0), (8, 6), (9, 0), (10, 0), (12, 0)):
+    for capability in ((7, 0), (7, 5), (8, 0), (8, 6), (9, 0), (10, 0), (12, 0)):
         assert gpus.kernels_for(capability, compiled)
+    # None of a GPU before Volta, for which an older environment is named.
+    assert not gpus.kernels_for((6, 1), compiled)
+    [one] = gpus.check_kernels([gpus.Gpu((6, 1)), gpus.Gpu((6, 1))], compiled, "2.10", (12, 8))
+    assert (one.level, one.fix) == ("fail", f"use an environment whose torch has them, such as {gpus.OLDEST}")
 
 
 def test_a_driver_that_is_not_brought_into_the_container(inside: Inside, devices: Path) -> None:
@@ -168,6 +182,25 @@ def test_a_driver_that_is_not_brought_into_the_container(inside: Inside, devices
     [one, *_] = found(inside, devices, nvml=False, libcuda=False)
     assert "Windows has a GPU" in one["what"]
     assert "/usr/lib/wsl/lib" in one["fix"]
+
+
+def test_nvml_without_cuda_sees_no_gpu(inside: Inside, devices: Path) -> None:
+    """As in a container that was started with NVIDIA_DRIVER_CAPABILITIES=utility: what NVML counts, no program can use."""
+    code = "from smoke_tests import machine; print(len(machine.visible_gpus().gpus))"
+    for libcuda, count in ((True, "2"), (False, "0")):
+        environ = inside.environ(gpus=2, libcuda=libcuda)
+        ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60)
+        assert ended.stdout.strip() == count
+    for options, level in (((), "warn"), (("--device", "cuda"), "fail")):
+        [one, *_] = found(inside, devices, "--remedies", "container", *options, gpus=2, libcuda=False)
+        assert (one["level"], one["where"]) == (level, "NVIDIA driver")
+        assert one["fix"] == "start with NVIDIA_DRIVER_CAPABILITIES=compute,utility"
+
+
+def test_the_first_gpu_of_a_kind_is_named() -> None:
+    cards = [nvml.Card(number, f"GPU-{number}", "Stub GPU", (10, 0), 0, 0, False, 0, 0) for number in range(2)]
+    [one] = gpus.check_kernels([gpus.Gpu((10, 0), card) for card in cards], ["sm_90"], "2.6", (12, 4))
+    assert one.where == "GPU 0 (Stub GPU)"
 
 
 def test_a_device_that_is_missing_or_forbidden(inside: Inside, devices: Path) -> None:
@@ -311,6 +344,18 @@ def test_shared_memory(tmp_path: Path, options: str, ranks: int | None, training
         one = host.shared_memory(ranks, container=True, training=training, folder=str(folder))
         assert (one.level, one.what, one.where) == (level, what, str(folder))
         assert "--shm-size 2g" in one.fix or "MiB" not in one.what or level == "ok"
+    finally:
+        subprocess.run(["umount", str(folder)], check=True, timeout=10)
+
+
+def test_shared_memory_that_others_fill(tmp_path: Path) -> None:
+    folder = mounted(tmp_path / "shm", "size=1100m")
+    try:
+        with (folder / "left").open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, 100 << 20)
+        one = host.shared_memory(2, container=True, training=True, folder=str(folder))
+        assert (one.level, one.fix) == ("warn", "delete what ended processes left there")
+        assert one.what.startswith("1000 MiB of 1100 MiB free, ")
     finally:
         subprocess.run(["umount", str(folder)], check=True, timeout=10)
 

@@ -26,7 +26,7 @@ from unittest.mock import patch
 
 import torch
 
-from smoke_tests import families, legs, needs, runtime
+from smoke_tests import endings, families, legs, needs, runtime
 from smoke_tests.checks import (
     RankContext,
     TrainingState,
@@ -852,7 +852,7 @@ def forgotten_moments() -> None:
 
 @sabotage
 def spoiled_save() -> None:
-    """Change one element of what the Trainer saves under ZeRO-2."""
+    """Change one element of what the Trainer saves under ZeRO-3."""
 
     @contextlib.contextmanager
     def fault(*_: Any) -> Iterator[None]:
@@ -870,7 +870,21 @@ def spoiled_save() -> None:
         with wrapped(Trainer, "save_model", spoil):
             yield
 
-    during(trainer, "resume", fault, stage=2, rank=0)
+    during(trainer, "resume", fault, stage=3, rank=0)
+
+
+@sabotage
+def no_persistence() -> None:
+    """Have the Trainer train under ZeRO-3 with a configuration that keeps no parameter whole."""
+    shipped = runtime.shipped_config
+
+    def without(stage: int, **kwargs: bool) -> dict[str, Any]:
+        config = shipped(stage, **kwargs)
+        config["zero_optimization"] |= {"stage3_param_persistence_threshold": 0}
+        return config
+
+    for step in ("train", "resume"):
+        during(trainer, step, lambda *_: patch.object(runtime, "shipped_config", without), stage=3)
 
 
 def _with_each_step(change: Callable[[Any], None]) -> Fault:
@@ -913,6 +927,25 @@ def partitioned_adapter() -> None:
             yield
 
     during(adapters, "lora", fault, stage=3)
+
+
+@sabotage
+def unscaled_merge() -> None:
+    """Merge a LoRA adapter under ZeRO-2 without its scale."""
+
+    @contextlib.contextmanager
+    def fault(*_: Any) -> Iterator[None]:
+        from peft.tuners.lora.layer import Linear
+
+        original = Linear.get_delta_weight
+
+        def unscaled(self: Any, adapter: str) -> torch.Tensor:
+            return original(self, adapter) / self.scaling[adapter]
+
+        with patch.object(Linear, "get_delta_weight", unscaled):
+            yield
+
+    during(adapters, "lora", fault, stage=2)
 
 
 @sabotage
@@ -1041,4 +1074,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    endings.leave(main(sys.argv[1:]))

@@ -31,7 +31,7 @@ def broken(lasting: Starter) -> Ended:
         *("--only", ",".join(sorted(STAGED | ALONE)), *SLOW),
         report=lasting.folder / "broken-users",
         sabotage=(
-            *("other_rate", "forgotten_moments", "moved_base", "partitioned_adapter", "thawed_vision"),
+            *("other_rate", "forgotten_moments", "moved_base", "unscaled_merge", "partitioned_adapter", "thawed_vision"),
             *("unmasked_attention", "unmasked_kernels", "unreduced_bucket", "longer_steps"),
         ),
         CXX="false",
@@ -105,19 +105,23 @@ def test_trainer_with_deepspeed_s_own_adamw(forgetful: Ended) -> None:
     assert_failed(forgetful, "trainer", 3, (0,), r" differs after the resume")
 
 
-def test_trainer_s_saved_model(saved: Ended) -> None:
-    assert_failed(saved, "trainer", 2, (0,), r"save_model: \S+norm\.weight differs$")
+def test_trainer_s_saved_model_and_persistence_threshold(saved: Ended) -> None:
+    whole = r"persistence threshold: expected some parameters whole and some partitioned, found 0 of \d+ whole"
+    assert_failed(saved, "trainer", 3, BOTH, rf"^(rank 0: )?{whole}(; save_model: \S+norm\.weight differs)?$")
+    spoiled, _ = saved.found("trainer", 3)["ranks"]
+    assert spoiled["detail"].endswith("norm.weight differs")
 
 
 @pytest.fixture(scope="module")
 def saved(lasting: Starter) -> Ended:
-    """Return a run in which only what the Trainer saves is broken."""
-    options = ("--only", "trainer", "--zero", "2", *SLOW)
-    return lasting.run(*options, report=lasting.folder / "saved", sabotage=("spoiled_save",), CXX="false")
+    """Return a run in which what the Trainer saves is broken, and its configuration keeps no parameter whole."""
+    options = ("--only", "trainer", "--zero", "3", *SLOW)
+    return lasting.run(*options, report=lasting.folder / "saved", sabotage=("spoiled_save", "no_persistence"), CXX="false")
 
 
 def test_lora(broken: Ended) -> None:
-    assert_failed(broken, "LoRA", 2, (0,), r"embed_tokens\.weight of the base changed")
+    merged = r"merged \S+\.weight is off by 0\.5 of what the adapter adds"
+    assert_failed(broken, "LoRA", 2, (0,), rf"embed_tokens\.weight of the base changed; .*{merged}")
     assert_failed(broken, "LoRA", 3, (0,), r"lora_[AB]\S* was saved with shape \[0\]")
 
 

@@ -39,7 +39,7 @@ class RecordedLayer(_Model):
 
     diff_id: Digest
     size: int = Field(ge=0)
-    content: str
+    content: str = Field(pattern=r"^[ -~]*$")  # it is printed, and could paint a terminal
 
 
 class RecordedImage(_Model):

@@ -22,7 +22,7 @@ _MOST = 10_000  # cells of a grid
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Block(_Model):

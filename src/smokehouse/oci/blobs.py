@@ -18,8 +18,8 @@ _REPEATED, _RESERVED = 1, 3  # kinds of blocks
 _GZIP = 16 + zlib.MAX_WBITS  # zlib's way to say that the stream has a header of gzip
 
 
-def unpacked_digest(blob: Path, media_type: str, limit: int, name: str) -> str:
-    """Return the digest of the stream in the file `blob`, empty where it has more than `limit` bytes.
+def unpacked_digest(blob: Path, media_type: str, limit: int, name: str) -> tuple[str, int]:
+    """Return digest and size of the stream in the file `blob`, an empty digest where it has more than `limit` bytes.
 
     The file has exactly one stream of `media_type`: programs differ in what they do with a second one, and with what is no
     stream at all. Raises UserError, calling the layer `name`.
@@ -30,12 +30,12 @@ def unpacked_digest(blob: Path, media_type: str, limit: int, name: str) -> str:
             for chunk in _unpack(file, media_type):
                 size += len(chunk)
                 if size > limit:
-                    return ""
+                    return "", size
                 digest.update(chunk)
         except (ValueError, EOFError, zlib.error, zstandard.ZstdError) as broken:
             kind = media_type.rpartition(".")[2]
             raise UserError(f"{name}: expected one stream of {kind}, found {broken}; do not trust this image") from None
-    return f"sha256:{digest.hexdigest()}"
+    return f"sha256:{digest.hexdigest()}", size
 
 
 def _unpack(file: IO[bytes], media_type: str) -> Iterator[bytes]:

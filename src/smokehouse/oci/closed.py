@@ -67,7 +67,7 @@ def check_index(data: bytes, name: str) -> dict[str, Any]:
         raise UserError(f"{name}: expected an index of exactly one image, found {count}; specify one image by its digest")
     entry = entries[0]
     try:
-        described = Descriptor.model_validate(entry)
+        described = Descriptor.model_validate(entry, by_alias=True, by_name=False)
     except ValidationError as invalid:
         raise UserError(f"{name}: invalid entry ({first_of(invalid, 'entry')}); do not trust this image") from None
     media_type = INDEX if described.media_type == INDEX else MANIFEST

@@ -104,7 +104,7 @@ _Document = TypeVar("_Document", bound=BaseModel)
 def parse(document: type[_Document], data: bytes, name: str) -> _Document:
     """Return `data` as a `document`; raises UserError, calling it `name`."""
     try:
-        return document.model_validate(strict_json.parse(data))
+        return document.model_validate(strict_json.parse(data), by_alias=True, by_name=False)
     except ValueError as invalid:
         raise UserError(
             f"{name}: invalid OCI document ({first_of(invalid, 'document')}); specify an OCI image, or build it again"

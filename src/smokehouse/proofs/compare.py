@@ -105,9 +105,10 @@ def _compare_layer(
         return [Difference(number, "(the whole layer)", f"expected {expected.content}, found no such layer")]
     name = f"layer {number} ({layer.short})"
     image.layout.verify_blob(layer)
-    found = unpacked_digest(image.layout.blob(layer.digest), layer.media_type, expected.size, name)
+    found, size = unpacked_digest(image.layout.blob(layer.digest), layer.media_type, expected.size, name)
     if found == expected.diff_id:
-        return []
+        problem = f"expected {expected.size} bytes, found {size}"
+        return [Difference(number, "(the whole layer)", problem)] if size != expected.size else []
     problem = f"expected {expected.diff_id} ({expected.content}), found {found or 'more bytes than that has'}"
     return [Difference(number, "(the whole layer)", problem), *(_explain(image, number, packed) if packed else ())]
 

@@ -20,7 +20,7 @@ from smokehouse.proofs.signing import Requirements, Signer
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class _SignedBy(_Model):

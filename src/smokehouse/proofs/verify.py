@@ -16,7 +16,7 @@ from smokehouse.images import contexts, record
 from smokehouse.images.assemble import Inputs, assemble
 from smokehouse.images.fetch import open_image, work_folder
 from smokehouse.images.labelled_wheels import compare_wheels
-from smokehouse.images.labels import EXTRA_WHEELS, ImageLabels
+from smokehouse.images.labels import EXTRA_WHEELS, SOURCE, ImageLabels
 from smokehouse.images.plan import plan_layers
 from smokehouse.images.record import RecordedImage
 from smokehouse.images.spec import ImageSpec
@@ -168,6 +168,8 @@ def _compare_with_record(subject: _Subject, options: VerifyOptions) -> Verificat
     recorded, current = record.require(subject.checkout, locked, labels.flavour)
     expected = recorded.with_source(labels.source)
     claims, differences = _compare_origin(subject, options)
+    if labels.source == recorded.labels.get(SOURCE, "") and image.digest != recorded.digest:
+        claims.append(f"digest {recorded.digest} in {record.NAME}, of the same layers compressed otherwise")
     if not current:
         claims.append(f"{record.NAME} is of other files of Smokehouse than this checkout has, as an older commit had")
     return replace(

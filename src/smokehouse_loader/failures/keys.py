@@ -7,6 +7,10 @@ _NEW_HEADS = (
     r"^(?:\w+\.){0,2}(?:score|classifier|classification_head|rm_head|reward_head|value_head|v_head|regression_head|qa_outputs|pooler|"
     r"summary|cls|projector_head|action_head|(?!lm_|output_)\w+_head)\.(?:\w+\.){0,4}(?:weight|bias)$"
 )
+# Buffers that checkpoints store: of routers, of normalisations, and the ranges of clipped layers.
+_BUFFERS = (
+    r"\.(?:e_score_correction_bias|running_mean|running_var|num_batches_tracked|(?:input|output)_(?:min|max))(?:\.weight)?$"
+)
 _MISSING = "newly initialized: "
 _NOT_USED = "Some weights of the model checkpoint at {} were not used when initializing {}: "
 _LORA = r"\.lora_[AB]\.|^base_model\.model\."
@@ -294,6 +298,19 @@ FAILURES = (
         source=f"{MEASURED}: 31 unexpected keys, none missing, no error",
         reproduction="drop_vision_tower",
         signs=(Sign(_NOT_USED), Sign("| UNEXPECTED |")),
+    ),
+    Failure(
+        name="buffers-not-loaded",
+        cause=(
+            "Under ZeRO-3 transformers before 5.6 loads buffers on rank 0 alone (4.x) or nowhere (5.0 to 5.5), without "
+            "an error: e_score_correction_bias of GLM-4.5 and DeepSeek-V3 stays 0, and their routers choose other experts."
+        ),
+        cure="load with load_model, which loads buffers on every rank, or use transformers 5.6 or later",
+        source=f"{MEASURED} on 4.57.6, 5.0.0 and 5.12.1; transformers issue #45397, fixed by PR #45402, released in 5.6.0",
+        reproduction="buffers_under_zero3",
+        signs=(Sign("| MISSING", all_names=_BUFFERS, log=("deepspeed || zero3 || ZeRO || zero_stage || ds_config",)),),
+        excludes=("missing-key", "text-only-class"),
+        question="Is transformers older than 5.6? From then on only buffers that the file lacks are reported as missing",
     ),
     Failure(
         name="missing-key",

@@ -200,6 +200,9 @@ PRINTED: dict[str, tuple[str, ...]] = {
     "has already been reduced. {} Gradient computed twice for this partition": (
         "deepspeed>=0.13.5 deepspeed/runtime/zero/stage_1_and_2.py",
     ),
+    "a function that returns multiple views. Such functions do not allow the output views to be modified inplace": (
+        "torch>=2.4.1 torch/lib/libtorch_cpu.so",
+    ),
     "Expected to mark a variable ready only once": ("torch>=2.4.1 torch/lib/libtorch_cpu.so",),
     "Expected to have finished reduction in the prior iteration before starting a new one": (
         "torch>=2.4.1 torch/lib/libtorch_cpu.so",

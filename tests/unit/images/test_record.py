@@ -45,7 +45,7 @@ def labels(locked: LockedEnvironment, **changes: Any) -> ImageLabels:
 def image(labels: ImageLabels) -> RecordedImage:
     """An image whose configuration has what Go escapes, and members in an order that is not sorted."""
     about = {"config": {"Env": ["A=<&>\u2028ü"], "Cmd": ["x"], "Labels": labels.as_dict()}, "rootfs": {"diff_ids": [DIFF_ID]}}
-    made = RecordedLayer(diff_id=DIFF_ID, size=7, content="all")
+    made = RecordedLayer(diff_id=DIFF_ID, size=7, content="")  # as of a lock without a package above the libraries
     name = f"sha256:{files.sha256(config.encode(about))}"
     return RecordedImage(id=name, digest=f"sha256:{'2' * 64}", layers=(made,), config=about)
 
@@ -123,6 +123,12 @@ def test_another_lock_is_out_of_date_and_other_files_are_known(checkout: Checkou
         lambda entry: entry["layers"][0].update(size=-1),
         lambda entry: entry["layers"][0].update(size="7"),
         lambda entry: entry["layers"][0].update(urls=[]),
+        lambda entry: entry["layers"][0].update(content="\x1b[2JVERIFIED"),
+        lambda entry: entry["layers"][0].update(content="all\n"),
+        lambda entry: entry.update(digest=f"sha256:{'A' * 64}"),
+        lambda entry: entry["config"]["rootfs"].update(diff_ids=[DIFF_ID, DIFF_ID]),
+        lambda entry: entry["config"]["config"]["Labels"].update({"io.smokehouse.environment": "other"}),
+        lambda entry: entry["config"]["config"]["Labels"].update({"io.smokehouse.with": "evil"}),
         lambda entry: entry.update(config={}),
         lambda entry: entry.update(config=[]),
         lambda entry: entry["config"].update(config=None),
