@@ -28,6 +28,8 @@ from smokehouse.programs import cosign as cosign_program
 from smokehouse.proofs import signing
 from smokehouse.proofs.signing import ForeignError, Signer
 from smokehouse.runs import complete, kubernetes, slurm
+from smokehouse.runs.slurm_job import Result
+from smokehouse.runs.slurm_queue import Allocation, Submitted
 from smokehouse.storage import files
 
 from ..unit.audits import records
@@ -268,14 +270,15 @@ def test_a_job_that_failed_has_not_passed(
     record_property("fault", "a job that fails")
     (tmp_path / "report.json").write_text(json.dumps(complete_reports.report(root)))
     (tmp_path / "result").touch()
-    first = SimpleNamespace(exception=lambda: None, result=lambda: code)
+    first = SimpleNamespace(exception=lambda: None, result=lambda: Result(code))
     job = SimpleNamespace(paths=SimpleNamespace(result_pickle=tmp_path / "result"), task=lambda _: first, job_id="7")
+    run = Submitted(job, Allocation("smoke", 1, 0, 60, {}), on_slurm=False)
     request: Any = SimpleNamespace(folder=tmp_path, environment=environment or complete_reports.NAME)
     if said:
         with pytest.raises(UserError, match=said):
-            slurm._conclude(Checkout(root), request, job, "COMPLETED", 0)
+            slurm._conclude(Checkout(root), request, run, 0)
         return
-    assert slurm._conclude(Checkout(root), request, job, "COMPLETED", 0) == 1
+    assert slurm._conclude(Checkout(root), request, run, 0) == 1
 
 
 @pytest.mark.parametrize("pods", [0, 1])

@@ -237,7 +237,7 @@ def test_what_the_doctor_creates_follows_the_schemas(kind: str, capsys: pytest.C
 def test_wrong_options_of_the_doctor_are_refused() -> None:
     with pytest.raises(UserError, match=r"doctor: expected options of --on kubernetes, found --zero; see --help"):
         targets.doctor(Checkout(ROOT), "kubernetes", "qwen2.5-vl", ["--image", IMAGE, "--zero", "3"])
-    with pytest.raises(UserError, match=r"--on lsf: expected kubernetes, found another engine"):
+    with pytest.raises(UserError, match=r"--on lsf: expected kubernetes or slurm, found another engine"):
         targets.doctor(Checkout(ROOT), "lsf", "qwen2.5-vl", [])
 
 
