@@ -21,7 +21,7 @@ from smokehouse.programs.kubectl import Cluster
 from smokehouse.runs import kubernetes, manifests, targets
 from smokehouse.runs.kubernetes import Request
 from tests.kubernetes.pods import expand
-from tests.kubernetes.schemas import resources
+from tests.kubernetes.schemas import compiled, resources, rules
 
 ROOT = Path(__file__).parents[3]
 FILES = ROOT / "cluster" / "kubernetes"
@@ -162,6 +162,23 @@ def test_a_schema_refuses_what_an_api_server_refuses() -> None:
     del manifests.pod_of(runtime)["containers"][0]["name"]
     manifests.pod_of(runtime)["containers"][0]["imagee"] = "x"
     assert len(SCHEMAS["ClusterTrainingRuntime"].problems(runtime)) == 2
+
+
+def test_rules_of_the_schemas_are_evaluated() -> None:
+    """A control of each kind, where an API server refuses what the schema alone would take; and all rules are valid."""
+    for resource in SCHEMAS.values():
+        assert all(compiled(rule) for rule in rules(resource.schema))
+    [runtime, _, job] = rendered()
+    job["metadata"]["name"] = "1-begins-with-a-digit"
+    job["spec"]["trainer"]["env"] = [{"name": "A", "value": "b"}]
+    job["spec"]["managedBy"] = "nobody"
+    runtime["spec"]["mlPolicy"] |= {"torch": {}, "mpi": {}}
+    jobset = rendered(kind="jobset")[-1]
+    jobset["spec"]["startupPolicy"] = {"startupPolicyOrder": "InOrder"}
+    jobset["spec"]["replicatedJobs"][0]["dependsOn"] = [{"name": "other", "status": "Ready"}]
+    for document, paths in ((job, {"", "spec.managedBy"}), (runtime, {"spec.mlPolicy"}), (jobset, {"spec"})):
+        found = SCHEMAS[document["kind"]].problems(document)
+        assert {problem.partition(":")[0] for problem in found} == paths, found
 
 
 def test_the_token_is_in_no_command_and_differs_between_runs() -> None:
