@@ -13,7 +13,7 @@ from smokehouse_loader.consensus import Consensus
 from smokehouse_loader.diagnosis import explain
 from smokehouse_loader.errors import Finding, LoadError, first_line, shortened
 from smokehouse_loader.failures import fix_for
-from smokehouse_loader.fit import Fit, check_checkpoint, refuse_unreadable
+from smokehouse_loader.fit import Fit, check_checkpoint, refuse_unreadable, required
 from smokehouse_loader.model_class import concrete_class, read_config
 
 # Arguments of from_pretrained that replace the checkpoint's files as the source of weights: nothing could be compared.
@@ -198,7 +198,8 @@ def _verify(model: Any, info: dict[str, Any], plan: _Plan, verify: str) -> Itera
     if plan.fit is None:
         return
     skipped = {mismatch.name for mismatch in plan.fit.mismatched}
-    if missing := sorted(set(info.get("missing_keys", ())) - compare.filled(model, plan.fit.plan) - skipped):
+    lacking = set(info.get("missing_keys", ())) - compare.filled(model, plan.fit.plan) - skipped
+    if missing := sorted(required(model, [*lacking])):
         what = f"transformers loaded nothing into {len(missing)} tensors ({shortened(missing)})"
         yield Finding("missing-key", str(plan.checkpoint.path), what, fix_for("missing-key"))
     yield from ready.problems(model)
