@@ -72,6 +72,7 @@ def load_model(
             model, info = _load(plan, path, kwargs)
     except Exception as error:
         raise _failure(consensus, path, error) from error
+    zero.drop_copies(model)
     wrong, findings = _caught(lambda: [*_verify(model, info, plan, verify)])
     consensus.agree([*(wrong or ()), *findings])
     if plan.fit is not None:
