@@ -18,6 +18,12 @@ FILES, FILES_OF_TRAINING = 256, 4096
 # Bytes of the largest file of a smoke run, and of a checkpoint in training.
 FILE_SIZE, FILE_SIZE_OF_TRAINING = 256 << 20, 1 << 40
 _CONNECT_DEADLINE = 5.0  # seconds
+_OF_SLURM = "SLURMD_NODENAME"
+
+
+def node_name() -> str:
+    """Return what this machine is called: in a job of Slurm as Slurm calls it, which --exclude and scontrol take."""
+    return os.environ.get(_OF_SLURM) or socket.gethostname()
 
 
 def shared_memory(ranks: int | None, *, container: bool, training: bool, folder: str = "/dev/shm") -> Finding:  # noqa: S108 - it is asked about
@@ -36,6 +42,9 @@ def shared_memory(ranks: int | None, *, container: bool, training: bool, folder:
     if size < SHARED:
         level: Level = "fail" if training else "warn"
         return Finding(level, f"{size >> 20} MiB, NCCL and data loaders need {SHARED >> 20} MiB", folder, fix)
+    if free < SHARED:
+        what = f"{free >> 20} MiB of {size >> 20} MiB free, NCCL and data loaders need {SHARED >> 20} MiB"
+        return Finding("warn", what, folder, "delete what ended processes left there")
     return ok(folder, f"{size >> 20} MiB, {free >> 20} MiB free")
 
 

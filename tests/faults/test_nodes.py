@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from smoke_tests import options as options_of_smoke
 from smoke_tests import page, report
 from smoke_tests.options import InputError
 from smoke_tests.ranks import agent, nodes, transport
+from smoke_tests.ranks.channel import Fatal
 from smoke_tests.ranks.gathering import Gathering
 from smoke_tests.ranks.transport import TcpListener
 
@@ -124,6 +126,26 @@ def test_agent_whose_supervisor_dies_ends(run: Nodes) -> None:
     assert (code, "lost the supervisor" in said) == (1, True), said
 
 
+def test_error_of_a_nodes_own_is_no_lost_supervisor(run: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both the node and, for its report, node 0 say what the system refused, and where."""
+    remote = supervised(run, tmp_path, monkeypatch)
+    remote.tell("start", "job", file=str(tmp_path / "none"))
+    expected = f"{tmp_path / 'none'}: No such file or directory; fix it and run it again"
+    assert ended(run.started[0]) == (1, f"smoke: node 1: {expected}")
+    with remote.connection:
+        messages = [one.message for one in remote.receiver.feed(remote.connection.recv(1 << 16))]
+    assert messages == [Fatal(expected)]
+
+
+def test_node_is_called_as_slurm_calls_it(run: Nodes) -> None:
+    """That is what --exclude takes; the host may have another name."""
+    image = f"sha256:{'0' * 64}"
+    first = run.start(0, "--image", image, environ={"SLURMD_NODENAME": "gpu06"})
+    second = run.start(1, environ={"SLURMD_NODENAME": "gpu07"})
+    assert ended(first)[1].startswith("node 1 (gpu07): expected image ")
+    assert "node 1 (gpu07)" in ended(second)[1]
+
+
 @pytest.mark.parametrize(
     ("options", "environ", "expected"),
     [
@@ -142,6 +164,19 @@ def test_invalid_options(run: Nodes, options: tuple[str, ...], environ: dict[str
 
 
 # a supervisor alone, with agents of the test
+
+
+def supervised(run: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> nodes.RemoteNode:
+    """Return a real agent as its supervisor sees it, once it has joined."""
+    monkeypatch.setenv(transport.TOKEN, TOKEN)
+    listener = TcpListener("127.0.0.1", run.port, TOKEN)
+    run.start(1)
+    arguments = ["--environment", NAME, "--stack", str(run.root / "environments" / NAME / "stack.toml"), "--device", "cpu"]
+    arguments += ["--lock", str(run.root / "lockfiles" / NAME), "--report", str(tmp_path), "--nodes", "2", "--node-rank", "0"]
+    facts = agent.facts(options_of_smoke.read([*arguments, "--endpoint", f"127.0.0.1:{run.port}"]), "127.0.0.1", run.port)
+    [found] = Gathering(listener, 2, DEADLINE).gather(facts, tmp_path)
+    listener.close()
+    return found
 
 
 @pytest.fixture

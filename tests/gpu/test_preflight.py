@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -68,6 +69,13 @@ CASES: dict[str, tuple[dict[str, object], str, str, str, str]] = {
     "nvml fails": ({"nvml_error": 9}, "warn", "NVML", "Driver Not Loaded; 1 GPUs found by CUDA itself", "utility"),
     "mig": ({"mig": 1}, "warn", "GPU 0 (Stub GPU)", MIG, "--nproc 1"),
     "mig by uuid": ({"mig": 1, "CUDA_VISIBLE_DEVICES": "MIG-0123"}, "warn", "MIG", MIG, "--nproc 1"),
+    "no such GPU": (
+        {"gpus": 2, "CUDA_VISIBLE_DEVICES": "7,0"},
+        "warn",
+        "GPUs",
+        "no GPU is visible with CUDA_VISIBLE_DEVICES='7,0'",
+        "check nvidia-smi",
+    ),
     "prohibited": ({"compute_mode": 2}, "fail", "GPU 0 (Stub GPU)", "compute mode is prohibited", "nvidia-smi -i 0 -c DEFAULT"),
     "exclusive": (
         {"compute_mode": 3, "processes": 1},
@@ -336,6 +344,18 @@ def test_shared_memory(tmp_path: Path, options: str, ranks: int | None, training
         one = host.shared_memory(ranks, container=True, training=training, folder=str(folder))
         assert (one.level, one.what, one.where) == (level, what, str(folder))
         assert "--shm-size 2g" in one.fix or "MiB" not in one.what or level == "ok"
+    finally:
+        subprocess.run(["umount", str(folder)], check=True, timeout=10)
+
+
+def test_shared_memory_that_others_fill(tmp_path: Path) -> None:
+    folder = mounted(tmp_path / "shm", "size=1100m")
+    try:
+        with (folder / "left").open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, 100 << 20)
+        one = host.shared_memory(2, container=True, training=True, folder=str(folder))
+        assert (one.level, one.fix) == ("warn", "delete what ended processes left there")
+        assert one.what.startswith("1000 MiB of 1100 MiB free, ")
     finally:
         subprocess.run(["umount", str(folder)], check=True, timeout=10)
 

@@ -95,7 +95,12 @@ def require_toolkit(locked: LockedEnvironment, environ: Mapping[str, str], *, de
         return Toolkit(names, devel=True)
     compilers = {variable: environ.get(variable) or default for variable, default in (("CC", "gcc"), ("CXX", "g++"))}
     found = {variable: shutil.which(program, path=environ.get("PATH")) for variable, program in compilers.items()}
-    remedy = "install with --devel, which has the compilers and the toolkit, without --only pip"
+    has_devel = any(package.name == _COMPILER for package in locked.lock.conda)
+    remedy = (
+        "install with --devel, which has the compilers and the toolkit, without --only pip"
+        if has_devel
+        else "install it, or set CC, CXX and CUDA_HOME; this lock has no compilers and no toolkit for --devel"
+    )
     for variable, path in found.items():
         if not path:
             raise UserError(f"--ops aot: expected a compiler, {compilers[variable]} ({variable}) not found; {remedy}")
@@ -146,7 +151,7 @@ def compile_ahead(folder: Path, python: str, toolkit: Toolkit, environ: Mapping[
         ended = run(
             [folder / "bin" / "python", "-c", _COMPILE, out, *toolkit.names],
             deadline=_DEADLINE,
-            environ={**environ, **toolkit.variables(folder)},
+            environ={**environ, **toolkit.variables(folder), **_linkable(toolkit.cuda_home, Path(out))},
             cwd=packages / _PACKAGE / "ops",  # to which the builders' paths are relative
         )
         built = {op: list(Path(out).glob(f"{_FOLDER}/{op}_op*.so")) for op in toolkit.names}
@@ -158,6 +163,20 @@ def compile_ahead(folder: Path, python: str, toolkit: Toolkit, environ: Mapping[
         for [path] in built.values():
             files.write(packages / _FOLDER / path.name, path.read_bytes())
     _record(packages, toolkit, info)
+
+
+def _linkable(cuda_home: Path | None, out: Path) -> dict[str, str]:
+    """Return variables with which gcc finds the CUDA runtime of NVIDIA's wheels, which have it as libcudart.so.13 alone.
+
+    A toolkit has libcudart.so in lib64, where torch has the linker look. Links it in `out` where there is none.
+    """
+    if not cuda_home or list(cuda_home.glob("lib*/libcudart.so")):
+        return {}
+    numbered = sorted((cuda_home / "lib").glob("libcudart.so.[0-9]*"))
+    if not numbered:
+        return {}
+    (out / "libcudart.so").symlink_to(numbered[0].absolute())
+    return {"LIBRARY_PATH": os.pathsep.join(filter(None, (str(out), os.environ.get("LIBRARY_PATH"))))}
 
 
 def _record(packages: Path, toolkit: Toolkit, torch: Mapping[str, str]) -> None:

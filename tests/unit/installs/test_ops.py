@@ -4,10 +4,16 @@ import base64
 import hashlib
 import io
 import json
+import subprocess
 import zipfile
 from pathlib import Path
 
 import pytest
+
+from smokehouse import locks
+from smokehouse.checkout import Checkout
+from smokehouse.errors import UserError
+from smokehouse.installs import ops
 
 from ..channel import Channel
 from ..conftest import Index, TestCheckout
@@ -59,8 +65,10 @@ class BuildExtension:
             target = folder / (name + sysconfig.get_config_var("EXT_SUFFIX"))
             defines = [f'-DNAME="{name}"', f"-DINIT=PyInit_{name}"]
             include = "-I" + sysconfig.get_paths()["include"]
-            subprocess.run([os.environ["CC"], "-shared", "-fPIC", *one.flags, *defines, include, "-o", target, one.source],
-                           check=True)
+            home = os.environ.get("CUDA_HOME")
+            libraries = [f"-L{home}/lib64", "-Wl,--as-needed", "-lcudart"] if home and one.op == "fused_adam" else []
+            subprocess.run([os.environ["CC"], "-shared", "-fPIC", *one.flags, *defines, include, "-o", target, one.source,
+                            *libraries], check=True)
 """
 INSTALLED = """\
 version='0.15.4'
@@ -148,8 +156,11 @@ def add_packages(index: Index, cuda: str) -> None:
     index.put("setuptools-75.0-py3-none-any.whl", package("setuptools", "75.0", {"setuptools/__init__.py": distribution}))
 
 
-def toolkit(folder: Path, release: str = "12.6", *, headers: bool = True) -> Path:
-    """Write what the installation needs to see of a CUDA toolkit."""
+def toolkit(folder: Path, release: str = "12.6", *, headers: bool = True, runtime: str = "lib64/libcudart.so") -> Path:
+    """Write what the installation needs to see of a CUDA toolkit, with its `runtime` library."""
+    library = folder / runtime
+    library.parent.mkdir(parents=True)
+    subprocess.run(["gcc", "-shared", "-x", "c", "/dev/null", "-o", str(library)], check=True, timeout=60)
     nvcc = folder / "bin" / "nvcc"
     nvcc.parent.mkdir(parents=True)
     nvcc.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {release}, V{release}.1'\n")
@@ -204,8 +215,9 @@ def test_without_the_option_there_are_none(cpu: TestCheckout, target: Path, comm
     assert cpu.run("install", "tiny", str(target), "--check").returncode == 0
 
 
-def test_with_cuda_both(gpu: TestCheckout, target: Path, command: list[str], tmp_path: Path) -> None:
-    ended = gpu.run(*command, CUDA_HOME=str(toolkit(tmp_path / "cuda")))
+@pytest.mark.parametrize("runtime", ["lib64/libcudart.so", "lib/libcudart.so.12"], ids=["toolkit", "wheels of NVIDIA"])
+def test_with_cuda_both(gpu: TestCheckout, target: Path, command: list[str], tmp_path: Path, runtime: str) -> None:
+    ended = gpu.run(*command, CUDA_HOME=str(toolkit(tmp_path / "cuda", runtime=runtime)))
     assert ended.returncode == 0, ended.stderr
     torch = {"version": "2.6", "bf16_support": False, "cuda_version": "12.4"}
     assert loaded(target) == [{op: f"deepspeed.ops.adam.{op}_op" for op in OPS}, "cuda", torch]
@@ -244,11 +256,19 @@ def test_refused_before_anything_is_installed(
         environ["CXX"] = "g++-of-nobody"
         said = "expected a compiler, g++-of-nobody (CXX) not found"
     ended = gpu.run(*command, **environ)
-    remedy = "install with --devel, which has the compilers and the toolkit, without --only pip"
+    remedy = "install it, or set CC, CXX and CUDA_HOME; this lock has no compilers and no toolkit for --devel"
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr == f"smokehouse: --ops aot: {said}; {remedy}\n"
     assert not target.exists()
     assert not index.downloads
+
+
+@pytest.mark.parametrize(("name", "devel"), [("qwen2.5-vl", True), ("qwen2.5-vl-cuda13", False)])
+def test_the_remedy_is_one_that_the_lock_has(name: str, devel: bool) -> None:
+    locked = locks.load(Checkout(Path(__file__).parents[3]), name)
+    with pytest.raises(UserError, match="install with --devel" if devel else "this lock has no compilers") as raised:
+        ops.require_toolkit(locked, {"PATH": "/nowhere"}, devel=False)
+    assert ("install with --devel" in str(raised.value)) == devel
 
 
 def test_devel_without_a_compiler_in_the_lock(gpu: TestCheckout, target: Path) -> None:
