@@ -46,6 +46,16 @@ def main(arguments: list[str]) -> int:
     except (OSError, ImportError) as error:
         print(f"smoke: {_explained(error)}", file=sys.stderr)
         return 2
+    except MemoryError:
+        print("smoke: out of memory; free memory, or raise its limit (ulimit -v)", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if "can't start new thread" not in str(error):
+            raise
+        print(
+            f"smoke: {error}; free memory, or raise the limits of processes and memory (ulimit -u, ulimit -v)", file=sys.stderr
+        )
+        return 2
     except KeyboardInterrupt:
         print("smoke: interrupted before the first rank started", file=sys.stderr)
         return 1
@@ -63,4 +73,4 @@ def _explained(error: OSError | ImportError) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    endings.leave(main(sys.argv[1:]))

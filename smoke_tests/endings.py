@@ -68,6 +68,17 @@ def _leave(number: int, _frame: object) -> NoReturn:
     sys.exit(128 + number)
 
 
+def leave(code: int) -> NoReturn:
+    """End this process with `code` and without tearing its modules down.
+
+    With torch, transformers and deepspeed imported that takes a second of CPU, and some of their libraries print what they
+    leaked. The report is written, and no child is left, before the end.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
+
+
 def remedy(error: OSError) -> str:
     """Return what to do about an error of the system."""
     return next((text for text, numbers in _REMEDIES.items() if error.errno in numbers), "fix it and run it again")

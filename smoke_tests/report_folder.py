@@ -7,13 +7,13 @@ import os
 import re
 import secrets
 import shutil
-import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from smoke_tests import options as options_module
 from smoke_tests import report
+from smoke_tests.machine.host import node_name
 from smoke_tests.options import InputError
 
 LOCK = ".lock"
@@ -105,7 +105,7 @@ def _clean(folder: Path, handle: int) -> Path:
     shutil.rmtree(folder / "logs", ignore_errors=True)
     (folder / "logs").mkdir()
     work = folder / f"{_WORK}{secrets.token_hex(8)}"
-    text = json.dumps({"kind": _KIND, "process": os.getpid(), "host": socket.gethostname(), "work": work.name})
+    text = json.dumps({"kind": _KIND, "process": os.getpid(), "host": node_name(), "work": work.name})
     # Before the folder is there, so that the next run removes what one that is killed leaves. In place, as others wait for it.
     os.pwrite(handle, f"{text}\n".encode().ljust(os.fstat(handle).st_size), 0)
     work.mkdir(mode=0o700)

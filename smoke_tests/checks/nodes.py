@@ -4,7 +4,6 @@ import hashlib
 import importlib.metadata
 import os
 import platform
-import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from smoke_tests import report
 from smoke_tests.checks.context import RankContext, TrainingState
 from smoke_tests.machine import nccl_log
+from smoke_tests.machine.host import node_name
 from smoke_tests.outcome import Outcome, failed, judged, passed
 
 # Seconds by which clocks may differ: more confuses file times on a shared disk, and with them builds and checkpoints.
@@ -34,7 +34,7 @@ def nodes(context: RankContext, _: TrainingState) -> Outcome:
     if skew > MOST_SKEW:
         problems.append(f"clocks: expected a difference of {MOST_SKEW:.0f} s at most, found {skew:.1f} s; run chrony or ntpd")
     hosts = len({one["node"] for one in found})
-    return judged(problems, f"{hosts} nodes alike, clocks within {skew:.3f} s", skew=skew, host=socket.gethostname())
+    return judged(problems, f"{hosts} nodes alike, clocks within {skew:.3f} s", skew=skew, host=node_name())
 
 
 def facts(context: RankContext) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def facts(context: RankContext) -> dict[str, Any]:
     variables = {name: value for name, value in os.environ.items() if name.startswith("NCCL_") and name not in _OWN}
     return {
         "node": context.node,
-        "host": socket.gethostname(),
+        "host": node_name(),
         "lock": _short("\n".join(f"{name} {digest}" for name, digest in digests.items())),
         "image": context.image or "none",
         "python": platform.python_version(),

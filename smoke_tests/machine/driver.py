@@ -69,7 +69,9 @@ def check(cuda: tuple[int, int] | None, what: str, visible: Visible, *, required
     yield from _devices(places, version)
     if not visible.gpus:
         fix = "check nvidia-smi and CUDA_VISIBLE_DEVICES"
-        yield Finding("fail" if required else "warn", f"driver {version or 'found'}, but no GPU is visible", "GPUs", fix)
+        chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        by = "" if chosen is None else f" with CUDA_VISIBLE_DEVICES={chosen[:80]!r}"
+        yield Finding("fail" if required else "warn", f"driver {version or 'found'}, but no GPU is visible{by}", "GPUs", fix)
     if cuda:
         yield _age(version, supported, cuda, what)
     newest = max((gpu.capability[0] for gpu in visible.gpus), default=0)

@@ -18,6 +18,12 @@ FILES, FILES_OF_TRAINING = 256, 4096
 # Bytes of the largest file of a smoke run, and of a checkpoint in training.
 FILE_SIZE, FILE_SIZE_OF_TRAINING = 256 << 20, 1 << 40
 _CONNECT_DEADLINE = 5.0  # seconds
+_OF_SLURM = "SLURMD_NODENAME"
+
+
+def node_name() -> str:
+    """Return what this machine is called: in a job of Slurm as Slurm calls it, which --exclude and scontrol take."""
+    return os.environ.get(_OF_SLURM) or socket.gethostname()
 
 
 def shared_memory(ranks: int | None, *, container: bool, training: bool, folder: str = "/dev/shm") -> Finding:  # noqa: S108 - it is asked about

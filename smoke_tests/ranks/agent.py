@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from smoke_tests import preflight, report
+from smoke_tests.endings import remedy
 from smoke_tests.machine import visible_gpus
+from smoke_tests.machine.host import node_name
 from smoke_tests.options import InputError, Options
 from smoke_tests.ranks import processes, transport
 from smoke_tests.ranks.brief import Brief
-from smoke_tests.ranks.channel import Channel, Ended, Facts, Left, Looked, Order, Reach
+from smoke_tests.ranks.channel import Channel, Ended, Facts, Fatal, Left, Looked, LostError, Order, Reach
 from smoke_tests.ranks.nodes import LocalNode
 
 # Seconds that a node waits for the supervisor, which may have to be scheduled, and imports torch first.
@@ -45,7 +47,7 @@ def facts(options: Options, host: str, port: int) -> dict[str, Any]:
         "image": options.image,
         "smoke_tests": _digest(),
         "gpus": 0 if options.device == "cpu" else len(visible_gpus().gpus),
-        "host": socket.gethostname(),
+        "host": node_name(),
         "address": host,
         "port": port,
         "machine": preflight.machine(),
@@ -106,12 +108,23 @@ class Agent:
             channel.send(Facts(facts(self._options, self._host, self._door.getsockname()[1])))
             print(f"smoke: node {self._options.node_rank}: joined {self._options.endpoint}", flush=True)
             return self._serve(channel)
-        except OSError as error:
-            print(f"smoke: node {self._options.node_rank}: lost the supervisor ({error}); see node 0", file=sys.stderr)
+        except LostError as error:
+            why = error.strerror or error
+            print(f"smoke: node {self._options.node_rank}: lost the supervisor ({why}); see node 0", file=sys.stderr)
             return 1
+        except OSError as error:  # of this node, which nobody else can know
+            return self._fail(f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}; {remedy(error)}")
         finally:
             processes.stop_children()
             self._door.close()
+
+    def _fail(self, problem: str) -> int:
+        """Say why this node cannot go on, to node 0, too, and return the exit code."""
+        print(f"smoke: node {self._options.node_rank}: {problem}", file=sys.stderr)
+        if self._channel:
+            with contextlib.suppress(LostError):
+                self._channel.send(Fatal(problem))
+        return 1
 
     def _forget(self) -> None:
         """Close, in a launcher, what is this process's: whoever writes to it speaks for the node."""
@@ -156,11 +169,8 @@ class Agent:
                         channel.send(Left(job, code))
 
     def _orders(self, channel: Channel) -> list[Order]:
-        """Return the orders that have arrived. Raises OSError where the supervisor is gone."""
-        chunk = channel.socket.recv(1 << 16)
-        if not chunk:
-            raise ConnectionResetError(104, "connection closed")
-        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        """Return the orders that have arrived. Raises LostError where the supervisor is gone."""
+        *lines, self._rest = (self._rest + channel.receive()).split(b"\n")
         return [Order.decode(line) for line in lines]
 
     def _obey(self, channel: Channel, order: Order) -> None:

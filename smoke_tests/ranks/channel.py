@@ -32,6 +32,7 @@ Both sides run the same version of this module. A line that breaks these rules i
 """
 
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -60,6 +61,10 @@ VERDICTS = ("passed", "failed", "known-issue")  # that a rank can give; whether 
 
 class ProtocolError(Exception):
     """A line that is not a message of this protocol."""
+
+
+class LostError(OSError):
+    """The supervisor, or the network to it, is gone; other errors of the system are of this machine."""
 
 
 class ImpostorError(ProtocolError):
@@ -104,7 +109,7 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Fatal:
-    """A rank raised in the step `check`, or a launcher could not start its ranks."""
+    """A rank raised in the step `check`, a launcher could not start its ranks, or an agent cannot go on."""
 
     error: str
     check: str = ""
@@ -317,8 +322,21 @@ class Channel:
         self.send(hello)
 
     def send(self, message: Message) -> None:
-        """Send a message. Raises OSError when the supervisor is gone."""
-        self.socket.sendall(encode(message, time.monotonic()))
+        """Send a message. Raises LostError when the supervisor is gone."""
+        try:
+            self.socket.sendall(encode(message, time.monotonic()))
+        except OSError as error:
+            raise LostError(*error.args) from error
+
+    def receive(self) -> bytes:
+        """Return what has arrived, at least a byte. Raises LostError when the supervisor is gone."""
+        try:
+            chunk = self.socket.recv(1 << 16)
+        except OSError as error:
+            raise LostError(*error.args) from error
+        if not chunk:
+            raise LostError(errno.ECONNRESET, "connection closed")
+        return chunk
 
     def fileno(self) -> int:
         """Return the connection's descriptor, for `faulthandler`."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from smoke_tests.options import InputError
 from smoke_tests.ranks import agent, channel, nodes, transport
-from smoke_tests.ranks.channel import Facts, Hello, ProtocolError, Reach, Receiver
+from smoke_tests.ranks.channel import Facts, Fatal, Hello, ProtocolError, Reach, Receiver
 from smoke_tests.ranks.nodes import RemoteNode, name
 from smoke_tests.ranks.transport import Listener
 
@@ -102,7 +102,12 @@ class Gathering:
                     self._read(key.data)
             self._drop_strangers()
             if lost := [node for node in self._nodes.values() if node.lost]:
-                raise InputError(f"{name(lost[0])}: expected it to join the run, found it gone; see its output")
+                said = next((node for node in lost if node.problem), None)
+                raise InputError(
+                    nodes.ended(said)
+                    if said
+                    else f"{name(lost[0])}: expected it to join the run, found it gone; see its output"
+                )
 
     def _accept(self) -> None:
         try:
@@ -149,4 +154,6 @@ class Gathering:
             self._nodes[number].take(message)
         if isinstance(message, Reach):
             self._nodes[number].unreachable = message.unreachable
+        if isinstance(message, Fatal):
+            self._nodes[number].problem = message.error
         return self._nodes[number]

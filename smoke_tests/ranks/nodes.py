@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from smoke_tests.machine.host import node_name
 from smoke_tests.ranks import processes
 from smoke_tests.ranks.brief import Brief
 from smoke_tests.ranks.channel import Facts, Order, ProtocolError, Receiver
@@ -49,7 +50,7 @@ class LocalNode:
 
     def __init__(self, start_method: str, forget: Callable[[], None] = lambda: None) -> None:
         """Start launchers with this method, `fork` or `spawn`; one that is forked calls `forget` first."""
-        self.host = socket.gethostname()
+        self.host = node_name()
         self._start_method, self._forget = start_method, forget
         self._launchers: dict[str, int] = {}
 
@@ -108,6 +109,7 @@ class RemoteNode:
         self.ended: dict[str, bool] = {}
         self.states: Mapping[str, str] | None = None
         self.lost = False
+        self.problem = ""  # why its agent could not go on, as it said itself
         self.pump: Callable[[float], bool] = lambda _: False
 
     def take(self, message: Facts) -> None:
@@ -164,6 +166,11 @@ class RemoteNode:
         deadline = time.monotonic() + patience
         while not condition() and not self.lost and (left := deadline - time.monotonic()) > 0:
             self.pump(min(left, 0.5))
+
+
+def ended(remote: RemoteNode) -> str:
+    """Return why a node is lost, in words."""
+    return f"{name(remote)}: {remote.problem}" if remote.problem else f"{name(remote)} was lost"
 
 
 def differences(base: Mapping[str, Any], facts: Mapping[str, Any]) -> str:

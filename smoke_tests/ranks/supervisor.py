@@ -57,6 +57,13 @@ _WAITING = 10_000
 READY_DEADLINE = 600.0
 
 
+def _interruption(number: int) -> str:
+    """Return a signal in words, with who sends it where that is likely."""
+    of_slurm = number == signal.SIGTERM and "SLURM_JOB_ID" in os.environ
+    sender = ", which Slurm sends at the time limit, for scancel, and to the other nodes of one that fails," if of_slurm else ""
+    return signal.Signals(number).name + sender
+
+
 class Supervisor:
     """Owner of all processes of a run. Use as a context manager: on exit, no process is left.
 
@@ -156,12 +163,14 @@ class Supervisor:
             self._handle(1.0)
             late = [remote for remote in late if "ready" not in remote.facts]
         if self._interrupted:
-            raise InputError(f"smoke: interrupted by {signal.Signals(self._interrupted).name} before the first rank started")
+            raise InputError(f"smoke: interrupted by {_interruption(self._interrupted)} before the first rank started")
         for remote in self._remote.values():
             if problem := remote.facts.get("problem"):
                 raise InputError(f"{nodes.name(remote)}: {problem}")
         if late:
             gone = next((remote for remote in late if remote.lost), late[0])
+            if gone.problem:
+                raise InputError(nodes.ended(gone))
             raise InputError(
                 f"{nodes.name(gone)}: expected it to import torch and the rest within {READY_DEADLINE:.0f} s, found it "
                 f"{'gone' if gone.lost else 'still at it'}; see its output, and whether its file system is slow"
@@ -178,6 +187,8 @@ class Supervisor:
                 remote.ended[message.job] = message.whole
             case Looked():
                 remote.states = message.states
+            case Fatal():
+                remote.problem = message.error
             case _:
                 raise ProtocolError(f"rank channel: expected what an agent sends, found {type(message).__name__.lower()}")
 
@@ -228,14 +239,15 @@ class Supervisor:
         if self.fatal:
             return
         if lost := [remote for remote in self._remote.values() if remote.lost]:
-            self.fatal = f"{nodes.name(lost[0])} was lost: its agent or the network to it is gone; logs: {self._brief.logs}"
+            first = next((remote for remote in lost if remote.problem), lost[0])
+            why = "" if first.problem else ": its agent or the network to it is gone"
+            self.fatal = f"{nodes.ended(first)}{why}; logs: {self._brief.logs}"
             return
         if self._interrupted:
             places = ", ".join(
                 f"rank {rank.number} in {r.where(rank)}" for r in self._running.values() for rank in r.ranks if not rank.done
             )
-            name = signal.Signals(self._interrupted).name
-            self.fatal = f"interrupted by {name}" + (f" with {places}" if places else "")
+            self.fatal = f"interrupted by {_interruption(self._interrupted)}" + (f" with {places}" if places else "")
             return
         for running in list(self._running.values()):
             self._check(running)

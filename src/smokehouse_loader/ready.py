@@ -101,7 +101,10 @@ def _tied_embeddings(model: Any, state: dict[str, Any]) -> Iterator[tuple[str, .
     if not (getattr(text, "tie_word_embeddings", False) and getattr(config, "tie_word_embeddings", False)):
         return
     names = {id(tensor): name for name, tensor in state.items()}
-    modules = (model.get_input_embeddings(), model.get_output_embeddings())
+    try:
+        modules = (model.get_input_embeddings(), model.get_output_embeddings())
+    except NotImplementedError:  # a model without a vocabulary
+        return
     found = [names.get(id(getattr(module, "weight", None))) for module in modules]
     if all(found):
         yield tuple(str(name) for name in found)

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.conftest import checkout, index, packages, server, uv_cache  # noqa: F401 - fixtures of a checkout
+from tests.unit.matrix.conftest import with_grid  # noqa: F401 - a fixture
+
 from .slurm_cluster import NODES, Cluster
 
 # Starts one rank on its node, as torchrun with --nproc-per-node=1 does; the rest of its options is for the rendezvous.

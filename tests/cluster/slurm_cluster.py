@@ -8,6 +8,7 @@ use it with SLURM_CONF=FOLDER/slurm.conf. It is in the foreground of nobody: `st
 import contextlib
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -89,9 +90,13 @@ class Cluster:
             self.start_node(node)
         self.wait_until(lambda: self.run("sinfo", "-h", "-o", "%t").split() == ["idle"], "all nodes are idle", 20.0)
 
-    def start_node(self, node: str) -> None:
-        """Start a node's slurmd."""
-        self.run("slurmd", "-N", node)
+    def start_node(self, node: str, mounts: Mapping[Path, Path] | None = None) -> None:
+        """Start a node's slurmd, for whose jobs each file or folder of `mounts` lies at the place that it is mapped to."""
+        command = ["slurmd", "-N", node]
+        if mounts:
+            bound = " && ".join(shlex.join(["mount", "--bind", str(what), str(place)]) for what, place in mounts.items())
+            command = ["unshare", "--mount", "sh", "-c", f"{bound} && exec {shlex.join(command)}"]
+        self.run(*command)
 
     def run(self, *command: str, environ: Mapping[str, str] | None = None) -> str:
         """Run a command of Slurm, which has to succeed, and return its standard output."""

@@ -1,13 +1,17 @@
 """`smokehouse smoke NAME --on slurm` on a real Slurm, as a user types it."""
 
 import contextlib
+import hashlib
 import json
 import os
+import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -19,13 +23,15 @@ from .slurm_cluster import Cluster
 DEADLINE = 400.0
 
 
-def start(root: Path, cluster: Cluster, report: Path, *options: str) -> subprocess.Popen[str]:
+def start(
+    root: Path, cluster: Cluster, report: Path, *options: str, environ: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
     """Start the verb for a run over two nodes on CPUs."""
     command = [sys.executable, "-m", "smokehouse", "smoke", NAME, "--on", "slurm", "--nodes", "2", "--gpus", "0"]
     return subprocess.Popen(
         [*command, "--report", str(report), *options],
         cwd=root,
-        env=cluster.environ | {"PYTHONPATH": str(root / "src")},
+        env=cluster.environ | {"PYTHONPATH": str(root / "src")} | dict(environ or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -41,6 +47,53 @@ def drained(cluster: Cluster) -> Iterator[Cluster]:
     cluster.run("scontrol", "update", "NodeName=n[1-3]", "State=RESUME")
 
 
+@dataclass(frozen=True)
+class Hold:
+    """Keeps the smoke test off node n2 until it is released, by a prolog of srun; node 0 waits for it, at its endpoint."""
+
+    environ: dict[str, str]
+    file: Path
+
+    def release(self) -> None:
+        """Let n2 start."""
+        self.file.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def hold(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hold]:
+    """Yield what holds n2; in the end it is released."""
+    folder = tmp_path_factory.mktemp("hold")
+    prolog, file = folder / "prolog", folder / "held"
+    prolog.write_text(f'#!/bin/sh\nwhile [ "$SLURMD_NODENAME" = n2 ] && [ -e {file} ]; do sleep 0.1; done >&2\n')
+    prolog.chmod(0o755)
+    file.touch()
+    found = Hold({"SLURM_TASK_PROLOG": str(prolog)}, file)
+    yield found
+    found.release()
+
+
+def wait_for_line(process: subprocess.Popen[str], text: str) -> None:
+    """Read what the verb prints until a line contains `text`."""
+    assert process.stdout
+    while text not in (line := process.stdout.readline()):
+        assert line, process.communicate(timeout=DEADLINE)
+
+
+def number_of(process: subprocess.Popen[str]) -> str:
+    """Return the number of the job that the verb has submitted."""
+    assert process.stderr
+    while not (found := re.search(r"job (\d+): submitted", line := process.stderr.readline())):
+        assert line, process.communicate(timeout=DEADLINE)
+    return found[1]
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Return the verb's exit code, and the last line of its standard error."""
+    said, errors = process.communicate(timeout=DEADLINE)
+    assert "Traceback" not in said + errors
+    return process.returncode, errors.splitlines()[-1]
+
+
 def only_job(cluster: Cluster) -> str:
     """Wait for the one job of the cluster, and return its number."""
     cluster.wait_until(lambda: cluster.run("squeue", "-h", "-o", "%A").split(), "a job is submitted", DEADLINE)
@@ -48,13 +101,21 @@ def only_job(cluster: Cluster) -> str:
     return job
 
 
-def test_two_nodes_are_proven_together(root: Path, cluster: Cluster, tmp_path: Path) -> None:
+def test_two_nodes_are_proven_together(root: Path, cluster: Cluster, tmp_path: Path, hold: Hold) -> None:
+    """While it runs, another one with the same report is refused, and harms nothing."""
     folder = tmp_path / "report"
-    process = start(root, cluster, folder, "--nproc", "1", "--zero", "3", "--only", "network,collectives")
+    options = ("--nproc", "1", "--zero", "3", "--only", "network,collectives")
+    process = start(root, cluster, folder, *options, environ=hold.environ)
+    wait_for_line(process, "waiting at")
+    code, last = ended(start(root, cluster, folder, *options))
+    assert code == 2
+    assert re.search(rf"found node n1 ended with exit code 2: {folder}: in use by process \d+ on n1; ", last), last
+    hold.release()
     said, errors = process.communicate(timeout=DEADLINE)
     assert process.returncode == 0, said + errors
     report = json.loads((folder / "report.json").read_text())
-    assert (report["verdict"], report["world_size"], len(report["nodes"])) == ("passed", 2, 2)
+    assert (report["verdict"], report["world_size"]) == ("passed", 2)
+    assert [node["host"] for node in report["nodes"]] == ["n1", "n2"]  # as Slurm calls them
     [collectives] = [check for check in report["checks"] if check["name"] == "collectives"]
     assert sorted(rank["node"] for rank in collectives["ranks"]) == [0, 1]
     assert "PASSED (partial)" in said  # the log of the job is shown
@@ -62,16 +123,119 @@ def test_two_nodes_are_proven_together(root: Path, cluster: Cluster, tmp_path: P
     cluster.wait_until(lambda: not cluster.left(), "no process of the job is left")
 
 
-def test_job_that_is_cancelled(root: Path, drained: Cluster, tmp_path: Path) -> None:
+def no_report(job: str, folder: Path, found: str) -> str:
+    """Return what the verb says last of a job that leaves no report."""
+    return f"smokehouse: job {job}: expected a report in {folder}, found {found}"
+
+
+def test_job_that_is_cancelled_before_it_runs(root: Path, drained: Cluster, tmp_path: Path) -> None:
     process = start(root, drained, tmp_path / "report")
     job = only_job(drained)
     drained.run("scancel", job)
-    _, errors = process.communicate(timeout=DEADLINE)
-    assert process.returncode == 2
-    assert errors.splitlines()[-1].startswith(
-        f"smokehouse: job {job}: expected a report in {tmp_path / 'report'}, found that the job ended"
-    )
-    assert errors.splitlines()[-1].endswith("in state CANCELLED; see what it said above")
+    assert ended(process) == (2, no_report(job, tmp_path / "report", "it was cancelled; submit it again"))
+
+
+def test_jobs_that_slurm_ends(root: Path, cluster: Cluster, tmp_path: Path, hold: Hold) -> None:
+    """Two at once: one is cancelled in mid-run, the other reaches its time limit; Slurm's reason is the cause that is named."""
+    folders = [tmp_path / "cancelled", tmp_path / "late"]
+    cancelled, late = (start(root, cluster, folder, "--time", "7", environ=hold.environ) for folder in folders)
+    jobs = [number_of(process) for process in (cancelled, late)]
+    for process in (cancelled, late):
+        wait_for_line(process, "waiting at")
+    cluster.run("scontrol", "update", f"JobId={jobs[1]}", "EndTime=now+1second")
+    cluster.run("scancel", jobs[0])
+    assert ended(cancelled) == (2, no_report(jobs[0], folders[0], "it was cancelled; submit it again"))
+    found = "its time limit of 7 minutes was reached; give a longer --time"
+    assert ended(late) == (2, no_report(jobs[1], folders[1], found))
+    cluster.wait_until(lambda: not cluster.left(), "no process of the jobs is left")
+
+
+def test_node_that_is_lost_in_mid_run(root: Path, cluster: Cluster, tmp_path: Path) -> None:
+    """The report names it as Slurm does, although srun would wait for it, and the job is not begun again on another node."""
+    process = start(root, cluster, tmp_path / "report", "--nproc", "1", "--zero", "3")
+    job = number_of(process)
+    wait_for_line(process, " checkpoint ")
+    cluster.kill_node("n2")
+    said, errors = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 1, said + errors
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert report["failure"].startswith("node 1 (n2) was lost: its agent or the network to it is gone; logs: ")
+    assert f"smoke: {report['failure']}" in said.splitlines()
+    cluster.wait_until(lambda: cluster.state(job) not in ("RUNNING", "COMPLETING"), "the job has ended")
+    assert (cluster.field(job, "Restarts"), cluster.state(job) != "PENDING") == ("0", True)
+
+
+def test_node_with_another_lock(root: Path, cluster: Cluster, tmp_path: Path) -> None:
+    """What lies at the path of the lock is another one there, as on a node whose mount is stale."""
+    lock = root / "lockfiles" / NAME
+    shutil.copytree(lock, tmp_path / "lock")
+    with (tmp_path / "lock" / "requirements.txt").open("a") as file:
+        file.write("# changed\n")
+    cluster.kill_node("n2")
+    cluster.start_node("n2", {tmp_path / "lock": lock})
+    try:
+        cluster.wait_until(lambda: cluster.run("sinfo", "-h", "-o", "%t").split() == ["idle"], "all nodes are idle")
+        process = start(root, cluster, tmp_path / "report")
+        job = number_of(process)
+        code, last = ended(process)
+    finally:
+        cluster.kill_node("n2")
+    assert code == 2
+    digest = hashlib.sha256((tmp_path / "lock" / "requirements.txt").read_bytes()).hexdigest()[:12]
+    assert last.startswith(no_report(job, tmp_path / "report", "node n"))
+    assert "node 1 (n2): expected the lock of node 0, requirements.txt " in last
+    assert f", found {digest}; install the same lock there; " in last
+
+
+def test_full_shared_disk(root: Path, cluster: Cluster, tmp_path: Path, hold: Hold) -> None:
+    """Nothing can be written to the log any more; why the job failed is said all the same."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512m", "disk", str(disk)], check=True, timeout=60)
+    try:
+        process = start(root, cluster, disk / "report", environ=hold.environ)
+        job = number_of(process)
+        wait_for_line(process, "waiting at")
+        with contextlib.suppress(OSError), (disk / "full").open("wb", buffering=0) as file:
+            while file.write(bytes(1 << 16)):
+                pass
+        hold.release()
+        code, last = ended(process)
+        assert code == 2
+        assert last.startswith(no_report(job, disk / "report", "")), last
+        assert ": No space left on device; free disk space" in last
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True, timeout=60)
+
+
+def test_doctor_examines_each_node(root: Path, cluster: Cluster, tmp_path: Path) -> None:
+    """What one finds is listed for it, and one whose preflight cannot even run says so."""
+    (tmp_path / "empty").mkdir()
+    cluster.kill_node("n2")
+    cluster.start_node("n2", {tmp_path / "empty": root / "smoke_tests" / "machine"})
+    try:
+        cluster.wait_until(lambda: cluster.run("sinfo", "-h", "-o", "%t").split() == ["idle"], "all nodes are idle")
+        command = [sys.executable, "-m", "smokehouse", "doctor", NAME, "--json", "--on", "slurm"]
+        environ = cluster.environ | {"PYTHONPATH": str(root / "src")}
+        ended = subprocess.run(
+            [*command, "--options", "--nodes 3 --gpus 8"],
+            cwd=root,
+            env=environ,
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE,
+        )
+    finally:
+        cluster.kill_node("n2")
+    assert ended.returncode == 1, ended.stderr
+    machines = json.loads(ended.stdout)["machines"]
+    assert list(machines) == ["n1", "n2", "n3"]
+    [broken] = machines["n2"]
+    assert broken["level"] == "fail"
+    assert broken["what"].startswith("expected findings, found that node n2 ended with exit code ")
+    for node in ("n1", "n3"):
+        failures = {one["where"]: one["what"] for one in machines[node] if one["level"] == "fail"}
+        assert failures["GPUs"] == "8 were promised (--gpus), 0 are visible"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -118,7 +282,8 @@ def test_dry_run_prints_the_job(root: Path, slurm: Cluster, tmp_path: Path) -> N
     process = start(root, slurm, tmp_path / "report", "--container", "apptainer", "--image", image, "--dry-run")
     said, errors = process.communicate(timeout=DEADLINE)
     assert process.returncode == 0, errors
-    assert said.startswith("srun --ntasks-per-node=1 --nodes=2 --kill-on-bad-exit=1 apptainer exec --bind ")
+    assert said.startswith("srun --ntasks-per-node=1 --label --wait=0 --kill-on-bad-exit=0 --nodes=2 sh -c ")
+    assert " smokehouse apptainer exec --bind " in said
     assert f"{image} /opt/smokehouse/entrypoint smoke --report {tmp_path / 'report'} --device cpu --image sha256:000" in said
     assert said.rstrip().endswith("--nodes 2")
 
@@ -143,11 +308,10 @@ print("node", os.environ["SLURM_NODEID"], len(token), *sys.argv[1:])
 JOB = """
 import sys
 from pathlib import Path
-from smokehouse.runs.slurm import Job
+from smokehouse.runs.slurm_job import Job, srun
 
 token, node = Path(sys.argv[1]), sys.argv[2]
-launcher = ("srun", "--ntasks-per-node=1", "--nodes=2")
-sys.exit(Job((sys.executable, "-c", node, "--nodes", "2"), launcher, Path("/"), token)())
+sys.exit(Job((sys.executable, "-c", node, "--nodes", "2"), srun(2), Path("/"), token)().code)
 """
 
 
@@ -158,6 +322,6 @@ def test_nodes_of_a_job_get_one_endpoint_and_the_token(root: Path, cluster: Clus
     arguments = shlex.join([sys.executable, "-c", JOB, str(token), NODE])
     script.write_text(f"#!/bin/bash\nexport PYTHONPATH={root / 'src'}\nexec {arguments}\n")
     cluster.run("sbatch", "--wait", "--nodes=2", "--ntasks-per-node=1", "--time=1", f"--output={log}", str(script))
-    first, second = sorted(line for line in log.read_text().splitlines() if line.startswith("node "))
+    first, second = sorted(line.removeprefix("n2: ") for line in log.read_text().splitlines() if "node " in line)
     assert first.startswith("node 0 64 --nodes 2 --endpoint 127.0.0.1:")
     assert second == first.replace("node 0", "node 1", 1)

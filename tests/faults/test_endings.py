@@ -21,7 +21,7 @@ RECORD = Callable[[str, object], None]
 SOON = 30.0  # seconds
 # A program of ours that prints, decides, writes its report and returns its verdict.
 VERDICT = """
-import sys
+import atexit, sys
 from smoke_tests import endings
 endings.keep_output_harmless()
 report = open(sys.argv[1], "w")
@@ -31,7 +31,8 @@ print("x" * 100_000)
 print("said", file=sys.stderr)
 report.write("complete")
 report.close()
-sys.exit(1)
+atexit.register(open, sys.argv[1], "w")  # what tearing down would do to the report
+endings.leave(1)
 """
 # One that cleans up, and says when it can be killed.
 CLEANS = """
@@ -144,6 +145,57 @@ def test_killed_parent(ignored: bool, tmp_path: Path, record_property: RECORD) -
 def wait_for(process: int, seconds: float) -> bool:
     """Return whether a process, given by its descriptor, ends in time."""
     return bool(select.select([process], [], [], seconds)[0])
+
+
+# Limits its memory to what it has and 4 MB, less than the stack of a thread, before it runs a command.
+LIMITED = """
+import resource, sys, threading
+import smokehouse.cli.main
+from smoke_tests import __main__ as inside, options
+
+def fails(*_arguments, **_options):
+    threading.Thread(target=print).start() if sys.argv[2] == "thread" else bytearray(1 << 30)
+
+builder = sys.modules["smokehouse.cli.main"]
+builder.app, inside.read = fails, fails
+threading.stack_size(64 << 20)
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (4 << 20),) * 2)
+sys.exit(builder.main() if sys.argv[1] == "builder" else inside.main([]))
+"""
+
+
+@pytest.mark.parametrize("which", ["builder", "inside"])
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        ("memory", "out of memory; free memory, or raise its limit (ulimit -v)"),
+        ("thread", "can't start new thread; free memory, or raise the limits of processes and memory (ulimit -u, ulimit -v)"),
+    ],
+)
+def test_limits_of_memory_end_in_a_sentence(which: str, what: str, says: str, root: Path, record_property: RECORD) -> None:
+    record_property("fault", "limit")
+    variables = environ() | {"PYTHONPATH": f"{root}:{environ()['PYTHONPATH']}"}
+    program = [sys.executable, "-c", LIMITED, which, what]
+    ended = subprocess.run(program, cwd=root, env=variables, capture_output=True, text=True, timeout=SOON)
+    assert (ended.returncode, ended.stderr) == (2, f"{'smokehouse' if which == 'builder' else 'smoke'}: {says}\n")
+
+
+def test_a_folder_that_was_removed(root: Path, tmp_path: Path, record_property: RECORD) -> None:
+    record_property("fault", "folder")
+    (tmp_path / "gone").mkdir()
+    program = [
+        "bash",
+        "-c",
+        'cd "$1" && rmdir "$1" && exec "$2" -m smokehouse list',
+        "bash",
+        str(tmp_path / "gone"),
+        sys.executable,
+    ]
+    variables = environ() | {"PYTHONPATH": str(root / "src")}
+    ended = subprocess.run(program, env=variables, capture_output=True, text=True, timeout=SOON)
+    expected = "smokehouse: the current folder no longer exists; change to one that does (cd)\n"
+    assert (ended.returncode, ended.stderr) == (2, expected)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EMFILE, errno.EACCES, errno.EPIPE, errno.EIO])

@@ -28,6 +28,9 @@ from smokehouse.programs import cosign as cosign_program
 from smokehouse.proofs import signing
 from smokehouse.proofs.signing import ForeignError, Signer
 from smokehouse.runs import complete, kubernetes, slurm
+from smokehouse.runs.kubernetes_job import Job
+from smokehouse.runs.slurm_job import Result
+from smokehouse.runs.slurm_queue import Allocation, Submitted
 from smokehouse.storage import files
 
 from ..unit.audits import records
@@ -268,14 +271,15 @@ def test_a_job_that_failed_has_not_passed(
     record_property("fault", "a job that fails")
     (tmp_path / "report.json").write_text(json.dumps(complete_reports.report(root)))
     (tmp_path / "result").touch()
-    first = SimpleNamespace(exception=lambda: None, result=lambda: code)
+    first = SimpleNamespace(exception=lambda: None, result=lambda: Result(code))
     job = SimpleNamespace(paths=SimpleNamespace(result_pickle=tmp_path / "result"), task=lambda _: first, job_id="7")
+    run = Submitted(job, Allocation("smoke", 1, 0, 60, {}), on_slurm=False)
     request: Any = SimpleNamespace(folder=tmp_path, environment=environment or complete_reports.NAME)
     if said:
         with pytest.raises(UserError, match=said):
-            slurm._conclude(Checkout(root), request, job, "COMPLETED", 0)
+            slurm._conclude(Checkout(root), request, run, 0)
         return
-    assert slurm._conclude(Checkout(root), request, job, "COMPLETED", 0) == 1
+    assert slurm._conclude(Checkout(root), request, run, 0) == 1
 
 
 @pytest.mark.parametrize("pods", [0, 1])
@@ -296,6 +300,18 @@ def test_two_pods_on_one_machine_are_both_heard(record_property: RECORD, monkeyp
     monkeypatch.setattr(kubernetes, "_job", lambda *_: FakeJob([pod("n1"), pod("n1")]))
     found = kubernetes._examine(SimpleNamespace(kind="jobset", nodes=2, cluster=cluster), "x", [])  # type: ignore[arg-type]
     assert [finding.level for finding in found["n1"]] == ["fail", "ok"]
+
+
+@pytest.mark.parametrize("code", [0, 7])
+def test_a_node_that_fails_beside_a_report_that_passed(code: int, record_property: RECORD) -> None:
+    record_property("fault", "a job that fails")
+    condition = {"type": "Failed" if code else "Complete", "status": "True", "message": "1 of 2 jobs"}
+    pods = [pod(f"n{number}") for number in range(2)]
+    pods[1]["status"] = {"containerStatuses": [{"name": "node", "state": {"terminated": {"exitCode": code}}}]}
+    pods[0].setdefault("status", {})
+    cluster: Any = SimpleNamespace(get=lambda *_: {"status": {"conditions": [condition]}}, pods=lambda _: pods)
+    said = Job(cluster, "trainjob", "x", 60, keep=False).failure()
+    assert said == (f"exit code 7 of {pods[1]['metadata']['name']} on n1" if code else "")
 
 
 class FakeJob:

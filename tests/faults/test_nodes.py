@@ -12,64 +12,22 @@ from pathlib import Path
 
 import pytest
 
+from smoke_tests import options as options_of_smoke
 from smoke_tests import page, report
 from smoke_tests.options import InputError
 from smoke_tests.ranks import agent, nodes, transport
+from smoke_tests.ranks.channel import Fatal
 from smoke_tests.ranks.gathering import Gathering
 from smoke_tests.ranks.transport import TcpListener
+from tests.node_processes import NAME, TOKEN, Nodes, free_port
 
-TOKEN = "0123456789abcdef" * 4
 DEADLINE = 60.0
-NAME = "qwen2.5-vl"
-
-
-class Nodes:
-    """Starts nodes of one run, each a process of its own with its own lock."""
-
-    def __init__(self, root: Path, folder: Path) -> None:
-        self.root, self.folder = root, folder
-        self.port = _free_port()
-        self.started: list[subprocess.Popen[str]] = []
-        self.environ = {**os.environ, "PYTHONPATH": str(root / "src"), transport.TOKEN: TOKEN}
-
-    def start(
-        self, rank: int, *options: str, count: int = 2, lock: Path | None = None, environ: dict[str, str] | None = None
-    ) -> subprocess.Popen[str]:
-        """Start a node."""
-        stack = self.root / "environments" / NAME / "stack.toml"
-        command = [sys.executable, "-m", "smoke_tests", "--environment", NAME, "--stack", str(stack), "--device", "cpu"]
-        command += ["--lock", str(lock or self.root / "lockfiles" / NAME), "--report", str(self.folder / "report")]
-        command += ["--nodes", str(count), "--node-rank", str(rank), "--endpoint", f"127.0.0.1:{self.port}", *options]
-        process = subprocess.Popen(
-            command,
-            cwd=self.root,
-            env=self.environ | (environ or {}),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        self.started.append(process)
-        return process
-
-    def close(self) -> None:
-        """Kill what is left."""
-        for process in self.started:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, 9)
-            process.communicate()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture
 def run(root: Path, tmp_path: Path) -> Iterator[Nodes]:
     """Yield a starter of nodes."""
-    started = Nodes(root, tmp_path)
+    started = Nodes(root, tmp_path, f"127.0.0.1:{free_port()}")
     yield started
     started.close()
 
@@ -124,6 +82,26 @@ def test_agent_whose_supervisor_dies_ends(run: Nodes) -> None:
     assert (code, "lost the supervisor" in said) == (1, True), said
 
 
+def test_error_of_a_nodes_own_is_no_lost_supervisor(run: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both the node and, for its report, node 0 say what the system refused, and where."""
+    remote = supervised(run, tmp_path, monkeypatch)
+    remote.tell("start", "job", file=str(tmp_path / "none"))
+    expected = f"{tmp_path / 'none'}: No such file or directory; fix it and run it again"
+    assert ended(run.started[0]) == (1, f"smoke: node 1: {expected}")
+    with remote.connection:
+        messages = [one.message for one in remote.receiver.feed(remote.connection.recv(1 << 16))]
+    assert messages == [Fatal(expected)]
+
+
+def test_node_is_called_as_slurm_calls_it(run: Nodes) -> None:
+    """That is what --exclude takes; the host may have another name."""
+    image = f"sha256:{'0' * 64}"
+    first = run.start(0, "--image", image, environ={"SLURMD_NODENAME": "gpu06"})
+    second = run.start(1, environ={"SLURMD_NODENAME": "gpu07"})
+    assert ended(first)[1].startswith("node 1 (gpu07): expected image ")
+    assert "node 1 (gpu07)" in ended(second)[1]
+
+
 @pytest.mark.parametrize(
     ("options", "environ", "expected"),
     [
@@ -142,6 +120,19 @@ def test_invalid_options(run: Nodes, options: tuple[str, ...], environ: dict[str
 
 
 # a supervisor alone, with agents of the test
+
+
+def supervised(run: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> nodes.RemoteNode:
+    """Return a real agent as its supervisor sees it, once it has joined."""
+    monkeypatch.setenv(transport.TOKEN, TOKEN)
+    listener = TcpListener("127.0.0.1", run.port, TOKEN)
+    run.start(1)
+    arguments = ["--environment", NAME, "--stack", str(run.root / "environments" / NAME / "stack.toml"), "--device", "cpu"]
+    arguments += ["--lock", str(run.root / "lockfiles" / NAME), "--report", str(tmp_path), "--nodes", "2", "--node-rank", "0"]
+    facts = agent.facts(options_of_smoke.read([*arguments, "--endpoint", f"127.0.0.1:{run.port}"]), "127.0.0.1", run.port)
+    [found] = Gathering(listener, 2, DEADLINE).gather(facts, tmp_path)
+    listener.close()
+    return found
 
 
 @pytest.fixture
@@ -254,7 +245,7 @@ def test_every_node_is_tried_by_another(count: int) -> None:
 
 
 def test_unreachable_port_is_named() -> None:
-    free = _free_port()
+    free = free_port()
     with socket.create_server(("127.0.0.1", 0)) as server:
         places = {"0": ["127.0.0.1", 1], "1": ["127.0.0.1", server.getsockname()[1]], "2": ["127.0.0.1", free]}
         assert agent.unreachable(0, 3, places) == {"2": f"127.0.0.1:{free}: Connection refused"}

@@ -69,6 +69,13 @@ CASES: dict[str, tuple[dict[str, object], str, str, str, str]] = {
     "nvml fails": ({"nvml_error": 9}, "warn", "NVML", "Driver Not Loaded; 1 GPUs found by CUDA itself", "utility"),
     "mig": ({"mig": 1}, "warn", "GPU 0 (Stub GPU)", MIG, "--nproc 1"),
     "mig by uuid": ({"mig": 1, "CUDA_VISIBLE_DEVICES": "MIG-0123"}, "warn", "MIG", MIG, "--nproc 1"),
+    "no such GPU": (
+        {"gpus": 2, "CUDA_VISIBLE_DEVICES": "7,0"},
+        "warn",
+        "GPUs",
+        "no GPU is visible with CUDA_VISIBLE_DEVICES='7,0'",
+        "check nvidia-smi",
+    ),
     "prohibited": ({"compute_mode": 2}, "fail", "GPU 0 (Stub GPU)", "compute mode is prohibited", "nvidia-smi -i 0 -c DEFAULT"),
     "exclusive": (
         {"compute_mode": 3, "processes": 1},

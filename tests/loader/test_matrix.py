@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from smokehouse_loader import matrix
+from smokehouse_loader.failures import BY_NAME, FAILURES
+from smokehouse_loader.signs import lines_with
 
 CELLS = {
     "models": {
@@ -108,3 +110,20 @@ def test_a_file_that_is_none_is_refused_in_a_line(root: Path, tmp_path: Path) ->
 
 def test_the_packaged_cells_are_read() -> None:
     assert {cell.model_type for cell in matrix.read()} >= {"qwen2_5_vl"}
+
+
+def test_a_measured_cell_names_the_known_failure_that_its_error_shows(root: Path) -> None:
+    """The text of a known failure, or a buffer that ZeRO-3 left out, is named where a stage does not work."""
+    signs = [sign for failure in FAILURES if not failure.victim for sign in failure.signs]
+    named, wrong = set(), []
+    for file in sorted((root / "matrix").glob("*.json")):
+        for cell in json.loads(file.read_text("utf-8"))["cells"]:
+            for stage in (cell["zero2"], cell["zero3"]):
+                known = lines_with(signs, stage["error"]) or "e_score_correction_bias differs" in stage["error"]
+                if stage["failure"]:
+                    named.add(stage["failure"])
+                elif known:
+                    wrong.append(f"{file.name}: {cell['versions']}: {stage['error']}")
+    assert not wrong, "\n".join(wrong)
+    assert named <= BY_NAME.keys()
+    assert "flat-parameters-keep-their-graph" in named

@@ -26,7 +26,7 @@ from unittest.mock import patch
 
 import torch
 
-from smoke_tests import families, legs, needs, runtime
+from smoke_tests import endings, families, legs, needs, runtime
 from smoke_tests.checks import (
     RankContext,
     TrainingState,
@@ -1074,4 +1074,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    endings.leave(main(sys.argv[1:]))

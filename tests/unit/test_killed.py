@@ -32,6 +32,8 @@ if _file:
 
     def _hook(event, arguments):
         global _number
+        if event == "open" and arguments[0] == os.devnull:
+            return
         writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
         if writes or event in _changes:
             if _at and _number == int(_at):
@@ -144,7 +146,13 @@ def test_killed_install(
         return imported.returncode
 
     command = ["install", "tiny", str(place / "envs"), "--channel", channel.url]
-    kill_everywhere(Killer(checkout, command, tmp_path), lambda: shutil.rmtree(place, ignore_errors=True), check)
+    killer = Killer(checkout, command, tmp_path)
+    kill_everywhere(killer, lambda: shutil.rmtree(place, ignore_errors=True), check)
+    # What changes nothing leaves nothing behind, wherever it is killed.
+    (tmp_path / "count").unlink(missing_ok=True)
+    killer.command = ["install", "tiny", str(place / "envs"), "--check"]
+    assert killer.run().returncode == 0
+    assert (tmp_path / "count").read_bytes() == b""
 
 
 def test_killed_new(checkout: TestCheckout, root: Path, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:

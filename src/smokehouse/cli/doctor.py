@@ -1,7 +1,6 @@
 """The verb that checks a machine."""
 
 import json
-import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -9,10 +8,10 @@ from typing import Annotated
 import typer
 
 from smokehouse.checkout import DEFAULT_ENVIRONMENT, Checkout
-from smokehouse.cli.options import JsonOption, MarkdownOption, NameArgument, PrefixOption
+from smokehouse.cli.options import JsonOption, MarkdownOption, NameArgument, PrefixOption, split_text
 from smokehouse.errors import UserError
 
-_ON = "Check the machines of a job of this engine in place of this one: kubernetes."
+_ON = "Check the machines of a job of this engine in place of this one: kubernetes or slurm."
 _OPTIONS = "Options of the engine, as `smoke --on` has them, and --measure, in one text."
 
 
@@ -53,11 +52,7 @@ def _on(checkout: Checkout, engine: str, name: str, options: str, *, as_json: bo
     from smokehouse import runs
     from smokehouse.installs import machine
 
-    try:
-        words = shlex.split(options)
-    except ValueError as error:
-        raise UserError(f"--options {options}: expected options as a shell reads them, found {error}; quote them") from error
-    found = runs.doctor_on(checkout, engine, name, words)
+    found = runs.doctor_on(checkout, engine, name, split_text(options))
     if found is None:
         return 0
     if as_json:

@@ -149,8 +149,25 @@ def _main() -> int:
     except UserError as mistake:
         return _complain("\nsmokehouse: ".join(mistake.lines), 2)
     except OSError as broken:
+        if _is_nowhere():
+            return _complain("the current folder no longer exists; change to one that does (cd)", 2)
         where = f"{broken.filename}: " if broken.filename else ""
         return _complain(f"{where}{broken.strerror or broken}; {_remedy(broken)}", 2)
+    except MemoryError:
+        return _complain("out of memory; free memory, or raise its limit (ulimit -v)", 2)
+    except RuntimeError as broken:
+        if "can't start new thread" not in str(broken):
+            raise
+        return _complain(f"{broken}; free memory, or raise the limits of processes and memory (ulimit -u, ulimit -v)", 2)
+
+
+def _is_nowhere() -> bool:
+    """Return whether the folder that this process runs in was removed."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _flush(code: int) -> int:

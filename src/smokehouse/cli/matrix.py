@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from smokehouse.checkout import DEFAULT_ENVIRONMENT, Checkout
-from smokehouse.cli.options import JsonOption
+from smokehouse.cli.options import JsonOption, split_text
 from smokehouse.errors import UserError
 
 _Axis = Annotated[
@@ -39,6 +39,12 @@ def matrix(
         str | None, typer.Option(metavar="PATH", help="With --here, this interpreter.  [default: the first python on PATH]")
     ] = None,
     prefix: Annotated[str | None, typer.Option(metavar="DIR", help="With --here, the environment in this folder.")] = None,
+    on: Annotated[
+        str, typer.Option(metavar="ENGINE", help="Measure each cell as a job of this engine, --jobs of them at a time: slurm.")
+    ] = "",
+    options: Annotated[
+        str, typer.Option("--options", metavar="TEXT", help="Options of the engine in one text, as `smoke --on` has them.")
+    ] = "",
     as_json: JsonOption = False,
 ) -> int:
     """Measure which versions of torch, transformers and DeepSpeed work with a model, and record it in matrix/MODEL.json."""
@@ -49,6 +55,10 @@ def matrix(
         raise UserError("--json: expected --list with it; add it")
     if (python or prefix) and not here:
         raise UserError(f"{'--python' if python else '--prefix'}: expected --here with it, as a cell has its own; add --here")
+    if on not in ("", "slurm") or (options and not on):
+        raise UserError(f"matrix: expected --on slurm, found {f'--on {on}' if on else 'none with --options'}; correct it")
+    if on and (here or listed):
+        raise UserError(f"--on: expected no {'--here' if here else '--list'} with it; leave one out")
     checkout = Checkout.find(Path.cwd())
     chosen = {"torch": torch, "transformers": transformers, "deepspeed": deepspeed}
     axes = {name: _versions(name, values) for name, values in chosen.items() if values}
@@ -60,6 +70,11 @@ def matrix(
         return 0
     checkout.require_own("matrix", "matrix")
     how = Run(device, timeout)
+    if on:
+        from smokehouse.matrix import on_slurm
+
+        settings = measure.Settings(how, keep, jobs, again)
+        return on_slurm.run(checkout, requested, settings, on_slurm.allocation(requested, how, split_text(options)))
     if here:
         from smokehouse.runs.here import find_interpreter
 

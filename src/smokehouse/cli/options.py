@@ -1,5 +1,6 @@
 """Options and arguments that several verbs have."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,6 +16,14 @@ def complete_environment(incomplete: str) -> list[str]:
         return [name for name in Checkout.find(Path.cwd()).environments() if name.startswith(incomplete)]
     except (UserError, OSError):
         return []
+
+
+def split_text(options: str) -> list[str]:
+    """Return the options in one text, as a shell splits it; raises UserError."""
+    try:
+        return shlex.split(options)
+    except ValueError as error:
+        raise UserError(f"--options {options}: expected options as a shell reads them, found {error}; quote them") from error
 
 
 ChannelOption = Annotated[

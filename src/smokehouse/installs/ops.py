@@ -95,7 +95,12 @@ def require_toolkit(locked: LockedEnvironment, environ: Mapping[str, str], *, de
         return Toolkit(names, devel=True)
     compilers = {variable: environ.get(variable) or default for variable, default in (("CC", "gcc"), ("CXX", "g++"))}
     found = {variable: shutil.which(program, path=environ.get("PATH")) for variable, program in compilers.items()}
-    remedy = "install with --devel, which has the compilers and the toolkit, without --only pip"
+    has_devel = any(package.name == _COMPILER for package in locked.lock.conda)
+    remedy = (
+        "install with --devel, which has the compilers and the toolkit, without --only pip"
+        if has_devel
+        else "install it, or set CC, CXX and CUDA_HOME; this lock has no compilers and no toolkit for --devel"
+    )
     for variable, path in found.items():
         if not path:
             raise UserError(f"--ops aot: expected a compiler, {compilers[variable]} ({variable}) not found; {remedy}")

@@ -7,7 +7,8 @@ import multiprocessing
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def run(checkout: Checkout, grid: Grid, settings: Settings) -> int:
     try:
         return _run_jobs(checkout, grid, settings, cells)
     finally:
-        _prune(folder_of(checkout, grid.name), sys.maxsize)  # what a killed call has left
+        prune(folder_of(checkout, grid.name), sys.maxsize)  # what a killed call has left
 
 
 def _run_jobs(checkout: Checkout, grid: Grid, settings: Settings, cells: Sequence[Versions]) -> int:
@@ -117,20 +118,36 @@ def _run_all(checkout: Checkout, grid: Grid, settings: Settings, cells: Sequence
 
 
 def _run_one(checkout: Checkout, grid: Grid, settings: Settings, versions: Versions) -> None:
-    folder = folder_of(checkout, grid.name) / str(versions)
-    # What is started keeps the lock, so that nobody measures a cell while what a killed call has started still writes there.
-    with exclusive(_lock_of(folder), f"measuring {versions.words}") as descriptor:
+    with locked(checkout, grid, versions) as (folder, descriptor):
         measured = store.load(checkout, grid)
         if not settings.again and _find(measured, grid, versions, settings):  # by another process meanwhile
             return
         with heartbeat(f"measuring {versions.words}"):
             cell = measure(checkout, grid.definition, versions, folder, settings.how, [descriptor])
-        store.append(checkout, grid, cell)
-        if not settings.keep:
-            shutil.rmtree(folder / ENVIRONMENT, ignore_errors=True)
-        files.write(folder / _DONE, f"{cell.date}\n")
+        record(checkout, grid, cell, keep=settings.keep > 0)
+    prune(folder.parent, settings.keep)
+
+
+@contextmanager
+def locked(checkout: Checkout, grid: Grid, versions: Versions) -> Iterator[tuple[Path, int]]:
+    """Yield the folder of a cell, in which no other process measures, and the descriptor of its lock; raises UserError.
+
+    What is started keeps it, so that nobody measures a cell while what a killed call has started still writes there.
+    """
+    folder = folder_of(checkout, grid.name) / str(versions)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with exclusive(_lock_of(folder), f"measuring {versions.words}") as descriptor:
+        yield folder, descriptor
+
+
+def record(checkout: Checkout, grid: Grid, cell: Cell, *, keep: bool) -> None:
+    """Record a cell that was measured, and remove its environment unless it is to be kept; raises UserError."""
+    folder = folder_of(checkout, grid.name) / str(cell.versions)
+    store.append(checkout, grid, cell)
+    if not keep:
+        shutil.rmtree(folder / ENVIRONMENT, ignore_errors=True)
+    files.write(folder / _DONE, f"{cell.date}\n")
     status(summary(cell))
-    _prune(folder.parent, settings.keep)
 
 
 def summary(cell: Cell) -> str:
@@ -152,7 +169,7 @@ def _lock_of(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.lock")
 
 
-def _prune(folder: Path, keep: int) -> None:
+def prune(folder: Path, keep: int) -> None:
     """Remove the environments that nobody is measuring, but for the last `keep` of recorded cells; evidence stays.
 
     Those of cells that were not measured to their end go too, since the next measurement installs them again.

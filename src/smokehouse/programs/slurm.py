@@ -4,6 +4,7 @@ See: https://slurm.schedmd.com/scontrol.html
 """
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -36,14 +37,26 @@ def has_ended(state: str) -> bool:
     return state not in _ALIVE
 
 
-def first_address(nodes: str) -> str:
-    """Return the address of the first of the nodes that SLURM_JOB_NODELIST lists; raises UserError."""
-    names = _scontrol("show", "hostnames", nodes)
+def nodes(listed: str) -> list[str]:
+    """Return the names of the nodes that SLURM_JOB_NODELIST lists, in the order of their numbers; raises UserError."""
+    names = _scontrol("show", "hostnames", listed)
     if names.code or not names.stdout.split():
         raise UserError(
-            f"scontrol: expected the nodes of {nodes!r}, found none: {names.stderr.strip()}; run it in a job of Slurm"
+            f"scontrol: expected the nodes of {listed!r}, found none: {names.stderr.strip()}; run it in a job of Slurm"
         )
-    first = names.stdout.split()[0]
+    return names.stdout.split()
+
+
+def nodes_down(job: str) -> list[str]:
+    """Return the nodes of a job that do not answer."""
+    listed = _field(_scontrol("show", "job", job, "--oneliner").stdout, "NodeList")
+    shown = _scontrol("show", "node", listed, "--oneliner").stdout.splitlines() if listed not in ("", "(null)") else []
+    return [_field(line, "NodeName") for line in shown if re.match("DOWN|.*[*]|FAIL", _field(line, "State"))]
+
+
+def first_address(listed: str) -> str:
+    """Return the address of the first of the nodes that SLURM_JOB_NODELIST lists; raises UserError."""
+    first = nodes(listed)[0]
     address = _field(_scontrol("show", "node", first, "--oneliner").stdout, "NodeAddr")
     return address or first
 

@@ -276,6 +276,8 @@ def _explain(stderr: str) -> str:
     """Return the cause that uv gives in `stderr`, and a remedy, in one line."""
     if re.search(r"No space left on device|os error 28\b", stderr):
         return "the disk is full; free some space (uv cache prune helps) and run it again"
+    if re.search(r"Too many open files|os error 24\b", stderr):
+        return "Too many open files; raise the limit of open files (ulimit -n)"
     if re.search(r"error sending request|dns error|Could not connect|network was disabled", stderr):
         host = re.search(r"https?://(?:[^@/\s]*@)?([^/\s)]+)", stderr)
         where = f" at {host[1]}" if host else ""

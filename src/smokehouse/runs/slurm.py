@@ -10,31 +10,27 @@ import os
 import re
 import secrets
 import shlex
-import subprocess
+import shutil
 import tempfile
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from smokehouse import locks
 from smokehouse.checkout import Checkout
-from smokehouse.console import status
+from smokehouse.console import as_typed, status
 from smokehouse.errors import UserError
 from smokehouse.installs import virtualenv
+from smokehouse.installs.machine import Finding, parse_findings
 from smokehouse.programs import slurm as program
-from smokehouse.runs import jobs, local, report, targets
+from smokehouse.runs import jobs, local, report, slurm_job, targets
 from smokehouse.runs.options import pop_option, report_name
+from smokehouse.runs.slurm_job import Job
+from smokehouse.runs.slurm_queue import PASSED, Allocation, Submitted, submitted
 
 CONTAINERS = ("none", "pyxis", "apptainer")
-# Options of sbatch that are passed on.
-_PASSED = ("--partition", "--account", "--qos", "--exclude")
-_FIRST_PORT, _PORTS = 20_000, 30_000
-_POLL = 1.0  # seconds
-_PATIENCE = 30.0  # seconds in which the result of a job appears on a network file system
-_MOST_ENDED = 3  # times that Slurm does not know a job before it is taken for ended
-_SRUN = ("srun", "--ntasks-per-node=1")
+_FULL = 1 << 20  # bytes; with less, a disk is full
 _ENTRYPOINT = "/opt/smokehouse/entrypoint"
 
 
@@ -54,27 +50,6 @@ class Request:
     options: tuple[str, ...]  # of the smoke test
 
 
-@dataclass(frozen=True)
-class Job:
-    """What the job runs on each node; pickled by submitit."""
-
-    command: tuple[str, ...]
-    launcher: tuple[str, ...]  # srun with its options; empty on one machine without Slurm
-    place: Path
-    token: Path | None
-
-    def __call__(self) -> int:
-        """Run it, as a job of Slurm, and return its exit code."""
-        environ = local.variables()
-        command = [*self.launcher, *self.command]
-        if self.token:
-            number = int(re.sub(r"\D", "", os.environ["SLURM_JOB_ID"]))
-            endpoint = f"{program.first_address(os.environ['SLURM_JOB_NODELIST'])}:{_FIRST_PORT + number % _PORTS}"
-            command += ["--endpoint", endpoint]
-            environ["SMOKEHOUSE_TOKEN_FILE"] = str(self.token)
-        return subprocess.run(command, cwd=self.place, env=environ, check=False).returncode
-
-
 def smoke(checkout: Checkout, name: str, options: Sequence[str]) -> int:
     """Run the smoke test of `name` as a job, and return its exit code; raises UserError.
 
@@ -89,10 +64,58 @@ def smoke(checkout: Checkout, name: str, options: Sequence[str]) -> int:
     if "--dry-run" in given:
         print(shlex.join([*job.launcher, *job.command]))
         return 0
-    with tempfile.TemporaryDirectory(prefix=".smokehouse-slurm-", dir=_parent(request.folder)) as folder:
-        if request.nodes > 1:
-            job = replace(job, token=_token(Path(folder)))
-        return _run(checkout, request, job, Path(folder), on_slurm=on_slurm)
+    with _folder(_parent(request.folder)) as folder:
+        job = replace(job, reserve=slurm_job.reserve(folder), token=_token(folder) if request.nodes > 1 else None)
+        before = _report_time(request.folder)
+        with submitted(folder, _allocation(f"smoke-{name}", request), [job], on_slurm=on_slurm) as [run]:
+            run.follow(print)
+            return _conclude(checkout, request, run, before)
+
+
+def doctor(checkout: Checkout, name: str, options: Sequence[str]) -> dict[str, list[Finding]] | None:
+    """Run the preflight on each node of a job, and return its findings by node; None after `--dry-run`. Raises UserError."""
+    measure = ["--measure"] if "--measure" in options else []
+    given, rest = targets.split(targets.TARGETS["slurm"], [option for option in options if option != "--measure"])
+    if rest:
+        raise UserError(f"doctor: expected options of --on slurm, found {rest[0]}; see {as_typed('smoke', '--help')}")
+    if "--dry-run" not in given and not program.is_here():
+        raise UserError("--on slurm: expected sbatch and scontrol, found none; run it on a login node of the cluster")
+    request = replace(_read(checkout, name, given, rest), folder=(checkout.build / "doctor" / f"{name}-slurm").absolute())
+    device = ["--device", "cuda", "--gpus", str(request.gpus)] if request.gpus else ["--device", "cpu"]
+    job = replace(_preflight(checkout, request, given.get("--prefix"), [*device, *measure, "--json"]), keep=True)
+    if "--dry-run" in given:
+        print(shlex.join([*job.launcher, *job.command]))
+        return None
+    with (
+        _folder(_parent(request.folder)) as folder,
+        submitted(folder, _allocation(f"doctor-{name}", request), [job], on_slurm=True) as [run],
+    ):
+        run.follow(print)
+        result = run.result()
+        if result is None or not result.printed:
+            raise UserError(f"job {run.number}: expected findings, found {run.cause()}; {run.remedy()}")
+        ends = {end.node: end for end in result.ends}
+        return {
+            node: _findings(node, text, ends[node].words if node in ends else f"node {node} was lost")
+            for node, text in result.printed.items()
+        }
+
+
+def _findings(node: str, text: str, how: str) -> list[Finding]:
+    """Return the findings of a node's preflight; where it printed none, that is one."""
+    try:
+        return parse_findings(text.strip().rpartition("\n")[2])
+    except ValueError:
+        return [Finding("fail", f"expected findings, found that {how}", node, f"give --exclude {node}, or see its slurmd")]
+
+
+def _preflight(checkout: Checkout, request: Request, prefix: str | None, options: Sequence[str]) -> Job:
+    """Return the job that runs the preflight on each node; raises UserError."""
+    if request.container != "none":
+        return _in_image(checkout, request, ("doctor", *options), on_slurm=True)
+    place = local.place_of_smoke_test(checkout)
+    python = _python(checkout, request, prefix)
+    return Job((str(python), "-m", "smoke_tests", "preflight", *options), slurm_job.srun(request.nodes), place)
 
 
 # options
@@ -119,7 +142,7 @@ def _read(checkout: Checkout, name: str, given: Mapping[str, str], rest: Sequenc
         image=given.get("--image"),
         digest=digest[0] if digest else None,
         minutes=jobs.number("--time", given.get("--time", "60"), 1, 30 * 24 * 60),
-        slurm={option[2:]: given[option] for option in _PASSED if option in given},
+        slurm={option[2:]: given[option] for option in PASSED if option in given},
         folder=Path(folder or checkout.build / "smoke" / report_name(f"{name}-slurm", options)).absolute(),
         options=tuple(options),
     )
@@ -136,19 +159,42 @@ def _job(checkout: Checkout, request: Request, prefix: str | None, *, on_slurm: 
     given += local.absolute_paths(request.options, local.place_of_smoke_test(checkout))
     place = local.place_of_smoke_test(checkout)
     local.validate(["-m", "smoke_tests", *proven, *given], request.environment, place)
-    over = ["--nodes", str(request.nodes)] if request.nodes > 1 else []
-    srun = [*_SRUN, f"--nodes={request.nodes}", "--kill-on-bad-exit=1"] if on_slurm else []
-    if request.container == "none":
-        python = local.installed_in(checkout, Path(prefix), locked) if prefix else virtualenv.ensure(checkout, locked)
-        return Job((str(python), "-m", "smoke_tests", *proven, *given, *over), tuple(srun), place, None)
-    image, mount = str(request.image), str(_parent(request.folder))
-    in_image = (_ENTRYPOINT, "smoke", *given, *over)
+    given += ["--nodes", str(request.nodes)] if request.nodes > 1 else []
+    if request.container != "none":
+        return _in_image(checkout, request, ("smoke", *given), on_slurm=on_slurm)
+    launcher = slurm_job.srun(request.nodes) if on_slurm else ()
+    return Job((str(_python(checkout, request, prefix)), "-m", "smoke_tests", *proven, *given), launcher, place)
+
+
+def _python(checkout: Checkout, request: Request, prefix: str | None) -> Path:
+    """Return the Python of the environment in `prefix`, or of the one that is installed if necessary; raises UserError."""
+    locked = locks.load(checkout, request.environment)
+    return local.installed_in(checkout, Path(prefix), locked) if prefix else virtualenv.ensure(checkout, locked)
+
+
+def _in_image(checkout: Checkout, request: Request, command: Sequence[str], *, on_slurm: bool) -> Job:
+    """Return the job that runs a command of an image in it on each node; raises UserError."""
+    image, mount, place = str(request.image), str(_parent(request.folder)), local.place_of_smoke_test(checkout)
     if request.container == "pyxis":
         # Its entrypoint is called by its path: pyxis ignores it, or not, as the site has configured it.
-        srun += [f"--container-image={image}", f"--container-mounts={mount}:{mount}", "--no-container-entrypoint"]
-        return Job(in_image, tuple(srun), place, None)
-    nv = ["--nv"] if request.gpus else []
-    return Job(("apptainer", "exec", *nv, "--bind", f"{mount}:{mount}", image, *in_image), tuple(srun), place, None)
+        container = (f"--container-image={image}", f"--container-mounts={mount}:{mount}", "--no-container-entrypoint")
+        return Job((_ENTRYPOINT, *command), slurm_job.srun(request.nodes, *container), place)
+    apptainer = ("apptainer", "exec", *(["--nv"] if request.gpus else []), "--bind", f"{mount}:{mount}", image)
+    return Job((*apptainer, _ENTRYPOINT, *command), slurm_job.srun(request.nodes) if on_slurm else (), place)
+
+
+def _allocation(name: str, request: Request) -> Allocation:
+    return Allocation(name, request.nodes, request.gpus, request.minutes, request.slurm)
+
+
+@contextmanager
+def _folder(parent: Path) -> Iterator[Path]:
+    """Yield a folder for what one job needs, on the disk that all nodes share; raises UserError."""
+    try:
+        with tempfile.TemporaryDirectory(prefix=".smokehouse-slurm-", dir=parent, ignore_cleanup_errors=True) as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise UserError(f"{error.filename or parent}: {error.strerror}; free disk space, or fix permissions") from error
 
 
 def _parent(folder: Path) -> Path:
@@ -168,42 +214,6 @@ def _token(folder: Path) -> Path:
     return file
 
 
-# the job
-
-
-def _run(checkout: Checkout, request: Request, job: Job, folder: Path, *, on_slurm: bool) -> int:
-    """Submit the job, print what it says, and return the exit code that follows from its report; raises UserError."""
-    import submitit
-
-    before = _report_time(request.folder)
-    try:
-        executor = submitit.AutoExecutor(folder, cluster="slurm" if on_slurm else "local")
-        # The job itself starts srun, so that only its first node needs this program.
-        parameters: dict[str, Any] = {f"slurm_{name}": value for name, value in request.slurm.items()}
-        parameters |= {"slurm_use_srun": False} if on_slurm else {}
-        parameters |= {"gpus_per_node": request.gpus} if request.gpus and on_slurm else {}
-        executor.update_parameters(
-            name=f"smoke-{request.environment}",
-            nodes=request.nodes,
-            tasks_per_node=1,
-            timeout_min=request.minutes,
-            stderr_to_stdout=True,
-            **parameters,
-        )
-        submitted = executor.submit(job)
-    except submitit.core.utils.FailedJobError as error:
-        said = " ".join(str(error).split())
-        raise UserError(f"sbatch: {said[:400]}; see sinfo for partitions and limits") from error
-    status(f"job {submitted.job_id}: {'submitted' if on_slurm else 'started on this machine, which has no Slurm'}")
-    with jobs.ended_in_order():
-        try:
-            state = _follow(submitted, on_slurm=on_slurm)
-        except BaseException:
-            submitted.cancel(check=False)
-            raise
-    return _conclude(checkout, request, submitted, state, before)
-
-
 def _report_time(folder: Path) -> int:
     try:
         return (folder / "report.json").stat().st_mtime_ns
@@ -211,70 +221,21 @@ def _report_time(folder: Path) -> int:
         return 0
 
 
-def _follow(submitted: Any, *, on_slurm: bool) -> str:
-    """Print what a job says until it has ended, and return its last state, empty where Slurm does not know it."""
-    shown, pending, unknown, state = 0, "", 0, ""
-    while True:
-        ended = submitted.paths.result_pickle.exists()
-        if on_slurm and not ended:
-            state = program.state(submitted.job_id) or ""
-            unknown = 0 if state else unknown + 1
-            ended = unknown >= _MOST_ENDED or bool(state and program.has_ended(state))
-            if state == "PENDING" and (why := program.why_pending(submitted.job_id)) not in ("None", pending):
-                pending = why
-                status(f"job {submitted.job_id}: waits ({why})")
-        elif not ended:
-            ended = submitted.done()
-        shown = _print_from(submitted.paths.stdout, shown)
-        if ended:
-            return state
-        time.sleep(_POLL)
-
-
-def _print_from(file: Path, shown: int) -> int:
-    """Print the whole lines of a log after the first `shown` bytes, and return how many bytes have been shown."""
-    try:
-        with file.open("rb") as log:
-            log.seek(shown)
-            text = log.read()
-    except OSError:
-        return shown
-    whole = text[: text.rfind(b"\n") + 1]
-    for line in whole.decode(errors="replace").splitlines():
-        if not line.startswith("submitit "):
-            print(line, flush=True)
-    return shown + len(whole)
-
-
-def _conclude(checkout: Checkout, request: Request, submitted: Any, state: str, before: int) -> int:
+def _conclude(checkout: Checkout, request: Request, run: Submitted, before: int) -> int:
     """Return the exit code of a job that has ended; raises UserError where it has left no report."""
-    code = _exit_code(submitted, state)
-    if code not in (0, None) and _report_time(request.folder) == before:
-        return code  # the smoke test said why: it was refused
+    result = run.result()
+    code = result.code if result else None
     if _report_time(request.folder) == before:
-        why = f"in state {state}" if state else "without a result"
-        remedy = "give a longer --time" if state == "TIMEOUT" else "see what it said above"
-        raise UserError(
-            f"job {submitted.job_id}: expected a report in {request.folder}, found that the job ended {why}; {remedy}"
-        )
+        full = shutil.disk_usage(_parent(request.folder)).free < _FULL
+        remedy = "free disk space, or give --report another folder" if full else run.remedy()
+        found = f"a full disk: {run.cause()}" if full else run.cause()
+        raise UserError(f"job {run.number}: expected a report in {request.folder}, found {found}; {remedy}")
     fields = report.read_any(checkout, request.folder).fields
     if fields["environment"] != request.environment:
         raise UserError(
-            f"job {submitted.job_id}: expected a report of {request.environment}, found one of {fields['environment']}; give "
+            f"job {run.number}: expected a report of {request.environment}, found one of {fields['environment']}; give "
             "another --report"
         )
-    return int(fields["verdict"] != "passed" or code not in (0, None))  # a job that failed after its report failed
-
-
-def _exit_code(submitted: Any, state: str) -> int | None:
-    """Return the exit code of the smoke test, None where the job was ended before it."""
-    until = time.monotonic() + (_PATIENCE if state in ("", "COMPLETED") else 0.0)
-    while not submitted.paths.result_pickle.exists():
-        if time.monotonic() > until:
-            return None
-        time.sleep(_POLL)
-    # Of the first task alone: submitit expects one on each node, and waits for results that they do not write.
-    first = submitted.task(0)
-    if (error := first.exception()) is not None:
-        raise UserError(f"job {submitted.job_id}: {' '.join(str(error).split())[-400:]}; see what it said above")
-    return int(first.result())
+    if code != 0 and (run.ended_by_slurm() or fields["verdict"] == "passed"):
+        status(f"job {run.number}: {run.cause()}; {run.remedy()}")
+    return int(fields["verdict"] != "passed" or code != 0)  # a job that failed after its report failed

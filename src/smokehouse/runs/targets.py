@@ -103,7 +103,9 @@ def doctor(checkout: Checkout, engine: str, name: str, options: Sequence[str]) -
     """Return the findings on the machines of a job, by machine; None where the job was only printed. Raises UserError."""
     examine = getattr(import_module(f"smokehouse.runs.{engine}"), "doctor", None) if engine in TARGETS else None
     if examine is None:
-        raise UserError(f"doctor: --on {engine}: expected kubernetes, found another engine; run {_PREFLIGHT} in a job of it")
+        raise UserError(
+            f"doctor: --on {engine}: expected kubernetes or slurm, found another engine; run {_PREFLIGHT} in a job of it"
+        )
     found: dict[str, list[Finding]] | None = examine(checkout, name, options)
     return found
 

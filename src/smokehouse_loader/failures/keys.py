@@ -7,6 +7,12 @@ _NEW_HEADS = (
     r"^(?:\w+\.){0,2}(?:score|classifier|classification_head|rm_head|reward_head|value_head|v_head|regression_head|qa_outputs|pooler|"
     r"summary|cls|projector_head|action_head|(?!lm_|output_)\w+_head)\.(?:\w+\.){0,4}(?:weight|bias)$"
 )
+# Buffers that checkpoints store: of routers, of normalisations, and the ranges of clipped layers.
+_BUFFERS = (
+    r"\.(?:e_score_correction_bias|running_mean|running_var|num_batches_tracked|(?:input|output)_(?:min|max))(?:\.weight)?$"
+)
+# Buffers that older checkpoints store, and that models compute.
+_RECOMPUTED = r"(?:rotary_emb\.inv_freq|\.position_ids|\.attn\.(?:masked_)?bias|\.masked_bias|rotary_pos_emb\.inv_freq)$"
 _MISSING = "newly initialized: "
 _NOT_USED = "Some weights of the model checkpoint at {} were not used when initializing {}: "
 _LORA = r"\.lora_[AB]\.|^base_model\.model\."
@@ -16,6 +22,12 @@ _QUANTISED = (
 )
 _NOT_EMBEDDINGS = (
     "_proj.weight: copying || norm.weight: copying || .lora_A. || .lora_B. || qkv.weight: copying || .bias: copying",
+)
+# Of transformers, by its frames, the classes and tensors of its models, or modules that it loads one by one.
+_OF_TRANSFORMERS = (
+    "transformers/ || from_pretrained || modeling_ || state_dict for {w}For || state_dict for {w}Model || VLModel || "
+    "state_dict for {w}Embedding || state_dict for Linear: || state_dict for {w}Norm: || state_dict for Conv || "
+    "_proj.weight: copying || _proj.bias: copying || layernorm.weight: copying || embed_tokens || lm_head"
 )
 _VISION = r"(?:^|\.)(?:visual|vision_tower|vision_model)\."
 
@@ -35,11 +47,11 @@ FAILURES = (
             "from_pretrained without a HfDeepSpeedConfig, or load_state_dict on a partitioned model"
         ),
         reproduction="load_into_partitioned_parameters",
-        ends_as=("left-on-meta", "partitioned-parameter-used"),
+        ends_as=("left-on-meta", "partitioned-parameter-used", "ignore-mismatched-sizes"),
         signs=(
             Sign(
                 "size mismatch for {}: copying a param with shape {shape} from checkpoint, the shape in current model is {0}",
-                unless=("size mismatch for base_model.model. || .lora_A. || .lora_B.",),
+                unless=("size mismatch for base_model.model. || .lora_A. || .lora_B. || _flat_param || FullySharded",),
             ),
             Sign("MISMATCH | {} ckpt: {shape} vs model:{0}"),
             Sign("Trying to set a tensor of shape {shape} in {} (which has shape {0}"),
@@ -127,9 +139,13 @@ FAILURES = (
         name="ignore-mismatched-sizes",
         cause=(
             "Under ZeRO-3 every parameter appears to have shape [0], so ignore_mismatched_sizes=True ignores every tensor "
-            "and loads none."
+            "and loads none. What it does not load is initialised, and an embedding then has no row for the padding token: so "
+            "ends from_pretrained inside your own zero.Init, too."
         ),
-        cure="remove ignore_mismatched_sizes=True; load_model reports the tensors that really differ",
+        cure=(
+            "remove ignore_mismatched_sizes=True and your own deepspeed.zero.Init around from_pretrained; load_model reports "
+            "the tensors that really differ"
+        ),
         source=f"{MEASURED}: 57 of 57 tensors wrong without an error, transformers 4.49.0 to 4.57.6",
         reproduction="ignore_mismatched_sizes",
         signs=(
@@ -285,6 +301,18 @@ FAILURES = (
         excludes=("missing-key",),
     ),
     Failure(
+        name="recomputed-buffers",
+        cause=(
+            "The checkpoint stores what the model computes itself (frequencies of rotary embeddings, position ids, causal "
+            "masks); nothing is lost."
+        ),
+        cure="leave it; check only that no other tensor is in the list",
+        source="transformers/modeling_utils.py, _keys_to_ignore_on_load_unexpected",
+        signs=(Sign(_NOT_USED, all_names=_RECOMPUTED), Sign("| UNEXPECTED", all_names=_RECOMPUTED)),
+        harmless=True,
+        excludes=("dropped-weights", "text-only-class", "key-layout"),
+    ),
+    Failure(
         name="dropped-weights",
         cause=(
             "The class has no parameters for part of the checkpoint: AutoModel up to transformers 4.51 drops the vision "
@@ -294,6 +322,19 @@ FAILURES = (
         source=f"{MEASURED}: 31 unexpected keys, none missing, no error",
         reproduction="drop_vision_tower",
         signs=(Sign(_NOT_USED), Sign("| UNEXPECTED |")),
+    ),
+    Failure(
+        name="buffers-not-loaded",
+        cause=(
+            "Under ZeRO-3 transformers before 5.6 loads buffers on rank 0 alone (4.x) or nowhere (5.0 to 5.5), without "
+            "an error: e_score_correction_bias of GLM-4.5 and DeepSeek-V3 stays 0, and their routers choose other experts."
+        ),
+        cure="load with load_model, which loads buffers on every rank, or use transformers 5.6 or later",
+        source=f"{MEASURED} on 4.57.6, 5.0.0 and 5.12.1; transformers issue #45397, fixed by PR #45402, released in 5.6.0",
+        reproduction="buffers_under_zero3",
+        signs=(Sign("| MISSING", all_names=_BUFFERS, log=("deepspeed || zero3 || ZeRO || zero_stage || ds_config",)),),
+        excludes=("missing-key", "text-only-class"),
+        question="Is transformers older than 5.6? From then on only buffers that the file lacks are reported as missing",
     ),
     Failure(
         name="missing-key",
@@ -380,6 +421,10 @@ FAILURES = (
                 unless=_NOT_EMBEDDINGS,
             ),
             Sign(
+                "size mismatch for {w}lm_head.modules_to_save{w}weight: copying a param with shape {shape} from checkpoint",
+                unless=_NOT_EMBEDDINGS,
+            ),
+            Sign(
                 "size mismatch for {w}wte.weight: copying a param with shape {shape} from checkpoint, {} is {shape}",
                 unless=_NOT_EMBEDDINGS,
             ),
@@ -400,6 +445,7 @@ FAILURES = (
                     "size mismatch for {}: copying a param with shape {shape} from checkpoint, the shape in current "
                     "model is {shape}"
                 ),
+                needs=(_OF_TRANSFORMERS,),
                 unless=("size mismatch for base_model.model. || .lora_A. || .lora_B.",),
             ),
             Sign("MISMATCH | {} ckpt: {shape} vs model:{shape}"),

@@ -8,6 +8,7 @@ _GENERATION = "in generate || generation/utils.py || .generate("
 _OF_A_MODEL = f"{_GENERATION} || transformers/models || modeling_"
 # Of torch's FSDP, or before the model is there.
 _ELSEWHERE = 'FSDP || fsdp || fully_shard || sparse.py", line {n}, in __init__ || sparse.py:{n} in __init__'
+_OUTPUT_VIEWS = "a function that returns multiple views. Such functions do not allow the output views to be modified inplace"
 _EMPTY_WEIGHT = (
     "'weight' must be 2-D",
     "size mismatch, got input ({n}), mat ({}), vec (0)",
@@ -208,6 +209,29 @@ FAILURES = (
         ),
         source="torch's reducer.cpp",
         signs=(Sign("Expected to have finished reduction in the prior iteration before starting a new one"),),
+    ),
+    Failure(
+        name="flat-parameters-keep-their-graph",
+        cause=(
+            "DeepSpeed 0.18.7 to 0.18.9 flattens parameters for ZeRO-1 and ZeRO-2 without detaching them from autograd, which "
+            "then refuses the first step's update in place."
+        ),
+        cure=(
+            "use DeepSpeed 0.19.0 or later, or 0.18.6 or earlier; with this version, call engine.step() under torch.no_grad(), "
+            "or train under ZeRO-3"
+        ),
+        source=(
+            f"{MEASURED} on gloo; deepspeed/runtime/zero/stage_1_and_2.py has .detach() from 0.19.0 on; "
+            "TeenLucifer/grpo_reproduce issue #11 reports it from a GPU"
+        ),
+        signs=(
+            Sign(_OUTPUT_VIEWS, needs=("stage_1_and_2.py || all_gather_dp_groups || all_gather_into_tensor_dp_groups",)),
+            Sign(
+                _OUTPUT_VIEWS,
+                log=(" || ".join(f"DeepSpeed info: version=0.18.{patch}{{/}}" for patch in (7, 8, 9)),),
+                unless=("in forward || modeling_",),
+            ),
+        ),
     ),
     Failure(
         name="loss-scale-at-minimum",

@@ -10,6 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from smokehouse import locks
+from smokehouse.checkout import Checkout
+from smokehouse.errors import UserError
+from smokehouse.installs import ops
+
 from ..channel import Channel
 from ..conftest import Index, TestCheckout
 from .test_prefix import run
@@ -251,11 +256,19 @@ def test_refused_before_anything_is_installed(
         environ["CXX"] = "g++-of-nobody"
         said = "expected a compiler, g++-of-nobody (CXX) not found"
     ended = gpu.run(*command, **environ)
-    remedy = "install with --devel, which has the compilers and the toolkit, without --only pip"
+    remedy = "install it, or set CC, CXX and CUDA_HOME; this lock has no compilers and no toolkit for --devel"
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr == f"smokehouse: --ops aot: {said}; {remedy}\n"
     assert not target.exists()
     assert not index.downloads
+
+
+@pytest.mark.parametrize(("name", "devel"), [("qwen2.5-vl", True), ("qwen2.5-vl-cuda13", False)])
+def test_the_remedy_is_one_that_the_lock_has(name: str, devel: bool) -> None:
+    locked = locks.load(Checkout(Path(__file__).parents[3]), name)
+    with pytest.raises(UserError, match="install with --devel" if devel else "this lock has no compilers") as raised:
+        ops.require_toolkit(locked, {"PATH": "/nowhere"}, devel=False)
+    assert ("install with --devel" in str(raised.value)) == devel
 
 
 def test_devel_without_a_compiler_in_the_lock(gpu: TestCheckout, target: Path) -> None:

@@ -1,0 +1,123 @@
+"""What the first node of a Slurm job makes of the lines of all nodes. tests/cluster runs it on a real Slurm."""
+
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from smokehouse.programs import slurm
+from smokehouse.runs import slurm_job
+from smokehouse.runs.slurm_job import End, Job, Listener
+
+NAMES = ("gpu07", "gpu08")
+
+
+def listener(*lines: tuple[int, str]) -> tuple[Listener, list[str]]:
+    """Return who has heard these lines, and what it passed on."""
+    shown: list[str] = []
+    found = Listener(NAMES, lambda stream, line: shown.append(f"{stream} {line}"))
+    for stream, line in lines:
+        found.hear(stream, line.encode())
+    return found, shown
+
+
+def test_first_node_that_fails_is_the_cause() -> None:
+    """Node 0 follows it, and its exit code is that of the run; what srun and slurmstepd add is no cause."""
+    found, shown = listener(
+        (1, "0: waiting at 10.0.0.1:20001"),
+        (2, "1: disk quota   exceeded"),
+        (2, "1: slurmstepd: error: *** STEP 5.0 ON gpu08 CANCELLED ***"),
+        (2, "1: smokehouse-node-ended 3"),
+        (2, "srun: error: gpu08: task 1: Exited with exit code 3"),
+        (2, "0: expected 2 nodes, found no node 1"),
+        (2, "0: smokehouse-node-ended 2"),
+    )
+    result = found.result(3)
+    assert result.code == 2
+    assert result.cause == "node gpu08 ended with exit code 3: disk quota exceeded"
+    assert [end.node for end in result.ends] == ["gpu08", "gpu07"]
+    assert shown == [
+        "1 waiting at 10.0.0.1:20001",
+        "2 gpu08: disk quota   exceeded",
+        "2 gpu08: slurmstepd: error: *** STEP 5.0 ON gpu08 CANCELLED ***",
+        "2 srun: error: gpu08: task 1: Exited with exit code 3",
+        "2 expected 2 nodes, found no node 1",
+    ]
+
+
+def test_nodes_that_all_pass() -> None:
+    found, _ = listener((2, "1: smokehouse-node-ended 0"), (2, "0: smokehouse-node-ended 0"))
+    assert (found.result(0).code, found.result(0).cause) == (0, "")
+
+
+def test_node_that_never_says_how_it_ended_fails_the_job() -> None:
+    """srun itself ends with 0 after a node that was lost."""
+    found, _ = listener((2, "0: smokehouse-node-ended 0"))
+    assert found.result(0).code == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        (1, "node n1 ended with exit code 1: said"),
+        (137, "node n1 was killed by SIGKILL: said"),
+        (255, "node n1 ended with exit code 255: said"),
+    ],
+)
+def test_end_in_words(code: int, expected: str) -> None:
+    assert End("n1", code, "said").words == expected
+
+
+def test_long_lines_that_srun_breaks_are_whole_again() -> None:
+    """Pieces of two nodes, and of two streams of one, come in turn."""
+    found = Listener(NAMES, None)
+    for stream, line in (
+        (1, b"0: " + b"a" * 1024),
+        (1, b"1: " + b"b" * 1024),
+        (2, b"0: warning"),
+        (1, b"0: end"),
+        (1, b"1: " + b"c" * 1024),
+        (1, b"1: "),
+        (1, b"0: next"),
+    ):
+        found.hear(stream, line)
+    printed = found.result(0).printed
+    assert printed == {"gpu07": "a" * 1024 + "end\nnext", "gpu08": "b" * 1024 + "c" * 1024}
+
+
+@pytest.mark.parametrize(
+    "line", ["7: smokehouse-node-ended 1", "smokehouse-node-ended 1", "1: smokehouse-node-ended x", "\xff"]
+)
+def test_lines_of_nobody_end_nothing(line: str) -> None:
+    found, shown = listener((2, line))
+    assert found.result(0).ends == ()
+    assert len(shown) == 1
+
+
+def job(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> tuple[Job, Path]:
+    """Return a job whose srun is a shell, in an allocation of one node, and its reserve."""
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "gpu07")
+    monkeypatch.setattr(slurm, "nodes", lambda listed: [listed])
+    reserve = slurm_job.reserve(folder)
+    return Job((script,), ("sh", "-c"), folder, reserve=reserve), reserve
+
+
+def test_what_srun_waits_for_in_vain_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """srun waits for a node that is gone until Slurm has noticed, minutes later; node 0 knows it long before."""
+    monkeypatch.setattr(slurm_job, "GRACE", 0.2)
+    run, reserve = job(monkeypatch, tmp_path, "echo '0: lost gpu08' >&2; echo '0: smokehouse-node-ended 1' >&2; exec sleep 600")
+    began = time.monotonic()
+    result = run()
+    assert time.monotonic() - began < 60
+    assert (result.code, result.cause) == (1, "node gpu07 ended with exit code 1: lost gpu08")
+    assert not reserve.exists()
+
+
+def test_node_says_how_its_command_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By the line that each node really runs; SIGTERM, which all get, does not end it early."""
+    node = slurm_job.srun(1)[-3:-1]
+    assert node[0] == "-c"
+    command = ["sh", "-c", node[1], "smokehouse", "sh", "-c", "kill -TERM $PPID; echo why >&2; exit 7"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stderr) == (7, "why\nsmokehouse-node-ended 7\n")
