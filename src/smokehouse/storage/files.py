@@ -74,8 +74,11 @@ def _name_of_unfinished(path: Path) -> Path:
 def open_regular(path: Path) -> BufferedReader:
     """Open `path` to read it; raises OSError, also for a FIFO or a device, which could block or have no end."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
         os.close(handle)
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         raise OSError(errno.EINVAL, "expected a regular file", str(path))
     return os.fdopen(handle, "rb")
 
