@@ -75,6 +75,7 @@ def load_model(
         raise _failure(consensus, path, error) from error
     wrong, findings = _caught(lambda: [*_completed(model, info, plan, verify, kwargs.get("key_mapping"))])
     consensus.agree([*(wrong or ()), *findings])
+    zero.drop_copies(model)
     if plan.fit is not None:
         ready.ORIGINS[model] = ready.Origin(plan.checkpoint, plan.fit.plan, plan.fit.tied)
     return (model, info) if with_info else model
