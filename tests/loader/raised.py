@@ -235,8 +235,7 @@ def _lacks(name: str, attribute: str) -> Raise:
 RAISES: dict[str, Raise] = {
     "PermissionError: [Errno 13] Permission denied: '{w}": _system(errno.EACCES, "/models/config.json"),
     "No such file or directory: '{w}pytorch_model{w}.bin": _open("out/pytorch_model-00001-of-00002.bin"),
-    "No such file or directory: 'pytorch_model": _open("pytorch_model.bin"),
-    "No such file or directory: 'model-0": _open("model-00001-of-00002.safetensors"),
+    "No such file or directory: 'pytorch_model{w}bin": _open("pytorch_model.bin"),
     "invalid load key, 'v'.": lambda _: pickle.loads(b"version https"),
     "invalid load key, '<'.": lambda _: pickle.loads(b"<!doctype"),
     "'NoneType' object has no attribute 'get'": lambda _: getattr(None, "get"),  # noqa: B009
@@ -276,11 +275,12 @@ RAISES: dict[str, Raise] = {
 }
 for _class in (
     "LoraConfig",
-    "Trainer",
     "TrainingArguments",
     *(f"{_one}Config" for _one in ("SFT", "GRPO", "DPO", "KTO", "PPO", "Reward")),
 ):
     RAISES[f"{_class}.__init__() got an unexpected keyword argument"] = _keyword(_class)
+for _one in ("", "Seq2Seq", "SFT", "GRPO", "DPO", "KTO", "PPO", "Reward", "ORPO", "RLOO"):
+    RAISES[f"TypeError: {_one}Trainer.__init__() got an unexpected keyword argument"] = _keyword(f"{_one}Trainer")
 for _library_name in ("libGL.so", "libgthread-2.0.so", "libSM.so"):
     RAISES[f"ImportError: {_library_name}{{}}cannot open shared object file"] = _extension(f"{_library_name}.99")
 for _name in OF_SCRIPTS:

@@ -246,7 +246,10 @@ FAILURES = (
         ),
         source="transformers/trainer.py and trl's trainers, which raise Python's own TypeError",
         signs=(
-            Sign("Trainer.__init__() got an unexpected keyword argument"),
+            *(
+                Sign(f"TypeError: {name}Trainer.__init__() got an unexpected keyword argument")
+                for name in ("", "Seq2Seq", "SFT", "GRPO", "DPO", "KTO", "PPO", "Reward", "ORPO", "RLOO")
+            ),
             Sign("TrainingArguments.__init__() got an unexpected keyword argument"),
             *(
                 Sign(f"{name}Config.__init__() got an unexpected keyword argument")

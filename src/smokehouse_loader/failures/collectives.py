@@ -336,6 +336,21 @@ FAILURES = (
         signs=(Sign("DUE TO TIME LIMIT ***", needs=("CANCELLED AT",)), Sign("DUE TO PREEMPTION ***", needs=("CANCELLED AT",))),
     ),
     Failure(
+        name="launcher-ended-by-signal",
+        cause=(
+            "torchrun itself was sent a signal: 1 by a terminal that closed, 2 by Ctrl-C, 15 by a scheduler, a container that "
+            "stopped, a kill or the launcher on another node; nothing in this log shows that training failed."
+        ),
+        cure=(
+            "for 1 start it in tmux or with setsid nohup; for 15 read the scheduler's log (sacct, kubectl describe pod) and "
+            "the first errors of the other nodes; then resume from the last checkpoint"
+        ),
+        source="torch/distributed/elastic/multiprocessing/api.py, _terminate_process_handler",
+        signs=(Sign("SignalException: Process {n} got signal: {n}"),),
+        may_follow=True,
+        question="Which signal was it, and who sent it?",
+    ),
+    Failure(
         name="launcher-summary",
         cause="The launcher says that a process of it ended; why is in what that process printed before.",
         cure=(

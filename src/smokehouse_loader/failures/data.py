@@ -141,7 +141,7 @@ FAILURES = (
             ),
             Sign("IndexError: Target {n} is out of bounds"),
         ),
-        excludes=(),
+        question="Which assertion failed, in the line above that ends in `failed`, and on which rank first?",
     ),
     Failure(
         name="not-finite-probabilities",

@@ -89,8 +89,7 @@ FAILURES = (
             Sign('No such file or directory: "{w}.safetensors'),
             Sign("No such file or directory: '{w}.safetensors", unless=("adapter_model.safetensors",)),
             Sign("No such file or directory: '{w}pytorch_model{w}.bin"),
-            Sign("No such file or directory: 'pytorch_model"),
-            Sign("No such file or directory: 'model-0"),
+            Sign("No such file or directory: 'pytorch_model{w}bin"),
             Sign("does not appear to have a file named model-0"),
             Sign("does not appear to have a file named pytorch_model-0"),
         ),
@@ -132,6 +131,6 @@ FAILURES = (
         ),
         cure="change its owner (chown), or run the container with --user and a writable HF_HOME and output folder",
         source="CPython's OSError for EACCES",
-        signs=(Sign("PermissionError: [Errno 13] Permission denied: '{w}"),),
+        signs=(Sign("PermissionError: [Errno 13] Permission denied: '{w}", unless=("docker.sock || '/dev/",)),),
     ),
 )

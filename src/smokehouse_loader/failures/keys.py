@@ -11,6 +11,8 @@ _NEW_HEADS = (
 _BUFFERS = (
     r"\.(?:e_score_correction_bias|running_mean|running_var|num_batches_tracked|(?:input|output)_(?:min|max))(?:\.weight)?$"
 )
+# Buffers that older checkpoints store, and that models compute.
+_RECOMPUTED = r"(?:rotary_emb\.inv_freq|\.position_ids|\.attn\.(?:masked_)?bias|\.masked_bias|rotary_pos_emb\.inv_freq)$"
 _MISSING = "newly initialized: "
 _NOT_USED = "Some weights of the model checkpoint at {} were not used when initializing {}: "
 _LORA = r"\.lora_[AB]\.|^base_model\.model\."
@@ -20,6 +22,12 @@ _QUANTISED = (
 )
 _NOT_EMBEDDINGS = (
     "_proj.weight: copying || norm.weight: copying || .lora_A. || .lora_B. || qkv.weight: copying || .bias: copying",
+)
+# Of transformers, by its frames, the classes and tensors of its models, or modules that it loads one by one.
+_OF_TRANSFORMERS = (
+    "transformers/ || from_pretrained || modeling_ || state_dict for {w}For || state_dict for {w}Model || VLModel || "
+    "state_dict for {w}Embedding || state_dict for Linear: || state_dict for {w}Norm: || state_dict for Conv || "
+    "_proj.weight: copying || _proj.bias: copying || layernorm.weight: copying || embed_tokens || lm_head"
 )
 _VISION = r"(?:^|\.)(?:visual|vision_tower|vision_model)\."
 
@@ -39,11 +47,11 @@ FAILURES = (
             "from_pretrained without a HfDeepSpeedConfig, or load_state_dict on a partitioned model"
         ),
         reproduction="load_into_partitioned_parameters",
-        ends_as=("left-on-meta", "partitioned-parameter-used"),
+        ends_as=("left-on-meta", "partitioned-parameter-used", "ignore-mismatched-sizes"),
         signs=(
             Sign(
                 "size mismatch for {}: copying a param with shape {shape} from checkpoint, the shape in current model is {0}",
-                unless=("size mismatch for base_model.model. || .lora_A. || .lora_B.",),
+                unless=("size mismatch for base_model.model. || .lora_A. || .lora_B. || _flat_param || FullySharded",),
             ),
             Sign("MISMATCH | {} ckpt: {shape} vs model:{0}"),
             Sign("Trying to set a tensor of shape {shape} in {} (which has shape {0}"),
@@ -131,9 +139,13 @@ FAILURES = (
         name="ignore-mismatched-sizes",
         cause=(
             "Under ZeRO-3 every parameter appears to have shape [0], so ignore_mismatched_sizes=True ignores every tensor "
-            "and loads none."
+            "and loads none. What it does not load is initialised, and an embedding then has no row for the padding token: so "
+            "ends from_pretrained inside your own zero.Init, too."
         ),
-        cure="remove ignore_mismatched_sizes=True; load_model reports the tensors that really differ",
+        cure=(
+            "remove ignore_mismatched_sizes=True and your own deepspeed.zero.Init around from_pretrained; load_model reports "
+            "the tensors that really differ"
+        ),
         source=f"{MEASURED}: 57 of 57 tensors wrong without an error, transformers 4.49.0 to 4.57.6",
         reproduction="ignore_mismatched_sizes",
         signs=(
@@ -289,6 +301,18 @@ FAILURES = (
         excludes=("missing-key",),
     ),
     Failure(
+        name="recomputed-buffers",
+        cause=(
+            "The checkpoint stores what the model computes itself (frequencies of rotary embeddings, position ids, causal "
+            "masks); nothing is lost."
+        ),
+        cure="leave it; check only that no other tensor is in the list",
+        source="transformers/modeling_utils.py, _keys_to_ignore_on_load_unexpected",
+        signs=(Sign(_NOT_USED, all_names=_RECOMPUTED), Sign("| UNEXPECTED", all_names=_RECOMPUTED)),
+        harmless=True,
+        excludes=("dropped-weights", "text-only-class", "key-layout"),
+    ),
+    Failure(
         name="dropped-weights",
         cause=(
             "The class has no parameters for part of the checkpoint: AutoModel up to transformers 4.51 drops the vision "
@@ -397,6 +421,10 @@ FAILURES = (
                 unless=_NOT_EMBEDDINGS,
             ),
             Sign(
+                "size mismatch for {w}lm_head.modules_to_save{w}weight: copying a param with shape {shape} from checkpoint",
+                unless=_NOT_EMBEDDINGS,
+            ),
+            Sign(
                 "size mismatch for {w}wte.weight: copying a param with shape {shape} from checkpoint, {} is {shape}",
                 unless=_NOT_EMBEDDINGS,
             ),
@@ -417,6 +445,7 @@ FAILURES = (
                     "size mismatch for {}: copying a param with shape {shape} from checkpoint, the shape in current "
                     "model is {shape}"
                 ),
+                needs=(_OF_TRANSFORMERS,),
                 unless=("size mismatch for base_model.model. || .lora_A. || .lora_B.",),
             ),
             Sign("MISMATCH | {} ckpt: {shape} vs model:{shape}"),

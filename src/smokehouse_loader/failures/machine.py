@@ -376,7 +376,7 @@ FAILURES = (
             Sign("died with <Signals.SIGKILL: 9>"),
             Sign("oom-kill event"),
             Sign("Detected {n} oom_kill event"),
-            Sign("OOMKilled"),
+            Sign("OOMKilled", unless=('OOMKilled": false || OOMKilled: false || OOMKilled=false',)),
             Sign("Out of memory: Killed process"),
             Sign("Memory cgroup out of memory: Killed process"),
             Sign("ray.exceptions.OutOfMemoryError: Task was killed due to the node running low on memory"),

@@ -516,6 +516,7 @@ _COMPOSED: tuple[tuple[dict[str, tuple[str, ...]], tuple[str, ...]], ...] = (
             "size mismatch for {w}lm_head.weight: copying a param with shape {shape} from checkpoint, {} is {shape}",
             "size mismatch for lm_head.weight: copying a param with shape {shape} from checkpoint, {} is {shape}",
             "size mismatch for {w}embed_tokens.modules_to_save{w}weight: copying a param with shape {shape} from checkpoint",
+            "size mismatch for {w}lm_head.modules_to_save{w}weight: copying a param with shape {shape} from checkpoint",
             "size mismatch for {w}wte.weight: copying a param with shape {shape} from checkpoint, {} is {shape}",
             "size mismatch for base_model.model.{}: copying a param with shape {0} from checkpoint",
             "size mismatch for {w}.lora_A.{}: copying a param with shape {0} from checkpoint",
@@ -1003,6 +1004,15 @@ _COMPOSED: tuple[tuple[dict[str, tuple[str, ...]], tuple[str, ...]], ...] = (
     ),
     (
         {
+            "torch>=2.4.1 torch/distributed/elastic/multiprocessing/api.py": (
+                'raise SignalException(f"Process ',
+                "got signal: ",
+            )
+        },
+        ("SignalException: Process {n} got signal: {n}",),
+    ),
+    (
+        {
             "torch>=2.4.1 torch/distributed/rendezvous.py": (
                 "Error initializing torch.distributed using ",
                 "env://",
@@ -1059,7 +1069,16 @@ COMPOSED = {text: parts for parts, texts in _COMPOSED for text in texts}
 # Text -> the program that prints it.
 RAISED: dict[str, str] = {
     "object has no attribute 'hidden_size'": "CPython",
-    "Trainer.__init__() got an unexpected keyword argument": "CPython",
+    "TypeError: Trainer.__init__() got an unexpected keyword argument": "CPython",
+    "TypeError: Seq2SeqTrainer.__init__() got an unexpected keyword argument": "CPython",
+    "TypeError: SFTTrainer.__init__() got an unexpected keyword argument": "CPython",
+    "TypeError: GRPOTrainer.__init__() got an unexpected keyword argument": "CPython",
+    "TypeError: DPOTrainer.__init__() got an unexpected keyword argument": "CPython",
+    "TypeError: KTOTrainer.__init__() got an unexpected keyword argument": "CPython",
+    "TypeError: PPOTrainer.__init__() got an unexpected keyword argument": "CPython",
+    "TypeError: RewardTrainer.__init__() got an unexpected keyword argument": "CPython",
+    "TypeError: ORPOTrainer.__init__() got an unexpected keyword argument": "CPython",
+    "TypeError: RLOOTrainer.__init__() got an unexpected keyword argument": "CPython",
     "TrainingArguments.__init__() got an unexpected keyword argument": "CPython",
     "SFTConfig.__init__() got an unexpected keyword argument": "CPython",
     "GRPOConfig.__init__() got an unexpected keyword argument": "CPython",
@@ -1085,8 +1104,7 @@ RAISED: dict[str, str] = {
     "[Errno 116] Stale file handle": "CPython",
     "PermissionError: [Errno 13] Permission denied: '{w}": "CPython",
     "No such file or directory: '{w}pytorch_model{w}.bin": "CPython",
-    "No such file or directory: 'pytorch_model": "CPython",
-    "No such file or directory: 'model-0": "CPython",
+    "No such file or directory: 'pytorch_model{w}bin": "CPython",
     "invalid load key, 'v'.": "CPython",
     "invalid load key, '<'.": "CPython",
     "'NoneType' object has no attribute 'get'": "CPython",
