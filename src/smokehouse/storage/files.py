@@ -27,6 +27,8 @@ def write(path: Path, content: bytes | str) -> None:
         with path.open("wb") as stream:
             stream.write(data)
         return
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     with _unfinished(path) as file:
         file.write(data)
