@@ -164,6 +164,17 @@ def test_files_of_others_in_a_prefix_are_carried_over(tmp_path: Path, record_pro
     assert not (new / "lib/python3.11/site-packages/b.py").exists()
 
 
+@pytest.mark.parametrize(
+    "place", ["/", "/tmp/..", "/tmp/two\nlines", "/tmp/\udcff", "/tmp/\x1b[31m", "/dev/null", "/proc/self/cwd"]
+)
+def test_places_where_no_environment_can_be(place: str, record_property: RECORD) -> None:
+    """What is installed has its path in scripts; all of it would be fetched before the first one fails."""
+    record_property("fault", "prefix")
+    with pytest.raises(UserError, match=r": expected a (folder|path)\b.*; specify an(other| empty)") as refused:
+        target.require_place(Path(place))
+    assert str(refused.value).isprintable()
+
+
 def test_nothing_is_carried_through_a_link(tmp_path: Path, record_property: RECORD) -> None:
     record_property("fault", "folder")
     old, new = tmp_path / "old", tmp_path / "new"
