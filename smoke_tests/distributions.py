@@ -42,9 +42,9 @@ class Distribution:
 
         See: https://packaging.python.org/en/latest/specifications/recording-installed-packages
         """
-        wanted, changed = set(files), []
+        wanted, changed, site = set(files), [], str(self.site)
         for file, digest, *_ in csv.reader((self.info / "RECORD").read_text("utf-8").splitlines()):
-            path = f"{self.site}/{file}"
+            path = f"{site}/{file}"
             if path in wanted and digest.startswith("sha256=") and digest != f"sha256={_urlsafe_sha256(Path(path))}":
                 changed.append(path)
         return changed

@@ -6,7 +6,7 @@ known failures, and runs of these tests with the versions on both sides of each 
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from packaging.version import Version
@@ -30,7 +30,7 @@ class Change:
 
 # ZeRO-3 reads weights before gloo has delivered them. See: DeepSpeed PR 8539.
 GLOO_RACE = Change("deepspeed", "present", Version("0.19.8"), "fixed")
-# What a checkpoint with the keys of transformers 4.52 is loaded as.
+# What a checkpoint with later keys is loaded as; most families have them since this release, and others say so.
 LATER_KEY_LAYOUT = Change("transformers", "random", Version("4.52"), "whole")
 # What an auto class makes of a checkpoint: whole, refused, part or absent. A family whose checkpoints another class loads whole
 # has them refused, and what else differs is the family's own.
@@ -50,9 +50,10 @@ RANGES = {
 
 def expectations(family: Family, versions: Mapping[str, Version]) -> dict[str, Any]:
     """Return what is expected of the versions of transformers and deepspeed among `versions`, as stack.toml may say it too."""
+    later_keys = replace(LATER_KEY_LAYOUT, since=Version(family.layouts_since))
     return {
         "gloo_race": GLOO_RACE.holds(versions[GLOO_RACE.package]),
-        "later_key_layout": LATER_KEY_LAYOUT.holds(versions[LATER_KEY_LAYOUT.package]),
+        "later_key_layout": later_keys.holds(versions[later_keys.package]),
         "auto_classes": {name: _auto_class(family, name, change, versions) for name, change in AUTO_CLASSES.items()},
     }
 

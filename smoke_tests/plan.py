@@ -239,10 +239,12 @@ def _fresh_steps(device: str, processes: int, family: Family) -> list[Step]:
         unproven_alone="requires a rank with text only",
     )
     # The engine that resumes is the one of the check before, where that is planned.
-    start = dummy if family.vision and processes >= dummy.ranks else Step("resume", saving.start_anew, builds="engine")
+    start = (
+        dummy if family.mixes_modalities and processes >= dummy.ranks else Step("resume", saving.start_anew, builds="engine")
+    )
     resumed = "one rank's engine checkpoint has one partition"
     steps = [start, Step("resume", saving.resume, engine_of=start.name, unproven_alone=resumed)]
-    if family.vision and start is not dummy:
+    if family.mixes_modalities and start is not dummy:
         steps.append(dummy)
     if family.denoiser:
         steps.append(Step("load_model", denoising.load_model_by_parts, unproven_alone="one rank's partition is all of it"))
@@ -310,7 +312,7 @@ def _stage_jobs(stage: int, leg: Leg, device: str, expectations: dict[str, Any],
         unproven_alone="requires a rank with text only",
     )
     # Loading is a step of its own, with the usual deadline: that of a large checkpoint must not pass for a hang.
-    if family.vision:
+    if family.mixes_modalities:
         hanging = dataclasses.replace(mixed, run=mixed_modality.text_only_ranks, builds="", engine_of=mixed.name, may_end=True)
         fresh += [mixed, hanging]
     controls = tuple(_control_steps(stage, leg, device, expectations, family))
@@ -478,7 +480,7 @@ def make(
 ) -> Plan:
     """Plan a run on `legs` for a model `family`, whose name is the model type that packages have kernels for.
 
-    What is about pictures is left out for a text-only family.
+    What is about pictures is left out for a text-only family, and what mixes them with text for one that takes no text.
 
     With `apply_liger`, liger's kernels are planned on GPUs only where they can be applied, which takes seconds to find out.
 
@@ -527,9 +529,11 @@ def _left_out(names: set[str], stages: tuple[int, ...], without_liger: str, fami
     """Return what this device, stack and family cannot show, given the names of all planned steps."""
     missing = [NotRun(name, reason) for name, reason in family.absent]
     missing += [NotRun(name, reason) for name, reason in _WITHOUT_TOKENS.items()] if family.denoiser else []
+    mixed = ("mixed modality: dummy image", "mixed modality")
     if not family.vision and not family.denoiser:
-        about_pictures = ("mixed modality: dummy image", "mixed modality", "frozen vision tower")
-        missing += [NotRun(name, "the family has no vision tower") for name in about_pictures]
+        missing += [NotRun(name, "the family has no vision tower") for name in (*mixed, "frozen vision tower")]
+    elif family.vision and not family.mixes_modalities:
+        missing += [NotRun(name, "the family's encoder takes no sample without a picture") for name in mixed]
     if not family.layouts:
         missing.append(NotRun("control: later key layout", "the family has the same keys in all versions of transformers"))
     for control, check in (("gloo race", "late gathers"), ("later key layout", "both key layouts")):

@@ -7,6 +7,7 @@ import torch
 
 from smoke_tests.checks import loading, training
 from smoke_tests.checks.context import RankContext, TrainingState
+from smoke_tests.families import Family
 from smoke_tests.outcome import Outcome, judged
 
 # Absolute, of the loss; and of a probe's largest gradient. Measured: 1e-6 and 1e-5 in fp32.
@@ -14,18 +15,31 @@ LOSS_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
 GRADIENT_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15}
 
 
-def implementations(device: str) -> list[str]:
-    """Return the kernels to compare with `eager`."""
+# Transformers' own choice for each part of a model.
+CHOICE = "transformers' choice"
+
+
+def implementations(family: Family, device: str) -> list[str]:
+    """Return the kernels to compare with `eager`; what transformers chooses, where a part of the model has none of them."""
     flash = device == "cuda" and importlib.util.find_spec("flash_attn") is not None
-    return ["sdpa", *(["flash_attention_2"] if flash else [])]
+    return ["sdpa", *(["flash_attention_2"] if flash else [])] if family.fused_attention else [CHOICE]
+
+
+def _loaded(context: RankContext, implementation: str) -> Any:
+    """Return a model with that attention. Raises RuntimeError where it has another."""
+    chosen = {} if implementation == CHOICE else {"attn_implementation": implementation}
+    model, _ = loading.load_with(context.model_class, context.source, context.dtype, **chosen)
+    found = {part.config._attn_implementation for part in model.modules() if hasattr(part, "config")}
+    if implementation == CHOICE and found == {"eager"}:
+        raise RuntimeError("expected transformers to choose a kernel for a part of the model, found eager attention in all")
+    if implementation != CHOICE and model.config._attn_implementation != implementation:
+        raise RuntimeError(f"expected {implementation} attention, transformers chose {model.config._attn_implementation}")
+    return model
 
 
 def _measured(context: RankContext, implementation: str) -> tuple[float, dict[str, torch.Tensor]]:
     """Return the loss of one sample and the gradients of the probes, with that attention."""
-    model, _ = loading.load_with(context.model_class, context.source, context.dtype, attn_implementation=implementation)
-    found = model.config._attn_implementation
-    if found != implementation:
-        raise RuntimeError(f"expected {implementation} attention, transformers chose {found}")
+    model = _loaded(context, implementation)
     model.to(context.torch_device).train()
     loss = model(**training.own_sample(context)).loss
     loss.backward()
@@ -34,10 +48,13 @@ def _measured(context: RankContext, implementation: str) -> tuple[float, dict[st
 
 
 def attention(context: RankContext, _: TrainingState) -> Outcome:
-    """Check that sdpa, and flash_attention_2 where it is installed, have the loss and gradients of eager attention."""
+    """Check that sdpa, and flash_attention_2 where it is installed, have the loss and gradients of eager attention.
+
+    Where a part of the model has neither, what transformers chooses for each is compared.
+    """
     expected_loss, expected = _measured(context, "eager")
     problems, said = [], []
-    for name in implementations(context.device):
+    for name in implementations(context.family, context.device):
         loss, gradients = _measured(context, name)
         error = abs(loss - expected_loss)
         said.append(f"{name} within {error:.1g}")

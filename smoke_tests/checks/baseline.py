@@ -27,7 +27,7 @@ def plain_run(context: RankContext, _: TrainingState) -> Outcome:
     if large:
         _freeze_all_but_probes(context, model)
     problems, said = ([], {}) if context.family.denoiser else _greedy(context, model)
-    if context.family.vision:
+    if context.family.mixes_modalities:
         _save_mixed_gradients(context, model)
     names = training.probes(context.family, [name for name, _ in model.named_parameters()])
     losses, gradients, moves = ([_first_loss(context, model)], [], []) if large else _train(context, model, names)

@@ -33,7 +33,7 @@ def greedy(context: RankContext, model: Any, **kwargs: Any) -> tuple[list[int], 
     with torch.no_grad():
         said = model.generate(**inputs, min_new_tokens=NEW_TOKENS, max_new_tokens=NEW_TOKENS, **kwargs)
     model.train()
-    found: list[int] = said.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+    found: list[int] = said.sequences[0, -NEW_TOKENS:].tolist()
     best = [logits[0].float().topk(2).values for logits in said.logits]
     return found, [float(first - second) for first, second in best]
 

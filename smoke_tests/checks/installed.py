@@ -112,7 +112,8 @@ def _imported(installed: Installed) -> tuple[list[str], list[str]]:
             problems.append(f"{name} was imported from {place}, outside {distribution.site}, where its metadata is")
             continue
         try:
-            own = [file for file in real if file.startswith(f"{place.parent}/")]
+            folder = f"{place.parent}/"
+            own = [file for file in real if file.startswith(folder)]
             problems += [f"{file} was edited after it was installed" for file in distribution.edited(own)]
         except OSError:
             notes.append(f"{name} has no RECORD, so its files cannot be verified")

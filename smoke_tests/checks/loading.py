@@ -63,11 +63,15 @@ def load_with(loader: Any, path: Path, dtype: torch.dtype, **arguments: Any) -> 
     return model, info
 
 
-def key_problems(info: dict[str, Any]) -> list[str]:
-    """Return the keys that transformers' loading info reports as missing, unexpected or mismatched, in words."""
+def key_problems(info: dict[str, Any], unpublished: tuple[str, ...] = ()) -> list[str]:
+    """Return the keys that transformers' loading info reports as missing, unexpected or mismatched, in words.
+
+    Of those with a prefix of `unpublished`, which published checkpoints lack, none counts as missing.
+    """
     problems = []
+    reported = info | {"missing_keys": [key for key in info["missing_keys"] if not key.startswith(unpublished)]}
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        keys = [key if isinstance(key, str) else f"{key[0]} {list(key[1])} != {list(key[2])}" for key in sorted(info[kind])]
+        keys = [key if isinstance(key, str) else f"{key[0]} {list(key[1])} != {list(key[2])}" for key in sorted(reported[kind])]
         if keys:
             problems.append(f"{len(keys)} {kind.replace('_', ' ')} ({shortened(keys, 2)})")
     return problems
@@ -100,7 +104,8 @@ def wrong_tensors(context: RankContext, model: Any, truth: Path) -> dict[str, st
     """Return published name -> what is wrong, for every tensor of `model` that differs from the checkpoint `truth` in any bit.
 
     Model and file may have different key layouts. The family says which tensor is which, not transformers, which the loader
-    asks: a tensor that transformers loads in place of another must not go unnoticed.
+    asks: a tensor that transformers loads in place of another must not go unnoticed. Those that published checkpoints lack may
+    be absent from the file.
     """
     stored = inspect_checkpoint(truth)
     tensors = compare.state_of(model)
@@ -115,7 +120,8 @@ def wrong_tensors(context: RankContext, model: Any, truth: Path) -> dict[str, st
     wrong = compare.wrong_tensors(model, stored, plan)
     wrong |= {key: f"is also in the file as {other}" for key, other in plan.doubled}
     absent = tensors.keys() - compare.filled(model, plan) - converted.keys()
-    wrong |= dict.fromkeys(absent, "was not found in the file")
+    unpublished = context.family.unpublished
+    wrong |= {name: "was not found in the file" for name in absent if not published(name).startswith(unpublished)}
     return {published(name): what for name, what in wrong.items()}
 
 
@@ -158,7 +164,8 @@ def _joined(name: str, parts: list[list[str]]) -> Conversion:
 def weights(context: RankContext, state: TrainingState) -> Outcome:
     """Check that every tensor equals the file's bit for bit, and that no key is missing, unexpected or mismatched."""
     wrong = wrong_tensors(context, state.model, context.source)
-    problems = key_problems(state.loading_info) + [f"{name} {what}" for name, what in wrong.items()]
+    problems = key_problems(state.loading_info, context.family.unpublished)
+    problems += [f"{name} {what}" for name, what in wrong.items()]
     count = len(inspect_checkpoint(context.source).tensors)
     return judged(problems, f"{count} tensors bit-equal, 0 keys missing, unexpected or mismatched", wrong=sorted(wrong))
 
@@ -187,7 +194,9 @@ def auto_classes(context: RankContext, _: TrainingState) -> Outcome:
                 raise
             found[name] = "refused"
             continue
-        found[name] = "whole" if _has_first(context.family, model) and not key_problems(info) else "part"
+        found[name] = (
+            "whole" if _has_first(context.family, model) and not key_problems(info, context.family.unpublished) else "part"
+        )
         del model
     problems = [
         f"{name}: expected {expected[name]} (measured.py or stack.toml), found {found[name]}"

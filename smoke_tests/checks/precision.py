@@ -8,7 +8,7 @@ from smoke_tests.outcome import Outcome, judged
 def bf16(context: RankContext, state: TrainingState) -> Outcome:
     """Check that bf16 loads bit-equal to the file's numbers rounded to bf16, and trains; save its 16-bit weights."""
     state.model, state.loading_info = loading.read_model(context, context.source)
-    problems = loading.key_problems(state.loading_info)
+    problems = loading.key_problems(state.loading_info, context.family.unpublished)
     problems += loading.partition_problems(context, state.model, partitioned=context.loads_partitioned)
     problems += [f"{name} {what}" for name, what in loading.wrong_tensors(context, state.model, context.source).items()]
     training.start_engine(context, state)

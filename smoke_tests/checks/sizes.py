@@ -44,7 +44,7 @@ def plain_run(context: RankContext, _: TrainingState) -> Outcome:
     batches = [[_sample(context, number) for number in numbers] for numbers in rounds]
     losses = baseline.optimizer_steps(model, batches, context.optimizer)
     workspace.real_losses.write_text(json.dumps(losses))
-    longest = max(sample["input_ids"].shape[1] for batch in batches for sample in batch)
+    longest = max(sample["labels"].shape[1] for batch in batches for sample in batch)
     problems = [] if longest >= TOKENS else [f"expected a sample of {TOKENS:,} tokens, found at most {longest:,}"]
     return judged(problems, f"up to {longest:,} tokens, loss {training.numbers(losses)}")
 

@@ -66,7 +66,7 @@ def throughput(context: RankContext, state: TrainingState) -> Outcome:
         state.engine.step()
 
     seconds = _seconds(step, context.torch_device, TRAINING_STEPS)
-    tokens = sample["input_ids"].numel() * context.world_size / seconds
+    tokens = sample["labels"].numel() * context.world_size / seconds
     measured = bandwidths(context.torch_device, SIZES) if context.world_size > 1 else {}
     nominal = rates.of_gpu(runtime.gpu_uuid())  # after the collectives: an idle GPU lowers its generation of PCIe
     best = [f"{name} {max(by_size.values()):.1f} GB/s" for name, by_size in measured.items()]

@@ -61,7 +61,8 @@ def missing_key(context: RankContext, state: TrainingState) -> Outcome:
     with _log(context) as log:
         state.model, info = loading.read_model(context, context.workspace.damaged(damage.MISSING_KEY))
     wrong = set(loading.wrong_tensors(context, state.model, context.workspace.slim))
-    missing = {context.family.published(name) for name in info["missing_keys"]}
+    keys = {context.family.published(name) for name in info["missing_keys"]}
+    missing = {name for name in keys if not name.startswith(context.family.unpublished)}
     logged = _matching_lines(context, log.text)
     silent = context.family.denoiser and context.rank != 0  # diffusers logs on rank 0 alone
     if (logged or silent) and missing == wrong == {context.family.missing_key}:
@@ -70,13 +71,15 @@ def missing_key(context: RankContext, state: TrainingState) -> Outcome:
 
 
 def later_key_layout(context: RankContext, state: TrainingState) -> Outcome:
-    """Load a checkpoint with the keys of transformers 4.52, which earlier ones load without an error and leave random."""
+    """Load a checkpoint with the keys of later versions, which leave what is renamed random, without an error."""
     with _log(context) as log:
         state.model, info = loading.read_model(context, context.workspace.damaged(damage.LATER_KEY_LAYOUT))
     wrong = loading.wrong_tensors(context, state.model, context.workspace.slim)
     logged = _matching_lines(context, log.text)
     complaints = "; ".join(loading.key_problems(info))
-    if logged and info["missing_keys"] and info["unexpected_keys"] and context.family.first_tensor in wrong:
+    stored = inspect_checkpoint(context.workspace.slim).tensors
+    renamed = {name for name in stored if context.family.later(name) != name}
+    if logged and info["missing_keys"] and info["unexpected_keys"] and renamed and renamed <= wrong.keys():
         return passed(f"detected: {len(wrong)} tensors wrong, {complaints}")
     return failed(f"not detected: {len(wrong)} tensors wrong, {complaints or 'no key reported'}, logged {logged}")
 

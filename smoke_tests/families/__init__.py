@@ -82,8 +82,8 @@ class Family:
     name: str  # model_type in config.json, which checkpoints of a denoiser lack
     model_class: str  # of transformers or, of a denoiser, of diffusers, which loads a checkpoint whole
     modules: tuple[str, ...]  # of that package, to import once before ranks are forked
-    # Prefix in published checkpoints -> prefix in transformers 4.52 and later. The first that matches counts. Empty where the
-    # names are the same.
+    # Prefix in published checkpoints -> prefix in transformers `layouts_since` and later. The first that matches counts. Empty
+    # where the names are the same.
     layouts: tuple[tuple[str, str], ...]
     language_probe: str  # end of the name of one weight in each layer of the language model, and of no other in it
     language_attention: str = ""  # end of the name of the attention in each of its layers
@@ -109,6 +109,14 @@ class Family:
     auto_class: str = "AutoModelForImageTextToText"  # of transformers, which loads a checkpoint whole
     slim_width: int = 64  # channels of the one that controls load where the shape of the first tensor does not matter
     vision: Vision | None = None
+    # The same of pieces of names, below the prefixes that `layouts` renames: the first that matches counts.
+    pieces: tuple[tuple[str, str], ...] = ()
+    layouts_since: str = "4.52"  # the first release of transformers with the later names
+    # Prefixes of tensors that the model has and no output depends on: published checkpoints lack them.
+    unpublished: tuple[str, ...] = ()
+    # Whether a decoder writes the answer and what is asked goes to an encoder: text is then in the labels alone, and where the
+    # encoder sees, every sample has a picture.
+    encoder_decoder: bool = False
     denoiser: Denoiser | None = None
     absent: tuple[tuple[str, str], ...] = ()  # parts of published models that the class lacks, and why; reports say so
     # What other auto classes make of a checkpoint, where that is not what they make of most families' (`smoke_tests.measured`).
@@ -117,6 +125,7 @@ class Family:
     merged: tuple[Merged, ...] = ()
     turned: tuple[Turned, ...] = ()
     added_to_one: tuple[str, ...] = ()  # ends of the names of vectors that the model scales with after it added 1
+    fused_attention: bool = True  # whether all parts of the model have attention that one kernel computes
     # Whether a module has two parameters, such as weight and bias, which ZeRO-3 gathers at once while it loads.
     gathers_pairs: bool = True
     # The scene of `smoke_tests.fixtures.samples` for which the synthetic checkpoint's first two tokens are clear; see
@@ -131,22 +140,27 @@ class Family:
 
     def published(self, name: str) -> str:
         """Return the name in published checkpoints of a tensor in any layout."""
-        return self._renamed(name, [(later, published) for published, later in self.layouts])
+        prefixes, pieces = ([(later, published) for published, later in pairs] for pairs in (self.layouts, self.pieces))
+        return self._renamed(name, prefixes, pieces)
 
     def later(self, name: str) -> str:
-        """Return the name in transformers 4.52 and later of a tensor in a published checkpoint."""
-        return self._renamed(name, self.layouts)
+        """Return the name in `layouts_since` and later of a tensor in a published checkpoint."""
+        return self._renamed(name, self.layouts, self.pieces)
 
     @staticmethod
-    def _renamed(name: str, prefixes: Collection[tuple[str, str]]) -> str:
-        for old, new in prefixes:
-            if name.startswith(old):
-                return new + name.removeprefix(old)
-        return name
+    def _renamed(name: str, prefixes: Collection[tuple[str, str]], pieces: Collection[tuple[str, str]]) -> str:
+        old, new = next(((old, new) for old, new in prefixes if name.startswith(old)), ("", None))
+        if new is None:
+            return name
+        rest = name.removeprefix(old)
+        piece, other = next(((piece, other) for piece, other in pieces if piece in rest), ("", ""))
+        return new + rest.replace(piece, other, 1)
 
     def stored(self, name: str, shape: tuple[int, ...], config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         """Return published name -> shape of what published checkpoints have of a tensor of the model; config is config.json."""
         name = self.published(name)
+        if name.startswith(self.unpublished):
+            return {}
         for merged in self.merged:
             if name.endswith(merged.whole):
                 experts, rows, columns = shape
@@ -162,6 +176,11 @@ class Family:
     def is_vision(self, name: str) -> bool:
         """Whether a tensor, in any layout, belongs to the vision tower."""
         return self.vision is not None and self.published(name).startswith(self.vision.tower)
+
+    @property
+    def mixes_modalities(self) -> bool:
+        """Whether its batches may have samples with a picture and samples of text only."""
+        return self.vision is not None and not self.encoder_decoder
 
     @property
     def processor_class(self) -> str:

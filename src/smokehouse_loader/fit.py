@@ -25,6 +25,9 @@ _LAYOUTS = (
     (_NEW_LAYOUT, ((r"^model\.language_model\.", "model."), (r"^model\.", ""))),
     (_OLD_LAYOUT, ((r"^model\.", "model.language_model."), (r"^", "model."))),
 )
+# Class -> patterns of names of tensors that no output of it depends on. Published checkpoints lack them, as those of TrOCR do:
+# models/trocr/convert_trocr_unilm_to_pytorch.py of transformers makes them of an encoder without a pooler.
+_UNREAD = {"VisionEncoderDecoderModel": (r"^encoder\.pooler\.",)}
 
 
 @dataclass(frozen=True)
@@ -209,7 +212,7 @@ def _compare(checkpoint: Checkpoint, model_class: Any, config: Any, key_mapping:
     fit = Fit(
         checkpoint,
         model_class.__name__,
-        tuple(_without(missing, getattr(model, "_keys_to_ignore_on_load_missing", None))),
+        tuple(required(model, missing)),
         tuple(_unexpected(model, plan.unmatched)),
         tuple(mismatched),
         tied=tuple(tuple(names) for names in tied.values() if len(names) > 1),
@@ -258,6 +261,12 @@ def _unexpected(model: Any, names: Sequence[str]) -> list[str]:
     if any(name.endswith("position_ids") for name in buffers):
         patterns.append(r"(^|\.)position_ids$")
     return _without([name for name in names if name not in buffers], patterns)
+
+
+def required(model: Any, missing: Sequence[str]) -> list[str]:
+    """Return those of a model's `missing` names that a checkpoint has to have."""
+    unread = [pattern for cls in type(model).__mro__ for pattern in _UNREAD.get(cls.__name__, ())]
+    return _without(missing, [*(getattr(model, "_keys_to_ignore_on_load_missing", None) or ()), *unread])
 
 
 def _without(names: Sequence[str], patterns: Sequence[str] | set[str] | None) -> list[str]:

@@ -13,7 +13,7 @@ from smokehouse_loader.consensus import Consensus
 from smokehouse_loader.diagnosis import explain
 from smokehouse_loader.errors import Finding, LoadError, first_line, shortened
 from smokehouse_loader.failures import fix_for
-from smokehouse_loader.fit import Fit, check_checkpoint, refuse_unreadable
+from smokehouse_loader.fit import Fit, check_checkpoint, refuse_unreadable, required
 from smokehouse_loader.model_class import concrete_class, read_config
 
 # Arguments of from_pretrained that replace the checkpoint's files as the source of weights: nothing could be compared.
@@ -75,6 +75,7 @@ def load_model(
         raise _failure(consensus, path, error) from error
     wrong, findings = _caught(lambda: [*_completed(model, info, plan, verify, kwargs.get("key_mapping"))])
     consensus.agree([*(wrong or ()), *findings])
+    zero.drop_copies(model)
     if plan.fit is not None:
         ready.ORIGINS[model] = ready.Origin(plan.checkpoint, plan.fit.plan, plan.fit.tied)
     return (model, info) if with_info else model
@@ -83,7 +84,7 @@ def load_model(
 def _load(plan: _Plan, path: str | Path, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Return the model and transformers' loading info, or for a denoiser the like."""
     if denoisers.read_config(plan.checkpoint.path) is not None:
-        return denoisers.load(plan.model_class, plan.checkpoint, path, **kwargs)
+        return denoisers.load(plan.model_class, plan.checkpoint, **kwargs)
     model, info = plan.model_class.from_pretrained(path, output_loading_info=True, **kwargs)
     return model, info
 
@@ -133,7 +134,9 @@ def _prepare(path: str | Path, model_class: Any, verify: str, signer: signature.
     folder = hub.folder(path, variant, source)
     checkpoint = inspect_checkpoint(folder, variant=variant)
     refuse_unreadable(checkpoint)
-    config = kwargs.get("config") or read_config(path, **source, trust_remote_code=kwargs.get("trust_remote_code"))
+    # AutoConfig finds what it was given a name of; a denoiser's config is read from what was fetched.
+    place: tuple[Any, dict[str, Any]] = (path, source) if denoisers.read_config(folder) is None else (folder, {})
+    config = kwargs.get("config") or read_config(place[0], **place[1], trust_remote_code=kwargs.get("trust_remote_code"))
     if isinstance(config, denoisers.Config) and (refused := [*denoisers.refusals(kwargs)]):
         raise LoadError(refused)
     not_overrides = ("config", *hub.SOURCE_OPTIONS)
@@ -198,7 +201,8 @@ def _verify(model: Any, info: dict[str, Any], plan: _Plan, verify: str) -> Itera
     if plan.fit is None:
         return
     skipped = {mismatch.name for mismatch in plan.fit.mismatched}
-    if missing := sorted(set(info.get("missing_keys", ())) - compare.filled(model, plan.fit.plan) - skipped):
+    lacking = set(info.get("missing_keys", ())) - compare.filled(model, plan.fit.plan) - skipped
+    if missing := sorted(required(model, [*lacking])):
         what = f"transformers loaded nothing into {len(missing)} tensors ({shortened(missing)})"
         yield Finding("missing-key", str(plan.checkpoint.path), what, fix_for("missing-key"))
     yield from ready.problems(model)

@@ -93,6 +93,17 @@ def local_partition(parameter: torch.Tensor) -> tuple[torch.Tensor, int]:
     return partition[: max(0, min(partition.numel(), count - start))], start
 
 
+def drop_copies(model: torch.nn.Module) -> None:
+    """Drop the copies of a node that ZeRO++'s hpZ makes of each parameter; the next forward pass makes them again.
+
+    A load writes to the partitions alone (DeepSpeed 0.15.4, `_partition`: `_partition_param_sec(param)` without
+    `has_been_updated`), and the forward pass reads the copies: it would compute with the weights from before the load.
+    """
+    for parameter in model.parameters():
+        if getattr(parameter, "ds_secondary_tensor", None) is not None:
+            parameter.ds_secondary_tensor = None
+
+
 def partition_count(parameter: torch.Tensor) -> int:
     """Return how many ranks a partitioned parameter is divided among."""
     return int(dist.get_world_size(getattr(parameter, "ds_process_group", None)))

@@ -28,6 +28,7 @@ from smokehouse.programs import cosign as cosign_program
 from smokehouse.proofs import signing
 from smokehouse.proofs.signing import ForeignError, Signer
 from smokehouse.runs import complete, kubernetes, slurm
+from smokehouse.runs.kubernetes_job import Job
 from smokehouse.runs.slurm_job import Result
 from smokehouse.runs.slurm_queue import Allocation, Submitted
 from smokehouse.storage import files
@@ -299,6 +300,18 @@ def test_two_pods_on_one_machine_are_both_heard(record_property: RECORD, monkeyp
     monkeypatch.setattr(kubernetes, "_job", lambda *_: FakeJob([pod("n1"), pod("n1")]))
     found = kubernetes._examine(SimpleNamespace(kind="jobset", nodes=2, cluster=cluster), "x", [])  # type: ignore[arg-type]
     assert [finding.level for finding in found["n1"]] == ["fail", "ok"]
+
+
+@pytest.mark.parametrize("code", [0, 7])
+def test_a_node_that_fails_beside_a_report_that_passed(code: int, record_property: RECORD) -> None:
+    record_property("fault", "a job that fails")
+    condition = {"type": "Failed" if code else "Complete", "status": "True", "message": "1 of 2 jobs"}
+    pods = [pod(f"n{number}") for number in range(2)]
+    pods[1]["status"] = {"containerStatuses": [{"name": "node", "state": {"terminated": {"exitCode": code}}}]}
+    pods[0].setdefault("status", {})
+    cluster: Any = SimpleNamespace(get=lambda *_: {"status": {"conditions": [condition]}}, pods=lambda _: pods)
+    said = Job(cluster, "trainjob", "x", 60, keep=False).failure()
+    assert said == (f"exit code 7 of {pods[1]['metadata']['name']} on n1" if code else "")
 
 
 class FakeJob:

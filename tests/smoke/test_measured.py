@@ -68,6 +68,12 @@ def test_an_expectation_changes_with_the_version_that_fixed_it(
     assert measured.expectations(FAMILY, versions(**{package: version}))[expectation] == value
 
 
+@pytest.mark.parametrize(("version", "value"), [("4.52.4", "random"), ("5.8.1", "random"), ("5.9.0", "whole")])
+def test_a_family_may_have_its_later_keys_since_another_version(version: str, value: str) -> None:
+    family = dataclasses.replace(FAMILY, layouts_since="5.9")
+    assert measured.expectations(family, versions(transformers=version))["later_key_layout"] == value
+
+
 @pytest.mark.parametrize(("version", "value"), [("4.57.6", "whole"), ("5.0.0", "absent")])
 def test_auto_classes_follow_transformers(version: str, value: str) -> None:
     found = measured.expectations(FAMILY, versions(transformers=version))["auto_classes"]

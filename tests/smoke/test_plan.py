@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from smoke_tests import legs
+from smoke_tests import families, legs
 from smoke_tests.options import InputError
 
 from .conftest import Starter
@@ -43,6 +43,17 @@ made = plan.make((2, 3), chosen, sys.argv[2], {"gloo_race": "fixed", "later_key_
 jobs = {job.name: {"leg": job.leg.name, "ranks": job.processes, "after": job.after, "folder": job.folder,
                    "steps": [step.name for step in job.steps]} for job in made.jobs}
 print(json.dumps([jobs, [[entry.name, entry.reason, entry.leg and entry.leg.name] for entry in made.not_run]]))
+"""
+LEFT_OUT = """
+import json
+from smoke_tests import families, legs, plan
+
+expectations = {"gloo_race": "fixed", "later_key_layout": "whole"}
+made = {name: plan.make((2, 3), legs.choose("cpu", 0, None, 2), "cpu", expectations, name) for name in families.names()}
+print(json.dumps({
+    name: [[step.name for job in one.jobs for step in job.steps], {entry.name: entry.reason for entry in one.not_run}]
+    for name, one in made.items()
+}))
 """
 AFTER = """
 import json
@@ -179,6 +190,21 @@ def test_two_ranks_show_all(lasting: Starter) -> None:
     jobs, not_run = planned(lasting, "cpu", "cpu", 0, None, 2)
     assert {step for job in jobs.values() for step in job["steps"]} >= NEEDS_SEVERAL | NEEDS_SEVERAL_IN_PART
     assert [leg for _, _, leg in not_run] == [None, None]
+
+
+def test_what_a_family_cannot_be_asked_is_left_out_with_the_reason(lasting: Starter) -> None:
+    mixed = {"mixed modality", "mixed modality: dummy image"}
+    frozen = "frozen vision tower"
+    for name, (steps, not_run) in json.loads(lasting.inside("-c", LEFT_OUT)).items():
+        family = families.get(name)
+        if family.denoiser:  # has reasons of its own
+            continue
+        absent = set() if family.mixes_modalities else mixed if family.vision else mixed | {frozen}
+        reason = "the family's encoder takes no sample without a picture" if family.vision else "the family has no vision tower"
+        assert {one for one in (*mixed, frozen) if one not in steps} == absent, name
+        assert {one: why for one, why in not_run.items() if one in (*mixed, frozen)} == dict.fromkeys(absent, reason), name
+        # An engine that resumes has to come from somewhere else than the check that is left out.
+        assert steps.count("resume") == 2 * (2 if family.mixes_modalities else 3), name
 
 
 def test_one_gpu_runs_nccl_alone_and_gloo_shared(lasting: Starter) -> None:

@@ -262,8 +262,10 @@ def test_good_run_passes(proven: Ended) -> None:
         absent.add("control: gloo race")
     if proven.expectations["later_key_layout"] == "whole" or not proven.family.layouts:
         absent.add("control: later key layout")
+    if not proven.family.mixes_modalities:
+        absent |= ABOUT_PICTURES
     if not proven.family.vision:
-        absent |= ABOUT_PICTURES | {"frozen vision tower"}
+        absent.add("frozen vision tower")
     [users] = [entry["name"] for entry in proven.report["not_run"] if entry["reason"] == "only with --all"]
     assert users.split(", ") == [name for name in EXTRA if name not in {"throughput", "liger"} | absent]
     assert {entry["name"] for entry in proven.report["not_run"]} == absent | {users}
@@ -276,7 +278,7 @@ def test_report_matches_the_schema(proven: Ended, schema: jsonschema.Draft202012
 def test_every_check_and_control_was_run(proven: Ended) -> None:
     found = {(c["kind"], c["name"], c["zero_stage"]) for c in proven.report["checks"]}
     wanted: set[tuple[str, str, int | None]] = {("check", name, stage) for name in STAGED for stage in (2, 3)}
-    if not proven.family.vision:
+    if not proven.family.mixes_modalities:
         wanted = {key for key in wanted if key[1] not in ABOUT_PICTURES}
     wanted |= {("check", name, None) for name in UNSTAGED}
     wanted |= {("control", name, stage) for name in CONTROLS for stage in (2, 3)}
@@ -304,7 +306,7 @@ def test_every_rank_gave_its_verdict(proven: Ended) -> None:
 @pytest.mark.parametrize("stage", [2, 3])
 def test_known_issue_says_which_rank_died_of_what(proven: Ended, stage: int) -> None:
     # The rank with text only aborts in gloo's C++, which ends the other rank too; Python's dump of its threads may crash.
-    if not proven.family.vision:
+    if not proven.family.mixes_modalities:
         assert ("mixed modality", stage) not in {(c["name"], c["zero_stage"]) for c in proven.report["checks"]}
         return
     detail = proven.found("mixed modality", stage)["detail"]
@@ -316,7 +318,7 @@ def test_known_issue_is_reported_with_cause_and_fix(proven: Ended) -> None:
     for check in proven.report["checks"]:
         wanted = f"mixed-modality: {known.cause} Fix: {known.cure}." if check["name"] == "mixed modality" else ""
         assert check["diagnosis"] == wanted
-    count = 2 if proven.family.vision else 0
+    count = 2 if proven.family.mixes_modalities else 0
     assert proven.stdout.count(known.cure) == count
     assert (proven.folder / "junit.xml").read_text().count(known.cause) == count
 
@@ -503,7 +505,8 @@ def test_processor_is_a_working_one(inspection: dict[str, Any], reader: str) -> 
         assert found["spread"] > 3  # a drawing, and no plain area
     labels = found["labels"]
     answer = [label for label in labels if label != -100]
-    assert 0 < len(answer) < len(labels)
+    # A decoder's labels are the answer alone.
+    assert 0 < len(answer) < len(labels) + described.encoder_decoder
     assert labels[-len(answer) :] == answer
 
 

@@ -203,6 +203,9 @@ def publish(
     channel: ChannelOption = None,
     source: SourceOption = None,
     move: Annotated[bool, typer.Option("--move", help="Overwrite existing tags.")] = False,
+    record: Annotated[
+        bool, typer.Option("--record", help="Write lockfiles/NAME/image.json; publish nothing that differs from it.")
+    ] = False,
     added: WithOption = None,
     as_json: JsonOption = False,
 ) -> int:
@@ -211,9 +214,11 @@ def publish(
     from smokehouse.installs import extra_wheels
     from smokehouse.proofs import PublishOptions, publish_image
 
+    if record and (found := [option for option, value in {"--base": base, "--with": added}.items() if value]):
+        raise UserError(f"--record: expected an image of the lock alone, found {', '.join(found)}; drop one")
     wheels = tuple(extra_wheels.parse(text) for text in added or ())
     request = ImageRequest(flavour, ops, base, wheels, bundle, channel, source)
-    options = PublishOptions(request, key, built, report, move)
+    options = PublishOptions(request, key, built, report, move, record)
     publication = publish_image(Checkout.find(Path.cwd()), name, repository, options)
     if not publication.verification.passed:
         _print_verification(publication.verification)

@@ -276,6 +276,7 @@ def _git(checkout: Checkout, name: str, *arguments: str) -> str | None:
         return None
     inside = ["docker", "smoke_tests", "packages", "src/smokehouse_loader", f"environments/{name}", f"lockfiles/{name}"]
     present = [path for path in inside if (checkout.root / path).exists()]
+    present.append(f":(exclude)lockfiles/{name}/{record.NAME}")  # it follows from the others
     ended = run(["git", *arguments, "--", *present], deadline=60, environ=os.environ, cwd=checkout.root)
     return None if ended.code else ended.stdout.strip()
 

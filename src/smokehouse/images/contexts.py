@@ -5,6 +5,8 @@ import os
 import shutil
 import tarfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +43,17 @@ _OPS = {
 def make_contexts(checkout: Checkout, spec: ImageSpec, plan: Plan, bundle: Bundle, folder: Path) -> dict[str, Path]:
     """Make all contexts but that of the base in `folder`, and return the folder of each by its name; raises UserError."""
     lock = spec.locked.lock
-    contexts = {"conda": conda_context(folder / "conda", spec.conda, lock, bundle)}
-    if spec.ops == "aot":
-        contexts["toolkit"] = conda_context(folder / "toolkit", lock.conda, lock, bundle)
+    prefixes = {"conda": spec.conda} | ({"toolkit": lock.conda} if spec.ops == "aot" else {})
+    with ThreadPoolExecutor(1) as worker:  # it mostly waits for the build of the loader
+        own = worker.submit(smokehouse_files, checkout, spec, bundle, folder)
+        contexts = {name: conda_context(folder / name, packages, lock, bundle) for name, packages in prefixes.items()}
+        contexts[_SMOKEHOUSE_FILES] = own.result().parent
     folders = {wheel.file: wheel.path.parent for wheel in spec.extra_wheels}
     for number, layer in enumerate(plan.numbered, 1):
         name = f"layer-{number:02}"
         contexts[name] = wheel_context(folder / name, layer, lock, folders.get(layer.files[0], bundle.wheels))
     contexts["model"] = wheel_context(folder / "model", plan.model, lock, bundle.wheels)
     contexts["sources"] = sdist_context(folder / "sources", plan.model, lock, bundle, spec.ops)
-    contexts[_SMOKEHOUSE_FILES] = smokehouse_files(checkout, spec, bundle, folder).parent
     return contexts
 
 
@@ -68,11 +71,17 @@ def conda_context(folder: Path, packages: Sequence[CondaPackage], lock: Lock, bu
         "packages": {package.path: package.sha256 for package in packages},
     }
     done, archive = folder / "plan.json", folder / "prefix.tar"
-    if done.is_file() and archive.is_file():
-        found = json.dumps(plan | {"prefix": files.hashed(archive)}, indent=1)
-        if done.read_text() == found:
-            return folder
+    if _is_made(folder, plan):
+        return folder
     shutil.rmtree(folder, ignore_errors=True)
+    for other in folder.parent.parent.glob(f"*/{folder.name}"):  # of an environment that has the same packages
+        if (text := _plan_of(other)).startswith(json.dumps(plan, indent=1).removesuffix("\n}")):
+            with suppress(OSError):  # it is just made again
+                files.link_or_copy(other / archive.name, archive)
+                files.write(done, text)
+                if _is_made(folder, plan):
+                    return folder
+            shutil.rmtree(folder, ignore_errors=True)
     work = folder / "work"
     work.mkdir(parents=True)
     require_free_space(folder, 2 * _CONDA_GROWTH * size, "prepare the conda packages")
@@ -85,6 +94,19 @@ def conda_context(folder: Path, packages: Sequence[CondaPackage], lock: Lock, bu
     shutil.rmtree(work)
     files.write(done, json.dumps(plan | {"prefix": files.hashed(archive)}, indent=1))
     return folder
+
+
+def _is_made(folder: Path, plan: Mapping[str, object]) -> bool:
+    """Return whether the context of a conda prefix in `folder` is complete and still what was made by `plan`."""
+    archive = folder / "prefix.tar"
+    return archive.is_file() and _plan_of(folder) == json.dumps({**plan, "prefix": files.hashed(archive)}, indent=1)
+
+
+def _plan_of(folder: Path) -> str:
+    try:
+        return (folder / "plan.json").read_text()
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def wheel_context(folder: Path, layer: Layer, lock: Lock, wheels: Path) -> Path:

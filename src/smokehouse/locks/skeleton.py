@@ -123,10 +123,13 @@ def _model(checkout: Checkout, other: Environment, family: str | None, class_: s
         )
     known = _family_file(checkout, family)
     if known.is_file():
-        found = _model_class(known.read_text("utf-8"), checkout.relative(known))
-        if class_ and class_ != found:
-            raise UserError(f"--class {class_}: expected {found}, as in {checkout.relative(known)}; drop --class")
-        return Model(family, found)
+        name = checkout.relative(known)
+        found = _described(known.read_text("utf-8"), name)
+        if family != found.family:
+            raise UserError(f"--family {family}: expected {found.family}, as in {name}; use that")
+        if class_ and class_ != found.class_:
+            raise UserError(f"--class {class_}: expected {found.class_}, as in {name}; drop --class")
+        return found
     if not class_:
         raise UserError(
             f"--family {family}: expected --class with a new family, found none; use architectures of its config.json"
@@ -139,19 +142,27 @@ def _model(checkout: Checkout, other: Environment, family: str | None, class_: s
     return Model(family, class_)
 
 
+def _module(family: str) -> str:
+    """Return the name of a family's module, which has no hyphens."""
+    return family.replace("-", "_")
+
+
 def _family_file(checkout: Checkout, family: str) -> Path:
-    return checkout.file("smoke_tests/families") / f"{family}.py"
+    return checkout.file("smoke_tests/families") / f"{_module(family)}.py"
 
 
-def _model_class(text: str, name: str) -> str:
-    """Return the argument `model_class` in the source of a family, which the builder cannot import; raises UserError."""
+def _described(text: str, name: str) -> Model:
+    """Return the model that the source of a family describes, which the builder cannot import; raises UserError."""
     try:
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.keyword) and node.arg == "model_class" and isinstance(node.value, ast.Constant):
-                return str(node.value.value)
+        keywords = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.keyword)]
     except SyntaxError as broken:
         raise UserError(f"{name}:{broken.lineno}: invalid Python: {broken.msg}; fix the line") from None
-    raise UserError(f"{name}: expected model_class with a text, found none; add it")
+    # What is further out comes first: the arguments of FAMILY are before those of its parts.
+    said = {node.arg: node.value.value for node in reversed(keywords) if isinstance(node.value, ast.Constant)}
+    for argument in ("name", "model_class"):
+        if not isinstance(said.get(argument), str):
+            raise UserError(f"{name}: expected {argument} with a text, found none; add it")
+    return Model(str(said["name"]), str(said["model_class"]))
 
 
 def _definition(checkout: Checkout, name: str, other: LockedEnvironment, model: Model) -> Iterator[tuple[Path, str]]:
@@ -190,9 +201,9 @@ def _family_module(text: str, like: Model, model: Model) -> str:
     text = re.sub(r'\A"""(?:.|\n)*?"""', lambda _: docstring, text, count=1)
     text = re.sub(rf"(?<![A-Za-z0-9]){re.escape(like.class_)}(?![A-Za-z0-9_])", model.class_, text)
     # As a name of its own or as a part of a module's, but not in the names of other families.
-    module = model.family.replace("-", "_")
-    text = re.sub(rf"(?<=[._]){re.escape(like.family)}(?![A-Za-z0-9_-])", module, text)
-    text = re.sub(rf"(?<=models\.){re.escape(like.family)}(?=\.)", module, text)
+    old, module = re.escape(_module(like.family)), _module(model.family)
+    text = re.sub(rf"(?<=[._]){old}(?![A-Za-z0-9_-])", module, text)
+    text = re.sub(rf"(?<=models\.){old}(?=\.)", module, text)
     return re.sub(rf'(?<="){re.escape(like.family)}(?=")', model.family, text)
 
 

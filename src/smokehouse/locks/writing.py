@@ -11,5 +11,5 @@ from smokehouse.storage import exclusive
 def writing(checkout: Checkout, name: str) -> Iterator[None]:
     """Wait until no other process writes the lock called `name`, and let none write it meanwhile; raises UserError."""
     checkout.build.mkdir(parents=True, exist_ok=True)
-    with exclusive(checkout.build / f".lock-{name}.lock", f"writing the lock of {name}"):
+    with exclusive(checkout.build / f".lock-{name.replace('/', '-')}.lock", f"writing the lock of {name}"):
         yield

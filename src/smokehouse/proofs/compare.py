@@ -4,7 +4,7 @@ A layer whose hash differs is read to explain it, never to excuse it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import zip_longest
 from typing import Any, Literal
 
@@ -35,8 +35,8 @@ class Verification:
     """The result of verifying an image.
 
     `method` is whether what it was compared with was made again here or is recorded in image.json. `id` is its image ID, `lock`
-    the SHA-256 of lock.json. `layers` has the diff_id of each expected layer, bottom first, with what is in it. `sbom` is the
-    expected SBOM, a file, empty where nothing was made; `added` lists the image's extra wheels, which are not in the lock.
+    the SHA-256 of lock.json. `expected` is the image that it was compared with, None where it was not, and `sbom` its SBOM, a
+    file, empty where nothing was made; `added` lists the image's extra wheels, which are not in the lock.
     `base`, `proof` and `claims`, which nothing here can verify, are sentences; `report` is the report in a verified statement,
     and `proven` whether there is one by the trusted signer, None where none was specified.
     """
@@ -48,7 +48,7 @@ class Verification:
     method: Literal["made again", "recorded"] = "made again"
     id: str = ""
     base: str = ""
-    layers: Sequence[Mapping[str, str]] = ()
+    expected: RecordedImage | None = None
     claims: list[str] = field(default_factory=list)
     differences: list[Difference] = field(default_factory=list)
     proof: str = ""
@@ -62,9 +62,19 @@ class Verification:
         """Whether nothing differs, and a statement by the trusted signer, where one is specified, is a proof."""
         return not self.differences and self.proven is not False
 
+    @property
+    def layers(self) -> Sequence[Mapping[str, str]]:
+        """The diff_id of each expected layer, bottom first, with what is in it."""
+        made = self.expected.layers if self.expected else ()
+        return [{"diff_id": layer.diff_id, "content": layer.content} for layer in made]
+
     def as_json(self) -> dict[str, Any]:
         """Return what `verify --json` prints."""
-        return {**asdict(self), "passed": self.passed}
+        fields = asdict(replace(self, expected=None)).items()
+        found = {
+            "layers" if name == "expected" else name: self.layers if name == "expected" else value for name, value in fields
+        }
+        return {**found, "passed": self.passed}
 
 
 def compare(image: Image, expected: RecordedImage, made: Sequence[Packed] = ()) -> list[Difference]:

@@ -15,6 +15,7 @@ from smokehouse.checkout import Checkout
 from smokehouse.console import as_typed, status
 from smokehouse.errors import UserError
 from smokehouse.images import build as building
+from smokehouse.images import record
 from smokehouse.images.build import ImageRequest
 from smokehouse.images.labels import ImageLabels
 from smokehouse.images.spec import tags as image_tags
@@ -40,7 +41,7 @@ class PublishOptions:
     """How to publish: the image that `request` describes, signed with the private `key`, None for keyless.
 
     `built` is an OCI layout that has the image, and `report` its report, where they were made before. `move` overwrites
-    existing tags.
+    existing tags. `recorded` writes the image to lockfiles/NAME/image.json, or compares it with that.
     """
 
     request: ImageRequest
@@ -48,6 +49,7 @@ class PublishOptions:
     built: Path | None = None
     report: Path | None = None
     move: bool = False
+    recorded: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,8 @@ def publish_image(checkout: Checkout, name: str, repository: str, options: Publi
         verification = verify_image(checkout, locked, image, names[0], verify_options)
         if not verification.passed:
             return Publication((), verification)
+        if options.recorded and verification.expected:
+            record.confirm(checkout, locked, request.flavour, verification.expected)
         sbom = Path(verification.sbom).read_text()
         signed = [_sign(job, payload) for payload in _statements(job, image, report, sbom)]
         _send(job, registry, image, sbom.encode(), signed)

@@ -18,7 +18,6 @@ from smokehouse.images.fetch import open_image, work_folder
 from smokehouse.images.labelled_wheels import compare_wheels
 from smokehouse.images.labels import EXTRA_WHEELS, SOURCE, ImageLabels
 from smokehouse.images.plan import plan_layers
-from smokehouse.images.record import RecordedImage
 from smokehouse.images.spec import ImageSpec
 from smokehouse.installs import extra_wheels
 from smokehouse.installs.extra_wheels import ExtraWheel
@@ -157,7 +156,7 @@ def _compare(subject: _Subject, options: VerifyOptions, work: Path) -> Verificat
     text = (made["ours"] / "ours" / "sbom.spdx.json").read_bytes()
     sbom = subject.folder / f"sbom-{files.sha256(text)[:16]}.spdx.json"
     files.write(sbom, text)
-    return replace(result, layers=_listed(expected.recorded), differences=differences, sbom=str(sbom))
+    return replace(result, expected=expected.recorded, differences=differences, sbom=str(sbom))
 
 
 def _compare_with_record(subject: _Subject, options: VerifyOptions) -> Verification:
@@ -176,14 +175,10 @@ def _compare_with_record(subject: _Subject, options: VerifyOptions) -> Verificat
         _result(subject, options),
         method="recorded",
         base=f"as recorded in {locked.files.name}/{record.NAME}",
-        layers=_listed(expected),
+        expected=expected,
         claims=claims,
         differences=[*differences, *compare(image, expected)],
     )
-
-
-def _listed(image: RecordedImage) -> list[dict[str, str]]:
-    return [{"diff_id": layer.diff_id, "content": layer.content} for layer in image.layers]
 
 
 def _compare_origin(subject: _Subject, options: VerifyOptions) -> tuple[list[str], list[Difference]]:

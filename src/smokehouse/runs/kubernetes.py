@@ -44,16 +44,21 @@ _MARK = "smokehouse-report: "
 _REPORT_FILES = ("report.json", "report.html", "junit.xml")
 _MOST_REPORT = 64 << 20  # bytes, unpacked
 _PACKED_LINE = 4000  # characters; longer lines are split by container runtimes
-# What a node runs: the smoke test, then, on the first one, its report as lines of the log. The other nodes succeed: where one
-# fails, Kubernetes ends the first, which is about to write why. Nothing here is expanded by Kubernetes, which takes a name in
-# $() for one of its own variables.
+# What a node runs: the smoke test, then, on the first one, its report as lines of the log. Where a pod fails, Kubernetes ends
+# the others: so another node that fails waits until the first has written why, and its pod has ended. Nothing here is expanded
+# by Kubernetes, which takes a name in $() for one of its own variables.
+_MOST_WAIT = 180  # seconds; the first node notices a lost one within a minute
 _SCRIPT = f"""
 report="$1"; shift
 "$@"; code=$?
-[ "${{JOB_COMPLETION_INDEX:-0}}" = 0 ] || exit 0
+if [ "${{JOB_COMPLETION_INDEX:-0}}" != 0 ]; then
+    [ $code = 0 ] || timeout {_MOST_WAIT} sh -c 'until [ -e "$0" ]; do sleep 1; done; sleep 10' "$report.ended"
+    exit $code
+fi
 if [ -f "$report/report.json" ] && cd "$report"; then
     tar -cz report.json report.html junit.xml | base64 -w {_PACKED_LINE} | sed "s/^/{_MARK}/"
 fi
+touch "$report.ended" 2> /dev/null
 exit $code
 """.strip()
 
@@ -312,7 +317,11 @@ def _run(checkout: Checkout, request: Request, name: str, documents: Sequence[Do
         pod = job.wait()
         request.cluster.follow(pod, "node", _print, request.deadline)
         job.wait(ended=True)
-        return _collect(checkout, request, pod)
+        code = _collect(checkout, request, pod)
+        if not code and (problem := job.failure()):
+            status(f"{request.kind} {name}: expected all nodes to pass, found {problem}; see kubectl logs, with --keep")
+            return 1
+        return code
 
 
 def _job(request: Request, name: str) -> Job:

@@ -68,6 +68,15 @@ class Job:
             time.sleep(_POLL)
         raise UserError(f"{self.kind} {self.name}: expected it to end within {self.deadline} s, found it waiting; {said}")
 
+    def failure(self) -> str:
+        """Return how a job that has ended failed, and where; empty where it succeeded. Raises KubectlError."""
+        condition = self._condition()
+        if not condition.startswith("failed"):
+            return ""
+        codes = [(pod, _exit_code(pod)) for pod in self.pods()]
+        bad = [f"exit code {code} of {pod['metadata']['name']} on {_machine(pod)}" for pod, code in codes if code]
+        return "; ".join(bad) or condition
+
     def _create(self, document: Document, created: list[Document]) -> None:
         """Create an object, and remember it; a runtime that exists already is used. Raises UserError."""
         kind, name = document["kind"], document["metadata"]["name"]
@@ -110,7 +119,7 @@ class Job:
 
     def _preflight_of(self, pod: Document) -> str:
         """Return what the preflight of a pod found, with the machine that it ran on."""
-        name, node = pod["metadata"]["name"], pod.get("spec", {}).get("nodeName", "an unknown node")
+        name, node = pod["metadata"]["name"], _machine(pod)
         try:
             lines = [line.strip() for line in self.cluster.log(name, "preflight").splitlines()]
         except KubectlError as error:
@@ -133,6 +142,15 @@ def _states(pod: Document, which: str) -> list[Document]:
 def _failed_preflight(pod: Document) -> bool:
     ended = [state["state"].get("terminated", {}) for state in _states(pod, "initContainerStatuses")]
     return any(one.get("exitCode", 0) != 0 for one in ended)
+
+
+def _exit_code(pod: Document) -> int:
+    codes = [state["state"].get("terminated", {}).get("exitCode", 0) for state in _states(pod, "containerStatuses")]
+    return next((int(code) for code in codes if code), 0)
+
+
+def _machine(pod: Document) -> str:
+    return str(pod.get("spec", {}).get("nodeName", "an unknown node"))
 
 
 def _waits_for(pods: Sequence[Document]) -> str:

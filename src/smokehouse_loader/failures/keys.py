@@ -47,7 +47,7 @@ FAILURES = (
             "from_pretrained without a HfDeepSpeedConfig, or load_state_dict on a partitioned model"
         ),
         reproduction="load_into_partitioned_parameters",
-        ends_as=("left-on-meta", "partitioned-parameter-used"),
+        ends_as=("left-on-meta", "partitioned-parameter-used", "ignore-mismatched-sizes"),
         signs=(
             Sign(
                 "size mismatch for {}: copying a param with shape {shape} from checkpoint, the shape in current model is {0}",
@@ -139,9 +139,13 @@ FAILURES = (
         name="ignore-mismatched-sizes",
         cause=(
             "Under ZeRO-3 every parameter appears to have shape [0], so ignore_mismatched_sizes=True ignores every tensor "
-            "and loads none."
+            "and loads none. What it does not load is initialised, and an embedding then has no row for the padding token: so "
+            "ends from_pretrained inside your own zero.Init, too."
         ),
-        cure="remove ignore_mismatched_sizes=True; load_model reports the tensors that really differ",
+        cure=(
+            "remove ignore_mismatched_sizes=True and your own deepspeed.zero.Init around from_pretrained; load_model reports "
+            "the tensors that really differ"
+        ),
         source=f"{MEASURED}: 57 of 57 tensors wrong without an error, transformers 4.49.0 to 4.57.6",
         reproduction="ignore_mismatched_sizes",
         signs=(

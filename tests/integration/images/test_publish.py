@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 
+from smokehouse.images import config
+from smokehouse.images.labels import SOURCE
 from smokehouse.oci.layout import Layout
 from smokehouse.oci.reference import Reference
 from smokehouse.oci.registry import Registry
 from smokehouse.proofs.referrers import SBOM
 from smokehouse.proofs.signing import BUNDLE
+from smokehouse.storage import files
 
 from .. import registries, reports
 from ..conftest import Made
@@ -211,6 +214,15 @@ def test_a_pull_from_a_broken_network_is_named_and_a_second_call_completes(publi
 
 def test_a_release_publishes_all_environments_and_writes_their_table(publisher: Publisher, root: Path, tmp_path: Path) -> None:
     """The steps of the workflow `release`, against a registry on this machine."""
+    record = publisher.made.checkout.lock_json.with_name("image.json")
+    assert not record.exists()  # the checkout is shared, and other tests record its image themselves
+    try:
+        release(publisher, root, record, tmp_path / "release" / "table.md")
+    finally:
+        record.unlink(missing_ok=True)
+
+
+def release(publisher: Publisher, root: Path, record: Path, table: Path) -> None:
     given = [
         "--image",
         str(publisher.made.layout),
@@ -219,12 +231,17 @@ def test_a_release_publishes_all_environments_and_writes_their_table(publisher: 
         "--key",
         str(publisher.keys / "ours.key"),
     ]
-    owner, table = publisher.where.rpartition("/")[0] + "/release", tmp_path / "table.md"
+    owner = publisher.where.rpartition("/")[0] + "/release"
     environ = publisher.made.checkout.environ | {"RELEASE_PUBLISH": f"{sys.executable} -m smokehouse publish"}
     command: list[str | Path] = [sys.executable, root / ".ci" / "release", owner, table, "--", *given]
     ended = subprocess.run(command, cwd=publisher.made.checkout.root, env=environ, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stderr
     image = Layout(publisher.made.layout).image()
+    recorded = json.loads(record.read_text())["flavours"]["runtime"]
+    assert (recorded["id"], recorded["digest"]) == (image.manifest.config.digest, image.digest)
+    assert table.with_name("tiny.image.json").read_bytes() == record.read_bytes()
+    quick = verified(publisher.made.checkout, f"{owner}/tiny@{image.digest}", "--quick")
+    assert (quick["passed"], quick["method"], quick["claims"]) == (True, "recorded", [])
     head, _, row = table.read_text().splitlines()
     assert head == "| environment | tag | digest | image ID | report |"
     name, tags, digest, image_id, report = (cell.strip() for cell in row.strip("|").split("|"))
@@ -233,8 +250,21 @@ def test_a_release_publishes_all_environments_and_writes_their_table(publisher: 
     assert " passed under ZeRO-" in report
     there = Registry(Reference.parse(f"{owner}/tiny"))
     assert [found[1].digest for tag in publisher.tags if (found := there.manifest(tag))] == [image.digest] * 2
-    publisher.report.unlink()
+    # What git has of this lock is another image, in one member: nothing is sent, and image.json stays.
+    recorded["config"]["config"]["Labels"][SOURCE] = "https://example.org/x"
+    recorded["id"] = f"sha256:{files.sha256(config.encode(recorded['config']))}"
+    edited = json.dumps(json.loads(record.read_text()) | {"flavours": {"runtime": recorded}})
+    record.write_text(edited)
     table.unlink()
+    publisher.proxy.received.clear()
+    failed = subprocess.run(command, cwd=publisher.made.checkout.root, env=environ, capture_output=True, text=True, timeout=600)
+    assert failed.returncode == 2
+    said = (
+        f"lockfiles/tiny/image.json: expected the runtime image that was made of this lock ({image.manifest.config.digest}), "
+    )
+    assert f"{said}found another ({recorded['id']}); make it with " in failed.stderr
+    assert (publisher.sent(), table.exists(), record.read_text()) == ([], False, edited)
+    publisher.report.unlink()
     failed = subprocess.run(command, cwd=publisher.made.checkout.root, env=environ, capture_output=True, text=True, timeout=600)
     assert failed.returncode == 2
     assert "release: tiny not published; fix it, then run this again" in failed.stderr

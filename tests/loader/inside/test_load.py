@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import smokehouse_loader
-from smokehouse_loader import LoadError, load_model
+from smokehouse_loader import LoadError, load_model, zero
 
 Verify = Literal["shapes", "bits", "none"]
 
@@ -50,6 +50,29 @@ def test_every_bit_is_that_of_the_file(real: Path, slim: Path, stage: int, world
             assert b"".join(parts)[:size] == _bytes(stored), name
         else:
             assert all(part == _bytes(stored) for part in parts), name
+
+
+def test_copies_of_each_node_have_what_was_loaded(slim: Path) -> None:
+    """Under hpZ a forward pass reads them, and a load of DeepSpeed 0.15.4 leaves them with the weights of before."""
+
+    def work(rank: int) -> list[str]:
+        from transformers.integrations import HfDeepSpeedConfig
+
+        config = lab.zero_config(3)
+        config["zero_optimization"]["zero_hpz_partition_size"] = 2
+        live = HfDeepSpeedConfig(config)
+        model = load_model(slim, torch_dtype=torch.float32)
+        del live
+        truth, wrong = lab.stored_tensors(slim), []
+        for name, parameter in model.named_parameters():
+            with zero.safe_gathers():
+                parameter.all_gather_coalesced([parameter]).wait()
+            if _bytes(parameter) != _bytes(truth[lab.old_layout(name)]):
+                wrong.append(name)
+            parameter.partition()
+        return wrong
+
+    assert lab.values(lab.ranks(work)) == [[], []]
 
 
 @pytest.mark.parametrize("verify", ["shapes", "bits"])

@@ -25,6 +25,18 @@ def test_a_conda_prefix_is_used_again_only_as_it_was_made(checkout: TestCheckout
         return archive.stat().st_ino, archive.read_bytes(), (folder / "plan.json").read_text()
 
     inode, archive, plan = make()
+    # Another environment with the same packages takes it as it is, and only so.
+    other = tmp_path / "images" / "other" / "conda"
+    shutil.copytree(folder, tmp_path / "images" / "tiny" / "conda")
+    [kept] = (tmp_path / "images").glob("*/conda/prefix.tar")
+    contexts.conda_context(other, locked.lock.main, locked.lock, bundled)
+    assert (other / "prefix.tar").samefile(kept)
+    assert (other / "plan.json").read_text() == plan
+    for damaged in (kept, kept.with_name("plan.json")):
+        shutil.rmtree(other)
+        damaged.write_text("{}")
+        contexts.conda_context(other, locked.lock.main, locked.lock, bundled)
+        assert (other / "prefix.tar").read_bytes() == archive
     assert make() == (inode, archive, plan)
     stat = (folder / "prefix.tar").stat()
 

@@ -81,6 +81,30 @@ def test_the_source_is_up_to_whoever_builds(locked: LockedEnvironment) -> None:
     assert plain.with_source("https://example.org/x").with_source("") == plain
 
 
+def test_what_is_published_is_recorded_or_compared(checkout: Checkout, locked: LockedEnvironment) -> None:
+    source = "https://example.org/x"
+    made, other = image(labels(locked)), image(labels(locked, source=source))
+    place = record.confirm(checkout, locked, "runtime", made)
+    before = place.read_bytes()
+    assert record.confirm(checkout, locked, "runtime", made) == place
+    with pytest.raises(UserError) as refused:
+        record.confirm(checkout, locked, "runtime", other)
+    assert str(refused.value) == (
+        f"lockfiles/{NAME}/image.json: expected the runtime image that was made of this lock ({other.id}), found another "
+        f"({made.id}); make it with smokehouse build {NAME} --source {source} --record"
+    )
+    with pytest.raises(UserError, match="found another"):  # the compressed layers differ, and with them the digest
+        record.confirm(checkout, locked, "runtime", made.model_copy(update={"digest": f"sha256:{'4' * 64}"}))
+    assert place.read_bytes() == before
+    record.confirm(checkout, locked, "devel", image(labels(locked, flavour="devel")))
+    (checkout.root / "docker" / "inside" / "describe").write_text("other")
+    record.confirm(checkout, locked, "runtime", other)  # it is of other files, so the record was out of date
+    assert record.require(checkout, locked, "runtime") == (other, True)
+    place.write_text("{}")
+    with pytest.raises(UserError, match=r"image\.json: expected what smokehouse build"):
+        record.confirm(checkout, locked, "runtime", made)
+
+
 def test_what_is_missing_is_named_with_the_command_that_makes_it(checkout: Checkout, locked: LockedEnvironment) -> None:
     with pytest.raises(UserError) as refused:
         record.require(checkout, locked, "runtime")
@@ -160,6 +184,11 @@ def test_a_commit_is_that_of_the_files_unless_one_differs(checkout: Checkout) ->
     for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message", "x"]):
         subprocess.run([*git, *command], check=True)
     head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    assert revision(checkout, NAME) == head
+    (checkout.root / "lockfiles" / NAME / "image.json").touch()  # as a release writes it, before it says the commit
+    assert revision(checkout, NAME) == head
+    for command in (["add", "."], ["commit", "--quiet", "--message", "image.json"]):
+        subprocess.run([*git, *command], check=True)
     assert revision(checkout, NAME) == head
     (checkout.root / "docker" / "new").touch()
     assert revision(checkout, NAME) == ""

@@ -19,9 +19,11 @@ from smokehouse import locks
 from smokehouse.checkout import Checkout
 from smokehouse.environments.inputs import Inputs
 from smokehouse.errors import UserError
+from smokehouse.locks import tools
 from smokehouse.locks.solvers import pip as pip_solver
 from smokehouse.locks.solvers.sdist import build_requirements
 from smokehouse.locks.wheel_tags import Artefact
+from smokehouse.locks.writing import writing
 from smokehouse.programs import uv
 
 from ... import recorded_index
@@ -312,6 +314,13 @@ def test_check_reports_missing_files(checkout: TestCheckout) -> None:
     checkout.lock()
     (checkout.root / "lockfiles" / "old").mkdir()
     assert check() == "lockfiles/old: environment not found; remove the folder\n"
+
+
+def test_lock_of_the_tools_has_one_writer_at_a_time(tmp_path: Path) -> None:
+    """Its name is a path."""
+    checkout = Checkout(tmp_path)
+    with writing(checkout, tools.pin_file(checkout).name):
+        assert [path.name for path in checkout.build.iterdir()] == [".lock-lockfiles-tools.txt.lock"]
 
 
 def test_check_covers_the_tools(checkout: TestCheckout) -> None:

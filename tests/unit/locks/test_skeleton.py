@@ -69,24 +69,35 @@ def test_a_stack_is_inherited_and_not_copied(locked: TestCheckout) -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "class_", "module"),
-    [("mistral", "MistralForCausalLM", "mistral"), ("nemotron-nas", "DeciLMForCausalLM", "nemotron_nas")],
+    ("like", "family", "class_", "module"),
+    [
+        (("llama", "LlamaForCausalLM"), "mistral", "MistralForCausalLM", "mistral"),
+        (("llama", "LlamaForCausalLM"), "nemotron-nas", "DeciLMForCausalLM", "nemotron_nas"),
+        (("vision-encoder-decoder", "VisionEncoderDecoderModel"), "a-b", "ABModel", "a_b"),
+    ],
 )
-def test_a_new_family_is_written_like_another(locked: TestCheckout, family: str, class_: str, module: str) -> None:
-    locked.edit(locked.stack, "qwen2_5_vl", "llama")
-    locked.edit(locked.stack, "Qwen2_5_VLForConditionalGeneration", "LlamaForCausalLM")
+def test_a_new_family_is_written_like_another(
+    locked: TestCheckout, like: tuple[str, str], family: str, class_: str, module: str
+) -> None:
+    locked.edit(locked.stack, "qwen2_5_vl", like[0])
+    locked.edit(locked.stack, "Qwen2_5_VLForConditionalGeneration", like[1])
     ended = locked.run("new", "other", "--like", "tiny", "--family", family, "--class", class_)
     assert ended.returncode == 0, ended.stderr
     model = environments.read(Checkout(locked.root), "other").stack.model
     assert (model.family, model.class_) == (family, class_)
-    text = (locked.root / "smoke_tests" / "families" / f"{family}.py").read_text()
+    # A name that Python can import, whatever the model type has in it.
+    text = (locked.root / "smoke_tests" / "families" / f"{module}.py").read_text()
     tree = ast.parse(text)
-    assert (ast.get_docstring(tree) or "").startswith(f"{class_}: written like llama. ")
+    assert (ast.get_docstring(tree) or "").startswith(f"{class_}: written like {like[0]}. ")
     texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     assert {family, class_, f"transformers.models.{module}.modeling_{module}"} <= texts
     code = text.split('"""', 2)[2]
-    assert "Llama" not in code
-    assert "llama" not in code
+    for name in (*like, like[0].replace("-", "_")):
+        assert name not in code
+    # The family is found by its name from now on, and is written once.
+    before = files(locked.root / "smoke_tests")
+    assert locked.run("new", "another", "--like", "tiny", "--family", family).returncode == 0
+    assert files(locked.root / "smoke_tests") == before
 
 
 def test_a_family_that_exists_is_used(locked: TestCheckout) -> None:
@@ -109,6 +120,10 @@ def test_a_family_that_exists_is_used(locked: TestCheckout) -> None:
         (["other", "--like", "tiny", "--family", "x"], "--family x: expected --class with a new family, found none; "),
         (["other", "--like", "tiny", "--family", "../x", "--class", "X"], "--family '../x': expected model_type of a "),
         (["other", "--like", "tiny", "--family", "x", "--class", "a b"], "--class 'a b': expected the name of a class "),
+        (
+            ["other", "--like", "tiny", "--family", "vision_encoder_decoder"],
+            "--family vision_encoder_decoder: expected vision-encoder-decoder, as in smoke_tests/families/",
+        ),
         (
             ["other", "--like", "tiny", "--family", "qwen2_vl", "--class", "X"],
             "--class X: expected Qwen2VLForConditionalGeneration, as in smoke_tests/families/qwen2_vl.py; drop --class",

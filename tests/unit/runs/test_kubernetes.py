@@ -21,7 +21,7 @@ from smokehouse.programs.kubectl import Cluster
 from smokehouse.runs import kubernetes, manifests, targets
 from smokehouse.runs.kubernetes import Request
 from tests.kubernetes.pods import expand
-from tests.kubernetes.schemas import resources
+from tests.kubernetes.schemas import compiled, resources, rules
 
 ROOT = Path(__file__).parents[3]
 FILES = ROOT / "cluster" / "kubernetes"
@@ -164,6 +164,23 @@ def test_a_schema_refuses_what_an_api_server_refuses() -> None:
     assert len(SCHEMAS["ClusterTrainingRuntime"].problems(runtime)) == 2
 
 
+def test_rules_of_the_schemas_are_evaluated() -> None:
+    """A control of each kind, where an API server refuses what the schema alone would take; and all rules are valid."""
+    for resource in SCHEMAS.values():
+        assert all(compiled(rule) for rule in rules(resource.schema))
+    [runtime, _, job] = rendered()
+    job["metadata"]["name"] = "1-begins-with-a-digit"
+    job["spec"]["trainer"]["env"] = [{"name": "A", "value": "b"}]
+    job["spec"]["managedBy"] = "nobody"
+    runtime["spec"]["mlPolicy"] |= {"torch": {}, "mpi": {}}
+    jobset = rendered(kind="jobset")[-1]
+    jobset["spec"]["startupPolicy"] = {"startupPolicyOrder": "InOrder"}
+    jobset["spec"]["replicatedJobs"][0]["dependsOn"] = [{"name": "other", "status": "Ready"}]
+    for document, paths in ((job, {"", "spec.managedBy"}), (runtime, {"spec.mlPolicy"}), (jobset, {"spec"})):
+        found = SCHEMAS[document["kind"]].problems(document)
+        assert {problem.partition(":")[0] for problem in found} == paths, found
+
+
 def test_the_token_is_in_no_command_and_differs_between_runs() -> None:
     token = "secret" * 8
     for kind in kubernetes.KINDS:
@@ -284,9 +301,8 @@ def test_a_report_comes_out_of_a_log() -> None:
     assert found == {"report.json": b"{}" * 5000, "report.html": b"<p>", "junit.xml": b"<x/>"}
 
 
-@pytest.mark.parametrize("case", [("0", "true", 0), ("0", "false", 1), ("1", "true", 0), ("1", "false", 0)])
-def test_the_first_node_alone_decides_and_prints_the_report(tmp_path: Path, case: tuple[str, str, int]) -> None:
-    """A node that fails must not have Kubernetes end the first one, which is about to write why."""
+@pytest.mark.parametrize("case", [("0", "true", 0), ("0", "false", 1), ("1", "true", 0)])
+def test_the_first_node_prints_the_report(tmp_path: Path, case: tuple[str, str, int]) -> None:
     index, program, code = case
     for name in ("report.json", "report.html", "junit.xml"):
         (tmp_path / name).write_text(name)
@@ -295,6 +311,23 @@ def test_the_first_node_alone_decides_and_prints_the_report(tmp_path: Path, case
     ended = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stderr) == (code, "")
     assert set(kubernetes.unpack(ended.stdout)) == ({"report.json", "report.html", "junit.xml"} if index == "0" else set())
+
+
+def test_another_node_that_fails_waits_for_the_report_of_the_first(tmp_path: Path) -> None:
+    """It fails for the job's status, but not before: Kubernetes would end the first node, which is about to write why."""
+    report, clock, slept = tmp_path / "report", tmp_path / "bin" / "sleep", tmp_path / "slept"
+    report.mkdir()
+    clock.parent.mkdir()
+    clock.write_text(f'#!/bin/sh\necho "$1" >> {slept}\n{shutil.which("sleep")} 0.02\n')
+    clock.chmod(0o755)
+    command = [*rendered()[-1]["spec"]["trainer"]["command"], str(report), "sh", "-c", "exit 7"]
+    environ = {"PATH": f"{clock.parent}:{os.environ['PATH']}"}
+    other = subprocess.Popen(command, env=environ | {"JOB_COMPLETION_INDEX": "1"})
+    while not slept.exists():
+        assert other.poll() is None
+    first = subprocess.run(command, env=environ | {"JOB_COMPLETION_INDEX": "0"}, capture_output=True, timeout=60, check=False)
+    assert (first.returncode, other.wait(60)) == (7, 7)
+    assert set(slept.read_text().split()) == {"1", "10"}  # the last for Kubernetes, which has to see the first pod's end, too
 
 
 def test_only_files_of_a_report_are_taken() -> None:
