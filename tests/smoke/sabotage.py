@@ -35,6 +35,7 @@ from smoke_tests.checks import (
     baseline,
     denoising,
     generation,
+    hierarchical,
     installed,
     kernels,
     loading,
@@ -47,6 +48,7 @@ from smoke_tests.checks import (
     sizes,
     trainer,
     training,
+    universal,
 )
 from smoke_tests.checks import collectives as collectives_checks
 from smoke_tests.controls import fixed_upstream, injected
@@ -146,6 +148,41 @@ def collectives() -> None:
             yield
 
     during(collectives_checks, "collectives", fault, rank=1)
+
+
+@sabotage
+def stale_copies() -> None:
+    """Have each node's copy of a weight be what it was before the load, as DeepSpeed 0.15.4 leaves all of them."""
+
+    @contextlib.contextmanager
+    def fault(*_: Any) -> Iterator[None]:
+        def spoil(_: Any, model: Any) -> None:
+            with zero.safe_gathers():
+                parameter = next(parameter for parameter in model.parameters() if parameter.dim() > 1)
+                parameter.all_gather()
+                parameter.data.mul_(2)
+                parameter.partition()  # makes the copy, and leaves the partition as it is
+
+        with wrapped(zero, "drop_copies", spoil):
+            yield
+
+    during(hierarchical, "hpz", fault)
+
+
+@sabotage
+def lost_moments() -> None:
+    """Have the moments of the largest tensor be zero in the universal checkpoint."""
+
+    @contextlib.contextmanager
+    def fault(context: RankContext, _: TrainingState) -> Iterator[None]:
+        yield
+        folder = context.workspace.engine_checkpoints(context.stage) / universal.TAG / "zero"
+        for file in sorted(folder.glob("*/exp_avg.pt"), key=lambda path: path.stat().st_size)[-1:]:
+            content = torch.load(file, weights_only=False)
+            content["param"].zero_()
+            torch.save(content, file)
+
+    during(universal, "convert", fault)
 
 
 @sabotage
