@@ -1,19 +1,17 @@
 """Nodes in network namespaces of their own, joined by veth: what can be cut and slowed there is the network itself."""
 
-import contextlib
 import itertools
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from smoke_tests.ranks import transport
+from tests.node_processes import Nodes
 
-NAME, PORT, DEADLINE = "qwen2.5-vl", 29500, 120.0
+PORT, DEADLINE = 29500, 120.0
 _NUMBERS = itertools.count()
 _SLOW = ("tbf", "rate", "128kbit", "burst", "4kb", "latency", "1000ms")  # netem is no part of every kernel
 
@@ -28,8 +26,8 @@ class Networks:
 
     def __init__(self, root: Path, folder: Path) -> None:
         mark = f"{os.getpid() % 100_000}{next(_NUMBERS)}"
-        self.root, self.folder, self.names = root, folder, [f"sh{mark}n{number}" for number in range(3)]
-        self.started: list[subprocess.Popen[str]] = []
+        self.names = [f"sh{mark}n{number}" for number in range(3)]
+        self.nodes = Nodes(root, folder, f"10.99.1.1:{PORT}")
 
     def make(self) -> None:
         """Make namespaces and links."""
@@ -68,32 +66,11 @@ class Networks:
 
     def start(self, node: int) -> subprocess.Popen[str]:
         """Start a node's smoke test."""
-        command = ["ip", "netns", "exec", self.names[node], sys.executable, "-m", "smoke_tests", "--environment", NAME]
-        command += [
-            "--stack",
-            str(self.root / "environments" / NAME / "stack.toml"),
-            "--lock",
-            str(self.root / "lockfiles" / NAME),
-        ]
-        command += ["--report", str(self.folder / "report"), "--nodes", "3", "--node-rank", str(node), "--device", "cpu"]
-        process = subprocess.Popen(
-            [*command, "--endpoint", f"10.99.1.1:{PORT}"],
-            cwd=self.root,
-            env={**os.environ, "PYTHONPATH": str(self.root / "src"), transport.TOKEN: "0123456789abcdef" * 4},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        self.started.append(process)
-        return process
+        return self.nodes.start(node, count=3, within=("ip", "netns", "exec", self.names[node]))
 
     def remove(self) -> None:
         """Kill what is left, and remove the namespaces with their links."""
-        for process in self.started:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, 9)
-            process.communicate()
+        self.nodes.close()
         for name in self.names:
             subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
 

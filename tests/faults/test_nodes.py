@@ -19,59 +19,15 @@ from smoke_tests.ranks import agent, nodes, transport
 from smoke_tests.ranks.channel import Fatal
 from smoke_tests.ranks.gathering import Gathering
 from smoke_tests.ranks.transport import TcpListener
+from tests.node_processes import NAME, TOKEN, Nodes, free_port
 
-TOKEN = "0123456789abcdef" * 4
 DEADLINE = 60.0
-NAME = "qwen2.5-vl"
-
-
-class Nodes:
-    """Starts nodes of one run, each a process of its own with its own lock."""
-
-    def __init__(self, root: Path, folder: Path) -> None:
-        self.root, self.folder = root, folder
-        self.port = _free_port()
-        self.started: list[subprocess.Popen[str]] = []
-        self.environ = {**os.environ, "PYTHONPATH": str(root / "src"), transport.TOKEN: TOKEN}
-
-    def start(
-        self, rank: int, *options: str, count: int = 2, lock: Path | None = None, environ: dict[str, str] | None = None
-    ) -> subprocess.Popen[str]:
-        """Start a node."""
-        stack = self.root / "environments" / NAME / "stack.toml"
-        command = [sys.executable, "-m", "smoke_tests", "--environment", NAME, "--stack", str(stack), "--device", "cpu"]
-        command += ["--lock", str(lock or self.root / "lockfiles" / NAME), "--report", str(self.folder / "report")]
-        command += ["--nodes", str(count), "--node-rank", str(rank), "--endpoint", f"127.0.0.1:{self.port}", *options]
-        process = subprocess.Popen(
-            command,
-            cwd=self.root,
-            env=self.environ | (environ or {}),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        self.started.append(process)
-        return process
-
-    def close(self) -> None:
-        """Kill what is left."""
-        for process in self.started:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, 9)
-            process.communicate()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture
 def run(root: Path, tmp_path: Path) -> Iterator[Nodes]:
     """Yield a starter of nodes."""
-    started = Nodes(root, tmp_path)
+    started = Nodes(root, tmp_path, f"127.0.0.1:{free_port()}")
     yield started
     started.close()
 
@@ -289,7 +245,7 @@ def test_every_node_is_tried_by_another(count: int) -> None:
 
 
 def test_unreachable_port_is_named() -> None:
-    free = _free_port()
+    free = free_port()
     with socket.create_server(("127.0.0.1", 0)) as server:
         places = {"0": ["127.0.0.1", 1], "1": ["127.0.0.1", server.getsockname()[1]], "2": ["127.0.0.1", free]}
         assert agent.unreachable(0, 3, places) == {"2": f"127.0.0.1:{free}: Connection refused"}

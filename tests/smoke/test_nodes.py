@@ -20,7 +20,7 @@ def over_nodes(starter: Starter, *options: str, sabotage: tuple[str, ...] = ()) 
     first = starter.start("--node-rank", "0", *shared, sabotage=sabotage, report=folder, **TOKEN)
     for node in (first, other):
         node.process.wait(DEADLINE)
-    assert other.finish().code == first.process.returncode or sabotage
+    assert other.finish().code == 0  # an agent does what it is told, whatever its ranks find
     return first.finish()
 
 
