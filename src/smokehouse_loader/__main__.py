@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from smokehouse_loader import config_files
 from smokehouse_loader.errors import Finding, LoadError
 from smokehouse_loader.failures import FAMILIES, PRINTED, Failure
+from smokehouse_loader.failures.model import MEASURED
 from smokehouse_loader.failures.printed import COMPOSED, RAISED
 from smokehouse_loader.safetensors_header import BadFileError
 
@@ -273,11 +274,13 @@ def page() -> str:
 
 ONLY_ON_GPU = "none: only a GPU shows it, and nobody has seen it here; the source is the public thread"
 NOT_REPRODUCED = "none: the source is the public thread, and the text is in the program"
+MEASURED_ELSEWHERE = "none there: its source says where it was measured"
 
 
 def _section(failure: Failure) -> list[str]:
     """Return the part of the page about one failure."""
-    none = ONLY_ON_GPU if failure.only_on_gpu else NOT_REPRODUCED
+    unseen = MEASURED_ELSEWHERE if failure.source.startswith(MEASURED) else NOT_REPRODUCED
+    none = ONLY_ON_GPU if failure.only_on_gpu else unseen
     texts = dict.fromkeys(sign.text for sign in failure.signs)
     kinds = [" Follows from a failure elsewhere."] * failure.victim + [" Harmless by itself."] * failure.harmless
     optional = {"Told apart by": failure.apart, "Ask": failure.question}

@@ -80,14 +80,15 @@ def refusals(kwargs: Mapping[str, Any]) -> Iterator[Finding]:
             yield Finding("unmeasured", name, what, "leave it out")
 
 
-def load(model_class: Any, checkpoint: Checkpoint, path: str | Path, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+def load(model_class: Any, checkpoint: Checkpoint, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
     """Load a denoiser as from_pretrained does, or under ZeRO-3 into the partitions of each rank; return it and loading info.
 
     diffusers itself would load all of it on every rank. Here a rank has at most a gibibyte of it whole at a time, and rank 0
     alone reads the file. `kwargs` are from_pretrained's, of which `refusals` found none that is not understood.
     """
     if not zero.is_requested():
-        model, info = model_class.from_pretrained(path, output_loading_info=True, **kwargs)
+        options = {name: value for name, value in kwargs.items() if name not in hub.SOURCE_OPTIONS}  # it was fetched
+        model, info = model_class.from_pretrained(checkpoint.path, output_loading_info=True, **options)
         return model, info
     import accelerate
     import torch

@@ -34,6 +34,7 @@ def folder(path: str | Path, variant: str | None, options: dict[str, Any]) -> Pa
             (f"model{suffix}.safetensors", f"model.safetensors.index{suffix}.json"),
             (f"pytorch_model{suffix}.bin", f"pytorch_model.bin.index{suffix}.json"),
             (f"diffusion_pytorch_model{suffix}.safetensors", f"diffusion_pytorch_model.safetensors.index{suffix}.json"),
+            (f"diffusion_pytorch_model{suffix}.bin", f"diffusion_pytorch_model.bin.index{suffix}.json"),
         ):
             if fetch(single):
                 break

@@ -84,7 +84,7 @@ def load_model(
 def _load(plan: _Plan, path: str | Path, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Return the model and transformers' loading info, or for a denoiser the like."""
     if denoisers.read_config(plan.checkpoint.path) is not None:
-        return denoisers.load(plan.model_class, plan.checkpoint, path, **kwargs)
+        return denoisers.load(plan.model_class, plan.checkpoint, **kwargs)
     model, info = plan.model_class.from_pretrained(path, output_loading_info=True, **kwargs)
     return model, info
 
@@ -134,7 +134,9 @@ def _prepare(path: str | Path, model_class: Any, verify: str, signer: signature.
     folder = hub.folder(path, variant, source)
     checkpoint = inspect_checkpoint(folder, variant=variant)
     refuse_unreadable(checkpoint)
-    config = kwargs.get("config") or read_config(path, **source, trust_remote_code=kwargs.get("trust_remote_code"))
+    # AutoConfig finds what it was given a name of; a denoiser's config is read from what was fetched.
+    place: tuple[Any, dict[str, Any]] = (path, source) if denoisers.read_config(folder) is None else (folder, {})
+    config = kwargs.get("config") or read_config(place[0], **place[1], trust_remote_code=kwargs.get("trust_remote_code"))
     if isinstance(config, denoisers.Config) and (refused := [*denoisers.refusals(kwargs)]):
         raise LoadError(refused)
     not_overrides = ("config", *hub.SOURCE_OPTIONS)

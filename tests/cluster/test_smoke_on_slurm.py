@@ -208,6 +208,36 @@ def test_full_shared_disk(root: Path, cluster: Cluster, tmp_path: Path, hold: Ho
         subprocess.run(["umount", "--lazy", str(disk)], check=True, timeout=60)
 
 
+def test_doctor_examines_each_node(root: Path, cluster: Cluster, tmp_path: Path) -> None:
+    """What one finds is listed for it, and one whose preflight cannot even run says so."""
+    (tmp_path / "empty").mkdir()
+    cluster.kill_node("n2")
+    cluster.start_node("n2", {tmp_path / "empty": root / "smoke_tests" / "machine"})
+    try:
+        cluster.wait_until(lambda: cluster.run("sinfo", "-h", "-o", "%t").split() == ["idle"], "all nodes are idle")
+        command = [sys.executable, "-m", "smokehouse", "doctor", NAME, "--json", "--on", "slurm"]
+        environ = cluster.environ | {"PYTHONPATH": str(root / "src")}
+        ended = subprocess.run(
+            [*command, "--options", "--nodes 3 --gpus 8"],
+            cwd=root,
+            env=environ,
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE,
+        )
+    finally:
+        cluster.kill_node("n2")
+    assert ended.returncode == 1, ended.stderr
+    machines = json.loads(ended.stdout)["machines"]
+    assert list(machines) == ["n1", "n2", "n3"]
+    [broken] = machines["n2"]
+    assert broken["level"] == "fail"
+    assert broken["what"].startswith("expected findings, found that node n2 ended with exit code ")
+    for node in ("n1", "n3"):
+        failures = {one["where"]: one["what"] for one in machines[node] if one["level"] == "fail"}
+        assert failures["GPUs"] == "8 were promised (--gpus), 0 are visible"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_verb_that_is_interrupted_cancels_its_job(root: Path, drained: Cluster, tmp_path: Path, number: signal.Signals) -> None:
     process = start(root, drained, tmp_path / "report")

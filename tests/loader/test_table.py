@@ -98,3 +98,11 @@ def test_check_of_page(root: Path, tmp_path: Path, text: str | None, code: int) 
     ended = subprocess.run(command, cwd=root / "src", capture_output=True, text=True, timeout=60)
     assert ended.returncode == code
     assert ended.stderr.count("\n") == code
+
+
+def test_what_was_measured_claims_no_public_source() -> None:
+    """Where it has no reproduction, either, such as one that needs packages of a single environment."""
+    entries = page().split("\n### ")[1:]
+    measured = [entry for entry in entries if "- **Source:** measured by Smokehouse" in entry]
+    assert len(measured) > 5
+    assert not [entry for entry in measured if "the public thread" in entry]

@@ -104,6 +104,17 @@ for dtype in (torch.float32, torch.bfloat16):
         "parts": len(list(denoisers._parts(plain, denoisers.keys.plan(plain, plain.state_dict()), dtype))),
         "training": parts.training,
     }
+snapshot = folder.parent.parent / f"hub-{folder.name}" / "models--some--pipeline" / "snapshots" / ("0" * 40)
+snapshot.mkdir(parents=True)
+(snapshot / "transformer").symlink_to(folder)
+(snapshot.parent.parent / "refs").mkdir()
+(snapshot.parent.parent / "refs" / "main").write_text(snapshot.name)
+on_hub = {"subfolder": "transformer", "cache_dir": snapshot.parents[2], "local_files_only": True}
+fetched = load_model("some/pipeline", verify="bits", **on_hub)
+said["hub"] = [name for name, one in plain.state_dict().items() if not torch.equal(one, fetched.state_dict()[name])]
+with transformers_zero(config):
+    fetched = load_model("some/pipeline", verify="bits", **on_hub)
+said["hub"] += [name for name, one in fetched.named_parameters() if not zero.is_partitioned(one)]
 with transformers_zero(config):
     said["argument"] = refused(lambda: load_model(folder, max_memory={0: "1GB"}), LoadError)
     parts = load_model(folder)
@@ -164,6 +175,11 @@ def test_parts_make_the_model_that_diffusers_loads(loaded: dict[str, Any], dtype
     assert found["parts"] > 2
     assert not any(found["info"].values())
     assert found["training"] is False
+
+
+def test_a_denoiser_is_found_by_the_name_of_its_pipeline(loaded: dict[str, Any]) -> None:
+    """In a cache as the hub's client writes it, in the folder that its pipeline has it in."""
+    assert loaded["hub"] == []
 
 
 def test_a_partitioned_denoiser_is_saved_whole(loaded: dict[str, Any]) -> None:

@@ -78,14 +78,14 @@ def doctor(checkout: Checkout, name: str, options: Sequence[str]) -> dict[str, l
     given, rest = targets.split(targets.TARGETS["slurm"], [option for option in options if option != "--measure"])
     if rest:
         raise UserError(f"doctor: expected options of --on slurm, found {rest[0]}; see {as_typed('smoke', '--help')}")
+    if "--dry-run" not in given and not program.is_here():
+        raise UserError("--on slurm: expected sbatch and scontrol, found none; run it on a login node of the cluster")
     request = replace(_read(checkout, name, given, rest), folder=(checkout.build / "doctor" / f"{name}-slurm").absolute())
     device = ["--device", "cuda", "--gpus", str(request.gpus)] if request.gpus else ["--device", "cpu"]
     job = replace(_preflight(checkout, request, given.get("--prefix"), [*device, *measure, "--json"]), keep=True)
     if "--dry-run" in given:
         print(shlex.join([*job.launcher, *job.command]))
         return None
-    if not program.is_here():
-        raise UserError("--on slurm: expected sbatch and scontrol, found none; run it on a login node of the cluster")
     with (
         _folder(_parent(request.folder)) as folder,
         submitted(folder, _allocation(f"doctor-{name}", request), [job], on_slurm=True) as [run],
