@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -51,6 +52,7 @@ from smoke_tests.checks import (
     universal,
 )
 from smoke_tests.checks import collectives as collectives_checks
+from smoke_tests.checks import nodes as nodes_checks
 from smoke_tests.controls import fixed_upstream, injected
 from smoke_tests.fixtures import damage, samples, tiny_checkpoint
 from smoke_tests.ranks import channel, supervisor
@@ -148,6 +150,25 @@ def collectives() -> None:
             yield
 
     during(collectives_checks, "collectives", fault, rank=1)
+
+
+@sabotage
+def another_node() -> None:
+    """Have the last rank, on another node, lack a package and be a minute ahead."""
+
+    @contextlib.contextmanager
+    def fault(context: RankContext, _: TrainingState) -> Iterator[None]:
+        if context.rank != context.world_size - 1:
+            yield
+            return
+        packages, now = [*nodes_checks.importlib.metadata.distributions()][1:], time.time
+        with (
+            patch.object(nodes_checks.importlib.metadata, "distributions", lambda: packages),
+            patch.object(nodes_checks.time, "time", lambda: now() + 60),
+        ):
+            yield
+
+    during(nodes_checks, "nodes", fault)
 
 
 @sabotage
