@@ -11,6 +11,7 @@ import ctypes
 import dataclasses
 import errno
 import functools
+import importlib.metadata
 import os
 import re
 import signal
@@ -161,10 +162,10 @@ def another_node() -> None:
         if context.rank != context.world_size - 1:
             yield
             return
-        packages, now = [*nodes_checks.importlib.metadata.distributions()][1:], time.time
+        packages, now = [*importlib.metadata.distributions()][1:], time.time
         with (
-            patch.object(nodes_checks.importlib.metadata, "distributions", lambda: packages),
-            patch.object(nodes_checks.time, "time", lambda: now() + 60),
+            patch.object(importlib.metadata, "distributions", lambda: packages),
+            patch.object(time, "time", lambda: now() + 60),
         ):
             yield
 
