@@ -201,7 +201,7 @@ def lost_moments() -> None:
         folder = context.workspace.engine_checkpoints(context.stage) / universal.TAG / "zero"
         for file in sorted(folder.glob("*/exp_avg.pt"), key=lambda path: path.stat().st_size)[-1:]:
             content = torch.load(file, weights_only=False)
-            content["param"].zero_()
+            (content["param"] if isinstance(content, dict) else content).zero_()  # ZeRO-2 and ZeRO-3
             torch.save(content, file)
 
     during(universal, "convert", fault)
