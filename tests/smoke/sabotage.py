@@ -180,7 +180,7 @@ def stale_copies() -> None:
     def fault(*_: Any) -> Iterator[None]:
         def spoil(_: Any, model: Any) -> None:
             with zero.safe_gathers():
-                parameter = next(parameter for parameter in model.parameters() if parameter.dim() > 1)
+                parameter = next(parameter for parameter in model.parameters() if len(parameter.ds_shape) > 1)
                 parameter.all_gather()
                 parameter.data.mul_(2)
                 parameter.partition()  # makes the copy, and leaves the partition as it is
