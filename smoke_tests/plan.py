@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from smoke_tests import families, legs
+from smoke_tests import families, legs, needs
 from smoke_tests.families import Family
 from smoke_tests.legs import Leg
 from smoke_tests.machine import software
@@ -110,6 +110,7 @@ class Step:
     of_leg: bool = True  # its outcome depends on the leg; the others run once
     ranks: int = 1  # the fewest at which it shows anything; it is not planned with less
     unproven_alone: str = ""  # what it does not show with one rank, whether it runs or not
+    deadline: float = 0.0  # seconds that it may take, whatever the model, where the user sets no --timeout
 
     @property
     def continues(self) -> bool:
@@ -358,7 +359,7 @@ def _extra_alone(leg: Leg, device: str, family: Family) -> list[Job]:
     if _compiles_ops(device):
         # Two steps of one check, as each has a deadline of its own. First cpu_adam, which more depends on.
         ops = [
-            Step("cpu ops", run, staged=False, hf_config=False, of_leg=False)
+            Step("cpu ops", run, staged=False, hf_config=False, of_leg=False, deadline=needs.COMPILATION)
             for run in (offload.compile_cpu_adam, offload.compile_fused_adam)
         ]
         planned.append(Job("ops", tuple(ops), leg=leg, after=("plain",)))

@@ -273,8 +273,8 @@ class Supervisor:
         if running.ending is not None:
             return running.ending
         step = running.step(rank)
-        limit = min(self._brief.timeout, MAY_END_DEADLINE) if step and step.may_end else self._brief.timeout
-        return rank.since + limit
+        limit = self._brief.limit(step) if step else self._brief.timeout
+        return rank.since + (min(limit, MAY_END_DEADLINE) if step and step.may_end else limit)
 
     def _check(self, running: RunningJob) -> None:
         """End a job whose launcher or ranks are gone, hang, or are done."""

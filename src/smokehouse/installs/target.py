@@ -26,8 +26,8 @@ PYPI_GROWTH = 2.0
 def read_marker(folder: Path) -> object:
     """Return the marker of a complete installation in `folder`, None without one."""
     try:
-        return json.loads((folder / MARKER).read_text())
-    except (OSError, ValueError):
+        return json.loads(files.read(folder / MARKER))
+    except (OSError, ValueError, RecursionError):
         return None
 
 
