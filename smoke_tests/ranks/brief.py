@@ -38,4 +38,4 @@ class Brief:
     @property
     def nodes_of_job(self) -> int:
         """The number of nodes that the job runs on."""
-        return self.nodes if self.job.distributed else 1
+        return (self.job.nodes or self.nodes) if self.job.distributed else 1
