@@ -29,6 +29,9 @@ CONSOLIDATION = 16
 # Bytes per second at which a checkpoint is read or written at worst: a busy network file system.
 SLOWEST_STORAGE = 200e6
 DEADLINE = 120.0  # seconds that a check of a small model may take
+# Seconds that the compilation of one of DeepSpeed's ops may take, whatever the model. Measured with torch 2.10.0: 65 s of one
+# core's time, and 100 s and more where other processes want the same cores.
+COMPILATION = 600.0
 
 
 @dataclass(frozen=True)

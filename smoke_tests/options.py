@@ -158,7 +158,7 @@ def _parser() -> argparse.ArgumentParser:
         "--timeout",
         type=_seconds,
         metavar="S",
-        help="Stop a check after this many seconds (default: 120, and more for a large checkpoint).",
+        help="Stop a check after this many seconds (default: 120, and more for a large checkpoint and where ops are compiled).",
     )
     add(
         "--report",

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from smoke_tests import families, legs
+from smoke_tests import families, legs, needs
 from smoke_tests.families import Family
 from smoke_tests.legs import Leg
 from smoke_tests.machine import software
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         collectives,
         denoising,
         generation,
+        hierarchical,
         installed,
         kernels,
         liger,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
         throughput,
         trainer,
         training,
+        universal,
     )
     from smoke_tests.controls import fixed_upstream, injected
 else:  # imported when a check runs
@@ -56,6 +58,7 @@ else:  # imported when a check runs
         denoising,
         fixed_upstream,
         generation,
+        hierarchical,
         injected,
         installed,
         kernels,
@@ -73,6 +76,7 @@ else:  # imported when a check runs
         throughput,
         trainer,
         training,
+        universal,
     )
 
 ALONE = Leg("gloo", 1)
@@ -106,6 +110,7 @@ class Step:
     of_leg: bool = True  # its outcome depends on the leg; the others run once
     ranks: int = 1  # the fewest at which it shows anything; it is not planned with less
     unproven_alone: str = ""  # what it does not show with one rank, whether it runs or not
+    deadline: float = 0.0  # seconds that it may take, whatever the model, where the user sets no --timeout
 
     @property
     def continues(self) -> bool:
@@ -127,7 +132,8 @@ class Step:
 class Job:
     """One process group: all ranks of its leg under torchrun's agent, or one process alone, running `steps` in order.
 
-    `after` lists what must have finished first: a job, or a `job/step`. `folder` is the leg's in the workspace.
+    `after` lists what must have finished first: a job, or a `job/step`. `folder` is the leg's in the workspace. `nodes` is how
+    many of the leg's nodes it runs on, the first ones, 0 for all of them.
     """
 
     name: str
@@ -137,11 +143,13 @@ class Job:
     distributed: bool = False
     after: tuple[str, ...] = ()
     folder: str = ""
+    nodes: int = 0
 
     @property
     def processes(self) -> int:
         """The number of its ranks."""
-        return self.leg.world_size if self.distributed else 1
+        ranks = self.leg.world_size // self.leg.nodes * self.nodes if self.nodes else self.leg.world_size
+        return ranks if self.distributed else 1
 
     def __post_init__(self) -> None:
         """Refuse a step that continues with what no step before it built, or has dropped since. Raises ValueError."""
@@ -351,7 +359,7 @@ def _extra_alone(leg: Leg, device: str, family: Family) -> list[Job]:
     if _compiles_ops(device):
         # Two steps of one check, as each has a deadline of its own. First cpu_adam, which more depends on.
         ops = [
-            Step("cpu ops", run, staged=False, hf_config=False, of_leg=False)
+            Step("cpu ops", run, staged=False, hf_config=False, of_leg=False, deadline=needs.COMPILATION)
             for run in (offload.compile_cpu_adam, offload.compile_fused_adam)
         ]
         planned.append(Job("ops", tuple(ops), leg=leg, after=("plain",)))
@@ -410,6 +418,21 @@ def _nodes_job(leg: Leg) -> Job:
     return Job(NODES, steps, leg=leg, distributed=True)
 
 
+def _over_nodes(stages: tuple[int, ...], leg: Leg) -> list[Job]:
+    """Return the jobs that only a run over nodes has: a copy of the weights on each, and going on with one node alone."""
+    planned = []
+    if 3 in stages and leg.world_size > leg.nodes:
+        copied = Step("hpZ", hierarchical.hpz, hf_config=False, needs=("plain run",))
+        planned.append(Job("zero3-hpz", (copied,), 3, leg, distributed=True, after=("plain",)))
+    for stage in stages:
+        converted = Step("universal checkpoint: conversion", universal.convert, hf_config=False, needs=("resume", "train"))
+        resumed = Step("universal checkpoint", universal.resume, hf_config=False, needs=(converted.name,))
+        name = f"zero{stage}-universal"
+        planned.append(Job(name, (converted,), stage, leg, after=(f"zero{stage}",)))
+        planned.append(Job(f"{name}-resume", (resumed,), stage, leg, distributed=True, after=(name,), nodes=1))
+    return planned
+
+
 def _leg_jobs(
     stages: tuple[int, ...], leg: Leg, device: str, expectations: dict[str, Any], without_liger: str, family: Family
 ) -> list[Job]:
@@ -424,7 +447,7 @@ def _leg_jobs(
     planned += [*(job for group in zip(*staged, strict=True) for job in group), *_extra_alone(leg, device, family)]
     for stage in sorted(stages, reverse=True):
         planned += _extra_staged(stage, leg, device, without_liger, family)
-    return planned
+    return planned + (_over_nodes(stages, leg) if leg.nodes > 1 else [])
 
 
 def _later(jobs: list[Job]) -> list[Job]:
@@ -544,6 +567,8 @@ def _left_out(names: set[str], stages: tuple[int, ...], without_liger: str, fami
         reason = several if family.gathers_pairs else "no module of the family has two parameters to gather at once"
         reason = "diffusers gathers nothing while it loads" if family.denoiser else reason
         missing.append(NotRun("control: gloo race", reason))
+    if NODES in names and 3 in stages and "hpZ" not in names:
+        missing.append(NotRun("hpZ", "requires several ranks on each node"))
     if "bf16" not in names:
         missing.append(NotRun("bf16", "the main precision of this run"))
     if without_liger:

@@ -175,6 +175,7 @@ def _supervise(
         nodes=options.nodes,
         host=gathered.own["address"] if gathered else "127.0.0.1",
         network=options.network,
+        requested_timeout=options.timeout is not None,
     )
     # CUDA does not survive a fork, and libraries may start it without being asked: on GPUs every process begins with an exec.
     start = "spawn" if resources.device == "cuda" else options.start

@@ -14,6 +14,7 @@ DEFAULT = (
     *("checkpoint", "plain run", "auto classes", "nodes", "network", "versions", "collectives", "load", "weights", "generate"),
     *("initialize", "save_model", "load_model", "denoiser inside zero.Init", "saved partitioned"),
     *("train", "parity", "resume", "memory", "mixed modality: dummy image", "mixed modality", "bf16", "consolidated weights"),
+    *("hpZ", "universal checkpoint: conversion", "universal checkpoint"),
     *("missing key", "later key layout", "both key layouts", "flipped bit", "truncated shard", "gloo race", "late gathers"),
     *("seed failure: load_state_dict", "seed failure: zero.Init", "ZeRO-1 in place of ZeRO-2", "no ZeRO", "wrong shape"),
 )

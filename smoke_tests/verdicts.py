@@ -1,5 +1,6 @@
 """From the ranks' outcomes to verdicts: when a check is complete, how it is judged, and what a run could not show."""
 
+import importlib.metadata
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -11,6 +12,11 @@ from smoke_tests.plan import Job, Plan, Step
 from smoke_tests.report import RankVerdict, Result
 from smoke_tests.selection import EXTRA, ON_GPUS
 from smokehouse_loader import explain
+
+
+def _banner() -> str:
+    """Return the line in which DeepSpeed logs its version: some failures are those of one release."""
+    return f"DeepSpeed info: version={importlib.metadata.version('deepspeed')}"
 
 
 class Verdicts:
@@ -162,7 +168,8 @@ class Verdicts:
         """Return the known failure that a check is about, or that its ranks' details show; empty where there is none."""
         steps = [step for job in self._jobs for step in job.steps if step.name == key.name]
         known = [step.failure for step in steps if step.failure]
-        known += [found.failure for found in explain("\n".join(dict.fromkeys(rank.detail for rank in ranks)))]
+        details = dict.fromkeys(rank.detail for rank in ranks)
+        known += [found.failure for found in explain("\n".join([_banner(), *details]))]
         return f"{known[0].name}: {known[0].cause} Fix: {known[0].cure}." if known else ""
 
     def failed_jobs(self) -> list[str]:

@@ -50,7 +50,7 @@ def own_sample(context: RankContext, rank: int | None = None) -> dict[str, torch
     return context.on_device(samples.sample(context.family, context.processor, samples.scenes(number + 1)[number]))
 
 
-def _world_mean(context: RankContext, value: float) -> float:
+def world_mean(context: RankContext, value: float) -> float:
     """Return the mean over all ranks, in double precision."""
     total = torch.tensor([value], dtype=torch.float64, device=context.torch_device)
     dist.all_reduce(total)
@@ -94,7 +94,7 @@ def engine_steps(
             state.gradients = full_gradients(state.engine, engine_probes(context, state.engine))
             state.gradient_elements = memory.gradient_elements(state.engine)
         state.engine.step()
-        losses.append(_world_mean(context, loss.item()))
+        losses.append(world_mean(context, loss.item()))
     return losses
 
 

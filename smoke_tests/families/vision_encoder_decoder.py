@@ -9,7 +9,7 @@ VOCABULARY_SIZE = 320
 # Channels of the encoder and of the decoder, and of a head in both; see
 # https://huggingface.co/microsoft/trocr-base-printed/blob/main/config.json.
 VISION_WIDTH, HEAD = 768, 64
-WIDTH = 128  # channels of the synthetic checkpoint's decoder
+WIDTH = 64  # channels of the synthetic checkpoint's decoder
 SIZE = 64  # pixels of a line of text of the synthetic checkpoint; 384 in published ones
 PATCH = 16
 BEGIN, PADDING, END, UNKNOWN = "<s>", "<pad>", "</s>", "<unk>"
@@ -42,7 +42,7 @@ def files(token: Token, vision_width: int) -> dict[str, dict[str, Any]]:
         "d_model": WIDTH,
         "decoder_layers": 2,
         "decoder_attention_heads": 8,
-        "decoder_ffn_dim": 256,
+        "decoder_ffn_dim": 128,
         "cross_attention_hidden_size": vision_width,
         "activation_function": "gelu",
         "max_position_embeddings": 512,
@@ -142,7 +142,7 @@ FAMILY = Family(
     missing_key="decoder.model.decoder.layers.1.self_attn.q_proj.bias",
     flipped_tensor="decoder.model.decoder.layers.0.fc1.weight",
     processor_files=("tokenizer_config.json", "preprocessor_config.json"),
-    synthetic_parameters=3_900_000,
+    synthetic_parameters=3_402_000,
     vocabulary_size=VOCABULARY_SIZE,
     special_tokens=(BEGIN, PADDING, END, UNKNOWN),
     turn_end=END,
@@ -152,7 +152,6 @@ FAMILY = Family(
     width=VISION_WIDTH,
     head=HEAD,
     since="4.22",
-    clear_scene=0,
     encoder_decoder=True,
     fused_attention=False,  # the decoder has none but the plain formula
     unpublished=("encoder.pooler.",),

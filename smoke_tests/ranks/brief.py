@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smoke_tests.plan import Job
+from smoke_tests.plan import Job, Step
 from smoke_tests.workspace import Workspace
 
 
@@ -16,7 +16,7 @@ class Brief:
     address: str  # of the supervisor's listener
     device: str  # cpu | cuda
     precision: str  # fp32 | bf16, of the main runs
-    timeout: float  # seconds
+    timeout: float  # seconds that a step may take
     port: int  # of the rendezvous, 0 for any
     source: Path  # the checkpoint under test
     workspace: Workspace
@@ -29,8 +29,13 @@ class Brief:
     host: str = "127.0.0.1"  # of this node, as the others reach it
     network: str = ""  # that NCCL is to take between nodes; empty for any
     rendezvous: str = ""  # host and port of the first node's c10d store; empty on one node
+    requested_timeout: bool = False  # the user set it: no step has more
+
+    def limit(self, step: Step) -> float:
+        """Return the seconds that a step may take."""
+        return self.timeout if self.requested_timeout else max(self.timeout, step.deadline)
 
     @property
     def nodes_of_job(self) -> int:
         """The number of nodes that the job runs on."""
-        return self.nodes if self.job.distributed else 1
+        return (self.job.nodes or self.nodes) if self.job.distributed else 1

@@ -53,7 +53,7 @@ def run(brief: Brief) -> None:
             current = step.name
             channel.send(Begin(number))
             started, busy = time.monotonic(), time.process_time()
-            outcome = _perform(step, context, state)
+            outcome = _perform(step, dataclasses.replace(context, timeout=brief.limit(step)), state)
             channel.send(End(number, time.monotonic() - started, time.process_time() - busy, outcome))
         channel.send(Bye())
     except BaseException as error:  # noqa: BLE001 - the one place where what no check expects ends, an exit among it

@@ -197,7 +197,8 @@ class Supervisor:
     def start(self, job: Job) -> None:
         """Start a job's process group."""
         brief = dataclasses.replace(self._brief, job=job, address=self._listener.address)
-        members: list[Node] = [self._local, *(self._remote.values() if job.distributed else ())]
+        members: list[Node] = [self._local, *(self._remote[number] for number in sorted(self._remote))]
+        del members[brief.nodes_of_job :]
         if len(members) > 1:
             brief = dataclasses.replace(brief, rendezvous=f"{brief.host}:{brief.port or processes.free_port(brief.host)}")
             brief.workspace.brief(job.name).write_bytes(pickle.dumps(brief))
@@ -272,8 +273,8 @@ class Supervisor:
         if running.ending is not None:
             return running.ending
         step = running.step(rank)
-        limit = min(self._brief.timeout, MAY_END_DEADLINE) if step and step.may_end else self._brief.timeout
-        return rank.since + limit
+        limit = self._brief.limit(step) if step else self._brief.timeout
+        return rank.since + (min(limit, MAY_END_DEADLINE) if step and step.may_end else limit)
 
     def _check(self, running: RunningJob) -> None:
         """End a job whose launcher or ranks are gone, hang, or are done."""

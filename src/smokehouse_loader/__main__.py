@@ -54,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument(
         "--class", dest="model_class", metavar="NAME", help="Class of transformers (default: the one config.json specifies)."
     )
+    check.add_argument("--variant", metavar="NAME", help="Check the files of this variant, such as fp16 (default: none).")
     check.add_argument("--trust-remote-code", action="store_true", help="Run Python code from the checkpoint.")
     _add_signature_options(check)
     explain = commands.add_parser("explain", help="Explain the errors in a training log; exit with 3 if none is known.")
@@ -124,7 +125,7 @@ def _check(options: argparse.Namespace) -> int:
     if unsigned:
         result: dict[str, Any] = {"path": str(path), "ok": False, "problems": unsigned}
     else:
-        result = _result(path, options.model_class, trust)
+        result = _result(path, options.model_class, trust, options.variant)
     if options.signature is not None:
         result["signed"] = not unsigned
     fits = [] if unsigned else _fits(cells, [_model_type(path)])  # no file counts before the signature does
@@ -182,11 +183,11 @@ def _unsigned(options: argparse.Namespace) -> list[Finding]:
     return [*signature.problems(options.path, signature.Signer(**trusted, signature=options.signature or None))]
 
 
-def _result(path: Path, model_class: str | None, trust: bool) -> dict[str, Any]:
+def _result(path: Path, model_class: str | None, trust: bool, variant: str | None) -> dict[str, Any]:
     """Return what `check --json` prints, with findings as `problems`."""
     from smokehouse_loader.checkpoint import inspect_checkpoint
 
-    checkpoint = inspect_checkpoint(path)
+    checkpoint = inspect_checkpoint(path, variant=variant)
     result: dict[str, Any] = {"path": str(path), "layout": checkpoint.layout, "tensors": len(checkpoint.tensors)}
     result |= {"elements": checkpoint.elements, "files": [file.name for file in checkpoint.files]}
     try:

@@ -33,6 +33,11 @@ def describe(folder: Path) -> tuple[str, str | None]:
 def problems(adapter: Checkpoint, base: str | None) -> Iterator[Finding]:
     """Yield why the intact `adapter` does not go with its `base`, as far as the files on this machine tell."""
     where = str(adapter.path / CONFIG)
+    try:
+        describe(adapter.path)
+    except BadFileError as bad:
+        yield Finding(bad.failure, where, str(bad), "copy it again from where the adapter was saved")
+        return
     if base is None:
         fix = "set it to the model that the adapter was trained on"
         yield Finding("adapter-of-another-base", where, "base_model_name_or_path: expected a model, found none", fix)

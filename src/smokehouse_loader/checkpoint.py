@@ -170,27 +170,32 @@ def _unlike_index(
 
 def _sharded(folder: Path, layout: str, index: Path, load: Callable[[Path], list[Tensor]]) -> Checkpoint:
     try:
-        weight_map = _weight_map(index)
+        content = _index(index)
     except BadFileError as bad:
         return Checkpoint(folder, layout, (), {}, (_finding(bad.failure, index, str(bad)),))
+    weight_map: dict[str, str] = content["weight_map"]
     names = sorted(set(weight_map.values()))
     # A repeated download, or a save into a directory in use, leaves shards of another split behind.
     pattern = re.compile(re.sub(r"\d+-of-\d+", r"\\d+-of-\\d+", re.escape(names[0]).replace(r"\-", "-")))
     strays = sorted(file.name for file in folder.iterdir() if pattern.fullmatch(file.name) and file.name not in names)
     what = f"a shard that {index.name} does not list"
     problems = [_finding("inconsistent-index", folder / stray, what) for stray in strays]
+    if not isinstance(content.get("metadata"), dict):
+        what = "expected an object metadata, without which from_pretrained raises KeyError, found none"
+        problems.append(Finding("inconsistent-index", str(index), what, 'add "metadata": {} to it'))
     return _gathered(folder, layout, [folder / name for name in names], load, weight_map, problems)
 
 
-def _weight_map(index: Path) -> dict[str, str]:
-    """Return tensor name -> file name from an index. Raises BadFileError if it is invalid."""
+def _index(index: Path) -> dict[str, Any]:
+    """Return an index, of which `weight_map` is tensor name -> file name. Raises BadFileError if that is invalid."""
     try:
         if not index.is_file():
             raise BadFileError("missing-shard", f"not found{_BROKEN_LINK}")
         if index.stat().st_size > _LARGEST_INDEX:
             raise BadFileError("inconsistent-index", f"expected an index, found more than {_LARGEST_INDEX} bytes")
         # As transformers reads it: without a byte-order mark, and the last of two entries of a name counts.
-        weight_map = parse_json(index.read_bytes(), unique=False, strict=False)["weight_map"]
+        content = parse_json(index.read_bytes(), unique=False, strict=False)
+        weight_map = content["weight_map"]
     except OSError as error:
         raise BadFileError("missing-shard", f"cannot be read: {error.strerror or error}") from None
     except (ValueError, KeyError, TypeError) as wrong:
@@ -206,7 +211,8 @@ def _weight_map(index: Path) -> dict[str, str]:
             raise BadFileError("inconsistent-index", what)
     if (shards := len(set(weight_map.values()))) > _MOST_SHARDS:
         raise BadFileError("inconsistent-index", f"expected at most {_MOST_SHARDS} shards, found {shards}")
-    return weight_map
+    found: dict[str, Any] = content
+    return found
 
 
 def _refuse_foreign_index(index: Path) -> None:
@@ -283,16 +289,26 @@ _OF_OTHERS = (
 )
 # Weights in directories below: a cache of huggingface_hub, or what a script saved under a name of its own.
 _INSIDE = ("snapshots/*/*.safetensors", "snapshots/*/pytorch_model*.bin", "*/model*.safetensors", "*/pytorch_model*.bin")
+# What every folder of a Trainer's step has, or one that was cleaned and holds an adapter.
+_IN_STEPS = ("trainer_state.json", "adapter_config.json")
+# Files of a variant, such as model.fp16.safetensors, which from_pretrained reads only where its name is passed.
+_VARIANT = re.compile(r"(?:model|pytorch_model)\.([A-Za-z0-9_]{1,40})(?:-\d+-of-\d+)?\.(?:safetensors|bin)")
 
 
 def _no_weights(folder: Path) -> Finding:
     """Return what a directory without weights has instead, and what to do."""
+    if variants := sorted({match[1] for file in folder.iterdir() if (match := _VARIANT.fullmatch(file.name))}):
+        what = f"has weights of {'the variant' if len(variants) == 1 else 'variants'} {shortened(variants)} only"
+        return Finding(
+            "not-a-checkpoint", str(folder), what, f"pass variant={variants[0]!r}, to check as --variant {variants[0]}"
+        )
     if loose := sorted(file.name for file in folder.glob("*.safetensors")):
         return _finding("missing-shard", folder, f"has shards but no index ({shortened(loose)})")
     if unfinished := sorted(file.name for pattern in _UNFINISHED for file in folder.glob(pattern)):
         what = f"has downloads that did not end ({shortened(unfinished)})"
         return Finding("not-a-checkpoint", str(folder), what, "run the download again; it continues")
-    if saved := sorted((file.parent for file in folder.glob("checkpoint-*/trainer_state.json")), key=_number):
+    of_trainer = (file.parent for name in _IN_STEPS for file in folder.glob(f"checkpoint-*/{name}"))
+    if saved := sorted(set(of_trainer), key=_number):
         what = f"expected a checkpoint, found a Trainer's output folder with {len(saved)} of them"
         return Finding("not-a-checkpoint", str(folder), what, f"pass one of them, the last is {saved[-1]}")
     if ggufs := sorted(file.name for file in folder.glob("*.gguf")):

@@ -309,6 +309,13 @@ _CLASS_OF_WEIGHTS = (
 )
 
 
+def _lacks_output_embedding(fit: Fit, config: Any) -> bool:
+    """Return whether a checkpoint of the class that its config lists has everything but the output embedding."""
+    if len(fit.problems) > 1 or fit.class_name not in (getattr(config, "architectures", None) or ()):
+        return False
+    return bool(fit.missing) and all(re.fullmatch(r"(?:\w+\.)*lm_head\.(?:weight|bias)", name) for name in fit.missing)
+
+
 def _with_alternatives(fit: Fit, model_class: Any, config: Any) -> Fit:
     """Return `fit` with what would be a better match: another model type, another layout of keys, or another class."""
     import transformers
@@ -323,6 +330,13 @@ def _with_alternatives(fit: Fit, model_class: Any, config: Any) -> Fit:
         problem = dataclasses.replace(contradiction, where=f"{fit.checkpoint.path}/config.json", cure=fix)
         return dataclasses.replace(fit, problems=(problem, *(dataclasses.replace(one, cure=fix) for one in fit.problems)))
 
+    if _lacks_output_embedding(fit, config):
+        fix = (
+            "if the model ties its embeddings, as Qwen2.5-VL-3B does, set tie_word_embeddings to true in config.json (in "
+            "text_config, too); otherwise get the complete checkpoint"
+        )
+        problems = tuple(dataclasses.replace(one, failure="output-embedding-missing", cure=fix) for one in fit.problems)
+        return dataclasses.replace(fit, problems=problems)
     if fit.missing or fit.unexpected:
         if found := _other_layout(fit, set(build_on_meta(model_class, config).state_dict())):
             return found

@@ -102,6 +102,19 @@ def test_an_output_that_is_a_device_is_written_to(root: Path, tmp_path: Path, re
     assert (printed.is_symlink(), full.is_symlink()) == (True, True)
 
 
+@pytest.mark.parametrize("output", ["", "folder"])
+def test_an_output_that_is_a_folder_is_refused(output: str, root: Path, tmp_path: Path, record_property: RECORD) -> None:
+    record_property("fault", "output")
+    (tmp_path / "folder").mkdir()
+    variables = environ() | {"PYTHONPATH": str(root / "src"), "SMOKEHOUSE_HOME": str(tmp_path / "home")}
+    for name in ("environments", "lockfiles"):
+        (tmp_path / name).symlink_to(root / name)
+    command = [sys.executable, "-m", "smokehouse", "sbom", "qwen2.5-vl", "--output", output]
+    ended = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=SOON)
+    said = f"smokehouse: {Path(output)}: Is a directory; specify a file"
+    assert (ended.returncode, ended.stderr.splitlines()[-1]) == (2, said)
+
+
 def cleaner(place: Path, prefix: tuple[str, ...] = ()) -> tuple["subprocess.Popen[bytes]", int]:
     """Start a program that cleans up `place`; return it, or what started it, and its process ID once it runs."""
     reading, writing = os.pipe()

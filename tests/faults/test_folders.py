@@ -11,8 +11,9 @@ import pytest
 
 from smoke_tests import report_folder
 from smoke_tests.options import InputError
+from smokehouse.environments import documents
 from smokehouse.errors import UserError
-from smokehouse.installs import bundler, target
+from smokehouse.installs import bundler, owners, state, target
 from smokehouse.locks import LockedFile
 from smokehouse.oci.layout import Layout
 from smokehouse.storage import exclusive, files
@@ -159,6 +160,17 @@ def test_files_of_others_in_a_prefix_are_carried_over(tmp_path: Path, record_pro
     assert not (new / "lib/python3.11/site-packages/b.py").exists()
 
 
+@pytest.mark.parametrize(
+    "place", ["/", "/tmp/..", "/tmp/two\nlines", "/tmp/\udcff", "/tmp/\x1b[31m", "/dev/null", "/proc/self/cwd"]
+)
+def test_places_where_no_environment_can_be(place: str, record_property: RECORD) -> None:
+    """What is installed has its path in scripts; all of it would be fetched before the first one fails."""
+    record_property("fault", "prefix")
+    with pytest.raises(UserError, match=r": expected a (folder|path)\b.*; specify an(other| empty)") as refused:
+        target.require_place(Path(place))
+    assert str(refused.value).isprintable()
+
+
 def test_nothing_is_carried_through_a_link(tmp_path: Path, record_property: RECORD) -> None:
     record_property("fault", "folder")
     old, new = tmp_path / "old", tmp_path / "new"
@@ -257,3 +269,39 @@ def test_a_file_whose_disk_is_full_stays_as_it_was(
     with pytest.raises(OSError, match="No space left"):
         files.write(tmp_path / "file", "later")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "earlier")]
+
+
+# what should be a file, wherever it is read
+
+NO_FILES: dict[str, Callable[[Path], object]] = {
+    "a FIFO": os.mkfifo,
+    "a device": lambda path: path.symlink_to("/dev/zero"),
+    "a folder": lambda path: path.mkdir(),
+    "a loop": lambda path: path.symlink_to(path.name),
+    "nested": lambda path: path.write_bytes(b"[" * 1_000_000),
+    "no UTF-8": lambda path: path.write_bytes(b"\xff\xfe"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_FILES)
+def test_what_should_be_a_file_blocks_nobody(kind: str, tmp_path: Path, record_property: RECORD) -> None:
+    """Each would wait for a writer of the FIFO, or read the device, until it is killed."""
+    record_property("fault", "no file")
+    info = tmp_path / "lib/python3.11/site-packages/a-1.dist-info"
+    for place in (info / "METADATA", info / "RECORD", info / "entry_points.txt", tmp_path / "conda-meta/b.json"):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        NO_FILES[kind](place)
+    for name in (".smokehouse.json", "manifest.json", "stack.toml"):
+        NO_FILES[kind](tmp_path / name)
+    assert target.read_marker(tmp_path) is None
+    [distribution] = state.distributions(tmp_path, "3.11")
+    assert not distribution.is_removable
+    assert {one.path.name for one in state.damage(tmp_path, "3.11", contents=True)} == {"RECORD"}
+    assert owners.problems(tmp_path, "3.11", set()) == []
+    with pytest.raises(UserError, match=r"^it: .*; make it again$"):
+        documents.read_json(tmp_path / "manifest.json", "it", LockedFile, "make it again")
+    with pytest.raises(UserError, match=r"^it(:1)?: .*; (make it a readable file|fix the line|save it as UTF-8)$"):
+        documents.read_toml(tmp_path / "stack.toml", "it")
+    if kind not in ("nested", "no UTF-8"):
+        with pytest.raises(OSError, match=r"regular file|Is a directory|symbolic links"):
+            files.hashed(tmp_path / "manifest.json")

@@ -4,6 +4,7 @@ import datetime
 import errno
 import os
 import pickle
+import re
 import ssl
 import subprocess
 import sys
@@ -217,6 +218,13 @@ def _stand_in(folder: Path) -> str:
     return subprocess.run([str(nvcc), "op.cu"], cwd=folder, capture_output=True, text=True, timeout=DEADLINE).stderr
 
 
+def _differing(_: Path) -> str:
+    """Return the loader's message on a tensor, by the format in its source, which imports torch."""
+    source = (Path(__file__).parents[2] / "src/smokehouse_loader/compare.py").read_text("utf-8")
+    [text] = re.findall(r'f"(differs in [^"]+)"', source)
+    return f"model.layers.1.mlp.gate.e_score_correction_bias {re.sub(r'{[^}]*}', '4', text)}"
+
+
 def _keyword(name: str) -> Raise:
     """Call a class without parameters, of a given name, with one."""
 
@@ -269,6 +277,7 @@ RAISES: dict[str, Raise] = {
     "certificate verify failed: self-signed certificate in certificate chain": _handshake(with_root=True),
     "certificate verify failed: unable to get local issuer certificate": _handshake(with_root=False),
     "nvcc: no CUDA toolkit in this environment": _stand_in,
+    "e_score_correction_bias differs in {n} of the {n} elements held here": _differing,
     "407 Proxy Authentication Required": _tunnel,
     "ImportError: lib{w}.so{}cannot open shared object file": _extension("libcudnn.so.99"),
     "OSError: lib{w}.so{}cannot open shared object file": _library("libcudart.so.99"),

@@ -219,16 +219,34 @@ def indexed(folder: Path, index: str | bytes, *shards: str) -> Path:
 
 def test_last_of_two_entries_in_an_index_counts(tmp_path: Path) -> None:
     """As in Python's dictionaries, from which from_pretrained takes the shards."""
-    index = '{"weight_map": {"a": "gone.safetensors", "a": "a.safetensors"}}'
+    index = '{"metadata": {}, "weight_map": {"a": "gone.safetensors", "a": "a.safetensors"}}'
     assert inspect_checkpoint(indexed(tmp_path / "one", index, "a.safetensors")).problems == ()
-    index = '{"weight_map": {"a": "a.safetensors", "a": "gone.safetensors"}}'
+    index = '{"metadata": {}, "weight_map": {"a": "a.safetensors", "a": "gone.safetensors"}}'
     failures = {problem.failure for problem in inspect_checkpoint(indexed(tmp_path / "two", index, "a.safetensors")).problems}
     assert "missing-shard" in failures
 
 
+@pytest.mark.parametrize("metadata", ["", '"metadata": null, ', '"metadata": [], '])
+def test_index_without_metadata_is_refused(tmp_path: Path, metadata: str) -> None:
+    """from_pretrained adds to it: KeyError: 'metadata'."""
+    index = f'{{{metadata}"weight_map": {{"a": "a.safetensors"}}}}'
+    [problem] = inspect_checkpoint(indexed(tmp_path, index, "a.safetensors")).problems
+    assert (problem.failure, problem.cure) == ("inconsistent-index", 'add "metadata": {} to it')
+
+
+def test_weights_of_a_variant_alone(tmp_path: Path) -> None:
+    header, size = header_of({"a": ("F32", [2])})
+    written(tmp_path / "model.fp16.safetensors", json.dumps(header).encode(), size)
+    [problem] = inspect_checkpoint(tmp_path).problems
+    assert problem.what == "has weights of the variant fp16 only"
+    assert problem.cure == "pass variant='fp16', to check as --variant fp16"
+    found = inspect_checkpoint(tmp_path, variant="fp16")
+    assert (found.problems, list(found.tensors)) == ((), ["a"])
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "utf-32"])
 def test_index_in_another_encoding_is_refused(tmp_path: Path, encoding: str) -> None:
-    index = '{"weight_map": {"a": "a.safetensors"}}'
+    index = '{"metadata": {}, "weight_map": {"a": "a.safetensors"}}'
     assert inspect_checkpoint(indexed(tmp_path / "plain", index, "a.safetensors")).problems == ()
     [problem] = inspect_checkpoint(indexed(tmp_path / "other", index.encode(encoding), "a.safetensors")).problems
     assert problem.failure == "inconsistent-index"
@@ -236,7 +254,7 @@ def test_index_in_another_encoding_is_refused(tmp_path: Path, encoding: str) -> 
 
 def test_shard_that_links_outside_is_read(tmp_path: Path) -> None:
     outside = indexed(tmp_path / "outside", "{}", "a.safetensors")
-    folder = indexed(tmp_path / "folder", '{"weight_map": {"a": "a.safetensors"}}')
+    folder = indexed(tmp_path / "folder", '{"metadata": {}, "weight_map": {"a": "a.safetensors"}}')
     (folder / "a.safetensors").symlink_to(outside / "a.safetensors")
     found = inspect_checkpoint(folder)
     assert (found.problems, list(found.tensors)) == ((), ["a"])
@@ -248,10 +266,10 @@ def test_shard_that_links_outside_is_read(tmp_path: Path) -> None:
 
 def test_index_of_too_many_shards_is_one_problem(tmp_path: Path) -> None:
     names = {str(number): f"{number}.safetensors" for number in range(30_000)}
-    [problem] = inspect_checkpoint(indexed(tmp_path, json.dumps({"weight_map": names}))).problems
+    [problem] = inspect_checkpoint(indexed(tmp_path, json.dumps({"metadata": {}, "weight_map": names}))).problems
     assert "found 30000" in problem.what
     names = {str(number): f"{number}.safetensors" for number in range(9_000)}
-    problems = inspect_checkpoint(indexed(tmp_path, json.dumps({"weight_map": names}))).problems
+    problems = inspect_checkpoint(indexed(tmp_path, json.dumps({"metadata": {}, "weight_map": names}))).problems
     assert len(problems) < 200
 
 

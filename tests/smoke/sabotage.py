@@ -11,12 +11,14 @@ import ctypes
 import dataclasses
 import errno
 import functools
+import importlib.metadata
 import os
 import re
 import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -35,6 +37,7 @@ from smoke_tests.checks import (
     baseline,
     denoising,
     generation,
+    hierarchical,
     installed,
     kernels,
     loading,
@@ -47,8 +50,10 @@ from smoke_tests.checks import (
     sizes,
     trainer,
     training,
+    universal,
 )
 from smoke_tests.checks import collectives as collectives_checks
+from smoke_tests.checks import nodes as nodes_checks
 from smoke_tests.controls import fixed_upstream, injected
 from smoke_tests.fixtures import damage, samples, tiny_checkpoint
 from smoke_tests.ranks import channel, supervisor
@@ -146,6 +151,47 @@ def collectives() -> None:
             yield
 
     during(collectives_checks, "collectives", fault, rank=1)
+
+
+@sabotage
+def another_node() -> None:
+    """Have the last rank, on another node, lack a package and be a minute ahead."""
+
+    @contextlib.contextmanager
+    def fault(context: RankContext, _: TrainingState) -> Iterator[None]:
+        if context.rank != context.world_size - 1:
+            yield
+            return
+        packages, now = [*importlib.metadata.distributions()][1:], time.time
+        with (
+            patch.object(importlib.metadata, "distributions", lambda: packages),
+            patch.object(time, "time", lambda: now() + 60),
+        ):
+            yield
+
+    during(nodes_checks, "nodes", fault)
+
+
+@sabotage
+def stale_copies() -> None:
+    """Keep each node's copy of the weights as DeepSpeed 0.15.4 leaves it: with those from before the load."""
+    during(hierarchical, "hpz", lambda *_: patch.object(zero, "drop_copies", lambda _: None))
+
+
+@sabotage
+def lost_moments() -> None:
+    """Have the moments of the largest tensor be zero in the universal checkpoint."""
+
+    @contextlib.contextmanager
+    def fault(context: RankContext, _: TrainingState) -> Iterator[None]:
+        yield
+        folder = context.workspace.engine_checkpoints(context.stage) / universal.TAG / "zero"
+        for file in sorted(folder.glob("*/exp_avg.pt"), key=lambda path: path.stat().st_size)[-1:]:
+            content = torch.load(file, weights_only=False)
+            (content["param"] if isinstance(content, dict) else content).zero_()  # ZeRO-2 and ZeRO-3
+            torch.save(content, file)
+
+    during(universal, "convert", fault)
 
 
 @sabotage

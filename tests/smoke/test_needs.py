@@ -1,9 +1,17 @@
 """What a run needs: estimates against published figures, and what they refuse."""
 
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
 import pytest
 
-from smoke_tests import needs
+from smoke_tests import legs, needs, plan
 from smoke_tests.legs import Leg
+from smoke_tests.ranks.brief import Brief
+from smoke_tests.ranks.supervisor import Supervisor
+from smoke_tests.workspace import Workspace
 
 # Qwen2.5-VL: https://huggingface.co/Qwen/Qwen2.5-VL-3B-Instruct and -7B-Instruct, metadata.total_parameters.
 B3, B7 = 3_754_622_976, 8_292_166_656
@@ -47,3 +55,27 @@ def test_the_deadline_follows_the_bytes() -> None:
     tiny, large = needs.deadline(2_000_000), needs.deadline(B7)
     assert tiny == pytest.approx(needs.DEADLINE, abs=1)
     assert large - needs.DEADLINE >= 16 * B7 / 1e9  # seconds at a gigabyte a second, which few shared file systems reach
+
+
+@pytest.mark.parametrize(
+    ("timeout", "requested", "compilation", "load"),
+    [(120, False, needs.COMPILATION, 120), (5000, False, 5000, 5000), (30, True, 30, 30)],
+)
+def test_a_compiler_has_its_own_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, timeout: float, requested: bool, compilation: float, load: float
+) -> None:
+    """Whatever the model, unless the user sets one; the supervisor ends no rank before it."""
+    monkeypatch.setattr(plan, "_compiles_ops", lambda device: device == "cpu")
+    expectations = {"gloo_race": "present", "later_key_layout": "random"}
+    jobs = {job.name: job for job in plan.make((2,), legs.choose("cpu", 0, None, 2), "cpu", expectations).jobs}
+    found = {}
+    for name, step in (("cpu ops", jobs["ops"].steps[0]), ("load", jobs["zero2"].steps[2])):
+        assert step.name == name
+        job = jobs["ops"]
+        work = Workspace(tmp_path)
+        brief = Brief(job, "", "cpu", "fp32", timeout, 0, tmp_path, work, tmp_path, None, {}, requested_timeout=requested)
+        running = SimpleNamespace(ending=None, step=lambda _, step=step: step)
+        rank = SimpleNamespace(done=False, closed=False, since=time.monotonic())
+        deadline = Supervisor._deadline(cast(Any, SimpleNamespace(_brief=brief)), cast(Any, running), cast(Any, rank))
+        found[name] = deadline - rank.since
+    assert found == pytest.approx({"cpu ops": compilation, "load": load})

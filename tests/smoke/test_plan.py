@@ -55,6 +55,18 @@ print(json.dumps({
     for name, one in made.items()
 }))
 """
+OVER_NODES = """
+import json
+from smoke_tests import plan
+from smoke_tests.legs import Leg
+
+found = {}
+for ranks in (1, 2):
+    made = plan.make((2, 3), (Leg("gloo", ranks * 3, 0, 3),), "cpu", {"gloo_race": "fixed", "later_key_layout": "whole"})
+    jobs = {job.name: [job.processes, job.nodes, job.after] for job in made.jobs}
+    found[ranks] = [jobs, {entry.name: entry.reason for entry in made.not_run}]
+print(json.dumps(found))
+"""
 AFTER = """
 import json
 from smoke_tests.plan import Job, Plan, Step
@@ -190,6 +202,18 @@ def test_two_ranks_show_all(lasting: Starter) -> None:
     jobs, not_run = planned(lasting, "cpu", "cpu", 0, None, 2)
     assert {step for job in jobs.values() for step in job["steps"]} >= NEEDS_SEVERAL | NEEDS_SEVERAL_IN_PART
     assert [leg for _, _, leg in not_run] == [None, None]
+
+
+def test_over_nodes_one_goes_on_alone_and_each_has_a_copy_if_it_has_ranks_for_it(lasting: Starter) -> None:
+    found = json.loads(lasting.inside("-c", OVER_NODES))
+    for ranks in (1, 2):
+        jobs, not_run = found[str(ranks)]
+        for stage in (2, 3):
+            assert jobs[f"zero{stage}-universal"] == [1, 0, [f"zero{stage}"]]
+            assert jobs[f"zero{stage}-universal-resume"] == [ranks, 1, [f"zero{stage}-universal"]]
+        assert ("zero3-hpz" in jobs) is (ranks == 2)
+        assert not_run.get("hpZ") == (None if ranks == 2 else "requires several ranks on each node")
+    assert found["2"][0]["zero3-hpz"] == [6, 0, ["plain"]]
 
 
 def test_what_a_family_cannot_be_asked_is_left_out_with_the_reason(lasting: Starter) -> None:

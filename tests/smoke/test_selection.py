@@ -23,7 +23,7 @@ kinds = {bool(families.get(name).denoiser): name for name in families.names()} |
 found, planned = [], set()
 promises = [dict(zip(("gloo_race", "later_key_layout"), one)) for one in (("present", "random"), ("fixed", "whole"))]
 chosen_legs = [("cpu", legs.choose("cpu", 0, None, ranks)) for ranks in (1, 2)]
-chosen_legs += [("cpu", (legs.choose("cpu", 0, None, 1)[0].over(2),))]
+chosen_legs += [("cpu", (legs.choose("cpu", 0, None, ranks)[0].over(2),)) for ranks in (1, 2)]
 chosen_legs += [("cuda", legs.choose("cuda", gpus, None, None)) for gpus in (1, 2)]
 for family, stages, (device, chosen), expectations in itertools.product(
     kinds.values(), [(2,), (3,), (2, 3)], chosen_legs, promises

@@ -193,6 +193,7 @@ def _remedy(broken: OSError) -> str:
         "raise the limit of processes (ulimit -u)": (errno.EAGAIN,),
         "free memory": (errno.ENOMEM,),
         "specify a shorter path": (errno.ENAMETOOLONG,),
+        "specify a file": (errno.EISDIR,),
     }
     return next((text for text, numbers in remedies.items() if broken.errno in numbers), "fix it and run it again")
 

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from smokehouse.errors import UserError, first_of, raise_all
-from smokehouse.storage import strict_json
+from smokehouse.storage import files, strict_json
 from smokehouse.storage.files import sha256
 
 _LARGEST = 1 << 20  # bytes; a definition is a page of text, and the parsers are not made for large files
@@ -98,7 +98,7 @@ def read_json(path: Path, name: str, model: type[M], remedy: str) -> tuple[M, st
     Raises UserError ending in `remedy`.
     """
     try:
-        data = path.read_bytes()
+        data = files.read(path)
         return model.model_validate(strict_json.parse(data)), sha256(data)
     except FileNotFoundError:
         raise UserError(f"{name}: not found; {remedy}") from None
@@ -110,7 +110,7 @@ def read_json(path: Path, name: str, model: type[M], remedy: str) -> tuple[M, st
 
 def _read(path: Path, name: str) -> str:
     try:
-        with path.open("rb") as file:
+        with files.open_regular(path) as file:
             data = file.read(_LARGEST + 1)
     except FileNotFoundError:
         raise UserError(f"{name}: not found; create it, or restore it with git") from None

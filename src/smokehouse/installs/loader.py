@@ -62,8 +62,8 @@ def ensure(checkout: Checkout, target: Path, *, pass_fds: Sequence[int] = ()) ->
 def is_current(checkout: Checkout, target: Path) -> bool:
     """Return whether the environment in `target` has the loader as its sources are now."""
     try:
-        recorded = (target / _RECORD).read_text().strip()
-    except OSError:
+        recorded = files.read(target / _RECORD).decode().strip()
+    except (OSError, ValueError):
         return False
     # Other programs that change the environment may have removed it.
     installed = any(target.glob(f"lib/python3*/site-packages/{NAME.replace('-', '_')}-*.dist-info/RECORD"))

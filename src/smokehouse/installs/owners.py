@@ -70,7 +70,7 @@ def _read(info: Path, site: str) -> _Package:
     found: dict[str, str] = {}
     outside = []
     try:
-        rows = [row for row in csv.reader((info / "RECORD").read_text("utf-8").splitlines()) if len(row) == 3]
+        rows = [row for row in csv.reader(_text(info / "RECORD").splitlines()) if len(row) == 3]
     except (OSError, ValueError, csv.Error):
         rows = []
     for path, hashed, _ in rows:
@@ -90,6 +90,13 @@ class _EntryPoints(configparser.ConfigParser):
         return optionstr
 
 
+def _text(path: Path) -> str:
+    """Return the text of a file; raises OSError where there is none, as for a FIFO, which would block, or a device."""
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    return path.read_text("utf-8")
+
+
 def _scripts(info: Path) -> set[str]:
     """Return the names of the scripts that the metadata of a package declare, none of one that cannot be read.
 
@@ -97,7 +104,7 @@ def _scripts(info: Path) -> set[str]:
     """
     parser = _EntryPoints(delimiters=("=",), interpolation=None)
     try:
-        parser.read_string((info / _ENTRY_POINTS).read_text("utf-8"))
+        parser.read_string(_text(info / _ENTRY_POINTS))
     except (OSError, ValueError, configparser.Error):
         return set()
     sections = ("console_scripts", "gui_scripts")
@@ -126,7 +133,7 @@ def _conda_files(prefix: Path) -> dict[str, tuple[str, str]]:
     found: dict[str, tuple[str, str]] = {}
     for path in sorted((prefix / "conda-meta").glob("*.json")):
         try:
-            record = json.loads(path.read_text("utf-8"))
+            record = json.loads(_text(path))
             entries = [(str(entry["_path"]), entry) for entry in record["paths_data"]["paths"]]
             name = canonical(str(record["name"]))
         except (OSError, ValueError, TypeError, KeyError, RecursionError):

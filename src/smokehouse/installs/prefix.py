@@ -67,6 +67,7 @@ def install(
     its sources have changed. With a `toolkit`, DeepSpeed's ops are compiled.
     """
     name, folder = locked.name, folder.absolute()
+    require_own_folder(folder, name)  # before anything is written beside it
     used_as = (used_as or folder).absolute()
     packages = locked.lock.conda if devel else locked.lock.main
     additions = additions or Additions()

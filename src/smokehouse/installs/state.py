@@ -39,7 +39,7 @@ class Distribution:
     def is_removable(self) -> bool:
         """Whether it lists its files and its metadata agree with its name, without which no installer can remove it."""
         try:
-            found = re.search(r"^Version: *(\S+)", (self.info / "METADATA").read_text("utf-8"), re.MULTILINE)
+            found = re.search(r"^Version: *(\S+)", files.read(self.info / "METADATA").decode(), re.MULTILINE)
         except (OSError, ValueError):
             return False
         return (self.info / "RECORD").is_file() and found is not None and _same(found[1], self.version)
@@ -195,7 +195,7 @@ def _pypi_files(folder: Path, python: str) -> Iterator[tuple[Path, _Expected]]:
     packages = site_packages(folder, python)
     for one in distributions(folder, python):
         try:
-            rows = list(csv.reader((one.info / "RECORD").read_text("utf-8").splitlines()))
+            rows = list(csv.reader(files.read(one.info / "RECORD").decode().splitlines()))
         except (OSError, ValueError, csv.Error):
             yield one.info / "RECORD", _Expected(one.name, _UNREADABLE, None)
             continue
@@ -227,7 +227,7 @@ def _sha256(hashed: str) -> str | None:
 def _conda_records(folder: Path) -> Iterable[tuple[Path, dict[str, Any]]]:
     for path in sorted((folder / _CONDA_META).glob("*.json")):
         try:
-            record = {"name": path.stem, "version": "?", "build": "?", **json.loads(path.read_text("utf-8"))}
+            record = {"name": path.stem, "version": "?", "build": "?", **json.loads(files.read(path))}
             _require_paths(record)
         except (OSError, ValueError, TypeError, RecursionError):
             record = {"name": path.stem, "version": "?", "build": "?"}

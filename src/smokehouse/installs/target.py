@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
@@ -17,6 +18,8 @@ from smokehouse.storage import files
 
 MARKER = ".smokehouse.json"
 _RECORD = ".smokehouse-files"  # in an installation: the paths of its own files, a line each
+# What programs with the path in their first line, and uv, cannot read.
+_UNFIT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _LONGEST_RECORD = 256 << 20  # bytes
 
 # Installed size by the size of the wheels. Measured on qwen2.5-vl: 3.3 GB of wheels take 6.6 GB with their bytecode.
@@ -26,8 +29,8 @@ PYPI_GROWTH = 2.0
 def read_marker(folder: Path) -> object:
     """Return the marker of a complete installation in `folder`, None without one."""
     try:
-        return json.loads((folder / MARKER).read_text())
-    except (OSError, ValueError):
+        return json.loads(files.read(folder / MARKER))
+    except (OSError, ValueError, RecursionError):
         return None
 
 
@@ -41,10 +44,19 @@ def unfinished(name: str) -> str:
     return json.dumps({"environment": name, "unfinished": True}) + "\n"
 
 
-def require_own_folder(folder: Path, name: str) -> None:
-    """Raise UserError where `folder` has other content than an installation of the environment `name`."""
+def require_place(folder: Path) -> None:
+    """Raise UserError where no environment can be in `folder`, for which it need not exist."""
+    if folder.name in ("", ".."):
+        raise UserError(f"{folder}: expected a folder with a name of its own; specify an empty or new one")
+    if _UNFIT.search(str(folder)):
+        raise UserError(f"{str(folder)!a}: expected a path in UTF-8 without control characters; specify another folder")
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise UserError(f"{folder}: expected a folder, found a file or link; specify an empty or new one")
+
+
+def require_own_folder(folder: Path, name: str) -> None:
+    """Raise UserError where `folder` has other content than an installation of the environment `name`."""
+    require_place(folder)
     if folder.is_dir() and any(folder.iterdir()):
         marker = read_marker(folder)
         if not isinstance(marker, dict) or marker.get("environment") != name:

@@ -20,6 +20,7 @@ from smokehouse.installs.target import (
     others_in,
     read_marker,
     require_own_folder,
+    require_place,
     require_platform,
     temporary_folder,
     unfinished,
@@ -77,6 +78,8 @@ def _install(
     toolkit: ops.Toolkit | None = None,
 ) -> Path:
     name, lock, pins = locked.name, locked.lock, locked.files.pins
+    if kind == _CHOSEN:
+        require_place(folder)  # before anything is written beside it
     marker: dict[str, Any] = {"environment": name, **kind}
     marker |= {path.name: files.hashed(path) for path in (pins.path, locked.files.build_pins)}
     marker |= {"python": python} if python else {}

@@ -89,7 +89,7 @@ def _texts(checkout: Checkout, shown: dict[str, page.Documented], names: Sequenc
     texts |= {} if names else matrix.texts(checkout)
     readme = checkout.root / _README
     if readme.exists() or not checkout.packaged:  # a folder with nothing but environments needs none
-        texts[readme] = _readme(checkout, readme.read_text("utf-8"), shown)
+        texts[readme] = _readme(checkout, files.read(readme).decode(), shown)
     return texts
 
 

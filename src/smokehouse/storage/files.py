@@ -8,6 +8,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import IO
 
@@ -26,6 +27,8 @@ def write(path: Path, content: bytes | str) -> None:
         with path.open("wb") as stream:
             stream.write(data)
         return
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     with _unfinished(path) as file:
         file.write(data)
@@ -70,13 +73,25 @@ def _name_of_unfinished(path: Path) -> Path:
     return path.with_name(f".{path.name}.new")
 
 
-def open_regular(path: Path) -> IO[bytes]:
+def open_regular(path: Path) -> BufferedReader:
     """Open `path` to read it; raises OSError, also for a FIFO or a device, which could block or have no end."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
         os.close(handle)
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         raise OSError(errno.EINVAL, "expected a regular file", str(path))
     return os.fdopen(handle, "rb")
+
+
+def read(path: Path, largest: int = 256 << 20) -> bytes:
+    """Return the content of a regular file of at most `largest` bytes; raises OSError, also for any other."""
+    with open_regular(path) as file:
+        data = file.read(largest + 1)
+    if len(data) > largest:
+        raise OSError(errno.EFBIG, f"expected at most {largest >> 20} MiB", str(path))
+    return data
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -103,6 +118,6 @@ def cache() -> Path:
 
 
 def hashed(path: Path) -> str:
-    """Return the hex SHA-256 of the file `path`; raises OSError."""
-    with path.open("rb") as file:
+    """Return the hex SHA-256 of the regular file `path`; raises OSError."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

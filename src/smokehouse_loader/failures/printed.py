@@ -1157,6 +1157,7 @@ RAISED: dict[str, str] = {
     "Broken pipe": "glibc",
     "407 Proxy Authentication Required": "CPython",
     "nvcc: no CUDA toolkit in this environment": "Smokehouse",
+    "e_score_correction_bias differs in {n} of the {n} elements held here": "Smokehouse",
 }
 
 # Text -> why it cannot be read here, and where it can be.

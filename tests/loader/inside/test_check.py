@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,17 @@ def tensors_added(**more: torch.Tensor) -> Change:
     def change(path: Path) -> None:
         lab.edit(path, lab.MISSING_KEY, lambda tensors: tensors.update(more))
         lab.reindex(path, lambda names: names.update(dict.fromkeys(more, names[lab.MISSING_KEY])))
+
+    return change
+
+
+def tensors_lost(*names: str) -> Change:
+    """Return a damage that removes tensors from shards and index."""
+
+    def change(path: Path) -> None:
+        for name in names:
+            lab.edit(path, name, lambda tensors, name=name: tensors.pop(name))  # type: ignore[misc]
+            lab.reindex(path, lambda weight_map, name=name: weight_map.pop(name))  # type: ignore[misc]
 
     return change
 
@@ -178,6 +190,11 @@ FOLDERS: dict[str, tuple[Change, str, tuple[str, ...]]] = {
         ("merge_and_unload()",),
     ),
     "endless layers": (configured(num_hidden_layers=10**9), "wrong-shape", ("num_hidden_layers", "1000000000")),
+    "no output embedding": (
+        tensors_lost("lm_head.weight"),
+        "output-embedding-missing",
+        ("if the model ties its embeddings", "otherwise get the complete checkpoint"),
+    ),
     "another model's keys": (
         tensors_named(lambda name: name.replace("mlp", "ffn")),
         "missing-key",
@@ -319,6 +336,11 @@ def test_damaged_adapter(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> N
     assert said(folder, capfd)[0].endswith("[truncated-shard]")
     save_file({"base_model.model.a.lora_A.weight": torch.empty(0)}, file)
     assert said(folder, capfd)[0].endswith("[saved-partitioned]")
+    file.write_bytes(whole)
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", ')
+    [line] = said(folder, capfd)
+    assert "adapter_config.json: invalid JSON" in line
+    assert "copy it again from where the adapter was saved" in line
     file.unlink()
     assert "no adapter_model.safetensors" in said(folder, capfd)[0]
 
@@ -380,6 +402,36 @@ def test_output_folder_of_a_trainer(tmp_path: Path, capfd: pytest.CaptureFixture
         trainers(tmp_path / f"checkpoint-{step}")
     [line] = said(tmp_path, capfd)
     assert f"pass one of them, the last is {tmp_path / 'checkpoint-100'}" in line
+
+
+def test_output_folder_of_adapters(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for step in (9, 10, 100):
+        adapter(tmp_path / f"checkpoint-{step}", "some/base")
+    [line] = said(tmp_path, capfd)
+    assert f"pass one of them, the last is {tmp_path / 'checkpoint-100'}" in line
+
+
+def test_variant_is_checked_where_it_is_named(slim: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    shutil.copy(slim / "config.json", folder)
+    save_file(lab.stored_tensors(slim), folder / "model.fp16.safetensors", metadata={"format": "pt"})
+    assert "--variant fp16" in said(folder, capfd)[0]
+    assert main(["check", str(folder), "--variant", "fp16"]) == 0
+
+
+def test_output_embedding_that_the_class_does_not_need(slim: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Weights that a base model saved lack no output embedding; before 4.52 that class drops the vision tower instead."""
+
+    def base(path: Path) -> None:
+        tensors_lost("lm_head.weight")(path)
+        edit_json(path, "config.json", architectures=["Qwen2_5_VLModel"])
+
+    code = main(["check", str(lab.damaged(slim, tmp_path / "folder", base)), "--json"])
+    problems = json.loads(capfd.readouterr().out)["problems"]
+    assert (code, {one["failure"] for one in problems}) == (
+        (0, set()) if lab.version("transformers") >= (4, 52) else (1, {"dropped-weights"})
+    )
 
 
 # Checkpoints of real sizes: what their publishers' configurations give, as sparse files

@@ -55,6 +55,6 @@ def test_workflows_call_existing_sessions_and_options(root: Path) -> None:
                         verbs[session].make_context(session, arguments.split())
                     seen.add((place.stem, session, flavour))
     assert seen == {("images", session, flavour) for session in ("publish", "verify") for flavour in ("runtime", "devel")} | {
-        *(("checks", session, "") for session in ("lint", "lock", "docs", "site", "tests")),
+        *(("checks", session, "") for session in ("lint", "lock", "docs", "site", "tests", "cluster")),
         *(("weekly", session, "") for session in ("images", "drift", "audit", "tests")),
     }

@@ -206,6 +206,8 @@ def test_prefix_with_other_files(
     expected = "a folder, found a file or link" if kind in ("file", "link") else "an installation of tiny, found other files"
     assert said.startswith(f"smokehouse: {target}: expected {expected}; specify an empty or new ")
     assert precious.read_text() == "precious"
+    if kind in ("file", "link"):
+        assert not [*target.parent.glob(".*")]
     assert not channel.requests
 
 
