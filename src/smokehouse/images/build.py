@@ -292,10 +292,7 @@ def _bake_target(spec: ImageSpec, plan: Plan, contexts: Mapping[str, str], label
             "SOURCE_DATE_EPOCH": str(int(created(spec.locked.lock).timestamp())),
         },
         "labels": labels.as_dict(),
-        # Relative to the folder that bake runs in.
-        "context": "docker",
-        "dockerfile": "Dockerfile",
-        "target": "image",
+        "inherits": ["image"],  # of docker/docker-bake.hcl
     }
 
 
