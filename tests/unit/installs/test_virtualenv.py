@@ -258,8 +258,8 @@ def test_disk_too_small_is_reported_first(checkout: TestCheckout, index: Index) 
 
 def test_disk_becomes_full(checkout: TestCheckout, index: Index, full_disk: Path) -> None:
     index.add("gamma", "1.5", code="#" * (64 << 20))
-    checkout.lock()
     (checkout.root / "build").symlink_to(full_disk)
+    checkout.lock()
     said = checkout.refused("smoke", "tiny")
     assert said.startswith("smokehouse: tiny cannot be installed: the disk is full; free some space")
     assert not checkout.marker.exists()

@@ -48,7 +48,7 @@ CASES: dict[str, tuple[dict[str, object], str, str]] = {
 
 def checked(libraries: Path, environs: list[dict[str, str]], **given: object) -> list[list[dict[str, str]]]:
     """Return what `health.check` finds under each of `environs`."""
-    environ = {"PATH": os.defpath, **stubs.environ(libraries, libcuda=False), **{name: str(v) for name, v in given.items()}}
+    environ = {"PATH": os.defpath, **stubs.environ(libraries), **{name: str(v) for name, v in given.items()}}
     command = [sys.executable, "-c", EACH, json.dumps(environs)]
     ended = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 0, ended.stderr
