@@ -45,7 +45,7 @@ print(json.dumps(found))
 
 def run(libraries: Path, script: str, **given: Any) -> Any:
     """Run a script under the stubs with Python alone, and return what it printed."""
-    environ = {"PATH": os.defpath, **stubs.environ(libraries, libcuda=False, **given)}
+    environ = {"PATH": os.defpath, **stubs.environ(libraries, **given)}
     ended = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60, check=True
     )
