@@ -34,7 +34,10 @@ def checks(reports: Sequence[Mapping[str, Any]]) -> list[Check]:
 
 
 def stage(found: Sequence[Check], number: int) -> Stage:
-    """Return what ZeRO stage `number` does, by the checks that decide: of those that did not pass, the first that says why."""
+    """Return what ZeRO stage `number` does, by the checks that decide: of those that did not pass, the first that says why.
+
+    Where none of them does, a check between them ended their job, such as `generate`.
+    """
     names = {(name, None) for name in _BEFORE} | {(name, number) for name in DECISIVE}
     relevant = [check for check in found if (check.name, check.zero_stage) in names]
     bad = [check for check in relevant if check.verdict != "passed"]
@@ -43,7 +46,8 @@ def stage(found: Sequence[Check], number: int) -> Stage:
         return Stage(verdict="fails", error=f"no verdict on {', '.join(missing)}")
     if not bad:
         return Stage(verdict="works")
-    telling = next((check for check in bad if not _follows(check)), bad[0])
+    between = [check for check in found if check.zero_stage == number and check.verdict == "failed"]
+    telling = next((check for check in (*bad, *between) if not _follows(check)), bad[0])
     failure = telling.failure or next((check.failure for check in bad if check.failure), "")
     return Stage(verdict=_kind(telling.detail), error=line(f"{telling.name}: {telling.detail}"), failure=failure)
 

@@ -19,11 +19,11 @@ VIEW = "rank 0: RuntimeError: Output 0 is a view (log: /home/me/rank0.log)"
 
 def report(**details: str) -> dict[str, Any]:
     """Return a report of ZeRO-3 in which the checks with a detail failed, but for those whose detail is empty."""
-    names = ["checkpoint", "plain run", *DECISIVE]
+    names = ["checkpoint", "plain run", "generate", *DECISIVE]
     checks = [
         {
             "name": name,
-            "zero_stage": 3 if name in DECISIVE else None,
+            "zero_stage": 3 if name in (*DECISIVE, "generate") else None,
             "verdict": "failed" if details.get(name.replace(" ", "_")) else "passed",
             "detail": details.get(name.replace(" ", "_"), "fine"),
             "diagnosis": "",
@@ -42,6 +42,8 @@ def report(**details: str) -> dict[str, Any]:
         ({"load": NOT_REACHED, "train": VIEW}, "fails", "train: rank 0: RuntimeError: Output 0 is a view"),
         ({"train": HANGS}, "hangs", "train: rank 1: rank 1 hangs in zero3 / train for 120 s, in backward (engine.py:9)"),
         ({"load": KILLED}, "crashes", "load: rank 0: rank 0 was killed by signal 6 (SIGABRT) in zero3 / load"),
+        ({"generate": VIEW, "train": NOT_REACHED}, "fails", "generate: rank 0: RuntimeError: Output 0 is a view"),
+        ({"generate": VIEW}, "works", ""),
         ({"plain_run": VIEW, "train": NOT_REACHED}, "fails", "plain run: rank 0: RuntimeError: Output 0 is a view"),
     ],
 )
