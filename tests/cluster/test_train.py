@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,7 +123,10 @@ def test_job_that_does_not_save_is_not_requeued(jobs: Jobs) -> None:
     jobs.wait_until_waiting()
     jobs.cluster.run("scancel", "--batch", "--signal=USR1", job)
     jobs.wait_for(job, "FAILED")
-    assert "expected training to save a checkpoint and exit with 0, found 3; not requeued" in jobs.log(job)
+    log = jobs.log(job)
+    assert "Exited with exit code 3" in log
+    # 143 where Slurm ends the other node before that has ended itself; srun returns the higher code.
+    assert re.search("expected training to save a checkpoint and exit with 0, found (3|143); not requeued", log)
     assert jobs.cluster.field(job, "Restarts") == "0"
 
 
