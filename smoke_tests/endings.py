@@ -3,6 +3,7 @@
 Output is no part of a verdict: a closed pipe or a full disk under it loses lines, not the report.
 """
 
+import atexit
 import ctypes
 import errno
 import io
@@ -72,8 +73,10 @@ def leave(code: int) -> NoReturn:
     """End this process with `code` and without tearing its modules down.
 
     With torch, transformers and deepspeed imported that takes a second of CPU, and some of their libraries print what they
-    leaked. The report is written, and no child is left, before the end.
+    leaked. The report is written, and no child is left, before the end; what libraries do at exit, such as removing their
+    temporary folders, is done.
     """
+    atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os._exit(code)

@@ -29,9 +29,12 @@ assert report.fileno() > 2
 print("\\u2713 na\\xefve \\udcff", flush=True)
 print("x" * 100_000)
 print("said", file=sys.stderr)
-report.write("complete")
-report.close()
-atexit.register(open, sys.argv[1], "w")  # what tearing down would do to the report
+class Torn:
+    def __del__(self, open=open, place=sys.argv[1]):
+        open(place, "w")  # what tearing down would do to the report
+torn = Torn()
+report.write("comp")
+atexit.register(lambda: (report.write("lete"), report.close()))
 endings.leave(1)
 """
 # One that cleans up, and says when it can be killed.
