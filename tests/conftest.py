@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import os
 import signal
 from collections import Counter
 from pathlib import Path
@@ -12,7 +13,11 @@ def pytest_configure() -> None:
 
     A shell starts a background job with SIGINT ignored, and what is ignored stays so in every child: one that is
     interrupted would never end. A handler, in contrast, becomes the default in a child.
+
+    Python's own variables of a developer's machine go: PYTHONUNBUFFERED hides output that nobody would see in time elsewhere.
     """
+    for name in ("PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"):
+        os.environ.pop(name, None)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGCHLD):
         if signal.getsignal(number) is signal.SIG_IGN:

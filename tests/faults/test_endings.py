@@ -72,6 +72,44 @@ def test_lost_output_changes_no_verdict(how: str, encoding: str, root: Path, tmp
     assert b"Exception" not in ended.stderr
 
 
+# A command that prints a line, and goes on until it is told to end; and what reads it.
+SPEAKS = """
+import os, sys
+from smokehouse.cli.main import app, main
+@app.command()
+def speak():
+    print("a line")
+    os.read(3, 1)
+    for number in range(100_000):
+        print("more", number)
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("read_on", [True, False])
+def test_commands_are_followed_through_a_pipe(root: Path, read_on: bool, record_property: RECORD) -> None:
+    """A line is read while the command still runs; it ends as well where nobody reads on."""
+    record_property("fault", "output")
+    ended, end = os.pipe()
+    program = ["bash", "-c", f'exec 3<&{ended}; exec "$1" -c "$2" speak', "bash", sys.executable, SPEAKS]
+    variables, pipes = environ(), {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(program, cwd=root, env=variables, pass_fds=[ended], **pipes) as process:
+        try:
+            assert process.stdout
+            assert process.stderr
+            assert select.select([process.stdout], [], [], SOON)[0], "nothing to read while it runs"
+            assert process.stdout.readline() == b"a line\n"
+            os.write(end, b"x")
+            if read_on:
+                assert process.stdout.read().endswith(b"more 99999\n")
+            process.stdout.close()
+            assert (process.wait(SOON), process.stderr.read()) == (0, b"")
+        finally:
+            process.kill()
+            os.close(end)
+            os.close(ended)
+
+
 @pytest.mark.parametrize("how", [">&-", "2>&-", "<&- >&- 2>&-", ""])
 def test_commands_without_streams(how: str, root: Path, record_property: RECORD) -> None:
     record_property("fault", "output")

@@ -5,7 +5,8 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -114,6 +115,29 @@ def share_certificates() -> None:
             os.environ.setdefault(name, place)
 
 
+class _Output(io.TextIOWrapper):
+    """Standard output that is shown line by line, also in a pipe or a log, and goes nowhere once nobody reads it."""
+
+    def write(self, text: str, /) -> int:
+        with self._harmless():
+            super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._harmless():
+            super().flush()
+
+    @contextmanager
+    def _harmless(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as broken:
+            with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - it has no path; Python would fail again when it exits
+                os.dup2(nowhere.fileno(), self.fileno())
+            if broken.errno != errno.EPIPE:
+                raise
+
+
 def _end_in_order() -> None:
     """Have signals end this process as an exception does, and the end of its parent, such as nox, send one.
 
@@ -123,9 +147,10 @@ def _end_in_order() -> None:
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # not where the file descriptor is closed
+        sys.stdout = _Output(sys.stdout.detach(), sys.stdout.encoding, "backslashreplace", line_buffering=True)
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr.reconfigure(errors="backslashreplace")
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda received, _: sys.exit(128 + received))
@@ -171,15 +196,9 @@ def _is_nowhere() -> bool:
 
 
 def _flush(code: int) -> int:
-    """Return the exit code after writing what was printed; raises OSError where that fails, but for a closed pipe."""
-    try:
-        if sys.stdout:
-            sys.stdout.flush()
-    except OSError as broken:
-        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - it has no path; Python would fail again when it exits
-            os.dup2(nowhere.fileno(), 1)
-        if broken.errno != errno.EPIPE:
-            raise
+    """Return the exit code after writing what was printed; raises OSError where that fails."""
+    if sys.stdout:
+        sys.stdout.flush()
     return code
 
 
