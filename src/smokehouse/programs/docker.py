@@ -215,6 +215,8 @@ class _Running:
             # Both before the start, so that nothing is missed. Events of the past are for an engine that is slow to listen.
             events = self._client.events(since=1, filters={"container": self._id, "event": ["die", "destroy"]}, decode=True)
             output = self._client.attach_socket(self._id, {"stdout": 1, "stderr": 1, "stream": 1})
+            # A container may be silent for longer than an answer of the engine takes; the package's own streams have no limit.
+            getattr(output, "_sock", output).settimeout(None)
             self._client.start(self._id)
             threading.Thread(target=self._follow, args=(output, events), daemon=True).start()
             return self._wait(deadline)
@@ -276,8 +278,9 @@ def _frames(output: Any) -> Iterator[tuple[int, bytes]]:
 
 
 @contextmanager
-def _engine(problem: str, deadline: float = _QUERY_DEADLINE) -> Iterator["APIClient"]:
+def _engine(problem: str, deadline: float | None = None) -> Iterator["APIClient"]:
     """Yield a connection to the engine; raises UserError, which begins with `problem` where the engine gives an error."""
+    deadline = deadline or _QUERY_DEADLINE
     from docker import APIClient
     from docker.errors import APIError, DockerException
     from requests.exceptions import RequestException, Timeout

@@ -60,6 +60,13 @@ def sh(image: EngineImage, code: str, *mounts: Mount) -> Container:
     return Container(image, ("/bin/busybox", "sh", "-c", code), "5:6", mounts, environ={"A": "b"}, workdir="/bin")
 
 
+def test_silent_containers_run_on(loaded: EngineImage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The deadline of the engine's answers is none for what a container writes: importing torch can be silent for long."""
+    monkeypatch.setattr(docker, "_QUERY_DEADLINE", 3.0)
+    ended = docker.run_to_end(sh(loaded, "/bin/busybox sleep 5; echo said"), deadline=60)
+    assert (ended.code, ended.stdout) == (0, "said\n")
+
+
 def test_images_and_containers_go_through_the_api(engine: Engine, loaded: EngineImage, tmp_path: Path) -> None:
     docker.require()
     shared = tmp_path / "shared"
