@@ -140,9 +140,7 @@ def build_image(
         if kind == "push":
             return _push(assembled, prepared, place, Layout(Path(folder, "layout")))
         if kind == "docker":
-            archive = Path(folder, "image.tar")
-            assembled.archive(archive, prepared.tags[0])
-            engine.load(archive)
+            engine.load(assembled.archive(Layout(Path(folder, "layout")), prepared.tags[0]), prepared.tags[0])
             engine.tag(prepared.tags[0], prepared.tags[1:])
             return _built(assembled, prepared, prepared.tags[0])
         target = Path(place).absolute()
@@ -301,7 +299,8 @@ def _bake_to_engine(checkout: Checkout, prepared: Prepared, bake: _Bake) -> buil
     with TemporaryDirectory(dir=prepared.bake.parent) as folder:
         archive = Path(folder, "image.tar")
         baked = bake(f"type=docker,dest={archive},name={prepared.tags[0]}")
-        engine.load(archive)
+        with archive.open("rb") as file:
+            engine.load(file, prepared.tags[0])
     engine.tag(prepared.tags[0], prepared.tags[1:])
     return baked
 
