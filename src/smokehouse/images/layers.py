@@ -50,10 +50,8 @@ _LEVELS: dict[Compression, int] = {"zstd": 3, "gzip": 6}
 # about 15 MB of memory, and AT_ONCE layers are compressed at once.
 THREADS, AT_ONCE = 4, 8
 _SIZE = "size"  # the file of a layer with the bytes of its tree
-_RECORD, _REMOVED = (
-    "tree.sha256",
-    "removed",
-)  # that with the fingerprint of its tree, or that only what was packed of it is kept
+_RECORD = "tree.sha256"  # the file of a layer with the fingerprint of its tree
+_REMOVED = "removed"  # what it has instead where only what was packed of the tree is kept
 _WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
 # Of a step; those that are compiled set their own.
 _ENVIRON = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}

@@ -105,7 +105,7 @@ def real(
     """Locked, then built with a real toolkit, proven inside, verified, signed and pushed by `publish`; then forgotten."""
     # At no time there is more on the disk than needed, and at the end nothing: see `free`.
     place = tmp_path_factory.mktemp("real")
-    environ = environment_of(engine, mmdebstrap, str(cosign))
+    environ = environment_of(engine, mmdebstrap, str(cosign)) | {"SMOKEHOUSE_LAYERS_GB": "1"}
     channel = copy(packages, place / "channel")
     toolkit.fill(channel, programs)
     checkout = furnish(place / "checkout", root, channel.folder, environ)
