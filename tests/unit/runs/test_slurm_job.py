@@ -121,3 +121,18 @@ def test_node_says_how_its_command_ended(monkeypatch: pytest.MonkeyPatch, tmp_pa
     command = ["sh", "-c", node[1], "smokehouse", "sh", "-c", "kill -TERM $PPID; echo why >&2; exit 7"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (ended.returncode, ended.stderr) == (7, "why\nsmokehouse-node-ended 7\n")
+
+
+def test_jobs_that_follow_each_other_have_ports_of_their_own_that_no_client_takes() -> None:
+    ports = [slurm_job.port_of(str(number)) for number in range(32760, 32760 + 12_000)]
+    assert len(set(ports)) == len(ports)
+    assert all(1024 <= port < 32768 for port in ports)
+
+
+def test_training_jobs_have_the_ports_of_smoke_tests(root: Path) -> None:
+    """Both are of a job's number, so that a job that runs both in turn needs one port."""
+    [line] = [line for line in (root / "cluster/slurm/train.sbatch").read_text().splitlines() if "PORT=${PORT:-" in line]
+    for job in ("1", "12001", "4711000"):
+        script = f'{line}\necho "$PORT"'
+        said = subprocess.run(["bash", "-c", script], env={"SLURM_JOB_ID": job}, capture_output=True, text=True, check=True)
+        assert int(said.stdout) == slurm_job.port_of(job)
