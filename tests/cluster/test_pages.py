@@ -45,8 +45,8 @@ def test_page_has_commands() -> None:
 
 def test_gpus_of_a_node_are_its_ranks(root: Path, slurm: Cluster, tmp_path: Path, prefix: Path) -> None:
     torchrun = prefix / "bin" / "torchrun"
-    torchrun.write_text('#!/bin/bash\necho "torchrun $*"\n')
-    variables = {"PREFIX": str(prefix), "PREFLIGHT": "none"}
+    torchrun.write_text('#!/bin/bash\necho "torchrun $*"\necho "compiles in $TRITON_CACHE_DIR and $TORCH_EXTENSIONS_DIR"\n')
+    variables = {"PREFIX": str(prefix), "PREFLIGHT": "none", "NODE_CACHE": str(tmp_path)}
     command = [
         "sbatch",
         "--wait",
@@ -68,3 +68,7 @@ def test_gpus_of_a_node_are_its_ranks(root: Path, slurm: Cluster, tmp_path: Path
         assert "--nnodes=2 --nproc-per-node=8 --rdzv-backend=c10d" in line
         assert f"is_host={1 - node}," in line
         assert line.endswith("--max-restarts=0 x.py a b")
+    own = re.escape(f"{tmp_path}/smokehouse-0")
+    assert (
+        len(re.findall(rf"^\d: compiles in {own}/triton and {own}/torch_extensions/\d+$", log.read_text(), re.MULTILINE)) == 2
+    )

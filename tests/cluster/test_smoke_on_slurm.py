@@ -227,14 +227,14 @@ def test_full_shared_disk(root: Path, cluster: Cluster, tmp_path: Path, hold: Ho
 
 
 def test_doctor_examines_each_node(root: Path, cluster: Cluster, tmp_path: Path) -> None:
-    """What one finds is listed for it, and one whose preflight cannot even run says so."""
+    """What one finds is listed for it, and one whose preflight cannot even run says so. Each compiles on its own disk."""
     (tmp_path / "empty").mkdir()
     cluster.kill_node("n2")
     cluster.start_node("n2", {tmp_path / "empty": root / "smoke_tests" / "machine"})
     try:
         cluster.wait_until(lambda: cluster.run("sinfo", "-h", "-o", "%t").split() == ["idle"], "all nodes are idle")
         command = [sys.executable, "-m", "smokehouse", "doctor", NAME, "--json", "--on", "slurm"]
-        environ = cluster.environ | {"PYTHONPATH": str(root / "src")}
+        environ = cluster.environ | {"PYTHONPATH": str(root / "src"), "NODE_CACHE": str(tmp_path)}
         ended = subprocess.run(
             [*command, "--options", "--nodes 3 --gpus 8"],
             cwd=root,
@@ -254,6 +254,9 @@ def test_doctor_examines_each_node(root: Path, cluster: Cluster, tmp_path: Path)
     for node in ("n1", "n3"):
         failures = {one["where"]: one["what"] for one in machines[node] if one["level"] == "fail"}
         assert failures["GPUs"] == "8 were promised (--gpus), 0 are visible"
+        caches = {one["where"]: one["what"].split(",")[0] for one in machines[node] if one["level"] == "ok"}
+        assert caches["TRITON_CACHE_DIR"] == f"{tmp_path}/smokehouse-0/triton"
+        assert caches["TORCH_EXTENSIONS_DIR"] == f"{tmp_path}/smokehouse-0/torch_extensions/smoke"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

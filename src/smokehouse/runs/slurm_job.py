@@ -28,8 +28,18 @@ _SRUN = ("srun", "--ntasks-per-node=1", "--label", "--wait=0", "--kill-on-bad-ex
 GRACE = 10.0
 _KILL = 15.0
 _ENDED = "smokehouse-node-ended"
+# On each node: caches of its own, as train.sbatch has them, where home may be on NFS.
+CACHES = """\
+caches() {
+    folder=${NODE_CACHE:-/tmp}/smokehouse-$(id -u)
+    { mkdir -p "${folder%/*}" && mkdir -m 700 "$folder"; } 2> /dev/null || true
+    { [ -O "$folder" ] && [ ! -L "$folder" ]; } || folder=$(mktemp -d "$folder-XXXXXX") || return 0
+    export TRITON_CACHE_DIR="${TRITON_CACHE_DIR:-$folder/triton}"
+    export TORCH_EXTENSIONS_DIR="${TORCH_EXTENSIONS_DIR:-$folder/torch_extensions/$1}"
+}
+"""
 # On each node: the line that says how it ended. SIGTERM is for the command, which this waits for.
-_NODE = f'trap : TERM; "$@"; code=$?; echo "{_ENDED} $code" >&2; exit $code'
+_NODE = f'{CACHES}caches smoke; trap : TERM; "$@"; code=$?; echo "{_ENDED} $code" >&2; exit $code'
 _LABELLED = re.compile(rb" *([0-9]+): (.*)", re.DOTALL)
 # Bytes after which srun breaks a line that it labels; a line of so many goes on with the next one of the same node.
 _PIECE = 1024
