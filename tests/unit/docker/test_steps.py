@@ -115,13 +115,11 @@ def test_a_file_with_another_hash_is_refused(root: Path, tmp_path: Path) -> None
     assert f"alpha-1.0-py3-none-any.whl: expected SHA-256 {expected} as locked, found {found}; run nox -s build again" in stderr
 
 
-@pytest.mark.parametrize(
-    ("limit", "says"), [("size=14m", "marshal data too short"), ("nr_inodes=INODES", "its bytecode was not written")]
-)
+@pytest.mark.parametrize("limit", ["size=14m", "nr_inodes=INODES"])
 def test_bytecode_that_a_full_disk_cuts_or_has_no_room_for_is_refused(
-    root: Path, tmp_path: Path, full_disk: Path, limit: str, says: str
+    root: Path, tmp_path: Path, full_disk: Path, limit: str
 ) -> None:
-    """Compileall says nothing, and the layer would have other files than on a larger disk."""
+    """The layer would have other files than on a larger disk."""
 
     def unpack(options: str) -> subprocess.CompletedProcess[str]:
         shutil.rmtree(full_disk / "out", ignore_errors=True)
@@ -134,7 +132,9 @@ def test_bytecode_that_a_full_disk_cuts_or_has_no_room_for_is_refused(
     inodes = len([*full_disk.rglob("*")])  # and one for the root; so one too few for the last file, which is compiled
     ended = unpack(limit.replace("INODES", str(inodes)))
     path = f"/{SITE}/alpha.py"
-    assert ended.stderr == f"smokehouse: {path}: cannot be compiled ({says}); free disk space and build again\n"
+    assert (
+        ended.stderr == f"smokehouse: {path}: cannot be compiled (No space left on device); free disk space and build again\n"
+    )
     assert ended.returncode == 1
 
 
