@@ -1,8 +1,8 @@
 """Failures injected on purpose.
 
 `context.failure` is the control's entry in the loader's table, which knows the failure's messages from version to version.
-None of them needs the checkpoint under test: they load a synthetic one whose first tensor has its real shape or, where that does
-not matter, a slim one with fewer channels. All are in fp32, so that one flipped bit is one flipped bit.
+None of them needs the checkpoint under test: they load a synthetic one whose first tensor has its real shape or, where that
+does not matter, a slim one with fewer channels. All are in fp32, so that one flipped bit is one flipped bit.
 """
 
 import contextlib

@@ -107,8 +107,8 @@ class Family:
     realistic_width: int = 0  # its channels
     head: int = 0  # channels of one head of the language model's attention in published checkpoints
     auto_class: str = "AutoModelForImageTextToText"  # of transformers, which loads a checkpoint whole
-    # Channels of the synthetic checkpoint that is under test, 0 for `width`: with those of the real one most of a run's time goes
-    # into moving the numbers of a vision tower.
+    # Channels of the synthetic checkpoint that is under test, 0 for `width`: with those of real ones most of a run's time went
+    # into moving the numbers of the vision tower.
     trained_width: int = 0
     slim_width: int = 64  # channels of the one that controls load where the shape of the first tensor does not matter
     vision: Vision | None = None
