@@ -297,8 +297,8 @@ FAILURES = (
         ),
         cure=(
             "read the signature in the installed release (tokenizer became processing_class, evaluation_strategy "
-            "eval_strategy, max_seq_length max_length; image_patch_size needs qwen-vl-utils 0.0.14), or install the release that "
-            "the script was written for"
+            "eval_strategy, max_seq_length max_length; image_patch_size needs qwen-vl-utils 0.0.14), or install the release "
+            "that the script was written for"
         ),
         source="transformers/trainer.py and trl's trainers, which raise Python's own TypeError",
         signs=(

@@ -317,8 +317,8 @@ FAILURES = (
     Failure(
         name="tower-loaded-later",
         cause=(
-            "LLaVA's own classes build the vision tower after from_pretrained (delay_load), so that the checkpoint's keys of it "
-            "have no place yet, and then load it from the tower's own repository."
+            "LLaVA's own classes build the vision tower after from_pretrained (delay_load), so that the checkpoint's keys of "
+            "it have no place yet, and then load it from the tower's own repository."
         ),
         cure=(
             "nothing if the tower was frozen in training; if it was trained, set unfreeze_mm_vision_tower (LLaVA-NeXT: "

@@ -568,7 +568,7 @@ FAILURES = (
     ),
     Failure(
         name="bf16-not-supported",
-        cause="bf16 was asked for, and transformers finds no GPU that can: it is older than Ampere (V100, T4), or torch sees none.",
+        cause="bf16 was asked for, and no GPU here has it: they are older than Ampere (V100, T4), or torch sees none.",
         cure=(
             "pass fp16 in place of bf16 on older GPUs (and attn_implementation='sdpa'); if the GPU is newer, "
             "python -c 'import torch; print(torch.cuda.is_available())' says whether torch sees it"

@@ -297,19 +297,19 @@ FAILURES = (
     Failure(
         name="fsdp-dtypes",
         cause=(
-            "FSDP joins the parameters of a module into one tensor, and they have several dtypes: a part of the model, an added "
-            "layer or the adapter was left in float32."
+            "FSDP joins the parameters of a module into one tensor, and they have several dtypes: a part of the model, an "
+            "added layer or the adapter was left in float32."
         ),
         cure=(
-            "load every part in one dtype (torch_dtype=torch.bfloat16, in composite configurations too), and cast what was added "
-            "later with model.to(torch.bfloat16)"
+            "load every part in one dtype (torch_dtype=torch.bfloat16, in composite configurations too), and cast what was "
+            "added later with model.to(torch.bfloat16)"
         ),
         source="torch/distributed/fsdp/_flat_param.py; hiyouga/LLaMA-Factory issue #7993",
         signs=(Sign("Must flatten tensors with uniform dtype but got", unless_log=(QUANTISED,)),),
     ),
     Failure(
         name="fsdp-frozen-parameters",
-        cause="FSDP joins frozen and trained parameters of a module into one tensor, which use_orig_params=False does not permit.",
+        cause="FSDP joins the frozen and trained parameters of a module into one tensor, not allowed by use_orig_params=False.",
         cure=(
             "set fsdp_use_orig_params: true, or wrap frozen and trained modules apart (peft.utils.other.fsdp_auto_wrap_policy "
             "for adapters)"
