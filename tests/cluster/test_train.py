@@ -4,12 +4,13 @@ import contextlib
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from .slurm_cluster import Cluster
+from .slurm_cluster import NODES, Cluster
 
 # Ranks write what they do, and wait at step 3 until they are told to go on or to stop; rank 0 saves.
 PROGRAM = """
@@ -101,7 +102,7 @@ def test_job_runs_on_all_its_nodes(jobs: Jobs) -> None:
     job = jobs.submit()
     jobs.wait_for(job, "COMPLETED")
     assert [jobs.said(rank) for rank in (0, 1)] == [
-        [f"{text} on n{rank + 1}" for text in ("begin at 0", "waits", "end")] for rank in (0, 1)
+        [f"{text} on {node}" for text in ("begin at 0", "waits", "end")] for node in jobs.cluster.nodes(job)
     ]
 
 
@@ -132,11 +133,14 @@ def test_job_that_does_not_save_is_not_requeued(jobs: Jobs) -> None:
 
 def test_node_that_fails_its_preflight_is_excluded(jobs: Jobs) -> None:
     (jobs.folder / "go").touch()
-    job = jobs.submit(PREFLIGHT='echo checks; [ "$SLURMD_NODENAME" != n1 ]')
+    sick = jobs.folder / "sick"  # the first node of the job, whichever that is
+    write = f'(set -C; [ "$SLURM_NODEID" != 0 ] || echo "$SLURMD_NODENAME" > {sick}) 2> /dev/null'
+    job = jobs.submit(PREFLIGHT=f'{write}; until [ -s {sick} ]; do sleep 0.1; done; [ "$SLURMD_NODENAME" != "$(cat {sick})" ]')
     jobs.wait_for(job, "COMPLETED")
-    assert "train.sbatch: preflight failed on n1; to submit the job without: sbatch --exclude=n1" in jobs.log(job)
-    assert jobs.cluster.field(job, "ExcNodeList") == "n1"
-    assert [jobs.said(rank)[-1] for rank in (0, 1)] == ["end on n2", "end on n3"]
+    bad = sick.read_text().strip()
+    assert f"train.sbatch: preflight failed on {bad}; to submit the job without: sbatch --exclude={bad}" in jobs.log(job)
+    assert jobs.cluster.field(job, "ExcNodeList") == bad
+    assert [jobs.said(rank)[-1] for rank in (0, 1)] == [f"end on {node}" for node in NODES if node != bad]
     assert [len(jobs.said(rank)) for rank in (0, 1)] == [3, 3]  # nothing was trained before
 
 
@@ -144,7 +148,8 @@ def test_too_few_nodes_that_pass(jobs: Jobs) -> None:
     """A job that would wait for ever is not requeued."""
     job = jobs.submit(PREFLIGHT="false")
     jobs.wait_for(job, "FAILED")
-    assert "train.sbatch: preflight failed on n1,n2; to submit the job without: sbatch --exclude=n1,n2" in jobs.log(job)
+    bad = ",".join(jobs.cluster.nodes(job))
+    assert f"train.sbatch: preflight failed on {bad}; to submit the job without: sbatch --exclude={bad}" in jobs.log(job)
     assert "train.sbatch: too few nodes are left in gpu" in jobs.log(job)
     assert jobs.said(0) == []
 
@@ -158,15 +163,20 @@ def test_job_that_is_cancelled_leaves_nothing(jobs: Jobs) -> None:
     jobs.cluster.wait_until(lambda: not jobs.cluster.left(), "no process of the job is left")
 
 
-def test_node_that_is_lost(jobs: Jobs) -> None:
-    """Slurm requeues the job, which runs on the node that is left, and on the third."""
+def test_first_node_that_is_lost(jobs: Jobs) -> None:
+    """The batch script is lost with it. Slurm requeues the job, which runs on the others; test_training.py loses another."""
     job = jobs.submit()
     jobs.wait_until_waiting()
-    jobs.cluster.kill_node("n2")
+    [lost, left] = jobs.cluster.nodes(job)
+    jobs.cluster.kill_node(lost)
     (jobs.folder / "go").touch()
     jobs.cluster.wait_until(lambda: jobs.cluster.field(job, "Restarts") == "1", "the job is requeued")
     jobs.wait_for(job, "COMPLETED")
-    assert jobs.said(1)[-1] == "end on n3"
+    assert [jobs.said(rank)[-1] for rank in (0, 1)] == [f"end on {node}" for node in NODES if node != lost]
+    ran = rf"n\[{lost[1]}[-,]{left[1]}\]"
+    assert re.search(
+        rf"^train\.sbatch: restart 1; it ran on {ran}; {lost} is down\*: Not responding$", jobs.log(job), re.MULTILINE
+    )
 
 
 def test_two_jobs_at_once_and_an_array(jobs: Jobs) -> None:
@@ -212,6 +222,7 @@ def test_full_disk_fails_the_job_on_all_nodes(jobs: Jobs) -> None:
     [
         ([], {}, "expected what torchrun is to run, found nothing; give a Python file and its arguments"),
         (["x.py"], {"PREFIX": "/nowhere"}, "PREFIX=/nowhere: expected an installed environment, found no bin/python"),
+        (["x.py"], {"PREFIX": sys.prefix}, "SMOKEHOUSE=/nowhere: expected a checkout of Smokehouse, found none; set it, or"),
         (["x.py"], {"LAUNCHER": "apptainer"}, "LAUNCHER=apptainer: expected an image, found none; set IMAGE"),
         (["x.py"], {"LAUNCHER": "docker"}, "LAUNCHER=docker: expected prefix, apptainer or pyxis, found another"),
         (["x.py"], {"LAUNCHER": "pyxis", "IMAGE": "x", "SLURM_RESTART_COUNT": "21"}, "restart 21: expected 20 at most"),
@@ -220,7 +231,12 @@ def test_full_disk_fails_the_job_on_all_nodes(jobs: Jobs) -> None:
 def test_what_cannot_run_is_refused(root: Path, arguments: list[str], variables: dict[str, str], expected: str) -> None:
     script = root / "cluster/slurm/train.sbatch"
     ended = subprocess.run(
-        ["bash", str(script), *arguments], env=os.environ | variables, capture_output=True, text=True, timeout=60, check=False
+        ["bash", str(script), *arguments],
+        env=os.environ | {"SLURM_SUBMIT_DIR": "/nowhere"} | variables,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
     assert ended.stderr.startswith(f"train.sbatch: {expected}")

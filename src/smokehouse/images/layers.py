@@ -26,8 +26,8 @@ import zstandard
 
 from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
+from smokehouse.oci.blobs import decompress
 from smokehouse.oci.changeset import write_layer
-from smokehouse.oci.filesystem import decompress
 from smokehouse.oci.layout import Image
 from smokehouse.oci.model import Descriptor
 from smokehouse.programs import namespace
@@ -49,9 +49,15 @@ _LEVELS: dict[Compression, int] = {"zstd": 3, "gzip": 6}
 # Of zstd, for one layer. It cuts a stream into jobs of a fixed size, so that any number but 0 gives the same bytes; each takes
 # about 15 MB of memory, and AT_ONCE layers are compressed at once.
 THREADS, AT_ONCE = 4, 8
+<<<<<<< HEAD
 _SIZE = "size"  # the file of a layer with the bytes of its tree
 _RECORD = "tree.sha256"  # the file of a layer with the fingerprint of its tree
 _REMOVED = "removed"  # what it has instead where only what was packed of the tree is kept
+=======
+# The files of a layer: its tree, by what a change of that is noticed, its bytes, and what it was made from.
+_TREE, _FINGERPRINT, _SIZE, _ABOUT = "tree", "tree.sha256", "size", "made-from.json"
+_EARLIER = "/earlier"
+>>>>>>> main
 _WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
 # Of a step; those that are compiled set their own.
 _ENVIRON = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
@@ -67,7 +73,7 @@ class Made:
     @property
     def tree(self) -> Path:
         """The folder that was /out of the step."""
-        return self.folder / "tree"
+        return self.folder / _TREE
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,9 @@ class Packed:
 class Step:
     """A step: `program` runs with `scripts` of docker/steps in the file systems `below`, the topmost first.
 
-    It reads `inputs`, folders by their absolute path; each has a text that its content depends on, and nothing else.
+    It reads `inputs`, folders by their absolute path; each has a text that its content depends on, and nothing else. `alike`
+    are names of what the layer is made of: a step with some reads what it made of earlier versions of these, if that is there,
+    from a folder given with --earlier, which saves time and changes nothing of what it makes.
     """
 
     name: str
@@ -92,6 +100,7 @@ class Step:
     scripts: tuple[str, ...]
     below: tuple[Made, ...]
     inputs: Mapping[str, tuple[Path, str]]
+    alike: frozenset[str] = frozenset()
 
 
 class LayerStore:
@@ -143,6 +152,7 @@ class LayerStore:
             total -= sizes[path] - (_kept_bytes(path) if path.is_dir() else 0)
 
     def make(self, step: Step) -> Made:
+<<<<<<< HEAD
         """Run `step` unless what it makes is there, if only packed; raises UserError with the reason that the step gives."""
         made = self._place(
             {
@@ -161,6 +171,41 @@ class LayerStore:
         """Make the tree of a layer again of which only the packed file was kept."""
         if not made.tree.is_dir() and (step := self._made_by.get(made.key)):
             self._once(made, step.name, lambda tree: self._run(step, tree))
+=======
+        """Run `step` unless what it makes is there; raises UserError with the reason that the step gives."""
+        content = {
+            "program": [*step.program],
+            "scripts": {name: files.hashed(self._steps / name) for name in step.scripts},
+            "below": [lower.key for lower in step.below],
+            "inputs": {place: text for place, (_, text) in step.inputs.items()},
+        }
+        made = self._place(content)
+
+        def write(tree: Path) -> None:
+            self._run(step, tree, self._earlier(step, content))
+            if step.alike:
+                files.write(made.folder / _ABOUT, json.dumps({"content": content, "alike": sorted(step.alike)}))
+
+        self._once(made, step.name, write)
+        return made
+
+    def _earlier(self, step: Step, content: Mapping[str, object]) -> Path | None:
+        """Return the tree of the layer that has most of what `step` makes, and was used last; None without one.
+
+        The same programs have made it in the same file systems, of other inputs. Nothing says so but the key of the layer, a
+        hash of all that it was made from, and it is still as it was made.
+        """
+        candidates = []
+        for record in self._folder.glob(f"*/{_ABOUT}") if step.alike else ():
+            with suppress(OSError, ValueError, TypeError, KeyError):
+                found = json.loads(record.read_text())
+                common = len(step.alike.intersection(found["alike"]))
+                same = {**content, "inputs": found["content"]["inputs"]} == found["content"]
+                if common and same and _key(found["content"]) == record.parent.name:
+                    candidates.append((common, record.parent.stat().st_mtime, record.parent))
+        folders = (folder for *_, folder in sorted(candidates, reverse=True))
+        return next((folder / _TREE for folder in folders if _is_whole(folder)), None)
+>>>>>>> main
 
     def unpack(self, image: Image) -> Made:
         """Unpack the base `image`, for steps to run on; raises UserError."""
@@ -204,14 +249,17 @@ class LayerStore:
         return packed
 
     def _place(self, content: Mapping[str, object]) -> Made:
-        key = files.sha256(json.dumps({"format": _FORMAT, **content}, sort_keys=True))
+        key = _key(content)
         made = Made(key, self._folder / key)
         self._used.add(made.folder)
         return made
 
     def _once(self, made: Made, name: str, write: Callable[[Path], None]) -> None:
         made.folder.mkdir(parents=True, exist_ok=True)
+<<<<<<< HEAD
         record = made.folder / _RECORD
+=======
+>>>>>>> main
         with exclusive(made.folder / ".lock", f"making {name}"):
             if _is_whole(made.folder):
                 return
@@ -225,13 +273,13 @@ class LayerStore:
             try:
                 write(partial)
                 _pass_tick(made.folder / "clock")
-                files.write(record, _fingerprint(partial))
+                files.write(made.folder / _FINGERPRINT, _fingerprint(partial))
                 files.write(made.folder / _SIZE, str(_tree_bytes(partial)))
                 partial.rename(made.tree)
             finally:
                 _discard(partial)
 
-    def _run(self, step: Step, tree: Path) -> None:
+    def _run(self, step: Step, tree: Path, earlier: Path | None) -> None:
         with TemporaryDirectory(dir=tree.parent) as name:
             work, build = Path(name, "work"), Path(name, "build")
             work.mkdir()
@@ -241,8 +289,10 @@ class LayerStore:
             mounts = {place: str(folder) for place, (folder, _) in step.inputs.items()}
             mounts |= {f"/steps/{script}": str(self._steps / script) for script in step.scripts}
             mounts |= {"/out": str(tree), "/build": str(build)}
+            mounts |= {_EARLIER: str(earlier)} if earlier else {}
             root = namespace.Root([str(lower.tree) for lower in step.below], mounts, ["/out", "/build"], str(work))
-            command = namespace.command(root, step.program, _ENVIRON)
+            program = (*step.program, *(("--earlier", _EARLIER) if earlier else ()))
+            command = namespace.command(root, program, _ENVIRON)
             ended = run(command, deadline=_DEADLINE, environ=_ENVIRON, cwd=tree.parent)
         if ended.code == namespace.FAILED:
             raise UserError(
@@ -292,6 +342,16 @@ def _recorded(folder: Path, compression: Compression) -> Packed | None:
 
 def _descriptor(compression: Compression, digest: str, size: int) -> Descriptor:
     return Descriptor(media_type=f"application/vnd.oci.image.layer.v1.tar+{compression}", digest=digest, size=size)
+
+
+def _key(content: Mapping[str, object]) -> str:
+    return files.sha256(json.dumps({"format": _FORMAT, **content}, sort_keys=True))
+
+
+def _is_whole(folder: Path) -> bool:
+    """Return whether the layer in `folder` has a tree that is still as it was made."""
+    tree, record = folder / _TREE, folder / _FINGERPRINT
+    return tree.is_dir() and record.is_file() and record.read_text() == _fingerprint(tree)
 
 
 def _pass_tick(probe: Path) -> None:
@@ -346,12 +406,19 @@ def _remove_tree(folder: Path) -> bool:
 
 def _kept_bytes(folder: Path) -> int:
     """Return about how many bytes a layer takes, with what it was packed from, by what was recorded when it was made."""
+<<<<<<< HEAD
     unpacked = 0
     if (folder / "tree").is_dir():  # a layer of a base has none
         try:
             unpacked = max(0, int((folder / _SIZE).read_text()))
         except (OSError, ValueError):
             unpacked = _tree_bytes(folder / "tree")
+=======
+    try:
+        unpacked = max(0, int((folder / _SIZE).read_text()))
+    except (OSError, ValueError):  # a layer of a base has no tree
+        unpacked = _tree_bytes(folder / _TREE)
+>>>>>>> main
     return unpacked + sum(path.stat().st_size for path in folder.glob("layer.*"))
 
 
