@@ -49,15 +49,10 @@ _LEVELS: dict[Compression, int] = {"zstd": 3, "gzip": 6}
 # Of zstd, for one layer. It cuts a stream into jobs of a fixed size, so that any number but 0 gives the same bytes; each takes
 # about 15 MB of memory, and AT_ONCE layers are compressed at once.
 THREADS, AT_ONCE = 4, 8
-<<<<<<< HEAD
-_SIZE = "size"  # the file of a layer with the bytes of its tree
-_RECORD = "tree.sha256"  # the file of a layer with the fingerprint of its tree
-_REMOVED = "removed"  # what it has instead where only what was packed of the tree is kept
-=======
 # The files of a layer: its tree, by what a change of that is noticed, its bytes, and what it was made from.
 _TREE, _FINGERPRINT, _SIZE, _ABOUT = "tree", "tree.sha256", "size", "made-from.json"
+_REMOVED = "removed"  # in place of the fingerprint where only what was packed of the tree is kept
 _EARLIER = "/earlier"
->>>>>>> main
 _WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
 # Of a step; those that are compiled set their own.
 _ENVIRON = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
@@ -111,7 +106,7 @@ class LayerStore:
         self._folder = folder or checkout.build / "layers"
         self._steps = checkout.file("docker/steps")
         self._used: set[Path] = set()
-        self._made_by: dict[str, Step] = {}
+        self._makers: dict[str, Callable[[], None]] = {}
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o755)
         found = self._folder.stat()
         if found.st_mode & 0o022 or found.st_uid not in (0, os.geteuid(), checkout.root.stat().st_uid):
@@ -147,32 +142,12 @@ class LayerStore:
                 break
             if path.stat().st_mtime <= time.time() - _KEPT:
                 _discard(path)
-            elif not _remove_tree(path):
-                continue
-            total -= sizes[path] - (_kept_bytes(path) if path.is_dir() else 0)
+                total -= sizes[path]
+            elif _remove_tree(path):
+                total -= sizes[path] - _kept_bytes(path)
 
     def make(self, step: Step) -> Made:
-<<<<<<< HEAD
         """Run `step` unless what it makes is there, if only packed; raises UserError with the reason that the step gives."""
-        made = self._place(
-            {
-                "program": step.program,
-                "scripts": {name: files.hashed(self._steps / name) for name in step.scripts},
-                "below": [lower.key for lower in step.below],
-                "inputs": {place: text for place, (_, text) in step.inputs.items()},
-            }
-        )
-        self._made_by[made.key] = step
-        if not _is_packed_alone(made.folder):
-            self._once(made, step.name, lambda tree: self._run(step, tree))
-        return made
-
-    def _restore(self, made: Made) -> None:
-        """Make the tree of a layer again of which only the packed file was kept."""
-        if not made.tree.is_dir() and (step := self._made_by.get(made.key)):
-            self._once(made, step.name, lambda tree: self._run(step, tree))
-=======
-        """Run `step` unless what it makes is there; raises UserError with the reason that the step gives."""
         content = {
             "program": [*step.program],
             "scripts": {name: files.hashed(self._steps / name) for name in step.scripts},
@@ -186,8 +161,15 @@ class LayerStore:
             if step.alike:
                 files.write(made.folder / _ABOUT, json.dumps({"content": content, "alike": sorted(step.alike)}))
 
-        self._once(made, step.name, write)
+        self._makers[made.key] = lambda: self._once(made, step.name, write)
+        if not _is_packed_alone(made.folder):
+            self._makers[made.key]()
         return made
+
+    def _restore(self, made: Made) -> None:
+        """Make the tree of a layer again of which only what was packed of it is kept."""
+        if not made.tree.is_dir() and (maker := self._makers.get(made.key)):  # or wait for another thread that does
+            maker()
 
     def _earlier(self, step: Step, content: Mapping[str, object]) -> Path | None:
         """Return the tree of the layer that has most of what `step` makes, and was used last; None without one.
@@ -205,7 +187,6 @@ class LayerStore:
                     candidates.append((common, record.parent.stat().st_mtime, record.parent))
         folders = (folder for *_, folder in sorted(candidates, reverse=True))
         return next((folder / _TREE for folder in folders if _is_whole(folder)), None)
->>>>>>> main
 
     def unpack(self, image: Image) -> Made:
         """Unpack the base `image`, for steps to run on; raises UserError."""
@@ -256,10 +237,6 @@ class LayerStore:
 
     def _once(self, made: Made, name: str, write: Callable[[Path], None]) -> None:
         made.folder.mkdir(parents=True, exist_ok=True)
-<<<<<<< HEAD
-        record = made.folder / _RECORD
-=======
->>>>>>> main
         with exclusive(made.folder / ".lock", f"making {name}"):
             if _is_whole(made.folder):
                 return
@@ -354,6 +331,21 @@ def _is_whole(folder: Path) -> bool:
     return tree.is_dir() and record.is_file() and record.read_text() == _fingerprint(tree)
 
 
+def _is_packed_alone(folder: Path) -> bool:
+    """Return whether `_remove_tree` removed the tree of the layer in `folder`."""
+    record = folder / _FINGERPRINT
+    return not (folder / _TREE).exists() and record.is_file() and record.read_text() == _REMOVED
+
+
+def _remove_tree(folder: Path) -> bool:
+    """Remove the tree of a layer, if it was packed and the tree is still what it was packed from."""
+    if not any((folder / f"{kind}.json").is_file() for kind in _LEVELS) or not _is_whole(folder):
+        return False
+    files.write(folder / _FINGERPRINT, _REMOVED)
+    _discard(folder / _TREE)
+    return True
+
+
 def _pass_tick(probe: Path) -> None:
     """Wait until the kernel's clock for inodes, which moves every few milliseconds, has moved; `probe` is a file to ask it.
 
@@ -383,42 +375,14 @@ def _fingerprint(tree: Path) -> str:
     return digest.hexdigest()
 
 
-def _is_whole(folder: Path) -> bool:
-    """Return whether a layer has its tree, and that is as it was made."""
-    tree, record = folder / "tree", folder / _RECORD
-    return tree.is_dir() and record.is_file() and record.read_text() == _fingerprint(tree)
-
-
-def _is_packed_alone(folder: Path) -> bool:
-    """Return whether the tree of a layer was removed by `_remove_tree`."""
-    record = folder / _RECORD
-    return not (folder / "tree").exists() and record.is_file() and record.read_text() == _REMOVED
-
-
-def _remove_tree(folder: Path) -> bool:
-    """Remove the tree of a layer, if it was packed and the tree is still what it was packed from."""
-    if not any((folder / f"{kind}.json").is_file() for kind in _LEVELS) or not _is_whole(folder):
-        return False
-    files.write(folder / _RECORD, _REMOVED)
-    _discard(folder / "tree")
-    return True
-
-
 def _kept_bytes(folder: Path) -> int:
     """Return about how many bytes a layer takes, with what it was packed from, by what was recorded when it was made."""
-<<<<<<< HEAD
     unpacked = 0
-    if (folder / "tree").is_dir():  # a layer of a base has none
+    if (folder / _TREE).is_dir():  # a layer of a base has none
         try:
             unpacked = max(0, int((folder / _SIZE).read_text()))
         except (OSError, ValueError):
-            unpacked = _tree_bytes(folder / "tree")
-=======
-    try:
-        unpacked = max(0, int((folder / _SIZE).read_text()))
-    except (OSError, ValueError):  # a layer of a base has no tree
-        unpacked = _tree_bytes(folder / _TREE)
->>>>>>> main
+            unpacked = _tree_bytes(folder / _TREE)
     return unpacked + sum(path.stat().st_size for path in folder.glob("layer.*"))
 
 
