@@ -50,6 +50,7 @@ class Options:
     nodes: int = 1
     node_rank: int = 0
     endpoint: str = ""  # HOST:PORT of node 0; empty on one node
+    join_timeout: float = 55.0  # seconds in which every node has to join the run
     network: str = ""  # that NCCL is to take between nodes, as its log names it: IB, for example; empty for any
     beyond: tuple[str, ...] = ()  # packages in versions that expectations were never measured with
 
@@ -187,6 +188,12 @@ def _parser() -> argparse.ArgumentParser:
         help="Meet at this port of node 0; SMOKEHOUSE_TOKEN_FILE or SMOKEHOUSE_TOKEN has the run's token.",
     )
     add(
+        "--join-timeout",
+        type=_seconds,
+        metavar="S",
+        help="Wait so many seconds for all nodes: more where some pull an image first (default: 55).",
+    )
+    add(
         "--network",
         choices=("IB", "Socket", "AWS Libfabric"),
         help="Fail where NCCL takes another network than this between nodes (default: any).",
@@ -260,8 +267,9 @@ def _options(parsed: argparse.Namespace, environment: str, stack: dict[str, Any]
     if parsed.checkpoint is not None:
         _check_checkpoint(parsed.checkpoint, families.get(stack["model"]["family"]))
     node_rank, endpoint = _place(parsed)
-    if parsed.network and parsed.nodes == 1:
-        raise InputError(f"--network {parsed.network}: expected --nodes 2 or more with it, found one node; leave it out")
+    for option, value in (("--network", parsed.network), ("--join-timeout", parsed.join_timeout)):
+        if value and parsed.nodes == 1 and not parsed.validate:  # an engine adds --nodes later
+            raise InputError(f"{option} {value}: expected --nodes 2 or more with it, found one node; leave it out")
     options = Options(
         environment=environment,
         stack=stack,
@@ -281,6 +289,7 @@ def _options(parsed: argparse.Namespace, environment: str, stack: dict[str, Any]
         nodes=parsed.nodes,
         node_rank=node_rank,
         endpoint=endpoint,
+        join_timeout=parsed.join_timeout or Options.join_timeout,
         network=parsed.network or "",
     )
     refuse_full_report(options.report, options.partial)

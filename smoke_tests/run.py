@@ -221,7 +221,7 @@ def _gather(options: Options, work: Path) -> _Gathered:
     own = facts(options, _own_address(options.endpoint), 0)
     own["gpus"] = min(own["gpus"], options.processes or legs.MAX_RANKS)
     try:
-        return _Gathered(listener, own, Gathering(listener, options.nodes).gather(own, work))
+        return _Gathered(listener, own, Gathering(listener, options.nodes, options.join_timeout).gather(own, work))
     except BaseException:
         listener.close()
         raise

@@ -2,7 +2,9 @@
 
 import compileall
 import hashlib
+import importlib.util
 import json
+import marshal
 import os
 import py_compile
 import shutil
@@ -14,6 +16,7 @@ from typing import Any, NoReturn
 
 PREFIX = "opt/env"
 SMOKEHOUSE = "opt/smokehouse"
+_BLOCK = 512  # bytes; those of all file systems are multiples of it
 _PART = 128  # files that one process compiles; the bytecode depends on it
 
 
@@ -54,7 +57,9 @@ def compile_python(out: Path, folders: list[Path]) -> None:
     command = [sys.executable, "-I", "-S", "-B", __file__, str(out)]
 
     def compile_part(part: list[str]) -> None:
-        subprocess.run(command, input="\0".join(part).encode(), stdout=subprocess.DEVNULL, check=True)
+        ended = subprocess.run(command, input="\0".join(part).encode(), stdout=subprocess.DEVNULL)
+        if ended.returncode:
+            sys.exit(ended.returncode)  # it has said why
 
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         list(threads.map(compile_part, parts))
@@ -69,6 +74,29 @@ def _compile_files(out: str, sources: list[str]) -> None:
             prependdir="/",
             invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
         )
+    for source in sources:  # not before all are compiled, as it could change the bytecode of the next one
+        try:
+            _require_whole(source)
+        except (OSError, EOFError, ValueError, TypeError) as broken:
+            refuse(f"{source.removeprefix(out)}: cannot be compiled ({broken}); free disk space and build again")
+
+
+def _require_whole(source: str) -> None:
+    """Raise an error where compileall, which is silent, did not write what it compiled, or a full disk cut it.
+
+    A write that ends early ends with a block. See: https://github.com/python/cpython/issues/126606
+    """
+    compiled = Path(importlib.util.cache_from_source(source))
+    if compiled.exists():
+        if compiled.stat().st_size % _BLOCK == 0:
+            marshal.loads(compiled.read_bytes()[16:])  # noqa: S302 - written a moment ago
+        return
+    data = Path(source).read_bytes()
+    try:
+        compile(data, source, "exec", dont_inherit=True)
+    except Exception:  # noqa: BLE001 - whatever compileall met, the file is no module of this version of Python
+        return
+    raise OSError("its bytecode was not written")
 
 
 def normalize(out: Path, epoch: int, budget: int) -> None:

@@ -13,7 +13,7 @@ IN_POD = {
     "start with --ulimit nofile=1048576": "raise it in the container runtime of the machine",
     "start with --ulimit fsize=-1": "raise it in the container runtime of the machine",
     "start with --ulimit stack=67108864": "raise it in the container runtime of the machine",
-    "InfiniBand needs --ulimit memlock=-1": "InfiniBand needs the capability IPC_LOCK",
+    "InfiniBand needs --ulimit memlock=-1": "InfiniBand needs LimitMEMLOCK=infinity in the container runtime of the machine",
     "start with --tmpfs /tmp:exec": "mount an emptyDir at /tmp",
     "start with --device /dev/infiniband": "request the device in resources.limits",
     "--pids-limit, podPidsLimit, pids.max": "podPidsLimit of the kubelet",

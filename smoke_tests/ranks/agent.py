@@ -134,7 +134,8 @@ class Agent:
 
     def _join(self) -> Channel:
         """Connect to the supervisor, which may start later. Raises InputError where it cannot be reached."""
-        endpoint, deadline = self._options.endpoint, time.monotonic() + JOIN_DEADLINE
+        endpoint, patience = self._options.endpoint, max(JOIN_DEADLINE, self._options.join_timeout)
+        deadline = time.monotonic() + patience
         said = ""
         while time.monotonic() < deadline:
             channel, said = self._connect(endpoint)
@@ -142,7 +143,7 @@ class Agent:
                 return channel
             time.sleep(_RETRY)  # nothing tells when the other node listens
         raise InputError(
-            f"node {self._options.node_rank}: --endpoint {endpoint}: expected node 0 within {JOIN_DEADLINE:.0f} s, found {said}"
+            f"node {self._options.node_rank}: --endpoint {endpoint}: expected node 0 within {patience:.0f} s, found {said}"
             "; see whether it runs, which network its name means, and whether both have the token of this run"
         )
 

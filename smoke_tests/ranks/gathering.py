@@ -18,14 +18,11 @@ from smoke_tests.ranks.channel import Facts, Fatal, Hello, ProtocolError, Reach,
 from smoke_tests.ranks.nodes import RemoteNode, name
 from smoke_tests.ranks.transport import Listener
 
-# Seconds in which every node has to join the run, and to try the others.
-JOIN_DEADLINE = 55.0
-
 
 class Gathering:
     """The nodes that join at a listener: `gather` returns all of them, ready for a supervisor."""
 
-    def __init__(self, listener: Listener, count: int, patience: float = JOIN_DEADLINE) -> None:
+    def __init__(self, listener: Listener, count: int, patience: float) -> None:
         """Expect the agents of nodes 1 to `count` - 1 within `patience` seconds."""
         self._listener, self._count, self._patience = listener, count, patience
         self._selector = selectors.DefaultSelector()
@@ -59,7 +56,8 @@ class Gathering:
             more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
             raise InputError(
                 f"{self._listener.address}: expected {self._count} nodes within {self._patience:.0f} s, found no node "
-                f"{', '.join(map(str, missing[:8]))}{more}; see whether it runs, reaches this node and has the run's token"
+                f"{', '.join(map(str, missing[:8]))}{more}; see whether it runs, reaches this node and has the run's token; "
+                "where it pulls an image first, give a longer --join-timeout"
             )
         for number in expected:
             if different := nodes.differences(own, self._nodes[number].facts):

@@ -20,12 +20,14 @@ from pathlib import Path
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol", "squeue", "sinfo", "scancel")
 NODES = ("n1", "n2", "n3")
-DEADLINE = 60.0  # seconds for anything that the cluster is waited for
+DEADLINE = 180.0  # seconds for anything that the cluster is waited for; on an idle machine it takes a few
 _CONF = """\
 ClusterName=smokehouse
 SlurmctldHost=localhost(127.0.0.1)
 SlurmctldPort={controller}
 SlurmUser=root
+# A job's number makes its port, and clusters of other tests may run on this machine, too.
+FirstJobId={job}
 SlurmdUser=root
 AuthType=auth/munge
 CredType=cred/munge
@@ -76,8 +78,10 @@ class Cluster:
         key = self.folder / "munge.key"
         key.write_bytes(secrets.token_bytes(32))
         key.chmod(0o600)
-        controller, first = _free_ports()
-        text = _CONF.format(folder=self.folder, controller=controller, first=first, last=first + 2, more="\n".join(more))
+        (controller, first), job = _free_ports(), secrets.randbelow(1_000_000) + 1
+        text = _CONF.format(
+            folder=self.folder, controller=controller, first=first, last=first + 2, job=job, more="\n".join(more)
+        )
         (self.folder / "slurm.conf").write_text(text)
         for number in range(8):  # Slurm counts the files of devices, whatever they are
             (self.folder / f"gpu{number}").touch()
@@ -88,7 +92,7 @@ class Cluster:
         self.run("slurmctld", "-c")
         for node in NODES:
             self.start_node(node)
-        self.wait_until(lambda: self.run("sinfo", "-h", "-o", "%t").split() == ["idle"], "all nodes are idle", 20.0)
+        self.wait_until(lambda: self.run("sinfo", "-h", "-o", "%t").split() == ["idle"], "all nodes are idle")
 
     def start_node(self, node: str, mounts: Mapping[Path, Path] | None = None) -> None:
         """Start a node's slurmd, for whose jobs each file or folder of `mounts` lies at the place that it is mapped to."""
@@ -130,6 +134,10 @@ class Cluster:
         words = self.run("scontrol", "show", "job", job, "-o").split()
         return next(word.partition("=")[2] for word in words if word.startswith(f"{name}="))
 
+    def nodes(self, job: str) -> list[str]:
+        """Return the nodes that a job was given, in the order of their numbers."""
+        return self.run("scontrol", "show", "hostnames", self.field(job, "NodeList")).split()
+
     def processes(self, node: str) -> list[int]:
         """Return the processes of a node: its slurmd, and what that has started."""
         file = self.folder / f"slurmd-{node}.pid"
@@ -144,10 +152,17 @@ class Cluster:
 
     def kill_node(self, node: str) -> None:
         """Kill all of a node at once, as a power cut does."""
+        until = time.monotonic() + DEADLINE
+        while found := self._all_of(node):  # again, as one that was not killed yet may have started another
+            for pid in found:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if time.monotonic() > until:
+                raise RuntimeError(f"slurm: expected that all of {node} is killed, found {[_command(pid) for pid in found]}")
+
+    def _all_of(self, node: str) -> list[int]:
         orphans = [pid for pid in _processes() if _command(pid).startswith("slurmstepd") and self._step_of(pid, node)]
-        for pid in [*self.processes(node), *orphans]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        return list(dict.fromkeys([*self.processes(node), *orphans]))
 
     def _step_of(self, pid: int, node: str) -> bool:
         children = Path(f"/proc/{pid}/task/{pid}/children")

@@ -21,6 +21,7 @@ from tests.smoke.conftest import NAME
 from .slurm_cluster import Cluster
 
 DEADLINE = 400.0
+PATIENT = ("--join-timeout", "600")  # no test of a run that is held depends on what else a machine does meanwhile
 
 
 def start(
@@ -49,22 +50,22 @@ def drained(cluster: Cluster) -> Iterator[Cluster]:
 
 @dataclass(frozen=True)
 class Hold:
-    """Keeps the smoke test off node n2 until it is released, by a prolog of srun; node 0 waits for it, at its endpoint."""
+    """Keeps the smoke test off a job's second node until it is released, by a prolog; node 0 waits for it, at its endpoint."""
 
     environ: dict[str, str]
     file: Path
 
     def release(self) -> None:
-        """Let n2 start."""
+        """Let the second node start."""
         self.file.unlink(missing_ok=True)
 
 
 @pytest.fixture
 def hold(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hold]:
-    """Yield what holds n2; in the end it is released."""
+    """Yield what holds second nodes, for runs that wait with `PATIENT`; in the end they are released."""
     folder = tmp_path_factory.mktemp("hold")
     prolog, file = folder / "prolog", folder / "held"
-    prolog.write_text(f'#!/bin/sh\nwhile [ "$SLURMD_NODENAME" = n2 ] && [ -e {file} ]; do sleep 0.1; done >&2\n')
+    prolog.write_text(f'#!/bin/sh\nwhile [ "$SLURM_NODEID" = 1 ] && [ -e {file} ]; do sleep 0.1; done >&2\n')
     prolog.chmod(0o755)
     file.touch()
     found = Hold({"SLURM_TASK_PROLOG": str(prolog)}, file)
@@ -104,18 +105,19 @@ def only_job(cluster: Cluster) -> str:
 def test_two_nodes_are_proven_together(root: Path, cluster: Cluster, tmp_path: Path, hold: Hold) -> None:
     """While it runs, another one with the same report is refused, and harms nothing."""
     folder = tmp_path / "report"
-    options = ("--nproc", "1", "--zero", "3", "--only", "network,collectives")
+    options = ("--nproc", "1", "--zero", "3", "--only", "network,collectives", *PATIENT)
     process = start(root, cluster, folder, *options, environ=hold.environ)
+    nodes = cluster.nodes(number_of(process))
     wait_for_line(process, "waiting at")
     code, last = ended(start(root, cluster, folder, *options))
     assert code == 2
-    assert re.search(rf"found node n1 ended with exit code 2: {folder}: in use by process \d+ on n1; ", last), last
+    assert re.search(rf"found node n\d ended with exit code 2: {folder}: in use by process \d+ on {nodes[0]}; ", last), last
     hold.release()
     said, errors = process.communicate(timeout=DEADLINE)
     assert process.returncode == 0, said + errors
     report = json.loads((folder / "report.json").read_text())
     assert (report["verdict"], report["world_size"]) == ("passed", 2)
-    assert [node["host"] for node in report["nodes"]] == ["n1", "n2"]  # as Slurm calls them
+    assert [node["host"] for node in report["nodes"]] == nodes  # as Slurm calls them
     [collectives] = [check for check in report["checks"] if check["name"] == "collectives"]
     assert sorted(rank["node"] for rank in collectives["ranks"]) == [0, 1]
     assert "PASSED (partial)" in said  # the log of the job is shown
@@ -138,7 +140,7 @@ def test_job_that_is_cancelled_before_it_runs(root: Path, drained: Cluster, tmp_
 def test_jobs_that_slurm_ends(root: Path, cluster: Cluster, tmp_path: Path, hold: Hold) -> None:
     """Two at once: one is cancelled in mid-run, the other reaches its time limit; Slurm's reason is the cause that is named."""
     folders = [tmp_path / "cancelled", tmp_path / "late"]
-    cancelled, late = (start(root, cluster, folder, "--time", "7", environ=hold.environ) for folder in folders)
+    cancelled, late = (start(root, cluster, folder, "--time", "7", *PATIENT, environ=hold.environ) for folder in folders)
     jobs = [number_of(process) for process in (cancelled, late)]
     for process in (cancelled, late):
         wait_for_line(process, "waiting at")
@@ -155,14 +157,30 @@ def test_node_that_is_lost_in_mid_run(root: Path, cluster: Cluster, tmp_path: Pa
     process = start(root, cluster, tmp_path / "report", "--nproc", "1", "--zero", "3")
     job = number_of(process)
     wait_for_line(process, " checkpoint ")
-    cluster.kill_node("n2")
+    lost = cluster.nodes(job)[1]
+    cluster.kill_node(lost)
     said, errors = process.communicate(timeout=DEADLINE)
     assert process.returncode == 1, said + errors
     report = json.loads((tmp_path / "report" / "report.json").read_text())
-    assert report["failure"].startswith("node 1 (n2) was lost: its agent or the network to it is gone; logs: ")
+    assert report["failure"].startswith(f"node 1 ({lost}) was lost: its agent or the network to it is gone; logs: ")
     assert f"smoke: {report['failure']}" in said.splitlines()
     cluster.wait_until(lambda: cluster.state(job) not in ("RUNNING", "COMPLETING"), "the job has ended")
     assert (cluster.field(job, "Restarts"), cluster.state(job) != "PENDING") == ("0", True)
+
+
+def test_first_node_that_is_lost_in_mid_run(root: Path, cluster: Cluster, tmp_path: Path) -> None:
+    """With it the batch script is lost, which would have said why: Slurm's own reason is the cause, and the others end."""
+    folder = tmp_path / "report"
+    process = start(root, cluster, folder, "--nproc", "1", "--zero", "3")
+    job = number_of(process)
+    wait_for_line(process, " checkpoint ")
+    lost = cluster.nodes(job)[0]
+    cluster.kill_node(lost)
+    found = f"Slurm lost {lost}; see slurmd there, or give --exclude {lost}"
+    assert ended(process) == (2, no_report(job, folder, found))
+    assert [path.name for path in tmp_path.iterdir()] == ["report"]  # its token is gone
+    cluster.wait_until(lambda: not cluster.left(), "no process of the job is left on the other node")
+    assert (cluster.state(job), cluster.field(job, "Restarts")) == ("NODE_FAIL", "0")
 
 
 def test_node_with_another_lock(root: Path, cluster: Cluster, tmp_path: Path) -> None:
@@ -175,7 +193,7 @@ def test_node_with_another_lock(root: Path, cluster: Cluster, tmp_path: Path) ->
     cluster.start_node("n2", {tmp_path / "lock": lock})
     try:
         cluster.wait_until(lambda: cluster.run("sinfo", "-h", "-o", "%t").split() == ["idle"], "all nodes are idle")
-        process = start(root, cluster, tmp_path / "report")
+        process = start(root, cluster, tmp_path / "report", "--exclude", "n3", *PATIENT)
         job = number_of(process)
         code, last = ended(process)
     finally:
@@ -193,7 +211,7 @@ def test_full_shared_disk(root: Path, cluster: Cluster, tmp_path: Path, hold: Ho
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512m", "disk", str(disk)], check=True, timeout=60)
     try:
-        process = start(root, cluster, disk / "report", environ=hold.environ)
+        process = start(root, cluster, disk / "report", *PATIENT, environ=hold.environ)
         job = number_of(process)
         wait_for_line(process, "waiting at")
         with contextlib.suppress(OSError), (disk / "full").open("wb", buffering=0) as file:
@@ -209,14 +227,14 @@ def test_full_shared_disk(root: Path, cluster: Cluster, tmp_path: Path, hold: Ho
 
 
 def test_doctor_examines_each_node(root: Path, cluster: Cluster, tmp_path: Path) -> None:
-    """What one finds is listed for it, and one whose preflight cannot even run says so."""
+    """What one finds is listed for it, and one whose preflight cannot even run says so. Each compiles on its own disk."""
     (tmp_path / "empty").mkdir()
     cluster.kill_node("n2")
     cluster.start_node("n2", {tmp_path / "empty": root / "smoke_tests" / "machine"})
     try:
         cluster.wait_until(lambda: cluster.run("sinfo", "-h", "-o", "%t").split() == ["idle"], "all nodes are idle")
         command = [sys.executable, "-m", "smokehouse", "doctor", NAME, "--json", "--on", "slurm"]
-        environ = cluster.environ | {"PYTHONPATH": str(root / "src")}
+        environ = cluster.environ | {"PYTHONPATH": str(root / "src"), "NODE_CACHE": str(tmp_path)}
         ended = subprocess.run(
             [*command, "--options", "--nodes 3 --gpus 8"],
             cwd=root,
@@ -236,6 +254,9 @@ def test_doctor_examines_each_node(root: Path, cluster: Cluster, tmp_path: Path)
     for node in ("n1", "n3"):
         failures = {one["where"]: one["what"] for one in machines[node] if one["level"] == "fail"}
         assert failures["GPUs"] == "8 were promised (--gpus), 0 are visible"
+        caches = {one["where"]: one["what"].split(",")[0] for one in machines[node] if one["level"] == "ok"}
+        assert caches["TRITON_CACHE_DIR"] == f"{tmp_path}/smokehouse-0/triton"
+        assert caches["TORCH_EXTENSIONS_DIR"] == f"{tmp_path}/smokehouse-0/torch_extensions/smoke"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -322,6 +343,6 @@ def test_nodes_of_a_job_get_one_endpoint_and_the_token(root: Path, cluster: Clus
     arguments = shlex.join([sys.executable, "-c", JOB, str(token), NODE])
     script.write_text(f"#!/bin/bash\nexport PYTHONPATH={root / 'src'}\nexec {arguments}\n")
     cluster.run("sbatch", "--wait", "--nodes=2", "--ntasks-per-node=1", "--time=1", f"--output={log}", str(script))
-    first, second = sorted(line.removeprefix("n2: ") for line in log.read_text().splitlines() if "node " in line)
+    first, second = sorted(re.sub(r"^n\d: ", "", line) for line in log.read_text().splitlines() if "node " in line)
     assert first.startswith("node 0 64 --nodes 2 --endpoint 127.0.0.1:")
     assert second == first.replace("node 0", "node 1", 1)

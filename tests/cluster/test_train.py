@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .slurm_cluster import Cluster
+from .slurm_cluster import NODES, Cluster
 
 # Ranks write what they do, and wait at step 3 until they are told to go on or to stop; rank 0 saves.
 PROGRAM = """
@@ -101,7 +101,7 @@ def test_job_runs_on_all_its_nodes(jobs: Jobs) -> None:
     job = jobs.submit()
     jobs.wait_for(job, "COMPLETED")
     assert [jobs.said(rank) for rank in (0, 1)] == [
-        [f"{text} on n{rank + 1}" for text in ("begin at 0", "waits", "end")] for rank in (0, 1)
+        [f"{text} on {node}" for text in ("begin at 0", "waits", "end")] for node in jobs.cluster.nodes(job)
     ]
 
 
@@ -132,11 +132,14 @@ def test_job_that_does_not_save_is_not_requeued(jobs: Jobs) -> None:
 
 def test_node_that_fails_its_preflight_is_excluded(jobs: Jobs) -> None:
     (jobs.folder / "go").touch()
-    job = jobs.submit(PREFLIGHT='echo checks; [ "$SLURMD_NODENAME" != n1 ]')
+    sick = jobs.folder / "sick"  # the first node of the job, whichever that is
+    write = f'(set -C; [ "$SLURM_NODEID" != 0 ] || echo "$SLURMD_NODENAME" > {sick}) 2> /dev/null'
+    job = jobs.submit(PREFLIGHT=f'{write}; until [ -s {sick} ]; do sleep 0.1; done; [ "$SLURMD_NODENAME" != "$(cat {sick})" ]')
     jobs.wait_for(job, "COMPLETED")
-    assert "train.sbatch: preflight failed on n1; to submit the job without: sbatch --exclude=n1" in jobs.log(job)
-    assert jobs.cluster.field(job, "ExcNodeList") == "n1"
-    assert [jobs.said(rank)[-1] for rank in (0, 1)] == ["end on n2", "end on n3"]
+    bad = sick.read_text().strip()
+    assert f"train.sbatch: preflight failed on {bad}; to submit the job without: sbatch --exclude={bad}" in jobs.log(job)
+    assert jobs.cluster.field(job, "ExcNodeList") == bad
+    assert [jobs.said(rank)[-1] for rank in (0, 1)] == [f"end on {node}" for node in NODES if node != bad]
     assert [len(jobs.said(rank)) for rank in (0, 1)] == [3, 3]  # nothing was trained before
 
 
@@ -144,7 +147,8 @@ def test_too_few_nodes_that_pass(jobs: Jobs) -> None:
     """A job that would wait for ever is not requeued."""
     job = jobs.submit(PREFLIGHT="false")
     jobs.wait_for(job, "FAILED")
-    assert "train.sbatch: preflight failed on n1,n2; to submit the job without: sbatch --exclude=n1,n2" in jobs.log(job)
+    bad = ",".join(jobs.cluster.nodes(job))
+    assert f"train.sbatch: preflight failed on {bad}; to submit the job without: sbatch --exclude={bad}" in jobs.log(job)
     assert "train.sbatch: too few nodes are left in gpu" in jobs.log(job)
     assert jobs.said(0) == []
 
@@ -158,15 +162,17 @@ def test_job_that_is_cancelled_leaves_nothing(jobs: Jobs) -> None:
     jobs.cluster.wait_until(lambda: not jobs.cluster.left(), "no process of the job is left")
 
 
-def test_node_that_is_lost(jobs: Jobs) -> None:
-    """Slurm requeues the job, which runs on the node that is left, and on the third."""
+@pytest.mark.parametrize("number", [0, 1])
+def test_node_that_is_lost(jobs: Jobs, number: int) -> None:
+    """Slurm requeues the job, which runs on the node that is left, and on the third; node 0 is the one of the batch script."""
     job = jobs.submit()
     jobs.wait_until_waiting()
-    jobs.cluster.kill_node("n2")
+    lost = jobs.cluster.nodes(job)[number]
+    jobs.cluster.kill_node(lost)
     (jobs.folder / "go").touch()
     jobs.cluster.wait_until(lambda: jobs.cluster.field(job, "Restarts") == "1", "the job is requeued")
     jobs.wait_for(job, "COMPLETED")
-    assert jobs.said(1)[-1] == "end on n3"
+    assert [jobs.said(rank)[-1] for rank in (0, 1)] == [f"end on {node}" for node in NODES if node != lost]
 
 
 def test_two_jobs_at_once_and_an_array(jobs: Jobs) -> None:

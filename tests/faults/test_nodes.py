@@ -111,12 +111,34 @@ def test_node_is_called_as_slurm_calls_it(run: Nodes) -> None:
         ((), {transport.TOKEN: "short"}, "SMOKEHOUSE_TOKEN: expected a token of 32 characters or more, found 5"),
         ((), {transport.TOKEN_FILE: "/nonexistent"}, "SMOKEHOUSE_TOKEN_FILE=/nonexistent: No such file or directory"),
         (("--nodes", "1", "--network", "IB"), {}, "--network IB: expected --nodes 2 or more with it, found one node"),
+        (
+            ("--nodes", "1", "--join-timeout", "90"),
+            {},
+            "--join-timeout 90.0: expected --nodes 2 or more with it, found one node",
+        ),
+        (("--join-timeout", "0"), {}, "'0' is invalid; give seconds between 1 and 86400"),
     ],
 )
 def test_invalid_options(run: Nodes, options: tuple[str, ...], environ: dict[str, str], expected: str) -> None:
     process = run.start(0, *options, environ=environ)
     _, said = process.communicate(timeout=DEADLINE)
     assert (process.returncode, said.count("\n"), expected in said) == (2, 1, True), said
+
+
+def test_engine_that_adds_the_nodes_later_validates_what_is_about_them(root: Path) -> None:
+    stack, lock = root / "environments" / NAME / "stack.toml", root / "lockfiles" / NAME
+    command = ["--environment", NAME, "--stack", str(stack), "--lock", str(lock), "--network", "IB", "--join-timeout", "90"]
+    assert options_of_smoke.read([*command, "--validate"]).join_timeout == 90.0
+    with pytest.raises(InputError, match=r"^--network IB: expected --nodes 2 or more"):
+        options_of_smoke.read(command)
+
+
+def test_missing_node_is_waited_for_as_long_as_requested(run: Nodes) -> None:
+    process = run.start(0, "--join-timeout", "1")
+    code, said = ended(process)
+    assert code == 2
+    assert "expected 2 nodes within 1 s, found no node 1; see whether it runs, " in said
+    assert said.endswith("where it pulls an image first, give a longer --join-timeout")
 
 
 # a supervisor alone, with agents of the test

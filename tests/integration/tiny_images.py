@@ -11,8 +11,9 @@ from pathlib import Path
 
 import zstandard
 
-from smokehouse.oci import Descriptor, Image, Layout, Tree
-from smokehouse.oci.filesystem import Limits
+from smokehouse.oci import Descriptor, Image, Layout
+from smokehouse.oci.blobs import unpacked_digest
+from smokehouse.oci.filesystem import Entry, Limits, entries
 from smokehouse.oci.model import CONFIG, MANIFEST, encode
 
 
@@ -88,12 +89,14 @@ def image(
     return made
 
 
-def tree(found: Image, limits: Limits | None = None) -> Tree:
-    """Return the file system of an image, each layer of which has both digests."""
-    made = Tree(limits or Limits())
-    for number, (layer, diff_id) in enumerate(zip(found.manifest.layers, found.config.rootfs.diff_ids, strict=True)):
+def tree(found: Image) -> dict[str, Entry]:
+    """Return the entries of all layers of an image, each of which has both digests."""
+    made: dict[str, Entry] = {}
+    for layer, diff_id in zip(found.manifest.layers, found.config.rootfs.diff_ids, strict=True):
         found.layout.verify_blob(layer)
-        assert made.apply(found.layout.blob(layer.digest), layer.media_type, f"layer {number + 1}", number) == diff_id
+        place = found.layout.blob(layer.digest)
+        assert unpacked_digest(place, layer.media_type, 1 << 30, "layer")[0] == diff_id
+        made |= entries(place, layer.media_type, "layer", Limits())
     return made
 
 

@@ -25,8 +25,8 @@ import zstandard
 
 from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
+from smokehouse.oci.blobs import decompress
 from smokehouse.oci.changeset import write_layer
-from smokehouse.oci.filesystem import decompress
 from smokehouse.oci.layout import Image
 from smokehouse.oci.model import Descriptor
 from smokehouse.programs import namespace

@@ -7,8 +7,8 @@ from pathlib import Path
 from packaging.utils import canonicalize_name
 
 from smokehouse.console import status
-from smokehouse.errors import UserError
-from smokehouse.installs import loader, owners, state
+from smokehouse.errors import UserError, collecting
+from smokehouse.installs import bytecode, loader, owners, state
 from smokehouse.installs.additions import Additions
 from smokehouse.installs.extra_wheels import require_installed_torch_abi
 from smokehouse.locks import CondaPackage, LockedEnvironment, LockedFile
@@ -76,8 +76,10 @@ def install(
 def require_complete(folder: Path, locked: LockedEnvironment, conda: Sequence[CondaPackage], additions: Additions) -> None:
     """Raise UserError where the environment in `folder` is not what the lock and its additions say, file by file.
 
-    No package may have replaced files of another, and what was built from source has to keep to its own.
+    No package may have replaced files of another, and what was built from source has to keep to its own. Compiled files that
+    were cut are compiled again.
     """
+    bytecode.mend(folder, locked.lock.python)
     built = {canonicalize_name(file.name) for file in (*locked.lock.pip, *additions.files) if not file.file.endswith(".whl")}
     if problems := owners.problems(folder, locked.lock.python, built):
         raise UserError(f"{folder}: {shorten(problems)}; remove that package from the environment")
@@ -98,6 +100,9 @@ def differences(
     drifted = [one for one in state.drift(folder, locked.lock, conda, added) if strict or one.locked]
     damaged = state.damage(folder, locked.lock.python, contents=strict)
     files_of = [f"{one.path.relative_to(folder)} of {one.package}: {one.problem}" for one in damaged]
+    with collecting(files_of):
+        cut = bytecode.cut(folder, locked.lock.python, contents=strict)
+        files_of += [f"{path.relative_to(folder)}: cut, so that Python cannot load it; remove it" for path in cut]
     return [*(one.text for one in drifted), *files_of]
 
 

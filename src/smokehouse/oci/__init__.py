@@ -4,7 +4,7 @@
     >>> Registry(Reference.parse("ghcr.io/owner/name:tag")).pull(Layout(folder))
     >>> Layout(folder).image().labels
 
-It knows nothing of environments and locks. `model` has the media types and documents, `filesystem` the entries of a tree.
+It knows nothing of environments and locks. `model` has the media types and documents.
 
 See: https://github.com/opencontainers/image-spec, https://github.com/opencontainers/distribution-spec
 """
@@ -13,13 +13,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from smokehouse.oci.filesystem import Tree
     from smokehouse.oci.layout import Image, Layout, unpack_layout, write_layout
     from smokehouse.oci.model import DIGEST, Descriptor
     from smokehouse.oci.reference import Reference
     from smokehouse.oci.registry import Registry
 
-__all__ = ["DIGEST", "Descriptor", "Image", "Layout", "Reference", "Registry", "Tree", "unpack_layout", "write_layout"]
+__all__ = ["DIGEST", "Descriptor", "Image", "Layout", "Reference", "Registry", "unpack_layout", "write_layout"]
 
 # The module of each name, imported when it is first used: pydantic, requests and zstandard would slow every command down.
 _MODULES = {
@@ -29,7 +28,6 @@ _MODULES = {
     "Layout": "layout",
     "Reference": "reference",
     "Registry": "registry",
-    "Tree": "filesystem",
     "unpack_layout": "layout",
     "write_layout": "layout",
 }

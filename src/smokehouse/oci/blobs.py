@@ -1,11 +1,12 @@
-"""Hash a compressed layer without looking into it: what is in it is not interpreted, only unpacked, and within bounds."""
+"""Unpack a compressed layer without looking into it: hash what is in it, within bounds, or read it as a stream."""
 
+import gzip
 import hashlib
 import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 import zstandard
 
@@ -18,6 +19,24 @@ _REPEATED, _RESERVED = 1, 3  # kinds of blocks
 _GZIP = 16 + zlib.MAX_WBITS  # zlib's way to say that the stream has a header of gzip
 
 
+class Reader(Protocol):
+    """A stream of bytes."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Return so many bytes, fewer at the end of the stream alone."""
+
+
+def decompress(file: IO[bytes], media_type: str, name: str) -> Reader:
+    """Return the tar stream of the layer in `file`, called `name` in messages; raises UserError for another `media_type`."""
+    if media_type.endswith("tar"):
+        return file
+    if media_type.endswith(("tar+gzip", "tar.gzip")):
+        return gzip.GzipFile(fileobj=file)
+    if media_type.endswith(("tar+zstd", "tar.zstd")):
+        return zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW).stream_reader(file, read_across_frames=True)
+    raise UserError(f"{name}: expected a layer of type tar, tar+gzip or tar+zstd, found {media_type!r}; build the image again")
+
+
 def unpacked_digest(blob: Path, media_type: str, limit: int, name: str) -> tuple[str, int]:
     """Return digest and size of the stream in the file `blob`, an empty digest where it has more than `limit` bytes.
 
@@ -27,7 +46,7 @@ def unpacked_digest(blob: Path, media_type: str, limit: int, name: str) -> tuple
     digest, size = hashlib.sha256(), 0
     with blob.open("rb") as file:
         try:
-            for chunk in _unpack(file, media_type):
+            for chunk in _unpack(file, media_type, name):
                 size += len(chunk)
                 if size > limit:
                     return "", size
@@ -38,18 +57,16 @@ def unpacked_digest(blob: Path, media_type: str, limit: int, name: str) -> tuple
     return f"sha256:{digest.hexdigest()}", size
 
 
-def _unpack(file: IO[bytes], media_type: str) -> Iterator[bytes]:
-    if media_type.endswith(".tar"):
-        while chunk := file.read(_CHUNK):
-            yield chunk
-    elif media_type.endswith("+gzip"):
+def _unpack(file: IO[bytes], media_type: str, name: str) -> Iterator[bytes]:
+    if media_type.endswith("+gzip"):
         yield from _gunzip(file)
-    else:
+        return
+    if media_type.endswith("+zstd"):
         _require_one_frame(file)
         file.seek(0)
-        reader = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW).stream_reader(file, read_size=_CHUNK)
-        while chunk := reader.read(_CHUNK):
-            yield chunk
+    stream = decompress(file, media_type, name)
+    while chunk := stream.read(_CHUNK):
+        yield chunk
 
 
 def _require_one_frame(file: IO[bytes]) -> None:

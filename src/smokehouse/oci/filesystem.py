@@ -1,244 +1,137 @@
-"""The file system of an image, read from its layers without unpacking them to disk.
+"""What is in a layer, read to explain how it differs: within bounds, and with nothing in it unpacked or obeyed.
 
-Layers are tar streams that may be hostile: whatever could hide a file or exhaust memory is refused.
+A layer can be hostile, so tarfile reads no more of it than single headers: some extensions would take it hours. What only some
+programs understand ends the reading.
 
-See: https://github.com/opencontainers/image-spec/blob/main/layer.md
+See: https://pubs.opengroup.org/onlinepubs/9799919799/utilities/pax.html#tag_20_94_13_06
 """
 
-import gzip
 import hashlib
 import tarfile
 import zlib
-from collections import defaultdict
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal, Protocol, Self, cast
+from typing import NamedTuple
 
 import zstandard
 
 from smokehouse.errors import UserError
+from smokehouse.oci.blobs import Reader, decompress
 
+_BLOCK = 512
 _CHUNK = 1 << 20
-_MAX_WINDOW = 1 << 27  # bytes of memory that a zstd stream may request
-_MAX_HEADER = 1 << 20  # bytes of one extended header, which tarfile reads in one piece
-_WHITEOUT = ".wh."
-_OPAQUE_WHITEOUT = ".wh..wh..opq"
-_SUPPORTED = frozenset({tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, *tarfile.REGULAR_TYPES})
-_EXTENDED = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
-
-# The devices of a Debian base image by path; container runtimes mount their own over them. Any other device is refused.
-_DEBIAN_DEVICES = {
-    "dev/null": (1, 3),
-    "dev/zero": (1, 5),
-    "dev/full": (1, 7),
-    "dev/random": (1, 8),
-    "dev/urandom": (1, 9),
-    "dev/tty": (5, 0),
-    "dev/console": (5, 1),
-    "dev/ptmx": (5, 2),
+_MAX_RECORDS = 1 << 16  # bytes of one extended header
+_COST = 512  # bytes of memory that an entry takes besides its names
+_KINDS = {
+    tarfile.REGTYPE: "file",
+    tarfile.AREGTYPE: "file",
+    tarfile.LNKTYPE: "hard link",
+    tarfile.SYMTYPE: "link",
+    tarfile.CHRTYPE: "device",
+    tarfile.BLKTYPE: "block device",
+    tarfile.DIRTYPE: "folder",
+    tarfile.FIFOTYPE: "pipe",
 }
 
 
-@dataclass(frozen=True)
+@dataclass
 class Limits:
-    """The most `unpacked` bytes and `entries` that one image may have, over all of its layers."""
+    """How much may still be read: bytes of layers, unpacked, and bytes of memory for what is in them."""
 
-    unpacked: int = 100 << 30
-    entries: int = 2_000_000
+    unpacked: int = 20 << 30
+    memory: int = 256 << 20
+
+    def take(self, unpacked: int, memory: int) -> None:
+        """Count what is about to be read; raises ValueError where it is too much."""
+        self.unpacked -= unpacked
+        self.memory -= memory
+        if self.unpacked < 0 or self.memory < 0:
+            raise ValueError("more than is read to explain a difference")
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A file, symbolic link, folder or device of an image.
+class Entry(NamedTuple):
+    """An entry of a layer as its header has it: `mode` in octal, the `owner` and group by number, `mtime` in seconds.
 
-    A file has a `sha256`, a link a `target`. `layer` is the index of the layer that added it, `attributes` are the names
-    of its extended attributes.
+    A file has a `sha256`, a link a `target`, a device its numbers as one. `records` are the names of extended headers.
     """
 
-    kind: Literal["file", "link", "folder", "device"]
-    layer: int
-    mode: int
-    owner: tuple[int, int]
-    size: int = 0
-    sha256: str = ""
-    target: str = ""
-    attributes: tuple[str, ...] = ()
+    kind: str
+    mode: str
+    owner: str
+    mtime: str
+    target: str
+    sha256: str
+    records: str
 
 
-@dataclass
-class Tree:
-    """The file system of an image: `entries` by path, without a leading slash."""
+def entries(blob: Path, media_type: str, name: str, limits: Limits) -> dict[str, Entry]:
+    """Return the entries of the layer in the file `blob`, called `name` in messages, by path; raises UserError.
 
-    limits: Limits = field(default_factory=Limits)
-    entries: dict[str, Entry] = field(default_factory=dict)
-    unpacked: int = 0
-    count: int = 0
-    _inside: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-
-    def apply(self, blob: Path, media_type: str, name: str, layer: int) -> str:
-        """Apply the layer in the file `blob`, called `name` in messages; return the digest of the unpacked stream.
-
-        Raises UserError for a layer that is invalid, has paths outside of the image or unsupported entries, or exceeds the
-        limits.
-        """
+    What is read counts to `limits`.
+    """
+    try:
         with blob.open("rb") as file:
-            source = _HashingReader(decompress(file, media_type, name), self.limits.unpacked - self.unpacked, name)
-            try:
-                # tarfile only reads from it.
-                stream = cast("IO[bytes]", source)
-                with tarfile.open(fileobj=stream, mode="r|", bufsize=_CHUNK, tarinfo=_Member) as tar:
-                    for member in tar:
-                        self.count += 1
-                        if self.count > self.limits.entries:
-                            raise UserError(
-                                f"{name}: expected at most {self.limits.entries} entries, found more; do not trust this image"
-                            )
-                        self._add(tar, member, name, layer)
-                    ended = tar.offset
-                while source.read(_CHUNK):
-                    pass
-            except (tarfile.TarError, EOFError, OSError, zlib.error, zstandard.ZstdError, ValueError, RecursionError) as broken:
-                reason = str(broken) or type(broken).__name__
-                raise UserError(f"{name}: invalid layer ({reason}); fetch or build the image again") from None
-        if source.end > ended:
-            # A program that reads on where tarfile stops would find files that are not in this tree.
-            raise UserError(f"{name}: data after the end of the layer, or an invalid header; do not trust this image")
-        self.unpacked += source.count
-        return f"sha256:{source.digest.hexdigest()}"
-
-    def _add(self, tar: tarfile.TarFile, member: tarfile.TarInfo, name: str, layer: int) -> None:
-        path = _path(member.name, name)
-        if not path:
-            return
-        folder, _, base = path.rpartition("/")
-        self._require_folders(folder, path, name)
-        if base == _OPAQUE_WHITEOUT:
-            for inside in list(self._inside[folder]):
-                self._remove(f"{folder}/{inside}" if folder else inside, layer)
-            return
-        if base.startswith(_WHITEOUT):
-            hidden = base.removeprefix(_WHITEOUT)
-            if hidden in ("", ".", ".."):
-                raise UserError(f"{name}: invalid whiteout {path}; do not trust this image")
-            self._remove(f"{folder}/{hidden}" if folder else hidden, layer)
-            return
-        if not (member.isdir() and self._is_folder(path)):
-            self._remove(path, layer + 1)
-        self.entries[path] = self._entry(tar, member, path, name, layer)
-        self._inside[folder].add(base)
-
-    def _entry(self, tar: tarfile.TarFile, member: tarfile.TarInfo, path: str, name: str, layer: int) -> Entry:
-        if member.ischr() and _DEBIAN_DEVICES.get(path) == (member.devmajor, member.devminor):
-            return Entry("device", layer, member.mode & 0o7777, (member.uid, member.gid), target=path)
-        if member.type not in _SUPPORTED or member.issparse():
-            raise UserError(f"{name}: {path} is a device, pipe or sparse file, none of which an image needs; do not trust it")
-        mode, owner = member.mode & 0o7777, (member.uid, member.gid)
-        attributes = tuple(sorted(key for key in member.pax_headers if key.startswith("SCHILY.xattr.")))
-        if member.isdir():
-            return Entry("folder", layer, mode, owner, attributes=attributes)
-        if member.issym():
-            return Entry("link", layer, mode, owner, target=member.linkname)
-        if member.islnk():
-            target = _path(member.linkname, name)
-            self._require_folders(target.rpartition("/")[0], path, name)
-            linked = self.entries.get(target)
-            if linked is None or linked.kind != "file":
-                raise UserError(f"{name}: {path} is a hard link to {target}, which is not a file; do not trust this image")
-            return Entry("file", layer, linked.mode, linked.owner, linked.size, linked.sha256, attributes=linked.attributes)
-        return Entry("file", layer, mode, owner, member.size, _hashed(tar, member, path), attributes=attributes)
-
-    def _is_folder(self, path: str) -> bool:
-        entry = self.entries.get(path)
-        return bool(entry and entry.kind == "folder")
-
-    def _require_folders(self, folder: str, path: str, name: str) -> None:
-        """Raise UserError where a parent of `path` is a link or a file: the entry would be unpacked elsewhere."""
-        while folder:
-            entry = self.entries.get(folder)
-            if entry and entry.kind != "folder":
-                raise UserError(f"{name}: {path} is below {folder}, which is a {entry.kind}; do not trust this image")
-            if entry:
-                return  # its own parents were checked when it was added
-            folder = folder.rpartition("/")[0]
-
-    def _remove(self, path: str, below: int) -> None:
-        """Remove `path` and everything in it that a layer before `below` added."""
-        waiting = [path]
-        while waiting:
-            current = waiting.pop()
-            waiting += [f"{current}/{inside}" for inside in self._inside.get(current, ())]
-            entry = self.entries.get(current)
-            if entry and entry.layer < below:
-                del self.entries[current]
-                folder, _, base = current.rpartition("/")
-                self._inside[folder].discard(base)
+            return dict(_entries(decompress(file, media_type, name), limits))
+    except (ValueError, EOFError, OSError, zlib.error, zstandard.ZstdError) as broken:
+        raise UserError(f"{name}: cannot be read to explain it: {broken}; do not trust it") from None
 
 
-def _hashed(tar: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> str:
-    """Return the SHA-256 of a file; raises tarfile.ReadError."""
-    content = tar.extractfile(member)
-    if content is None:
-        raise tarfile.ReadError(f"{path} has no content")
-    digest, size = hashlib.sha256(), 0
-    while chunk := content.read(_CHUNK):
-        digest.update(chunk)
-        size += len(chunk)
-    if size != member.size:
-        raise tarfile.ReadError(f"{path} is truncated")
-    return digest.hexdigest()
+def _entries(stream: Reader, limits: Limits) -> Iterator[tuple[str, Entry]]:
+    records: dict[str, str] = {}
+    while (block := _read(stream, _BLOCK, limits)).strip(b"\0"):
+        try:
+            member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        except tarfile.HeaderError as invalid:
+            raise ValueError(f"a header with an error ({invalid})") from None
+        if member.type == tarfile.XHDTYPE and not records and 0 < member.size <= _MAX_RECORDS:
+            limits.take(0, _COST + member.size)
+            records = _records(_read(stream, member.size + -member.size % _BLOCK, limits)[: member.size])
+            continue
+        path, target = records.pop("path", member.name), records.pop("linkpath", member.linkname)
+        limits.take(0, _COST + len(path) + len(target))
+        yield path.rstrip("/"), _entry(member, target, records, stream, limits)
+        records = {}
 
 
-class _Member(tarfile.TarInfo):
-    """A tar header, refused when its extension is too large to be read in one piece."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        member = super().frombuf(buf, encoding, errors)
-        if member.type in _EXTENDED and member.size > _MAX_HEADER:
-            raise UserError(f"tar header: expected at most {_MAX_HEADER} bytes, found {member.size}; do not trust this image")
-        return member
-
-
-class _Reader(Protocol):
-    def read(self, size: int = -1, /) -> bytes: ...
-
-
-class _HashingReader:
-    """A reader that hashes and counts its bytes, up to a limit; `end` is the offset after the last byte that is not zero."""
-
-    def __init__(self, source: _Reader, limit: int, name: str) -> None:
-        self.source, self.limit, self.name = source, limit, name
-        self.count = self.end = 0
-        self.digest = hashlib.sha256()
-
-    def read(self, size: int = -1) -> bytes:
-        """Return up to `size` bytes."""
-        data = self.source.read(min(size, _CHUNK) if size >= 0 else _CHUNK)
-        if length := len(data.rstrip(b"\0")):
-            self.end = self.count + length
-        self.count += len(data)
-        if self.count > self.limit:
-            raise UserError(
-                f"{self.name}: expected at most {self.limit} bytes when unpacked, found more; do not trust this image"
-            )
-        self.digest.update(data)
-        return data
+def _entry(member: tarfile.TarInfo, target: str, records: dict[str, str], stream: Reader, limits: Limits) -> Entry:
+    kind = _KINDS.get(member.type)
+    if kind is None or member.size < 0 or (member.size and kind != "file"):
+        raise ValueError(f"a header of type {member.type!r} and size {member.size} for {member.name!r}")
+    digest, left = hashlib.sha256(), member.size
+    while left:
+        part = min(left, _CHUNK)
+        digest.update(_read(stream, part, limits))
+        left -= part
+    _read(stream, -member.size % _BLOCK, limits)
+    return Entry(
+        kind,
+        f"{member.mode:o}",
+        f"{member.uid}:{member.gid}",
+        str(member.mtime),
+        f"{member.devmajor}:{member.devminor}" if "device" in kind else target,
+        digest.hexdigest() if kind == "file" else "",
+        ", ".join(sorted(records)),
+    )
 
 
-def decompress(file: IO[bytes], media_type: str, name: str) -> _Reader:
-    """Return a reader of the tar stream in `file`; raises UserError for an unsupported `media_type`."""
-    if media_type.endswith("tar"):
-        return file
-    if media_type.endswith(("tar+gzip", "tar.gzip")):
-        return gzip.GzipFile(fileobj=file)
-    if media_type.endswith(("tar+zstd", "tar.zstd")):
-        return zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW).stream_reader(file, read_across_frames=True)
-    raise UserError(f"{name}: expected a layer of type tar, tar+gzip or tar+zstd, found {media_type!r}; build the image again")
+def _read(stream: Reader, size: int, limits: Limits) -> bytes:
+    limits.take(size, 0)
+    data = stream.read(size)
+    if len(data) != size:
+        raise ValueError("a stream that ends too early")
+    return data
 
 
-def _path(raw: str, name: str) -> str:
-    """Return the path of a tar entry in canonical form, empty for the root; raises UserError where it is outside."""
-    parts = [part for part in raw.split("/") if part not in ("", ".")]
-    if ".." in parts or "\0" in raw:
-        raise UserError(f"{name}: the path {raw!r} is outside the image; do not trust this image")
-    return "/".join(parts)
+def _records(data: bytes) -> dict[str, str]:
+    """Return the records of an extended header, each of which begins with its length; raises ValueError."""
+    found, at = {}, 0
+    while at < len(data):
+        space = data.index(b" ", at, at + len(str(_MAX_RECORDS)) + 1)
+        end = at + int(data[at:space])
+        key, equals, value = data[space + 1 : end].partition(b"=")
+        if not equals or not value.endswith(b"\n") or end > len(data):
+            raise ValueError("an extended header with an error")
+        found[key.decode("utf-8", "surrogateescape")] = value[:-1].decode("utf-8", "surrogateescape")
+        at = end
+    return found

@@ -13,7 +13,7 @@ from smokehouse.images import base as bases
 from smokehouse.images import debian_lock
 from smokehouse.images.base import Base
 from smokehouse.images.labels import ImageLabels
-from smokehouse.oci.filesystem import decompress
+from smokehouse.oci.blobs import decompress
 from smokehouse.oci.layout import Image, Layout
 
 _CHUNK = 1 << 20

@@ -13,12 +13,13 @@ from smokehouse.images.layers import Packed
 from smokehouse.images.record import RecordedImage, RecordedLayer
 from smokehouse.oci import closed
 from smokehouse.oci.blobs import unpacked_digest
-from smokehouse.oci.filesystem import Entry, Limits, Tree
+from smokehouse.oci.filesystem import Entry, Limits, entries
 from smokehouse.oci.layout import Image
 from smokehouse.oci.model import Descriptor
 
-_MOST = 1000  # files of one layer that are listed as different
-_EXPLAINED = Limits(unpacked=20 << 30, entries=500_000)
+_MOST = 1000  # entries of one layer that are listed as different
+_SHOWN = 1000  # characters of a text from an image
+_NAMES = {"mtime": "time", "sha256": "SHA-256", "records": "extended headers"}
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,9 @@ def compare(image: Image, expected: RecordedImage, made: Sequence[Packed] = ()) 
     differences += [
         Difference(0, f"(config) {path}", problem) for path, problem in compare_config(config, expected.config_text)
     ]
+    limits = Limits()  # of all layers together
     for number, (layer, wanted, packed) in enumerate(zip_longest(layers, expected.layers, made), 1):
-        differences += _compare_layer(image, number, layer, wanted, packed)
+        differences += _compare_layer(image, number, layer, wanted, packed, limits)
     return differences
 
 
@@ -104,15 +106,17 @@ def compare_config(found: bytes, expected: bytes) -> list[tuple[str, str]]:
 
 
 def _compare_layer(
-    image: Image, number: int, layer: Descriptor | None, expected: RecordedLayer | None, packed: Packed | None
+    image: Image, number: int, layer: Descriptor | None, expected: RecordedLayer | None, packed: Packed | None, limits: Limits
 ) -> list[Difference]:
     if expected is None:
         return [
             Difference(number, "(the whole layer)", "unexpected, the lock builds no such layer"),
-            *_explain(image, number, None),
+            *_explain(image, number, None, limits),
         ]
     if layer is None:
         return [Difference(number, "(the whole layer)", f"expected {expected.content}, found no such layer")]
+    if layer.media_type not in closed.LAYERS:
+        return []  # a difference of the manifest
     name = f"layer {number} ({layer.short})"
     image.layout.verify_blob(layer)
     found, size = unpacked_digest(image.layout.blob(layer.digest), layer.media_type, expected.size, name)
@@ -120,43 +124,33 @@ def _compare_layer(
         problem = f"expected {expected.size} bytes, found {size}"
         return [Difference(number, "(the whole layer)", problem)] if size != expected.size else []
     problem = f"expected {expected.diff_id} ({expected.content}), found {found or 'more bytes than that has'}"
-    return [Difference(number, "(the whole layer)", problem), *(_explain(image, number, packed) if packed else ())]
+    return [Difference(number, "(the whole layer)", problem), *(_explain(image, number, packed, limits) if packed else ())]
 
 
-def _explain(image: Image, number: int, packed: Packed | None) -> Iterator[Difference]:
-    """Yield the files in which a layer differs from the expected one, as far as it can be read."""
-    layer = image.manifest.layers[number - 1]
+def _explain(image: Image, number: int, packed: Packed | None, limits: Limits) -> Iterator[Difference]:
+    """Yield the entries in which a layer differs from the expected one, as far as it can be read within `limits`."""
+    layer, name = image.manifest.layers[number - 1], f"layer {number}"
     try:
-        found, wanted = Tree(_EXPLAINED), Tree()
-        found.apply(image.layout.blob(layer.digest), layer.media_type, f"layer {number}", number)
-        if packed:
-            wanted.apply(packed.path, packed.blob.media_type, f"layer {number}", number)
+        found = entries(image.layout.blob(layer.digest), layer.media_type, name, limits)
+        expected = entries(packed.path, packed.blob.media_type, name, Limits()) if packed else {}
     except UserError as unreadable:
-        yield Difference(number, "(the whole layer)", f"cannot be read to explain it: {unreadable}")
+        yield Difference(number, "(the whole layer)", printable(str(unreadable)))
         return
-    paths = sorted(found.entries.keys() | wanted.entries.keys())
-    different = [path for path in paths if found.entries.get(path) != wanted.entries.get(path)]
+    different = [path for path in sorted(found.keys() | expected.keys()) if found.get(path) != expected.get(path)]
     for path in different[:_MOST]:
-        yield Difference(number, printable(path), _problem(found.entries.get(path), wanted.entries.get(path)))
+        yield Difference(number, printable(path), _problem(found.get(path), expected.get(path)))
     if not different:
-        yield Difference(number, "(the whole layer)", "the same files with other headers, times or order, or deletions")
+        yield Difference(number, "(the whole layer)", "the same entries with other headers, or in another order")
 
 
 def _problem(found: Entry | None, expected: Entry | None) -> str:
     if found is None or expected is None:
         return f"unexpected {found.kind}" if found else "not found in the image"
-    for name, one, other in (
-        ("kind", found.kind, expected.kind),
-        ("mode", f"{found.mode:o}", f"{expected.mode:o}"),
-        ("owner", found.owner, expected.owner),
-        ("target", printable(found.target), printable(expected.target)),
-        ("SHA-256", found.sha256, expected.sha256),
-    ):
-        if one != other:
-            return f"expected {name} {other}, found {one}"
-    return f"expected no extended attributes, found {printable(', '.join(found.attributes))}"
+    pairs = zip(Entry._fields, found, expected, strict=True)
+    what, one, other = next((name, printable(one), printable(other)) for name, one, other in pairs if one != other)
+    return f"expected {_NAMES.get(what, what)} {other or 'none'}, found {one or 'none'}"
 
 
 def printable(text: str) -> str:
-    """Return a text from an image in ASCII, with an escape for what could paint a terminal."""
-    return text.encode("unicode_escape").decode("ascii")
+    """Return a text from an image, or its beginning, in ASCII, with an escape for what could paint a terminal."""
+    return f"{text[:_SHOWN]}{'...' if len(text) > _SHOWN else ''}".encode("unicode_escape").decode("ascii")

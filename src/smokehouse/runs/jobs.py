@@ -7,6 +7,9 @@ from types import FrameType
 
 from smokehouse.errors import UserError
 
+# For a smoke test whose nodes may pull an image first, each for some minutes. The user's own comes after it, and counts.
+JOIN = ("--join-timeout", "600")
+
 
 @contextmanager
 def ended_in_order() -> Iterator[None]:

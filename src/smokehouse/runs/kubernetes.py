@@ -299,7 +299,7 @@ def _command(request: Request, job: str, first: str) -> Document:
     smoke_test = ["/opt/smokehouse/smoke", "--image", request.image.digest, "--report", folder]
     smoke_test += ["--device", "cuda", "--nproc", str(request.gpus)] if request.gpus else ["--device", "cpu"]
     if request.nodes > 1:
-        smoke_test += ["--nodes", str(request.nodes), "--endpoint", f"{first}:{_PORT}"]
+        smoke_test += ["--nodes", str(request.nodes), "--endpoint", f"{first}:{_PORT}", *jobs.JOIN]
         if network := _NETWORKS.get(request.fabric):
             smoke_test += ["--network", network]
     # Kubernetes would expand what looks like one of its variables.

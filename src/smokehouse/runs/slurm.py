@@ -156,6 +156,7 @@ def _job(checkout: Checkout, request: Request, prefix: str | None, *, on_slurm: 
     given = ["--report", str(request.folder)]
     given += ["--device", "cuda", "--nproc", str(request.gpus)] if request.gpus else ["--device", "cpu"]
     given += ["--image", request.digest] if request.digest else []
+    given += jobs.JOIN if request.container != "none" and request.nodes > 1 else ()
     given += local.absolute_paths(request.options, local.place_of_smoke_test(checkout))
     place = local.place_of_smoke_test(checkout)
     local.validate(["-m", "smoke_tests", *proven, *given], request.environment, place)

@@ -21,14 +21,25 @@ from typing import IO
 from smokehouse.programs import slurm as program
 from smokehouse.runs import local
 
-_FIRST_PORT, _PORTS = 20_000, 30_000
+# Below 32768, from where Linux takes the ports of clients: one of those may be in use.
+_FIRST_PORT, _PORTS = 20_000, 12_000
 _SRUN = ("srun", "--ntasks-per-node=1", "--label", "--wait=0", "--kill-on-bad-exit=0")
 # Seconds in which the other nodes end by themselves once the first has, and srun when it was told to.
 GRACE = 10.0
 _KILL = 15.0
 _ENDED = "smokehouse-node-ended"
+# On each node: caches of its own, as train.sbatch has them, where home may be on NFS.
+CACHES = """\
+caches() {
+    folder=${NODE_CACHE:-/tmp}/smokehouse-$(id -u)
+    { mkdir -p "${folder%/*}" && mkdir -m 700 "$folder"; } 2> /dev/null || true
+    { [ -O "$folder" ] && [ ! -L "$folder" ]; } || folder=$(mktemp -d "$folder-XXXXXX") || return 0
+    export TRITON_CACHE_DIR="${TRITON_CACHE_DIR:-$folder/triton}"
+    export TORCH_EXTENSIONS_DIR="${TORCH_EXTENSIONS_DIR:-$folder/torch_extensions/$1}"
+}
+"""
 # On each node: the line that says how it ended. SIGTERM is for the command, which this waits for.
-_NODE = f'trap : TERM; "$@"; code=$?; echo "{_ENDED} $code" >&2; exit $code'
+_NODE = f'{CACHES}caches smoke; trap : TERM; "$@"; code=$?; echo "{_ENDED} $code" >&2; exit $code'
 _LABELLED = re.compile(rb" *([0-9]+): (.*)", re.DOTALL)
 # Bytes after which srun breaks a line that it labels; a line of so many goes on with the next one of the same node.
 _PIECE = 1024
@@ -40,6 +51,11 @@ _RESERVED = 1 << 18
 def srun(nodes: int, *options: str) -> tuple[str, ...]:
     """Return what a command begins with that runs on each of a job's nodes."""
     return (*_SRUN, f"--nodes={nodes}", *options, "sh", "-c", _NODE, "smokehouse")
+
+
+def port_of(job: str) -> int:
+    """Return the port at which the nodes of a job meet, which other jobs on the same nodes do not have."""
+    return _FIRST_PORT + int(re.sub(r"\D", "", job)) % _PORTS
 
 
 def reserve(folder: Path) -> Path:
@@ -101,8 +117,7 @@ class Job:
         environ = local.variables()
         command = [*self.launcher, *self.command]
         if self.token:
-            number = int(re.sub(r"\D", "", os.environ["SLURM_JOB_ID"]))
-            endpoint = f"{program.first_address(os.environ['SLURM_JOB_NODELIST'])}:{_FIRST_PORT + number % _PORTS}"
+            endpoint = f"{program.first_address(os.environ['SLURM_JOB_NODELIST'])}:{port_of(os.environ['SLURM_JOB_ID'])}"
             command += ["--endpoint", endpoint]
             environ["SMOKEHOUSE_TOKEN_FILE"] = str(self.token)
         try:

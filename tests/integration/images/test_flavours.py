@@ -57,7 +57,7 @@ def test_compilers_and_the_toolkit_are_in_the_devel_flavour_only(tiny: TestCheck
         assert made["labels"]["io.smokehouse.flavour"] == flavour
         seen[flavour] = Layout(layout).image()
         run(tiny, "verify", f"oci:{layout}")
-    entries = {flavour: tree(found).entries for flavour, found in seen.items()}
+    entries = {flavour: tree(found) for flavour, found in seen.items()}
     for flavour, found in seen.items():
         has = flavour == "devel"
         assert [f"opt/env/conda-meta/{name}.json" in entries[flavour] for name in devel] == [has] * len(devel)

@@ -93,6 +93,7 @@ def test_each_file_of_another_layer_is_reported(made: Made, tmp_path: Path) -> N
     ]
     assert (number, "(the whole layer)", "unexpected, the lock builds no such layer") in found
     assert [entry for entry in found if entry[0] == number][1:] == [
+        (number, "etc/.wh.shadow", "unexpected file"),
         (number, "etc/ld.so.preload", "unexpected file"),
         (number, "opt/env/bin/python3", "unexpected link"),
         (number, f"{SITE}/evil.pth", "unexpected file"),

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -112,6 +113,35 @@ def test_a_file_with_another_hash_is_refused(root: Path, tmp_path: Path) -> None
     (tmp_path / "in" / "alpha-1.0-py3-none-any.whl").write_bytes(wheel("alpha", "1.0", code="other"))
     stderr = run(root, "unpack", tmp_path / "in", tmp_path / "out").stderr
     assert f"alpha-1.0-py3-none-any.whl: expected SHA-256 {expected} as locked, found {found}; run nox -s build again" in stderr
+
+
+@pytest.mark.parametrize(
+    ("limit", "says"), [("size=14m", "marshal data too short"), ("nr_inodes=INODES", "its bytecode was not written")]
+)
+def test_bytecode_that_a_full_disk_cuts_or_has_no_room_for_is_refused(
+    root: Path, tmp_path: Path, full_disk: Path, limit: str, says: str
+) -> None:
+    """Compileall says nothing, and the layer would have other files than on a larger disk."""
+
+    def unpack(options: str) -> subprocess.CompletedProcess[str]:
+        shutil.rmtree(full_disk / "out", ignore_errors=True)
+        subprocess.run(["mount", "-o", f"remount,{options}", str(full_disk)], check=True, timeout=10)
+        return run(root, "unpack", tmp_path / "in", full_disk / "out")
+
+    code = f"text = {'#' * (9 << 20)!r}\n"  # as long when it is compiled
+    plan(tmp_path / "in", {"alpha-1.0-py3-none-any.whl": wheel("alpha", "1.0", code=code)}, budget=1 << 30)
+    assert unpack("size=64m").returncode == 0
+    inodes = len([*full_disk.rglob("*")])  # and one for the root; so one too few for the last file, which is compiled
+    ended = unpack(limit.replace("INODES", str(inodes)))
+    path = f"/{SITE}/alpha.py"
+    assert ended.stderr == f"smokehouse: {path}: cannot be compiled ({says}); free disk space and build again\n"
+    assert ended.returncode == 1
+
+
+def test_a_template_that_is_no_module_is_not_compiled(root: Path, tmp_path: Path) -> None:
+    plan(tmp_path / "in", {"alpha-1.0-py3-none-any.whl": wheel("alpha", "1.0", code="class {{ name }}:\n")})
+    ended = run(root, "unpack", tmp_path / "in", tmp_path / "out")
+    assert (ended.returncode, list((tmp_path / "out").rglob("*.pyc"))) == (0, []), ended.stderr
 
 
 def test_ops_are_built_for_gpus_and_for_any_cpu(root: Path, tmp_path: Path) -> None:

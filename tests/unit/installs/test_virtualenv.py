@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -264,6 +265,47 @@ def test_disk_becomes_full(checkout: TestCheckout, index: Index, full_disk: Path
     assert said.startswith("smokehouse: tiny cannot be installed: the disk is full; free some space")
     assert not checkout.marker.exists()
     shutil.rmtree(full_disk / "environments")
+
+
+def test_compiled_files_that_a_full_disk_cuts(checkout: TestCheckout, index: Index, full_disk: Path) -> None:
+    """Uv and Python notice nothing; once there is space, the next call compiles them again."""
+    index.add("gamma", "1.5", code=f"text = {'#' * (9 << 20)!r}\n")  # 9 MB compiled, too, of a disk with 16
+    checkout.lock()
+    prefix = full_disk / "tiny"
+    assert "the disk is full; free some space" in checkout.refused("install", "tiny", str(prefix), "--only", "pip")
+    [compiled] = prefix.glob("lib/*/site-packages/__pycache__/gamma.*.pyc")
+    assert 0 < compiled.stat().st_size < 9 << 20
+    subprocess.run(["mount", "-o", "remount,size=64m", str(full_disk)], check=True, timeout=10)
+    ended = checkout.run("install", "tiny", str(prefix), "--only", "pip")
+    assert ended.returncode == 0, ended.stderr
+    assert subprocess.run([prefix / "bin" / "python", "-c", "import gamma"], timeout=60, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("kept", [512, 0])
+def test_compiled_files_that_were_cut_are_compiled_again(
+    checkout: TestCheckout, index: Index, tmp_path: Path, kept: int
+) -> None:
+    index.add("gamma", "1.5", code="".join(f"def name_{number}(): return {number}\n" for number in range(99)))
+    checkout.lock()
+    prefix = tmp_path / "p"
+    install = ("install", "tiny", str(prefix), "--only", "pip")
+    assert checkout.run(*install).returncode == 0
+    [compiled] = prefix.glob("lib/*/site-packages/__pycache__/gamma.*.pyc")
+    whole = compiled.read_bytes()
+    compiled.write_bytes(whole[:kept])
+    checked = checkout.run(*install[:3], "--check")
+    assert (checked.returncode, checked.stdout) == (
+        1,
+        f"{compiled.relative_to(prefix)}: cut, so that Python cannot load it; remove it\n",
+    )
+    ended = checkout.run(*install)
+    assert ended.returncode == 0, ended.stderr
+    assert "installing 0 of 3 PyPI packages" in ended.stderr
+    assert compiled.read_bytes()[16 if kept == 0 else 0 :] == whole[16 if kept == 0 else 0 :]
+    compiled.write_bytes(whole[: kept + 99])  # nothing that a disk does: --check reads it
+    assert checkout.run(*install[:3], "--check").stdout == checked.stdout
+    compiled.write_bytes(bytes(4) + whole[4:512])  # of another Python, which compiles it again
+    assert checkout.run(*install[:3], "--check").returncode == 0
 
 
 @pytest.mark.parametrize("good", [True, False])

@@ -1,6 +1,7 @@
 """Job files of Kubernetes: what is in cluster/, what a run renders of it, and what kubectl and the resources' schemas say."""
 
 import base64
+import copy
 import gzip
 import io
 import os
@@ -20,6 +21,7 @@ from smokehouse.oci import Reference
 from smokehouse.programs.kubectl import Cluster
 from smokehouse.runs import kubernetes, manifests, targets
 from smokehouse.runs.kubernetes import Request
+from tests.kubernetes import security
 from tests.kubernetes.pods import expand
 from tests.kubernetes.schemas import compiled, resources, rules
 
@@ -93,15 +95,13 @@ def test_both_kinds_have_the_same_pods(fabric: str) -> None:
 
 @pytest.mark.parametrize("kind", ["runtime", "jobset"])
 @pytest.mark.parametrize("fabric", ["base", "overlays/infiniband", "overlays/efa"])
-def test_pods_are_restricted_and_have_what_training_needs(kind: str, fabric: str) -> None:
+def test_pods_have_what_training_needs(kind: str, fabric: str) -> None:
     [document] = manifests.build(FILES / kind / fabric)
     pod = manifests.pod_of(document)
-    assert pod["securityContext"]["runAsNonRoot"] is True
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     assert volumes["shm"]["emptyDir"]["medium"] == "Memory"
     for container in manifests.containers_of(pod):
         assert container["securityContext"]["readOnlyRootFilesystem"] is True
-        assert container["securityContext"]["allowPrivilegeEscalation"] is False
         assert "@sha256:" in container["image"]
         mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
         assert mounts == {"/dev/shm": "shm", "/tmp": "tmp", "/cache": "cache"}
@@ -110,7 +110,74 @@ def test_pods_are_restricted_and_have_what_training_needs(kind: str, fabric: str
             assert any(places[name].startswith(f"{place}/") or places[name] == place for place in mounts)
     text = yaml.safe_dump(document)
     assert "sshd" not in text
-    assert "privileged: true" not in text
+
+
+def with_user(pod: dict[str, Any], user: int | None) -> dict[str, Any]:
+    """Return a pod as a namespace makes it that has users of its own, or none."""
+    changed = copy.deepcopy(pod)
+    for name in ("runAsUser", "runAsGroup", "fsGroup"):
+        del changed["securityContext"][name]
+    changed["securityContext"] |= {} if user is None else {"runAsUser": user}
+    return changed
+
+
+@pytest.mark.parametrize("kind", ["runtime", "jobset"])
+@pytest.mark.parametrize("fabric", ["base", "overlays/infiniband", "overlays/efa"])
+def test_restricted_namespaces_admit_the_pods_in_files(kind: str, fabric: str) -> None:
+    pod = manifests.pod_of(manifests.build(FILES / kind / fabric)[0])
+    for one in (pod, with_user(pod, None), with_user(pod, 1000730000)):
+        assert security.violations(one, {}) == []
+
+
+@pytest.mark.parametrize("kind", kubernetes.KINDS)
+@pytest.mark.parametrize("fabric", kubernetes.FABRICS)
+def test_restricted_namespaces_admit_what_a_run_creates(kind: str, fabric: str) -> None:
+    """Also what the doctor makes of it. Nothing that a TrainJob lays over its runtime is about security."""
+    smoke = rendered(kind=kind, fabric=fabric)
+    doctor = kubernetes._of_doctor(rendered(kind=kind, fabric=fabric), ())
+    assert [security.violations(pod_of(documents), {}) for documents in (smoke, doctor)] == [[], []]
+    trainers = [document["spec"]["trainer"] for document in (*smoke, *doctor) if document["kind"] == "TrainJob"]
+    assert all(trainer.keys() <= {"numNodes", "image", "command", "args", "env", "resourcesPerNode"} for trainer in trainers)
+
+
+def test_nvsentinels_check_is_admitted_wherever_the_pod_is() -> None:
+    """It is injected into pods of others: it inherits nothing."""
+    values = yaml.safe_load((FILES / "nvsentinel" / "values.yaml").read_text())
+    assert security.violations(values["preflight"], {}) == []
+
+
+CAPABILITIES = {"drop": ["ALL"], "add": ["IPC_LOCK"]}
+FORBIDDEN: list[tuple[str, Any, str]] = [
+    ("", {"hostNetwork": True}, "hostNetwork: true"),
+    ("", {"hostIPC": True}, "hostIPC: true"),
+    ("", {"volumes": [{"name": "x", "hostPath": {"path": "/"}}]}, "volumes[x]: hostPath"),
+    ("", {"volumes": [{"name": "x", "nfs": {"path": "/"}}]}, "volumes[x]: nfs"),
+    ("pod", {"runAsUser": 0}, "securityContext.runAsUser: 0"),
+    ("pod", {"runAsNonRoot": None}, "containers[node].securityContext.runAsNonRoot: undefined"),
+    ("pod", {"seccompProfile": None}, "containers[node].securityContext.seccompProfile: undefined"),
+    ("pod", {"seccompProfile": {"type": "Unconfined"}}, "securityContext.seccompProfile.type: Unconfined"),
+    ("pod", {"appArmorProfile": {"type": "Unconfined"}}, "securityContext.appArmorProfile.type: Unconfined"),
+    ("pod", {"seLinuxOptions": {"type": "spc_t"}}, "securityContext.seLinuxOptions.type: spc_t"),
+    ("pod", {"seLinuxOptions": {"user": "x"}}, "securityContext.seLinuxOptions.user: x"),
+    ("pod", {"sysctls": [{"name": "net.core.somaxconn"}]}, "securityContext.sysctls: net.core.somaxconn"),
+    ("node", {"runAsNonRoot": False}, "containers[node].securityContext.runAsNonRoot: false"),
+    ("node", {"privileged": True}, "containers[node].securityContext.privileged: true"),
+    ("node", {"allowPrivilegeEscalation": None}, "containers[node].securityContext.allowPrivilegeEscalation: None"),
+    ("node", {"procMount": "Unmasked"}, "containers[node].securityContext.procMount: Unmasked"),
+    ("node", {"capabilities": {}}, "containers[node].securityContext.capabilities.drop: None"),
+    ("node", {"capabilities": CAPABILITIES}, "containers[node].securityContext.capabilities.add: IPC_LOCK"),
+    ("container", {"ports": [{"hostPort": 29500}]}, "containers[node].ports.hostPort: set"),
+    ("container", {"livenessProbe": {"httpGet": {"host": "other"}}}, "containers[node].livenessProbe.host: set"),
+]
+
+
+@pytest.mark.parametrize(("where", "change", "expected"), FORBIDDEN, ids=[said for _, _, said in FORBIDDEN])
+def test_what_restricted_namespaces_refuse(where: str, change: dict[str, Any], expected: str) -> None:
+    """A control of each kind: a check that finds nothing would prove nothing."""
+    pod = copy.deepcopy(pod_of(rendered()))
+    [node] = pod["containers"]
+    {"": pod, "pod": pod["securityContext"], "container": node, "node": node["securityContext"]}[where].update(change)
+    assert expected in security.violations(pod, {})
 
 
 def test_a_file_that_kustomize_would_build_otherwise_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What the first node of a Slurm job makes of the lines of all nodes. tests/cluster runs it on a real Slurm."""
 
+import os
 import subprocess
 import time
 from pathlib import Path
@@ -121,3 +122,62 @@ def test_node_says_how_its_command_ended(monkeypatch: pytest.MonkeyPatch, tmp_pa
     command = ["sh", "-c", node[1], "smokehouse", "sh", "-c", "kill -TERM $PPID; echo why >&2; exit 7"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (ended.returncode, ended.stderr) == (7, "why\nsmokehouse-node-ended 7\n")
+
+
+def test_jobs_that_follow_each_other_have_ports_of_their_own_that_no_client_takes() -> None:
+    ports = [slurm_job.port_of(str(number)) for number in range(32760, 32760 + 12_000)]
+    assert len(set(ports)) == len(ports)
+    assert all(1024 <= port < 32768 for port in ports)
+
+
+def test_training_jobs_have_the_ports_of_smoke_tests(root: Path) -> None:
+    """Both are of a job's number, so that a job that runs both in turn needs one port."""
+    [line] = [line for line in (root / "cluster/slurm/train.sbatch").read_text().splitlines() if "PORT=${PORT:-" in line]
+    for job in ("1", "12001", "4711000"):
+        script = f'{line}\necho "$PORT"'
+        said = subprocess.run(["bash", "-c", script], env={"SLURM_JOB_ID": job}, capture_output=True, text=True, check=True)
+        assert int(said.stdout) == slurm_job.port_of(job)
+
+
+def caches(environ: dict[str, str], key: str = "key") -> dict[str, str]:
+    """Return where a job compiles on a node, by variable."""
+    script = f'set -eu\n{slurm_job.CACHES}caches "$1"; echo "${{TRITON_CACHE_DIR:-}}"; echo "${{TORCH_EXTENSIONS_DIR:-}}"'
+    ended = subprocess.run(["sh", "-c", script, "sh", key], env=environ, capture_output=True, text=True, check=True)
+    return dict(zip(("TRITON_CACHE_DIR", "TORCH_EXTENSIONS_DIR"), ended.stdout.splitlines(), strict=True))
+
+
+def test_training_jobs_and_smoke_tests_compile_in_the_same_folders(root: Path) -> None:
+    """The file is also copied alone, and so has the function itself."""
+    assert slurm_job.CACHES in (root / "cluster/slurm/train.sbatch").read_text()
+
+
+def test_what_is_compiled_is_of_one_node_and_one_environment(tmp_path: Path) -> None:
+    """Also where home is on NFS. Kernels of Triton have keys of their own."""
+    environ = {**os.environ, "NODE_CACHE": str(tmp_path / "local"), "HOME": "/nfs/home", "TMPDIR": "/nfs/tmp"}
+    for name in ("TRITON_CACHE_DIR", "TORCH_EXTENSIONS_DIR"):
+        environ.pop(name, None)
+    own = tmp_path / "local" / f"smokehouse-{os.getuid()}"
+    for key in ("one", "two"):
+        expected = {"TRITON_CACHE_DIR": f"{own}/triton", "TORCH_EXTENSIONS_DIR": f"{own}/torch_extensions/{key}"}
+        assert caches(environ, key) == expected
+    assert own.stat().st_mode & 0o777 == 0o700
+    chosen = {"TRITON_CACHE_DIR": "/mine", "TORCH_EXTENSIONS_DIR": "/mine too"}
+    assert caches(environ | chosen) == chosen
+
+
+def test_folder_that_another_user_made_is_not_compiled_in(tmp_path: Path) -> None:
+    """They could put code into it. Where there can be none, the defaults of the libraries stay."""
+    environ = {"PATH": os.environ["PATH"], "NODE_CACHE": str(tmp_path)}
+    own = tmp_path / f"smokehouse-{os.getuid()}"
+    (tmp_path / "elsewhere").mkdir()
+    own.symlink_to("elsewhere")
+    found = Path(caches(environ)["TRITON_CACHE_DIR"]).parent
+    assert found.parent == tmp_path
+    assert found.name.startswith(f"{own.name}-")
+    assert found.stat().st_mode & 0o777 == 0o700
+    if os.getuid() == 0:
+        own.unlink()
+        own.mkdir()
+        os.chown(own, 54321, -1)
+        assert Path(caches(environ)["TRITON_CACHE_DIR"]).parent not in (own, found)
+    assert caches(environ | {"NODE_CACHE": "/proc/none"}) == {"TRITON_CACHE_DIR": "", "TORCH_EXTENSIONS_DIR": ""}
