@@ -6,7 +6,7 @@ call made or sent is used by the next.
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from smokehouse.errors import UserError
 from smokehouse.images import build as building
 from smokehouse.images import record
 from smokehouse.images.build import ImageRequest
+from smokehouse.images.contexts import CYCLONEDX
 from smokehouse.images.labels import ImageLabels
 from smokehouse.images.spec import tags as image_tags
 from smokehouse.locks import LockedEnvironment
@@ -122,16 +123,16 @@ def publish_image(checkout: Checkout, name: str, repository: str, options: Publi
             channel=request.channel,
             added=request.extra_wheels,
             base=request.base,
-            source=request.source,
+            source=request.source or "",  # what is signed says it, and no image for itself
         )
         verification = verify_image(checkout, locked, image, names[0], verify_options)
         if not verification.passed:
             return Publication((), verification)
         if options.recorded and verification.expected:
             record.confirm(checkout, locked, request.flavour, verification.expected)
-        sbom = Path(verification.sbom).read_text()
+        sbom = Path(verification.sbom)
         signed = [_sign(job, payload) for payload in _statements(job, image, report, sbom)]
-        _send(job, registry, image, sbom.encode(), signed)
+        _send(job, registry, image, sbom.read_bytes(), signed)
         _clean(job)
     return Publication(tuple(f"{reference.name}:{tag}" for tag in job.tags), verification, report.summary)
 
@@ -215,10 +216,15 @@ def _refuse_other_version(job: _Job, image: Image) -> None:
         )
 
 
-def _statements(job: _Job, image: Image, report: Report, sbom: str) -> list[bytes]:
-    """Return the statements about the image: what it was proven to do, where it comes from, and what is in it."""
+def _statements(job: _Job, image: Image, report: Report, sbom: Path) -> list[bytes]:
+    """Return the statements about the image: what it was proven to do, where it comes from, and what is in it.
+
+    The SBOM as CycloneDX lies beside that as SPDX, the file `sbom`.
+    """
     labels, name = ImageLabels.parse(image.labels, job.names[0]), job.repository.name
-    about = provenance.statements(job.checkout, job.locked, labels, sbom, name, image.digest)
+    labels = replace(labels, extra_wheels=tuple(wheel.text for wheel in job.options.request.extra_wheels))  # by our URLs
+    sboms = {provenance.SPDX: sbom, provenance.CYCLONEDX: sbom.with_name(CYCLONEDX)}
+    about = provenance.statements(job.checkout, job.locked, labels, sboms, name, image.digest)
     return [attestation.statement(report.fields, name, image.digest), *about]
 
 

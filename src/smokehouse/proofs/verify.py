@@ -153,10 +153,10 @@ def _compare(subject: _Subject, options: VerifyOptions, work: Path) -> Verificat
     status(f"verifying: comparing {len(expected.layers)} layers")
     differences += compare(image, expected.recorded, [layer.packed for layer in expected.layers])
     # By what it lists: another verification of this environment can be of other wheels, and end first.
-    text = (made["ours"] / "ours" / "sbom.spdx.json").read_bytes()
-    sbom = subject.folder / f"sbom-{files.sha256(text)[:16]}.spdx.json"
-    files.write(sbom, text)
-    return replace(result, expected=expected.recorded, differences=differences, sbom=str(sbom))
+    sboms = subject.folder / f"sbom-{files.hashed(made['ours'] / contexts.SPDX)[:16]}"
+    for name in (contexts.CYCLONEDX, contexts.SPDX):
+        files.write(sboms / Path(name).name, (made["ours"] / name).read_bytes())
+    return replace(result, expected=expected.recorded, differences=differences, sbom=str(sboms / Path(contexts.SPDX).name))
 
 
 def _compare_with_record(subject: _Subject, options: VerifyOptions) -> Verification:
@@ -185,7 +185,7 @@ def _compare_origin(subject: _Subject, options: VerifyOptions) -> tuple[list[str
     """Return what an image says of its source that cannot be verified here, and what is wrong with it."""
     labels, claims, differences = subject.labels, [], []
     if options.source is not None and labels.source != options.source:
-        problem = f"expected {options.source}, found {printable(labels.source) or 'none'}"
+        problem = f"expected {options.source or 'none'}, found {printable(labels.source) or 'none'}"
         differences.append(Difference(0, "(config) label org.opencontainers.image.source", problem))
     elif options.source is None and labels.source:
         claims.append(f"source {printable(labels.source)}, as the image says; specify the URL with --source")
