@@ -254,7 +254,8 @@ _RICH_FRAME = re.compile(r"^\s*(?P<file>\S+\.py):(?P<line>\d+) in (?P<function>\
 _TYPE = re.compile(
     r"^(?!nccl[A-Z])(?P<type>(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception|Exit|Interrupt|Timeout|Warning|Failure)\d*)(?::(?P<message>.*)|\s*)$"
 )
-_ANY_TYPE = re.compile(r"^(?P<type>(?:[A-Za-z_]\w*\.)*[A-Z_]\w*)(?::(?P<message>.*)|\s*)$")
+# Of a private class too, but not a function whose name a console wrapped, such as _invoke_run.
+_ANY_TYPE = re.compile(r"^(?P<type>(?:[A-Za-z_]\w*\.)*_*[A-Z]\w*)(?::(?P<message>.*)|\s*)$")
 _CHAIN = ("During handling of the above exception, another exception occurred", "The above exception was the direct cause of")
 _ABOVE = 12  # lines above an exception whose traceback's header is not in the excerpt
 _MESSAGE = 60  # lines of a message that are not indented

@@ -235,6 +235,16 @@ def _keyword(name: str) -> Raise:
     return lambda _: type(name, (), {"__init__": __init__})(parameter=1)
 
 
+def _function(name: str) -> Raise:
+    """Call a function without parameters, of a given qualified name, with one."""
+
+    def function() -> None:
+        """Take none."""
+
+    function.__qualname__ = name
+    return lambda _: function(parameter=1)  # type: ignore[call-arg]
+
+
 def _lacks(name: str, attribute: str) -> Raise:
     """Read an attribute that an instance of a class of a given name lacks."""
     return lambda _: getattr(type(name, (), {})(), attribute)
@@ -248,6 +258,9 @@ RAISES: dict[str, Raise] = {
     "invalid load key, '<'.": lambda _: pickle.loads(b"<!doctype"),
     "'NoneType' object has no attribute 'get'": lambda _: getattr(None, "get"),  # noqa: B009
     "object has no attribute 'hidden_size'": _lacks("Qwen2_5_VLConfig", "hidden_size"),
+    "object has no attribute 'vocab_size'": _lacks("Qwen2_5_VLConfig", "vocab_size"),
+    "'NoneType' object has no attribute 'image_processor'": lambda _: getattr(None, "image_processor"),  # noqa: B009
+    "AttributeError: 'AdamW' object has no attribute 'train'": _lacks("AdamW", "train"),
     "'DeepSpeedCPUAdam' object has no attribute 'ds_opt_adam'": _lacks("DeepSpeedCPUAdam", "ds_opt_adam"),
     "[Errno 116] Stale file handle": _system(errno.ESTALE),
     "KeyError: 'llava_": lambda _: dict[str, str]()["llava_qwen"],
@@ -267,6 +280,7 @@ RAISES: dict[str, Raise] = {
     "OSError: [Errno 12] Cannot allocate memory": _system(errno.ENOMEM),
     "OSError: [Errno 98] Address already in use": _system(errno.EADDRINUSE),
     "Connection reset by peer": lambda _: os.strerror(errno.ECONNRESET),
+    "Too many open files": lambda _: os.strerror(errno.EMFILE),
     "Broken pipe": lambda _: os.strerror(errno.EPIPE),
     "died with <Signals.SIGKILL: 9>": _ended(-9, "train"),
     "returned non-zero exit status {n}": _ended(1, "train"),
@@ -282,7 +296,10 @@ RAISES: dict[str, Raise] = {
     "ImportError: lib{w}.so{}cannot open shared object file": _extension("libcudnn.so.99"),
     "OSError: lib{w}.so{}cannot open shared object file": _library("libcudart.so.99"),
 }
+for _one in ("Accelerator.unwrap_model", "process_vision_info", "PreTrainedTokenizerFast._batch_encode_plus"):
+    RAISES[f"{_one}() got an unexpected keyword argument"] = _function(_one)
 for _class in (
+    "Accelerator",
     "LoraConfig",
     "TrainingArguments",
     *(f"{_one}Config" for _one in ("SFT", "GRPO", "DPO", "KTO", "PPO", "Reward")),

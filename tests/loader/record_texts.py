@@ -43,6 +43,7 @@ OLDEST = {
     "diffusers": "0.33.0",
     "flash-attn": "2.6.0",
     "huggingface-hub": "0.25.0",
+    "llamafactory": "0.9.0",
     "numpy": "1.26.0",
     "nvidia-cuda-runtime-cu12": "12.1.0",
     "nvidia-cudnn-cu12": "9.1.0",
@@ -58,6 +59,7 @@ OLDEST = {
     "triton": "3.0.0",
     "trl": "0.11.0",
     "urllib3": "2.0.0",
+    "wandb": "0.17.0",
 }
 # Packages of gigabytes: these releases only, without those between.
 ONLY = {

@@ -2,6 +2,10 @@
 
 from smokehouse_loader.failures.model import Failure, Sign
 
+QUANTISED = (
+    "bitsandbytes || Params4bit || load_in_4bit || load_in_8bit || bnb_ || BitsAndBytes || torch.uint8 || QLoRA || qlora"
+)
+
 FAILURES = (
     Failure(
         name="adapter-partitioned",
@@ -180,7 +184,7 @@ FAILURES = (
         cure="set bnb_4bit_quant_storage to the dtype of the other weights (torch.bfloat16) in BitsAndBytesConfig",
         source="peft's guide to DeepSpeed and FSDP with QLoRA; pytorch's flat parameters",
         signs=(
-            Sign("Must flatten tensors with uniform dtype but got"),
+            Sign("Must flatten tensors with uniform dtype but got", log=(QUANTISED,)),
             Sign("Cannot flatten integer dtype tensors"),
             Sign(
                 "Only Tensors of floating point and complex dtype can require gradients",

@@ -113,10 +113,13 @@ FAILURES = (
     ),
     Failure(
         name="class-not-in-transformers",
-        cause="The class is not in the installed transformers: it came with a later release, or left with an earlier one.",
+        cause=(
+            "The class or function is not in the installed transformers: it came with a later release, or left with an "
+            "earlier one."
+        ),
         cure=(
             "install a release that has the class (Qwen2_5_VL* came with 4.49.0, Qwen3VL* with 4.57.0; "
-            "AutoModelForVision2Seq left with 5.0)"
+            "AutoModelForVision2Seq left with 5.0), or the one that the code's requirements name"
         ),
         source="transformers/utils/import_utils.py",
         signs=(
@@ -187,8 +190,37 @@ FAILURES = (
             Sign("Tokenizer class {w} does not exist or is not currently imported"),
             Sign("ValueError: Tokenizer class {w} is not currently imported"),
             Sign("Couldn't instantiate the backend tokenizer from one of"),
-            Sign("data did not match any variant of untagged enum"),
         ),
+    ),
+    Failure(
+        name="tokenizer-file-newer",
+        cause="tokenizer.json has a form that the installed tokenizers cannot read: nearly always, a newer release wrote it.",
+        cure=(
+            "install transformers, and with it tokenizers, at least as new as those that wrote the file (from 4.45 and 0.20 on "
+            "merges are pairs); if they are, copy the base model's tokenizer.json"
+        ),
+        source="tokenizers' Rust code; allenai/open-instruct issue #738",
+        signs=(Sign("data did not match any variant of untagged enum"),),
+    ),
+    Failure(
+        name="processor-not-made",
+        cause="LLaMA-Factory could not make the model's processor, and went on with its tokenizer alone.",
+        cure=(
+            "run AutoProcessor.from_pretrained(MODEL) to see the error that it swallowed: files that are missing "
+            "(preprocessor_config.json), or a transformers that is older than the model"
+        ),
+        source="llamafactory/data/mm_plugin.py; hiyouga/LLaMA-Factory issue #7582",
+        signs=(
+            Sign("Processor was not found, please check and update your"),
+            Sign("'NoneType' object has no attribute 'image_processor'", needs=("mm_plugin.py",)),
+        ),
+    ),
+    Failure(
+        name="template-of-another-model",
+        cause="The template that LLaMA-Factory was told to use is of a model without images (or videos or audio).",
+        cure="pass the template of this model (qwen2_vl, qwen3_vl, llava, intern_vl, gemma3, …)",
+        source="llamafactory/data/mm_plugin.py; hiyouga/LLaMA-Factory issue #8825",
+        signs=(Sign("This model does not support {w} input. Please check whether the correct `template` is used"),),
     ),
     Failure(
         name="chat-template-missing",
@@ -203,7 +235,10 @@ FAILURES = (
     ),
     Failure(
         name="sizes-in-text-config",
-        cause=("The code reads config.hidden_size, and the configuration of a vision-language model has it in text_config."),
+        cause=(
+            "The code reads config.hidden_size or vocab_size, and the configuration of a vision-language model has them in "
+            "text_config."
+        ),
         cure=(
             "give numbers instead of 'auto' in zero_optimization (reduce_bucket_size, stage3_prefetch_bucket_size, "
             "stage3_param_persistence_threshold), read config.get_text_config().hidden_size in own code, and take releases of "
@@ -212,9 +247,12 @@ FAILURES = (
         source="transformers/integrations/deepspeed.py, trainer_config_finalize",
         signs=(
             Sign("entry, therefore it's not possible to automatically fill out the following `auto` entries"),
-            Sign(
-                "object has no attribute 'hidden_size'",
-                needs=("VLConfig || VLMoeConfig || LlavaConfig || InternVLConfig || Gemma3Config || Idefics || Mllama",),
+            *(
+                Sign(
+                    f"object has no attribute '{name}'",
+                    needs=("VLConfig || VLMoeConfig || LlavaConfig || InternVLConfig || Gemma3Config || Idefics || Mllama",),
+                )
+                for name in ("hidden_size", "vocab_size")
             ),
         ),
     ),
@@ -238,11 +276,29 @@ FAILURES = (
         ),
     ),
     Failure(
+        name="accelerate-of-another-release",
+        cause="transformers calls accelerate as a newer (or older) release of it than the installed one.",
+        cure=(
+            "upgrade accelerate to a release of the same months as transformers (0.34 for 4.45, 1.4 for 4.49, 1.10 for 4.56); "
+            "`pip check` cannot see it, since transformers names only a lower bound"
+        ),
+        source="transformers/trainer.py and accelerate/optimizer.py; huggingface/transformers issue #33620",
+        signs=(
+            Sign("AttributeError: 'AdamW' object has no attribute 'train'"),
+            Sign("Accelerator.unwrap_model() got an unexpected keyword argument"),
+            Sign("Accelerator.__init__() got an unexpected keyword argument"),
+        ),
+    ),
+    Failure(
         name="argument-of-another-release",
-        cause="A Trainer or its arguments do not have this parameter: it was renamed, or is of another release of the library.",
+        cause=(
+            "A Trainer, its arguments or a function do not have this parameter: it was renamed, or is of another release of "
+            "the library."
+        ),
         cure=(
             "read the signature in the installed release (tokenizer became processing_class, evaluation_strategy "
-            "eval_strategy, max_seq_length max_length), or install the release that the script was written for"
+            "eval_strategy, max_seq_length max_length; image_patch_size needs qwen-vl-utils 0.0.14), or install the release "
+            "that the script was written for"
         ),
         source="transformers/trainer.py and trl's trainers, which raise Python's own TypeError",
         signs=(
@@ -255,6 +311,8 @@ FAILURES = (
                 Sign(f"{name}Config.__init__() got an unexpected keyword argument")
                 for name in ("SFT", "GRPO", "DPO", "KTO", "PPO", "Reward")
             ),
+            Sign("process_vision_info() got an unexpected keyword argument"),
+            Sign("PreTrainedTokenizerFast._batch_encode_plus() got an unexpected keyword argument"),
         ),
     ),
     Failure(

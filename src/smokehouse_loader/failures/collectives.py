@@ -255,6 +255,7 @@ FAILURES = (
                 "The server socket has failed to listen on any local network address",
                 needs=("EADDRINUSE || address already in use || Address already in use || errno: 98",),
             ),
+            Sign("Tried to launch distributed communication on port `"),
             Sign("EADDRINUSE, message: address already in use", needs=("socket || TCPStore || DistNetworkError",)),
             Sign(
                 "OSError: [Errno 98] Address already in use",

@@ -26,10 +26,26 @@ FAILURES = (
         excludes=("ignore-mismatched-sizes",),
     ),
     Failure(
+        name="image-mark-missing",
+        cause="The text has no image token at all, and pixels were given: no image was named where the template puts its mark.",
+        cure=(
+            'make text and pixels of one message whose content lists the image ({"type": "image"} before the text), with the '
+            "model's own chat template, or write its mark (<image>, <|image_pad|>) into the text"
+        ),
+        source="transformers/models/llava/modeling_llava.py and others, get_placeholder_mask",
+        signs=(
+            Sign("Image features and image tokens do not match: tokens: 0, features"),
+            Sign("Image features and image tokens do not match, tokens: 0, features"),
+        ),
+        excludes=("image-tokens-truncated",),
+        question="Does the text before the tokenizer have an image mark, and does truncation cut it off?",
+    ),
+    Failure(
         name="image-tokens-truncated",
         cause=(
             "The text has another number of image tokens than the vision tower makes features: it was truncated in an image, "
-            "or pixels and tokens come from different processors (min_pixels, max_pixels)."
+            "pixels and tokens come from different processors (min_pixels, max_pixels), or a batch was split in which a sample "
+            "has several images."
         ),
         cure=(
             "raise the maximum length (or set it to None; in trl max_prompt_length=None, max_length=None) and "
@@ -263,6 +279,8 @@ FAILURES = (
         signs=(
             Sign("must be evenly divisible by the number of generations per prompt"),
             Sign("must be divisible by num_generations"),
+            Sign("rewards.view(-1, self.num_generations)", needs=("is invalid for input of size",)),
+            Sign("rewards.view(-1, num_generations)", needs=("is invalid for input of size",)),
         ),
     ),
     Failure(
@@ -286,5 +304,43 @@ FAILURES = (
             Sign("exited unexpectedly", needs=("DataLoader worker (pid(s)",)),
         ),
         may_follow=True,
+    ),
+    Failure(
+        name="token-types-missing",
+        cause=(
+            "transformers 5 needs mm_token_type_ids to find images in a text; the collator or trainer passed on the grids and "
+            "left it out."
+        ),
+        cure=(
+            "pass on all that the processor returns (remove_unused_columns=False, no list of names in an own collator; padded "
+            "with 0 like input_ids), with a trl or liger-kernel that knows this transformers"
+        ),
+        source="transformers/models/qwen3_vl/modeling_qwen3_vl.py; datawhalechina/self-llm issue #506",
+        signs=(
+            Sign("Multimodal data was passed (via `image_grid_thw` or `video_grid_thw`) but `mm_token_type_ids` is missing"),
+        ),
+    ),
+    Failure(
+        name="inputs-unused-by-model",
+        cause=(
+            "generate was given an input that the model's forward does not have: it is of another model's processor, or a "
+            "package (liger-kernel for mm_token_type_ids) replaced forward by an older one."
+        ),
+        cure="take it out of the inputs before generate, or install a release of that package which knows this transformers",
+        source="transformers/generation/utils.py; linkedin/Liger-Kernel issue #1117",
+        signs=(Sign("The following `model_kwargs` are not used by the model: "),),
+    ),
+    Failure(
+        name="special-token-unknown",
+        cause="The eos_token or pad_token that trl was given is not in the vocabulary of the tokenizer.",
+        cure=(
+            "set eos_token or pad_token of the configuration to a token of this tokenizer (tokenizer.get_vocab()), such as "
+            "<|im_end|>, or to None for its own"
+        ),
+        source="trl/trainer/sft_trainer.py; huggingface/trl issue #3822",
+        signs=(
+            Sign("The specified `eos_token` ('{}') is not found in the vocabulary of the given `processing_class`"),
+            Sign("The specified `pad_token` ('{}') is not found in the vocabulary of the given `processing_class`"),
+        ),
     ),
 )

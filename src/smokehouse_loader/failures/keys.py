@@ -14,6 +14,8 @@ _BUFFERS = (
 # Buffers that older checkpoints store, and that models compute.
 _RECOMPUTED = r"(?:rotary_emb\.inv_freq|\.position_ids|\.attn\.(?:masked_)?bias|\.masked_bias|rotary_pos_emb\.inv_freq)$"
 _MISSING = "newly initialized: "
+# LLaVA's own code wraps the tower of transformers in one of its own.
+_TOWER_OF_LLAVA = r"^(?:model\.)?vision_tower\.vision_tower\."
 _NOT_USED = "Some weights of the model checkpoint at {} were not used when initializing {}: "
 _LORA = r"\.lora_[AB]\.|^base_model\.model\."
 _WRAPPED = r"^(?:module|_orig_mod|_fsdp_wrapped_module|model\.module|module\.module)\."
@@ -311,6 +313,21 @@ FAILURES = (
         signs=(Sign(_NOT_USED, all_names=_RECOMPUTED), Sign("| UNEXPECTED", all_names=_RECOMPUTED)),
         harmless=True,
         excludes=("dropped-weights", "text-only-class", "key-layout"),
+    ),
+    Failure(
+        name="tower-loaded-later",
+        cause=(
+            "LLaVA's own classes build the vision tower after from_pretrained (delay_load), so that the checkpoint's keys of "
+            "it have no place yet, and then load it from the tower's own repository."
+        ),
+        cure=(
+            "nothing if the tower was frozen in training; if it was trained, set unfreeze_mm_vision_tower (LLaVA-NeXT: "
+            "mm_tunable_parts with mm_vision_tower) in config.json, so that it is built at once and its weights are read"
+        ),
+        source="LLaVA-NeXT's llava/model/multimodal_encoder/clip_encoder.py; LLaVA-VL/LLaVA-NeXT issue #115",
+        harmless=True,
+        signs=(Sign(_NOT_USED, all_names=_TOWER_OF_LLAVA), Sign("| UNEXPECTED", all_names=_TOWER_OF_LLAVA)),
+        excludes=("dropped-weights",),
     ),
     Failure(
         name="dropped-weights",

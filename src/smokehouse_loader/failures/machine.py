@@ -332,6 +332,7 @@ FAILURES = (
         signs=(
             Sign("[Errno 24] Too many open files"),
             Sign("received 0 items of ancdata"),
+            Sign("Too many open files", needs=("unable to open shared memory object || unable to mmap || _share_fd_cpu_",)),
             Sign("Too many open files. Communication with the workers is no longer possible"),
         ),
     ),
@@ -564,5 +565,22 @@ FAILURES = (
             Sign("numpy.dtype size changed, may indicate binary incompatibility"),
             Sign("RuntimeError: Numpy is not available"),
         ),
+    ),
+    Failure(
+        name="bf16-not-supported",
+        cause="bf16 was asked for, and no GPU here has it: they are older than Ampere (V100, T4), or torch sees none.",
+        cure=(
+            "pass fp16 in place of bf16 on older GPUs (and attn_implementation='sdpa'); if the GPU is newer, "
+            "python -c 'import torch; print(torch.cuda.is_available())' says whether torch sees it"
+        ),
+        source="transformers/training_args.py",
+        signs=(Sign("Your setup doesn't support bf16/gpu"),),
+    ),
+    Failure(
+        name="tracker-not-logged-in",
+        cause="Weights & Biases was to record the run, and nobody is logged in on this machine.",
+        cure="set WANDB_API_KEY, or WANDB_MODE=offline, or report_to='none'",
+        source="wandb/sdk/wandb_login.py",
+        signs=(Sign("api_key not configured (no-tty). call "),),
     ),
 )

@@ -449,6 +449,29 @@ PRINTED: dict[str, tuple[str, ...]] = {
     "must be divisible by num_generations": ("trl>=0.20.0 trl/trainer/grpo_trainer.py trl/trainer/grpo_config.py",),
     "CUDA unknown error - this may be due to an incorrectly set up environment": ("torch>=2.4.1 torch/lib/libc10_cuda.so",),
     "was not reachable via ssh. If you are running with a single node": ("deepspeed>=0.13.5 deepspeed/launcher/runner.py",),
+    "Could not find the transformer layer class": ("accelerate>=0.34.2 accelerate/utils/dataclasses.py",),
+    "Must flatten tensors with uniform `requires_grad` when `use_orig_params=False`": (
+        "torch>=2.4.1 torch/distributed/fsdp/_flat_param.py",
+    ),
+    "Tried to launch distributed communication on port `": ("accelerate>=0.34.2 accelerate/utils/launch.py",),
+    "Multimodal data was passed (via `image_grid_thw` or `video_grid_thw`) but `mm_token_type_ids` is missing": (
+        "transformers>=5.4.0 transformers/models/qwen3_vl/modeling_qwen3_vl.py",
+    ),
+    "The following `model_kwargs` are not used by the model: ": ("transformers>=4.45.2 transformers/generation/utils.py",),
+    "Your setup doesn't support bf16/gpu": ("transformers>=4.45.2 transformers/training_args.py",),
+    "The specified `eos_token` ('{}') is not found in the vocabulary of the given `processing_class`": (
+        "trl>=0.17.0 trl/trainer/sft_trainer.py",
+    ),
+    "The specified `pad_token` ('{}') is not found in the vocabulary of the given `processing_class`": (
+        "trl>=0.16.1 trl/trainer/sft_trainer.py",
+    ),
+    "rewards.view(-1, self.num_generations)": ("trl>=0.14.0,<0.26.0 trl/trainer/grpo_trainer.py",),
+    "rewards.view(-1, num_generations)": ("trl>=0.26.0 trl/trainer/grpo_trainer.py",),
+    "Processor was not found, please check and update your": ("llamafactory>=0.9.2 llamafactory/data/mm_plugin.py",),
+    "This model does not support {w} input. Please check whether the correct `template` is used": (
+        "llamafactory>=0.9.0 llamafactory/data/mm_plugin.py",
+    ),
+    "api_key not configured (no-tty). call ": ("wandb<0.23.1 wandb/sdk/wandb_login.py",),
 }
 
 _COMPOSED: tuple[tuple[dict[str, tuple[str, ...]], tuple[str, ...]], ...] = (
@@ -1029,7 +1052,31 @@ _COMPOSED: tuple[tuple[dict[str, tuple[str, ...]], tuple[str, ...]], ...] = (
             "ForConditionalGeneration' object has no attribute 'vision_tower'",
             "VLModel' object has no attribute 'embed_tokens'",
             "VLModel' object has no attribute 'layers'",
+            "ForConditionalGeneration' object has no attribute 'optimizer'",
+            "ForCausalLM' object has no attribute 'optimizer'",
         ),
+    ),
+    (
+        {
+            "transformers>=4.46.1,<5.0.0 transformers/models/llava/modeling_llava.py": (
+                "Image features and image tokens do not match: tokens: ",
+                ", features ",
+            )
+        },
+        ("Image features and image tokens do not match: tokens: 0, features",),
+    ),
+    (
+        {
+            "transformers>=5.0.0 transformers/models/llava/modeling_llava.py": (
+                "Image features and image tokens do not match, tokens: ",
+                ", features: ",
+            )
+        },
+        ("Image features and image tokens do not match, tokens: 0, features",),
+    ),
+    (
+        {"safetensors>=0.5.0 safetensors/_safetensors_rust.abi3.so": ("Error while serializing: ", "StorageFull")},
+        ("Error while serializing: IoError(Os { code: 28, kind: StorageFull",),
     ),
     (
         {
@@ -1069,6 +1116,14 @@ COMPOSED = {text: parts for parts, texts in _COMPOSED for text in texts}
 # Text -> the program that prints it.
 RAISED: dict[str, str] = {
     "object has no attribute 'hidden_size'": "CPython",
+    "object has no attribute 'vocab_size'": "CPython",
+    "'NoneType' object has no attribute 'image_processor'": "CPython",
+    "AttributeError: 'AdamW' object has no attribute 'train'": "CPython",
+    "Accelerator.unwrap_model() got an unexpected keyword argument": "CPython",
+    "Accelerator.__init__() got an unexpected keyword argument": "CPython",
+    "process_vision_info() got an unexpected keyword argument": "CPython",
+    "PreTrainedTokenizerFast._batch_encode_plus() got an unexpected keyword argument": "CPython",
+    "Too many open files": "glibc",
     "TypeError: Trainer.__init__() got an unexpected keyword argument": "CPython",
     "TypeError: Seq2SeqTrainer.__init__() got an unexpected keyword argument": "CPython",
     "TypeError: SFTTrainer.__init__() got an unexpected keyword argument": "CPython",

@@ -194,6 +194,7 @@ FAILURES = (
         signs=(
             Sign("OSError: [Errno 28] No space left on device", unless=("/dev/shm",)),  # noqa: S108 - matched, not opened
             Sign("Disk quota exceeded"),
+            Sign("Error while serializing: IoError(Os { code: 28, kind: StorageFull"),
             Sign("I/O error: No space left on device (os error 28)"),
             Sign("No space left on device (os error 28)"),
             Sign("PytorchStreamWriter failed writing file"),

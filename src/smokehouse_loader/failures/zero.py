@@ -1,5 +1,6 @@
 """ZeRO at run time: engines that train, and models that ZeRO-3 has partitioned."""
 
+from smokehouse_loader.failures.adapters import QUANTISED
 from smokehouse_loader.failures.model import MEASURED, Failure, Sign
 
 _ZERO = ("deepspeed || zero3 || ZeRO || zero_stage || ds_config",)
@@ -251,10 +252,7 @@ FAILURES = (
         cause="train_batch_size is not micro batch times accumulation steps times ranks, in the DeepSpeed configuration.",
         cure='set all three to "auto" with the Trainer, or omit train_batch_size',
         source="deepspeed/runtime/config.py",
-        signs=(
-            Sign("Check batch related parameters. train_batch_size is not equal to micro_batch_per_gpu"),
-            Sign("Please correct the following DeepSpeed config values that mismatch TrainingArguments values"),
-        ),
+        signs=(Sign("Check batch related parameters. train_batch_size is not equal to micro_batch_per_gpu"),),
     ),
     Failure(
         name="offload-optimizer",
@@ -272,5 +270,61 @@ FAILURES = (
         ),
         source="deepspeed/runtime/engine.py",
         signs=(Sign("no_sync context manager is incompatible with gradient partitioning logic of ZeRO stage"),),
+    ),
+    Failure(
+        name="deepspeed-config-differs",
+        cause="The DeepSpeed configuration has numbers or types other than the Trainer's arguments.",
+        cure=(
+            'set what the message lists to "auto" in the DeepSpeed configuration (bf16.enabled, '
+            "train_micro_batch_size_per_gpu, optimizer.params.lr, …), or make both the same"
+        ),
+        source="transformers/integrations/deepspeed.py, trainer_config_finalize",
+        signs=(Sign("Please correct the following DeepSpeed config values that mismatch TrainingArguments values"),),
+    ),
+    Failure(
+        name="hooks-of-plain-model",
+        cause=(
+            "trl before 0.15 takes DeepSpeed's hooks off a model that has no optimizer (of a reference model, or before the "
+            "first step)."
+        ),
+        cure="install trl 0.15.0 or newer, which leaves such a model alone",
+        source="trl/models/utils.py, remove_hooks; huggingface/open-r1 issue #146",
+        signs=(
+            Sign("ForConditionalGeneration' object has no attribute 'optimizer'", needs=("remove_hooks || add_hooks",)),
+            Sign("ForCausalLM' object has no attribute 'optimizer'", needs=("remove_hooks || add_hooks",)),
+        ),
+    ),
+    Failure(
+        name="fsdp-dtypes",
+        cause=(
+            "FSDP joins the parameters of a module into one tensor, and they have several dtypes: a part of the model, an "
+            "added layer or the adapter was left in float32."
+        ),
+        cure=(
+            "load every part in one dtype (torch_dtype=torch.bfloat16, in composite configurations too), and cast what was "
+            "added later with model.to(torch.bfloat16)"
+        ),
+        source="torch/distributed/fsdp/_flat_param.py; hiyouga/LLaMA-Factory issue #7993",
+        signs=(Sign("Must flatten tensors with uniform dtype but got", unless_log=(QUANTISED,)),),
+    ),
+    Failure(
+        name="fsdp-frozen-parameters",
+        cause="FSDP joins the frozen and trained parameters of a module into one tensor, not allowed by use_orig_params=False.",
+        cure=(
+            "set fsdp_use_orig_params: true, or wrap frozen and trained modules apart (peft.utils.other.fsdp_auto_wrap_policy "
+            "for adapters)"
+        ),
+        source="torch/distributed/fsdp/_flat_param.py; huggingface/peft issue #1702",
+        signs=(Sign("Must flatten tensors with uniform `requires_grad` when `use_orig_params=False`"),),
+    ),
+    Failure(
+        name="fsdp-layer-class",
+        cause="fsdp_transformer_layer_cls_to_wrap names a class that no module of the model has.",
+        cure=(
+            "print({type(one).__name__ for one in model.modules()}) and name its decoder's layer and its vision tower's "
+            "block, or leave the setting out for the model's own _no_split_modules"
+        ),
+        source="accelerate/utils/dataclasses.py, set_auto_wrap_policy",
+        signs=(Sign("Could not find the transformer layer class"),),
     ),
 )
