@@ -13,7 +13,6 @@ from smokehouse.console import status
 from smokehouse.images.config import image_config
 from smokehouse.images.labels import ImageLabels
 from smokehouse.images.layers import AT_ONCE, Compression, LayerStore, Made, Packed, Step
-from smokehouse.images.plan import Plan
 from smokehouse.images.record import RecordedImage, RecordedLayer
 from smokehouse.images.spec import ImageSpec
 from smokehouse.oci.layout import Image, Layout
@@ -28,7 +27,6 @@ class Inputs:
     """What an image is assembled from: `contexts` has the folder of each build context but the base's by name."""
 
     spec: ImageSpec
-    plan: Plan
     contexts: Mapping[str, Path]
     base: Image
     labels: ImageLabels
@@ -126,7 +124,7 @@ class _Assembly:
 
     def layers(self) -> tuple[AssembledLayer, ...]:
         """Return the layers, bottom first; raises UserError."""
-        plan, store = self.inputs.plan, self.store
+        plan, store = self.inputs.spec.plan, self.store
         packed = self.packers.submit(store.repack, self.inputs.base, self.compression)
         base = store.unpack(self.inputs.base)
         conda = self._conda(base)

@@ -23,7 +23,6 @@ from smokehouse.images.base import Base
 from smokehouse.images.contexts import make_contexts
 from smokehouse.images.labels import Flavour, ImageLabels, Ops
 from smokehouse.images.layers import Compression
-from smokehouse.images.plan import Plan, plan_layers
 from smokehouse.images.spec import ImageSpec, created, oldest_driver
 from smokehouse.installs import Bundle, bundler
 from smokehouse.installs import bundle as bundles
@@ -69,9 +68,7 @@ class Prepared:
     """
 
     bake: Path
-    target: str
     spec: ImageSpec
-    plan: Plan
     contexts: Mapping[str, Path]
     labels: ImageLabels
     folder: Path
@@ -96,18 +93,17 @@ def prepare_image(checkout: Checkout, locked: LockedEnvironment, request: ImageR
     """Download and verify every input of an image, and write the bake file that builds it; raises UserError."""
     spec, bundle = _fetch(checkout, locked, request)
     bake_folder = dockerfile.prepare_folder(checkout)
-    plan = plan_layers(locked.lock, [wheel.file for wheel in spec.extra_wheels])
     labels = spec.labels(request.source or "")
     folder = checkout.build / "images" / f"{locked.name}-{spec.flavour}"
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder / ".lock", f"preparing the image of {locked.name}"):
-        status(f"preparing {spec.tags[0]} ({len(plan.numbered) + 1} layers of wheels)")
-        contexts = make_contexts(checkout, spec, plan, bundle, folder)
+        status(f"preparing {spec.tags[0]} ({len(spec.plan.numbered) + 1} layers of wheels)")
+        contexts = make_contexts(checkout, spec, bundle, folder)
         named = {name: str(path) for name, path in contexts.items()}
-        target = _bake_target(spec, plan, {"base": base_context(spec.base)} | named, labels)
+        target = _bake_target(spec, {"base": base_context(spec.base)} | named, labels)
         bake = folder / "bake.json"
         files.write(bake, json.dumps({"target": {buildx.bake_target(locked.name): target}}, indent=1) + "\n")
-    return Prepared(bake, buildx.bake_target(locked.name), spec, plan, contexts, labels, bake_folder)
+    return Prepared(bake, spec, contexts, labels, bake_folder)
 
 
 def build_image(
@@ -151,27 +147,18 @@ def build_image(
         return _built(assembled, prepared, str(target))
 
 
-@dataclass(frozen=True)
-class Recorded:
-    """An image that was recorded in the file `place`: its ID, and the digest of its manifest as it is assembled."""
-
-    place: str
-    id: str
-    digest: str
-
-
-def record_image(checkout: Checkout, prepared: Prepared, *, no_cache: bool = False) -> Recorded:
-    """Assemble a prepared image, and write what it is to lockfiles/NAME/image.json; raises UserError."""
+def record_image(checkout: Checkout, prepared: Prepared, *, no_cache: bool = False) -> Built:
+    """Assemble a prepared image, and write what it is to lockfiles/NAME/image.json, its place; raises UserError."""
     with TemporaryDirectory(dir=prepared.bake.parent) as folder:
         assembled = assemble_image(checkout, prepared, "zstd", Path(folder, "layers") if no_cache else None)
     place = record.write(checkout, prepared.spec.locked, prepared.spec.flavour, assembled.recorded)
-    return Recorded(str(place), assembled.id, assembled.digest)
+    return _built(assembled, prepared, str(place))
 
 
 def assemble_image(checkout: Checkout, prepared: Prepared, compression: Compression, store: Path | None = None) -> Assembled:
     """Assemble a prepared image, with the layers in `store`, by default the checkout's; raises UserError."""
     spec = prepared.spec
-    inputs = Inputs(spec, prepared.plan, prepared.contexts, bases.image(checkout, spec.base), prepared.labels)
+    inputs = Inputs(spec, prepared.contexts, bases.image(checkout, spec.base), prepared.labels)
     return assemble(checkout, inputs, compression, store)
 
 
@@ -202,7 +189,8 @@ def _build_with_buildkit(
     def bake(output: str) -> buildx.Baked:
         status(f"building {prepared.tags[0]}")
         output = f"{output},{options}"
-        return buildx.bake(prepared.folder, bake_files, prepared.target, output, builder=builder, no_cache=no_cache)
+        target = buildx.bake_target(prepared.spec.locked.name)
+        return buildx.bake(prepared.folder, bake_files, target, output, builder=builder, no_cache=no_cache)
 
     labels = prepared.labels.as_dict()
     if kind == "push":
@@ -281,8 +269,9 @@ def _git(checkout: Checkout, name: str, *arguments: str) -> str | None:
     return None if ended.code else ended.stdout.strip()
 
 
-def _bake_target(spec: ImageSpec, plan: Plan, contexts: Mapping[str, str], labels: ImageLabels) -> dict[str, object]:
+def _bake_target(spec: ImageSpec, contexts: Mapping[str, str], labels: ImageLabels) -> dict[str, object]:
     """Return the target of the bake file."""
+    plan = spec.plan
     return {
         "contexts": contexts,
         "args": {

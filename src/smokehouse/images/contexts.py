@@ -18,7 +18,7 @@ from smokehouse.images import components, sbom
 from smokehouse.images.base import EPOCH, tini
 from smokehouse.images.labels import Ops
 from smokehouse.images.paths import PREFIX, PROGRAMS, SITE_FILES
-from smokehouse.images.plan import Layer, Plan
+from smokehouse.images.plan import Layer
 from smokehouse.images.spec import ImageSpec, oldest_driver, stack
 from smokehouse.installs import Bundle, conda_packages, loader, owners, site_files
 from smokehouse.installs.extra_wheels import extend_lock
@@ -41,9 +41,9 @@ _OPS = {
 }
 
 
-def make_contexts(checkout: Checkout, spec: ImageSpec, plan: Plan, bundle: Bundle, folder: Path) -> dict[str, Path]:
+def make_contexts(checkout: Checkout, spec: ImageSpec, bundle: Bundle, folder: Path) -> dict[str, Path]:
     """Make all contexts but that of the base in `folder`, and return the folder of each by its name; raises UserError."""
-    lock = spec.locked.lock
+    lock, plan = spec.locked.lock, spec.plan
     prefixes = {"conda": spec.conda} | ({"toolkit": lock.conda} if spec.ops == "aot" else {})
     with ThreadPoolExecutor(1) as worker:  # it mostly waits for the build of the loader
         own = worker.submit(smokehouse_files, checkout, spec, bundle, folder)

@@ -9,6 +9,7 @@ from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
 from smokehouse.images.base import Base
 from smokehouse.images.labels import STACK, Flavour, ImageLabels, Ops
+from smokehouse.images.plan import Plan, plan_layers
 from smokehouse.installs.extra_wheels import ExtraWheel, FetchedWheel
 from smokehouse.locks import CondaPackage, Lock, LockedEnvironment
 from smokehouse.storage.files import sha256
@@ -36,6 +37,11 @@ class ImageSpec:
     def tags(self) -> list[str]:
         """The image's names, as `tags` gives them."""
         return tags(self.locked, self.flavour, [wheel.request for wheel in self.extra_wheels])
+
+    @property
+    def plan(self) -> Plan:
+        """The layers of its wheels; raises UserError where docker/Dockerfile has too few slots."""
+        return plan_layers(self.locked.lock, [wheel.file for wheel in self.extra_wheels])
 
     def labels(self, source: str = "") -> ImageLabels:
         """Return the image's labels; `source` is the URL of the checkout, empty if unknown."""

@@ -17,7 +17,6 @@ from smokehouse.images.assemble import Inputs, assemble
 from smokehouse.images.fetch import open_image, work_folder
 from smokehouse.images.labelled_wheels import compare_wheels
 from smokehouse.images.labels import EXTRA_WHEELS, SOURCE, ImageLabels
-from smokehouse.images.plan import plan_layers
 from smokehouse.images.spec import ImageSpec
 from smokehouse.installs import extra_wheels
 from smokehouse.installs.extra_wheels import ExtraWheel
@@ -146,10 +145,9 @@ def _compare(subject: _Subject, options: VerifyOptions, work: Path) -> Verificat
     if image.config.rootfs.diff_ids[: len(diff_ids)] != diff_ids:
         problem = f"differs from that of the base {base.base.name}"
         return replace(result, differences=[*differences, Difference(1, "(the whole layer)", problem)])
-    plan = plan_layers(locked.lock, [wheel.file for wheel in wheels])
     status("verifying: making again what the lock builds")
-    made = contexts.make_contexts(checkout, spec, plan, bundle, subject.folder)
-    expected = assemble(checkout, Inputs(spec, plan, made, base.image, expected_labels), "zstd")
+    made = contexts.make_contexts(checkout, spec, bundle, subject.folder)
+    expected = assemble(checkout, Inputs(spec, made, base.image, expected_labels), "zstd")
     status(f"verifying: comparing {len(expected.layers)} layers")
     differences += compare(image, expected.recorded, [layer.packed for layer in expected.layers])
     # By what it lists: another verification of this environment can be of other wheels, and end first.
