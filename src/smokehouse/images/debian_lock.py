@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import unquote
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from smokehouse.checkout import Checkout
 from smokehouse.console import as_typed, size, status
@@ -55,10 +55,8 @@ class DebianPackage:
         return self.path.rpartition("_")[2].removesuffix(".deb")
 
 
-class Definition(BaseModel):
+class Definition(BaseModel, extra="forbid", frozen=True):
     """docker/base.toml: the release of Debian, and packages to include, each with the reason."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     suite: str = Field(pattern=r"^[a-z]+$")
     architecture: str = Field(pattern=r"^[a-z0-9]+$")
