@@ -33,7 +33,9 @@ class Engine:
             text=True,
             timeout=timeout,
         )
-        assert not check or ended.returncode == 0, f"docker {' '.join(arguments)}: {ended.stdout}{ended.stderr}"
+        free = shutil.disk_usage(self.store or "/").free / 1e9
+        said = f"{ended.stdout}{ended.stderr}"[-2000:]
+        assert not check or ended.returncode == 0, f"docker {' '.join(arguments)} ({free:.1f} GB of disk free): {said}"
         return ended
 
 

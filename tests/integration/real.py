@@ -11,6 +11,7 @@ from pathlib import Path
 from ..unit.conftest import TestCheckout
 
 NAME = "qwen2.5-vl"
+_SHOWN = 20  # lines of each stream of a command that failed
 
 
 def furnish(
@@ -69,5 +70,13 @@ def locked_bytes(checkout: TestCheckout, name: str = NAME) -> int:
 def run(checkout: TestCheckout, *arguments: str, timeout: float = 1500, code: int = 0) -> subprocess.CompletedProcess[str]:
     """Run the command line, which must end with `code`, with more time than other tests need."""
     ended = checkout.run_for(timeout, arguments)
-    assert ended.returncode == code, ended.stdout + ended.stderr
+    if ended.returncode != code:  # no assert, whose explanation would have all that was said
+        said = [line for stream in (ended.stdout, ended.stderr) for line in stream.splitlines()[-_SHOWN:]]
+        how = f"expected exit code {code}, found {ended.returncode}; {free_disk(checkout.root)}"
+        raise AssertionError("\n".join([f"{' '.join(arguments)}: {how}", *said]))
     return ended
+
+
+def free_disk(folder: Path) -> str:
+    """Say how much disk is free, since a full one has other faces elsewhere."""
+    return f"{shutil.disk_usage(folder).free / 1e9:.1f} GB of disk free"

@@ -20,6 +20,7 @@ from smokehouse.runs import pop_option
 from smokehouse_loader.__main__ import main as loader_main
 
 _ROOT = Path(__file__).parents[2]
+_README = (_ROOT / "README.md").read_text()
 _PAGES = [
     *(_ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docker/README.md")),
     *sorted((_ROOT / "docs").rglob("*.md")),
@@ -143,7 +144,13 @@ def test_every_page_is_in_the_site() -> None:
     assert listed == {str(page.relative_to(_ROOT / "docs")) for page in _PAGES if page.is_relative_to(_ROOT / "docs")}
 
 
+def test_readme_shows_what_the_benchmark_of_images_printed() -> None:
+    [shown] = re.findall(r"^<!-- benchmark image -->\n(.*?)^<!-- /benchmark image -->$", _README, flags=re.M | re.S)
+    assert [line.count("|") for line in shown.splitlines()] == [6] * 7
+    assert shown in (_ROOT / "docs" / "benchmarks.md").read_text(), "copy the table from docs/benchmarks.md to README.md"
+
+
 def test_readme_is_short() -> None:
-    """As far as it is written by hand: the table of environments has a line for each."""
-    text = re.sub(r"^<!-- environments -->.*?^<!-- /environments -->", "", (_ROOT / "README.md").read_text(), flags=re.M | re.S)
+    """As far as it is written by hand: the table of environments has a line for each, and a benchmark printed the other."""
+    text = re.sub(r"^<!-- (environments|benchmark image) -->.*?^<!-- /\1 -->", "", _README, flags=re.M | re.S)
     assert len(text.splitlines()) < 145
