@@ -16,7 +16,7 @@ from smokehouse.images.layers import AT_ONCE, Compression, LayerStore, Made, Pac
 from smokehouse.images.record import RecordedImage, RecordedLayer
 from smokehouse.images.spec import ImageSpec
 from smokehouse.oci.layout import Image, Layout
-from smokehouse.oci.model import CONFIG, MANIFEST, Descriptor, encode
+from smokehouse.oci.model import CONFIG, MANIFEST, Descriptor, Manifest, encode
 from smokehouse.storage import files
 
 _PYTHON = "/opt/env/bin/python"
@@ -99,17 +99,8 @@ def assemble(checkout: Checkout, inputs: Inputs, compression: Compression, store
         layers = _Assembly(layer_store, inputs, compression, workers, packers).layers()
     labels = inputs.labels
     config = image_config(checkout, inputs.base, labels.as_dict(), labels.created, [layer.packed.diff_id for layer in layers])
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": MANIFEST,
-        "config": _entry(CONFIG, config),
-        "layers": [layer.packed.blob.model_dump(by_alias=True, exclude_none=True) for layer in layers],
-    }
-    return Assembled(layers, config, encode(manifest))
-
-
-def _entry(media_type: str, data: bytes) -> dict[str, object]:
-    return {"mediaType": media_type, "digest": f"sha256:{files.sha256(data)}", "size": len(data)}
+    blobs = tuple(layer.packed.blob for layer in layers)
+    return Assembled(layers, config, encode(Manifest(schema_version=2, config=Descriptor.of(config, CONFIG), layers=blobs)))
 
 
 @dataclass(frozen=True)

@@ -49,11 +49,11 @@ class Layout:
 
     def put(self, data: bytes, media_type: str) -> Descriptor:
         """Write a blob and return its descriptor."""
-        digest = files.sha256(data)
-        place = self.blob(digest)
-        if not place.is_file() or files.hashed(place) != digest:
+        described = Descriptor.of(data, media_type)
+        place = self.blob(described.digest)
+        if not place.is_file() or f"sha256:{files.hashed(place)}" != described.digest:
             files.write(place, data)
-        return Descriptor(media_type=media_type, digest=f"sha256:{digest}", size=len(data))
+        return described
 
     def read(self, blob: Descriptor) -> bytes:
         """Return a small blob after verifying its digest; raises UserError."""
