@@ -12,10 +12,10 @@ import pytest
 
 from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
-from smokehouse.flavours import config, record
-from smokehouse.flavours.build import revision
-from smokehouse.flavours.labels import ImageLabels
-from smokehouse.flavours.record import RecordedImage, RecordedLayer
+from smokehouse.images import config, record
+from smokehouse.images.build import revision
+from smokehouse.images.labels import ImageLabels
+from smokehouse.images.record import RecordedImage, RecordedLayer
 from smokehouse.locks import LockedEnvironment, load
 from smokehouse.storage import files
 
