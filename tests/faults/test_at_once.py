@@ -37,19 +37,19 @@ ALPHA = "alpha-1.0-py3-none-any.whl"
 Record = Callable[[str, object], None]
 
 
-def at_once(checkout: TestCheckout, index: Index, *command: str) -> list[str]:
-    """Start a command twice, the second while the index holds the first up; return what both say once they have ended."""
+def at_once(checkout: TestCheckout, index: Index, *command: str, again: tuple[str, ...] | None = None) -> list[tuple[str, str]]:
+    """Start a command, and it or `again` while the index holds it up; return output and errors of both once they have ended."""
     file, gate = index.files[ALPHA], threading.Event()
     file.requested.clear()
     file.gate = gate
     first = checkout.start(*command)
     assert file.requested.wait(60)
-    second = checkout.start(*command)
+    second = checkout.start(*(again or command))
     waits_for(second, first)
     gate.set()
     ended = [first.communicate(timeout=120), second.communicate(timeout=120)]
     assert [process.returncode for process in (first, second)] == [0, 0], ended
-    return [out for out, _ in ended]
+    return ended
 
 
 def stopped(checkout: TestCheckout, folder: Path, event: str, *command: str) -> list[subprocess.CompletedProcess[str]]:
@@ -91,8 +91,13 @@ def test_two_installs(
 ) -> None:
     record_property("fault", "two at once")
     checkout.lock("--channel", str(channel.folder))
-    place = tmp_path / "disk" / "env"
-    at_once(checkout, index, "install", "tiny", str(place), *(only or ("--channel", channel.url)))
+    place, link = tmp_path / "disk" / "env", tmp_path / "link"
+    link.symlink_to("disk")
+    options = only or ("--channel", channel.url)
+    again = ("install", "tiny", str(link / ".." / "link" / "env"), *options)  # the same place in other words
+    said = at_once(checkout, index, "install", "tiny", str(place), *options, again=again)
+    assert [out for out, _ in said] == [f"{place / 'bin' / 'python'}\n"] * 2
+    assert "installed" not in said[1][1]
     assert {path.name for path in place.parent.iterdir()} == {"env", ".env.lock"}
     ended = checkout.run("install", "tiny", str(place), "--check")
     assert ended.returncode == 0, ended.stderr
@@ -103,7 +108,10 @@ def test_two_bundles(checkout: TestCheckout, channel: Channel, index: Index, tmp
     record_property("fault", "two at once")
     checkout.lock("--channel", str(channel.folder))
     place = tmp_path / "stick" / "bundle"
-    at_once(checkout, index, "bundle", "tiny", str(place), "--channel", channel.url)
+    link = tmp_path / "link"
+    link.symlink_to(place)
+    again = ("bundle", "tiny", str(link), "--channel", channel.url)
+    at_once(checkout, index, "bundle", "tiny", str(place), "--channel", channel.url, again=again)
     found = snapshot(place)
     assert found == {**json.loads((place / "manifest.json").read_text())["files"], "manifest.json": found["manifest.json"]}
     assert index.downloads[ALPHA] == 1
@@ -112,7 +120,7 @@ def test_two_bundles(checkout: TestCheckout, channel: Channel, index: Index, tmp
 def test_two_smokes(checkout: TestCheckout, index: Index, record_property: Record) -> None:
     record_property("fault", "two at once")
     checkout.lock()
-    said = [json.loads(out.splitlines()[-1]) for out in at_once(checkout, index, "smoke", "tiny")]
+    said = [json.loads(out.splitlines()[-1]) for out, _ in at_once(checkout, index, "smoke", "tiny")]
     assert said[0]["alpha"] == said[1]["alpha"]
     assert index.downloads[ALPHA] == 1
 

@@ -5,7 +5,6 @@ See: https://google.github.io/osv.dev/api/
 
 import json
 import re
-import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -14,6 +13,7 @@ from urllib.parse import quote, urlsplit
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from smokehouse import clock
 from smokehouse.audits import osv
 from smokehouse.audits.database import MAX_TRACKER, Database, as_json, parse_tracker
 from smokehouse.audits.documents import InvalidError
@@ -37,7 +37,7 @@ class _Client:
 
     def __init__(self, limits: Limits = _LIMITS) -> None:
         self._client = Client(limits)
-        self._until = time.monotonic() + limits.deadline
+        self._until = clock.now() + limits.deadline
 
     def request(self, url: str, content: object = None, limit: int = _MAX_REPLY) -> bytes:
         """Return the reply to a GET, or to a POST of the JSON `content`; raises UserError."""

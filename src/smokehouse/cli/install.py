@@ -85,11 +85,12 @@ def install(
     from smokehouse.installs import bundle as bundles
     from smokehouse.installs import ops as op_builds
     from smokehouse.installs import project as projects
+    from smokehouse.installs.target import resolved
 
     _require_fitting(only=only, python=python, devel=devel, used_as=used_as, project=project, extras=extras)
     checkout = Checkout.find(Path.cwd())
     locked = locks.load(checkout, name)
-    folder = folder.absolute()
+    folder = resolved(folder)
     if check:
         if bundle or devel or used_as or only or python or project or added or ops == "aot":
             raise UserError("--check: expected no other options, as it installs nothing; drop them")

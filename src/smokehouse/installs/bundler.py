@@ -38,7 +38,7 @@ def make(
     What one of the bundles `reuse` has is linked or copied instead of fetched. manifest.json is written last, so that a bundle
     with it is complete.
     """
-    lock, folder = locked.lock, folder.absolute()
+    lock, folder = locked.lock, Path(os.path.realpath(folder))
     if folder.is_dir() and any(folder.iterdir()) and not (folder / LOCK).is_dir():
         raise UserError(f"{folder}: expected a bundle or an empty folder, found other files; specify another folder")
     conda = () if only_pip else lock.conda if devel else lock.main

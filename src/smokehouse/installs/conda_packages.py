@@ -3,10 +3,11 @@
 import asyncio
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from smokehouse import console
+from smokehouse import clock, console
 from smokehouse.errors import UserError
 from smokehouse.storage import files
 
@@ -22,7 +23,7 @@ def link(archives: Mapping[str, Path], folder: Path, used_as: Path, cache: Path)
     from rattler.exceptions import ExtractError, InstallerError, IoError, LinkError, TransactionError
 
     try:
-        asyncio.run(asyncio.wait_for(_link(list(archives.values()), folder, used_as, cache), _TIMEOUT))
+        asyncio.run(_in_time(_link(list(archives.values()), folder, used_as, cache)))
     except TimeoutError:
         raise UserError(f"{folder}: timed out after {_TIMEOUT:.0f} s; check its disk and run it again") from None
     except (ExtractError, InstallerError, IoError, LinkError, TransactionError, OSError) as broken:
@@ -60,6 +61,16 @@ def require_compatible_machine(virtual_packages: Mapping[str, str], name: str) -
         required, found = virtual_packages.get(package), versions.get(package)
         if required and (found < Version(required) if found else package == "__glibc"):  # without a driver there is a CPU
             raise UserError(f"{name}: expected {component} {required} or later, found {found or 'none'}; {remedy}")
+
+
+async def _in_time(linking: Coroutine[Any, Any, None]) -> None:
+    """Await `linking`; raises TimeoutError."""
+    task, until = asyncio.ensure_future(linking), clock.now() + _TIMEOUT
+    while not (await asyncio.wait({task}, timeout=max(0.0, until - clock.now())))[0]:
+        if clock.now() >= until:
+            task.cancel()
+            raise TimeoutError
+    task.result()
 
 
 async def _link(archives: Sequence[Path], folder: Path, used_as: Path, cache: Path) -> None:

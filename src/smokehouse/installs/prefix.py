@@ -28,6 +28,7 @@ from smokehouse.installs.target import (
     read_marker,
     require_own_folder,
     require_platform,
+    resolved,
     write_record,
 )
 from smokehouse.locks import LOCK_JSON, CondaPackage, LockedEnvironment
@@ -66,7 +67,7 @@ def install(
     conda packages is there, only PyPI packages that changed or have damaged files are installed again, and the loader where
     its sources have changed. With a `toolkit`, DeepSpeed's ops are compiled.
     """
-    name, folder = locked.name, folder.absolute()
+    name, folder = locked.name, resolved(folder)
     require_own_folder(folder, name)  # before anything is written beside it
     used_as = (used_as or folder).absolute()
     packages = locked.lock.conda if devel else locked.lock.main

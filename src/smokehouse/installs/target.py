@@ -44,6 +44,14 @@ def unfinished(name: str) -> str:
     return json.dumps({"environment": name, "unfinished": True}) + "\n"
 
 
+def resolved(folder: Path) -> Path:
+    """Return the one absolute path of a place, which names it wherever it was typed.
+
+    Its last part is left as it is, since `require_place` refuses links.
+    """
+    return Path(os.path.realpath(folder.parent), folder.name)
+
+
 def require_place(folder: Path) -> None:
     """Raise UserError where no environment can be in `folder`, for which it need not exist."""
     if folder.name in ("", ".."):

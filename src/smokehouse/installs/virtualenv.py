@@ -22,6 +22,7 @@ from smokehouse.installs.target import (
     require_own_folder,
     require_place,
     require_platform,
+    resolved,
     temporary_folder,
     unfinished,
     write_record,
@@ -64,7 +65,7 @@ def install(
     """
     if python and os.sep in python:
         python = str(Path(python).absolute())
-    return _install(checkout, locked, folder.absolute(), _CHOSEN, bundled, python, additions or Additions(), toolkit)
+    return _install(checkout, locked, resolved(folder), _CHOSEN, bundled, python, additions or Additions(), toolkit)
 
 
 def _install(
@@ -78,8 +79,10 @@ def _install(
     toolkit: ops.Toolkit | None = None,
 ) -> Path:
     name, lock, pins = locked.name, locked.lock, locked.files.pins
-    if kind == _CHOSEN:
-        require_place(folder)  # before anything is written beside it
+    if kind == _CHOSEN:  # before anything is written beside it
+        require_place(folder)
+        if not _lock(folder).exists():  # else another call may be writing into it
+            require_own_folder(folder, name)
     marker: dict[str, Any] = {"environment": name, **kind}
     marker |= {path.name: files.hashed(path) for path in (pins.path, locked.files.build_pins)}
     marker |= {"python": python} if python else {}
@@ -88,7 +91,7 @@ def _install(
     marker |= {ops.OPS: list(toolkit.names)} if toolkit else {}
     interpreter = folder / "bin" / "python"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with exclusive(folder.with_name(f".{folder.name}.lock"), f"installing {name}") as descriptor:
+    with exclusive(_lock(folder), f"installing {name}") as descriptor:
         found = read_marker(folder)
         if is_same(found, marker) and not activation.problems(folder, locked, (), marker):
             loader.ensure(checkout, folder, pass_fds=[descriptor])
@@ -133,6 +136,10 @@ def _install(
         files.write(folder / MARKER, json.dumps(marker, indent=2) + "\n")
         status(f"installed {name} in {time.monotonic() - began:.0f} s")
     return interpreter
+
+
+def _lock(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.lock")
 
 
 def _kept(folder: Path) -> Path:

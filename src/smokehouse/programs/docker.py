@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from smokehouse import clock
 from smokehouse.console import as_typed
 from smokehouse.errors import UserError
 from smokehouse.programs.process import Ended
@@ -228,10 +229,13 @@ class _Running:
     def _wait(self, deadline: float | None) -> int:
         from docker.errors import APIError
 
+        until = None if deadline is None else clock.now() + deadline
         while True:
             try:
-                news = self._news.get(timeout=deadline)
+                news = self._news.get(timeout=None if until is None else max(0.0, until - clock.now()))
             except queue.Empty:
+                if until is None or clock.now() < until:
+                    continue
                 raise UserError(f"{self._reference} timed out after {deadline:.0f} s and was stopped; try again") from None
             if isinstance(news, signal.Signals):
                 with suppress(APIError):  # it has just ended

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from smokehouse import clock
 from smokehouse.errors import UserError
 from smokehouse.programs.process import Ended, run
 
@@ -72,15 +73,21 @@ class Cluster:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
         )
-        timer = threading.Timer(deadline, process.terminate)
-        timer.daemon = True
-        timer.start()
+        ended, until = threading.Event(), clock.now() + deadline
+
+        def end_in_time() -> None:
+            while (left := until - clock.now()) > 0:
+                if ended.wait(left):
+                    return
+            process.terminate()
+
+        threading.Thread(target=end_in_time, daemon=True).start()
         try:
             assert process.stdout
             for line in process.stdout:
                 write(line.decode(errors="replace").rstrip("\n"))
         finally:
-            timer.cancel()
+            ended.set()
             process.terminate()
             with suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=_GRACE)

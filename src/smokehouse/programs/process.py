@@ -7,12 +7,12 @@ import re
 import select
 import signal
 import subprocess
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from smokehouse import clock
 from smokehouse.console import is_terminal
 from smokehouse.errors import UserError
 
@@ -70,7 +70,7 @@ def run(
         if master is None:
             stdout, stderr = (data.decode(errors="replace") for data in _communicate(process, stdin.encode(), deadline))
         else:
-            stdout, stderr = "", _relay(master, time.monotonic() + deadline)
+            stdout, stderr = "", _relay(master, clock.now() + deadline)
             process.wait(timeout=deadline)
     except (subprocess.TimeoutExpired, TimeoutError):
         _end(process)
@@ -86,21 +86,25 @@ def run(
 
 def _communicate(process: subprocess.Popen[bytes], stdin: bytes, deadline: float) -> tuple[bytes, bytes]:
     """Return the output of a program; raises TimeoutExpired where it is running after `deadline` seconds."""
-    try:
-        return process.communicate(stdin or None, deadline)
-    except subprocess.TimeoutExpired:
-        if process.poll() is None:
-            raise
-        # It ended while this process was stopped, as by Ctrl-Z, and what it said waits.
-        return process.communicate(timeout=_GRACE)
+    until, given, left = clock.now() + deadline, stdin or None, deadline
+    while True:
+        try:
+            return process.communicate(given, left)
+        except subprocess.TimeoutExpired:
+            given, left = None, until - clock.now()  # more is left where this process was stopped meanwhile
+            if left <= 0:
+                raise
 
 
 def _relay(master: int, until: float) -> str:
     """Copy a pseudo-terminal to stderr up to the first error, which the caller words; return all of it as text."""
     output = b""
     while True:
-        if not select.select([master], [], [], max(0.0, until - time.monotonic()))[0]:
-            raise TimeoutError
+        left = until - clock.now()
+        if not select.select([master], [], [], max(0.0, left))[0]:
+            if left <= 0:
+                raise TimeoutError
+            continue
         try:
             chunk = os.read(master, 65536)
         except OSError:  # Linux raises EIO when the other end is closed

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from smokehouse import clock
 from smokehouse.console import status
 from smokehouse.errors import UserError
 from smokehouse.programs.kubectl import Cluster, KubectlError, NoSuchKindError, NoSuchObjectError
@@ -45,9 +46,9 @@ class Job:
 
     def wait(self, *, ended: bool = False) -> str:
         """Return the first node's pod once it runs, or once the job has `ended`; raises UserError where it never will."""
-        until = time.monotonic() + self.deadline
+        until = clock.now() + self.deadline
         said = ""
-        while time.monotonic() < until:
+        while clock.now() < until:
             condition = self._condition()
             pods = self.pods()
             failed = next((pod for pod in pods if _failed_preflight(pod)), None)

@@ -12,12 +12,12 @@ import selectors
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from smokehouse import clock
 from smokehouse.programs import slurm as program
 from smokehouse.runs import local
 
@@ -153,7 +153,7 @@ class Listener:
     @property
     def patience(self) -> float | None:
         """Seconds for which the nodes that still run are waited for; None for any number."""
-        return None if self._until is None else max(0.0, self._until - time.monotonic())
+        return None if self._until is None else max(0.0, self._until - clock.now())
 
     def hear(self, stream: int, line: bytes) -> None:
         """Take a line of srun's, labelled with the number of its node, or of its own."""
@@ -172,7 +172,7 @@ class Listener:
         if word == _ENDED and code.isdecimal():
             self._ends.setdefault(number, End(self._names[number], int(code), self._last[number]))
             if number == 0:  # it supervised the others, which have nothing left to do
-                self._until = time.monotonic() + GRACE
+                self._until = clock.now() + GRACE
             return
         if stream == 2 and text.strip() and not text.startswith(("slurmstepd: ", "srun: ")):
             self._last[number] = " ".join(text.split())[:1000]

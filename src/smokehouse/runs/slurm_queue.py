@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from smokehouse import clock
 from smokehouse.console import status
 from smokehouse.errors import UserError
 from smokehouse.programs import slurm as program
@@ -97,9 +98,9 @@ class Submitted:
 
     def result(self) -> Any:
         """Return what the job returned, None where it was ended before it; raises UserError where it raised."""
-        until = time.monotonic() + (_PATIENCE if self._state in ("", "COMPLETED") else 0.0)
+        until = clock.now() + (_PATIENCE if self._state in ("", "COMPLETED") else 0.0)
         while not self._job.paths.result_pickle.exists():
-            if time.monotonic() > until:
+            if clock.now() > until:
                 return None
             time.sleep(_POLL)
         # Of the first task alone: submitit expects one on each node, and waits for results that they do not write.
@@ -132,8 +133,8 @@ class Submitted:
 
     def _settled(self) -> str:
         """Return the last state of a job that has ended, for which Slurm may still be cleaning up."""
-        until = time.monotonic() + _PATIENCE
-        while self._on_slurm and not (self._state and program.has_ended(self._state)) and time.monotonic() < until:
+        until = clock.now() + _PATIENCE
+        while self._on_slurm and not (self._state and program.has_ended(self._state)) and clock.now() < until:
             self._state = program.state(self.number)
             if not self._state:
                 break

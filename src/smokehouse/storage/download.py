@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import unquote, urlsplit
 
-from smokehouse import console
+from smokehouse import clock, console
 from smokehouse.console import Advance
 from smokehouse.errors import UserError
 from smokehouse.storage.files import hashed, open_regular
@@ -152,7 +152,7 @@ def _run_all(tasks: Sequence[Callable[[], None]], failed: threading.Event) -> No
 
 @dataclass(frozen=True)
 class _Source:
-    """Where a file comes from, and how; no attempt begins or goes on after `until`, a time of `time.monotonic`."""
+    """Where a file comes from, and how; no attempt begins or goes on after `until`, a time of `clock.now`."""
 
     file: Download
     remedy: str
@@ -175,7 +175,7 @@ def _fetch(file: Download, remedy: str, credentials: Credentials | Authorize, cl
         raise UserError(f"{file.path.name}: expected a URL or path, found {file.source!r} ({invalid}); {remedy}") from None
     file.path.parent.mkdir(parents=True, exist_ok=True)
     part = file.path.with_name(f"{file.path.name}.part")
-    source = _Source(file, remedy, credentials, client, time.monotonic() + client.limits.deadline)
+    source = _Source(file, remedy, credentials, client, clock.now() + client.limits.deadline)
     for _ in range(2):  # a .part file can be of another file, or of one that changed on the server
         had = part.is_file() and part.stat().st_size
         try:
@@ -206,7 +206,7 @@ def _download(source: _Source, part: Path, reached: Advance) -> tuple[str, int]:
         except _LostError as lost:
             # A slow server is not given up while it brings much; whoever brings a little each time is.
             fruitless += part.stat().st_size - had < limits.gain
-            if fruitless == limits.attempts or time.monotonic() > source.until:
+            if fruitless == limits.attempts or clock.now() > source.until:
                 raise UserError(f"{source.file.path.name}: {lost}; run it again to resume") from None
             time.sleep(limits.pause * 2**fruitless if lost.pause is None else lost.pause)
     raise UserError(

@@ -10,6 +10,7 @@ from errno import EISDIR, ELOOP, ENXIO
 from pathlib import Path
 from typing import IO
 
+from smokehouse import clock
 from smokehouse.console import status
 from smokehouse.errors import UserError
 
@@ -40,7 +41,7 @@ def exclusive(path: Path, activity: str) -> Iterator[int]:
     Yields the file descriptor; the lock lasts until every copy of it is closed. Raises UserError after two hours.
     """
     with _opened(path) as file:
-        until = time.monotonic() + _DEADLINE
+        until = clock.now() + _DEADLINE
         announced = False
         while True:
             try:
@@ -49,7 +50,7 @@ def exclusive(path: Path, activity: str) -> Iterator[int]:
             except BlockingIOError:
                 file.seek(0)
                 holder = file.read(_LONGEST).strip() or "another process"
-                if time.monotonic() > until:
+                if clock.now() > until:
                     raise UserError(
                         f"{path}: timed out after {_DEADLINE / 3600:.0f} h; {holder} is still {activity}; end it"
                     ) from None

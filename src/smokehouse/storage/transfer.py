@@ -29,6 +29,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, InvalidHeader, NewConnectionError, ProxyError
 
+from smokehouse import clock
 from smokehouse.console import size
 from smokehouse.errors import UserError
 
@@ -37,7 +38,7 @@ _REDIRECTS = 10
 _CHUNK = 1 << 20
 _DIGITS = 15  # of a size in bytes; Python refuses to read numbers of thousands
 _CONNECTIONS = 16
-_LATER = 5.0  # seconds that a watch has to end what is too slow, before the timeout of a socket does without a reason
+_LATER = 5.0  # seconds that the timeout of a socket without a watch has beyond the limits
 PASSING = (408, 429, 500, 502, 503, 504)  # statuses after which another attempt can help
 
 
@@ -172,7 +173,7 @@ class Client:
     ) -> Iterator[Answer]:
         """Send one request, follow redirects, and yield the answer, whatever its status; raises TransferError.
 
-        It ends at the latest at `until`, a time of `time.monotonic`.
+        It ends at the latest at `until`, a time of `clock.now`.
         """
         with _Watch(self.limits, until) as watch, closing(self._send(method, url, headers or {}, data, watch, redirect)) as got:
             yield Answer(got, watch)
@@ -190,7 +191,7 @@ class Client:
     ) -> Iterator[Answer]:
         """Like `open` for a request that changes nothing, and send it again, a few times, where that can help."""
         limits = self.limits
-        until = time.monotonic() + limits.deadline if until is None else until
+        until = clock.now() + limits.deadline if until is None else until
         with ExitStack() as stack:
             for attempt in range(limits.attempts):
                 last, pause = attempt == limits.attempts - 1, limits.pause * 2**attempt
@@ -205,7 +206,7 @@ class Client:
                         break
                     pause = answer.wait(limits.retry_after) or pause
                     stack.close()
-                time.sleep(max(0.0, min(pause, until - time.monotonic())))
+                time.sleep(max(0.0, min(pause, until - clock.now())))
             yield answer
 
     def _send(
@@ -269,15 +270,15 @@ class _Watch:
 
     def __init__(self, limits: Limits, until: float | None) -> None:
         self._limits = limits
-        self._until = time.monotonic() + limits.deadline if until is None else until
+        self._until = clock.now() + limits.deadline if until is None else until
         self._lock, self._ended = threading.Lock(), threading.Event()
         self._sockets: list[socket.socket] = []
-        self._moving, self._since, self._count = False, time.monotonic(), 0
+        self._moving, self._since, self._count = False, clock.now(), 0
         self._reason = ""
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Self:
-        if time.monotonic() >= self._until:
+        if clock.now() >= self._until:
             raise TransferError(f"timed out after {self._limits.deadline:g} s")
         self._thread.start()
         return self
@@ -314,13 +315,13 @@ class _Watch:
     def waiting(self) -> None:
         """Begin to wait for an answer."""
         with self._lock:
-            self._moving, self._since = False, time.monotonic()
+            self._moving, self._since = False, clock.now()
 
     def moved(self, count: int) -> None:
         """Count bytes that were sent or received."""
         with self._lock:
             if not self._moving:
-                self._moving, self._since, self._count = True, time.monotonic(), 0
+                self._moving, self._since, self._count = True, clock.now(), 0
             self._count += count
 
     def require(self) -> None:
@@ -333,7 +334,7 @@ class _Watch:
         tick = min(max(min(limits.answer, limits.window, limits.deadline) / 8, 0.005), 1.0)
         while not self._ended.wait(tick):
             with self._lock:
-                self._reason = self._overdue(time.monotonic())
+                self._reason = self._overdue(clock.now())
                 if self._reason:
                     for sock in self._sockets:
                         _shut(sock)
@@ -385,7 +386,20 @@ class _HTTP(HTTPConnection):
         """Send a request, on a new connection or on one that was kept."""
         if self.sock:
             _watched(self.sock)
+        else:
+            self.connect()
+        self._end_timeout()
         super().request(*arguments, **options)
+
+    def getresponse(self) -> Any:
+        """Receive the answer."""
+        self._end_timeout()
+        return super().getresponse()
+
+    def _end_timeout(self) -> None:
+        """Leave it to the watch to end what is slow: the clock of a socket goes on while this process is stopped."""
+        self.timeout = None
+        self.sock.settimeout(None)
 
 
 class _HTTPS(_HTTP, HTTPSConnection):

@@ -202,12 +202,12 @@ def test_prefix_with_other_files(
     precious.write_text("precious")
     if kind == "other environment":
         (target / ".smokehouse.json").write_text('{"environment": "large"}')
-    said = checkout.refused(*command)
     expected = "a folder, found a file or link" if kind in ("file", "link") else "an installation of tiny, found other files"
-    assert said.startswith(f"smokehouse: {target}: expected {expected}; specify an empty or new ")
+    for options in (command, ["install", "tiny", str(target), "--only", "pip"]):
+        said = checkout.refused(*options)
+        assert said.startswith(f"smokehouse: {target}: expected {expected}; specify an empty or new ")
     assert precious.read_text() == "precious"
-    if kind in ("file", "link"):
-        assert not [*target.parent.glob(".*")]
+    assert not [*target.parent.glob(".*")]
     assert not channel.requests
 
 

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import re
-import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,7 +13,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import rattler
 from rattler import exceptions
 
-from smokehouse import console
+from smokehouse import clock, console
 from smokehouse.environments.inputs import CondaInputs, package_name
 from smokehouse.errors import UserError
 from smokehouse.locks.model import CHANNELS, CondaPackage
@@ -180,10 +179,10 @@ def _run(coroutine: Coroutine[Any, Any, T]) -> T:
 
     async def limited() -> T:
         task = asyncio.ensure_future(coroutine)
-        began, before = time.monotonic(), _used()
+        began, before = clock.now(), _used()
         try:
             while not (await asyncio.wait({task}, timeout=_LOOK))[0]:
-                if time.monotonic() - began > _TIMEOUT:
+                if clock.now() - began > _TIMEOUT:
                     raise TimeoutError
                 if _used() - before > _MOST:
                     raise _TooLargeError
