@@ -7,9 +7,10 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -38,8 +39,6 @@ from smokehouse.storage import files
 from smokehouse.storage.folder_lock import exclusive
 
 _TOOLKIT = {"cuda-nvcc", "cuda-cuobjdump"}  # in conda-forge, the first does not depend on the second
-
-_Bake = Callable[[str], buildx.Baked]  # builds an image to an output of buildx
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,7 @@ def build_image(
     if kind == "docker":
         engine.require()  # before the work, not after it
     if builder is not None:
-        return _build_with_buildkit(checkout, prepared, (kind, place), compression, builder, no_cache=no_cache)
+        return _build_with_buildkit(prepared, kind, place, compression, builder, no_cache=no_cache)
     with TemporaryDirectory(dir=prepared.bake.parent) as folder:
         store = Path(folder, "layers") if no_cache else None
         assembled = assemble_image(checkout, prepared, compression, store)
@@ -138,8 +137,7 @@ def build_image(
         if kind == "docker":
             archive = Path(folder, "image.tar")
             assembled.archive(archive, prepared.tags[0])
-            engine.load(archive)
-            engine.tag(prepared.tags[0], prepared.tags[1:])
+            _load(archive, prepared)
             return _built(assembled, prepared, prepared.tags[0])
         target = Path(place).absolute()
         with _replacing(target) as partial:
@@ -177,11 +175,16 @@ def _push(assembled: Assembled, prepared: Prepared, place: str, layout: Layout) 
     return _built(assembled, prepared, f"{place}@{manifest.digest}")
 
 
+def _load(archive: Path, prepared: Prepared) -> None:
+    """Load an image into the engine, under all its tags."""
+    engine.load(archive)
+    engine.tag(prepared.tags[0], prepared.tags[1:])
+
+
 def _build_with_buildkit(
-    checkout: Checkout, prepared: Prepared, output: tuple[str, str], compression: Compression, builder: str, *, no_cache: bool
+    prepared: Prepared, kind: str, place: str, compression: Compression, builder: str, *, no_cache: bool
 ) -> Built:
-    """Build the image from docker/Dockerfile."""
-    kind, place = output
+    """Build the image from docker/Dockerfile, on a builder that is another engine than this one."""
     options = f"compression={compression},force-compression=true,oci-mediatypes=true"
     options += ",compression-level=3" if compression == "zstd" else ""
     bake_files = [Path("docker/docker-bake.hcl"), prepared.bake]
@@ -197,7 +200,10 @@ def _build_with_buildkit(
         baked = bake(f"type=image,name={place},push=true")
         return Built(baked.digest, f"{place}@{baked.digest}", labels, baked.id)
     if kind == "docker":
-        baked = _bake_to_engine(checkout, prepared, bake)
+        with TemporaryDirectory(dir=prepared.bake.parent) as name:
+            archive = Path(name, "image.tar")
+            baked = bake(f"type=docker,dest={archive},name={prepared.tags[0]}")
+            _load(archive, prepared)
         return Built(baked.digest, prepared.tags[0], labels, baked.id)
     folder = Path(place).absolute()
     with _replacing(folder) as partial:
@@ -221,7 +227,7 @@ def bundle_for(
 def base_context(base: Base) -> str:
     """Return the base as a build context of buildx."""
     # buildx 0.33 rejects a layout without a tag: https://github.com/docker/buildx/issues/3793
-    place = f"oci-layout://{base.layout}:{base.tag}" if base.layout else f"docker-image://{base.name}"
+    place = f"oci-layout://{base.layout}:{bases.TAG}" if base.layout else f"docker-image://{base.name}"
     return f"{place}@{base.digest}"
 
 
@@ -278,21 +284,11 @@ def _bake_target(spec: ImageSpec, contexts: Mapping[str, str], labels: ImageLabe
             "LAYERS": f"{len(plan.numbered):02}",
             "LIBRARIES": f"{len(plan.libraries):02}",
             "OPS": spec.ops,
-            "SOURCE_DATE_EPOCH": str(int(created(spec.locked.lock).timestamp())),
+            "SOURCE_DATE_EPOCH": str(int(datetime.fromisoformat(created(spec.locked.lock)).timestamp())),
         },
         "labels": labels.as_dict(),
         "inherits": ["image"],  # of docker/docker-bake.hcl
     }
-
-
-def _bake_to_engine(checkout: Checkout, prepared: Prepared, bake: _Bake) -> buildx.Baked:
-    """Build the image on the builder, which is another engine than this one, and load it here under all its tags."""
-    with TemporaryDirectory(dir=prepared.bake.parent) as folder:
-        archive = Path(folder, "image.tar")
-        baked = bake(f"type=docker,dest={archive},name={prepared.tags[0]}")
-        engine.load(archive)
-    engine.tag(prepared.tags[0], prepared.tags[1:])
-    return baked
 
 
 def _require_layout(folder: Path) -> None:

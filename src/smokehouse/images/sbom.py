@@ -49,7 +49,7 @@ def spdx(lock: Lock, contained: Sequence[Component], depends: Dependencies, whol
         "SPDXID": "SPDXRef-DOCUMENT",
         "name": lock.environment,
         "documentNamespace": f"https://spdx.org/spdxdocs/smokehouse-{lock.environment}-{files.sha256(json.dumps(content))}",
-        "creationInfo": {"created": _created(lock), "creators": [f"Tool: smokehouse-{__version__}"]},
+        "creationInfo": {"created": created(lock), "creators": [f"Tool: smokehouse-{__version__}"]},
         **content,
     }
     return json.dumps(document, indent=1) + "\n"
@@ -76,7 +76,7 @@ def cyclonedx(lock: Lock, contained: Sequence[Component], depends: Dependencies,
         "serialNumber": f"urn:uuid:{serial}",
         "version": 1,
         "metadata": {
-            "timestamp": _created(lock),
+            "timestamp": created(lock),
             "tools": {"components": [{"type": "application", "name": "smokehouse", "version": __version__}]},
             "component": {"type": "platform", "bom-ref": whole, "name": lock.environment},
         },
@@ -101,10 +101,6 @@ def _words(component: Component) -> str:
 
 def _licence_reference(text: str) -> str:
     return f"LicenseRef-smokehouse-{files.sha256(text)[:16]}"
-
-
-def _created(lock: Lock) -> str:
-    return created(lock).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _spdx_package(component: Component) -> dict[str, object]:

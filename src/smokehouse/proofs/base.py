@@ -63,7 +63,7 @@ def expect_base(checkout: Checkout, image: Image, reference: str, requested: str
         layout = _lowest_layer(image, reference, work)
         if (found := Layout(layout).image().digest) != named.digest:
             raise UserError(f"{reference}: expected the base {requested} as its lowest layer, found {found}; do not trust it")
-        base = replace(named, packages=debian_lock.read(checkout), layout=layout, tag=bases.TAG)
+        base = replace(named, packages=debian_lock.read(checkout), layout=layout)
         text = f"{requested}, which is the lowest layer of the image, by its digest in --base"
     else:
         base = bases.parse(requested)

@@ -71,11 +71,9 @@ class Verification:
 
     def as_json(self) -> dict[str, Any]:
         """Return what `verify --json` prints."""
-        fields = asdict(replace(self, expected=None)).items()
-        found = {
-            "layers" if name == "expected" else name: self.layers if name == "expected" else value for name, value in fields
-        }
-        return {**found, "passed": self.passed}
+        found = asdict(replace(self, expected=None)) | {"layers": self.layers, "passed": self.passed}
+        del found["expected"]
+        return found
 
 
 def compare(image: Image, expected: RecordedImage, made: Sequence[Packed] = ()) -> list[Difference]:

@@ -115,7 +115,6 @@ def publish_image(checkout: Checkout, name: str, repository: str, options: Publi
     registry = Registry(reference, push=True)
     with exclusive(folder / ".lock", f"publishing {name}"):
         image = _build(job)
-        _refuse_other_version(job, image)
         _refuse_existing_tags(job, registry, image.digest)  # first, because the rest takes long
         report = _prove(job, image)
         verify_options = VerifyOptions(
@@ -148,13 +147,21 @@ def _parse_repository(text: str) -> Reference:
 
 
 def _build(job: _Job) -> Image:
-    """Return the image in a layout, which is built where the options specify none."""
+    """Return the image in a layout, which is built where the options specify none.
+
+    One with extra wheels that the options lack is refused: it would take the tags of one without.
+    """
     built = job.options.built
     image = Layout(built).only_image() if built else _build_to_layout(job)
     labels = ImageLabels.parse(image.labels, job.names[0])
     expected = f"{job.locked.name} ({job.options.request.flavour})"
     if (found := f"{labels.environment} ({labels.flavour})") != expected:
         raise UserError(f"{built}: expected an image of {expected}, found one of {found}; specify another with --image")
+    if labels.version != job.tags[0]:
+        raise UserError(
+            f"{built}: expected version {job.tags[0]} in its labels, found {labels.version}; "
+            "specify the same --with options as for its build"
+        )
     return image
 
 
@@ -205,15 +212,6 @@ def _require_proof(job: _Job, image: Image, report: Report) -> None:
     """Raise UserError where the report is of another image or lock, or does not have all that the plan of its run makes."""
     report.refuse_other_image(image.digest, job.locked.digest)
     require_complete(job.checkout, report, job.locked, max_age=MAX_AGE)
-
-
-def _refuse_other_version(job: _Job, image: Image) -> None:
-    """Refuse an image with extra wheels that the options lack: it would take the tags of one without."""
-    if (version := ImageLabels.parse(image.labels, job.names[0]).version) != job.tags[0]:
-        raise UserError(
-            f"{job.options.built}: expected version {job.tags[0]} in its labels, found {version}; "
-            "specify the same --with options as for its build"
-        )
 
 
 def _statements(job: _Job, image: Image, report: Report, sbom: Path) -> list[bytes]:

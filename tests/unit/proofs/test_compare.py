@@ -574,8 +574,8 @@ def test_the_json_of_verify_keeps_its_keys() -> None:
     verification = Verification("oci:x", "sha256:1", "tiny", "2", differences=[difference])
     printed = verification.as_json()
     assert [*printed] == [
-        *("image", "digest", "environment", "lock", "method", "id", "base", "layers", "claims", "differences"),
-        *("proof", "proven", "report", "sbom", "added", "passed"),
+        *("image", "digest", "environment", "lock", "method", "id", "base", "claims", "differences"),
+        *("proof", "proven", "report", "sbom", "added", "layers", "passed"),
     ]
     assert printed["differences"] == [{"layer": 2, "path": "etc/passwd", "problem": difference.problem}]
     assert printed["passed"] is False
