@@ -16,6 +16,9 @@ from smokehouse.proofs.attestation import TEST_RESULT
 from smokehouse.proofs.signing import BUNDLE, SignedStatement
 
 SBOM = "application/spdx+json"
+# Statements of one image: publishing attaches four. Whoever can write to the registry can attach thousands, and to verify each
+# takes cosign a second.
+MOST = 200
 _CONTENT = "dev.sigstore.bundle.content"
 _PREDICATE_TYPE = "dev.sigstore.bundle.predicateType"
 
@@ -39,9 +42,12 @@ def fetch_statements(registry: Registry, digest: str, folder: Path) -> list[Sign
 
     Other statements are told by annotations, which nobody has signed; temporary files go to `folder`.
     """
+    attached = [entry for entry in registry.referrers(digest) if entry.artifact_type == BUNDLE]
+    if len(attached) > MOST:
+        raise UserError(f"{digest}: expected at most {MOST} statements, found {len(attached)}; remove those of strangers")
     statements = []
-    for entry in registry.referrers(digest):
-        if entry.artifact_type != BUNDLE or not (found := registry.manifest(entry.digest)):
+    for entry in attached:
+        if not (found := registry.manifest(entry.digest)):
             continue
         manifest = parse(Manifest, found[0], entry.digest)
         kind = (manifest.annotations or {}).get(_PREDICATE_TYPE, TEST_RESULT)
