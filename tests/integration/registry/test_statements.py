@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from smokehouse.errors import UserError
 from smokehouse.oci import Layout, Registry
 from smokehouse.proofs import referrers, signing
 from smokehouse.proofs.attestation import TEST_RESULT
