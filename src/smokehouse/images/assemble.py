@@ -13,6 +13,10 @@ from smokehouse.console import status
 from smokehouse.images.config import image_config
 from smokehouse.images.labels import ImageLabels
 from smokehouse.images.layers import AT_ONCE, Compression, LayerStore, Made, Packed, Step
+<<<<<<< HEAD
+=======
+from smokehouse.images.plan import Layer, Plan
+>>>>>>> main
 from smokehouse.images.record import RecordedImage, RecordedLayer
 from smokehouse.images.spec import ImageSpec
 from smokehouse.oci.layout import Image, Layout
@@ -119,7 +123,8 @@ class _Assembly:
         packed = self.packers.submit(store.repack, self.inputs.base, self.compression)
         base = store.unpack(self.inputs.base)
         conda = self._conda(base)
-        numbered = [self.workers.submit(self._wheels, f"layer-{n:02}", conda, base) for n in range(1, len(plan.numbered) + 1)]
+        layers = enumerate(plan.numbered, 1)
+        numbered = [self.workers.submit(self._wheels, f"layer-{n:02}", layer, conda, base) for n, layer in layers]
         libraries = numbered[: len(plan.libraries)]
         model = self.workers.submit(self._model, base, conda, libraries)  # it waits for earlier ones only
         unpacked, packs = [conda], [self._packing(conda)]
@@ -143,15 +148,15 @@ class _Assembly:
         program = ("/bin/sh", "-c", script)
         return self._make("conda packages", program, ("conda.py", "tree.py"), (base,), {"/in": self._context("conda")})
 
-    def _wheels(self, name: str, conda: Made, base: Made) -> Made:
+    def _wheels(self, name: str, layer: Layer, conda: Made, base: Made) -> Made:
         program = _program("unpack.py", "/in", "/out")
-        return self._make(name, program, ("tree.py", "unpack.py"), (conda, base), {"/in": self._context(name)})
+        return self._make(name, program, ("tree.py", "unpack.py"), (conda, base), {"/in": self._context(name)}, layer)
 
     def _model(self, base: Made, conda: Made, libraries: Sequence[Future[Made]]) -> Made:
         built = self._built(base, conda, libraries)
-        program = _program("unpack.py", "/in", "/out", "/built")
+        program = _program("unpack.py", "/in", "/out", "--built", "/built")
         inputs = {"/in": self._context("model"), "/built": (built.tree, built.key)}
-        return self._make("model", program, ("tree.py", "unpack.py"), (conda, base), inputs)
+        return self._make("model", program, ("tree.py", "unpack.py"), (conda, base), inputs, self.inputs.plan.model)
 
     def _built(self, base: Made, conda: Made, libraries: Sequence[Future[Made]]) -> Made:
         """Build the wheels of the source distributions; ops are compiled with the toolkit, on top of the libraries."""
@@ -182,8 +187,10 @@ class _Assembly:
         scripts: tuple[str, ...],
         below: tuple[Made, ...],
         inputs: Mapping[str, tuple[Path, str]],
+        layer: Layer | None = None,
     ) -> Made:
-        return self.store.make(Step(name, program, scripts, below, inputs))
+        alike = frozenset(file.name for file in layer.files) if layer else frozenset()
+        return self.store.make(Step(name, program, scripts, below, inputs, alike))
 
 
 def _program(script: str, *arguments: str) -> tuple[str, ...]:
