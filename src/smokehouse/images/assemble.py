@@ -13,10 +13,7 @@ from smokehouse.console import status
 from smokehouse.images.config import image_config
 from smokehouse.images.labels import ImageLabels
 from smokehouse.images.layers import AT_ONCE, Compression, LayerStore, Made, Packed, Step
-<<<<<<< HEAD
-=======
-from smokehouse.images.plan import Layer, Plan
->>>>>>> main
+from smokehouse.images.plan import Layer
 from smokehouse.images.record import RecordedImage, RecordedLayer
 from smokehouse.images.spec import ImageSpec
 from smokehouse.oci.layout import Image, Layout
@@ -156,7 +153,7 @@ class _Assembly:
         built = self._built(base, conda, libraries)
         program = _program("unpack.py", "/in", "/out", "--built", "/built")
         inputs = {"/in": self._context("model"), "/built": (built.tree, built.key)}
-        return self._make("model", program, ("tree.py", "unpack.py"), (conda, base), inputs, self.inputs.plan.model)
+        return self._make("model", program, ("tree.py", "unpack.py"), (conda, base), inputs, self.inputs.spec.plan.model)
 
     def _built(self, base: Made, conda: Made, libraries: Sequence[Future[Made]]) -> Made:
         """Build the wheels of the source distributions; ops are compiled with the toolkit, on top of the libraries."""
