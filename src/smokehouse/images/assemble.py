@@ -3,7 +3,7 @@
 import json
 import os
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,13 +147,15 @@ class _Assembly:
 
     def _wheels(self, name: str, layer: Layer, conda: Made, base: Made) -> Made:
         program = _program("unpack.py", "/in", "/out")
-        return self._make(name, program, ("tree.py", "unpack.py"), (conda, base), {"/in": self._context(name)}, layer)
+        return self._make(name, program, ("tree.py", "unpack.py"), (conda, base), {"/in": self._context(name)}, _names(layer))
 
     def _model(self, base: Made, conda: Made, libraries: Sequence[Future[Made]]) -> Made:
         built = self._built(base, conda, libraries)
         program = _program("unpack.py", "/in", "/out", "--built", "/built")
         inputs = {"/in": self._context("model"), "/built": (built.tree, built.key)}
-        return self._make("model", program, ("tree.py", "unpack.py"), (conda, base), inputs, self.inputs.spec.plan.model)
+        return self._make(
+            "model", program, ("tree.py", "unpack.py"), (conda, base), inputs, _names(self.inputs.spec.plan.model)
+        )
 
     def _built(self, base: Made, conda: Made, libraries: Sequence[Future[Made]]) -> Made:
         """Build the wheels of the source distributions; ops are compiled with the toolkit, on top of the libraries."""
@@ -170,7 +172,7 @@ class _Assembly:
         content = {str(path.relative_to(folder)): files.hashed(path) for path in folder.rglob("*") if path.is_file()}
         text = files.sha256(encode(content))
         program, scripts = _program("own_files.py", "/in", "/out"), ("own_files.py", "tree.py", "unpack.py")
-        return self._make("files of Smokehouse", program, scripts, tuple(below), {"/in": (folder, text)})
+        return self._make("files of Smokehouse", program, scripts, tuple(below), {"/in": (folder, text)}, ["smokehouse"])
 
     def _context(self, name: str) -> tuple[Path, str]:
         """Return a context, whose plan has the hash of each file in it."""
@@ -184,10 +186,13 @@ class _Assembly:
         scripts: tuple[str, ...],
         below: tuple[Made, ...],
         inputs: Mapping[str, tuple[Path, str]],
-        layer: Layer | None = None,
+        alike: Iterable[str] = (),
     ) -> Made:
-        alike = frozenset(file.name for file in layer.files) if layer else frozenset()
-        return self.store.make(Step(name, program, scripts, below, inputs, alike))
+        return self.store.make(Step(name, program, scripts, below, inputs, frozenset(alike)))
+
+
+def _names(layer: Layer) -> list[str]:
+    return [file.name for file in layer.files]
 
 
 def _program(script: str, *arguments: str) -> tuple[str, ...]:

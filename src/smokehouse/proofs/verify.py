@@ -144,7 +144,8 @@ def _compare(subject: _Subject, work: Path) -> Verification:
         problem = f"differs from that of the base {base.base.name}"
         return replace(result, differences=[*differences, Difference(1, "(the whole layer)", problem)])
     status("verifying: making again what the lock builds")
-    made = contexts.make_contexts(checkout, spec, bundle, subject.folder)
+    with contexts.loader_wheel(checkout) as wheel:
+        made = contexts.make_contexts(checkout, spec, bundle, subject.folder, wheel)
     expected = assemble(checkout, Inputs(spec, made, base.image, spec.labels(labels.source)), "zstd")
     status(f"verifying: comparing {len(expected.layers)} layers")
     differences += compare(image, expected.recorded, [layer.packed for layer in expected.layers])
