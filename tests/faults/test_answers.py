@@ -106,7 +106,7 @@ def test_a_pod_of_nulls_is_one(answers: Callable[[str, str], None], tmp_path: Pa
     """Kubernetes leaves out what is empty, and other servers write null."""
     record_property("fault", "Kubernetes")
     status = {"conditions": None, "containerStatuses": [{"state": {"terminated": None}}], "initContainerStatuses": None}
-    pod = {"metadata": {"name": "pod", "annotations": None}, "spec": None or {"nodeName": None}, "status": status}
+    pod = {"metadata": {"name": "pod", "annotations": None}, "spec": {"nodeName": None}, "status": status}
     answers("kubectl", says(json.dumps({"items": [pod]}), tmp_path / "answer"))
     [found] = Cluster().pods("a=b")
     assert (kubernetes_job._index(found), kubernetes_job._exit_code(found)) == (sys.maxsize, 0)
@@ -141,7 +141,7 @@ def test_what_a_cluster_says_does_not_steer_a_terminal(capsys: pytest.CaptureFix
 
 # programs that never stop talking
 
-ENDLESS = {
+ENDLESS: dict[str, Callable[[], object]] = {
     "kubectl": lambda: Cluster().pods("a=b"),
     "scontrol": lambda: slurm.nodes("a[1-2]"),
 }
@@ -177,7 +177,7 @@ def test_nodes_that_are_none(said: str, answers: Callable[[str, str], None], tmp
     if said == "\0":
         assert slurm.nodes("a") == ["\0"]  # a name that ends in a sentence wherever it is used
     else:
-        with pytest.raises(UserError, match="^scontrol: expected the nodes of 'a', found none: ; run it in a job of Slurm$"):
+        with pytest.raises(UserError, match=r"^scontrol: expected the nodes of 'a', found none: ; run it in a job of Slurm$"):
             slurm.nodes("a")
 
 
@@ -258,9 +258,9 @@ def test_output_of_a_container_is_bounded(monkeypatch: pytest.MonkeyPatch, recor
     record_property("fault", "Docker")
     monkeypatch.setattr(docker, "_MOST", 1 << 20)
     kept = docker._Buffer()
-    with pytest.raises(UserError, match="^the container: expected at most 1 MiB of output, found more; it was stopped$"):
-        for _ in range(100):
-            kept.write(bytes(1 << 16))
+    kept.write(bytes(1 << 20))
+    with pytest.raises(UserError, match=r"^the container: expected at most 1 MiB of output, found more; it was stopped$"):
+        kept.write(b"x")
 
 
 # registries
@@ -345,9 +345,9 @@ def test_places_to_upload_to(kind: str, tmp_path: Path, record_property: RECORD)
         else:
             got.answer("404 Not Found")
 
+    layout = Layout(tmp_path / "layout")
+    blob = layout.put(b"content", "application/octet-stream")
     with Hostile(serve) as server, pytest.raises(UserError, match=rf"^{server.host}: .*; "):
-        layout = Layout(tmp_path / "layout")
-        blob = layout.put(b"content", "application/octet-stream")
         registry(server.host, push=True).upload(layout.blob(blob.digest), blob)
 
 
@@ -424,7 +424,7 @@ REPLIES = {
 def test_replies_of_services(kind: str, record_property: RECORD) -> None:
     record_property("fault", "advisories")
     with Hostile(lambda got: got.answer("200 OK", REPLIES[kind].encode())) as server:
-        with pytest.raises(UserError, match=rf"{server.host}.*: .*; try again later, or use --database DIR$"):
+        with pytest.raises(UserError, match=rf"{server.host}.*; try again( later)?, or use --database DIR$"):
             asked(server)
         assert len(server.requests) <= 101
 
@@ -498,6 +498,7 @@ GOOD = {
     "timestamp": 1,
 }
 RECORDS: dict[str, dict[str, Any]] = {
+    "none, as a control": {"a-1-0.conda": GOOD},
     "a path": {"../../x.conda": GOOD},
     "another name": {"a-1-0.conda": GOOD | {"name": "../../x"}},
     "a negative size": {"a-1-0.conda": GOOD | {"size": -1}},
@@ -520,5 +521,6 @@ def test_records_of_a_channel(kind: str, root: Path, tmp_path: Path, record_prop
     environ = {**os.environ, "PYTHONPATH": str(root / "src"), "XDG_CACHE_HOME": str(tmp_path), "HOME": str(tmp_path)}
     command = [sys.executable, "-c", CHANNEL_SCRIPT, str(tmp_path)]
     ended = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
-    assert ended.stdout.startswith("refused "), ended.stdout + ended.stderr
+    expected = "locked Solution(" if kind == "none, as a control" else "refused "
+    assert ended.stdout.startswith(expected), ended.stdout + ended.stderr
     assert "Traceback" not in ended.stderr
