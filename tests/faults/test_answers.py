@@ -496,6 +496,7 @@ GOOD = {
     "sha256": "0" * 64,
     "size": 1,
     "timestamp": 1,
+    "md5": "0" * 32,
 }
 RECORDS: dict[str, dict[str, Any]] = {
     "none, as a control": {"a-1-0.conda": GOOD},
