@@ -120,11 +120,9 @@ def test_commands_are_followed_through_a_pipe(root: Path, speaker: str, read_on:
     record_property("fault", "output")
     ended, end = os.pipe()
     program = ["bash", "-c", f'exec 3<&{ended}; exec "$1" -c "$2"', "bash", sys.executable, SPEAKS + SPEAKERS[speaker]]
-    variables, pipes = (
-        environ() | {"PYTHONPATH": f"{root}:{root / 'src'}"},
-        {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE},
-    )
-    with subprocess.Popen(program, cwd=root, env=variables, pass_fds=[ended], **pipes) as process:
+    variables = environ() | {"PYTHONPATH": f"{root}:{root / 'src'}"}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(program, cwd=root, env=variables, pass_fds=[ended], stdout=pipe, stderr=pipe) as process:
         try:
             assert process.stdout
             assert process.stderr
