@@ -27,6 +27,7 @@ Collective = Callable[..., Any]
 DTYPE_ARGUMENT_SINCE = Version("4.56")
 
 
+@functools.cache  # parsing a package's metadata takes as long as a small forward pass
 def installed(package: str) -> Version:
     """Return the version of an installed package."""
     return Version(importlib.metadata.version(package))

@@ -22,8 +22,13 @@ class Workspace:
 
     @property
     def synthetic(self) -> Path:
-        """The synthetic checkpoint."""
+        """The synthetic checkpoint, which is under test where the user gives none."""
         return self.root / "synthetic"
+
+    @property
+    def full_width(self) -> Path:
+        """A synthetic checkpoint whose first tensor has the shape of real ones, for what depends on that."""
+        return self.root / "full-width"
 
     @property
     def slim(self) -> Path:

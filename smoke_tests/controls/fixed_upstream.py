@@ -18,7 +18,7 @@ def late_gathers(context: RankContext, state: TrainingState) -> Outcome:
     Earlier stacks lose the race sometimes in the first case, and always in the second.
     """
     problems = []
-    truth = context.workspace.synthetic
+    truth = context.workspace.full_width
     for how, gathers in (("as it is", contextlib.nullcontext()), ("with late gathers", runtime.late_gathers())):
         state.clear()
         with gathers:

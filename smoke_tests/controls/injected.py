@@ -1,8 +1,8 @@
 """Failures injected on purpose.
 
 `context.failure` is the control's entry in the loader's table, which knows the failure's messages from version to version.
-None of them needs the checkpoint under test: they load the synthetic one or, where the shape of the first tensor does not
-matter, a slim one with fewer channels. All are in fp32, so that one flipped bit is one flipped bit.
+None of them needs the checkpoint under test: they load a synthetic one whose first tensor has its real shape or, where that
+does not matter, a slim one with fewer channels. All are in fp32, so that one flipped bit is one flipped bit.
 """
 
 import contextlib
@@ -174,7 +174,7 @@ def seed_failure_zero_init(context: RankContext, state: TrainingState) -> Outcom
 
     unset_hf_deepspeed_config()
     with deepspeed.zero.Init(dtype=torch.float32):
-        return _must_raise(context, state, context.workspace.synthetic, _seed(context))
+        return _must_raise(context, state, context.workspace.full_width, _seed(context))
 
 
 def denoiser_inside_zero_init(context: RankContext, state: TrainingState) -> Outcome:
@@ -202,11 +202,11 @@ def saved_partitioned(context: RankContext, state: TrainingState) -> Outcome:
 
 
 def seed_failure_load_state_dict(context: RankContext, state: TrainingState) -> Outcome:
-    """Call `load_state_dict` on a model that is already partitioned."""
-    synthetic = context.workspace.synthetic
-    state.model = loading.ready_model(context, synthetic)
+    """Call `load_state_dict` on a model that is already partitioned: the loader loads the same checkpoint, whole."""
+    full_width = context.workspace.full_width
+    state.model = loading.ready_model(context, full_width)
     stored: dict[str, torch.Tensor] = {}
-    for file in inspect_checkpoint(synthetic).files:
+    for file in inspect_checkpoint(full_width).files:
         stored |= load_file(file)
     # A tensor that is tied to another is stored under the name of that one alone.
     published = {name: context.family.published(name) for name in state.model.state_dict()}
@@ -222,11 +222,11 @@ def gloo_race(context: RankContext, state: TrainingState) -> Outcome:
     """Load under ZeRO-3 over gloo without the workaround, which silently gives wrong weights; a race, so try several times."""
     import torch.distributed as dist
 
-    synthetic = context.workspace.synthetic
+    checkpoint = context.workspace.full_width  # the race is lost where tensors are large
     for attempt in range(1, RACE_TRIES + 1):
         state.clear()
-        state.model, _ = loading.read_model(context, synthetic)
-        wrong = torch.tensor([float(len(loading.wrong_tensors(context, state.model, synthetic)))])
+        state.model, _ = loading.read_model(context, checkpoint)
+        wrong = torch.tensor([float(len(loading.wrong_tensors(context, state.model, checkpoint)))])
         own = int(wrong.item())
         dist.all_reduce(wrong)
         if wrong.item():

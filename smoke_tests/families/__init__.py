@@ -89,12 +89,12 @@ class Family:
     language_attention: str = ""  # end of the name of the attention in each of its layers
     # The first that an input meets: the patch embedding or, of a model that reads text only, the token embedding.
     first_tensor: str
-    first_shape: tuple[int, ...]  # of it in the synthetic checkpoint; of a patch embedding, as in the family's real checkpoints
+    first_shape: tuple[int, ...]  # of it in a checkpoint of `width`; of a patch embedding, as in the family's real checkpoints
     missing_key: str  # a vector that the controls remove
     flipped_tensor: str  # a matrix in which they flip a bit
     synthetic_parameters: int  # of the synthetic checkpoint, about
     files: Files  # of the synthetic checkpoint
-    width: int  # channels of the synthetic checkpoint
+    width: int  # channels of the synthetic checkpoint with `first_shape`
     since: str  # the first release of its package that has this model
     # The next eight are of models that read tokens.
     processor_files: tuple[str, ...] = ()  # of a checkpoint, which its processor is loaded from
@@ -107,6 +107,9 @@ class Family:
     realistic_width: int = 0  # its channels
     head: int = 0  # channels of one head of the language model's attention in published checkpoints
     auto_class: str = "AutoModelForImageTextToText"  # of transformers, which loads a checkpoint whole
+    # Channels of the synthetic checkpoint that is under test, 0 for `width`: with those of real ones most of a run's time went
+    # into moving the numbers of the vision tower.
+    trained_width: int = 0
     slim_width: int = 64  # channels of the one that controls load where the shape of the first tensor does not matter
     vision: Vision | None = None
     # The same of pieces of names, below the prefixes that `layouts` renames: the first that matches counts.

@@ -138,6 +138,7 @@ FAMILY = Family(
     realistic_files=realistic_files,
     realistic_width=2 * VISION_HEAD,
     width=1280,
+    trained_width=320,
     head=HEAD,
     since="4.45",
     vision=Vision(tower="visual.", attention=".attn", markup="<|vision_start|><|image_pad|><|vision_end|>", head=VISION_HEAD),

@@ -120,6 +120,7 @@ FAMILY = Family(
     realistic_files=realistic_files,
     realistic_width=2 * VISION_HEAD,
     width=VISION_WIDTH,
+    trained_width=320,
     head=HEAD,
     since="4.57",
     vision=Vision(

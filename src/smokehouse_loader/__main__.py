@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import errno
+import importlib.util
 import io
 import json
 import logging
@@ -116,6 +117,11 @@ def _check(options: argparse.Namespace) -> int:
     path, trust = options.path, options.trust_remote_code
     if not path.is_dir():
         return _usage_error(f"{path}: not a directory; pass the directory of a checkpoint")
+    if absent := [name for name in ("torch", "transformers", "safetensors") if importlib.util.find_spec(name) is None]:
+        return _usage_error(
+            f"{sys.executable}: check requires torch, transformers and safetensors, found no {' or '.join(absent)}; "
+            "run it with the Python of the environment that loads the checkpoint"
+        )
     try:
         unsigned = _unsigned(options)
         cells = _cells(options.matrix)

@@ -4,6 +4,7 @@ Imports neither DeepSpeed nor transformers' integration of it: where nothing els
 """
 
 import contextlib
+import functools
 import importlib.metadata
 import math
 import sys
@@ -113,8 +114,13 @@ def has_gloo_race() -> bool:
     """Return whether ZeRO-3 would read parameters before gloo has delivered them."""
     if not dist.is_initialized() or "gloo" not in str(dist.get_backend()):
         return False
+    return _deepspeed_version() < RACE_FIXED_IN
+
+
+@functools.cache  # a load asks for each module, and each time all of a package's metadata are parsed
+def _deepspeed_version() -> tuple[int, ...]:
     numbers = importlib.metadata.version("deepspeed").split("+")[0].split(".")[:3]
-    return tuple(int(number) for number in numbers if number.isdecimal()) < RACE_FIXED_IN
+    return tuple(int(number) for number in numbers if number.isdecimal())
 
 
 @contextlib.contextmanager

@@ -1,13 +1,14 @@
 """cluster/slurm/health-check.sh as a prolog of a real slurmd: a node that fails it takes no more jobs."""
 
+import contextlib
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from .slurm_cluster import Cluster
+from .slurm_cluster import NODES, Cluster
 
 Check = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -58,24 +59,39 @@ def test_mistake_in_the_configuration_drains_nothing(cluster: Cluster, check: Ch
     assert reason(cluster) == ""
 
 
-def test_as_a_prolog_it_keeps_jobs_off_the_node(root: Path, cluster: Cluster, tmp_path: Path) -> None:
-    """The job that met the sick node, here the first that it was given, is requeued, and runs on another."""
-    conf, file, sick = tmp_path / "health-check.conf", cluster.folder / "slurm.conf", tmp_path / "sick"
-    conf.write_text(
-        f'PREFLIGHT="(set -C; echo $SLURMD_NODENAME > {sick}) 2> /dev/null; test $SLURMD_NODENAME != \\$(cat {sick})"\n'
-    )
-    prolog = tmp_path / "prolog"
-    prolog.write_text(f"#!/bin/sh\nSLURM_CONF={file} HEALTH_CHECK_CONF={conf} exec {root / 'cluster/slurm/health-check.sh'}\n")
-    prolog.chmod(0o755)
+@contextlib.contextmanager
+def configured(root: Path, cluster: Cluster, folder: Path, conf: str, *lines: str) -> Iterator[None]:
+    """Have `lines` in slurm.conf, where SCRIPT is what runs the script with the configuration `conf`."""
+    file, script, own = cluster.folder / "slurm.conf", folder / "check", folder / "health-check.conf"
+    own.write_text(conf)
+    script.write_text(f"#!/bin/sh\nSLURM_CONF={file} HEALTH_CHECK_CONF={own} exec {root / 'cluster/slurm/health-check.sh'}\n")
+    script.chmod(0o755)
     before = file.read_text()
-    file.write_text(f"{before}\nProlog={prolog}\nPrologFlags=Alloc\n")
+    file.write_text("\n".join([before, *lines, ""]).replace("SCRIPT", str(script)))
     try:
         cluster.run("scontrol", "reconfigure")
+        yield
+    finally:
+        file.write_text(before)
+        cluster.run("scontrol", "reconfigure")
+
+
+def test_as_a_prolog_it_keeps_jobs_off_the_node(root: Path, cluster: Cluster, tmp_path: Path) -> None:
+    """The job that met the sick node, here the first that it was given, is requeued, and runs on another."""
+    sick = tmp_path / "sick"
+    conf = f'PREFLIGHT="(set -C; echo $SLURMD_NODENAME > {sick}) 2> /dev/null; test $SLURMD_NODENAME != \\$(cat {sick})"\n'
+    with configured(root, cluster, tmp_path, conf, "Prolog=SCRIPT", "PrologFlags=Alloc"):
         job = cluster.run("sbatch", "--parsable", f"--output={os.devnull}", "--wrap=true").strip()
         cluster.wait_until(lambda: cluster.state(job) == "COMPLETED", "the job has run elsewhere")
         node = sick.read_text().strip()
         assert cluster.field(job, "NodeList") != node
         assert "health check:" in reason(cluster, node)
-    finally:
-        file.write_text(before)
-        cluster.run("scontrol", "reconfigure")
+
+
+def test_as_a_health_check_it_drains_idle_nodes(root: Path, cluster: Cluster, tmp_path: Path) -> None:
+    """Those that fail it alone, before any job meets them."""
+    conf = 'PREFLIGHT="echo fail  GPUs: 7; test $SLURMD_NODENAME != n2"\n'
+    lines = ("HealthCheckProgram=SCRIPT", "HealthCheckInterval=1", "HealthCheckNodeState=IDLE")
+    with configured(root, cluster, tmp_path, conf, *lines):
+        cluster.wait_until(lambda: reason(cluster, "n2"), "node n2 is drained")
+    assert [reason(cluster, node) for node in NODES] == ["", "health check: fail GPUs: 7", ""]

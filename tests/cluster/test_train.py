@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -162,17 +163,20 @@ def test_job_that_is_cancelled_leaves_nothing(jobs: Jobs) -> None:
     jobs.cluster.wait_until(lambda: not jobs.cluster.left(), "no process of the job is left")
 
 
-@pytest.mark.parametrize("number", [0, 1])
-def test_node_that_is_lost(jobs: Jobs, number: int) -> None:
-    """Slurm requeues the job, which runs on the node that is left, and on the third; node 0 is the one of the batch script."""
+def test_first_node_that_is_lost(jobs: Jobs) -> None:
+    """The batch script is lost with it. Slurm requeues the job, which runs on the others; test_training.py loses another."""
     job = jobs.submit()
     jobs.wait_until_waiting()
-    lost = jobs.cluster.nodes(job)[number]
+    [lost, left] = jobs.cluster.nodes(job)
     jobs.cluster.kill_node(lost)
     (jobs.folder / "go").touch()
     jobs.cluster.wait_until(lambda: jobs.cluster.field(job, "Restarts") == "1", "the job is requeued")
     jobs.wait_for(job, "COMPLETED")
     assert [jobs.said(rank)[-1] for rank in (0, 1)] == [f"end on {node}" for node in NODES if node != lost]
+    ran = rf"n\[{lost[1]}[-,]{left[1]}\]"
+    assert re.search(
+        rf"^train\.sbatch: restart 1; it ran on {ran}; {lost} is down\*: Not responding$", jobs.log(job), re.MULTILINE
+    )
 
 
 def test_two_jobs_at_once_and_an_array(jobs: Jobs) -> None:
@@ -218,6 +222,7 @@ def test_full_disk_fails_the_job_on_all_nodes(jobs: Jobs) -> None:
     [
         ([], {}, "expected what torchrun is to run, found nothing; give a Python file and its arguments"),
         (["x.py"], {"PREFIX": "/nowhere"}, "PREFIX=/nowhere: expected an installed environment, found no bin/python"),
+        (["x.py"], {"PREFIX": sys.prefix}, "SMOKEHOUSE=/nowhere: expected a checkout of Smokehouse, found none; set it, or"),
         (["x.py"], {"LAUNCHER": "apptainer"}, "LAUNCHER=apptainer: expected an image, found none; set IMAGE"),
         (["x.py"], {"LAUNCHER": "docker"}, "LAUNCHER=docker: expected prefix, apptainer or pyxis, found another"),
         (["x.py"], {"LAUNCHER": "pyxis", "IMAGE": "x", "SLURM_RESTART_COUNT": "21"}, "restart 21: expected 20 at most"),
@@ -226,7 +231,12 @@ def test_full_disk_fails_the_job_on_all_nodes(jobs: Jobs) -> None:
 def test_what_cannot_run_is_refused(root: Path, arguments: list[str], variables: dict[str, str], expected: str) -> None:
     script = root / "cluster/slurm/train.sbatch"
     ended = subprocess.run(
-        ["bash", str(script), *arguments], env=os.environ | variables, capture_output=True, text=True, timeout=60, check=False
+        ["bash", str(script), *arguments],
+        env=os.environ | {"SLURM_SUBMIT_DIR": "/nowhere"} | variables,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
     assert ended.stderr.startswith(f"train.sbatch: {expected}")

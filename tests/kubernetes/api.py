@@ -1,7 +1,8 @@
 """A cluster as kubectl sees it: an API server that validates with the vendored schemas, and controllers that run pods.
 
 It has what `smokehouse smoke --on kubernetes` uses, and answers 404 to the rest. Controllers do what those of Kubeflow Trainer
-(pkg/runtime/framework/plugins/torch/torch.go), JobSet and Job document; pods run as `tests.kubernetes.pods` says.
+(pkg/runtime/framework/plugins/torch/torch.go), JobSet and Job document; pods run as `tests.kubernetes.pods` says, where the
+standard `restricted` admits them.
 """
 
 import base64
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from tests.kubernetes import schemas
+from tests.kubernetes import schemas, security
 from tests.kubernetes.pods import Image, Network, Pod
 
 Object = dict[str, Any]
@@ -124,6 +125,8 @@ class Cluster:
             for container in pod_spec["containers"]:
                 container["env"] = [*({one["name"]: one for one in container["env"]} | env).values()]
             assert self.image
+            if wrong := security.violations(pod_spec, job["template"].get("metadata", {}).get("annotations", {})):
+                raise PermissionError(f'pods of {name} are forbidden: violates PodSecurity "restricted": {"; ".join(wrong)}')
             pod = Pod(f"{name}-{replicated['name']}-0-{index}", index, pod_spec, self.image, self.folder / "pods", self.volumes)
             pod.secrets = {key[1]: value["stringData"] for key, value in self.objects.items() if key[0] == "secrets"}
             pod.namespace, pod.address = network.add(index)

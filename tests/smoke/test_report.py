@@ -375,6 +375,9 @@ def test_evidence_is_bound_to_lock_and_machine(proven: Ended, root: Path) -> Non
     assert (proven.report["device"], proven.report["backend"], proven.report["precision"]) == ("cpu", "gloo", "fp32")
     assert proven.report["world_size"] == 2
     assert proven.report["checkpoint"] == "made"
+    [trained] = re.findall(r"^([\d,]+) parameters", proven.found("checkpoint")["detail"])
+    if proven.family.trained_width:  # most of a run's time goes into moving numbers
+        assert int(trained.replace(",", "")) < proven.family.synthetic_parameters / 7
     assert 0 < proven.report["seconds"] < proven.seconds
     age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(proven.report["started"])
     assert datetime.timedelta(0) <= age < datetime.timedelta(hours=1)

@@ -198,8 +198,8 @@ def test_load(broken: Ended) -> None:
 
 
 def test_memory(broken: Ended) -> None:
-    # 1280 elements on each of two ranks would be 640; these are whole, and their partition is still there.
-    assert_failed(broken, "memory", 3, BOTH, r"visual\.\S+ holds 1280 \+ 640 of 1280 elements")
+    # 320 elements on each of two ranks would be 160; these are whole, and their partition is still there.
+    assert_failed(broken, "memory", 3, BOTH, r"visual\.\S+ holds 320 \+ 160 of 320 elements")
 
 
 def test_auto_classes(broken: Ended) -> None:

@@ -20,7 +20,7 @@ from smokehouse.images import base as bases
 from smokehouse.images import dockerfile, record
 from smokehouse.images.assemble import Assembled, Inputs, assemble
 from smokehouse.images.base import Base
-from smokehouse.images.contexts import make_contexts
+from smokehouse.images.contexts import LoaderWheel, loader_wheel, make_contexts
 from smokehouse.images.labels import Flavour, ImageLabels, Ops
 from smokehouse.images.layers import Compression
 from smokehouse.images.plan import Plan, plan_layers
@@ -94,6 +94,11 @@ class Built:
 
 def prepare_image(checkout: Checkout, locked: LockedEnvironment, request: ImageRequest) -> Prepared:
     """Download and verify every input of an image, and write the bake file that builds it; raises UserError."""
+    with loader_wheel(checkout) as wheel:
+        return _prepare(checkout, locked, request, wheel)
+
+
+def _prepare(checkout: Checkout, locked: LockedEnvironment, request: ImageRequest, wheel: LoaderWheel) -> Prepared:
     spec, bundle = _fetch(checkout, locked, request)
     bake_folder = dockerfile.prepare_folder(checkout)
     plan = plan_layers(locked.lock, [wheel.file for wheel in spec.extra_wheels])
@@ -102,7 +107,7 @@ def prepare_image(checkout: Checkout, locked: LockedEnvironment, request: ImageR
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder / ".lock", f"preparing the image of {locked.name}"):
         status(f"preparing {spec.tags[0]} ({len(plan.numbered) + 1} layers of wheels)")
-        contexts = make_contexts(checkout, spec, plan, bundle, folder)
+        contexts = make_contexts(checkout, spec, plan, bundle, folder, wheel)
         named = {name: str(path) for name, path in contexts.items()}
         target = _bake_target(spec, plan, {"base": base_context(spec.base)} | named, labels)
         bake = folder / "bake.json"

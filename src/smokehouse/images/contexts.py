@@ -4,10 +4,12 @@ import json
 import os
 import shutil
 import tarfile
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from packaging.utils import canonicalize_name
@@ -40,12 +42,33 @@ _OPS = {
 }
 
 
-def make_contexts(checkout: Checkout, spec: ImageSpec, plan: Plan, bundle: Bundle, folder: Path) -> dict[str, Path]:
+@dataclass(frozen=True)
+class LoaderWheel:
+    """The wheel of the loader in `folder`, `built` in the background."""
+
+    built: Future[LockedFile]
+    folder: Path
+
+
+@contextmanager
+def loader_wheel(checkout: Checkout) -> Iterator[LoaderWheel]:
+    """Build the wheel of the loader for `make_contexts` while the rest is fetched; another program builds it."""
+    with ThreadPoolExecutor(1) as worker, TemporaryDirectory() as folder:
+        built = worker.submit(loader.build, checkout, Path(folder))
+        try:
+            yield LoaderWheel(built, Path(folder))
+        finally:
+            wait([built])  # before its folder is removed
+
+
+def make_contexts(
+    checkout: Checkout, spec: ImageSpec, plan: Plan, bundle: Bundle, folder: Path, wheel: LoaderWheel
+) -> dict[str, Path]:
     """Make all contexts but that of the base in `folder`, and return the folder of each by its name; raises UserError."""
     lock = spec.locked.lock
     prefixes = {"conda": spec.conda} | ({"toolkit": lock.conda} if spec.ops == "aot" else {})
     with ThreadPoolExecutor(1) as worker:  # it mostly waits for the build of the loader
-        own = worker.submit(smokehouse_files, checkout, spec, bundle, folder)
+        own = worker.submit(smokehouse_files, checkout, spec, bundle, folder, wheel)
         contexts = {name: conda_context(folder / name, packages, lock, bundle) for name, packages in prefixes.items()}
         contexts[_SMOKEHOUSE_FILES] = own.result().parent
     folders = {wheel.file: wheel.path.parent for wheel in spec.extra_wheels}
@@ -122,10 +145,10 @@ def sdist_context(folder: Path, layer: Layer, lock: Lock, bundle: Bundle, ops: O
     return _context(folder, [*sdists, *build], bundle.wheels, ops=ops, files=_entries(sdists), build=_entries(build))
 
 
-def smokehouse_files(checkout: Checkout, spec: ImageSpec, bundle: Bundle, folder: Path) -> Path:
+def smokehouse_files(checkout: Checkout, spec: ImageSpec, bundle: Bundle, folder: Path, loader_wheel: LoaderWheel) -> Path:
     """Make the context of the files of Smokehouse in `folder`, and return the folder in it of those in /opt/smokehouse.
 
-    The wheel of the loader lies beside that folder, and the program that compares who owns which file.
+    `loader_wheel` lies beside that folder, and the program that compares who owns which file.
 
     Raises:
         UserError: tini cannot be fetched, or the loader cannot be built.
@@ -136,8 +159,10 @@ def smokehouse_files(checkout: Checkout, spec: ImageSpec, bundle: Bundle, folder
     inside = context / _SMOKEHOUSE_FILES
     inside.mkdir(parents=True)
     _copy_checkout(checkout, spec, inside)
-    wheel = loader.build(checkout, context)
-    licences = _licences(spec, bundle) | components.licences(context, [wheel])
+    licences = _licences(spec, bundle)
+    wheel = loader_wheel.built.result()
+    shutil.move(loader_wheel.folder / wheel.file, context)
+    licences |= components.licences(context, [wheel])
     for name, text in _texts(checkout, spec, lock, wheel, licences).items():
         (inside / name).write_text(text)
     (inside / "tini").write_bytes(tini(checkout, folder.parent / "packages"))

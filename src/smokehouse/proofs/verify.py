@@ -148,7 +148,8 @@ def _compare(subject: _Subject, options: VerifyOptions, work: Path) -> Verificat
         return replace(result, differences=[*differences, Difference(1, "(the whole layer)", problem)])
     plan = plan_layers(locked.lock, [wheel.file for wheel in wheels])
     status("verifying: making again what the lock builds")
-    made = contexts.make_contexts(checkout, spec, plan, bundle, subject.folder)
+    with contexts.loader_wheel(checkout) as wheel:
+        made = contexts.make_contexts(checkout, spec, plan, bundle, subject.folder, wheel)
     expected = assemble(checkout, Inputs(spec, plan, made, base.image, expected_labels), "zstd")
     status(f"verifying: comparing {len(expected.layers)} layers")
     differences += compare(image, expected.recorded, [layer.packed for layer in expected.layers])

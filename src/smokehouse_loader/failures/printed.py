@@ -162,6 +162,9 @@ PRINTED: dict[str, tuple[str, ...]] = {
     "zero_pp_rank_{n}_mp_rank_{n}_optim_states.pt": ("deepspeed>=0.13.5 deepspeed/runtime/engine.py",),
     "zero_pp_rank_{n}_mp_rank_{n}_model_states.pt": ("deepspeed>=0.13.5 deepspeed/runtime/engine.py",),
     "Expected {n} of '*_optim_states.pt' under": ("deepspeed>=0.13.5 deepspeed/utils/zero_to_fp32.py",),
+    "Required {} state is missing in checkpoint. Verify that client creates this state": (
+        "deepspeed>=0.13.5 deepspeed/checkpoint/ds_to_universal.py",
+    ),
     "Unable to find latest file at": ("deepspeed>=0.13.5 deepspeed/runtime/engine.py",),
     "Unable to find 'latest' file at": ("deepspeed>=0.13.5 deepspeed/utils/zero_to_fp32.py",),
     "Can't find a valid checkpoint at": ("transformers>=4.45.2 transformers/trainer.py",),
@@ -1099,6 +1102,15 @@ _COMPOSED: tuple[tuple[dict[str, tuple[str, ...]], tuple[str, ...]], ...] = (
             "The size of tensor a ({n}) must match the size of tensor b (0) at non-singleton",
             "The size of tensor a (0) must match the size of tensor b ({n}) at non-singleton",
         ),
+    ),
+    (
+        {
+            "torch>=2.4.1 torch/_prims_common/__init__.py": (
+                "Dimension out of range (expected to be in range of [",
+                "], but got ",
+            )
+        },
+        ("IndexError: Dimension out of range (expected to be in range of [-1, 0], but got 1)",),
     ),
     (
         {"torch>=2.4.1 torch/lib/libtorch_cpu.so": ("operator ", " does not exist")},

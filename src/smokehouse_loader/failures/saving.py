@@ -113,6 +113,14 @@ FAILURES = (
         ),
     ),
     Failure(
+        name="universal-version-missing",
+        cause="Under ZeRO-1 and ZeRO-2 an engine checkpoint lacks the version of the universal format, unless the program "
+        "saved it in client_state; ZeRO-3 needs none.",
+        cure="convert it with ds_to_universal.py --inject_missing_state, or save universal_checkpoint_info in client_state",
+        source="deepspeed/checkpoint/ds_to_universal.py",
+        signs=(Sign("Required {} state is missing in checkpoint. Verify that client creates this state"),),
+    ),
+    Failure(
         name="latest-missing",
         cause="The directory has no DeepSpeed checkpoint: the file latest, or the tag that it names, is missing.",
         cure="pass the folder that contains latest and global_stepN, or a tag; of a Trainer, checkpoint-N",
