@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from smokehouse.errors import UserError
 from smokehouse.oci import Layout, Registry
-from smokehouse.proofs import referrers, signing
+from smokehouse.proofs import signing
 from smokehouse.proofs.attestation import TEST_RESULT
 from smokehouse.proofs.provenance import CYCLONEDX, PROVENANCE, SPDX
 from smokehouse.proofs.referrers import attach_statement, fetch_statements
@@ -67,20 +66,6 @@ def test_oras_lists_the_statements_with_their_kinds(attached: tuple[Registry, st
     listed: list[dict[str, Any]] = json.loads(ended.stdout)["referrers"]
     assert {entry["artifactType"] for entry in listed} == {BUNDLE}
     assert sorted(entry["annotations"]["dev.sigstore.bundle.predicateType"] for entry in listed) == sorted(KINDS)
-
-
-def test_a_flood_of_statements_is_refused(
-    attached: tuple[Registry, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And none is judged in part: the newest one could be among the others."""
-    there, digest = attached
-    monkeypatch.setattr(referrers, "MOST", len(KINDS) - 1)
-    with pytest.raises(
-        UserError, match=rf"^{digest}: expected at most {len(KINDS) - 1} statements, found {len(KINDS)}; remove"
-    ):
-        fetch_statements(there, digest, tmp_path)
-    monkeypatch.setattr(referrers, "MOST", len(KINDS))
-    assert len(fetch_statements(there, digest, tmp_path)) == 1
 
 
 def test_only_test_results_are_fetched_to_be_judged(attached: tuple[Registry, str], keys: Path, tmp_path: Path) -> None:
