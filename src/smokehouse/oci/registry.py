@@ -17,6 +17,7 @@ from smokehouse.oci.layout import Layout
 from smokehouse.oci.model import INDEX, INDEXES, MANIFESTS, Descriptor, Index, Manifest, choose_image, encode, parse
 from smokehouse.oci.reference import Reference
 from smokehouse.storage import files
+from smokehouse.storage.disk import require_free_space
 from smokehouse.storage.download import Download, fetch, is_whole
 from smokehouse.storage.transfer import (
     DOWNLOAD,
@@ -149,9 +150,16 @@ class Registry:
             name = choose_image(parse(Index, data, str(reference)), str(reference)).digest
         layout.put(data, manifest.media_type)
         parsed = parse(Manifest, data, str(reference))
+        self._require_space(layout, parsed)
         self.fetch((parsed.config, *parsed.layers), layout)
         layout.write_index(manifest)
         return manifest
+
+    def _require_space(self, layout: Layout, manifest: Manifest) -> None:
+        """Raise UserError where the disk has no room for what `manifest` announces, before a server sends it."""
+        blobs = {blob.digest: blob.size for blob in (manifest.config, *manifest.layers)}
+        present = sum(path.stat().st_size for digest in blobs if (path := layout.blob(digest)).is_file())
+        require_free_space(layout.folder, max(0, sum(blobs.values()) - present), f"download {self.reference}")
 
     @contextmanager
     def _open(self, method: str, path: str, expected: set[int], *, headers: dict[str, str] | None = None) -> Iterator[Answer]:

@@ -18,6 +18,7 @@ from smokehouse.proofs.signing import BUNDLE, SignedStatement
 from smokehouse.storage import files
 
 SBOM = "application/spdx+json"
+_MOST = 1000  # statements of an image; whoever may push can attach any number, and each is fetched and verified
 _CONTENT = "dev.sigstore.bundle.content"
 _PREDICATE_TYPE = "dev.sigstore.bundle.predicateType"
 
@@ -42,8 +43,11 @@ def fetch_statements(registry: Registry, digest: str, folder: Path) -> list[Sign
     Other statements are told by annotations, which nobody has signed; temporary files go to `folder`.
     """
     statements = []
-    for entry in registry.referrers(digest):
-        if entry.artifact_type != BUNDLE or not (found := registry.manifest(entry.digest)):
+    listed = {entry.digest: entry for entry in registry.referrers(digest) if entry.artifact_type == BUNDLE}
+    if len(listed) > _MOST:
+        raise UserError(f"{digest}: expected at most {_MOST} statements, found {len(listed)}; verify another copy of the image")
+    for entry in listed.values():
+        if not (found := registry.manifest(entry.digest)):
             continue
         manifest = parse(Manifest, found[0], entry.digest)
         kind = (manifest.annotations or {}).get(_PREDICATE_TYPE, TEST_RESULT)
