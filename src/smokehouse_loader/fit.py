@@ -313,7 +313,8 @@ def _problems(fit: Fit, state: Mapping[str, torch.Tensor], broken: Sequence[str]
         first = fit.mismatched[0]
         others = f", and {len(fit.mismatched) - 1} more" if len(fit.mismatched) > 1 else ""
         what = f"{model} expected the shape {list(first.in_model)}, found {list(first.in_file)}{others}"
-        yield finding("wrong-shape", what, first.name)
+        vocabulary = not (fit.missing or fit.unexpected) and all(map(_is_of_vocabulary, fit.mismatched))
+        yield finding("embeddings-of-another-vocabulary" if vocabulary else "wrong-shape", what, first.name)
     for text in broken:
         yield finding("wrong-shape", f"cannot be converted for {model}: {text}")
     for name, key in fit.plan.renamed.items():
@@ -330,6 +331,12 @@ def _problems(fit: Fit, state: Mapping[str, torch.Tensor], broken: Sequence[str]
     if fit.unexpected:
         count = len(fit.unexpected)
         yield finding("dropped-weights", f"{count} tensors would be dropped by {model} ({shortened(fit.unexpected)})")
+
+
+def _is_of_vocabulary(mismatch: Mismatch) -> bool:
+    """Return whether a tensor has a row for each token, and only the number of them differs."""
+    of_tokens = re.search(r"(?:^|\.)(?:embed_tokens|word_embeddings|wte|lm_head)\.weight$", mismatch.name)
+    return bool(of_tokens) and mismatch.in_file[1:] == mismatch.in_model[1:]
 
 
 _CLASS_OF_WEIGHTS = (

@@ -238,6 +238,39 @@ def test_sound_neighbours_change_nothing(slim: Path, tmp_path: Path, capfd: pyte
     assert main(["check", str(folder)]) == 0, capfd.readouterr().out
 
 
+def test_processor_as_transformers_5_saves_it(slim: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """It has the image processor inside, for which older ones look in a file of its own."""
+    inside = {"image_processor_type": "Qwen2VLImageProcessor"}
+    change = described("processor_config.json", processor_class="Qwen2_5_VLProcessor", image_processor=inside)
+    folder = lab.damaged(slim, tmp_path / "folder", change)
+    if lab.version("transformers") >= (4, 57):
+        assert main(["check", str(folder)]) == 0
+        return
+    [line] = said(folder, capfd)
+    assert line.endswith("[processor-files-missing]")
+    edit_json(folder, "preprocessor_config.json", **inside)
+    assert main(["check", str(folder)]) == 0
+
+
+@pytest.mark.parametrize(("sides", "failure"), [((8, 0), "embeddings-of-another-vocabulary"), ((0, 8), "wrong-shape")])
+def test_embeddings_of_another_size(
+    slim: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], sides: tuple[int, int], failure: str
+) -> None:
+    """Of more tokens it is the vocabulary; of other rows it is another model."""
+
+    def padded(path: Path) -> None:
+        tensors = lab.stored_tensors(path)
+        for name in [name for name in tensors if name.endswith(("embed_tokens.weight", "lm_head.weight"))]:
+            rows, columns = tensors[name].shape
+            tensors[name] = torch.zeros(rows + sides[0], columns + sides[1], dtype=tensors[name].dtype)
+        for file in path.glob("model-*"):
+            file.unlink()
+        lab.write_shards(path, [tensors])
+
+    [line] = said(lab.damaged(slim, tmp_path / "folder", padded), capfd)
+    assert line.endswith(f"[{failure}]"), line
+
+
 def test_image_processor_that_no_release_has(slim: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     import transformers
 
@@ -405,7 +438,9 @@ def test_damaged_adapter(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> N
     file.write_bytes(whole[:-8])
     assert said(folder, capfd)[0].endswith("[truncated-shard]")
     save_file({"base_model.model.a.lora_A.weight": torch.empty(0)}, file)
-    assert said(folder, capfd)[0].endswith("[saved-partitioned]")
+    [line] = said(folder, capfd)
+    assert line.endswith("[adapter-partitioned]")
+    assert "Trainer.save_model" in line
     file.write_bytes(whole)
     (folder / "adapter_config.json").write_text('{"peft_type": "LORA", ')
     [line] = said(folder, capfd)
