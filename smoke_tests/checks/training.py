@@ -85,7 +85,7 @@ def full_gradients(engine: Any, names: list[str]) -> dict[str, torch.Tensor]:
 def engine_steps(
     context: RankContext, state: TrainingState, sample: dict[str, torch.Tensor], count: int, keep: Sequence[str] = ()
 ) -> list[float]:
-    """Do `count` optimizer steps and return the global loss of each. Keeps the gradients that those in `keep` get in the first."""
+    """Do `count` optimizer steps and return the global loss of each. Keeps the first gradients of the parameters in `keep`."""
     losses = []
     for step in range(count):
         loss = samples.loss(state.engine, sample)
