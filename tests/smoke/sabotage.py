@@ -987,7 +987,7 @@ def lost_language_gradient() -> None:
 
 @sabotage
 def half_an_adapter() -> None:
-    """Train one of the two matrices of a LoRA adapter under ZeRO-2."""
+    """Train one of the two matrices of a LoRA adapter."""
 
     @contextlib.contextmanager
     def fault(*_: Any) -> Iterator[None]:
@@ -1000,7 +1000,7 @@ def half_an_adapter() -> None:
         with wrapped(peft, "get_peft_model", freeze):
             yield
 
-    during(adapters, "lora", fault, stage=2)
+    during(adapters, "lora", fault)
 
 
 @sabotage

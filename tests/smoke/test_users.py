@@ -1,7 +1,6 @@
 """--all: the checks of what users train with hold, and each fails when what it tests is broken."""
 
 import json
-import re
 import shutil
 from pathlib import Path
 
@@ -34,7 +33,7 @@ def broken(lasting: Starter) -> Ended:
         sabotage=(
             *("other_rate", "forgotten_moments", "moved_base", "unscaled_merge", "partitioned_adapter", "thawed_vision"),
             *("unmasked_attention", "unmasked_kernels", "unreduced_bucket", "longer_steps", "late_nan", "undecayed"),
-            *("lost_adapter_gradient", "lost_language_gradient", "half_an_adapter"),
+            *("lost_adapter_gradient", "lost_language_gradient"),
         ),
         CXX="false",
     )
@@ -90,14 +89,8 @@ def test_ops_are_compiled_once(good: Ended, decayed: Ended) -> None:
 
 def test_only_what_was_broken_fails(broken: Ended) -> None:
     checks = {("trainer", 2), ("trainer", 3), ("LoRA", 2), ("LoRA", 3), ("frozen vision tower", 3), ("attention", None)}
-    checks |= {
-        ("frozen vision tower", 2),
-        ("real sizes", 2),
-        ("real sizes", 3),
-        ("cpu ops", None),
-        ("offload", 2),
-        ("offload", 3),
-    }
+    checks |= {("frozen vision tower", 2), ("real sizes", 2), ("real sizes", 3)}
+    checks |= {("cpu ops", None), ("offload", 2), ("offload", 3)}
     checks |= {("kernels", None), ("overlap_comm", 2), ("overlap_comm", 3)}
     assert broken.failures() == {("check", *check) for check in checks}
 
@@ -124,19 +117,21 @@ def test_trainer_s_saved_model_and_persistence_threshold(saved: Ended) -> None:
 
 @pytest.fixture(scope="module")
 def saved(lasting: Starter) -> Ended:
-    """Return a run in which what the Trainer saves is broken, its configuration keeps no parameter whole, and padding counts."""
-    options = ("--only", "trainer,attention", "--zero", "3", *SLOW)
-    broken = ("spoiled_save", "no_persistence", "unpadded_attention")
+    """Return a run in which other faults are under ZeRO-3: in what the Trainer saves and keeps whole, in attention and LoRA."""
+    options = ("--only", "trainer,attention,LoRA", "--zero", "3", *SLOW)
+    broken = ("spoiled_save", "no_persistence", "unpadded_attention", "half_an_adapter")
     return lasting.run(*options, report=lasting.folder / "saved", sabotage=broken, CXX="false")
 
 
 def test_lora(broken: Ended) -> None:
     merged = r"merged \S+\.weight is off by 0\.5 of what the adapter adds"
-    assert_failed(broken, "LoRA", 2, BOTH, rf"embed_tokens\.weight of the base changed; .*{merged}")
+    assert_failed(broken, "LoRA", 2, (0,), rf"embed_tokens\.weight of the base changed; .*{merged}")
     assert_failed(broken, "LoRA", 3, (0,), r"lora_[AB]\S* was saved with shape \[0\]")
     assert_failed(broken, "LoRA", 3, (0,), r"^losses: expected .* \(single process\), .*; gradients: off by ")
-    for rank in broken.found("LoRA", 2)["ranks"]:
-        assert re.search(r"q_proj\.lora_A\S* did not change", rank["detail"])
+
+
+def test_lora_matrix_that_is_not_trained(saved: Ended) -> None:
+    assert_failed(saved, "LoRA", 3, BOTH, r"q_proj\.lora_A\S* did not change")
 
 
 def test_frozen_vision_tower(broken: Ended) -> None:
