@@ -1,5 +1,10 @@
-"""Install Smokehouse's files and loader in the image, and verify that all others are locked: own_files.py CONTEXT OUT."""
+"""Install Smokehouse's files and loader in the image, and verify that all others are locked.
 
+own_files.py CONTEXT OUT [--earlier EARLIER]: what this program made before, of which the bytecode of files that are the same is
+taken, which changes no byte of what it makes.
+"""
+
+import argparse
 import csv
 import importlib
 import json
@@ -19,7 +24,7 @@ import unpack
 _PART = 500  # files that one thread hashes at a time
 
 
-def main(context: Path, out: Path) -> None:
+def main(context: Path, out: Path, earlier: Path | None) -> None:
     """Write /opt/smokehouse and the loader, with files.json: every file that no locked package contains as it is."""
     plan = tree.plan(context)
     _check_owners(context, plan)
@@ -34,7 +39,7 @@ def main(context: Path, out: Path) -> None:
     loader = context / plan["loader"]["file"]
     tree.check_sha256(loader, plan["loader"]["sha256"])
     unpack.unpack(loader, own_site, plan["python"])
-    tree.compile_python(out, [out / "opt"])
+    tree.compile_python(out, [out / "opt"], earlier)
     reasons = _generated(plan, site)
     written = {f"/{path.relative_to(out)}": path for path in out.rglob("*") if path.is_file()}
     reasons |= {path: "pyc" if path.endswith(".pyc") else "ours" for path in written}
@@ -152,4 +157,9 @@ def _normalized(name: str) -> str:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("context", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--earlier", type=Path)
+    arguments = parser.parse_args()
+    main(arguments.context, arguments.out, arguments.earlier)

@@ -1,23 +1,27 @@
 """What all steps share: reading a plan, refusing, and making a tree whose bytes depend on the step's input alone."""
 
-import compileall
 import hashlib
 import importlib.util
 import json
 import marshal
 import os
-import py_compile
 import shutil
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import traceback
+import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import CodeType
 from typing import Any, NoReturn
 
 PREFIX = "opt/env"
 SMOKEHOUSE = "opt/smokehouse"
-_BLOCK = 512  # bytes; those of all file systems are multiples of it
-_PART = 128  # files that one process compiles; the bytecode depends on it
+# What marshal writes of a code object, in any version of Python.
+_CODE = (
+    *("co_code", "co_consts", "co_names", "co_varnames", "co_freevars", "co_cellvars", "co_filename", "co_name"),
+    *("co_qualname", "co_linetable", "co_exceptiontable"),
+)
 
 
 def plan(context: Path) -> dict[str, Any]:
@@ -43,60 +47,105 @@ def check_sha256(path: Path, expected: str) -> None:
         refuse(f"{path.name}: expected SHA-256 {expected} as locked, found {found}; run nox -s build again")
 
 
-def compile_python(out: Path, folders: list[Path]) -> None:
+def compile_python(out: Path, folders: list[Path], earlier: Path | None = None) -> None:
     """Compile all Python files in `folders`, which are below `out`, to bytecode that is never checked against its source.
 
-    Checked bytecode contains the time of its source. What a process compiled before affects the bytecode that it writes next,
-    so each compiles a part that depends on nothing but the files, however many processors there are.
+    Checked bytecode contains the time of its source. The bytecode of a file depends on its content, its path and this
+    interpreter alone, so that of a file that is the same in `earlier`, a tree that this step made before, is taken from there.
     """
     for folder in folders:
         for cache in sorted(folder.rglob("__pycache__")):
             shutil.rmtree(cache)
-    sources = sorted(str(path) for folder in folders for path in folder.rglob("*.py") if path.is_file())
-    parts = [sources[at : at + _PART] for at in range(0, len(sources), _PART)]
-    command = [sys.executable, "-I", "-S", "-B", __file__, str(out)]
-
-    def compile_part(part: list[str]) -> None:
-        ended = subprocess.run(command, input="\0".join(part).encode(), stdout=subprocess.DEVNULL)
-        if ended.returncode:
-            sys.exit(ended.returncode)  # it has said why
-
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        list(threads.map(compile_part, parts))
+    found = [(path.stat().st_size, str(path)) for folder in folders for path in folder.rglob("*.py") if path.is_file()]
+    largest_first = [path for _, path in sorted(found, reverse=True)]
+    workers, before = os.cpu_count() or 1, str(earlier) if earlier else None
+    _in_processes([partial(_compile_files, largest_first[at::workers], str(out), before) for at in range(workers)])
 
 
-def _compile_files(out: str, sources: list[str]) -> None:
+def _in_processes(works: list[Callable[[], None]]) -> None:
+    """Run each of `works` in a copy of this process, and wait for all; end the step where one fails."""
+    children = []
+    for work in works:
+        child = os.fork()
+        if not child:
+            status = 1
+            try:
+                work()
+                status = 0
+            except SystemExit as refused:
+                print(refused, file=sys.stderr)
+            except BaseException:  # noqa: BLE001 - it is printed, and the step then ends
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(status)  # not the end of the program, which is its parent's
+        children.append(child)
+    ended = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]  # of all of them, before this ends
+    if killed := [-code for code in ended if code < 0]:
+        refuse(f"bytecode: signal {killed[0]} ended a process that compiles; free memory and build again")
+    if any(ended):
+        sys.exit(1)  # it has said why
+
+
+def _compile_files(sources: list[str], out: str, earlier: str | None) -> None:
+    warnings.simplefilter("ignore")
+    for number in range(256):
+        sys.intern(chr(number))  # they are shared by all code of a process, and written otherwise once a name is one of them
     for source in sources:
-        compileall.compile_file(
-            source,
-            quiet=2,  # packages contain templates and tests that are invalid in this version of Python
-            stripdir=out,
-            prependdir="/",
-            invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
-        )
-    for source in sources:  # not before all are compiled, as it could change the bytecode of the next one
         try:
-            _require_whole(source)
-        except (OSError, EOFError, ValueError, TypeError) as broken:
-            refuse(f"{source.removeprefix(out)}: cannot be compiled ({broken}); free disk space and build again")
+            _compile_file(source, out, earlier)
+        except OSError as broken:
+            refuse(f"{source[len(out) :]}: cannot be compiled ({broken.strerror}); free disk space and build again")
 
 
-def _require_whole(source: str) -> None:
-    """Raise an error where compileall, which is silent, did not write what it compiled, or a full disk cut it.
+def _compile_file(source: str, out: str, earlier: str | None) -> None:
+    content = _content(source)
+    name, compiled = source[len(out) :], importlib.util.cache_from_source(source)
+    data = b""
+    if earlier and _content(earlier + name) == content and not Path(source).is_symlink():
+        data = _content(earlier + compiled[len(out) :])
+    if data or (data := _bytecode(content, name)):
+        Path(compiled).parent.mkdir(exist_ok=True)
+        Path(compiled).write_bytes(data)
 
-    A write that ends early ends with a block. See: https://github.com/python/cpython/issues/126606
-    """
-    compiled = Path(importlib.util.cache_from_source(source))
-    if compiled.exists():
-        if compiled.stat().st_size % _BLOCK == 0:
-            marshal.loads(compiled.read_bytes()[16:])  # noqa: S302 - written a moment ago
-        return
-    data = Path(source).read_bytes()
+
+def _content(path: str) -> bytes:
+    """Return what is in a file, nothing where there is none. A Path for each of thousands would take as long as the rest."""
     try:
-        compile(data, source, "exec", dont_inherit=True)
-    except Exception:  # noqa: BLE001 - whatever compileall met, the file is no module of this version of Python
-        return
-    raise OSError("its bytecode was not written")
+        with open(path, "rb") as file:  # noqa: PTH123 - see above
+            return file.read()
+    except FileNotFoundError:
+        return b""
+
+
+def _bytecode(content: bytes, name: str) -> bytes:
+    """Return the bytecode of a file, empty where it is invalid, as templates and tests in packages are.
+
+    marshal writes an object in another way where nothing else refers to it, and what a process compiled before can refer to a
+    string. So a reference to everything in the code is held.
+
+    See: https://github.com/python/cpython/blob/3.11/Python/marshal.c and https://peps.python.org/pep-0552/
+    """
+    try:
+        code = compile(content, name, "exec", dont_inherit=True)
+    except Exception:  # noqa: BLE001 - whatever it is, importing the file says so
+        return b""
+    held: list[object] = []
+    _hold(code, held)
+    unchecked = (1).to_bytes(4, "little")
+    data = b"".join([importlib.util.MAGIC_NUMBER, unchecked, importlib.util.source_hash(content), marshal.dumps(code)])
+    del held
+    return data
+
+
+def _hold(found: object, held: list[object]) -> None:
+    held.append(found)
+    if isinstance(found, CodeType):
+        for name in _CODE:
+            _hold(getattr(found, name, None), held)
+    elif isinstance(found, tuple | frozenset):
+        for each in found:
+            _hold(each, held)
 
 
 def normalize(out: Path, epoch: int, budget: int) -> None:
@@ -115,7 +164,3 @@ def normalize(out: Path, epoch: int, budget: int) -> None:
     os.utime(out, (epoch, epoch))
     if total > budget:
         refuse(f"layer: expected at most {budget} bytes, found {total}; find the files that are unexpectedly large")
-
-
-if __name__ == "__main__":
-    _compile_files(sys.argv[1], sys.stdin.read().split("\0"))

@@ -1,5 +1,10 @@
-"""Unpack the wheels of a layer: unpack.py CONTEXT OUT [BUILT], where BUILT has wheels from source distributions."""
+"""Unpack the wheels of a layer: unpack.py CONTEXT OUT [--built BUILT] [--earlier EARLIER].
 
+BUILT has wheels from source distributions. EARLIER is what this program made of other wheels, with the same interpreter; the
+bytecode of files that are the same is taken from there, which changes no byte of what it makes.
+"""
+
+import argparse
 import base64
 import configparser
 import csv
@@ -24,7 +29,7 @@ if __name__ == "__main__":
 """
 
 
-def main(context: Path, out: Path, built: Path | None) -> None:
+def main(context: Path, out: Path, built: Path | None, earlier: Path | None) -> None:
     """Verify, unpack and compile every wheel of the plan, then those in `built`."""
     plan = tree.plan(context)
     site = out / tree.PREFIX / "lib" / f"python{plan['python']}" / "site-packages"
@@ -34,7 +39,7 @@ def main(context: Path, out: Path, built: Path | None) -> None:
         unpack(context / file["file"], site, plan["python"])
     for wheel in sorted(built.glob("*.whl")) if built else ():
         unpack(wheel, site, plan["python"])
-    tree.compile_python(out, [site])
+    tree.compile_python(out, [site], earlier)
     tree.normalize(out, plan["epoch"], plan["budget"])
 
 
@@ -142,4 +147,10 @@ def console_scripts(text: str, python: str, wheel: Path) -> list[tuple[str, str]
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]) if len(sys.argv) > 3 else None)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("context", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--built", type=Path)
+    parser.add_argument("--earlier", type=Path)
+    arguments = parser.parse_args()
+    main(arguments.context, arguments.out, arguments.built, arguments.earlier)

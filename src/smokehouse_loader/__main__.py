@@ -3,6 +3,8 @@
 import argparse
 import contextlib
 import dataclasses
+import errno
+import importlib.util
 import io
 import json
 import logging
@@ -115,6 +117,11 @@ def _check(options: argparse.Namespace) -> int:
     path, trust = options.path, options.trust_remote_code
     if not path.is_dir():
         return _usage_error(f"{path}: not a directory; pass the directory of a checkpoint")
+    if absent := [name for name in ("torch", "transformers", "safetensors") if importlib.util.find_spec(name) is None]:
+        return _usage_error(
+            f"{sys.executable}: check requires torch, transformers and safetensors, found no {' or '.join(absent)}; "
+            "run it with the Python of the environment that loads the checkpoint"
+        )
     try:
         unsigned = _unsigned(options)
         cells = _cells(options.matrix)
@@ -314,5 +321,35 @@ def _printers(text: str) -> str:
     return f": {', '.join(dict.fromkeys(programs))}" if programs else ""
 
 
+class _Output(io.TextIOWrapper):
+    """Standard output that is shown line by line, also in a pipe, and goes nowhere once nobody reads it."""
+
+    def write(self, text: str, /) -> int:
+        with self._harmless():
+            super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._harmless():
+            super().flush()
+
+    @contextlib.contextmanager
+    def _harmless(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as broken:
+            with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - it has no path; Python would fail again when it exits
+                os.dup2(nowhere.fileno(), self.fileno())
+            if broken.errno != errno.EPIPE:
+                raise
+
+
+def _show_lines() -> None:
+    """Make standard output one that is followed, and that a reader may leave."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # not where the file descriptor is closed
+        sys.stdout = _Output(sys.stdout.detach(), sys.stdout.encoding, "backslashreplace", line_buffering=True)
+
+
 if __name__ == "__main__":
+    _show_lines()
     sys.exit(main())

@@ -107,8 +107,9 @@ def test_two_nodes_are_proven_together(root: Path, cluster: Cluster, tmp_path: P
     folder = tmp_path / "report"
     options = ("--nproc", "1", "--zero", "3", "--only", "network,collectives", *PATIENT)
     process = start(root, cluster, folder, *options, environ=hold.environ)
-    nodes = cluster.nodes(number_of(process))
+    job = number_of(process)
     wait_for_line(process, "waiting at")
+    nodes = cluster.nodes(job)
     code, last = ended(start(root, cluster, folder, *options))
     assert code == 2
     assert re.search(rf"found node n\d ended with exit code 2: {folder}: in use by process \d+ on {nodes[0]}; ", last), last

@@ -132,3 +132,16 @@ def test_errors_survive_pickling_and_stay_one_line() -> None:
     assert "\n" not in str(error)
     assert str(error).startswith("rank 0: layer.0: is wrong; fix it [wrong-shape]")
     assert "and 8 more" in str(error)
+
+
+def test_check_without_torch_says_whose_python_to_use(root: Path, tmp_path: Path) -> None:
+    run = (
+        f"import sys; sys.path.insert(0, {str(root / 'src')!r}); from smokehouse_loader.__main__ import main; sys.exit(main())"
+    )
+    command = [sys.executable, "-I", "-S", "-c", run, "check", str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2
+    assert ended.stderr == (
+        f"smokehouse_loader: {sys.executable}: check requires torch, transformers and safetensors, found no torch or "
+        "transformers or safetensors; run it with the Python of the environment that loads the checkpoint\n"
+    )

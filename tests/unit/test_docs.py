@@ -153,4 +153,4 @@ def test_readme_shows_what_the_benchmark_of_images_printed() -> None:
 def test_readme_is_short() -> None:
     """As far as it is written by hand: the table of environments has a line for each, and a benchmark printed the other."""
     text = re.sub(r"^<!-- (environments|benchmark image) -->.*?^<!-- /\1 -->", "", _README, flags=re.M | re.S)
-    assert len(text.splitlines()) < 145
+    assert len(text.splitlines()) < 150

@@ -3,7 +3,7 @@
 import json
 import os
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +13,11 @@ from smokehouse.console import status
 from smokehouse.images.config import image_config
 from smokehouse.images.labels import ImageLabels
 from smokehouse.images.layers import AT_ONCE, Compression, LayerStore, Made, Packed, Step
-from smokehouse.images.plan import Plan
+from smokehouse.images.plan import Layer
 from smokehouse.images.record import RecordedImage, RecordedLayer
 from smokehouse.images.spec import ImageSpec
 from smokehouse.oci.layout import Image, Layout
-from smokehouse.oci.model import CONFIG, MANIFEST, Descriptor, encode
+from smokehouse.oci.model import CONFIG, MANIFEST, Descriptor, Manifest, encode
 from smokehouse.storage import files
 
 _PYTHON = "/opt/env/bin/python"
@@ -28,7 +28,6 @@ class Inputs:
     """What an image is assembled from: `contexts` has the folder of each build context but the base's by name."""
 
     spec: ImageSpec
-    plan: Plan
     contexts: Mapping[str, Path]
     base: Image
     labels: ImageLabels
@@ -101,17 +100,8 @@ def assemble(checkout: Checkout, inputs: Inputs, compression: Compression, store
         layers = _Assembly(layer_store, inputs, compression, workers, packers).layers()
     labels = inputs.labels
     config = image_config(checkout, inputs.base, labels.as_dict(), labels.created, [layer.packed.diff_id for layer in layers])
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": MANIFEST,
-        "config": _entry(CONFIG, config),
-        "layers": [layer.packed.blob.model_dump(by_alias=True, exclude_none=True) for layer in layers],
-    }
-    return Assembled(layers, config, encode(manifest))
-
-
-def _entry(media_type: str, data: bytes) -> dict[str, object]:
-    return {"mediaType": media_type, "digest": f"sha256:{files.sha256(data)}", "size": len(data)}
+    blobs = tuple(layer.packed.blob for layer in layers)
+    return Assembled(layers, config, encode(Manifest(schema_version=2, config=Descriptor.of(config, CONFIG), layers=blobs)))
 
 
 @dataclass(frozen=True)
@@ -126,11 +116,12 @@ class _Assembly:
 
     def layers(self) -> tuple[AssembledLayer, ...]:
         """Return the layers, bottom first; raises UserError."""
-        plan, store = self.inputs.plan, self.store
+        plan, store = self.inputs.spec.plan, self.store
         packed = self.packers.submit(store.repack, self.inputs.base, self.compression)
         base = store.unpack(self.inputs.base)
         conda = self._conda(base)
-        numbered = [self.workers.submit(self._wheels, f"layer-{n:02}", conda, base) for n in range(1, len(plan.numbered) + 1)]
+        layers = enumerate(plan.numbered, 1)
+        numbered = [self.workers.submit(self._wheels, f"layer-{n:02}", layer, conda, base) for n, layer in layers]
         libraries = numbered[: len(plan.libraries)]
         model = self.workers.submit(self._model, base, conda, libraries)  # it waits for earlier ones only
         unpacked, packs = [conda], [self._packing(conda)]
@@ -154,15 +145,17 @@ class _Assembly:
         program = ("/bin/sh", "-c", script)
         return self._make("conda packages", program, ("conda.py", "tree.py"), (base,), {"/in": self._context("conda")})
 
-    def _wheels(self, name: str, conda: Made, base: Made) -> Made:
+    def _wheels(self, name: str, layer: Layer, conda: Made, base: Made) -> Made:
         program = _program("unpack.py", "/in", "/out")
-        return self._make(name, program, ("tree.py", "unpack.py"), (conda, base), {"/in": self._context(name)})
+        return self._make(name, program, ("tree.py", "unpack.py"), (conda, base), {"/in": self._context(name)}, _names(layer))
 
     def _model(self, base: Made, conda: Made, libraries: Sequence[Future[Made]]) -> Made:
         built = self._built(base, conda, libraries)
-        program = _program("unpack.py", "/in", "/out", "/built")
+        program = _program("unpack.py", "/in", "/out", "--built", "/built")
         inputs = {"/in": self._context("model"), "/built": (built.tree, built.key)}
-        return self._make("model", program, ("tree.py", "unpack.py"), (conda, base), inputs)
+        return self._make(
+            "model", program, ("tree.py", "unpack.py"), (conda, base), inputs, _names(self.inputs.spec.plan.model)
+        )
 
     def _built(self, base: Made, conda: Made, libraries: Sequence[Future[Made]]) -> Made:
         """Build the wheels of the source distributions; ops are compiled with the toolkit, on top of the libraries."""
@@ -179,7 +172,7 @@ class _Assembly:
         content = {str(path.relative_to(folder)): files.hashed(path) for path in folder.rglob("*") if path.is_file()}
         text = files.sha256(encode(content))
         program, scripts = _program("own_files.py", "/in", "/out"), ("own_files.py", "tree.py", "unpack.py")
-        return self._make("files of Smokehouse", program, scripts, tuple(below), {"/in": (folder, text)})
+        return self._make("files of Smokehouse", program, scripts, tuple(below), {"/in": (folder, text)}, ["smokehouse"])
 
     def _context(self, name: str) -> tuple[Path, str]:
         """Return a context, whose plan has the hash of each file in it."""
@@ -193,8 +186,13 @@ class _Assembly:
         scripts: tuple[str, ...],
         below: tuple[Made, ...],
         inputs: Mapping[str, tuple[Path, str]],
+        alike: Iterable[str] = (),
     ) -> Made:
-        return self.store.make(Step(name, program, scripts, below, inputs))
+        return self.store.make(Step(name, program, scripts, below, inputs, frozenset(alike)))
+
+
+def _names(layer: Layer) -> list[str]:
+    return [file.name for file in layer.files]
 
 
 def _program(script: str, *arguments: str) -> tuple[str, ...]:

@@ -48,7 +48,9 @@ _LEVELS: dict[Compression, int] = {"zstd": 3, "gzip": 6}
 # Of zstd, for one layer. It cuts a stream into jobs of a fixed size, so that any number but 0 gives the same bytes; each takes
 # about 15 MB of memory, and AT_ONCE layers are compressed at once.
 THREADS, AT_ONCE = 4, 8
-_SIZE = "size"  # the file of a layer with the bytes of its tree
+# The files of a layer: its tree, by what a change of that is noticed, its bytes, and what it was made from.
+_TREE, _FINGERPRINT, _SIZE, _ABOUT = "tree", "tree.sha256", "size", "made-from.json"
+_EARLIER = "/earlier"
 _WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
 # Of a step; those that are compiled set their own.
 _ENVIRON = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
@@ -64,7 +66,7 @@ class Made:
     @property
     def tree(self) -> Path:
         """The folder that was /out of the step."""
-        return self.folder / "tree"
+        return self.folder / _TREE
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,9 @@ class Packed:
 class Step:
     """A step: `program` runs with `scripts` of docker/steps in the file systems `below`, the topmost first.
 
-    It reads `inputs`, folders by their absolute path; each has a text that its content depends on, and nothing else.
+    It reads `inputs`, folders by their absolute path; each has a text that its content depends on, and nothing else. `alike`
+    are names of what the layer is made of: a step with some reads what it made of earlier versions of these, if that is there,
+    from a folder given with --earlier, which saves time and changes nothing of what it makes.
     """
 
     name: str
@@ -89,6 +93,7 @@ class Step:
     scripts: tuple[str, ...]
     below: tuple[Made, ...]
     inputs: Mapping[str, tuple[Path, str]]
+    alike: frozenset[str] = frozenset()
 
 
 class LayerStore:
@@ -132,22 +137,43 @@ class LayerStore:
         for path in by_use:
             if total <= most or path.stat().st_mtime > time.time() - _KEPT:
                 break
-            _make_removable(path)
-            shutil.rmtree(path)
+            _discard(path)
             total -= sizes[path]
 
     def make(self, step: Step) -> Made:
         """Run `step` unless what it makes is there; raises UserError with the reason that the step gives."""
-        made = self._place(
-            {
-                "program": step.program,
-                "scripts": {name: files.hashed(self._steps / name) for name in step.scripts},
-                "below": [lower.key for lower in step.below],
-                "inputs": {place: text for place, (_, text) in step.inputs.items()},
-            }
-        )
-        self._once(made, step.name, lambda tree: self._run(step, tree))
+        content = {
+            "program": [*step.program],
+            "scripts": {name: files.hashed(self._steps / name) for name in step.scripts},
+            "below": [lower.key for lower in step.below],
+            "inputs": {place: text for place, (_, text) in step.inputs.items()},
+        }
+        made = self._place(content)
+
+        def write(tree: Path) -> None:
+            self._run(step, tree, self._earlier(step, content))
+            if step.alike:
+                files.write(made.folder / _ABOUT, json.dumps({"content": content, "alike": sorted(step.alike)}))
+
+        self._once(made, step.name, write)
         return made
+
+    def _earlier(self, step: Step, content: Mapping[str, object]) -> Path | None:
+        """Return the tree of the layer that has most of what `step` makes, and was used last; None without one.
+
+        The same programs have made it in the same file systems, of other inputs. Nothing says so but the key of the layer, a
+        hash of all that it was made from, and it is still as it was made.
+        """
+        candidates = []
+        for record in self._folder.glob(f"*/{_ABOUT}") if step.alike else ():
+            with suppress(OSError, ValueError, TypeError, KeyError):
+                found = json.loads(record.read_text())
+                common = len(step.alike.intersection(found["alike"]))
+                same = {**content, "inputs": found["content"]["inputs"]} == found["content"]
+                if common and same and _key(found["content"]) == record.parent.name:
+                    candidates.append((common, record.parent.stat().st_mtime, record.parent))
+        folders = (folder for *_, folder in sorted(candidates, reverse=True))
+        return next((folder / _TREE for folder in folders if _is_whole(folder)), None)
 
     def unpack(self, image: Image) -> Made:
         """Unpack the base `image`, for steps to run on; raises UserError."""
@@ -187,16 +213,15 @@ class LayerStore:
         return packed
 
     def _place(self, content: Mapping[str, object]) -> Made:
-        key = files.sha256(json.dumps({"format": _FORMAT, **content}, sort_keys=True))
+        key = _key(content)
         made = Made(key, self._folder / key)
         self._used.add(made.folder)
         return made
 
     def _once(self, made: Made, name: str, write: Callable[[Path], None]) -> None:
         made.folder.mkdir(parents=True, exist_ok=True)
-        record = made.folder / "tree.sha256"
         with exclusive(made.folder / ".lock", f"making {name}"):
-            if made.tree.is_dir() and record.is_file() and record.read_text() == _fingerprint(made.tree):
+            if _is_whole(made.folder):
                 return
             for path in made.folder.iterdir():  # the layer that was packed of it, too: it may have been edited before
                 if path.name != ".lock":
@@ -206,13 +231,13 @@ class LayerStore:
             try:
                 write(partial)
                 _pass_tick(made.folder / "clock")
-                files.write(record, _fingerprint(partial))
+                files.write(made.folder / _FINGERPRINT, _fingerprint(partial))
                 files.write(made.folder / _SIZE, str(_tree_bytes(partial)))
                 partial.rename(made.tree)
             finally:
                 _discard(partial)
 
-    def _run(self, step: Step, tree: Path) -> None:
+    def _run(self, step: Step, tree: Path, earlier: Path | None) -> None:
         with TemporaryDirectory(dir=tree.parent) as name:
             work, build = Path(name, "work"), Path(name, "build")
             work.mkdir()
@@ -220,8 +245,10 @@ class LayerStore:
             mounts = {place: str(folder) for place, (folder, _) in step.inputs.items()}
             mounts |= {f"/steps/{script}": str(self._steps / script) for script in step.scripts}
             mounts |= {"/out": str(tree), "/build": str(build)}
+            mounts |= {_EARLIER: str(earlier)} if earlier else {}
             root = namespace.Root([str(lower.tree) for lower in step.below], mounts, ["/out", "/build"], str(work))
-            command = namespace.command(root, step.program, _ENVIRON)
+            program = (*step.program, *(("--earlier", _EARLIER) if earlier else ()))
+            command = namespace.command(root, program, _ENVIRON)
             ended = run(command, deadline=_DEADLINE, environ=_ENVIRON, cwd=tree.parent)
         if ended.code == namespace.FAILED:
             raise UserError(
@@ -272,6 +299,16 @@ def _descriptor(compression: Compression, digest: str, size: int) -> Descriptor:
     return Descriptor(media_type=f"application/vnd.oci.image.layer.v1.tar+{compression}", digest=digest, size=size)
 
 
+def _key(content: Mapping[str, object]) -> str:
+    return files.sha256(json.dumps({"format": _FORMAT, **content}, sort_keys=True))
+
+
+def _is_whole(folder: Path) -> bool:
+    """Return whether the layer in `folder` has a tree that is still as it was made."""
+    tree, record = folder / _TREE, folder / _FINGERPRINT
+    return tree.is_dir() and record.is_file() and record.read_text() == _fingerprint(tree)
+
+
 def _pass_tick(probe: Path) -> None:
     """Wait until the kernel's clock for inodes, which moves every few milliseconds, has moved; `probe` is a file to ask it.
 
@@ -306,7 +343,7 @@ def _kept_bytes(folder: Path) -> int:
     try:
         unpacked = max(0, int((folder / _SIZE).read_text()))
     except (OSError, ValueError):  # a layer of a base has no tree
-        unpacked = _tree_bytes(folder / "tree")
+        unpacked = _tree_bytes(folder / _TREE)
     return unpacked + sum(path.stat().st_size for path in folder.glob("layer.*"))
 
 
@@ -315,17 +352,13 @@ def _tree_bytes(tree: Path) -> int:
 
 
 def _discard(path: Path) -> None:
+    """Remove a file or a folder, whatever modes the folders in it have."""
     if path.is_dir() and not path.is_symlink():
-        _make_removable(path)
+        for folder, _, _ in os.walk(path):
+            Path(folder).chmod(0o755)
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _make_removable(folder: Path) -> None:
-    """Let this user enter and change all folders in `folder`."""
-    for path, _, _ in os.walk(folder):
-        Path(path).chmod(0o755)
 
 
 def _require_diff_id(number: int, expected: str, found: str) -> None:
@@ -423,7 +456,7 @@ def _extract(stream: object, tree: Path) -> None:
         if not (member.isreg() or member.isdir() or member.issym() or member.islnk()):
             return None
         if os.path.lexists(path) and not (member.isdir() and path.is_dir() and not path.is_symlink()):
-            _remove(path)
+            _discard(path)
         mode = member.mode & 0o777 | (0o700 if member.isdir() else 0o400)
         return kept.replace(uid=None, gid=None, uname=None, gname=None, mode=mode, deep=False)  # type: ignore[arg-type]
 
@@ -439,13 +472,6 @@ def _hide(whiteout: Path) -> None:
     hidden = whiteout.name.removeprefix(_WHITEOUT)
     if whiteout.name == _OPAQUE:
         for inside in whiteout.parent.iterdir():
-            _remove(inside)
+            _discard(inside)
     elif hidden not in ("", ".", ".."):
-        _remove(whiteout.with_name(hidden))
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+        _discard(whiteout.with_name(hidden))

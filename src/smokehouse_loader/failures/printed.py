@@ -1104,6 +1104,15 @@ _COMPOSED: tuple[tuple[dict[str, tuple[str, ...]], tuple[str, ...]], ...] = (
         ),
     ),
     (
+        {
+            "torch>=2.4.1 torch/_prims_common/__init__.py": (
+                "Dimension out of range (expected to be in range of [",
+                "], but got ",
+            )
+        },
+        ("IndexError: Dimension out of range (expected to be in range of [-1, 0], but got 1)",),
+    ),
+    (
         {"torch>=2.4.1 torch/lib/libtorch_cpu.so": ("operator ", " does not exist")},
         ("operator torchvision::nms does not exist",),
     ),

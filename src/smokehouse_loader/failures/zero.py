@@ -133,16 +133,29 @@ FAILURES = (
         name="partitioned-parameter-used",
         cause=(
             "Under ZeRO-3 a parameter was used outside of the forward of the module that owns it, when this rank has [0] of "
-            "it: code of one's own, or a fused kernel that reads the weight instead of calling the module."
+            "it: code of one's own, a fused kernel that reads the weight instead of calling the module, or linear attention, "
+            "such as Qwen3.5's, which reads conv1d.weight. DeepSpeed up to 0.16.4 gathers such weights in the engine's forward "
+            "alone: training works, generate before the first step does not."
         ),
         cure=(
-            "call the module, or gather the parameter around its use (deepspeed.zero.GatheredParameters, "
-            "register_external_parameter); switch the fused kernel off"
+            "call the module, or gather the parameter around its use (deepspeed.zero.GatheredParameters), or call "
+            "deepspeed.zero.register_external_parameter(layer, layer.conv1d.weight) for the layer that reads it, before "
+            "deepspeed.initialize; switch the fused kernel off; for generate use DeepSpeed 0.16.5 or later"
         ),
-        source="LlamaFactory issue #7588: liger's kernels under ZeRO-3",
+        source=(
+            f"{MEASURED}; LlamaFactory issue #7588: liger's kernels under ZeRO-3; deepspeed/runtime/engine.py, where "
+            "_module_forward_pre_hook begins with 0.16.5"
+        ),
+        reproduction="read_weight_of_another_module",
         signs=(
             Sign("The size of tensor a ({n}) must match the size of tensor b (0) at non-singleton", log=("deepspeed || zero",)),
             Sign("The size of tensor a (0) must match the size of tensor b ({n}) at non-singleton", log=("deepspeed || zero",)),
+            Sign(
+                "IndexError: Dimension out of range (expected to be in range of [-1, 0], but got 1)",
+                needs=(".conv1d.weight.squeeze(1)",),
+                log=("deepspeed || zero || ZeRO",),
+                unless=(_ELSEWHERE,),
+            ),
         ),
         question="Does it go away under ZeRO-2?",
     ),

@@ -426,11 +426,8 @@ def test_a_layer_over_its_budget_is_refused(tiny: TestCheckout) -> None:
 
 def test_a_wheel_that_replaces_another_is_refused(tiny: TestCheckout) -> None:
     steps = tiny.root / "docker" / "steps" / "unpack.py"
-    tiny.edit(
-        steps,
-        "    tree.compile_python(out, [site])",
-        "    [i.rename(site / 'alpha-9.dist-info') for i in site.glob('alpha-1*')]\n    tree.compile_python(out, [site])",
-    )
+    renaming = "    [i.rename(site / 'alpha-9.dist-info') for i in site.glob('alpha-1*')]\n"
+    tiny.edit(steps, "    tree.compile_python(", f"{renaming}    tree.compile_python(")
     said = tiny.refused("build", "tiny")
     assert "alpha-1.0.dist-info/" in said
     assert "metadata of another package, listed by alpha-9.dist-info; remove that package from the environment" in said
@@ -438,9 +435,7 @@ def test_a_wheel_that_replaces_another_is_refused(tiny: TestCheckout) -> None:
 
 def test_a_file_outside_the_lock_is_refused(tiny: TestCheckout) -> None:
     steps = tiny.root / "docker" / "steps" / "unpack.py"
-    tiny.edit(
-        steps, "    tree.compile_python(out, [site])", "    (site / 'extra.py').touch()\n    tree.compile_python(out, [site])"
-    )
+    tiny.edit(steps, "    tree.compile_python(", "    (site / 'extra.py').touch()\n    tree.compile_python(")
     assert "site-packages/extra.py: unexpected file, of no locked package" in tiny.refused("build", "tiny")
 
 

@@ -386,6 +386,53 @@ def generate_before_initialize(context: Context) -> list[str]:
     return [*lab.values(lab.ranks(work, context.slim)), *lab.values(lab.ranks(work, padded))]
 
 
+class _Convolution(torch.nn.Module):  # type: ignore[misc] # torch is Any to mypy
+    """A module that reads the weight of another one, as the linear attention of Qwen3.5 does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1d = torch.nn.Conv1d(4, 4, 3, groups=4, bias=False)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        weight = self.conv1d.weight.squeeze(1)
+        return torch.nn.functional.conv1d(states, weight.unsqueeze(1), groups=4)
+
+
+def read_weight_of_another_module(context: Context) -> list[str]:
+    def work(rank: int) -> tuple[str, list[bool]]:
+        import deepspeed
+
+        config = lab.zero_config(3)
+        states = torch.randn(1, 4, 8, generator=torch.Generator().manual_seed(0))
+
+        def engine_of(*, registered: bool) -> Any:
+            with deepspeed.zero.Init(config_dict_or_path=config):
+                model = torch.nn.Sequential(_Convolution())
+            if registered:
+                deepspeed.zero.register_external_parameter(model[0], model[0].conv1d.weight)
+            return deepspeed.initialize(model=model, optimizer=torch.optim.SGD(model.parameters()), config=config)[0]
+
+        def is_right(run: Any, engine: Any) -> bool:
+            with torch.no_grad():
+                found = run(states)
+                with deepspeed.zero.GatheredParameters(list(engine.parameters())):
+                    return bool(
+                        torch.equal(found, torch.nn.functional.conv1d(states, engine.module[0].conv1d.weight, groups=4))
+                    )
+
+        gathers = lab.version("deepspeed") >= (0, 16, 5)
+        called, trained, registered = (engine_of(registered=number == 2) for number in range(3))
+        text = "" if gathers else raised_by(lambda: called.module(states))
+        runs = ((called.module, called), (trained, trained), (registered.module, registered))
+        return text, [is_right(run, engine) for run, engine in runs if gathers or engine is not called]
+
+    found = lab.values(lab.ranks(work))
+    assert all(all(right) for _, right in found), found
+    if not found[0][0]:
+        raise UnaffectedError("DeepSpeed gathers a weight that another module reads")
+    return [f"ZeRO-3\n{text}" for text, _ in found]
+
+
 def mixed_modality(context: Context) -> list[str]:
     def work(rank: int) -> str:
         import deepspeed
