@@ -293,6 +293,76 @@ def test_newer_layout_has_one_cure(slim: Path, tmp_path: Path, capfd: pytest.Cap
     assert line.endswith("[key-layout]")
 
 
+def trocr(path: Path, rename: Callable[[str], str]) -> Path:
+    """Write a tiny TrOCR with the keys that `rename` makes of those of transformers before 5.9."""
+    import transformers
+
+    encoder = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=32
+    )
+    decoder = transformers.TrOCRConfig(
+        vocab_size=32, d_model=16, decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=32, max_position_embeddings=16
+    )
+    config = transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
+    path.mkdir()
+    config.architectures = ["VisionEncoderDecoderModel"]
+    config.save_pretrained(path)
+    state = transformers.VisionEncoderDecoderModel(config).state_dict()
+    # Tied tensors are stored once, and published checkpoints have no pooler.
+    stored = {id(tensor.untyped_storage()): name for name, tensor in reversed(state.items()) if "pooler" not in name}
+    names = {vision_name(name, EARLIER_VIT): state[name] for name in stored.values()}
+    save_file({rename(name): tensor.clone() for name, tensor in names.items()}, path / "model.safetensors", {"format": "pt"})
+    return path
+
+
+# Of names in ViT's layers: what transformers 5.9 and later have, and what those before had.
+EARLIER_VIT = {
+    "encoder.layers.": "encoder.encoder.layer.",
+    "attention.q_proj.": "attention.attention.query.",
+    "attention.k_proj.": "attention.attention.key.",
+    "attention.v_proj.": "attention.attention.value.",
+    "attention.o_proj.": "attention.output.dense.",
+    "mlp.fc1.": "intermediate.dense.",
+    "mlp.fc2.": "output.dense.",
+}
+LATER_VIT = {earlier: later for later, earlier in EARLIER_VIT.items()}
+
+
+def vision_name(name: str, pieces: dict[str, str]) -> str:
+    """Return the name of a tensor in the other layout of ViT, where it is in one of its layers."""
+    if name.startswith(("encoder.layers.", "encoder.encoder.layer.")):
+        for old, new in pieces.items():
+            name = name.replace(old, new)
+    return name
+
+
+def test_later_layout_of_a_vision_encoder(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    earlier = trocr(tmp_path / "earlier", lambda name: name)
+    later = trocr(tmp_path / "later", lambda name: vision_name(name, LATER_VIT))
+    assert len(check_checkpoint(later).checkpoint.tensors) > 40
+    assert main(["check", str(earlier)]) == 0, capfd.readouterr()
+    if lab.version("transformers") >= (5, 9):
+        assert main(["check", str(later)]) == 0, capfd.readouterr()
+        return
+    capfd.readouterr()
+    [line] = said(later, capfd)
+    assert "found that of transformers 5.9 and later" in line
+    assert "use transformers 5.9 or later, which loads both" in line
+    assert line.endswith("[key-layout]")
+    # A layer that neither layout has is another problem than the layout.
+    tensors = {key.replace(".layers.1.", ".layers.7."): tensor for key, tensor in stored(later).items()}
+    save_file(tensors, later / "model.safetensors", {"format": "pt"})
+    assert "[key-layout]" not in "".join(said(later, capfd))
+
+
+def stored(path: Path) -> dict[str, Any]:
+    """Return the tensors of a checkpoint that is one file."""
+    from safetensors.torch import load_file
+
+    found: dict[str, Any] = load_file(path / "model.safetensors")
+    return found
+
+
 # Adapters
 
 
