@@ -6,6 +6,7 @@ import sys
 import time
 
 from smoke_tests import endings, here
+from smoke_tests.machine.output import keep_output_harmless
 from smoke_tests.options import InputError, read
 from smoke_tests.outcome import one_line
 
@@ -14,7 +15,7 @@ def main(arguments: list[str]) -> int:
     """Run the smoke tests with the command line `arguments`, and return the exit code."""
     began = time.monotonic()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, no exit status can be read
-    endings.keep_output_harmless()
+    keep_output_harmless()
     endings.end_in_order()
     try:
         if sys.version_info < here.PYTHON:

@@ -1,16 +1,12 @@
-"""How this process ends, and what it survives: lost output, signals, the end of its parent.
-
-Output is no part of a verdict: a closed pipe or a full disk under it loses lines, not the report.
-"""
+"""How this process ends, and what it survives: signals, and the end of its parent."""
 
 import atexit
 import ctypes
 import errno
-import io
 import os
 import signal
 import sys
-from typing import Any, NoReturn
+from typing import NoReturn
 
 # What ends a run in order; a terminal sends the last two.
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
@@ -23,37 +19,6 @@ _REMEDIES = {
     "raise the limit of processes (ulimit -u)": (errno.EAGAIN,),
     "free memory": (errno.ENOMEM,),
 }
-
-
-class _Tolerant(io.TextIOWrapper):
-    """A text stream that drops what cannot be written, and writes what its encoding lacks as escapes."""
-
-    def write(self, text: str, /) -> int:
-        try:
-            return super().write(text)
-        except (OSError, ValueError):
-            return len(text)
-
-    def flush(self) -> None:
-        try:
-            super().flush()
-        except (OSError, ValueError):
-            return
-
-
-def keep_output_harmless() -> None:
-    """Open /dev/null for standard streams that are closed, and make the others tolerant."""
-    # Otherwise the next file that is opened gets the number of a standard stream, and what libraries print goes there.
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
-        os.set_inheritable(descriptor, True)
-    os.close(descriptor)
-    for name in ("stdout", "stderr"):
-        stream: Any = getattr(sys, name)
-        if stream is None:
-            stream = io.TextIOWrapper(io.FileIO(os.devnull, "w"), "utf-8")
-        if isinstance(stream, io.TextIOWrapper) and not isinstance(stream, _Tolerant):
-            lines, encoding = stream.line_buffering, stream.encoding
-            setattr(sys, name, _Tolerant(stream.detach(), encoding, "backslashreplace", line_buffering=lines))
 
 
 def end_in_order() -> None:

@@ -22,8 +22,9 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 def status(message: str) -> None:
-    """Print `message` as a status line."""
-    print(f"smokehouse: {message}", file=sys.stderr, flush=True)
+    """Print `message` as a status line, without control characters, which a terminal would obey."""
+    shown = "".join(character if character.isprintable() else "?" for character in message)
+    print(f"smokehouse: {shown}", file=sys.stderr, flush=True)
 
 
 def as_typed(verb: str, *arguments: str) -> str:

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import errno
 import importlib.util
 import io
 import json
@@ -320,5 +321,35 @@ def _printers(text: str) -> str:
     return f": {', '.join(dict.fromkeys(programs))}" if programs else ""
 
 
+class _Output(io.TextIOWrapper):
+    """Standard output that is shown line by line, also in a pipe, and goes nowhere once nobody reads it."""
+
+    def write(self, text: str, /) -> int:
+        with self._harmless():
+            super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._harmless():
+            super().flush()
+
+    @contextlib.contextmanager
+    def _harmless(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as broken:
+            with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - it has no path; Python would fail again when it exits
+                os.dup2(nowhere.fileno(), self.fileno())
+            if broken.errno != errno.EPIPE:
+                raise
+
+
+def _show_lines() -> None:
+    """Make standard output one that is followed, and that a reader may leave."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # not where the file descriptor is closed
+        sys.stdout = _Output(sys.stdout.detach(), sys.stdout.encoding, "backslashreplace", line_buffering=True)
+
+
 if __name__ == "__main__":
+    _show_lines()
     sys.exit(main())

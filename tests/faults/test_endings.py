@@ -23,7 +23,8 @@ SOON = 30.0  # seconds
 VERDICT = """
 import atexit, sys
 from smoke_tests import endings
-endings.keep_output_harmless()
+from smoke_tests.machine.output import keep_output_harmless
+keep_output_harmless()
 report = open(sys.argv[1], "w")
 assert report.fileno() > 2
 print("\\u2713 na\\xefve \\udcff", flush=True)
@@ -72,28 +73,56 @@ def test_lost_output_changes_no_verdict(how: str, encoding: str, root: Path, tmp
     assert b"Exception" not in ended.stderr
 
 
-# A command that prints a line, and goes on until it is told to end; and what reads it.
+# Commands that print a line, and go on until they are told to end; and what reads them.
 SPEAKS = """
 import os, sys
-from smokehouse.cli.main import app, main
-@app.command()
 def speak():
     print("a line")
     os.read(3, 1)
     for number in range(100_000):
         print("more", number)
-sys.exit(main())
 """
+SPEAKERS = {
+    "builder": """
+from smokehouse.cli.main import app, main
+app.command()(speak)
+sys.argv[1:] = ["speak"]
+sys.exit(main())
+""",
+    "inside": """
+from smoke_tests import endings
+from smoke_tests.machine.output import keep_output_harmless
+keep_output_harmless()
+speak()
+endings.leave(0)
+""",
+    "machine": """
+from smoke_tests.machine.output import keep_output_harmless
+keep_output_harmless()
+speak()
+""",
+    "loader": """
+from smokehouse_loader import __main__
+__main__._show_lines()
+__main__._parser = speak
+try:
+    __main__.main([])
+except AttributeError:  # of the parser that there is none of
+    pass
+""",
+}
 
 
+@pytest.mark.parametrize("speaker", SPEAKERS)
 @pytest.mark.parametrize("read_on", [True, False])
-def test_commands_are_followed_through_a_pipe(root: Path, read_on: bool, record_property: RECORD) -> None:
+def test_commands_are_followed_through_a_pipe(root: Path, speaker: str, read_on: bool, record_property: RECORD) -> None:
     """A line is read while the command still runs; it ends as well where nobody reads on."""
     record_property("fault", "output")
     ended, end = os.pipe()
-    program = ["bash", "-c", f'exec 3<&{ended}; exec "$1" -c "$2" speak', "bash", sys.executable, SPEAKS]
-    variables, pipes = environ(), {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(program, cwd=root, env=variables, pass_fds=[ended], **pipes) as process:
+    program = ["bash", "-c", f'exec 3<&{ended}; exec "$1" -c "$2"', "bash", sys.executable, SPEAKS + SPEAKERS[speaker]]
+    variables = environ() | {"PYTHONPATH": f"{root}:{root / 'src'}"}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(program, cwd=root, env=variables, pass_fds=[ended], stdout=pipe, stderr=pipe) as process:
         try:
             assert process.stdout
             assert process.stderr
@@ -108,6 +137,31 @@ def test_commands_are_followed_through_a_pipe(root: Path, read_on: bool, record_
             process.kill()
             os.close(end)
             os.close(ended)
+
+
+# Programs that print more than one line.
+PROGRAMS = {
+    "loader": '"$1" -m smokehouse_loader failures',
+    "machine": '"$1" -m smoke_tests.machine --device cpu',
+    "describe": '"$1" "$2"',
+}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("how", ["| head -n 1 >/dev/null", "| true", ">&-"])
+def test_programs_whose_output_is_not_read(program: str, how: str, root: Path, tmp_path: Path, record_property: RECORD) -> None:
+    """Their exit code is what they found, or the signal of a pipe that nobody reads, and nothing else is said."""
+    record_property("fault", "output")
+    about = {"environment": "x", "flavour": "runtime", "stack": {"torch": "2"}, "lock": "0", "ops": "none"}
+    (tmp_path / "about.json").write_text(json.dumps(about))
+    script = (root / "docker" / "inside" / "describe").read_text().replace("/opt/smokehouse/about", f"{tmp_path}/about")
+    (tmp_path / "describe").write_text(script)
+    command = ["bash", "-c", f"set -o pipefail; {PROGRAMS[program]} {how}", "bash", sys.executable, str(tmp_path / "describe")]
+    variables = environ() | {"PYTHONPATH": f"{root}:{root / 'src'}"}
+    ended = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, timeout=SOON)
+    codes = {"loader": (0,), "machine": (0, 1), "describe": (0, 128 + signal.SIGPIPE)}
+    assert ended.stderr == b""
+    assert ended.returncode in codes[program]
 
 
 @pytest.mark.parametrize("how", [">&-", "2>&-", "<&- >&- 2>&-", ""])

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, StringConstraints, TypeAdapter, ValidationError
 
 from smokehouse.audits.debian_version import sort_key
-from smokehouse.audits.documents import InvalidError
+from smokehouse.audits.documents import InvalidError, one_line
 from smokehouse.audits.model import Package, Severity, Vulnerability
 from smokehouse.audits.osv import ID
 from smokehouse.errors import first_of
@@ -69,9 +69,9 @@ def vulnerabilities_of(issues: Issues, package: Package, suite: str) -> list[Vul
                 Vulnerability(
                     id=name,
                     aliases=frozenset(),
-                    summary=" ".join(issue.description.split())[:300],
+                    summary=one_line(issue.description),
                     severity=_SEVERITIES.get(stated, "unknown"),
-                    fixed=release.fixed_version or "",
+                    fixed=one_line(release.fixed_version or ""),
                     note="; ".join(text for text in (note, _reason(release)) if text),
                 )
             )
@@ -97,5 +97,5 @@ def _affects(release: _Release, version: str) -> tuple[bool, str]:
 
 def _reason(release: _Release) -> str:
     reasons = (release.nodsa_reason, release.nodsa)
-    text = ": ".join(" ".join(reason.split()) for reason in reasons if reason)
-    return f"no Debian advisory ({text[:200]})" if text else ""
+    text = one_line(": ".join(reason for reason in reasons if reason), 200)
+    return f"no Debian advisory ({text})" if text else ""

@@ -12,7 +12,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from smokehouse.audits.documents import InvalidError
+from smokehouse.audits.documents import InvalidError, one_line
 from smokehouse.audits.model import Package, Severity, Vulnerability
 from smokehouse.errors import first_of
 
@@ -119,7 +119,7 @@ def vulnerability_of(record: Record, package: Package) -> Vulnerability | None:
     return Vulnerability(
         id=record.id,
         aliases=frozenset(record.aliases),
-        summary=" ".join(summary.split())[:300],
+        summary=one_line(summary),
         severity=_severity(record, hits),
         fixed=str(fixed[0]) if fixed else "",
         note="; ".join(sorted(notes)),

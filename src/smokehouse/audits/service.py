@@ -27,6 +27,7 @@ OSV = "https://api.osv.dev"
 TRACKER = "https://security-tracker.debian.org/tracker/data/json"
 _LIMITS = Limits(connect=10.0, answer=30.0, deadline=300.0, attempts=3, pause=0.5)  # all requests have one deadline
 _MAX_REPLY = 32 << 20  # bytes
+_MAX_RECORD = 8 << 20  # bytes, ten times the largest record
 _BATCH = 500  # packages in one request; the service accepts 1000
 _MAX_PAGES = 100
 _REMEDY = "try again later, or use --database DIR"
@@ -125,7 +126,7 @@ def _results(reply: Any, count: int, service: str) -> list[tuple[set[str], str]]
 def _record(client: _Client, service: str, name: str) -> Record:
     url = f"{service}/v1/vulns/{quote(name, safe='')}"
     try:
-        record = osv.parse_record(as_json(client.request(url), url, _MAX_REPLY))
+        record = osv.parse_record(as_json(client.request(url, limit=_MAX_RECORD), url, _MAX_RECORD))
     except InvalidError as invalid:
         raise UserError(f"{url}: {invalid}; {_REMEDY}") from None
     if record.id != name:

@@ -172,7 +172,9 @@ def _main() -> int:
     except typer.TyperException as wrong:
         return _complain(f"{wrong.format_message().rstrip('.')}; see --help", 2)
     except UserError as mistake:
-        return _complain("\nsmokehouse: ".join(mistake.lines), 2)
+        for line in mistake.lines:
+            status(line)
+        return 2
     except OSError as broken:
         if _is_nowhere():
             return _complain("the current folder no longer exists; change to one that does (cd)", 2)

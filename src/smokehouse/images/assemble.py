@@ -13,11 +13,11 @@ from smokehouse.console import status
 from smokehouse.images.config import image_config
 from smokehouse.images.labels import ImageLabels
 from smokehouse.images.layers import AT_ONCE, Compression, LayerStore, Made, Packed, Step
-from smokehouse.images.plan import Layer, Plan
+from smokehouse.images.plan import Layer
 from smokehouse.images.record import RecordedImage, RecordedLayer
 from smokehouse.images.spec import ImageSpec
 from smokehouse.oci.layout import Image, Layout
-from smokehouse.oci.model import CONFIG, MANIFEST, Descriptor, encode
+from smokehouse.oci.model import CONFIG, MANIFEST, Descriptor, Manifest, encode
 from smokehouse.storage import files
 
 _PYTHON = "/opt/env/bin/python"
@@ -28,7 +28,6 @@ class Inputs:
     """What an image is assembled from: `contexts` has the folder of each build context but the base's by name."""
 
     spec: ImageSpec
-    plan: Plan
     contexts: Mapping[str, Path]
     base: Image
     labels: ImageLabels
@@ -101,17 +100,8 @@ def assemble(checkout: Checkout, inputs: Inputs, compression: Compression, store
         layers = _Assembly(layer_store, inputs, compression, workers, packers).layers()
     labels = inputs.labels
     config = image_config(checkout, inputs.base, labels.as_dict(), labels.created, [layer.packed.diff_id for layer in layers])
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": MANIFEST,
-        "config": _entry(CONFIG, config),
-        "layers": [layer.packed.blob.model_dump(by_alias=True, exclude_none=True) for layer in layers],
-    }
-    return Assembled(layers, config, encode(manifest))
-
-
-def _entry(media_type: str, data: bytes) -> dict[str, object]:
-    return {"mediaType": media_type, "digest": f"sha256:{files.sha256(data)}", "size": len(data)}
+    blobs = tuple(layer.packed.blob for layer in layers)
+    return Assembled(layers, config, encode(Manifest(schema_version=2, config=Descriptor.of(config, CONFIG), layers=blobs)))
 
 
 @dataclass(frozen=True)
@@ -126,7 +116,7 @@ class _Assembly:
 
     def layers(self) -> tuple[AssembledLayer, ...]:
         """Return the layers, bottom first; raises UserError."""
-        plan, store = self.inputs.plan, self.store
+        plan, store = self.inputs.spec.plan, self.store
         packed = self.packers.submit(store.repack, self.inputs.base, self.compression)
         base = store.unpack(self.inputs.base)
         conda = self._conda(base)
@@ -163,7 +153,9 @@ class _Assembly:
         built = self._built(base, conda, libraries)
         program = _program("unpack.py", "/in", "/out", "--built", "/built")
         inputs = {"/in": self._context("model"), "/built": (built.tree, built.key)}
-        return self._make("model", program, ("tree.py", "unpack.py"), (conda, base), inputs, _names(self.inputs.plan.model))
+        return self._make(
+            "model", program, ("tree.py", "unpack.py"), (conda, base), inputs, _names(self.inputs.spec.plan.model)
+        )
 
     def _built(self, base: Made, conda: Made, libraries: Sequence[Future[Made]]) -> Made:
         """Build the wheels of the source distributions; ops are compiled with the toolkit, on top of the libraries."""

@@ -137,8 +137,7 @@ class LayerStore:
         for path in by_use:
             if total <= most or path.stat().st_mtime > time.time() - _KEPT:
                 break
-            _make_removable(path)
-            shutil.rmtree(path)
+            _discard(path)
             total -= sizes[path]
 
     def make(self, step: Step) -> Made:
@@ -353,17 +352,13 @@ def _tree_bytes(tree: Path) -> int:
 
 
 def _discard(path: Path) -> None:
+    """Remove a file or a folder, whatever modes the folders in it have."""
     if path.is_dir() and not path.is_symlink():
-        _make_removable(path)
+        for folder, _, _ in os.walk(path):
+            Path(folder).chmod(0o755)
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _make_removable(folder: Path) -> None:
-    """Let this user enter and change all folders in `folder`."""
-    for path, _, _ in os.walk(folder):
-        Path(path).chmod(0o755)
 
 
 def _require_diff_id(number: int, expected: str, found: str) -> None:
@@ -461,7 +456,7 @@ def _extract(stream: object, tree: Path) -> None:
         if not (member.isreg() or member.isdir() or member.issym() or member.islnk()):
             return None
         if os.path.lexists(path) and not (member.isdir() and path.is_dir() and not path.is_symlink()):
-            _remove(path)
+            _discard(path)
         mode = member.mode & 0o777 | (0o700 if member.isdir() else 0o400)
         return kept.replace(uid=None, gid=None, uname=None, gname=None, mode=mode, deep=False)  # type: ignore[arg-type]
 
@@ -477,13 +472,6 @@ def _hide(whiteout: Path) -> None:
     hidden = whiteout.name.removeprefix(_WHITEOUT)
     if whiteout.name == _OPAQUE:
         for inside in whiteout.parent.iterdir():
-            _remove(inside)
+            _discard(inside)
     elif hidden not in ("", ".", ".."):
-        _remove(whiteout.with_name(hidden))
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+        _discard(whiteout.with_name(hidden))

@@ -23,6 +23,7 @@ from smokehouse.programs.process import run
 from smokehouse.storage import strict_json
 from smokehouse.storage.transfer import Answer, Client, TransferError
 
+_LONGEST_CHALLENGE = 4096  # characters that are read of it
 _HELPER_TIMEOUT = 60.0  # seconds
 _LIFETIME = 60.0  # seconds that a token is valid where its server does not say
 _IDENTITY = "<token>"  # the user whose password is an identity token, as credential helpers call it
@@ -65,7 +66,8 @@ class Authorization:
     def challenge(self, answer: Answer) -> bool:
         """Read the challenge of the 401 `answer`; return whether to repeat the request. Raises UserError."""
         # Several challenges can stand in one header or in several, which requests joins.
-        parts = re.split(r"(?:^|,)\s*(bearer|basic)\b", answer.headers.get("WWW-Authenticate", ""), flags=re.IGNORECASE)
+        header = answer.headers.get("WWW-Authenticate", "")[:_LONGEST_CHALLENGE]
+        parts = re.split(r"(?:^|,)\s*(bearer|basic)\b", header, flags=re.IGNORECASE)
         challenges = {scheme.lower(): rest for scheme, rest in zip(parts[1::2], parts[2::2], strict=True)}
         scheme = "bearer" if "bearer" in challenges else "basic"
         if scheme not in challenges:

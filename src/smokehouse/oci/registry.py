@@ -16,7 +16,7 @@ from smokehouse.oci.auth import Authorization
 from smokehouse.oci.layout import Layout
 from smokehouse.oci.model import INDEX, INDEXES, MANIFESTS, Descriptor, Index, Manifest, choose_image, encode, parse
 from smokehouse.oci.reference import Reference
-from smokehouse.storage import files
+from smokehouse.storage.disk import require_free_space
 from smokehouse.storage.download import Download, fetch, is_whole
 from smokehouse.storage.transfer import (
     DOWNLOAD,
@@ -54,10 +54,12 @@ class Registry:
                 return None
             data = read_document(answer, self.host)
             media_type = answer.headers.get("Content-Type", "").partition(";")[0]
-        digest = f"sha256:{files.sha256(data)}"
-        if ":" in name and digest != name:
-            raise UserError(f"{self.reference.name}: expected {name}, {self.host} serves {digest}; do not trust this registry")
-        return data, Descriptor(media_type=media_type, digest=digest, size=len(data))
+        found = Descriptor.of(data, media_type)
+        if ":" in name and found.digest != name:
+            raise UserError(
+                f"{self.reference.name}: expected {name}, {self.host} serves {found.digest}; do not trust this registry"
+            )
+        return data, found
 
     def has(self, blob: Descriptor) -> bool:
         """Return whether the registry has a blob of this digest and size; raises UserError."""
@@ -93,8 +95,8 @@ class Registry:
 
         Raises UserError.
         """
-        digest = f"sha256:{files.sha256(data)}"
-        blob = Descriptor(media_type=media_type, digest=digest, size=len(data))
+        blob = Descriptor.of(data, media_type)
+        digest = blob.digest
         headers = self._write("PUT", f"{self.base}/manifests/{name or digest}", data, media_type, {201}, blob)
         stored = headers.get("Docker-Content-Digest", digest)
         if stored != digest:
@@ -149,9 +151,16 @@ class Registry:
             name = choose_image(parse(Index, data, str(reference)), str(reference)).digest
         layout.put(data, manifest.media_type)
         parsed = parse(Manifest, data, str(reference))
+        self._require_space(layout, parsed)
         self.fetch((parsed.config, *parsed.layers), layout)
         layout.write_index(manifest)
         return manifest
+
+    def _require_space(self, layout: Layout, manifest: Manifest) -> None:
+        """Raise UserError where the disk has no room for what `manifest` announces, before a server sends it."""
+        blobs = {blob.digest: blob.size for blob in (manifest.config, *manifest.layers)}
+        present = sum(path.stat().st_size for digest in blobs if (path := layout.blob(digest)).is_file())
+        require_free_space(layout.folder, max(0, sum(blobs.values()) - present), f"download {self.reference}")
 
     @contextmanager
     def _open(self, method: str, path: str, expected: set[int], *, headers: dict[str, str] | None = None) -> Iterator[Answer]:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -28,6 +29,7 @@ _QUERY_DEADLINE = 120.0
 _TRANSFER_DEADLINE = 1800.0
 
 _CHUNK = 1 << 20
+_MOST = 256 << 20  # bytes of a container's output that are kept, and of an answer
 _STDERR = 2  # the number of a stream in the frames of an attached container
 _HEADER = 8  # bytes of a frame
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
@@ -111,10 +113,10 @@ def inspect(reference: str) -> EngineImage:
             found = client.inspect_image(reference)  # type: ignore[no-untyped-call]
         except ImageNotFound:
             raise UserError(f"{reference}: image not found in the engine; build it, or docker pull it first") from None
-    # The containerd image store identifies images by manifest; the older one has the manifest of pulled and pushed images only.
-    digests = [entry.rpartition("@")[2] for entry in found.get("RepoDigests") or []]
-    digest = digests[0] if digests else found["Id"]
-    return EngineImage(reference, found["Id"], digest, (found.get("Config") or {}).get("Labels") or {})
+        # The containerd image store identifies images by manifest; the older one has that of pulled and pushed images only.
+        digests = [str(entry).rpartition("@")[2] for entry in found.get("RepoDigests") or []]
+        labels = {str(name): str(value) for name, value in ((found.get("Config") or {}).get("Labels") or {}).items()}
+        return EngineImage(reference, str(found["Id"]), digests[0] if digests else str(found["Id"]), labels)
 
 
 def load(archive: Path) -> None:
@@ -178,11 +180,13 @@ class _Buffer:
     """A stream in memory, of which a part can be written to without being flushed."""
 
     def __init__(self) -> None:
-        self._parts: list[bytes] = []
+        self._data = bytearray()
 
     def write(self, data: bytes) -> None:
-        """Write `data`."""
-        self._parts.append(data)
+        """Write `data`; raises UserError where it is too much to keep."""
+        if len(self._data) + len(data) > _MOST:
+            raise UserError(f"the container: expected at most {_MOST >> 20} MiB of output, found more; it was stopped")
+        self._data += data
 
     def flush(self) -> None:
         """Do nothing."""
@@ -190,7 +194,7 @@ class _Buffer:
     @property
     def text(self) -> str:
         """All that was written."""
-        return b"".join(self._parts).decode(errors="replace")
+        return self._data.decode(errors="replace")
 
 
 class _Running:
@@ -278,19 +282,21 @@ def _frames(output: Any) -> Iterator[tuple[int, bytes]]:
         return data
 
     while len(header := read(_HEADER)) == _HEADER:
-        yield header[0], read(int.from_bytes(header[4:], "big"))
+        left = int.from_bytes(header[4:], "big")  # up to 4 GiB
+        while left and (part := receive(min(left, _CHUNK))):
+            left -= len(part)
+            yield header[0], part
 
 
 @contextmanager
 def _engine(problem: str, deadline: float | None = None) -> Iterator["APIClient"]:
     """Yield a connection to the engine; raises UserError, which begins with `problem` where the engine gives an error."""
     deadline = deadline or _QUERY_DEADLINE
-    from docker import APIClient
     from docker.errors import APIError, DockerException
     from requests.exceptions import RequestException, Timeout
 
     try:
-        client = APIClient(version="auto", timeout=deadline, **_endpoint())  # type: ignore[arg-type]
+        client = _client()(version="auto", timeout=deadline, **_endpoint())  # type: ignore[arg-type]
     except (DockerException, RequestException, OSError, ValueError):
         without = as_typed("install")
         raise UserError(
@@ -304,8 +310,41 @@ def _engine(problem: str, deadline: float | None = None) -> Iterator["APIClient"
         raise UserError(f"{problem}: the engine timed out after {deadline:.0f} s; try again") from None
     except (DockerException, RequestException) as broken:
         raise UserError(f"{problem}: {_explain(str(broken))}") from None
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as broken:  # of what reads its JSON
+        raise UserError(
+            f"{problem}: expected an answer of Docker Engine, found another "
+            f"({type(broken).__name__}: {str(broken)[:100]}); check DOCKER_HOST and the Docker context"
+        ) from broken
     finally:
         client.close()
+
+
+@cache
+def _client() -> type["APIClient"]:
+    """Return the class of a client whose answers have an end, in bytes and in time; importing the package takes long."""
+    from docker import APIClient
+    from requests import PreparedRequest, Response
+    from requests.exceptions import ContentDecodingError, Timeout
+
+    class Client(APIClient):
+        """A client that reads what is no stream itself."""
+
+        def send(self, request: PreparedRequest, **options: Any) -> Response:
+            """Send a request, and read the answer."""
+            wanted, until = options.get("stream"), clock.now() + _TRANSFER_DEADLINE
+            response = super().send(request, **options | {"stream": True})
+            if not wanted:
+                body = bytearray()
+                for data in response.iter_content(_CHUNK):
+                    body += data
+                    if len(body) > _MOST:
+                        raise ContentDecodingError(f"the engine's answer has more than {_MOST >> 20} MiB")
+                    if clock.now() > until:
+                        raise Timeout
+                response._content = bytes(body)  # as Response.content keeps it
+            return response
+
+    return Client
 
 
 def _endpoint() -> dict[str, Any]:

@@ -12,17 +12,21 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
 from smokehouse import clock
-from smokehouse.errors import UserError
+from smokehouse.errors import UserError, first_of
 from smokehouse.programs.process import Ended, run
 
 _DEADLINE = 60.0  # seconds; a cluster that does not answer is not worth waiting for
 _LOG_DEADLINE = 300.0
 _MOST_LOG = 64 << 20  # bytes of a log that are read back
 _GRACE = 5.0  # seconds
+_LONGEST_LINE = 1 << 20  # bytes; the rest of a longer one is another line
 
 
 class KubectlError(Exception):
@@ -35,6 +39,74 @@ class NoSuchObjectError(KubectlError):
 
 class NoSuchKindError(KubectlError):
     """The cluster does not know objects of this kind."""
+
+
+class _Part(BaseModel):
+    """A part of an object, of which fields that nobody reads here are kept as they are."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class _Metadata(_Part):
+    name: str
+    annotations: dict[str, str] | None = None
+
+
+class _Spec(_Part):
+    nodeName: str | None = None  # noqa: N815 - as Kubernetes calls it
+
+
+class _Condition(_Part):
+    type: str
+    status: str
+    message: str | None = None
+    reason: str | None = None
+
+
+class _Terminated(_Part):
+    exitCode: int = Field(ge=-(1 << 31), lt=1 << 31)  # noqa: N815 - as Kubernetes calls it
+
+
+class _Waiting(_Part):
+    reason: str | None = None
+    message: str | None = None
+
+
+class _State(_Part):
+    terminated: _Terminated | None = None
+    waiting: _Waiting | None = None
+
+
+class _Container(_Part):
+    state: _State = _State()
+
+
+class _Status(_Part):
+    phase: str | None = None
+    conditions: list[_Condition] | None = None
+    initContainerStatuses: list[_Container] | None = None  # noqa: N815 - as Kubernetes calls it
+    containerStatuses: list[_Container] | None = None  # noqa: N815 - as Kubernetes calls it
+
+
+class _Object(_Part):
+    """An object of Kubernetes, as far as it is read here."""
+
+    metadata: _Metadata
+    spec: _Spec = _Spec()
+    status: _Status = _Status()
+
+
+class _Pods(_Part):
+    items: list[Any]
+
+
+def _object(found: Any) -> dict[str, Any]:
+    """Return an object without what is null in it; raises ValidationError."""
+    return _Object.model_validate(found).model_dump(exclude_none=True)
+
+
+def _unlike(invalid: ValidationError) -> str:
+    return f"expected objects of Kubernetes, found another answer ({first_of(invalid, 'answer')})"
 
 
 @dataclass(frozen=True)
@@ -50,11 +122,17 @@ class Cluster:
 
     def get(self, kind: str, name: str) -> dict[str, Any]:
         """Return one object. Raises KubectlError and UserError."""
-        return self._read(["get", kind, name])
+        try:
+            return _object(self._read(["get", kind, name]))
+        except ValidationError as invalid:
+            raise KubectlError(_unlike(invalid)) from None
 
     def pods(self, selector: str) -> list[dict[str, Any]]:
         """Return the pods with these labels. Raises KubectlError and UserError."""
-        return list(self._read(["get", "pods", "--selector", selector])["items"])
+        try:
+            return [_object(item) for item in _Pods.model_validate(self._read(["get", "pods", "--selector", selector])).items]
+        except ValidationError as invalid:
+            raise KubectlError(_unlike(invalid)) from None
 
     def delete(self, kind: str, name: str) -> None:
         """Delete an object, without waiting until it is gone, and without an error where it is. Raises KubectlError."""
@@ -84,7 +162,7 @@ class Cluster:
         threading.Thread(target=end_in_time, daemon=True).start()
         try:
             assert process.stdout
-            for line in process.stdout:
+            for line in iter(partial(process.stdout.readline, _LONGEST_LINE), b""):
                 write(line.decode(errors="replace").rstrip("\n"))
         finally:
             ended.set()
@@ -94,14 +172,13 @@ class Cluster:
             process.kill()
             process.wait()
 
-    def _read(self, arguments: Sequence[str]) -> dict[str, Any]:
+    def _read(self, arguments: Sequence[str]) -> Any:
         ended = self._run([*arguments, "--output", "json"])
         _check(ended)
         try:
-            found: dict[str, Any] = json.loads(ended.stdout)
-        except ValueError as error:
-            raise KubectlError(f"expected JSON of kubectl, found something else ({error})") from error
-        return found
+            return json.loads(ended.stdout)
+        except (ValueError, RecursionError) as error:
+            raise KubectlError(f"expected JSON of kubectl, found something else ({error})") from None
 
     def _run(self, arguments: Sequence[str], *, stdin: str = "", deadline: float = _DEADLINE) -> Ended:
         return run(self._command(arguments), deadline=deadline, environ=os.environ, cwd=Path.cwd(), stdin=stdin)

@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import select
+import selectors
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,13 @@ from smokehouse.console import is_terminal
 from smokehouse.errors import UserError
 
 _GRACE = 5.0  # seconds from SIGTERM to SIGKILL
+_MOST = 256 << 20  # bytes of output
+_CHUNK = 65536
 _PR_SET_PDEATHSIG = 1  # of sys/prctl.h
+
+
+class _TooMuchError(Exception):
+    """A program wrote more than can be kept."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,8 @@ def run(
     """Run `command` to its end with the input `stdin`, and return its exit code and output.
 
     With `progress`, the program shows its progress where a person watches at a terminal. It keeps the file descriptors
-    `pass_fds` open. Raises UserError when it has not ended after `deadline` seconds; on that and any other exception, it
+    `pass_fds` open. Raises UserError when it has not ended after `deadline` seconds, or writes
+    without end; on that and any other exception, it
     and every process that it started are ended.
     """
     if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:  # Python then takes every exit status for 0
@@ -75,25 +83,62 @@ def run(
     except (subprocess.TimeoutExpired, TimeoutError):
         _end(process)
         raise UserError(f"{Path(command[0]).name} timed out after {deadline:.0f} s and was stopped; try again") from None
+    except _TooMuchError:
+        _end(process)
+        raise UserError(
+            f"{Path(command[0]).name}: expected at most {_MOST >> 20} MiB of output, found more; check what it runs"
+        ) from None
     except BaseException:
         _end(process)
         raise
     finally:
         if master is not None:
             os.close(master)
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe:
+                pipe.close()
     return Ended(process.returncode, stdout, stderr)
 
 
 def _communicate(process: subprocess.Popen[bytes], stdin: bytes, deadline: float) -> tuple[bytes, bytes]:
-    """Return the output of a program; raises TimeoutExpired where it is running after `deadline` seconds."""
-    until, given, left = clock.now() + deadline, stdin or None, deadline
-    while True:
-        try:
-            return process.communicate(given, left)
-        except subprocess.TimeoutExpired:
-            given, left = None, until - clock.now()  # more is left where this process was stopped meanwhile
-            if left <= 0:
-                raise
+    """Return the output of a program; raises TimeoutExpired where it runs on after `deadline` seconds, and _TooMuchError."""
+    assert process.stdout
+    assert process.stderr
+    until, rest = clock.now() + deadline, memoryview(stdin)
+    said = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
+    with selectors.DefaultSelector() as waiting:
+        for stream in said:
+            waiting.register(stream, selectors.EVENT_READ)
+        if process.stdin:
+            os.set_blocking(process.stdin.fileno(), False)
+            waiting.register(process.stdin.fileno(), selectors.EVENT_WRITE)
+        while waiting.get_map():
+            left = until - clock.now()
+            ready = waiting.select(max(0.0, left))
+            if not ready and left <= 0:  # what it said while this process was stopped counts before the clock
+                raise subprocess.TimeoutExpired(process.args, deadline)
+            for key, _ in ready:
+                if key.fd in said:
+                    data = os.read(key.fd, _CHUNK)
+                    said[key.fd] += data
+                    if sum(map(len, said.values())) > _MOST:
+                        raise _TooMuchError
+                    if not data:
+                        waiting.unregister(key.fd)
+                elif not (rest := _written(key.fd, rest)):
+                    waiting.unregister(key.fd)
+                    process.stdin.close()  # type: ignore[union-attr]
+    process.wait(max(_GRACE, until - clock.now()))
+    stdout, stderr = said.values()
+    return bytes(stdout), bytes(stderr)
+
+
+def _written(descriptor: int, rest: memoryview) -> memoryview:
+    """Write some of the `rest` of a program's input, and return what is left of it; nothing where nobody reads on."""
+    try:
+        return rest[os.write(descriptor, rest[:_CHUNK]) :]
+    except BrokenPipeError:
+        return rest[:0]
 
 
 def _relay(master: int, until: float) -> str:

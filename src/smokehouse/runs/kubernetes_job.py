@@ -13,6 +13,7 @@ from smokehouse.programs.kubectl import Cluster, KubectlError, NoSuchKindError, 
 from smokehouse.runs import jobs
 from smokehouse.runs.manifests import Document
 
+_DIGITS = 10  # of the number of a node, which has fewer
 _POLL = 2.0  # seconds; a job waits for minutes
 
 
@@ -133,7 +134,7 @@ class Job:
 def _index(pod: Document) -> int:
     annotations = pod["metadata"].get("annotations", {})
     text = annotations.get("batch.kubernetes.io/job-completion-index", "")
-    return int(text) if text.isdecimal() else sys.maxsize
+    return int(text) if text.isdecimal() and len(text) < _DIGITS else sys.maxsize
 
 
 def _states(pod: Document, which: str) -> list[Document]:

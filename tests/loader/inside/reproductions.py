@@ -386,7 +386,7 @@ def generate_before_initialize(context: Context) -> list[str]:
     return [*lab.values(lab.ranks(work, context.slim)), *lab.values(lab.ranks(work, padded))]
 
 
-class _Convolution(torch.nn.Module):
+class _Convolution(torch.nn.Module):  # type: ignore[misc] # torch is Any to mypy
     """A module that reads the weight of another one, as the linear attention of Qwen3.5 does."""
 
     def __init__(self) -> None:
@@ -416,7 +416,9 @@ def read_weight_of_another_module(context: Context) -> list[str]:
             with torch.no_grad():
                 found = run(states)
                 with deepspeed.zero.GatheredParameters(list(engine.parameters())):
-                    return torch.equal(found, torch.nn.functional.conv1d(states, engine.module[0].conv1d.weight, groups=4))
+                    return bool(
+                        torch.equal(found, torch.nn.functional.conv1d(states, engine.module[0].conv1d.weight, groups=4))
+                    )
 
         gathers = lab.version("deepspeed") >= (0, 16, 5)
         called, trained, registered = (engine_of(registered=number == 2) for number in range(3))
