@@ -115,7 +115,7 @@ def real(
         with registries.started(programs / "registry", store, place / "registry") as port:
             repository = f"127.0.0.1:{port}/checkout/{NAME}"
             try:
-                published = run(checkout, "publish", NAME, repository, "--key", str(place / "ours.key"), "--record")
+                published = run(checkout, "publish", NAME, repository, "--key", str(place / "ours.key"))
             finally:
                 forget(engine)
             tags = [line.removeprefix(f"{repository}:") for line in published.stdout.split()]
