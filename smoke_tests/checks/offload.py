@@ -194,9 +194,7 @@ def _placement_problems(engine: Any) -> list[str]:
     if engine.zero_optimization_stage() == 3:
         kept["parameters"] = engine.zero_offload_param()
     found = {what: str(getattr(getattr(where, "device", None), "value", None)) for what, where in kept.items()}
-    return [
-        f"offload: expected {what} on cpu, the engine has them on {where}" for what, where in found.items() if where != "cpu"
-    ]
+    return [f"offload: expected {what} on cpu, the engine says {where}" for what, where in found.items() if where != "cpu"]
 
 
 def _masters(engine: Any) -> list[torch.Tensor]:

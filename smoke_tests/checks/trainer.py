@@ -182,7 +182,7 @@ def _moved(before: dict[str, list[float]], after: dict[str, list[float]]) -> lis
 
 
 def _forward_passes(context: RankContext, model: Any) -> list[None]:
-    """Return a list that grows with each forward pass of the first layer of the language model, those of a backward pass too."""
+    """Return a list that grows with each forward pass of the language model's first layer, also in a backward pass."""
     passes: list[None] = []
     probe = training.language_probes(context.family, [name for name, _ in model.named_parameters()])[0]
     model.get_submodule(probe.removesuffix(".weight")).register_forward_hook(lambda *_: passes.append(None))

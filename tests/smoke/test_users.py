@@ -44,7 +44,7 @@ def broken(lasting: Starter) -> Ended:
 
 @pytest.fixture(scope="module")
 def decayed(lasting: Starter, good: Ended) -> Ended:
-    """Return a run with the ops that the good run compiled: DeepSpeedCPUAdam is not AdamW, and under ZeRO-3 all stays in place."""
+    """Return a run with the ops that the good run compiled: DeepSpeedCPUAdam is not AdamW, and ZeRO-3 offloads nothing."""
     return with_ops(lasting, good, "decayed", "offload", "other_decay", "not_offloaded")
 
 
@@ -233,7 +233,7 @@ def test_offload(decayed: Ended) -> None:
     assert decayed.failures() == {("check", "offload", stage) for stage in (2, 3)}
     assert_failed(decayed, "offload", 2, BOTH, r"after 5 steps a weight is off by \S+ from torch's AdamW")
     for what in ("the optimizer", "parameters"):
-        assert_failed(decayed, "offload", 3, BOTH, rf"offload: expected {what} on cpu, the engine has them on None")
+        assert_failed(decayed, "offload", 3, BOTH, rf"offload: expected {what} on cpu, the engine says None")
 
 
 MEASURE = """
