@@ -193,7 +193,9 @@ def _placement_problems(engine: Any) -> list[str]:
     kept = {"the optimizer": engine.zero_offload_optimizer()}
     if engine.zero_optimization_stage() == 3:
         kept["parameters"] = engine.zero_offload_param()
-    found = {what: str(getattr(getattr(where, "device", None), "value", None)) for what, where in kept.items()}
+    # A name or, in a version that keeps pydantic's enums, what has it as its value; None where nothing is offloaded.
+    devices = {what: getattr(where, "device", None) for what, where in kept.items()}
+    found = {what: str(getattr(device, "value", device)) for what, device in devices.items()}
     return [f"offload: expected {what} on cpu, the engine says {where}" for what, where in found.items() if where != "cpu"]
 
 
