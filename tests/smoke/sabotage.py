@@ -1113,6 +1113,22 @@ def unmasked_kernels() -> None:
     during(kernels, "kernels", _without_mask)
 
 
+@sabotage
+def blind_decoder() -> None:
+    """Have cross attention in bf16 see half of what the encoder saw."""
+    from transformers.models.trocr.modeling_trocr import TrOCRAttention
+
+    original = TrOCRAttention.forward
+
+    def blind(self: Any, *args: Any, **kwargs: Any) -> Any:
+        seen = kwargs.get("key_value_states")
+        if seen is not None and seen.dtype == torch.bfloat16:
+            kwargs["key_value_states"] = seen[:, : seen.shape[1] // 2]
+        return original(self, *args, **kwargs)
+
+    during(kernels, "kernels", lambda *_: patch.object(TrOCRAttention, "forward", blind))
+
+
 def _wrong_convolution(change: Callable[[torch.Tensor], torch.Tensor]) -> None:
     """Have Conv3d in bf16 give something else, as some versions of cuDNN did."""
     original = torch.nn.functional.conv3d

@@ -170,6 +170,16 @@ def test_convolution_kernel(smoke: Starter, fault: str, where: str) -> None:
     assert_failed(ended, "kernels", None, (0,), wrong)
 
 
+def test_cross_attention_kernel(smoke: Starter) -> None:
+    """Seen in its own part, although what follows it computes with what it gives."""
+    ended = smoke.run("--here=vision-encoder-decoder", "--only", "kernels", sabotage=("blind_decoder",))
+    assert ended.failures() == {("check", "kernels", None)}
+    assert_failed(
+        ended, "kernels", None, (0,), r"^cross attention: the (output|gradient) of \S+ is off by \S+ of its largest element"
+    )
+    assert "language attention: " not in ended.found("kernels", None, "check")["detail"]
+
+
 @pytest.mark.parametrize("stage", [2, 3])
 def test_bucket_that_is_read_too_early(broken: Ended, stage: int) -> None:
     assert_failed(broken, "overlap_comm", stage, BOTH, r"with overlap_comm the gradient of \S+ is off by ")
