@@ -139,7 +139,8 @@ def _gathered(
     empty = sorted(name for name, tensor in found.items() if tensor.shape == (0,))
     if empty:
         what = f"{len(empty)} of {len(found)} tensors have shape [0] ({shortened(empty)})"
-        wrong.append(_finding("saved-partitioned", found[empty[0]].file, what))
+        failure = "adapter-partitioned" if layout == "adapter" else "saved-partitioned"
+        wrong.append(_finding(failure, found[empty[0]].file, what))
     wrong += _unlike_index(folder, found, weight_map, unread)
     if not found and not wrong:
         wrong.append(_finding("not-a-checkpoint", folder, "expected tensors, found none in its weight files"))

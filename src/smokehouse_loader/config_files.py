@@ -3,6 +3,7 @@
 They are read as transformers reads them: as UTF-8 without a byte-order mark, and strict about nothing else.
 """
 
+import importlib.metadata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -218,6 +219,24 @@ def processor_problems(folder: Path) -> Iterator[Finding]:
             if (key, value) not in reported and (problem := _unknown_class(file, found, key, value)):
                 reported.add((key, value))
                 yield problem
+        if isinstance(found.get("image_processor"), Mapping) and (problem := _nested_processor(file)):
+            yield problem
+
+
+def _nested_processor(file: Path) -> Finding | None:
+    """Return a finding if transformers looks for an image processor in a file of its own alone, which is not there."""
+    from transformers import image_processing_base
+
+    if hasattr(image_processing_base, "PROCESSOR_NAME") or file.with_name("preprocessor_config.json").is_file():
+        return None
+    version = importlib.metadata.version("transformers")
+    what = (
+        f"has the image processor, which transformers {version} reads from preprocessor_config.json alone; that was not found"
+    )
+    fix = (
+        "install the transformers that saved it, or copy preprocessor_config.json from the checkpoint that it was trained from"
+    )
+    return Finding("processor-files-missing", str(file), what, fix)
 
 
 def _class_names(found: Mapping[str, Any], keys: tuple[str, ...]) -> Iterator[tuple[str, str]]:

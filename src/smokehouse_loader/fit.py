@@ -18,12 +18,41 @@ from smokehouse_loader.errors import Finding, LoadError, clipped, first_line, sh
 from smokehouse_loader.failures import fix_for
 from smokehouse_loader.model_class import concrete_class, contradicting_architecture, read_config
 
-# transformers 4.52 moved the parts of vision-language models below `model.`, and the language model from there to
-# `model.language_model.`. Of each list the first rule that matches renames a key from one layout to the other.
 _OLD_LAYOUT, _NEW_LAYOUT = "transformers before 4.52", "transformers 4.52 and later"
+_VIT_LAYER = r"^((?:\w+\.)*?)layers\.(\d+)\."
+_VIT_PIECES = {
+    "attention.q_proj.": "attention.attention.query.",
+    "attention.k_proj.": "attention.attention.key.",
+    "attention.v_proj.": "attention.attention.value.",
+    "attention.o_proj.": "attention.output.dense.",
+    "mlp.fc1.": "intermediate.dense.",
+    "mlp.fc2.": "output.dense.",
+    "": "",
+}
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Keys that another transformers uses: of `rules` the first that matches renames one to the installed version's."""
+
+    of: str
+    rules: tuple[tuple[str, str], ...]
+    part: str  # of a key before or after, which shows that this layout is meant
+    fix: str = ""  # that of the failure by default
+
+
 _LAYOUTS = (
-    (_NEW_LAYOUT, ((r"^model\.language_model\.", "model."), (r"^model\.", ""))),
-    (_OLD_LAYOUT, ((r"^model\.", "model.language_model."), (r"^", "model."))),
+    # 4.52 moved the parts of vision-language models below `model.`, and the language model from there to
+    # `model.language_model.`.
+    _Layout(_NEW_LAYOUT, ((r"^model\.language_model\.", "model."), (r"^model\.", "")), "language_model."),
+    _Layout(_OLD_LAYOUT, ((r"^model\.", "model.language_model."), (r"^", "model.")), "language_model."),
+    # 5.9 renamed the layers of ViT, which TrOCR's encoder is: see "ViTModel" in its conversion_mapping.py.
+    _Layout(
+        "transformers 5.9 and later",
+        tuple((_VIT_LAYER + re.escape(later), rf"\1encoder.layer.\2.{earlier}") for later, earlier in _VIT_PIECES.items()),
+        "encoder.layer.",
+        "use transformers 5.9 or later, which loads both layouts",
+    ),
 )
 # Class -> patterns of names of tensors that no output of it depends on. Published checkpoints lack them, as those of TrOCR do:
 # models/trocr/convert_trocr_unilm_to_pytorch.py of transformers makes them of an encoder without a pooler.
@@ -284,7 +313,8 @@ def _problems(fit: Fit, state: Mapping[str, torch.Tensor], broken: Sequence[str]
         first = fit.mismatched[0]
         others = f", and {len(fit.mismatched) - 1} more" if len(fit.mismatched) > 1 else ""
         what = f"{model} expected the shape {list(first.in_model)}, found {list(first.in_file)}{others}"
-        yield finding("wrong-shape", what, first.name)
+        vocabulary = not (fit.missing or fit.unexpected) and all(map(_is_of_vocabulary, fit.mismatched))
+        yield finding("embeddings-of-another-vocabulary" if vocabulary else "wrong-shape", what, first.name)
     for text in broken:
         yield finding("wrong-shape", f"cannot be converted for {model}: {text}")
     for name, key in fit.plan.renamed.items():
@@ -301,6 +331,12 @@ def _problems(fit: Fit, state: Mapping[str, torch.Tensor], broken: Sequence[str]
     if fit.unexpected:
         count = len(fit.unexpected)
         yield finding("dropped-weights", f"{count} tensors would be dropped by {model} ({shortened(fit.unexpected)})")
+
+
+def _is_of_vocabulary(mismatch: Mismatch) -> bool:
+    """Return whether a tensor has a row for each token, and only the number of them differs."""
+    of_tokens = re.search(r"(?:^|\.)(?:embed_tokens|word_embeddings|wte|lm_head)\.weight$", mismatch.name)
+    return bool(of_tokens) and mismatch.in_file[1:] == mismatch.in_model[1:]
 
 
 _CLASS_OF_WEIGHTS = (
@@ -364,21 +400,21 @@ def _other_layout(fit: Fit, model_keys: set[str]) -> Fit | None:
     """Return `fit` with a finding if its unexpected keys fit the model in another layout, None otherwise."""
     import transformers
 
-    for layout, rules in _LAYOUTS:
-        renamed = [_rename(name, rules) for name in fit.unexpected]
-        language_model = any("language_model." in name for name in (*fit.unexpected, *renamed))
-        if len(renamed) < 2 or not language_model or not model_keys.issuperset(renamed):
+    for layout in _LAYOUTS:
+        renamed = [_rename(name, layout.rules) for name in fit.unexpected]
+        meant = any(layout.part in name for name in (*fit.unexpected, *renamed))
+        if len(renamed) < 2 or not meant or not model_keys.issuperset(renamed):
             continue
-        what = f"expected the key layout of transformers {transformers.__version__}, found that of {layout}"
-        fix = fix_for("key-layout")
-        if layout == _OLD_LAYOUT:
+        what = f"expected the key layout of transformers {transformers.__version__}, found that of {layout.of}"
+        fix = layout.fix or fix_for("key-layout")
+        if layout.of == _OLD_LAYOUT:
             # Some versions (4.52, and late 5.x) rename keys only for classes of their own, not for a user's subclass.
             mapping = _key_mapping(fit.checkpoint.tensors, model_keys)
             fix = f"load it with transformers' own class, or pass key_mapping={mapping} to rename its keys for {fit.class_name}"
         problem = Finding("key-layout", str(fit.checkpoint.path), what, fix)
         # The layout is why they are missing and unexpected: their own cures would contradict this one.
         others = [one for one in fit.problems if one.failure not in ("missing-key", "dropped-weights")]
-        return dataclasses.replace(fit, problems=(problem, *others), layout=layout)
+        return dataclasses.replace(fit, problems=(problem, *others), layout=layout.of)
     return None
 
 

@@ -165,9 +165,11 @@ class Cluster:
         return list(dict.fromkeys([*self.processes(node), *orphans]))
 
     def _step_of(self, pid: int, node: str) -> bool:
+        """Whether a slurmstepd whose slurmd has gone is of this cluster, and not of another one on this machine."""
         children = Path(f"/proc/{pid}/task/{pid}/children")
         with contextlib.suppress(OSError):
-            return any(_environ(int(child)).get("SLURMD_NODENAME") == node for child in children.read_text().split())
+            found = [int(child) for child in children.read_text().split()]
+            return any(_environ(child).get("SLURMD_NODENAME") == node and self._ours(child) for child in found)
         return False
 
     def left(self) -> list[str]:

@@ -64,9 +64,9 @@ class Networks:
         """Run a command in the namespace of a node."""
         ip("netns", "exec", self.names[node], *command)
 
-    def start(self, node: int) -> subprocess.Popen[str]:
+    def start(self, node: int, *options: str) -> subprocess.Popen[str]:
         """Start a node's smoke test."""
-        return self.nodes.start(node, count=3, within=("ip", "netns", "exec", self.names[node]))
+        return self.nodes.start(node, *options, count=3, within=("ip", "netns", "exec", self.names[node]))
 
     def remove(self) -> None:
         """Kill what is left, and remove the namespaces with their links."""
@@ -111,7 +111,7 @@ def test_slow_network_is_no_broken_one(networks: Networks) -> None:
     networks.forward(True)
     for node in (1, 2):
         networks.inside(node, "tc", "qdisc", "add", "dev", "eth0", "root", *_SLOW)
-    first, *_ = [networks.start(number) for number in range(3)]
+    first, *_ = [networks.start(number, "--join-timeout", "110") for number in range(3)]
     assert "torch cannot be imported" in last_line(first)
 
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = ("index", "preflight", "kubernetes", "clouds", "bare-metal")
 # torchrun's options, which tests/kubernetes gives to the real one; SkyPilot's task has the same.
 TORCHRUN = {"--nnodes", "--node-rank", "--nproc-per-node", "--master-addr", "--master-port"}
-PROGRAMS = {"nox", "kubectl", "docker", "sky", "torchrun", "python", "openssl", "export"}
+PROGRAMS = {"nox", "kubectl", "docker", "sky", "torchrun", "python", "openssl", "export", "mkdir"}
 
 
 def commands() -> Iterator[tuple[str, list[str]]]:
@@ -114,7 +114,8 @@ def test_files_of_skypilots_commands_exist() -> None:
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="openssl is not installed")
-def test_the_token_is_long_enough() -> None:
+def test_the_token_is_long_enough_and_nobody_elses() -> None:
+    assert of("mkdir") == [["mkdir", "-m", "700", str(Path(words[-1]).parent)] for words in of("openssl")]
     for words in of("openssl"):
         assert len(ended(words[: words.index(">")]).stdout.strip()) == 64
 

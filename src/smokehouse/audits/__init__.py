@@ -8,8 +8,9 @@ tracker: `osv` and `debian_tracker` parse them, `database` reads them from a fol
 `vex` has the decisions, `result` and `sarif` write what was found.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from smokehouse.lazy import names_of
 
 if TYPE_CHECKING:
     from smokehouse.audits.audit import audit_targets, targets
@@ -20,17 +21,13 @@ if TYPE_CHECKING:
 __all__ = ["Audit", "Database", "audit_targets", "read_decisions", "targets"]
 
 # The module of each name, imported when it is first used: pydantic and requests would slow every command down.
-_MODULES = {
-    "Audit": "result",
-    "Database": "database",
-    "audit_targets": "audit",
-    "read_decisions": "vex",
-    "targets": "audit",
-}
-
-
-def __getattr__(name: str) -> object:
-    """Import the module of a name of `__all__`."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__ = names_of(
+    __name__,
+    {
+        "Audit": "result",
+        "Database": "database",
+        "audit_targets": "audit",
+        "read_decisions": "vex",
+        "targets": "audit",
+    },
+)

@@ -8,8 +8,9 @@ An `ImageSpec` is what an image is built from, `ImageLabels` what it says of its
 `labelled_wheels` reads those of --with in labels, `base` and `debian_lock` the Debian below, `contexts` what enters a build.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from smokehouse.lazy import names_of
 
 if TYPE_CHECKING:
     from smokehouse.images.build import ImageRequest, build_image, prepare_image
@@ -20,18 +21,14 @@ if TYPE_CHECKING:
 __all__ = ["ImageLabels", "ImageRequest", "ImageSpec", "build_image", "open_image", "prepare_image"]
 
 # The module of each name, imported when it is first used: pydantic and rattler would slow every command down.
-_MODULES = {
-    "ImageLabels": "labels",
-    "ImageRequest": "build",
-    "ImageSpec": "spec",
-    "build_image": "build",
-    "open_image": "fetch",
-    "prepare_image": "build",
-}
-
-
-def __getattr__(name: str) -> object:
-    """Import the module of a name of `__all__`."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__ = names_of(
+    __name__,
+    {
+        "ImageLabels": "labels",
+        "ImageRequest": "build",
+        "ImageSpec": "spec",
+        "build_image": "build",
+        "open_image": "fetch",
+        "prepare_image": "build",
+    },
+)

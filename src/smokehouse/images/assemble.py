@@ -2,8 +2,7 @@
 
 import json
 import os
-import tarfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +12,11 @@ from smokehouse.console import status
 from smokehouse.images.config import image_config
 from smokehouse.images.labels import ImageLabels
 from smokehouse.images.layers import AT_ONCE, Compression, LayerStore, Made, Packed, Step
-from smokehouse.images.plan import Layer, Plan
+from smokehouse.images.plan import Layer
 from smokehouse.images.record import RecordedImage, RecordedLayer
 from smokehouse.images.spec import ImageSpec
 from smokehouse.oci.layout import Image, Layout
-from smokehouse.oci.model import CONFIG, MANIFEST, Descriptor, encode
+from smokehouse.oci.model import CONFIG, MANIFEST, Descriptor, Manifest, encode
 from smokehouse.storage import files
 
 _PYTHON = "/opt/env/bin/python"
@@ -28,7 +27,6 @@ class Inputs:
     """What an image is assembled from: `contexts` has the folder of each build context but the base's by name."""
 
     spec: ImageSpec
-    plan: Plan
     contexts: Mapping[str, Path]
     base: Image
     labels: ImageLabels
@@ -79,15 +77,16 @@ class Assembled:
         layout.write_index(manifest, name)
         return manifest
 
-    def archive(self, path: Path, name: str) -> None:
-        """Write this as the tar file `path` that `docker load` reads, with an OCI layout and the older manifest.json."""
-        layout = Layout(path.with_suffix(".layout"))
+    def archive(self, layout: Layout, name: str) -> Iterator[bytes]:
+        """Yield the tar file that `docker load` reads, with an OCI layout and the older manifest.json; `layout` is empty.
+
+        The file is never written: it would have every layer once more.
+        """
         self.write(layout, name)
         digests = [layer.packed.blob.digest for layer in self.layers]
         config, *layers = [f"blobs/{digest.replace(':', '/')}" for digest in (self.id, *digests)]
         files.write(layout.folder / "manifest.json", encode([{"Config": config, "RepoTags": [name], "Layers": layers}]))
-        with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
-            tar.add(layout.folder, arcname=".")
+        yield from layout.archive()
 
 
 def assemble(checkout: Checkout, inputs: Inputs, compression: Compression, store: Path | None = None) -> Assembled:
@@ -101,17 +100,8 @@ def assemble(checkout: Checkout, inputs: Inputs, compression: Compression, store
         layers = _Assembly(layer_store, inputs, compression, workers, packers).layers()
     labels = inputs.labels
     config = image_config(checkout, inputs.base, labels.as_dict(), labels.created, [layer.packed.diff_id for layer in layers])
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": MANIFEST,
-        "config": _entry(CONFIG, config),
-        "layers": [layer.packed.blob.model_dump(by_alias=True, exclude_none=True) for layer in layers],
-    }
-    return Assembled(layers, config, encode(manifest))
-
-
-def _entry(media_type: str, data: bytes) -> dict[str, object]:
-    return {"mediaType": media_type, "digest": f"sha256:{files.sha256(data)}", "size": len(data)}
+    blobs = tuple(layer.packed.blob for layer in layers)
+    return Assembled(layers, config, encode(Manifest(schema_version=2, config=Descriptor.of(config, CONFIG), layers=blobs)))
 
 
 @dataclass(frozen=True)
@@ -126,7 +116,7 @@ class _Assembly:
 
     def layers(self) -> tuple[AssembledLayer, ...]:
         """Return the layers, bottom first; raises UserError."""
-        plan, store = self.inputs.plan, self.store
+        plan, store = self.inputs.spec.plan, self.store
         packed = self.packers.submit(store.repack, self.inputs.base, self.compression)
         base = store.unpack(self.inputs.base)
         conda = self._conda(base)
@@ -163,7 +153,9 @@ class _Assembly:
         built = self._built(base, conda, libraries)
         program = _program("unpack.py", "/in", "/out", "--built", "/built")
         inputs = {"/in": self._context("model"), "/built": (built.tree, built.key)}
-        return self._make("model", program, ("tree.py", "unpack.py"), (conda, base), inputs, _names(self.inputs.plan.model))
+        return self._make(
+            "model", program, ("tree.py", "unpack.py"), (conda, base), inputs, _names(self.inputs.spec.plan.model)
+        )
 
     def _built(self, base: Made, conda: Made, libraries: Sequence[Future[Made]]) -> Made:
         """Build the wheels of the source distributions; ops are compiled with the toolkit, on top of the libraries."""

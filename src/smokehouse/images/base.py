@@ -38,7 +38,7 @@ _UNWANTED = (
 class Base:
     """What an image is built on, by the `name` and `digest` in the image's labels.
 
-    A base that was built here is in the OCI layout `layout` under `tag`, and consists of the Debian `packages`. Any other is
+    A base that was built here is in the OCI layout `layout` under TAG, and consists of the Debian `packages`. Any other is
     in a registry, and its packages are unknown.
     """
 
@@ -46,7 +46,6 @@ class Base:
     digest: str
     packages: tuple[DebianPackage, ...] = ()
     layout: Path | None = None
-    tag: str = ""
 
 
 def parse(reference: str) -> Base:
@@ -79,7 +78,7 @@ def make(checkout: Checkout) -> Base:
             tree.unlink()
             shutil.rmtree(layout, ignore_errors=True)
             (folder / "partial").rename(layout)
-    return Base(f"debian-{definition.suite}", Layout(layout).image().digest, packages, layout, TAG)
+    return Base(f"debian-{definition.suite}", Layout(layout).image().digest, packages, layout)
 
 
 def _is_whole(folder: Path) -> bool:

@@ -7,11 +7,13 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import IO
 
 from smokehouse.checkout import Checkout
 from smokehouse.console import status
@@ -23,7 +25,6 @@ from smokehouse.images.base import Base
 from smokehouse.images.contexts import LoaderWheel, loader_wheel, make_contexts
 from smokehouse.images.labels import Flavour, ImageLabels, Ops
 from smokehouse.images.layers import Compression
-from smokehouse.images.plan import Plan, plan_layers
 from smokehouse.images.spec import ImageSpec, created, oldest_driver
 from smokehouse.installs import Bundle, bundler
 from smokehouse.installs import bundle as bundles
@@ -39,8 +40,6 @@ from smokehouse.storage import files
 from smokehouse.storage.folder_lock import exclusive
 
 _TOOLKIT = {"cuda-nvcc", "cuda-cuobjdump"}  # in conda-forge, the first does not depend on the second
-
-_Bake = Callable[[str], buildx.Baked]  # builds an image to an output of buildx
 
 
 @dataclass(frozen=True)
@@ -69,9 +68,7 @@ class Prepared:
     """
 
     bake: Path
-    target: str
     spec: ImageSpec
-    plan: Plan
     contexts: Mapping[str, Path]
     labels: ImageLabels
     folder: Path
@@ -101,18 +98,17 @@ def prepare_image(checkout: Checkout, locked: LockedEnvironment, request: ImageR
 def _prepare(checkout: Checkout, locked: LockedEnvironment, request: ImageRequest, wheel: LoaderWheel) -> Prepared:
     spec, bundle = _fetch(checkout, locked, request)
     bake_folder = dockerfile.prepare_folder(checkout)
-    plan = plan_layers(locked.lock, [wheel.file for wheel in spec.extra_wheels])
     labels = spec.labels(request.source or "")
     folder = checkout.build / "images" / f"{locked.name}-{spec.flavour}"
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder / ".lock", f"preparing the image of {locked.name}"):
-        status(f"preparing {spec.tags[0]} ({len(plan.numbered) + 1} layers of wheels)")
-        contexts = make_contexts(checkout, spec, plan, bundle, folder, wheel)
+        status(f"preparing {spec.tags[0]} ({len(spec.plan.numbered) + 1} layers of wheels)")
+        contexts = make_contexts(checkout, spec, bundle, folder, wheel)
         named = {name: str(path) for name, path in contexts.items()}
-        target = _bake_target(spec, plan, {"base": base_context(spec.base)} | named, labels)
+        target = _bake_target(spec, {"base": base_context(spec.base)} | named, labels)
         bake = folder / "bake.json"
         files.write(bake, json.dumps({"target": {buildx.bake_target(locked.name): target}}, indent=1) + "\n")
-    return Prepared(bake, buildx.bake_target(locked.name), spec, plan, contexts, labels, bake_folder)
+    return Prepared(bake, spec, contexts, labels, bake_folder)
 
 
 def build_image(
@@ -138,17 +134,14 @@ def build_image(
     if kind == "docker":
         engine.require()  # before the work, not after it
     if builder is not None:
-        return _build_with_buildkit(checkout, prepared, (kind, place), compression, builder, no_cache=no_cache)
+        return _build_with_buildkit(prepared, kind, place, compression, builder, no_cache=no_cache)
     with TemporaryDirectory(dir=prepared.bake.parent) as folder:
         store = Path(folder, "layers") if no_cache else None
         assembled = assemble_image(checkout, prepared, compression, store)
         if kind == "push":
             return _push(assembled, prepared, place, Layout(Path(folder, "layout")))
         if kind == "docker":
-            archive = Path(folder, "image.tar")
-            assembled.archive(archive, prepared.tags[0])
-            engine.load(archive)
-            engine.tag(prepared.tags[0], prepared.tags[1:])
+            _load(assembled.archive(Layout(Path(folder, "layout")), prepared.tags[0]), prepared)
             return _built(assembled, prepared, prepared.tags[0])
         target = Path(place).absolute()
         with _replacing(target) as partial:
@@ -156,27 +149,18 @@ def build_image(
         return _built(assembled, prepared, str(target))
 
 
-@dataclass(frozen=True)
-class Recorded:
-    """An image that was recorded in the file `place`: its ID, and the digest of its manifest as it is assembled."""
-
-    place: str
-    id: str
-    digest: str
-
-
-def record_image(checkout: Checkout, prepared: Prepared, *, no_cache: bool = False) -> Recorded:
-    """Assemble a prepared image, and write what it is to lockfiles/NAME/image.json; raises UserError."""
+def record_image(checkout: Checkout, prepared: Prepared, *, no_cache: bool = False) -> Built:
+    """Assemble a prepared image, and write what it is to lockfiles/NAME/image.json, its place; raises UserError."""
     with TemporaryDirectory(dir=prepared.bake.parent) as folder:
         assembled = assemble_image(checkout, prepared, "zstd", Path(folder, "layers") if no_cache else None)
     place = record.write(checkout, prepared.spec.locked, prepared.spec.flavour, assembled.recorded)
-    return Recorded(str(place), assembled.id, assembled.digest)
+    return _built(assembled, prepared, str(place))
 
 
 def assemble_image(checkout: Checkout, prepared: Prepared, compression: Compression, store: Path | None = None) -> Assembled:
     """Assemble a prepared image, with the layers in `store`, by default the checkout's; raises UserError."""
     spec = prepared.spec
-    inputs = Inputs(spec, prepared.plan, prepared.contexts, bases.image(checkout, spec.base), prepared.labels)
+    inputs = Inputs(spec, prepared.contexts, bases.image(checkout, spec.base), prepared.labels)
     return assemble(checkout, inputs, compression, store)
 
 
@@ -195,11 +179,16 @@ def _push(assembled: Assembled, prepared: Prepared, place: str, layout: Layout) 
     return _built(assembled, prepared, f"{place}@{manifest.digest}")
 
 
+def _load(archive: IO[bytes] | Iterator[bytes], prepared: Prepared) -> None:
+    """Load an image into the engine, under all its tags."""
+    engine.load(archive, prepared.tags[0])
+    engine.tag(prepared.tags[0], prepared.tags[1:])
+
+
 def _build_with_buildkit(
-    checkout: Checkout, prepared: Prepared, output: tuple[str, str], compression: Compression, builder: str, *, no_cache: bool
+    prepared: Prepared, kind: str, place: str, compression: Compression, builder: str, *, no_cache: bool
 ) -> Built:
-    """Build the image from docker/Dockerfile."""
-    kind, place = output
+    """Build the image from docker/Dockerfile, on a builder that is another engine than this one."""
     options = f"compression={compression},force-compression=true,oci-mediatypes=true"
     options += ",compression-level=3" if compression == "zstd" else ""
     bake_files = [Path("docker/docker-bake.hcl"), prepared.bake]
@@ -207,14 +196,19 @@ def _build_with_buildkit(
     def bake(output: str) -> buildx.Baked:
         status(f"building {prepared.tags[0]}")
         output = f"{output},{options}"
-        return buildx.bake(prepared.folder, bake_files, prepared.target, output, builder=builder, no_cache=no_cache)
+        target = buildx.bake_target(prepared.spec.locked.name)
+        return buildx.bake(prepared.folder, bake_files, target, output, builder=builder, no_cache=no_cache)
 
     labels = prepared.labels.as_dict()
     if kind == "push":
         baked = bake(f"type=image,name={place},push=true")
         return Built(baked.digest, f"{place}@{baked.digest}", labels, baked.id)
     if kind == "docker":
-        baked = _bake_to_engine(checkout, prepared, bake)
+        with TemporaryDirectory(dir=prepared.bake.parent) as name:
+            archive = Path(name, "image.tar")
+            baked = bake(f"type=docker,dest={archive},name={prepared.tags[0]}")
+            with archive.open("rb") as file:
+                _load(file, prepared)
         return Built(baked.digest, prepared.tags[0], labels, baked.id)
     folder = Path(place).absolute()
     with _replacing(folder) as partial:
@@ -238,7 +232,7 @@ def bundle_for(
 def base_context(base: Base) -> str:
     """Return the base as a build context of buildx."""
     # buildx 0.33 rejects a layout without a tag: https://github.com/docker/buildx/issues/3793
-    place = f"oci-layout://{base.layout}:{base.tag}" if base.layout else f"docker-image://{base.name}"
+    place = f"oci-layout://{base.layout}:{bases.TAG}" if base.layout else f"docker-image://{base.name}"
     return f"{place}@{base.digest}"
 
 
@@ -286,29 +280,20 @@ def _git(checkout: Checkout, name: str, *arguments: str) -> str | None:
     return None if ended.code else ended.stdout.strip()
 
 
-def _bake_target(spec: ImageSpec, plan: Plan, contexts: Mapping[str, str], labels: ImageLabels) -> dict[str, object]:
+def _bake_target(spec: ImageSpec, contexts: Mapping[str, str], labels: ImageLabels) -> dict[str, object]:
     """Return the target of the bake file."""
+    plan = spec.plan
     return {
         "contexts": contexts,
         "args": {
             "LAYERS": f"{len(plan.numbered):02}",
             "LIBRARIES": f"{len(plan.libraries):02}",
             "OPS": spec.ops,
-            "SOURCE_DATE_EPOCH": str(int(created(spec.locked.lock).timestamp())),
+            "SOURCE_DATE_EPOCH": str(int(datetime.fromisoformat(created(spec.locked.lock)).timestamp())),
         },
         "labels": labels.as_dict(),
         "inherits": ["image"],  # of docker/docker-bake.hcl
     }
-
-
-def _bake_to_engine(checkout: Checkout, prepared: Prepared, bake: _Bake) -> buildx.Baked:
-    """Build the image on the builder, which is another engine than this one, and load it here under all its tags."""
-    with TemporaryDirectory(dir=prepared.bake.parent) as folder:
-        archive = Path(folder, "image.tar")
-        baked = bake(f"type=docker,dest={archive},name={prepared.tags[0]}")
-        engine.load(archive)
-    engine.tag(prepared.tags[0], prepared.tags[1:])
-    return baked
 
 
 def _require_layout(folder: Path) -> None:

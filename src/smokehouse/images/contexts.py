@@ -20,7 +20,7 @@ from smokehouse.images import components, sbom
 from smokehouse.images.base import EPOCH, tini
 from smokehouse.images.labels import Ops
 from smokehouse.images.paths import PREFIX, PROGRAMS, SITE_FILES
-from smokehouse.images.plan import Layer, Plan
+from smokehouse.images.plan import Layer
 from smokehouse.images.spec import ImageSpec, oldest_driver, stack
 from smokehouse.installs import Bundle, conda_packages, loader, owners, site_files
 from smokehouse.installs.extra_wheels import extend_lock
@@ -35,6 +35,7 @@ _SMOKEHOUSE_BUDGET = 64 << 20  # bytes
 
 # Context and folder of the files of Smokehouse, as docker/ reads them.
 _SMOKEHOUSE_FILES = "ours"
+SPDX, CYCLONEDX = f"{_SMOKEHOUSE_FILES}/sbom.spdx.json", "sbom.cdx.json"  # in that context
 
 _OPS = {
     "none": "DeepSpeed's compile when they are first used (no toolkit was there when the image was built)",
@@ -61,11 +62,9 @@ def loader_wheel(checkout: Checkout) -> Iterator[LoaderWheel]:
             wait([built])  # before its folder is removed
 
 
-def make_contexts(
-    checkout: Checkout, spec: ImageSpec, plan: Plan, bundle: Bundle, folder: Path, wheel: LoaderWheel
-) -> dict[str, Path]:
+def make_contexts(checkout: Checkout, spec: ImageSpec, bundle: Bundle, folder: Path, wheel: LoaderWheel) -> dict[str, Path]:
     """Make all contexts but that of the base in `folder`, and return the folder of each by its name; raises UserError."""
-    lock = spec.locked.lock
+    lock, plan = spec.locked.lock, spec.plan
     prefixes = {"conda": spec.conda} | ({"toolkit": lock.conda} if spec.ops == "aot" else {})
     with ThreadPoolExecutor(1) as worker:  # it mostly waits for the build of the loader
         own = worker.submit(smokehouse_files, checkout, spec, bundle, folder, wheel)
@@ -148,7 +147,8 @@ def sdist_context(folder: Path, layer: Layer, lock: Lock, bundle: Bundle, ops: O
 def smokehouse_files(checkout: Checkout, spec: ImageSpec, bundle: Bundle, folder: Path, loader_wheel: LoaderWheel) -> Path:
     """Make the context of the files of Smokehouse in `folder`, and return the folder in it of those in /opt/smokehouse.
 
-    `loader_wheel` lies beside that folder, and the program that compares who owns which file.
+    `loader_wheel` lies beside that folder, with the program that compares who owns which file, and the SBOM in the format that
+    the image does not have.
 
     Raises:
         UserError: tini cannot be fetched, or the loader cannot be built.
@@ -163,7 +163,12 @@ def smokehouse_files(checkout: Checkout, spec: ImageSpec, bundle: Bundle, folder
     wheel = loader_wheel.built.result()
     shutil.move(loader_wheel.folder / wheel.file, context)
     licences |= components.licences(context, [wheel])
-    for name, text in _texts(checkout, spec, lock, wheel, licences).items():
+    whole = lock.model_copy(update={"pip": (*lock.pip, wheel)})
+    contained = components.components(whole, spec.conda, spec.base.packages, licences)
+    depends = components.dependencies(spec.locked)
+    (context / SPDX).write_text(sbom.spdx(whole, contained, depends, "image"))
+    (context / CYCLONEDX).write_text(sbom.cyclonedx(whole, contained, depends, "image"))
+    for name, text in _texts(checkout, spec, whole, wheel).items():
         (inside / name).write_text(text)
     (inside / "tini").write_bytes(tini(checkout, folder.parent / "packages"))
     shutil.copyfile(owners.__file__, context / "owners.py")
@@ -234,28 +239,25 @@ def _licences(spec: ImageSpec, bundle: Bundle) -> dict[str, str]:
     return licences
 
 
-def _texts(checkout: Checkout, spec: ImageSpec, lock: Lock, wheel: LockedFile, licences: Mapping[str, str]) -> dict[str, str]:
-    """Return the generated files in /opt/smokehouse by name.
+def _texts(checkout: Checkout, spec: ImageSpec, whole: Lock, wheel: LockedFile) -> dict[str, str]:
+    """Return the generated files in /opt/smokehouse by name, but the SBOM.
 
-    `lock` is the environment's, extended with extra wheels; `wheel` is that of the loader.
+    `whole` is the environment's lock, extended with extra wheels and with `wheel`, that of the loader.
     """
     name, cuda = spec.locked.name, spec.locked.cuda
     extra = [wheel.file for wheel in spec.extra_wheels]
-    whole = lock.model_copy(update={"pip": (*lock.pip, wheel)})
     about: dict[str, object] = {
         "environment": name,
         "flavour": spec.flavour,
         "lock": spec.locked.digest,
         "ops": _OPS[spec.ops],
-        "stack": stack(lock, cuda) | {file.name: file.version for file in (wheel, *extra)},
+        "stack": stack(whole, cuda) | {file.name: file.version for file in (wheel, *extra)},
     }
-    contained = components.components(whole, spec.conda, spec.base.packages, licences)
     texts = {
         "constraints.txt": constraints.pins(whole),
         "cuda": f"{cuda}\n",
         "driver": f"{oldest_driver(checkout, cuda)}\n",
         "environment": f"{name}\n",
-        "sbom.spdx.json": sbom.spdx(whole, contained, components.dependencies(spec.locked), "image"),
     }
     if extra:
         about["with"] = {file.file: file.sha256 for file in extra}

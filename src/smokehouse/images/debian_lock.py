@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import unquote
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from smokehouse.checkout import Checkout
 from smokehouse.console import as_typed, size, status
@@ -55,10 +55,8 @@ class DebianPackage:
         return self.path.rpartition("_")[2].removesuffix(".deb")
 
 
-class Definition(BaseModel):
+class Definition(BaseModel, extra="forbid", frozen=True):
     """docker/base.toml: the release of Debian, and packages to include, each with the reason."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     suite: str = Field(pattern=r"^[a-z]+$")
     architecture: str = Field(pattern=r"^[a-z0-9]+$")
@@ -88,11 +86,11 @@ def lock(checkout: Checkout) -> int:
     sources = _sources(definition.suite)
     with tempfile.TemporaryDirectory() as folder:
         environ = _apt(Path(folder), sources)
-        _apt_get(["update"], environ, Path(folder))
-        command = ["install", "--yes", "--no-install-recommends", "--print-uris"]
+        _apt_run("apt-get", ["--quiet=2", "update"], environ, Path(folder))
+        command = ["--quiet=2", "install", "--yes", "--no-install-recommends", "--print-uris"]
         command += ["-o", "Dir::State::status=/dev/null", "-o", "Acquire::ForceHash=SHA256"]
         command += ["-o", f"APT::Architecture={definition.architecture}", "?essential", "apt", *sorted(definition.include)]
-        output = _apt_get(command, environ, Path(folder))
+        output = _apt_run("apt-get", command, environ, Path(folder))
         found = [_parse_uri(line, sources) for line in output.splitlines() if line.startswith("'")]
         packages = sorted(_with_sources(found, environ, Path(folder)), key=lambda package: package.name)
     if not packages:
@@ -211,10 +209,6 @@ def _apt(folder: Path, sources: Sequence[_Source]) -> dict[str, str]:
         'APT::Sandbox::User "root"; Acquire::Languages "none";\n'
     )
     return {**os.environ, "APT_CONFIG": str(folder / "apt.conf"), "LC_ALL": "C"}
-
-
-def _apt_get(arguments: Sequence[str], environ: Mapping[str, str], cwd: Path) -> str:
-    return _apt_run("apt-get", ["--quiet=2", *arguments], environ, cwd)
 
 
 def _apt_run(program: str, arguments: Sequence[str], environ: Mapping[str, str], cwd: Path) -> str:

@@ -6,7 +6,6 @@ configuration, in the order that the image ID depends on.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,22 +66,19 @@ class RecordedImage(_Model):
         return self.model_copy(update={"config": found, "id": f"sha256:{files.sha256(config.encode(found))}"})
 
 
-class _Record(_Model):
+class ImageRecord(_Model):
+    """The images of a lock by flavour: `lock` is its digest, `smokehouse` that of the files of Smokehouse that they have."""
+
     lock: str = Field(pattern=f"^{files.SHA256}$")
     smokehouse: str = Field(pattern=f"^{files.SHA256}$")
     flavours: dict[Flavour, RecordedImage]
 
-
-@dataclass(frozen=True)
-class ImageRecord:
-    """The images of the lock `lock` by flavour; `current` is whether they have the files of Smokehouse in this checkout."""
-
-    lock: str
-    images: Mapping[Flavour, RecordedImage]
-    current: bool
+    def is_of(self, checkout: Checkout, locked: LockedEnvironment) -> bool:
+        """Return whether the images are of a lock and of the files of Smokehouse in this checkout."""
+        return self.lock == locked.digest and self.smokehouse == _inputs(checkout, locked.name)
 
 
-def read(checkout: Checkout, lock_files: LockFiles) -> ImageRecord | None:
+def read(lock_files: LockFiles) -> ImageRecord | None:
     """Return what is recorded of images, maybe of an earlier lock; None without a file, UserError for an invalid one."""
     environment, name = lock_files.folder.name, f"{lock_files.name}/{NAME}"
     try:
@@ -95,7 +91,7 @@ def read(checkout: Checkout, lock_files: LockFiles) -> ImageRecord | None:
     try:
         if len(data) > _MAX_SIZE:
             raise ValueError(f"more than {_MAX_SIZE} bytes")
-        record = _Record.model_validate(strict_json.parse(data))
+        record = ImageRecord.model_validate(strict_json.parse(data))
         for flavour, image in record.flavours.items():
             _require_consistent(image, environment, flavour, record.lock)
     except (ValueError, KeyError, TypeError, AttributeError, UserError) as invalid:
@@ -103,31 +99,30 @@ def read(checkout: Checkout, lock_files: LockFiles) -> ImageRecord | None:
         raise UserError(
             f"{name}: expected what {_command(environment)} writes, found {reason}; {_remedy(environment)}"
         ) from None
-    return ImageRecord(record.lock, record.flavours, record.smokehouse == _inputs(checkout, environment))
+    return record
 
 
 def require(checkout: Checkout, locked: LockedEnvironment, flavour: Flavour) -> tuple[RecordedImage, bool]:
     """Return what is recorded of an image, and whether of the files in this checkout; raises UserError where nothing is."""
-    record, name, remedy = read(checkout, locked.files), f"{locked.files.name}/{NAME}", _remedy(locked.name, flavour)
+    record, name, remedy = read(locked.files), f"{locked.files.name}/{NAME}", _remedy(locked.name, flavour)
     if record and record.lock != locked.digest:
         raise UserError(
             f"{name}: out of date: expected images of the lock in this checkout ({locked.digest[:12]}), found those of another "
             f"({record.lock[:12]}); {remedy}"
         )
-    if record is None or flavour not in record.images:
+    if record is None or flavour not in record.flavours:
         what = f"image.json with the {flavour} image" if record is None else f"the {flavour} image"
         raise UserError(f"{name}: expected {what} of this lock, found none; {remedy}")
-    return record.images[flavour], record.current
+    return record.flavours[flavour], record.is_of(checkout, locked)
 
 
 def write(checkout: Checkout, locked: LockedEnvironment, flavour: Flavour, image: RecordedImage) -> Path:
     """Record an image, beside the other flavour's if that is of the same lock and the same files; returns the path."""
     try:
-        found = read(checkout, locked.files)
+        found = read(locked.files)
     except UserError:
         found = None
-    same = found and found.current and found.lock == locked.digest
-    images = {**(found.images if found and same else {}), flavour: image}
+    images = {**(found.flavours if found and found.is_of(checkout, locked) else {}), flavour: image}
     record = {
         "lock": locked.digest,
         "smokehouse": _inputs(checkout, locked.name),
@@ -143,10 +138,10 @@ def confirm(checkout: Checkout, locked: LockedEnvironment, flavour: Flavour, ima
 
     Raises UserError where another one is, and for an invalid file: what is in git is not overwritten by whoever publishes.
     """
-    found = read(checkout, locked.files)
-    if found is None or not found.current or found.lock != locked.digest or flavour not in found.images:
+    found = read(locked.files)
+    if found is None or flavour not in found.flavours or not found.is_of(checkout, locked):
         return write(checkout, locked, flavour, image)
-    if (recorded := found.images[flavour]) != image:
+    if (recorded := found.flavours[flavour]) != image:
         raise UserError(
             f"{locked.files.name}/{NAME}: expected the {flavour} image that was made of this lock ({image.id}), found another "
             f"({recorded.id}); {_remedy(locked.name, flavour, image.labels.get(SOURCE, ''))}"

@@ -6,7 +6,6 @@ See: https://spdx.github.io/spdx-spec/v2.3/ and https://cyclonedx.org/docs/1.6/j
 import json
 import uuid
 from collections.abc import Mapping, Sequence
-from urllib.parse import parse_qsl
 
 from smokehouse import __version__
 from smokehouse.images.components import Component
@@ -50,7 +49,7 @@ def spdx(lock: Lock, contained: Sequence[Component], depends: Dependencies, whol
         "SPDXID": "SPDXRef-DOCUMENT",
         "name": lock.environment,
         "documentNamespace": f"https://spdx.org/spdxdocs/smokehouse-{lock.environment}-{files.sha256(json.dumps(content))}",
-        "creationInfo": {"created": _created(lock), "creators": [f"Tool: smokehouse-{__version__}"]},
+        "creationInfo": {"created": created(lock), "creators": [f"Tool: smokehouse-{__version__}"]},
         **content,
     }
     return json.dumps(document, indent=1) + "\n"
@@ -77,7 +76,7 @@ def cyclonedx(lock: Lock, contained: Sequence[Component], depends: Dependencies,
         "serialNumber": f"urn:uuid:{serial}",
         "version": 1,
         "metadata": {
-            "timestamp": _created(lock),
+            "timestamp": created(lock),
             "tools": {"components": [{"type": "application", "name": "smokehouse", "version": __version__}]},
             "component": {"type": "platform", "bom-ref": whole, "name": lock.environment},
         },
@@ -86,33 +85,6 @@ def cyclonedx(lock: Lock, contained: Sequence[Component], depends: Dependencies,
         **({"compositions": [{"aggregate": "unknown", "dependencies": debian}]} if debian else {}),
     }
     return json.dumps(document, indent=1) + "\n"
-
-
-def read_spdx(text: str) -> tuple[list[Component], dict[str, tuple[str, ...]]]:
-    """Return the components and their dependencies in an SBOM that `spdx` made."""
-    document = json.loads(text)
-    words = {entry["licenseId"]: entry["extractedText"] for entry in document.get("hasExtractedLicensingInfos", ())}
-    contained = []
-    for package in document["packages"][1:]:
-        _, _, query = package["externalRefs"][0]["referenceLocator"].partition("?")
-        declared = package["licenseDeclared"]
-        component = Component(
-            kind=package["SPDXID"].split("-")[1],
-            name=package["name"],
-            version=package["versionInfo"],
-            file=package["packageFileName"],
-            sha256=package["checksums"][0]["checksumValue"],
-            licence=None if declared == "NOASSERTION" else words.get(declared, declared),
-            qualifiers=tuple(parse_qsl(query.replace("+", "%2B"))),
-            supplier=package["supplier"].removeprefix("Organization: ").removeprefix("NOASSERTION"),
-        )
-        contained.append(component)
-    depends: dict[str, tuple[str, ...]] = {}
-    for relation in document["relationships"]:
-        if relation["relationshipType"] == "DEPENDS_ON":
-            name = relation["spdxElementId"].removeprefix("SPDXRef-")
-            depends[name] = (*depends.get(name, ()), relation["relatedSpdxElement"].removeprefix("SPDXRef-"))
-    return contained, depends
 
 
 def _among(contained: Sequence[Component], depends: Dependencies) -> dict[str, list[str]]:
@@ -129,10 +101,6 @@ def _words(component: Component) -> str:
 
 def _licence_reference(text: str) -> str:
     return f"LicenseRef-smokehouse-{files.sha256(text)[:16]}"
-
-
-def _created(lock: Lock) -> str:
-    return created(lock).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _spdx_package(component: Component) -> dict[str, object]:

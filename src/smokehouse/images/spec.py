@@ -3,12 +3,12 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, time
 
 from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
 from smokehouse.images.base import Base
 from smokehouse.images.labels import STACK, Flavour, ImageLabels, Ops
+from smokehouse.images.plan import Plan, plan_layers
 from smokehouse.installs.extra_wheels import ExtraWheel, FetchedWheel
 from smokehouse.locks import CondaPackage, Lock, LockedEnvironment
 from smokehouse.storage.files import sha256
@@ -37,6 +37,11 @@ class ImageSpec:
         """The image's names, as `tags` gives them."""
         return tags(self.locked, self.flavour, [wheel.request for wheel in self.extra_wheels])
 
+    @property
+    def plan(self) -> Plan:
+        """The layers of its wheels; raises UserError where docker/Dockerfile has too few slots."""
+        return plan_layers(self.locked.lock, [wheel.file for wheel in self.extra_wheels])
+
     def labels(self, source: str = "") -> ImageLabels:
         """Return the image's labels; `source` is the URL of the checkout, empty if unknown."""
         lock = self.locked.lock
@@ -47,7 +52,7 @@ class ImageSpec:
             ops=self.ops,
             stack=stack(lock, self.locked.cuda),
             version=self.tags[0].partition(":")[2],
-            created=created(lock).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            created=created(lock),
             base_name=self.base.name,
             base_digest=self.base.digest,
             extra_wheels=tuple(wheel.request.text for wheel in sorted(self.extra_wheels, key=lambda wheel: wheel.request.name)),
@@ -71,9 +76,9 @@ def stack(lock: Lock, cuda: str) -> dict[str, str]:
     return {name: versions[name] for name in STACK if name in versions}
 
 
-def created(lock: Lock) -> datetime:
+def created(lock: Lock) -> str:
     """Return the time that an image of `lock` is labelled with: that of the cut-off, so that it depends on nothing else."""
-    return datetime.combine(lock.cutoff, time(), UTC)
+    return f"{lock.cutoff}T00:00:00Z"
 
 
 def oldest_driver(checkout: Checkout, cuda: str) -> str:

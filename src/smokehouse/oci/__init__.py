@@ -9,8 +9,9 @@ It knows nothing of environments and locks. `model` has the media types and docu
 See: https://github.com/opencontainers/image-spec, https://github.com/opencontainers/distribution-spec
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from smokehouse.lazy import names_of
 
 if TYPE_CHECKING:
     from smokehouse.oci.layout import Image, Layout, unpack_layout, write_layout
@@ -21,20 +22,16 @@ if TYPE_CHECKING:
 __all__ = ["DIGEST", "Descriptor", "Image", "Layout", "Reference", "Registry", "unpack_layout", "write_layout"]
 
 # The module of each name, imported when it is first used: pydantic, requests and zstandard would slow every command down.
-_MODULES = {
-    "DIGEST": "model",
-    "Descriptor": "model",
-    "Image": "layout",
-    "Layout": "layout",
-    "Reference": "reference",
-    "Registry": "registry",
-    "unpack_layout": "layout",
-    "write_layout": "layout",
-}
-
-
-def __getattr__(name: str) -> object:
-    """Import the module of a name of `__all__`."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__ = names_of(
+    __name__,
+    {
+        "DIGEST": "model",
+        "Descriptor": "model",
+        "Image": "layout",
+        "Layout": "layout",
+        "Reference": "reference",
+        "Registry": "registry",
+        "unpack_layout": "layout",
+        "write_layout": "layout",
+    },
+)

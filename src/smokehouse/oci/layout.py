@@ -9,7 +9,8 @@ import os
 import re
 import shutil
 import tarfile
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from smokehouse.errors import UserError
@@ -49,11 +50,11 @@ class Layout:
 
     def put(self, data: bytes, media_type: str) -> Descriptor:
         """Write a blob and return its descriptor."""
-        digest = files.sha256(data)
-        place = self.blob(digest)
-        if not place.is_file() or files.hashed(place) != digest:
+        described = Descriptor.of(data, media_type)
+        place = self.blob(described.digest)
+        if not place.is_file() or f"sha256:{files.hashed(place)}" != described.digest:
             files.write(place, data)
-        return Descriptor(media_type=media_type, digest=f"sha256:{digest}", size=len(data))
+        return described
 
     def read(self, blob: Descriptor) -> bytes:
         """Return a small blob after verifying its digest; raises UserError."""
@@ -88,17 +89,34 @@ class Layout:
         index = Index(schema_version=2, manifests=(manifest,))
         files.write(self.folder / "index.json", encode(index).decode())
 
+    def archive(self) -> Iterator[bytes]:
+        """Yield the parts of a tar file of the layout, none of them empty; raises OSError."""
+        for path in sorted(path for path in self.folder.rglob("*") if path.is_file()):
+            member = tarfile.TarInfo(str(path.relative_to(self.folder)))
+            member.size = path.stat().st_size
+            yield member.tobuf(tarfile.PAX_FORMAT)
+            with path.open("rb") as file:
+                while chunk := file.read(_CHUNK):
+                    yield chunk
+            if padding := -member.size % tarfile.BLOCKSIZE:
+                yield bytes(padding)
+        yield bytes(2 * tarfile.BLOCKSIZE)
+
     def image(self) -> "Image":
         """Return the only linux/amd64 image of the layout; raises UserError."""
         return self._choose(self._document("index.json"))
 
     def only_image(self) -> "Image":
-        """Return the image of a layout that has nothing else, so that all programs choose this one; raises UserError."""
+        """Return the image of a layout that has nothing else, so that all programs choose this one; raises UserError.
+
+        Its descriptor has the annotations of all indexes, the outermost first: engines take the image's name from there.
+        """
         data, place = self._document("index.json"), str(self.folder / "index.json")
         entry = closed.check_index(data, place)
+        names = entry.get("annotations", {})
         if entry["mediaType"] == INDEX:  # docker save writes an index that lists an index
             nested = Descriptor.model_validate(entry)
-            closed.check_index(self.read(nested), nested.digest)
+            names = closed.check_index(self.read(nested), nested.digest).get("annotations", {}) | names
         # Some programs take the image that a manifest.json lists, and not that of the index.
         if other := sorted(path.name for path in self.folder.iterdir() if path.name not in _PARTS and not _is_empty(path)):
             listed = ", ".join(closed.show(name)[1:-1] for name in other)
@@ -107,7 +125,8 @@ class Layout:
         version = closed.read(self._document("oci-layout"), str(self.folder / "oci-layout"))
         for path, problem in closed.differences(version, {"imageLayoutVersion": "1.0.0"}):
             raise UserError(f"{self.folder / 'oci-layout'}: {path}: {problem}; do not trust this image")
-        return self._choose(data)
+        image = self._choose(data)
+        return replace(image, descriptor=image.descriptor.model_copy(update={"annotations": names or None}))
 
     def _document(self, name: str) -> bytes:
         """Return what is in the file `name`, read once and within bounds; raises UserError."""

@@ -4,7 +4,7 @@ See: https://github.com/opencontainers/image-spec
 """
 
 import json
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
@@ -48,6 +48,11 @@ class Descriptor(_Model):
     annotations: dict[str, str] | None = None
     artifact_type: str | None = Field(default=None, alias="artifactType")
     platform: Platform | None = None
+
+    @classmethod
+    def of(cls, data: bytes, media_type: str, **more: Any) -> "Descriptor":
+        """Return the descriptor of `data`, with `more` of its members."""
+        return cls(media_type=media_type, digest=f"sha256:{files.sha256(data)}", size=len(data), **more)
 
     @property
     def short(self) -> str:

@@ -16,7 +16,6 @@ from smokehouse.oci.auth import Authorization
 from smokehouse.oci.layout import Layout
 from smokehouse.oci.model import INDEX, INDEXES, MANIFESTS, Descriptor, Index, Manifest, choose_image, encode, parse
 from smokehouse.oci.reference import Reference
-from smokehouse.storage import files
 from smokehouse.storage.disk import require_free_space
 from smokehouse.storage.download import Download, fetch, is_whole
 from smokehouse.storage.transfer import (
@@ -55,10 +54,12 @@ class Registry:
                 return None
             data = read_document(answer, self.host)
             media_type = answer.headers.get("Content-Type", "").partition(";")[0]
-        digest = f"sha256:{files.sha256(data)}"
-        if ":" in name and digest != name:
-            raise UserError(f"{self.reference.name}: expected {name}, {self.host} serves {digest}; do not trust this registry")
-        return data, Descriptor(media_type=media_type, digest=digest, size=len(data))
+        found = Descriptor.of(data, media_type)
+        if ":" in name and found.digest != name:
+            raise UserError(
+                f"{self.reference.name}: expected {name}, {self.host} serves {found.digest}; do not trust this registry"
+            )
+        return data, found
 
     def has(self, blob: Descriptor) -> bool:
         """Return whether the registry has a blob of this digest and size; raises UserError."""
@@ -94,8 +95,8 @@ class Registry:
 
         Raises UserError.
         """
-        digest = f"sha256:{files.sha256(data)}"
-        blob = Descriptor(media_type=media_type, digest=digest, size=len(data))
+        blob = Descriptor.of(data, media_type)
+        digest = blob.digest
         headers = self._write("PUT", f"{self.base}/manifests/{name or digest}", data, media_type, {201}, blob)
         stored = headers.get("Docker-Content-Digest", digest)
         if stored != digest:

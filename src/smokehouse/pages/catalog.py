@@ -33,8 +33,8 @@ def read(checkout: Checkout, name: str, adopted: Report | None = None) -> Docume
     digest = files.hashed(lock_files.lock_json)
     proves = found and found.proves(lock, digest)
     evidence, audits = found if proves else None, tuple(_audits(checkout, name, digest))
-    recorded = record.read(checkout, lock_files)
-    images = {str(name): image.id for name, image in recorded.images.items()} if recorded and recorded.lock == digest else {}
+    recorded = record.read(lock_files)
+    images = {str(name): image.id for name, image in recorded.flavours.items()} if recorded and recorded.lock == digest else {}
     return Documented(definition.read(checkout, name), lock, evidence, audits, images)
 
 

@@ -47,10 +47,16 @@ def nodes(listed: str) -> list[str]:
     return names.stdout.split()
 
 
+def nodes_of(job: str) -> str:
+    """Return the nodes of a job as Slurm lists them, such as gpu[06-07]; empty where it has none."""
+    listed = _field(_scontrol("show", "job", job, "--oneliner").stdout, "NodeList")
+    return "" if listed == "(null)" else listed
+
+
 def nodes_down(job: str) -> list[str]:
     """Return the nodes of a job that do not answer."""
-    listed = _field(_scontrol("show", "job", job, "--oneliner").stdout, "NodeList")
-    shown = _scontrol("show", "node", listed, "--oneliner").stdout.splitlines() if listed not in ("", "(null)") else []
+    listed = nodes_of(job)
+    shown = _scontrol("show", "node", listed, "--oneliner").stdout.splitlines() if listed else []
     return [_field(line, "NodeName") for line in shown if re.match("DOWN|.*[*]|FAIL", _field(line, "State"))]
 
 

@@ -9,8 +9,9 @@ A lock decides what an image has to be: everything is made again and compared by
 statement that is signed and attached to the image.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from smokehouse.lazy import names_of
 
 if TYPE_CHECKING:
     from smokehouse.proofs.compare import Difference, Verification
@@ -31,21 +32,17 @@ __all__ = [
 ]
 
 # The module of each name, imported when it is first used: they import the installers and the solver's library.
-_MODULES = {
-    "Difference": "compare",
-    "Publication": "publish",
-    "PublishOptions": "publish",
-    "Signer": "signing",
-    "Verification": "compare",
-    "VerifyOptions": "verify",
-    "publish_image": "publish",
-    "verify_image": "verify",
-    "verify_reference": "verify",
-}
-
-
-def __getattr__(name: str) -> object:
-    """Import the module of a name of `__all__`."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__ = names_of(
+    __name__,
+    {
+        "Difference": "compare",
+        "Publication": "publish",
+        "PublishOptions": "publish",
+        "Signer": "signing",
+        "Verification": "compare",
+        "VerifyOptions": "verify",
+        "publish_image": "publish",
+        "verify_image": "verify",
+        "verify_reference": "verify",
+    },
+)

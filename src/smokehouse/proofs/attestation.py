@@ -9,9 +9,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError, first_of
@@ -21,22 +21,16 @@ from smokehouse.proofs.signing import SignedStatement, Signer
 from smokehouse.runs import report as reports
 from smokehouse.runs.complete import require_complete
 from smokehouse.runs.report import Report
-from smokehouse.storage import strict_json
 
 TEST_RESULT = "https://in-toto.io/attestation/test-result/v0.1"
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-
-class _Predicate(_Model):
+class _Tested(BaseModel, frozen=True):
     report: dict[str, Any] = Field(alias="io.smokehouse.report")
 
 
-class _Statement(_Model):
-    predicate_type: Literal["https://in-toto.io/attestation/test-result/v0.1"] = Field(alias="predicateType")
-    predicate: _Predicate
+class _Statement(BaseModel, frozen=True):
+    predicate: _Tested
 
 
 def statement(report: Mapping[str, Any], name: str, digest: str) -> bytes:
@@ -91,11 +85,10 @@ def open_statement(signed: SignedStatement, signer: Signer, digest: str) -> Trus
 
     Raises UserError where somebody else signed it, or it is of another image.
     """
-    payload = signing.open_signed(signed, signer, digest)
+    content = signing.open_signed(signed, signer, digest)
+    if content["predicateType"] != TEST_RESULT:
+        return None
     try:
-        content = strict_json.parse(payload)
-        if isinstance(content, dict) and content.get("predicateType", TEST_RESULT) != TEST_RESULT:
-            return None
         found = _Statement.model_validate(content)
         started = datetime.fromisoformat(str(found.predicate.report.get("started")))
         if started.tzinfo is None:

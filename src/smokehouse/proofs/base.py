@@ -13,10 +13,9 @@ from smokehouse.images import base as bases
 from smokehouse.images import debian_lock
 from smokehouse.images.base import Base
 from smokehouse.images.labels import ImageLabels
-from smokehouse.oci.blobs import decompress
+from smokehouse.oci.blobs import unpack
 from smokehouse.oci.layout import Image, Layout
 
-_CHUNK = 1 << 20
 _MOST = 4 << 30  # bytes of the lowest layer, unpacked; Debian has 0.6 GB
 _DEBIAN = "debian-"  # begins the name of a base of docker/base.lock, which is in no registry
 
@@ -64,7 +63,7 @@ def expect_base(checkout: Checkout, image: Image, reference: str, requested: str
         layout = _lowest_layer(image, reference, work)
         if (found := Layout(layout).image().digest) != named.digest:
             raise UserError(f"{reference}: expected the base {requested} as its lowest layer, found {found}; do not trust it")
-        base = replace(named, packages=debian_lock.read(checkout), layout=layout, tag=bases.TAG)
+        base = replace(named, packages=debian_lock.read(checkout), layout=layout)
         text = f"{requested}, which is the lowest layer of the image, by its digest in --base"
     else:
         base = bases.parse(requested)
@@ -78,10 +77,9 @@ def _lowest_layer(image: Image, reference: str, work: Path) -> Path:
         raise UserError(f"{reference}: expected a base, found no layers; do not trust this image")
     layer, tree = image.manifest.layers[0], work / "base.tar"
     image.layout.verify_blob(layer)
-    with image.layout.blob(layer.digest).open("rb") as file, tree.open("wb") as out:
-        source = decompress(file, layer.media_type, f"layer 1 of {reference}")
-        while chunk := source.read(_CHUNK):
-            if out.tell() > _MOST:
+    with tree.open("wb") as out:
+        for chunk in unpack(image.layout.blob(layer.digest), layer.media_type, _MOST, f"layer 1 of {reference}"):
+            if out.tell() + len(chunk) > _MOST:
                 raise UserError(f"{reference}: expected a base of at most {size(_MOST)}, found more; do not trust this image")
             out.write(chunk)
     bases.write(tree, work / "base")

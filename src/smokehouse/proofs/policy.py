@@ -13,17 +13,13 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from smokehouse.environments.documents import read_yaml
 from smokehouse.proofs.signing import Requirements, Signer
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class _SignedBy(_Model):
+class _SignedBy(BaseModel, extra="forbid", frozen=True):
     key: str = ""
     identity: str = ""
     issuer: str = ""
@@ -38,7 +34,7 @@ class _SignedBy(_Model):
         return self
 
 
-class Policy(_Model):
+class Policy(BaseModel, extra="forbid", frozen=True):
     """What an image has to have to be accepted."""
 
     signed_by: _SignedBy = Field(alias="signed-by")

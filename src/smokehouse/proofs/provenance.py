@@ -7,11 +7,12 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from smokehouse import __version__
 from smokehouse.checkout import Checkout
-from smokehouse.images import debian_lock, sbom
+from smokehouse.images import debian_lock
 from smokehouse.images.build import revision
 from smokehouse.images.labels import ImageLabels
 from smokehouse.locks import LOCK_JSON, LockedEnvironment
@@ -48,19 +49,14 @@ class Workflow:
 
 
 def statements(
-    checkout: Checkout, locked: LockedEnvironment, labels: ImageLabels, spdx: str, name: str, digest: str
+    checkout: Checkout, locked: LockedEnvironment, labels: ImageLabels, sboms: Mapping[str, Path], name: str, digest: str
 ) -> list[bytes]:
     """Return the statements about the image `digest` in the repository `name`: its provenance, and its SBOM in two formats.
 
-    `spdx` is the SBOM that the image contains, `labels` are the image's.
+    `sboms` has the files of both formats by the types of their predicates, `labels` are the image's.
     """
-    components, depends = sbom.read_spdx(spdx)
-    cyclonedx = sbom.cyclonedx(locked.lock, components, depends, "image")
-    predicates: dict[str, dict[str, Any]] = {
-        PROVENANCE: provenance(checkout, locked, labels, Workflow.current()),
-        SPDX: json.loads(spdx),
-        CYCLONEDX: json.loads(cyclonedx),
-    }
+    predicates = {PROVENANCE: provenance(checkout, locked, labels, Workflow.current())}
+    predicates |= {kind: json.loads(sbom.read_text()) for kind, sbom in sboms.items()}
     return [signing.statement(kind, predicate, name, digest) for kind, predicate in predicates.items()]
 
 

@@ -6,7 +6,7 @@ call made or sent is used by the next.
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from smokehouse.errors import UserError
 from smokehouse.images import build as building
 from smokehouse.images import record
 from smokehouse.images.build import ImageRequest
+from smokehouse.images.contexts import CYCLONEDX
 from smokehouse.images.labels import ImageLabels
 from smokehouse.images.spec import tags as image_tags
 from smokehouse.locks import LockedEnvironment
@@ -114,7 +115,6 @@ def publish_image(checkout: Checkout, name: str, repository: str, options: Publi
     registry = Registry(reference, push=True)
     with exclusive(folder / ".lock", f"publishing {name}"):
         image = _build(job)
-        _refuse_other_version(job, image)
         _refuse_existing_tags(job, registry, image.digest)  # first, because the rest takes long
         report = _prove(job, image)
         verify_options = VerifyOptions(
@@ -122,16 +122,16 @@ def publish_image(checkout: Checkout, name: str, repository: str, options: Publi
             channel=request.channel,
             added=request.extra_wheels,
             base=request.base,
-            source=request.source,
+            source=request.source or "",  # what is signed says it, and no image for itself
         )
         verification = verify_image(checkout, locked, image, names[0], verify_options)
         if not verification.passed:
             return Publication((), verification)
         if options.recorded and verification.expected:
             record.confirm(checkout, locked, request.flavour, verification.expected)
-        sbom = Path(verification.sbom).read_text()
+        sbom = Path(verification.sbom)
         signed = [_sign(job, payload) for payload in _statements(job, image, report, sbom)]
-        _send(job, registry, image, sbom.encode(), signed)
+        _send(job, registry, image, sbom.read_bytes(), signed)
         _clean(job)
     return Publication(tuple(f"{reference.name}:{tag}" for tag in job.tags), verification, report.summary)
 
@@ -147,13 +147,21 @@ def _parse_repository(text: str) -> Reference:
 
 
 def _build(job: _Job) -> Image:
-    """Return the image in a layout, which is built where the options specify none."""
+    """Return the image in a layout, which is built where the options specify none.
+
+    One with extra wheels that the options lack is refused: it would take the tags of one without.
+    """
     built = job.options.built
     image = Layout(built).only_image() if built else _build_to_layout(job)
     labels = ImageLabels.parse(image.labels, job.names[0])
     expected = f"{job.locked.name} ({job.options.request.flavour})"
     if (found := f"{labels.environment} ({labels.flavour})") != expected:
         raise UserError(f"{built}: expected an image of {expected}, found one of {found}; specify another with --image")
+    if labels.version != job.tags[0]:
+        raise UserError(
+            f"{built}: expected version {job.tags[0]} in its labels, found {labels.version}; "
+            "specify the same --with options as for its build"
+        )
     return image
 
 
@@ -206,19 +214,15 @@ def _require_proof(job: _Job, image: Image, report: Report) -> None:
     require_complete(job.checkout, report, job.locked, max_age=MAX_AGE)
 
 
-def _refuse_other_version(job: _Job, image: Image) -> None:
-    """Refuse an image with extra wheels that the options lack: it would take the tags of one without."""
-    if (version := ImageLabels.parse(image.labels, job.names[0]).version) != job.tags[0]:
-        raise UserError(
-            f"{job.options.built}: expected version {job.tags[0]} in its labels, found {version}; "
-            "specify the same --with options as for its build"
-        )
+def _statements(job: _Job, image: Image, report: Report, sbom: Path) -> list[bytes]:
+    """Return the statements about the image: what it was proven to do, where it comes from, and what is in it.
 
-
-def _statements(job: _Job, image: Image, report: Report, sbom: str) -> list[bytes]:
-    """Return the statements about the image: what it was proven to do, where it comes from, and what is in it."""
+    The SBOM as CycloneDX lies beside that as SPDX, the file `sbom`.
+    """
     labels, name = ImageLabels.parse(image.labels, job.names[0]), job.repository.name
-    about = provenance.statements(job.checkout, job.locked, labels, sbom, name, image.digest)
+    labels = replace(labels, extra_wheels=tuple(wheel.text for wheel in job.options.request.extra_wheels))  # by our URLs
+    sboms = {provenance.SPDX: sbom, provenance.CYCLONEDX: sbom.with_name(CYCLONEDX)}
+    about = provenance.statements(job.checkout, job.locked, labels, sboms, name, image.digest)
     return [attestation.statement(report.fields, name, image.digest), *about]
 
 

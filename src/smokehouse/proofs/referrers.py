@@ -5,7 +5,6 @@ They are artifacts that refer to the image's manifest.
 See: https://github.com/opencontainers/distribution-spec/blob/main/spec.md#listing-referrers
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,7 +14,6 @@ from smokehouse.oci.model import EMPTY, MANIFEST, MAX_DOCUMENT, Descriptor, Mani
 from smokehouse.oci.registry import Registry
 from smokehouse.proofs.attestation import TEST_RESULT
 from smokehouse.proofs.signing import BUNDLE, SignedStatement
-from smokehouse.storage import files
 
 SBOM = "application/spdx+json"
 _MOST = 1000  # statements of an image; whoever may push can attach any number, and each is fetched and verified
@@ -25,7 +23,7 @@ _PREDICATE_TYPE = "dev.sigstore.bundle.predicateType"
 
 def attach_sbom(registry: Registry, layout: Layout, image: Descriptor, sbom: bytes) -> None:
     """Attach an SBOM to `image`; `layout` keeps what is uploaded. Raises UserError."""
-    _attach(registry, layout, image, SBOM, [layout.put(sbom, SBOM)])
+    _attach(registry, layout, image, SBOM, sbom)
 
 
 def attach_statement(registry: Registry, layout: Layout, image: Descriptor, signed: SignedStatement) -> None:
@@ -34,7 +32,7 @@ def attach_statement(registry: Registry, layout: Layout, image: Descriptor, sign
     See: https://github.com/sigstore/cosign/blob/main/specs/BUNDLE_SPEC.md
     """
     annotations = {_CONTENT: "dsse-envelope", _PREDICATE_TYPE: signed.predicate_type}
-    _attach(registry, layout, image, BUNDLE, [layout.put(signed.bundle, BUNDLE)], annotations)
+    _attach(registry, layout, image, BUNDLE, signed.bundle, annotations)
 
 
 def fetch_statements(registry: Registry, digest: str, folder: Path) -> list[SignedStatement]:
@@ -65,27 +63,15 @@ def fetch_statements(registry: Registry, digest: str, folder: Path) -> list[Sign
 
 
 def _attach(
-    registry: Registry,
-    layout: Layout,
-    image: Descriptor,
-    kind: str,
-    blobs: Sequence[Descriptor],
-    annotations: dict[str, str] | None = None,
+    registry: Registry, layout: Layout, image: Descriptor, kind: str, data: bytes, annotations: dict[str, str] | None = None
 ) -> None:
-    empty = layout.put(b"{}", EMPTY)
-    for blob in (empty, *blobs):
-        registry.upload(layout.blob(blob.digest), blob)
+    empty, blob = layout.put(b"{}", EMPTY), layout.put(data, kind)
+    for part in (empty, blob):
+        registry.upload(layout.blob(part.digest), part)
     subject = image.model_copy(update={"annotations": None, "platform": None})
     manifest = Manifest(
-        schema_version=2, artifact_type=kind, config=empty, layers=tuple(blobs), subject=subject, annotations=annotations
+        schema_version=2, artifact_type=kind, config=empty, layers=(blob,), subject=subject, annotations=annotations
     )
-    data = encode(manifest)
-    artifact = Descriptor(
-        media_type=MANIFEST,
-        digest=f"sha256:{files.sha256(data)}",
-        size=len(data),
-        artifact_type=kind,
-        annotations=annotations,
-    )
-    if not registry.put(data, MANIFEST):
-        registry.add_referrer(artifact, image.digest)
+    text = encode(manifest)
+    if not registry.put(text, MANIFEST):
+        registry.add_referrer(Descriptor.of(text, MANIFEST, artifact_type=kind, annotations=annotations), image.digest)

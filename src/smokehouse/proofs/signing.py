@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, Field, StringConstraints
 
 from smokehouse.errors import UserError, first_of
 from smokehouse.programs import cosign
@@ -61,36 +61,32 @@ class SignedStatement:
     predicate_type: str = ""
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-
-class _Signature(_Model):
+class _Signature(BaseModel, frozen=True):
     sig: str
     keyid: str = ""
 
 
-class _Envelope(_Model):
+class _Envelope(BaseModel, frozen=True):
     payload_type: Literal["application/vnd.in-toto+json"] = Field(alias="payloadType")
     payload: str
     signatures: list[_Signature] = Field(min_length=1, max_length=1)
 
 
-class _Bundle(_Model):
+class _Bundle(BaseModel, frozen=True):
     media_type: Literal["application/vnd.dev.sigstore.bundle.v0.3+json"] = Field(alias="mediaType")
     material: dict[str, Any] = Field(alias="verificationMaterial")
     envelope: _Envelope = Field(alias="dsseEnvelope")
 
 
-class _Digest(_Model):
+class _Digest(BaseModel, frozen=True):
     sha256: Annotated[str, StringConstraints(pattern=f"^{SHA256}$")]
 
 
-class _Subject(_Model):
+class _Subject(BaseModel, frozen=True):
     digest: _Digest
 
 
-class _Statement(_Model):
+class _Statement(BaseModel, frozen=True):
     type: Literal["https://in-toto.io/Statement/v1"] = Field(alias="_type")
     subject: list[_Subject] = Field(min_length=1, max_length=1)
     predicate_type: str = Field(alias="predicateType", pattern=r"^https?://[!-~]+$")
@@ -138,7 +134,7 @@ def require_signer(signer: Signer) -> None:
         raise UserError("verify: expected a trusted key, or an identity and its issuer, found an empty one; specify --key FILE")
 
 
-def open_signed(signed: SignedStatement, signer: Signer, digest: str) -> bytes:
+def open_signed(signed: SignedStatement, signer: Signer, digest: str) -> dict[str, Any]:
     """Return a statement, verified to be signed by `signer` and to be of the image `digest`.
 
     Raises ForeignError where it is of somebody else or of another image, and UserError where that cannot be found out.
@@ -149,7 +145,8 @@ def open_signed(signed: SignedStatement, signer: Signer, digest: str) -> bytes:
     except ValueError as invalid:  # of JSON, of the model, or of base64
         raise ForeignError(f"{digest}: its statement is not a Sigstore bundle ({first_of(invalid)}); do not trust it") from None
     try:
-        found = _Statement.model_validate(strict_json.parse(payload))
+        content: dict[str, Any] = strict_json.parse(payload)
+        found = _Statement.model_validate(content)
     except ValueError as invalid:
         problem = first_of(invalid)
         raise ForeignError(
@@ -159,7 +156,7 @@ def open_signed(signed: SignedStatement, signer: Signer, digest: str) -> bytes:
     _verify(signed.bundle, bundle, signer, digest, subject, found.predicate_type)
     if f"sha256:{subject}" != digest:
         raise ForeignError(f"{digest}: expected a statement of this image, found one of sha256:{subject}; do not trust it")
-    return payload
+    return content
 
 
 def _verify(data: bytes, bundle: _Bundle, signer: Signer, digest: str, subject: str, predicate_type: str) -> None:

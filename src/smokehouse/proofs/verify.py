@@ -6,6 +6,7 @@ What the lock builds is made again, and hashes are compared: nothing in the imag
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from smokehouse import locks
 from smokehouse.checkout import Checkout
@@ -17,7 +18,6 @@ from smokehouse.images.assemble import Inputs, assemble
 from smokehouse.images.fetch import open_image, work_folder
 from smokehouse.images.labelled_wheels import compare_wheels
 from smokehouse.images.labels import EXTRA_WHEELS, SOURCE, ImageLabels
-from smokehouse.images.plan import plan_layers
 from smokehouse.images.spec import ImageSpec
 from smokehouse.installs import extra_wheels
 from smokehouse.installs.extra_wheels import ExtraWheel
@@ -56,16 +56,31 @@ class VerifyOptions:
 class _Subject:
     """An image to verify, which messages call `reference`, with its labels and those allowed wheels that they list.
 
-    `folder` is for what is made to compare it with.
+    `refused` are the labels that name something else which the options do not allow. `folder` is for what is made to compare
+    the image with.
     """
 
     checkout: Checkout
     locked: LockedEnvironment
     image: Image
     reference: str
+    options: VerifyOptions
     labels: ImageLabels
     extra_wheels: tuple[ExtraWheel, ...]
+    refused: list[Difference]
     folder: Path
+
+    def result(self, **more: Any) -> Verification:
+        """Return what is known of the image before it is compared, with `more`."""
+        return Verification(
+            image=self.reference,
+            digest=self.image.digest,
+            environment=self.locked.name,
+            lock=self.locked.digest,
+            id=self.image.manifest.config.digest,
+            added=sorted(f"{wheel.name}#sha256={wheel.sha256}" for wheel in self.options.added),
+            **more,
+        )
 
 
 def verify_reference(checkout: Checkout, reference: str, options: VerifyOptions) -> Verification:
@@ -85,12 +100,12 @@ def verify_image(
     subject = _open(checkout, locked, image, reference, options)
     if options.quick:
         status(f"verifying {image.digest} against {locked.files.name}/{record.NAME}")
-        return _compare_with_record(subject, options)
-    if refused := _compare_named(subject, options):
-        return replace(_result(subject, options), base="not compared", differences=refused)
+        return _compare_with_record(subject)
+    if subject.refused:  # nothing of it is fetched or used
+        return subject.result(base="not compared", differences=subject.refused)
     status(f"verifying {image.digest} against {locked.files.name}/{LOCK_JSON}")
     with exclusive(subject.folder / ".lock", f"verifying {locked.name}"), TemporaryDirectory(dir=subject.folder) as work:
-        return _compare(subject, options, Path(work))
+        return _compare(subject, Path(work))
 
 
 def _open(checkout: Checkout, locked: LockedEnvironment, image: Image, reference: str, options: VerifyOptions) -> _Subject:
@@ -102,36 +117,19 @@ def _open(checkout: Checkout, locked: LockedEnvironment, image: Image, reference
             f"{reference}: expected an image of the lock of {locked.name} in this checkout ({locked.digest[:12]}), "
             f"found one of another lock ({labels.lock[:12]}); check out the commit that has its lock"
         )
-    wheels, _ = compare_wheels(labels, options.added)
+    wheels, problems = compare_wheels(labels, options.added)
+    refused = [Difference(0, f"(config) label {EXTRA_WHEELS}", printable(problem)) for problem in problems]
+    if not options.quick and (problem := base_problem(checkout, labels, options.base)):
+        refused.append(Difference(0, "(config) label org.opencontainers.image.base.name", printable(problem)))
     folder = work_folder(checkout) / f"{locked.name}-{labels.flavour}"
     folder.mkdir(exist_ok=True)
-    return _Subject(checkout, locked, image, reference, labels, wheels, folder)
+    return _Subject(checkout, locked, image, reference, options, labels, wheels, refused, folder)
 
 
-def _compare_named(subject: _Subject, options: VerifyOptions) -> list[Difference]:
-    """Return what the labels name beside the lock that the options do not; nothing of it is fetched or used."""
-    wheels = compare_wheels(subject.labels, options.added)[1]
-    base = base_problem(subject.checkout, subject.labels, options.base)
-    found = [(EXTRA_WHEELS, problem) for problem in wheels]
-    found += [("org.opencontainers.image.base.name", base)] if base else []
-    return [Difference(0, f"(config) label {label}", printable(problem)) for label, problem in found]
-
-
-def _result(subject: _Subject, options: VerifyOptions) -> Verification:
-    """Return what is known of the image before it is compared."""
-    return Verification(
-        image=subject.reference,
-        digest=subject.image.digest,
-        environment=subject.locked.name,
-        lock=subject.locked.digest,
-        id=subject.image.manifest.config.digest,
-        added=sorted(f"{wheel.name}#sha256={wheel.sha256}" for wheel in options.added),
-    )
-
-
-def _compare(subject: _Subject, options: VerifyOptions, work: Path) -> Verification:
+def _compare(subject: _Subject, work: Path) -> Verification:
     """Make again what the lock builds, and compare the image with it."""
     checkout, locked, labels, image = subject.checkout, subject.locked, subject.labels, subject.image
+    options = subject.options
     wheels = extra_wheels.fetch_wheels(checkout, subject.extra_wheels, locked.environment, locked.lock)
     bundle = building.bundle_for(checkout, locked, labels.flavour, options.bundle, options.channel)
     if labels.ops == "aot":
@@ -139,41 +137,38 @@ def _compare(subject: _Subject, options: VerifyOptions, work: Path) -> Verificat
     extra_wheels.require_torch_abi(subject.extra_wheels, locked.lock, bundle.wheels)
     base = expect_base(checkout, image, subject.reference, options.base, work)
     spec = ImageSpec(locked, labels.flavour, labels.ops, base.base, wheels)
-    claims, differences = _compare_origin(subject, options)
-    expected_labels = spec.labels(labels.source)
-    result = replace(_result(subject, options), base=base.description, claims=claims)
+    claims, differences = _compare_origin(subject)
+    result = subject.result(base=base.description, claims=claims)
     diff_ids = base.image.config.rootfs.diff_ids
     if image.config.rootfs.diff_ids[: len(diff_ids)] != diff_ids:
         problem = f"differs from that of the base {base.base.name}"
         return replace(result, differences=[*differences, Difference(1, "(the whole layer)", problem)])
-    plan = plan_layers(locked.lock, [wheel.file for wheel in wheels])
     status("verifying: making again what the lock builds")
     with contexts.loader_wheel(checkout) as wheel:
-        made = contexts.make_contexts(checkout, spec, plan, bundle, subject.folder, wheel)
-    expected = assemble(checkout, Inputs(spec, plan, made, base.image, expected_labels), "zstd")
+        made = contexts.make_contexts(checkout, spec, bundle, subject.folder, wheel)
+    expected = assemble(checkout, Inputs(spec, made, base.image, spec.labels(labels.source)), "zstd")
     status(f"verifying: comparing {len(expected.layers)} layers")
     differences += compare(image, expected.recorded, [layer.packed for layer in expected.layers])
     # By what it lists: another verification of this environment can be of other wheels, and end first.
-    text = (made["ours"] / "ours" / "sbom.spdx.json").read_bytes()
-    sbom = subject.folder / f"sbom-{files.sha256(text)[:16]}.spdx.json"
-    files.write(sbom, text)
-    return replace(result, expected=expected.recorded, differences=differences, sbom=str(sbom))
+    sboms = subject.folder / f"sbom-{files.hashed(made['ours'] / contexts.SPDX)[:16]}"
+    for name in (contexts.CYCLONEDX, contexts.SPDX):
+        files.write(sboms / Path(name).name, (made["ours"] / name).read_bytes())
+    return replace(result, expected=expected.recorded, differences=differences, sbom=str(sboms / Path(contexts.SPDX).name))
 
 
-def _compare_with_record(subject: _Subject, options: VerifyOptions) -> Verification:
+def _compare_with_record(subject: _Subject) -> Verification:
     """Compare the image with what image.json has of it; nothing is made, and no artefact fetched."""
     labels, image, locked = subject.labels, subject.image, subject.locked
     if labels.extra_wheels:
         raise UserError(f"{subject.reference}: expected no extra wheels, which image.json lacks, found some; drop --quick")
     recorded, current = record.require(subject.checkout, locked, labels.flavour)
     expected = recorded.with_source(labels.source)
-    claims, differences = _compare_origin(subject, options)
+    claims, differences = _compare_origin(subject)
     if labels.source == recorded.labels.get(SOURCE, "") and image.digest != recorded.digest:
         claims.append(f"digest {recorded.digest} in {record.NAME}, of the same layers compressed otherwise")
     if not current:
         claims.append(f"{record.NAME} is of other files of Smokehouse than this checkout has, as an older commit had")
-    return replace(
-        _result(subject, options),
+    return subject.result(
         method="recorded",
         base=f"as recorded in {locked.files.name}/{record.NAME}",
         expected=expected,
@@ -182,11 +177,11 @@ def _compare_with_record(subject: _Subject, options: VerifyOptions) -> Verificat
     )
 
 
-def _compare_origin(subject: _Subject, options: VerifyOptions) -> tuple[list[str], list[Difference]]:
+def _compare_origin(subject: _Subject) -> tuple[list[str], list[Difference]]:
     """Return what an image says of its source that cannot be verified here, and what is wrong with it."""
-    labels, claims, differences = subject.labels, [], []
+    labels, options, claims, differences = subject.labels, subject.options, [], []
     if options.source is not None and labels.source != options.source:
-        problem = f"expected {options.source}, found {printable(labels.source) or 'none'}"
+        problem = f"expected {options.source or 'none'}, found {printable(labels.source) or 'none'}"
         differences.append(Difference(0, "(config) label org.opencontainers.image.source", problem))
     elif options.source is None and labels.source:
         claims.append(f"source {printable(labels.source)}, as the image says; specify the URL with --source")

@@ -9,8 +9,9 @@ For the command line, `smoke` replaces this process with the smoke test, and `sm
 `prove` waits for its report.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from smokehouse.lazy import names_of
 
 if TYPE_CHECKING:
     from smokehouse.runs.container import prove, smoke_image, smoke_image_here
@@ -37,25 +38,20 @@ __all__ = [
 ]
 
 # The module of each name, imported when it is first used: pages read reports, and need neither installers nor an engine.
-_MODULES = {
-    "Report": "report",
-    "help_text": "local",
-    "pop_option": "options",
-    "prove": "container",
-    "read_any": "report",
-    "smoke": "local",
-    "smoke_here": "here",
-    "smoke_image": "container",
-    "smoke_image_here": "container",
-    "doctor_on": "targets",
-    "smoke_on": "targets",
-    "split_name": "options",
-}
-_NAMES = {"doctor_on": "doctor", "smoke_on": "smoke"}  # in their modules
-
-
-def __getattr__(name: str) -> object:
-    """Import the module of a name of `__all__`."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), _NAMES.get(name, name))
+__getattr__ = names_of(
+    __name__,
+    {
+        "Report": "report",
+        "help_text": "local",
+        "pop_option": "options",
+        "prove": "container",
+        "read_any": "report",
+        "smoke": "local",
+        "smoke_here": "here",
+        "smoke_image": "container",
+        "smoke_image_here": "container",
+        "doctor_on": "targets:doctor",
+        "smoke_on": "targets:smoke",
+        "split_name": "options",
+    },
+)

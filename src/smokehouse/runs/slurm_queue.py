@@ -31,6 +31,7 @@ _BY_SLURM = {
     "OUT_OF_MEMORY": ("it took more memory than it was given", "give fewer --nproc, or another --partition"),
     "PREEMPTED": ("another job preempted it", "submit it again, or give another --qos"),
 }
+_RETURNED = ("Slurm lost one of {nodes}, which runs again", "see why in the log of slurmctld, and submit it again")
 
 
 @dataclass(frozen=True)
@@ -116,20 +117,27 @@ class Submitted:
 
     def cause(self) -> str:
         """Return why the job failed, in one line: what Slurm did to it, or else how the first of its nodes failed."""
-        state = self._settled()
-        if state in _BY_SLURM:
-            return self._filled(_BY_SLURM[state][0])
-        said = getattr(self._result, "cause", "")
+        if by_slurm := self._by_slurm(0):
+            return by_slurm
+        state, said = self._state, getattr(self._result, "cause", "")
         return str(said) or (f"that it ended in state {state}" if state else "that it ended without a result")
 
     def remedy(self) -> str:
         """Return what to do about it."""
-        state = self._settled()
-        return self._filled(_BY_SLURM[state][1]) if state in _BY_SLURM else "see what it said above"
+        return self._by_slurm(1) or "see what it said above"
 
     def _filled(self, text: str) -> str:
         lost = ",".join(program.nodes_down(self.number)) if "{nodes}" in text else ""
         return text.format(minutes=self._allocation.minutes, nodes=lost or "a node")
+
+    def _by_slurm(self, part: int) -> str:
+        """Return what Slurm did to the job, with `part` 0, or what to do about it, with 1; empty where it did nothing."""
+        state = self._settled()
+        if state not in _BY_SLURM:
+            return ""
+        if state == "NODE_FAIL" and not program.nodes_down(self.number):  # it was started again meanwhile
+            return _RETURNED[part].format(nodes=program.nodes_of(self.number) or "its nodes")
+        return self._filled(_BY_SLURM[state][part])
 
     def _settled(self) -> str:
         """Return the last state of a job that has ended, for which Slurm may still be cleaning up."""

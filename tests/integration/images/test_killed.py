@@ -93,4 +93,7 @@ def test_two_verifications_at_once(made: Made, tmp_path: Path, record_property: 
     found = [json.loads(out) for out, _ in ended]
     assert {entry["digest"] for entry in found} == {Layout(made.layout).image().digest}
     assert any(re.search(r"waiting for process \d+, which is verifying tiny", said) for _, said in ended)
-    assert all(Path(entry["sbom"]).is_file() for entry in found)
+    [spdx] = {Path(entry["sbom"]) for entry in found}
+    listed = {reference["referenceLocator"] for package in json.loads(spdx.read_text())["packages"][1:] for reference in
+              package["externalRefs"]}  # fmt: skip
+    assert listed == {package["purl"] for package in json.loads(spdx.with_name("sbom.cdx.json").read_text())["components"]}

@@ -23,7 +23,7 @@ from .. import registries, reports
 from ..conftest import Made
 from ..real import run
 from ..registries import Proxy
-from .test_verify import verified
+from .test_verify import labelled, verified
 
 
 class Publisher:
@@ -103,6 +103,15 @@ def test_what_is_published_is_verified_by_whoever_has_the_key(publisher: Publish
     assert [line.rpartition("/")[2] for line in written[-2:]] == publisher.tags[::-1]
     listed = Registry(Reference.parse(publisher.where))
     assert listed.manifest("latest") is None
+
+
+def test_no_source_is_signed_that_only_the_image_claims(root: Path, publisher: Publisher, tmp_path: Path) -> None:
+    layout, report = tmp_path / "layout", tmp_path / "claims.json"
+    labelled(publisher.made, layout, {SOURCE: "https://example.org/evil"})
+    report.write_text(json.dumps(reports.complete(root, publisher.made.checkout.root, Layout(layout).image().digest)))
+    said = publisher("--image", str(layout), "--report", str(report), code=1)
+    assert f"(config) label {SOURCE}: expected none, found https://example.org/evil" in said
+    assert publisher.sent() == []
 
 
 @pytest.mark.parametrize(

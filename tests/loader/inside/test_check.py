@@ -238,6 +238,39 @@ def test_sound_neighbours_change_nothing(slim: Path, tmp_path: Path, capfd: pyte
     assert main(["check", str(folder)]) == 0, capfd.readouterr().out
 
 
+def test_processor_as_transformers_5_saves_it(slim: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """It has the image processor inside, for which older ones look in a file of its own."""
+    inside = {"image_processor_type": "Qwen2VLImageProcessor"}
+    change = described("processor_config.json", processor_class="Qwen2_5_VLProcessor", image_processor=inside)
+    folder = lab.damaged(slim, tmp_path / "folder", change)
+    if lab.version("transformers") >= (4, 57):
+        assert main(["check", str(folder)]) == 0
+        return
+    [line] = said(folder, capfd)
+    assert line.endswith("[processor-files-missing]")
+    edit_json(folder, "preprocessor_config.json", **inside)
+    assert main(["check", str(folder)]) == 0
+
+
+@pytest.mark.parametrize(("sides", "failure"), [((8, 0), "embeddings-of-another-vocabulary"), ((0, 8), "wrong-shape")])
+def test_embeddings_of_another_size(
+    slim: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], sides: tuple[int, int], failure: str
+) -> None:
+    """Of more tokens it is the vocabulary; of other rows it is another model."""
+
+    def padded(path: Path) -> None:
+        tensors = lab.stored_tensors(path)
+        for name in [name for name in tensors if name.endswith(("embed_tokens.weight", "lm_head.weight"))]:
+            rows, columns = tensors[name].shape
+            tensors[name] = torch.zeros(rows + sides[0], columns + sides[1], dtype=tensors[name].dtype)
+        for file in path.glob("model-*"):
+            file.unlink()
+        lab.write_shards(path, [tensors])
+
+    [line] = said(lab.damaged(slim, tmp_path / "folder", padded), capfd)
+    assert line.endswith(f"[{failure}]"), line
+
+
 def test_image_processor_that_no_release_has(slim: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     import transformers
 
@@ -258,6 +291,76 @@ def test_newer_layout_has_one_cure(slim: Path, tmp_path: Path, capfd: pytest.Cap
     [line] = said(folder, capfd)
     assert "use transformers 4.52 or later" in line
     assert line.endswith("[key-layout]")
+
+
+def trocr(path: Path, rename: Callable[[str], str]) -> Path:
+    """Write a tiny TrOCR with the keys that `rename` makes of those of transformers before 5.9."""
+    import transformers
+
+    encoder = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=32
+    )
+    decoder = transformers.TrOCRConfig(
+        vocab_size=32, d_model=16, decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=32, max_position_embeddings=16
+    )
+    config = transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
+    path.mkdir()
+    config.architectures = ["VisionEncoderDecoderModel"]
+    config.save_pretrained(path)
+    state = transformers.VisionEncoderDecoderModel(config).state_dict()
+    # Tied tensors are stored once, and published checkpoints have no pooler.
+    stored = {id(tensor.untyped_storage()): name for name, tensor in reversed(state.items()) if "pooler" not in name}
+    names = {vision_name(name, EARLIER_VIT): state[name] for name in stored.values()}
+    save_file({rename(name): tensor.clone() for name, tensor in names.items()}, path / "model.safetensors", {"format": "pt"})
+    return path
+
+
+# Of names in ViT's layers: what transformers 5.9 and later have, and what those before had.
+EARLIER_VIT = {
+    "encoder.layers.": "encoder.encoder.layer.",
+    "attention.q_proj.": "attention.attention.query.",
+    "attention.k_proj.": "attention.attention.key.",
+    "attention.v_proj.": "attention.attention.value.",
+    "attention.o_proj.": "attention.output.dense.",
+    "mlp.fc1.": "intermediate.dense.",
+    "mlp.fc2.": "output.dense.",
+}
+LATER_VIT = {earlier: later for later, earlier in EARLIER_VIT.items()}
+
+
+def vision_name(name: str, pieces: dict[str, str]) -> str:
+    """Return the name of a tensor in the other layout of ViT, where it is in one of its layers."""
+    if name.startswith(("encoder.layers.", "encoder.encoder.layer.")):
+        for old, new in pieces.items():
+            name = name.replace(old, new)
+    return name
+
+
+def test_later_layout_of_a_vision_encoder(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    earlier = trocr(tmp_path / "earlier", lambda name: name)
+    later = trocr(tmp_path / "later", lambda name: vision_name(name, LATER_VIT))
+    assert len(check_checkpoint(later).checkpoint.tensors) > 40
+    assert main(["check", str(earlier)]) == 0, capfd.readouterr()
+    if lab.version("transformers") >= (5, 9):
+        assert main(["check", str(later)]) == 0, capfd.readouterr()
+        return
+    capfd.readouterr()
+    [line] = said(later, capfd)
+    assert "found that of transformers 5.9 and later" in line
+    assert "use transformers 5.9 or later, which loads both" in line
+    assert line.endswith("[key-layout]")
+    # A layer that neither layout has is another problem than the layout.
+    tensors = {key.replace(".layers.1.", ".layers.7."): tensor for key, tensor in stored(later).items()}
+    save_file(tensors, later / "model.safetensors", {"format": "pt"})
+    assert "[key-layout]" not in "".join(said(later, capfd))
+
+
+def stored(path: Path) -> dict[str, Any]:
+    """Return the tensors of a checkpoint that is one file."""
+    from safetensors.torch import load_file
+
+    found: dict[str, Any] = load_file(path / "model.safetensors")
+    return found
 
 
 # Adapters
@@ -335,7 +438,9 @@ def test_damaged_adapter(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> N
     file.write_bytes(whole[:-8])
     assert said(folder, capfd)[0].endswith("[truncated-shard]")
     save_file({"base_model.model.a.lora_A.weight": torch.empty(0)}, file)
-    assert said(folder, capfd)[0].endswith("[saved-partitioned]")
+    [line] = said(folder, capfd)
+    assert line.endswith("[adapter-partitioned]")
+    assert "Trainer.save_model" in line
     file.write_bytes(whole)
     (folder / "adapter_config.json").write_text('{"peft_type": "LORA", ')
     [line] = said(folder, capfd)

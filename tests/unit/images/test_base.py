@@ -20,7 +20,7 @@ def test_a_base_in_a_registry_is_a_context_by_its_reference(name: str) -> None:
 
 
 def test_a_base_that_was_built_here_is_a_context_by_its_layout_and_tag() -> None:
-    built = Base("debian-bookworm", DIGEST, layout=Path("/a folder/layout"), tag="base")
+    built = Base("debian-bookworm", DIGEST, layout=Path("/a folder/layout"))
     assert base_context(built) == f"oci-layout:///a folder/layout:base@{DIGEST}"
 
 

@@ -57,16 +57,16 @@ def edited(place: Path, edit: Callable[[dict[str, Any]], object]) -> None:
 
 
 def test_what_is_written_is_read_and_gives_the_same_bytes(checkout: Checkout, locked: LockedEnvironment) -> None:
-    assert record.read(checkout, locked.files) is None
+    assert record.read(locked.files) is None
     runtime, devel = image(labels(locked)), image(labels(locked, flavour="devel"))
     place = record.write(checkout, locked, "runtime", runtime)
     assert place == checkout.root / "lockfiles" / NAME / "image.json"
     record.write(checkout, locked, "devel", devel)
-    found = record.read(checkout, locked.files)
+    found = record.read(locked.files)
     assert found
-    assert (found.images, found.current) == ({"runtime": runtime, "devel": devel}, True)
+    assert (found.flavours, found.is_of(checkout, locked)) == ({"runtime": runtime, "devel": devel}, True)
     assert record.require(checkout, locked, "devel") == (devel, True)
-    assert f"sha256:{files.sha256(found.images['devel'].config_text)}" == devel.id
+    assert f"sha256:{files.sha256(found.flavours['devel'].config_text)}" == devel.id
     before = place.read_bytes()
     record.write(checkout, locked, "runtime", runtime)
     assert place.read_bytes() == before
@@ -120,20 +120,20 @@ def test_what_is_missing_is_named_with_the_command_that_makes_it(checkout: Check
 def test_another_lock_is_out_of_date_and_other_files_are_known(checkout: Checkout, locked: LockedEnvironment) -> None:
     record.write(checkout, locked, "runtime", image(labels(locked)))
     (checkout.root / "docker" / "inside" / "describe").write_text("other")
-    found = record.read(checkout, locked.files)
+    found = record.read(locked.files)
     assert found
-    assert not found.current
+    assert not found.is_of(checkout, locked)
     record.write(checkout, locked, "devel", image(labels(locked, flavour="devel")))
-    found = record.read(checkout, locked.files)
+    found = record.read(locked.files)
     assert found
-    assert ([*found.images], found.current) == (["devel"], True)  # the other one was of other files
+    assert ([*found.flavours], found.is_of(checkout, locked)) == (["devel"], True)  # the other one was of other files
     other = replace(locked, digest="f" * 64)
     with pytest.raises(UserError, match=rf"image\.json: out of date: expected images of the lock .* \(f{{12}}\).*; {MAKE}"):
         record.require(checkout, other, "runtime")
     record.write(checkout, other, "runtime", image(labels(other)))
-    found = record.read(checkout, other.files)
+    found = record.read(other.files)
     assert found
-    assert [*found.images] == ["runtime"]
+    assert [*found.flavours] == ["runtime"]
 
 
 @pytest.mark.parametrize(
@@ -168,14 +168,14 @@ def test_an_edited_entry_is_refused(
     place = record.write(checkout, locked, "runtime", image(labels(locked)))
     edited(place, lambda content: edit(content["flavours"]["runtime"]))
     with pytest.raises(UserError, match=rf"^lockfiles/{NAME}/image\.json: expected what smokehouse build .* found .*; {MAKE}$"):
-        record.read(checkout, locked.files)
+        record.read(locked.files)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "null", '{"lock": 1, "lock": 2}', "{" * 200, '{"flavours": NaN}', "x" * 5_000_000])
 def test_what_is_no_record_is_refused(checkout: Checkout, locked: LockedEnvironment, text: str) -> None:
     (locked.files.folder / "image.json").write_text(text)
     with pytest.raises(UserError, match=r"image\.json: expected what smokehouse build"):
-        record.read(checkout, locked.files)
+        record.read(locked.files)
 
 
 def test_a_commit_is_that_of_the_files_unless_one_differs(checkout: Checkout) -> None:

@@ -1,12 +1,14 @@
 """The verbs that hand work to Slurm, where they never get to it. tests/cluster runs them on a real one."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from smokehouse import runs
 from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
+from smokehouse.runs.slurm_queue import Allocation, Submitted
 
 NAME = "qwen2.5-vl"
 
@@ -37,3 +39,32 @@ def test_without_slurm_nothing_is_installed_for_the_doctor(root: Path, tmp_path:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match=r"^--on slurm: expected sbatch and scontrol, found none; run it on a login node"):
         runs.doctor_on(Checkout(root), "slurm", NAME, ["--nodes", "2"])
+
+
+# As Slurm 22.05 answers of a job that it has ended since a node was lost, or was started again and knew nothing of the job.
+SCONTROL = """\
+#!/bin/sh
+case "$2" in
+job) echo "JobId=7 JobName=smoke JobState=NODE_FAIL Reason=None NodeList=gpu[06-07] BatchHost=gpu06" ;;
+node) printf 'NodeName=gpu06 State=%s Reason=x\\nNodeName=gpu07 State=IDLE\\n' "$STATE" ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("state", "cause", "remedy"),
+    [
+        ("DOWN*", "Slurm lost gpu06", "see slurmd there, or give --exclude gpu06"),
+        ("IDLE*+DRAIN", "Slurm lost gpu06", "see slurmd there, or give --exclude gpu06"),
+        ("IDLE", "Slurm lost one of gpu[06-07], which runs again", "see why in the log of slurmctld, and submit it again"),
+    ],
+)
+def test_lost_node_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, cause: str, remedy: str) -> None:
+    """One that runs again is not: nothing tells which one it was. tests/cluster loses nodes of a real Slurm."""
+    (tmp_path / "scontrol").write_text(SCONTROL)
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setenv("STATE", state)
+    job = Submitted(SimpleNamespace(job_id="7"), Allocation("smoke", 2, 8, 60, {}), on_slurm=True)
+    assert (job.cause(), job.remedy()) == (cause, remedy)
+    assert job.ended_by_slurm()
