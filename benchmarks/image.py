@@ -2,7 +2,8 @@
 
 All use the same base, conda packages, lock and package index, and begin with empty caches; the engine is that of the tests.
 The conda packages are those of the tests' channel: the Python of this machine and little else. What is assembled is written to
-an OCI layout, what BuildKit builds stays in its store. With --reduced, a stack without torch takes the place of the real one.
+an OCI layout, what BuildKit builds stays in its store. With --reduced, a stack without torch takes the place of the real one;
+with --assembled, nothing but the assembler is measured, without an engine.
 """
 
 import argparse
@@ -212,6 +213,10 @@ class Contest:
         self.engine.docker(*command, "--output", "type=image,name=base:bench", str(context))
         return "base:bench"
 
+    def forget_layers(self) -> None:
+        """Remove what was made, but not what was downloaded."""
+        shutil.rmtree(self.checkout.root / "build" / "layers")
+
     def change(self) -> None:
         """Edit the version of a package, where it is written."""
         part = "stacks/cu124-2025-03" if self.setting is REAL else self.setting.name
@@ -237,6 +242,12 @@ class Contest:
         """Return the seconds that the imports take in a container, the second time."""
         container = ["--read-only", "--network", "none", "--tmpfs", "/tmp:rw,exec", "--env", "DS_ACCELERATOR=cpu"]
         return float(self.engine.docker("run", "--rm", *container, reference, "python", "-c", self.timed).stdout)
+
+    def change_and_fetch(self) -> None:
+        """Change the version of a package, lock it, and download it."""
+        self.change()
+        real.run(self.checkout, "lock", self.setting.name)
+        self.fetch()
 
     def remove(self, reference: str) -> None:
         """Remove an image and the cache of its build."""
@@ -267,11 +278,14 @@ def reduce(folder: Path) -> None:
 
 
 @contextmanager
-def contest(root: Path, setting: Setting) -> Iterator[Contest]:
-    """Start an engine of its own, and remove it and all files afterwards."""
+def contest(root: Path, setting: Setting, *, assembled: bool) -> Iterator[Contest]:
+    """Start an engine of its own, unless only what is `assembled` is measured, and remove it and all files afterwards."""
     programs = root / "build" / "programs"
     mmdebstrap = unpack(("mmdebstrap/bookworm",), programs / "mmdebstrap") / "bin"
     with tempfile.TemporaryDirectory(dir=root / "build") as folder:
+        if assembled:
+            yield Contest(root, Engine(dict(os.environ), None), mmdebstrap, Path(folder), setting)
+            return
         if found := present():
             engine_name = found.environ.get("DOCKER_HOST", "Docker")
             raise SystemExit(f"{engine_name}: expected no running engine, whose caches would be counted; stop it")
@@ -321,19 +335,15 @@ def measure_starts(contest: Contest, image: Image, rounds: int) -> Starts:
 def measure(contest: Contest, rounds: int) -> Sequence[str]:
     """Build, change and start images; return the lines of the table."""
     # The tar file of the conda packages, which the plain image adds, is prepared for both.
-    name, second_name = contest.setting.name, contest.setting.second
-    cold = contest.build(name)
-    second = contest.build(second_name)
-    again = contest.build(name, "--no-cache")
+    name = contest.setting.name
+    cold, again, second = measure_assembling(contest)
     baked = contest.build(name, *BUILDKIT)
     assert baked.id == cold.id == again.id, "expected the same image from both builders"
     starts = measure_starts(contest, baked, rounds)
 
-    contest.change()
     before = contest.requirements.read_bytes()
-    real.run(contest.checkout, "lock", name)
+    contest.change_and_fetch()
     after = contest.requirements.read_bytes()
-    contest.fetch()
     changed = contest.build(name)
     baked_changed = contest.build(name, *BUILDKIT)
     assert baked_changed.id == changed.id, "expected the same image from both builders"
@@ -345,37 +355,74 @@ def measure(contest: Contest, rounds: int) -> Sequence[str]:
     plain_changed = contest.build_plain()
 
     new, plain_new = changed.new_bytes(cold), plain_changed.new_bytes(plain)
-    package_layer = new - [*changed.layers.values()][-1]  # the last layer has the lock
-    added = second.new_bytes(cold)
     return [
         *table(
             Way(cold, changed, new, again),
             Way(None, baked_changed, baked_changed.new_bytes(baked), baked),
             Way(plain, plain_changed, plain_new, None),
-            hardware(contest),
+            hardware(contest.engine),
             name,
         ),
         "",
-        f"CPU seconds that assembling took: {again.busy:.1f} after the downloads, {changed.busy:.1f} after the change, "
-        f"{second.busy:.1f} for the second environment",
         f"Both builders made the image {baked.id[:19]}, and after the change {changed.id[:19]}",
-        f"Compressed size over that of all wheels, conda and Debian packages in it: "
-        f"{cold.size / real.locked_bytes(contest.checkout, name):.3f}",
-        f"New bytes over the layer that the changed package is in: {new / package_layer:.2f}",
-        f"A second environment of the same stack ({second_name}): {added / 1e6:.2f} MB new, "
-        f"{100 * added / second.size:.2f} % of it, in {second.seconds:.1f} s",
-        f"Memory of the largest process that assembles: {max(cold.memory, changed.memory, second.memory) / 1e6:.0f} MB",
+        *describe(contest, (cold, again, second, changed)),
         f"`{contest.setting.shown}` in the container {starts.inside:.2f} s, on the host "
         f"{starts.host:.2f} s, warm: {starts.ratio:.2f} times",
         f"`docker run IMAGE true` {starts.start:.2f} s, {starts.over_base:.2f} s more than on the base alone",
     ]
 
 
-def hardware(contest: Contest) -> str:
+def measure_assembling(contest: Contest) -> tuple[Image, Image, Image]:
+    """Assemble with empty caches, and after the downloads, and then the second environment."""
+    cold = contest.build(contest.setting.name)
+    contest.forget_layers()
+    return cold, contest.build(contest.setting.name), contest.build(contest.setting.second)
+
+
+def measure_assembled(contest: Contest) -> Sequence[str]:
+    """Assemble images alone; return the lines of the table."""
+    cold, again, second = measure_assembling(contest)
+    assert cold.id == again.id, "expected the same image twice"
+    contest.change_and_fetch()
+    changed = contest.build(contest.setting.name)
+    return [
+        hardware(None),
+        "",
+        f"| the image of {contest.setting.name} | assembled | CPU |",
+        "|---|---:|---:|",
+        row("cold build, downloads included", f"{cold.seconds:.0f} s", f"{cold.busy:.0f} s"),
+        row("cold build, after the downloads", f"{again.seconds:.0f} s", f"{again.busy:.0f} s"),
+        row(f"build after {' became '.join(CHANGED)}", f"{changed.seconds:.1f} s", f"{changed.busy:.1f} s"),
+        row(f"second environment, {contest.setting.second}", f"{second.seconds:.1f} s", f"{second.busy:.1f} s"),
+        "",
+        f"New bytes after the change: {changed.new_bytes(cold) / 1e6:.1f} MB; compressed size: {cold.size / 1e6:.0f} MB",
+        *describe(contest, (cold, again, second, changed)),
+    ]
+
+
+def describe(contest: Contest, assembled: tuple[Image, Image, Image, Image]) -> Sequence[str]:
+    """Return what else is said of images that were assembled: cold, again, the second environment, after the change."""
+    cold, again, second, changed = assembled
+    new, added = changed.new_bytes(cold), second.new_bytes(cold)
+    package_layer = new - [*changed.layers.values()][-1]  # the last layer has the lock
+    return [
+        f"CPU seconds that assembling took: {again.busy:.1f} after the downloads, {changed.busy:.1f} after the change, "
+        f"{second.busy:.1f} for the second environment",
+        f"Compressed size over that of all wheels, conda and Debian packages in it: "
+        f"{cold.size / real.locked_bytes(contest.checkout, contest.setting.name):.3f}",
+        f"New bytes over the layer that the changed package is in: {new / package_layer:.2f}",
+        f"A second environment of the same stack ({contest.setting.second}): {added / 1e6:.2f} MB new, "
+        f"{100 * added / second.size:.2f} % of it, in {second.seconds:.1f} s",
+        f"Memory of the largest process that assembles: {max(image.memory for image in assembled) / 1e6:.0f} MB",
+    ]
+
+
+def hardware(engine: Engine | None) -> str:
     """Return what all was measured on."""
     found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    version = contest.engine.docker("version", "--format", "{{.Server.Version}}").stdout.strip()
-    return f"{found[1] if found else 'a CPU'}, {len(os.sched_getaffinity(0))} CPUs, Docker Engine {version}"
+    version = engine.docker("version", "--format", "{{.Server.Version}}").stdout.strip() if engine else ""
+    engine_version = f", Docker Engine {version}" if engine else ""
+    return f"{found[1] if found else 'a CPU'}, {len(os.sched_getaffinity(0))} CPUs{engine_version}"
 
 
 def table(ours: Way, baked: Way, plain: Way, hardware: str, name: str) -> Sequence[str]:
@@ -415,9 +462,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="Measure imports and starts this many times.")
     parser.add_argument("--reduced", action="store_true", help="Measure a stack without torch, of a tenth of the size.")
+    parser.add_argument("--assembled", action="store_true", help="Measure what is assembled alone; no engine is needed.")
     arguments = parser.parse_args()
-    with contest(Checkout.find(Path.cwd()).root, SMALL if arguments.reduced else REAL) as prepared:
-        print("\n".join(measure(prepared, arguments.rounds)))
+    setting = SMALL if arguments.reduced else REAL
+    with contest(Checkout.find(Path.cwd()).root, setting, assembled=arguments.assembled) as prepared:
+        lines = measure_assembled(prepared) if arguments.assembled else measure(prepared, arguments.rounds)
+        print("\n".join(lines))
     return 0
 
 

@@ -6,6 +6,7 @@ import json
 import marshal
 import os
 import shutil
+import stat
 import sys
 import traceback
 import warnings
@@ -152,14 +153,14 @@ def normalize(out: Path, epoch: int, budget: int) -> None:
     """Set times to `epoch`, modes to 755 or 644 and owners to root for all of `out`; refuse more than `budget` bytes."""
     total = 0
     for folder, folders, names in os.walk(out, topdown=False):
-        for name in names:
-            path = Path(folder, name)
-            if not path.is_symlink():
-                path.chmod(0o755 if path.stat().st_mode & 0o100 else 0o644)
-                total += path.stat().st_size
         for name in [*names, *folders]:
-            os.utime(Path(folder, name), (epoch, epoch), follow_symlinks=False)
-            os.chown(Path(folder, name), 0, 0, follow_symlinks=False)
+            path = f"{folder}/{name}"
+            found = os.lstat(path)
+            if stat.S_ISREG(found.st_mode):
+                os.chmod(path, 0o755 if found.st_mode & 0o100 else 0o644)  # noqa: PTH101 - a Path would take as long
+                total += found.st_size
+            os.utime(path, (epoch, epoch), follow_symlinks=False)
+            os.chown(path, 0, 0, follow_symlinks=False)
         Path(folder).chmod(0o755)
     os.utime(out, (epoch, epoch))
     if total > budget:

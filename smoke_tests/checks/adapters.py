@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from smoke_tests.checks import loading, saving, training
+from smoke_tests import needs
+from smoke_tests.checks import baseline, loading, saving, training
 from smoke_tests.checks.context import RankContext, TrainingState
 from smoke_tests.outcome import Outcome, judged
 
@@ -27,22 +28,81 @@ def _base_name(name: str) -> str:
     return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
 
 
-def lora(context: RankContext, state: TrainingState) -> Outcome:
-    """Check that a LoRA adapter trains, that the base stays bit-equal, and that the saved adapter merges right."""
+def _with_adapter(context: RankContext, base: Any) -> Any:
+    """Return a model with a new adapter."""
     from peft import LoraConfig, get_peft_model
 
+    return get_peft_model(base, LoraConfig(r=RANK, lora_alpha=SCALE, target_modules=_targets(context, base)))
+
+
+def _is_large(model: Any) -> bool:
+    """Whether a model, or its partition, is too large for one process to train."""
+    return bool(sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters()) >= needs.SMALL_MODEL)
+
+
+def _unlike_plain(context: RankContext, state: TrainingState, plain: Any, losses: list[float]) -> list[str]:
+    """Return how losses and first gradients differ from those of the model `plain` in one process: what ranks lose shows there.
+
+    The gradients are those that `state` has.
+    """
+    plain.to(context.torch_device).train()
+    names = [name for name, _ in plain.named_parameters()]
+    watch = baseline.Watch([names.index(name) for name in state.gradients])
+    batch = [training.own_sample(context, rank) for rank in range(context.world_size)]
+    expected = baseline.optimizer_steps(plain, [batch] * STEPS, context.optimizer, watch=watch)
+    found = [training.sampled(gradient) for gradient in state.gradients.values()]
+    problems = []
+    if not training.off_by(expected, losses) <= training.PARITY[context.dtype]:
+        problems.append(f"losses: expected {training.numbers(expected)} (single process), found {training.numbers(losses)}")
+    off = training.worst(training.unlike(watch.gradients, found))
+    if not off <= training.GRADIENTS[context.dtype]:
+        problems.append(f"gradients: off by {off:.2g} of those of a single process")
+    return problems
+
+
+def _whole(context: RankContext, engine: Any, names: list[str]) -> dict[str, torch.Tensor]:
+    """Return name -> copy of a whole parameter. Every rank must call it."""
+    import deepspeed
+
+    parameters = dict(engine.module.named_parameters())
+    with deepspeed.zero.GatheredParameters([parameters[name] for name in names], enabled=context.stage == 3):
+        return {name: parameters[name].detach().clone() for name in names}
+
+
+def _plain_adapter_problems(
+    context: RankContext, state: TrainingState, initial: dict[str, torch.Tensor], losses: list[float]
+) -> list[str]:
+    """Return how training differs from that of one process whose adapter begins with the weights `initial`; on rank 0."""
+    if context.rank != 0 or _is_large(state.model):
+        return []
+    with loading.without_zero():
+        base, _ = loading.load_with(context.model_class, context.source, context.dtype)
+        plain = _with_adapter(context, base)
+    for name, parameter in plain.named_parameters():
+        if name in initial:
+            parameter.data.copy_(initial[name])
+    return _unlike_plain(context, state, plain, losses)
+
+
+def lora(context: RankContext, state: TrainingState) -> Outcome:
+    """Check that a LoRA adapter trains as in one process, the base stays bit-equal, and the saved adapter merges right."""
     base = loading.ready_model(context, context.source)
     targets = _targets(context, base)
-    state.model = get_peft_model(base, LoraConfig(r=RANK, lora_alpha=SCALE, target_modules=targets))
+    state.model = _with_adapter(context, base)
     training.start_engine(context, state)
+    names = [name for name, _ in state.engine.module.named_parameters() if "lora_" in name]
+    initial, masters = _whole(context, state.engine, names), training.master_samples(state.engine, names)
     before = saving.digests(context, state.engine)
-    losses = training.engine_steps(context, state, training.own_sample(context), STEPS)
+    upper = [name for name in names if "lora_B" in name]  # the others have a first gradient of 0
+    losses = training.engine_steps(context, state, training.own_sample(context), STEPS, upper)
     after = saving.digests(context, state.engine)
+    trained = training.master_samples(state.engine, names)
     problems = training.loss_problems(losses)
     problems += [
         f"{_base_name(name)} of the base changed" for name in after if "lora_" not in name and before[name] != after[name]
     ]
-    problems += [f"{name} did not change" for name in after if "lora_B" in name and before[name] == after[name]]
+    problems += [f"{name} did not change" for name in names if masters[name] == trained[name]]
+    problems += _plain_adapter_problems(context, state, initial, losses)
     problems += _saving_problems(context, state, context.workspace.adapter(context.stage))
     return judged(problems, f"{len(targets)} modules, loss {training.numbers(losses)}, base equal, adapter saved and merged")
 
@@ -99,17 +159,26 @@ def _added(trained: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def frozen_vision(context: RankContext, state: TrainingState) -> Outcome:
-    """Check that with a frozen vision tower training ends, changes no bit of the tower, and changes the language model."""
+    """Check that with a frozen vision tower training is that of one process, and changes the language model alone."""
     state.model = loading.ready_model(context, context.source)
-    for name, parameter in state.model.named_parameters():
-        parameter.requires_grad = not context.family.is_vision(name)
+    _freeze_vision(context, state.model)
     training.start_engine(context, state)
     before = saving.digests(context, state.engine)
-    losses = training.engine_steps(context, state, training.own_sample(context), STEPS)
+    probes = training.language_probes(context.family, [name for name, _ in state.engine.module.named_parameters()])
+    losses = training.engine_steps(context, state, training.own_sample(context), STEPS, probes)
     after = saving.digests(context, state.engine)
     problems = training.loss_problems(losses)
     vision = [name for name in after if context.family.is_vision(name)]
     problems += [f"{name} is frozen and changed" for name in vision if before[name] != after[name]]
-    language = training.language_probes(context.family, after) if after else []
-    problems += [f"{name} did not change" for name in language if before[name] == after[name]]
+    problems += [f"{name} did not change" for name in probes if after and before[name] == after[name]]
+    if context.rank == 0 and not _is_large(state.model):
+        with loading.without_zero():
+            plain, _ = loading.load_with(context.model_class, context.source, context.dtype)
+        _freeze_vision(context, plain)
+        problems += _unlike_plain(context, state, plain, losses)
     return judged(problems, f"loss {training.numbers(losses)}, vision tower bit-equal")
+
+
+def _freeze_vision(context: RankContext, model: Any) -> None:
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = not context.family.is_vision(name)

@@ -8,6 +8,7 @@ import torch
 from smoke_tests.checks import loading, training
 from smoke_tests.checks.context import RankContext, TrainingState
 from smoke_tests.families import Family
+from smoke_tests.fixtures import samples
 from smoke_tests.outcome import Outcome, judged
 
 # Absolute, of the loss; and of a probe's largest gradient. Measured: 1e-6 and 1e-5 in fp32.
@@ -15,6 +16,8 @@ LOSS_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
 GRADIENT_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15}
 
 
+# How a sample is said to be that has this many tokens of padding.
+PADDED, PADDING = " of a padded sample", 7
 # Transformers' own choice for each part of a model.
 CHOICE = "transformers' choice"
 
@@ -37,14 +40,28 @@ def _loaded(context: RankContext, implementation: str) -> Any:
     return model
 
 
-def _measured(context: RankContext, implementation: str) -> tuple[float, dict[str, torch.Tensor]]:
-    """Return the loss of one sample and the gradients of the probes, with that attention."""
+def _measured(context: RankContext, implementation: str) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """Return the losses of one sample, as it is and padded, and the probes' gradients of their sum, with that attention."""
     model = _loaded(context, implementation)
     model.to(context.torch_device).train()
-    loss = model(**training.own_sample(context)).loss
-    loss.backward()
+    sample = training.own_sample(context)
+    losses = {"": model(**sample).loss}
+    if "attention_mask" in sample:
+        losses |= {PADDED: model(**padded(sample)).loss}
+    torch.stack([*losses.values()]).sum().backward()
     parameters: dict[str, Any] = dict(model.named_parameters())
-    return loss.item(), {name: parameters[name].grad.float().cpu() for name in training.probes(context.family, parameters)}
+    gradients = {name: parameters[name].grad.float().cpu() for name in training.probes(context.family, parameters)}
+    return {name: loss.item() for name, loss in losses.items()}, gradients
+
+
+def padded(sample: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return a sample as a shorter one of a batch: tokens on the left that are no part of it, which its mask says."""
+    tokens = sample["input_ids"].shape
+    added = {"labels": samples.IGNORED, "attention_mask": 0, "input_ids": int(sample["input_ids"][0, -1])}
+    return {
+        name: torch.nn.functional.pad(value, (PADDING, 0), value=added.get(name, 0)) if value.shape == tokens else value
+        for name, value in sample.items()
+    }
 
 
 def attention(context: RankContext, _: TrainingState) -> Outcome:
@@ -52,14 +69,14 @@ def attention(context: RankContext, _: TrainingState) -> Outcome:
 
     Where a part of the model has neither, what transformers chooses for each is compared.
     """
-    expected_loss, expected = _measured(context, "eager")
+    expected_losses, expected = _measured(context, "eager")
     problems, said = [], []
     for name in implementations(context.family, context.device):
-        loss, gradients = _measured(context, name)
-        error = abs(loss - expected_loss)
-        said.append(f"{name} within {error:.1g}")
-        if not error <= LOSS_TOLERANCE[context.dtype]:
-            problems.append(f"{name}: loss: expected {expected_loss:.6g} (eager), found {loss:.6g}")
+        losses, gradients = _measured(context, name)
+        said.append(f"{name} within {training.worst(abs(losses[how] - loss) for how, loss in expected_losses.items()):.1g}")
+        for how, loss in expected_losses.items():
+            if not abs(losses[how] - loss) <= LOSS_TOLERANCE[context.dtype]:
+                problems.append(f"{name}: loss{how}: expected {loss:.6g} (eager), found {losses[how]:.6g}")
         for parameter, gradient in gradients.items():
             off = (gradient - expected[parameter]).abs().max().item() / max(expected[parameter].abs().max().item(), 1e-12)
             if not off <= GRADIENT_TOLERANCE[context.dtype]:

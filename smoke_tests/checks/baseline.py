@@ -77,13 +77,13 @@ def _train(context: RankContext, model: Any, probes: list[str]) -> tuple[list[fl
     """Do the ranks' optimizer steps; return their losses, and samples of the probes' first gradients and of how they moved."""
     batch = [training.own_sample(context, rank) for rank in range(context.leg.world_size)]
     names = [name for name, _ in model.named_parameters()]
-    watch = _Watch([names.index(probe) for probe in probes])
+    watch = Watch([names.index(probe) for probe in probes])
     losses = optimizer_steps(model, [batch] * training.TRAIN_STEPS, context.optimizer, watch=watch)
     moves = [[b - a for a, b in zip(old, new, strict=True)] for old, new in zip(watch.before, watch.after, strict=True)]
     return losses, watch.gradients, moves
 
 
-class _Watch:
+class Watch:
     """Samples of some masters: their first gradients, and themselves before the first step and after the last."""
 
     def __init__(self, numbers: list[int]) -> None:
@@ -109,7 +109,7 @@ def optimizer_steps(
     make_optimizer: Callable[[list[torch.Tensor]], torch.optim.Optimizer],
     *,
     clipping: float | None = None,
-    watch: "_Watch | None" = None,
+    watch: Watch | None = None,
 ) -> list[float]:
     """Do one optimizer step on each batch of samples, and return the mean loss of each.
 
@@ -126,7 +126,7 @@ def optimizer_steps(
             master.grad = None if parameter.grad is None else parameter.grad.to(master.dtype)
         if clipping is not None:
             torch.nn.utils.clip_grad_norm_(masters, clipping)
-        (watch or _Watch([])).step(masters, optimizer)
+        (watch or Watch([])).step(masters, optimizer)
         for master, parameter in zip(masters, model.parameters(), strict=True):
             parameter.data.copy_(master)
         model.zero_grad()
@@ -147,12 +147,12 @@ def compare_losses(reference: Outcome, trained: Outcome, dtype: torch.dtype) -> 
     if len(expected) < training.TRAIN_STEPS:  # of a large model, which one process has not trained
         return passed(f"within {worst:.1g} of a single process in the first step")
     moves = reference.data["moves"], trained.data["moves"]
-    pace = max(training.paces(*moves), key=lambda pace: abs(pace - 1))
+    pace = 1 + training.worst((pace - 1 for pace in training.paces(*moves)), key=abs)
     if not abs(pace - 1) <= training.PACE[dtype]:
         return failed(
             f"weights: moved {pace:.3g} times as far as in a single process, at most {training.PACE[dtype]} off 1 allowed"
         )
-    moved = max(training.unlike(*moves))
+    moved = training.worst(training.unlike(*moves))
     if not moved <= training.MOVES[dtype]:
         limit = f"at most {training.MOVES[dtype]:.0e} allowed"
         return failed(f"weights: moved otherwise than in a single process, off by {moved:.2g} of the way; {limit}")

@@ -21,8 +21,11 @@ from smoke_tests.outcome import Outcome, judged
 SIZE = {"cuda": (448, 448), "cpu": (224, 224)}
 TOKENS = 256  # of a sample without a picture
 # Of the largest element of an output or a gradient. Measured with two stacks in bf16 on a CPU at 224 and 448 pixels, with heads
-# of the real models' sizes: at most 0.003, 0.005 and 0.03. A lost channel gives 0.5, attention without its mask 0.3 and 7.
-TOLERANCE = {"patch embedding": 0.02, "vision attention": 0.05, "language attention": 0.1}
+# of the real models' sizes: at most 0.003, 0.005, 0.03 and,
+# of TrOCR's decoder, 0.01. A lost channel gives 0.5, attention without its mask 0.3 and 7.
+TOLERANCE = {"patch embedding": 0.02, "vision attention": 0.05, "language attention": 0.1, "cross attention": 0.1}
+# The arguments that a part computes with: cross attention has the encoder's output, too.
+OPERANDS = ("hidden_states", "key_value_states")
 # Of a part's largest gradient: one with less is measured against this. The bias of a key has none but noise, since softmax
 # takes it away again: measured 0.002 in bf16.
 FLOOR = 0.05
@@ -33,7 +36,7 @@ LOSS_TOLERANCE = 0.05  # absolute, of a loss near 7; measured 0.008
 class _Seen:
     """What a model's parts were given and gave in one forward pass: name of a module -> tensors."""
 
-    inputs: dict[str, torch.Tensor] = field(default_factory=dict)
+    inputs: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)  # each by its argument's name
     outputs: dict[str, torch.Tensor] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     bytes: dict[str, int] = field(default_factory=dict)
@@ -45,6 +48,8 @@ def _parts(context: RankContext, model: Any) -> dict[str, list[tuple[str, Any]]]
     wanted: dict[str, Callable[[str], bool]] = {
         "language attention": lambda name: not family.is_vision(name) and name.endswith(family.language_attention)
     }
+    if family.cross_attention:
+        wanted["cross attention"] = lambda name: not family.is_vision(name) and name.endswith(family.cross_attention)
     if (vision := family.vision) is not None:
         attention = vision.attention
         wanted = {
@@ -52,10 +57,16 @@ def _parts(context: RankContext, model: Any) -> dict[str, list[tuple[str, Any]]]
             "vision attention": lambda name: family.is_vision(name) and name.endswith(attention),
         } | wanted
     modules = list(model.named_modules())
-    found = {part: [(name, module) for name, module in modules if is_of(name)] for part, is_of in wanted.items()}
+    found = {part: _outermost([(name, module) for name, module in modules if is_of(name)]) for part, is_of in wanted.items()}
     if missing := [part for part, layers in found.items() if not layers]:
         raise ValueError(f"{family.file}: expected modules of {', '.join(missing)} in the model, found none; fix the family")
     return found
+
+
+def _outermost(layers: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Return the modules that are in no other: transformers before 5.9 has a ViT's attention in one of that name."""
+    names = {name for name, _ in layers}
+    return [layer for layer in layers if not any(layer[0].startswith(f"{name}.") for name in names)]
 
 
 def _run(model: Any, parts: dict[str, list[tuple[str, Any]]], sample: dict[str, Any], given: _Seen | None = None) -> _Seen:
@@ -68,13 +79,17 @@ def _run(model: Any, parts: dict[str, list[tuple[str, Any]]], sample: dict[str, 
 
     def before(name: str) -> Any:
         def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            own = args[0] if args else kwargs["hidden_states"]
-            value = own if given is None else given.inputs[name].to(own.device)
-            value = value.detach().to(torch.bfloat16).to(own.dtype)
-            seen.inputs[name] = value
-            _reset(own.device)
+            own = {name: kwargs[name] for name in OPERANDS if kwargs.get(name) is not None}
+            own |= {OPERANDS[0]: args[0]} if args else {}
+            values = own if given is None else given.inputs[name]
+            rounded = {key: values[key].detach().to(own[key].device, torch.bfloat16).to(own[key].dtype) for key in own}
+            seen.inputs[name] = dict(rounded)
+            _reset(own[OPERANDS[0]].device)
             began[name] = time.perf_counter()
-            return ((value, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": value})
+            if not args:
+                return args, kwargs | rounded
+            first = rounded.pop(OPERANDS[0])
+            return (first, *args[1:]), kwargs | rounded
 
         return hook
 

@@ -12,9 +12,9 @@ def bf16(context: RankContext, state: TrainingState) -> Outcome:
     problems += loading.partition_problems(context, state.model, partitioned=context.loads_partitioned)
     problems += [f"{name} {what}" for name, what in loading.wrong_tensors(context, state.model, context.source).items()]
     training.start_engine(context, state)
-    sample = training.own_sample(context)
-    state.losses = training.engine_steps(context, state, sample, training.TRAIN_STEPS, keep_gradients=True)
+    sample, probes = training.own_sample(context), training.engine_probes(context, state.engine)
+    state.losses = training.engine_steps(context, state, sample, training.TRAIN_STEPS, probes)
     problems += training.loss_problems(state.losses)
-    problems += training.gradient_problems(state.gradients, training.engine_probes(context, state.engine))
+    problems += training.gradient_problems(state.gradients, probes)
     problems += saving.save_16bit(context, state)
     return judged(problems, f"loss {training.numbers(state.losses)}, 16-bit weights saved", losses=state.losses)

@@ -58,7 +58,7 @@ def real_sizes(context: RankContext, state: TrainingState) -> Outcome:
     for number in _numbers(context.rank, context.world_size):
         losses += training.engine_steps(context, state, _sample(context, number), 1)
     expected = json.loads(context.workspace.real_losses.read_text())
-    worst = max(abs(a - b) for a, b in zip(expected, losses, strict=True))
+    worst = training.off_by(expected, losses)
     said = f"loss {training.numbers(losses)}, within {worst:.1g} of a single process"
     if worst <= TOLERANCE[context.dtype]:
         return judged([], said)

@@ -119,11 +119,14 @@ def train(context: RankContext, _: TrainingState) -> Outcome:
     folder = context.workspace.trainer(context.stage)
     own_op = offload.ready(context, "fused_adam")
     trainer = _trainer(context, _arguments(context, folder, runtime.shipped_config(context.stage, torch_adam=not own_op)))
+    passes = _forward_passes(context, trainer.model)
     trainer.train()
     found, expected = _losses(trainer), json.loads(context.workspace.trainer_losses.read_text())
     problems = _loss_problems(context, found, expected)
-    if not trainer.model.is_gradient_checkpointing:
-        problems.append("gradient checkpointing is off")
+    problems += _setting_problems(trainer.model_wrapped.optimizer.param_groups)
+    once = STEPS * ACCUMULATION
+    if not trainer.model.is_gradient_checkpointing or len(passes) < 2 * once:
+        problems.append(f"gradient checkpointing: expected {2 * once} forward passes of a layer, found {len(passes)}")
     end = {"losses": found, "digests": saving.digests(context, trainer.model_wrapped), "weights": _weights(context, trainer)}
     if context.rank == 0:
         (folder / _END).write_text(json.dumps(end))
@@ -178,11 +181,32 @@ def _moved(before: dict[str, list[float]], after: dict[str, list[float]]) -> lis
     return [name for name in after if not training.off_by(before[name], after[name]) <= RESUMED]
 
 
+def _forward_passes(context: RankContext, model: Any) -> list[None]:
+    """Return a list that grows with each forward pass of the language model's first layer, also in a backward pass."""
+    passes: list[None] = []
+    probe = training.language_probes(context.family, [name for name, _ in model.named_parameters()])[0]
+    model.get_submodule(probe.removesuffix(".weight")).register_forward_hook(lambda *_: passes.append(None))
+    return passes
+
+
+def _setting_problems(groups: list[dict[str, Any]]) -> list[str]:
+    """Return how the engine's optimizer differs from what the Trainer's arguments say, which its configuration has as `auto`.
+
+    Three steps show little of it in a loss. Norms and biases may have no decay, as the Trainer chooses.
+    """
+    problems = []
+    for name, expected in {"lr": RATE, "eps": EPSILON, "betas": (0.9, 0.999), "weight_decay": DECAY}.items():
+        found = {tuple(group[name]) if name == "betas" else group[name] for group in groups}
+        if found - {expected, *((0.0,) if name == "weight_decay" else ())} or expected not in found:
+            problems.append(f"{name} of the optimizer: expected {expected}, as the arguments say, found {sorted(found)}")
+    return problems
+
+
 def _loss_problems(context: RankContext, found: list[float], expected: list[float]) -> list[str]:
     """Return how the Trainer's losses differ from those of a plain loop."""
     if len(found) != len(expected):
         return [f"expected {len(expected)} losses, found {len(found)}"]
-    worst = max(abs(a - b) for a, b in zip(expected, found, strict=True))
+    worst = training.off_by(expected, found)
     if worst <= PARITY[context.dtype]:
         return []
     what = f"losses: expected {training.numbers(expected)} (plain loop), found {training.numbers(found)} (Trainer)"

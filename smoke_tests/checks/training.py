@@ -3,7 +3,7 @@
 import itertools
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -83,15 +83,15 @@ def full_gradients(engine: Any, names: list[str]) -> dict[str, torch.Tensor]:
 
 
 def engine_steps(
-    context: RankContext, state: TrainingState, sample: dict[str, torch.Tensor], count: int, *, keep_gradients: bool = False
+    context: RankContext, state: TrainingState, sample: dict[str, torch.Tensor], count: int, keep: Sequence[str] = ()
 ) -> list[float]:
-    """Do `count` optimizer steps and return the global loss of each. Keeps the first step's probe gradients on request."""
+    """Do `count` optimizer steps and return the global loss of each. Keeps the first gradients of the parameters in `keep`."""
     losses = []
     for step in range(count):
         loss = samples.loss(state.engine, sample)
         state.engine.backward(loss)
-        if keep_gradients and step == 0:
-            state.gradients = full_gradients(state.engine, engine_probes(context, state.engine))
+        if keep and step == 0:
+            state.gradients = full_gradients(state.engine, list(keep))
             state.gradient_elements = memory.gradient_elements(state.engine)
         state.engine.step()
         losses.append(world_mean(context, loss.item()))
@@ -119,7 +119,13 @@ def gradient_problems(gradients: dict[str, torch.Tensor], names: list[str]) -> l
 
 def off_by(reference: list[float], found: list[float]) -> float:
     """Return the largest difference of `found` from a reference; losses of a large model have a shorter one, of one step."""
-    return max(abs(a - b) for a, b in zip(reference, found[: len(reference)], strict=True))
+    return worst(abs(a - b) for a, b in zip(reference, found[: len(reference)], strict=True))
+
+
+def worst(values: Iterable[float], key: Callable[[float], float] = float) -> float:
+    """Return the largest value by `key`, and NaN where one is: Python's max() passes over a NaN that does not come first."""
+    found = list(values)
+    return next(filter(math.isnan, found), max(found, key=key))
 
 
 def numbers(values: list[float]) -> str:
@@ -130,8 +136,8 @@ def numbers(values: list[float]) -> str:
 def train(context: RankContext, state: TrainingState) -> Outcome:
     """Check that the first optimizer step gives gradients at both ends of the model, the vision tower's where there is one."""
     names = engine_probes(context, state.engine)
-    state.weights = _master_samples(state.engine, names)
-    state.losses = engine_steps(context, state, own_sample(context), 1, keep_gradients=True)
+    state.weights = master_samples(state.engine, names)
+    state.losses = engine_steps(context, state, own_sample(context), 1, names)
     found = {name: sampled(gradient) for name, gradient in state.gradients.items()}
     return judged(gradient_problems(state.gradients, names), "gradients at both ends", gradients=list(found.values()))
 
@@ -143,12 +149,12 @@ def train_on(context: RankContext, state: TrainingState) -> Outcome:
         context.workspace.engine_checkpoints(context.stage).mkdir(exist_ok=True)  # without `resume` nobody saved any
         context.workspace.losses(context.stage).write_text(json.dumps(following))
     state.losses += following
-    after = _master_samples(state.engine, list(state.weights))
+    after = master_samples(state.engine, list(state.weights))
     moves = [[b - a for a, b in zip(before, after[name], strict=True)] for name, before in state.weights.items()]
     return judged(loss_problems(state.losses), f"loss {numbers(state.losses)}", losses=state.losses, moves=moves)
 
 
-def _master_samples(engine: Any, names: list[str]) -> dict[str, list[float]]:
+def master_samples(engine: Any, names: list[str]) -> dict[str, list[float]]:
     """Return name -> a sample of the fp32 master weights, the same on every rank. Every rank must call it."""
     from deepspeed.utils import safe_get_full_fp32_param
 
@@ -190,7 +196,7 @@ def compare_gradients(reference: Outcome, first: Outcome, last: Outcome, dtype: 
         return failed("not reached: no gradients to compare")
     if not reference.data["gradients"]:  # of a large model, whose gradients `mixed modality` compares
         return last
-    worst = max(unlike(reference.data["gradients"], first.data["gradients"]))
-    if not worst <= GRADIENTS[dtype]:
-        return failed(f"gradients: off by {worst:.2g} of those of a single process, at most {GRADIENTS[dtype]:.0e} allowed")
-    return passed(f"{last.detail}, gradients within {worst:.1g} of those of a single process", **last.data)
+    off = worst(unlike(reference.data["gradients"], first.data["gradients"]))
+    if not off <= GRADIENTS[dtype]:
+        return failed(f"gradients: off by {off:.2g} of those of a single process, at most {GRADIENTS[dtype]:.0e} allowed")
+    return passed(f"{last.detail}, gradients within {off:.1g} of those of a single process", **last.data)

@@ -87,6 +87,7 @@ class Family:
     layouts: tuple[tuple[str, str], ...]
     language_probe: str  # end of the name of one weight in each layer of the language model, and of no other in it
     language_attention: str = ""  # end of the name of the attention in each of its layers
+    cross_attention: str = ""  # end of the name of what reads an encoder's output in each of them, where one does
     # The first that an input meets: the patch embedding or, of a model that reads text only, the token embedding.
     first_tensor: str
     first_shape: tuple[int, ...]  # of it in a checkpoint of `width`; of a patch embedding, as in the family's real checkpoints

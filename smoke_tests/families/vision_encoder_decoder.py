@@ -137,6 +137,7 @@ FAMILY = Family(
     layouts_since="5.9",
     language_probe=".self_attn.q_proj.weight",
     language_attention=".self_attn",
+    cross_attention=".encoder_attn",
     first_tensor="encoder.embeddings.patch_embeddings.projection.weight",
     first_shape=(VISION_WIDTH, 3, PATCH, PATCH),
     missing_key="decoder.model.decoder.layers.1.self_attn.q_proj.bias",

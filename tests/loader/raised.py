@@ -313,7 +313,8 @@ for _name in OF_SCRIPTS:
     RAISES[f"No module named '{_name}'"] = _absent(_name)
 for _name in ("setuptools", "pkg_resources", "torch", "flash_attn"):
     RAISES[f"ModuleNotFoundError: No module named '{_name}'"] = _absent(_name)
-RAISES["No module named 'flash_attn_2_cuda'"] = _absent("flash_attn_2_cuda")
+for _name in ("flash_attn_2_cuda", "mpi4py"):
+    RAISES[f"No module named '{_name}'"] = _absent(_name)
 for _command, _source in (
     ("gcc", "main.c"),
     ("gcc", "cuda_utils.c"),

@@ -878,6 +878,30 @@ def other_rate() -> None:
 
 
 @sabotage
+def undecayed() -> None:
+    """Have the Trainer's optimizer under ZeRO-2 decay no weights, as a configuration that does not know `auto` does."""
+    during(trainer, "train", lambda *_: _optimizer_group(weight_decay=0.0), stage=2)
+
+
+@sabotage
+def unrecomputed() -> None:
+    """Have gradient checkpointing under ZeRO-2 keep all activations: it is on, and saves no memory."""
+
+    @contextlib.contextmanager
+    def fault(*_: Any) -> Iterator[None]:
+        from torch.utils import checkpoint
+        from transformers import modeling_utils
+
+        def keep(function: Callable[..., Any], *args: Any, use_reentrant: bool | None = None, **kwargs: Any) -> Any:
+            return function(*args, **kwargs)
+
+        with patch.object(checkpoint, "checkpoint", keep), patch.object(modeling_utils, "checkpoint", keep):
+            yield
+
+    during(trainer, "train", fault, stage=2)
+
+
+@sabotage
 def forgotten_moments() -> None:
     """Have the Trainer resume under ZeRO-3 without optimizer states."""
 
@@ -955,6 +979,59 @@ def _nudge(part: str) -> Callable[[Any], None]:
     return nudge
 
 
+def _without_last_gradient(context: RankContext, _: TrainingState) -> AbstractContextManager[Any]:
+    """Lose what the last rank adds to the gradients."""
+    from deepspeed.runtime.engine import DeepSpeedEngine
+
+    backward, lost = DeepSpeedEngine.backward, context.rank == context.world_size - 1
+
+    def losing(self: Any, loss: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return backward(self, loss * 0.0 if lost else loss, *args, **kwargs)
+
+    return patch.object(DeepSpeedEngine, "backward", losing)
+
+
+@sabotage
+def lost_adapter_gradient() -> None:
+    """Lose the last rank's gradients of a LoRA adapter under ZeRO-3: its loss falls even so."""
+    during(adapters, "lora", _without_last_gradient, stage=3)
+
+
+@sabotage
+def lost_language_gradient() -> None:
+    """Lose the last rank's gradients beside a frozen vision tower under ZeRO-2."""
+    during(adapters, "frozen_vision", _without_last_gradient, stage=2)
+
+
+@sabotage
+def half_an_adapter() -> None:
+    """Train one of the two matrices of a LoRA adapter."""
+
+    @contextlib.contextmanager
+    def fault(*_: Any) -> Iterator[None]:
+        import peft
+
+        def freeze(model: Any, *_: Any) -> None:
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad &= "lora_A" not in name
+
+        with wrapped(peft, "get_peft_model", freeze):
+            yield
+
+    during(adapters, "lora", fault)
+
+
+@sabotage
+def late_nan() -> None:
+    """Lose all numbers in the first step on samples of usual size under ZeRO-2: the first loss is right even so."""
+
+    def lose(engine: Any) -> None:
+        for parameter in engine.module.parameters():
+            held(parameter).data.fill_(float("nan"))
+
+    during(sizes, "real_sizes", _with_each_step(lose), stage=2)
+
+
 @sabotage
 def moved_base() -> None:
     """Change one element of the base under a LoRA adapter, under ZeRO-2."""
@@ -1016,9 +1093,40 @@ def unmasked_attention() -> None:
 
 
 @sabotage
+def unpadded_attention() -> None:
+    """Have torch's attention take tokens of padding for others, which only a batch shows."""
+    original = torch.nn.functional.scaled_dot_product_attention
+
+    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        mask = kwargs.get("attn_mask")
+        # The last token sees the first one, unless that is padding.
+        if mask is not None and not bool((mask if mask.dtype == torch.bool else mask >= 0)[..., -1, 0].any()):
+            kwargs |= {"attn_mask": torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool).tril()}
+        return original(query, key, value, *args, **kwargs)
+
+    during(attention, "attention", lambda *_: patch.object(torch.nn.functional, "scaled_dot_product_attention", attend))
+
+
+@sabotage
 def unmasked_kernels() -> None:
     """Have torch's attention ignore its mask while kernels are compared with the plain formula."""
     during(kernels, "kernels", _without_mask)
+
+
+@sabotage
+def blind_decoder() -> None:
+    """Have cross attention in bf16 see half of what the encoder saw."""
+    from transformers.models.trocr.modeling_trocr import TrOCRAttention
+
+    original = TrOCRAttention.forward
+
+    def blind(self: Any, *args: Any, **kwargs: Any) -> Any:
+        seen = kwargs.get("key_value_states")
+        if seen is not None and seen.dtype == torch.bfloat16:
+            kwargs["key_value_states"] = seen[:, : seen.shape[1] // 2]
+        return original(self, *args, **kwargs)
+
+    during(kernels, "kernels", lambda *_: patch.object(TrOCRAttention, "forward", blind))
 
 
 def _wrong_convolution(change: Callable[[torch.Tensor], torch.Tensor]) -> None:
@@ -1107,6 +1215,26 @@ def other_decay() -> None:
             yield
 
     during(offload, "offload", fault, stage=2)
+
+
+@sabotage
+def not_offloaded() -> None:
+    """Lose what a configuration under ZeRO-3 says of offloading: everything stays on the device."""
+
+    @contextlib.contextmanager
+    def fault(*_: Any) -> Iterator[None]:
+        import deepspeed
+
+        initialize = deepspeed.initialize
+
+        def without(*args: Any, config: dict[str, Any], **kwargs: Any) -> Any:
+            kept = {name: value for name, value in config["zero_optimization"].items() if not name.startswith("offload")}
+            return initialize(*args, config=config | {"zero_optimization": kept}, **kwargs)
+
+        with patch.object(deepspeed, "initialize", without):
+            yield
+
+    during(offload, "offload", fault, stage=3)
 
 
 def main(arguments: list[str]) -> int:

@@ -85,7 +85,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         engine, path = self.server.engine, self._path()
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = self._body()
         query = {name: values[0] for name, values in parse_qs(urlsplit(self.path).query).items()}
         if path == "/containers/create":
             engine.created.append(json.loads(body))
@@ -113,6 +113,16 @@ class _Handler(BaseHTTPRequestHandler):
             if engine.load_error:
                 self._chunk({"errorDetail": {"message": engine.load_error}, "error": engine.load_error})
             self.wfile.write(b"0\r\n\r\n")
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        parts = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
 
     def do_DELETE(self) -> None:
         engine = self.server.engine

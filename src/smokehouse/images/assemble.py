@@ -2,8 +2,7 @@
 
 import json
 import os
-import tarfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,15 +77,16 @@ class Assembled:
         layout.write_index(manifest, name)
         return manifest
 
-    def archive(self, path: Path, name: str) -> None:
-        """Write this as the tar file `path` that `docker load` reads, with an OCI layout and the older manifest.json."""
-        layout = Layout(path.with_suffix(".layout"))
+    def archive(self, layout: Layout, name: str) -> Iterator[bytes]:
+        """Yield the tar file that `docker load` reads, with an OCI layout and the older manifest.json; `layout` is empty.
+
+        The file is never written: it would have every layer once more.
+        """
         self.write(layout, name)
         digests = [layer.packed.blob.digest for layer in self.layers]
         config, *layers = [f"blobs/{digest.replace(':', '/')}" for digest in (self.id, *digests)]
         files.write(layout.folder / "manifest.json", encode([{"Config": config, "RepoTags": [name], "Layers": layers}]))
-        with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
-            tar.add(layout.folder, arcname=".")
+        yield from layout.archive()
 
 
 def assemble(checkout: Checkout, inputs: Inputs, compression: Compression, store: Path | None = None) -> Assembled:

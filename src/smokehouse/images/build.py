@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import IO
 
 from smokehouse.checkout import Checkout
 from smokehouse.console import status
@@ -140,9 +141,7 @@ def build_image(
         if kind == "push":
             return _push(assembled, prepared, place, Layout(Path(folder, "layout")))
         if kind == "docker":
-            archive = Path(folder, "image.tar")
-            assembled.archive(archive, prepared.tags[0])
-            _load(archive, prepared)
+            _load(assembled.archive(Layout(Path(folder, "layout")), prepared.tags[0]), prepared)
             return _built(assembled, prepared, prepared.tags[0])
         target = Path(place).absolute()
         with _replacing(target) as partial:
@@ -180,9 +179,9 @@ def _push(assembled: Assembled, prepared: Prepared, place: str, layout: Layout) 
     return _built(assembled, prepared, f"{place}@{manifest.digest}")
 
 
-def _load(archive: Path, prepared: Prepared) -> None:
+def _load(archive: IO[bytes] | Iterator[bytes], prepared: Prepared) -> None:
     """Load an image into the engine, under all its tags."""
-    engine.load(archive)
+    engine.load(archive, prepared.tags[0])
     engine.tag(prepared.tags[0], prepared.tags[1:])
 
 
@@ -208,7 +207,8 @@ def _build_with_buildkit(
         with TemporaryDirectory(dir=prepared.bake.parent) as name:
             archive = Path(name, "image.tar")
             baked = bake(f"type=docker,dest={archive},name={prepared.tags[0]}")
-            _load(archive, prepared)
+            with archive.open("rb") as file:
+                _load(file, prepared)
         return Built(baked.digest, prepared.tags[0], labels, baked.id)
     folder = Path(place).absolute()
     with _replacing(folder) as partial:

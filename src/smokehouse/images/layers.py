@@ -1,7 +1,8 @@
 """Layers made here: a step of docker/Dockerfile runs in a namespace, and what it writes to /out becomes a layer.
 
 A layer is kept under a hash of what it is made from, so environments share it, and only what has changed is made again. What
-was edited since is made again, too, and what was not used for longest is removed where there is too much.
+was edited since is made again, too. Where there is too much, what was not used for longest is removed, and then, of layers
+that were packed, the trees: they are made again if a step needs them.
 """
 
 import fcntl
@@ -50,6 +51,7 @@ _LEVELS: dict[Compression, int] = {"zstd": 3, "gzip": 6}
 THREADS, AT_ONCE = 4, 8
 # The files of a layer: its tree, by what a change of that is noticed, its bytes, and what it was made from.
 _TREE, _FINGERPRINT, _SIZE, _ABOUT = "tree", "tree.sha256", "size", "made-from.json"
+_REMOVED = "removed"  # in place of the fingerprint where only what was packed of the tree is kept
 _EARLIER = "/earlier"
 _WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
 # Of a step; those that are compiled set their own.
@@ -104,6 +106,7 @@ class LayerStore:
         self._folder = folder or checkout.build / "layers"
         self._steps = checkout.file("docker/steps")
         self._used: set[Path] = set()
+        self._makers: dict[str, Callable[[], None]] = {}
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o755)
         found = self._folder.stat()
         if found.st_mode & 0o022 or found.st_uid not in (0, os.geteuid(), checkout.root.stat().st_uid):
@@ -114,7 +117,7 @@ class LayerStore:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Keep others from removing layers; at the end, remove those that were not used for longest, if there are too many."""
+        """Keep others from removing layers; at the end, remove what was not used for longest, if there is too much."""
         try:
             most = float(os.environ.get(_MOST_VARIABLE) or _MOST) * 1e9
         except ValueError:
@@ -129,19 +132,22 @@ class LayerStore:
                 self._prune(most)
 
     def _prune(self, most: float) -> None:
-        """Remove layers until `most` bytes are left, in the order of their last use, but none that was just used."""
+        """Remove layers until `most` bytes are left, in the order of their last use, but of those just used only trees."""
         entries = [path for path in self._folder.iterdir() if re.fullmatch(files.SHA256, path.name)]
         by_use = sorted(entries, key=lambda path: path.stat().st_mtime)
         sizes = {path: _kept_bytes(path) for path in by_use}  # as recorded: walking all trees took a fifth of a build
         total = sum(sizes.values())
         for path in by_use:
-            if total <= most or path.stat().st_mtime > time.time() - _KEPT:
+            if total <= most:
                 break
-            _discard(path)
-            total -= sizes[path]
+            if path.stat().st_mtime <= time.time() - _KEPT:
+                _discard(path)
+                total -= sizes[path]
+            elif _remove_tree(path):
+                total -= sizes[path] - _kept_bytes(path)
 
     def make(self, step: Step) -> Made:
-        """Run `step` unless what it makes is there; raises UserError with the reason that the step gives."""
+        """Run `step` unless what it makes is there, if only packed; raises UserError with the reason that the step gives."""
         content = {
             "program": [*step.program],
             "scripts": {name: files.hashed(self._steps / name) for name in step.scripts},
@@ -155,8 +161,15 @@ class LayerStore:
             if step.alike:
                 files.write(made.folder / _ABOUT, json.dumps({"content": content, "alike": sorted(step.alike)}))
 
-        self._once(made, step.name, write)
+        self._makers[made.key] = lambda: self._once(made, step.name, write)
+        if not _is_packed_alone(made.folder):
+            self._makers[made.key]()
         return made
+
+    def _restore(self, made: Made) -> None:
+        """Make the tree of a layer again of which only what was packed of it is kept."""
+        if not made.tree.is_dir() and (maker := self._makers.get(made.key)):  # or wait for another thread that does
+            maker()
 
     def _earlier(self, step: Step, content: Mapping[str, object]) -> Path | None:
         """Return the tree of the layer that has most of what `step` makes, and was used last; None without one.
@@ -192,6 +205,10 @@ class LayerStore:
 
     def pack(self, made: Made, compression: Compression) -> Packed:
         """Write what a step has made as a layer, unless it is there."""
+        if _is_packed_alone(made.folder):
+            if (packed := _recorded(made.folder, compression)) is not None:
+                return packed
+            self._restore(made)
         return self._pack(made, compression, lambda out: write_layer(made.tree, out))
 
     def repack(self, image: Image, compression: Compression) -> tuple[Packed, ...]:
@@ -223,8 +240,10 @@ class LayerStore:
         with exclusive(made.folder / ".lock", f"making {name}"):
             if _is_whole(made.folder):
                 return
-            for path in made.folder.iterdir():  # the layer that was packed of it, too: it may have been edited before
-                if path.name != ".lock":
+            # The layer that was packed of it, too: it may have been edited before, unless its tree was removed here.
+            kept = ("layer.", "zstd.", "gzip.") if _is_packed_alone(made.folder) else ()
+            for path in made.folder.iterdir():
+                if path.name != ".lock" and not path.name.startswith(kept):
                     _discard(path)
             partial = made.folder / "partial"
             partial.mkdir()
@@ -242,6 +261,8 @@ class LayerStore:
             work, build = Path(name, "work"), Path(name, "build")
             work.mkdir()
             build.mkdir()
+            for lower in step.below:
+                self._restore(lower)
             mounts = {place: str(folder) for place, (folder, _) in step.inputs.items()}
             mounts |= {f"/steps/{script}": str(self._steps / script) for script in step.scripts}
             mounts |= {"/out": str(tree), "/build": str(build)}
@@ -266,7 +287,7 @@ class LayerStore:
         record, path = made.folder / f"{compression}.json", made.folder / f"layer.{compression}"
         made.folder.mkdir(parents=True, exist_ok=True)
         with exclusive(made.folder / ".lock", "writing a layer"):
-            if (packed := _recorded(record, path, compression)) is not None:
+            if (packed := _recorded(made.folder, compression)) is not None:
                 return packed
             partial = made.folder / "layer.partial"
             with partial.open("wb") as file, ExitStack() as stack:
@@ -281,8 +302,9 @@ class LayerStore:
             return Packed(out.diff_id, out.size, _descriptor(compression, out.blob, size), path)
 
 
-def _recorded(record: Path, path: Path, compression: Compression) -> Packed | None:
-    """Return the layer that is at `path`, None where there is none or where it has been edited."""
+def _recorded(folder: Path, compression: Compression) -> Packed | None:
+    """Return the packed layer in `folder`, None where there is none or where it has been edited."""
+    record, path = folder / f"{compression}.json", folder / f"layer.{compression}"
     if not record.is_file() or not path.is_file():
         return None
     try:
@@ -307,6 +329,21 @@ def _is_whole(folder: Path) -> bool:
     """Return whether the layer in `folder` has a tree that is still as it was made."""
     tree, record = folder / _TREE, folder / _FINGERPRINT
     return tree.is_dir() and record.is_file() and record.read_text() == _fingerprint(tree)
+
+
+def _is_packed_alone(folder: Path) -> bool:
+    """Return whether `_remove_tree` removed the tree of the layer in `folder`."""
+    record = folder / _FINGERPRINT
+    return not (folder / _TREE).exists() and record.is_file() and record.read_text() == _REMOVED
+
+
+def _remove_tree(folder: Path) -> bool:
+    """Remove the tree of a layer, if it was packed and the tree is still what it was packed from."""
+    if not any((folder / f"{kind}.json").is_file() for kind in _LEVELS) or not _is_whole(folder):
+        return False
+    files.write(folder / _FINGERPRINT, _REMOVED)
+    _discard(folder / _TREE)
+    return True
 
 
 def _pass_tick(probe: Path) -> None:
@@ -340,10 +377,12 @@ def _fingerprint(tree: Path) -> str:
 
 def _kept_bytes(folder: Path) -> int:
     """Return about how many bytes a layer takes, with what it was packed from, by what was recorded when it was made."""
-    try:
-        unpacked = max(0, int((folder / _SIZE).read_text()))
-    except (OSError, ValueError):  # a layer of a base has no tree
-        unpacked = _tree_bytes(folder / _TREE)
+    unpacked = 0
+    if (folder / _TREE).is_dir():  # a layer of a base has none
+        try:
+            unpacked = max(0, int((folder / _SIZE).read_text()))
+        except (OSError, ValueError):
+            unpacked = _tree_bytes(folder / _TREE)
     return unpacked + sum(path.stat().st_size for path in folder.glob("layer.*"))
 
 

@@ -18,6 +18,7 @@ import zstandard
 
 from smokehouse.errors import UserError
 from smokehouse.oci.blobs import Reader, decompress
+from smokehouse.storage import files
 
 _BLOCK = 512
 _CHUNK = 1 << 20
@@ -71,7 +72,7 @@ def entries(blob: Path, media_type: str, name: str, limits: Limits) -> dict[str,
     What is read counts to `limits`.
     """
     try:
-        with blob.open("rb") as file:
+        with files.open_regular(blob) as file:
             return dict(_entries(decompress(file, media_type, name), limits))
     except (ValueError, EOFError, OSError, zlib.error, zstandard.ZstdError) as broken:
         raise UserError(f"{name}: cannot be read to explain it: {broken}; do not trust it") from None

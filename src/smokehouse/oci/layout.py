@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import tarfile
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -87,6 +88,19 @@ class Layout:
             manifest = manifest.model_copy(update={"annotations": full, "platform": Platform(architecture="amd64", os="linux")})
         index = Index(schema_version=2, manifests=(manifest,))
         files.write(self.folder / "index.json", encode(index).decode())
+
+    def archive(self) -> Iterator[bytes]:
+        """Yield the parts of a tar file of the layout, none of them empty; raises OSError."""
+        for path in sorted(path for path in self.folder.rglob("*") if path.is_file()):
+            member = tarfile.TarInfo(str(path.relative_to(self.folder)))
+            member.size = path.stat().st_size
+            yield member.tobuf(tarfile.PAX_FORMAT)
+            with path.open("rb") as file:
+                while chunk := file.read(_CHUNK):
+                    yield chunk
+            if padding := -member.size % tarfile.BLOCKSIZE:
+                yield bytes(padding)
+        yield bytes(2 * tarfile.BLOCKSIZE)
 
     def image(self) -> "Image":
         """Return the only linux/amd64 image of the layout; raises UserError."""

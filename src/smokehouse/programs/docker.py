@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from smokehouse import clock
@@ -119,11 +119,11 @@ def inspect(reference: str) -> EngineImage:
         return EngineImage(reference, str(found["Id"]), digests[0] if digests else str(found["Id"]), labels)
 
 
-def load(archive: Path) -> None:
-    """Load the image in the tar file `archive` into the engine, with its tags; raises UserError."""
-    problem = f"{archive.name} cannot be loaded"
-    with _engine(problem, _TRANSFER_DEADLINE) as client, archive.open("rb") as file:
-        for message in client.load_image(file):  # type: ignore[no-untyped-call]
+def load(archive: IO[bytes] | Iterator[bytes], name: str) -> None:
+    """Load the image `name`, a tar file or the parts of one, none empty, into the engine, with its tags; raises UserError."""
+    problem = f"{name} cannot be loaded"
+    with _engine(problem, _TRANSFER_DEADLINE) as client:
+        for message in client.load_image(archive):  # type: ignore[no-untyped-call]
             if error := message.get("error") or message.get("message"):
                 raise UserError(f"{problem}: {_explain(str(error))}")
 

@@ -276,6 +276,7 @@ FAILURES = (
             Sign("Timed out after {n} seconds waiting for clients. {n}/{n} clients joined"),
             Sign("The client socket has timed out after {} while trying to connect to"),
             Sign("RendezvousTimeoutError"),
+            Sign("The connection to the C10d store has failed", needs=("_create_tcp_store",)),
             Sign("The client socket has failed to connect to any network address of"),
             Sign("DistStoreError: Timed out after"),
         ),
@@ -289,6 +290,7 @@ FAILURES = (
         signs=(
             Sign("environment variable {w} expected, but not set", needs=("env:// || rendezvous",)),
             Sign("Error initializing torch.distributed using env:// rendezvous"),
+            Sign("No module named 'mpi4py'", needs=("mpi_discovery",)),
             Sign("Default process group has not been initialized, please make sure to call init_process_group"),
         ),
     ),

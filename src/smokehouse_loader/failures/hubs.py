@@ -4,6 +4,9 @@ from smokehouse_loader.failures.model import Failure, Sign
 
 _HUB = "huggingface || hf_hub || hf-mirror || hub.py || cached_file || snapshot_download || modelscope || HF_ENDPOINT"
 
+# huggingface_hub warns so of each request that it tries again; if none succeeds, an exception follows.
+_TRIED_AGAIN = "thrown while requesting"
+
 FAILURES = (
     Failure(
         name="hub-gated",
@@ -111,9 +114,9 @@ FAILURES = (
         signs=(
             Sign("We couldn't connect to '"),
             Sign("LocalEntryNotFoundError"),
-            Sign("Max retries exceeded with url", needs=(_HUB,)),
-            Sign("HTTPSConnectionPool(host='huggingface.co'"),
-            Sign("HTTPSConnectionPool(host='cdn-lfs"),
+            Sign("Max retries exceeded with url", needs=(_HUB,), unless=(_TRIED_AGAIN,)),
+            Sign("HTTPSConnectionPool(host='huggingface.co'", unless=(_TRIED_AGAIN,)),
+            Sign("HTTPSConnectionPool(host='cdn-lfs", unless=(_TRIED_AGAIN,)),
         ),
         question="Does the compute node have a network at all, or only the login node?",
     ),

@@ -452,6 +452,9 @@ PRINTED: dict[str, tuple[str, ...]] = {
     "must be divisible by num_generations": ("trl>=0.20.0 trl/trainer/grpo_trainer.py trl/trainer/grpo_config.py",),
     "CUDA unknown error - this may be due to an incorrectly set up environment": ("torch>=2.4.1 torch/lib/libc10_cuda.so",),
     "was not reachable via ssh. If you are running with a single node": ("deepspeed>=0.13.5 deepspeed/launcher/runner.py",),
+    "The connection to the C10d store has failed": (
+        "torch>=2.4.1 torch/distributed/elastic/rendezvous/c10d_rendezvous_backend.py",
+    ),
     "Could not find the transformer layer class": ("accelerate>=0.34.2 accelerate/utils/dataclasses.py",),
     "Must flatten tensors with uniform `requires_grad` when `use_orig_params=False`": (
         "torch>=2.4.1 torch/distributed/fsdp/_flat_param.py",
@@ -1136,6 +1139,7 @@ RAISED: dict[str, str] = {
     "process_vision_info() got an unexpected keyword argument": "CPython",
     "PreTrainedTokenizerFast._batch_encode_plus() got an unexpected keyword argument": "CPython",
     "Too many open files": "glibc",
+    "No module named 'mpi4py'": "CPython",
     "TypeError: Trainer.__init__() got an unexpected keyword argument": "CPython",
     "TypeError: Seq2SeqTrainer.__init__() got an unexpected keyword argument": "CPython",
     "TypeError: SFTTrainer.__init__() got an unexpected keyword argument": "CPython",

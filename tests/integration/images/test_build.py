@@ -126,6 +126,33 @@ def test_an_edited_layer_is_made_again(tiny: TestCheckout, tmp_path: Path) -> No
     tree(Layout(two).image())
 
 
+def test_a_small_limit_leaves_what_was_packed_and_the_same_image(tiny: TestCheckout, tmp_path: Path) -> None:
+    """No step runs for an image whose layers are packed; what a step needs that does run is made again."""
+    layers = tiny.root / "build" / "layers"
+    layers.unlink()  # those that tests share
+    tiny.environ["SMOKEHOUSE_LAYERS_GB"] = "0"
+    first = built(tiny, "--output", f"oci:{tmp_path / 'one'}")
+    packed = {path.parent: path.stat().st_mtime_ns for path in layers.glob("*/zstd.json") if (path.parent / "size").exists()}
+    assert len(packed) > 2
+    assert not any((folder / "tree").exists() for folder in packed)
+    assert built(tiny, "--output", f"oci:{tmp_path / 'two'}")["digest"] == first["digest"]
+    assert {folder: (folder / "zstd.json").stat().st_mtime_ns for folder in packed} == packed
+    # One that was edited is made again, on what it needs, and replaces no other.
+    sizes = {folder: (folder / "layer.zstd").stat().st_size for folder in packed}
+    edited = min(sizes, key=sizes.__getitem__)
+    (edited / "layer.zstd").unlink()
+    (edited / "layer.zstd").write_bytes(b"edited")
+    assert built(tiny, "--output", f"oci:{tmp_path / 'three'}")["digest"] == first["digest"]
+    made = {folder for folder, time in packed.items() if (folder / "zstd.json").stat().st_mtime_ns != time}
+    assert made == {edited}
+    # Other files of Smokehouse, in a layer that is made on top of all others.
+    (tiny.root / "docker" / "inside" / "motd").write_text("other\n")
+    other = built(tiny, "--output", f"oci:{tmp_path / 'four'}")
+    blobs = [[layer["digest"] for layer in manifest(tmp_path / name)["layers"]] for name in ("one", "four")]
+    assert (other["digest"] != first["digest"], blobs[0][:-1], blobs[0][-1] != blobs[1][-1]) == (True, blobs[1][:-1], True)
+    assert not any((folder / "tree").exists() for folder in packed)
+
+
 def test_another_environment_shares_layers_and_downloads(tiny: TestCheckout, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     built(tiny, "--output", f"oci:{one}")

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -48,9 +47,7 @@ def loaded(engine: Engine, programs: Path, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("PATH", "/nowhere")
     made = image(tmp_path / "layout", [{"bin/busybox": Member(busybox, 0o755)}], labels={"a": "b"})
     Layout(tmp_path / "layout").write_index(made, "smokehouse-test:one")
-    with tarfile.open(tmp_path / "image.tar", "w") as tar:
-        tar.add(tmp_path / "layout", arcname=".")
-    docker.load(tmp_path / "image.tar")
+    docker.load(Layout(tmp_path / "layout").archive(), "smokehouse-test:one")
     found = docker.inspect("smokehouse-test:one")
     assert (found.labels, found.digest) == ({"a": "b"}, made.digest)
     return found
@@ -102,9 +99,8 @@ def test_nothing_runs_on_after_a_signal_or_a_deadline(engine: Engine, loaded: En
     process.send_signal(signal.SIGTERM)
     assert process.communicate(timeout=60)[0] == "told\n"
     assert process.returncode == 9
-    (tmp_path / "bad.tar").write_bytes(hashlib.sha256().digest() * 64)
-    with pytest.raises(UserError, match=r"^bad\.tar cannot be loaded: "):
-        docker.load(tmp_path / "bad.tar")
+    with pytest.raises(UserError, match=r"^bad:one cannot be loaded: "):
+        docker.load(iter([hashlib.sha256().digest() * 64]), "bad:one")
     with pytest.raises(UserError, match=r"smokehouse-test:one cannot be run: .*no such file"):
         docker.run_to_end(Container(loaded, ("/none",), "5:6", ()), deadline=60)
     assert engine.docker("ps", "--all", "--quiet", "--filter", "ancestor=smokehouse-test:one").stdout == ""

@@ -17,7 +17,7 @@ from smokehouse.oci.registry import Registry
 from ... import stubs
 from ...unit.channel import copy
 from ...unit.conftest import TestCheckout
-from .. import toolkit
+from .. import registries, toolkit
 from ..conftest import STRANGER, key_pair
 from ..engine import Engine, started
 from ..real import NAME, furnish, locked_bytes, run
@@ -86,6 +86,12 @@ def forget(engine: Engine) -> None:
         engine.docker("builder", "prune", "--all", "--force")
 
 
+def free(checkout: TestCheckout) -> None:
+    """Remove what the image was made from and of, 10 GB, which nothing needs once it is in the registry."""
+    for name in ("images", "layers", "publish"):
+        shutil.rmtree(checkout.root / "build" / name, ignore_errors=True)
+
+
 @pytest.fixture(scope="module")
 def real(
     root: Path,
@@ -94,26 +100,31 @@ def real(
     cosign: Path,
     packages: Path,
     programs: Path,
-    registry_port: int,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Real]:
     """Locked, then built with a real toolkit, proven inside, verified, signed and pushed by `publish`; then forgotten."""
+    # At no time there is more on the disk than needed, and at the end nothing: see `free`.
     place = tmp_path_factory.mktemp("real")
-    environ = environment_of(engine, mmdebstrap, str(cosign))
+    environ = environment_of(engine, mmdebstrap, str(cosign)) | {"SMOKEHOUSE_LAYERS_GB": "1"}
     channel = copy(packages, place / "channel")
     toolkit.fill(channel, programs)
     checkout = furnish(place / "checkout", root, channel.folder, environ)
     key_pair(place, environ, "ours")
-    repository = f"127.0.0.1:{registry_port}/checkout/{NAME}"
+    store = place / "store"
     try:
-        published = run(checkout, "publish", NAME, repository, "--key", str(place / "ours.key"))
+        with registries.started(programs / "registry", store, place / "registry") as port:
+            repository = f"127.0.0.1:{port}/checkout/{NAME}"
+            try:
+                published = run(checkout, "publish", NAME, repository, "--key", str(place / "ours.key"), "--record")
+            finally:
+                forget(engine)
+            tags = [line.removeprefix(f"{repository}:") for line in published.stdout.split()]
+            there = Registry(Reference.parse(repository)).manifest(tags[0])
+            assert there
+            yield Real(checkout, engine, repository, tags, there[1].digest, place / "ours.pub")
     finally:
-        forget(engine)
-    tags = [line.removeprefix(f"{repository}:") for line in published.stdout.split()]
-    there = Registry(Reference.parse(repository)).manifest(tags[0])
-    assert there
-    yield Real(checkout, engine, repository, tags, there[1].digest, place / "ours.pub")
-    shutil.rmtree(checkout.root / "build")
+        free(checkout)
+        shutil.rmtree(store, ignore_errors=True)
 
 
 def test_it_is_what_the_lock_builds_and_says_what_was_proven(real: Real) -> None:
@@ -142,6 +153,7 @@ def test_it_is_smaller_than_what_it_is_made_of(real: Real) -> None:
 @pytest.fixture(scope="module")
 def pulled(real: Real, programs: Path) -> Iterator[Engine]:
     """An engine with empty stores that pulled the image by its digest: that of another machine."""
+    free(real.checkout)
     with started(programs / "engine") as other:
         other.docker("pull", "--quiet", real.reference)
         yield other

@@ -5,7 +5,7 @@ import io
 import tarfile
 from pathlib import Path
 
-from smokehouse.oci.layout import Layout, write_layout
+from smokehouse.oci.layout import Layout, unpack_layout, write_layout
 from smokehouse.storage import files
 
 CONFIG = "sha256:51fcb5cbe290c2d150cbff33c611c3c19a61471150aed315ee5729b1e8227243"
@@ -42,3 +42,17 @@ def test_a_layout_keeps_its_digests(tmp_path: Path) -> None:
     image = Layout(folder).image()
     assert (image.digest, image.manifest.config.digest, image.manifest.layers[0].digest) == (MANIFEST, CONFIG, LAYER)
     assert gzip.decompress(image.layout.blob(LAYER).read_bytes()) == layer.read_bytes()
+
+
+def test_an_archive_has_all_files_of_a_layout_in_parts_that_can_be_sent(tmp_path: Path) -> None:
+    layer, folder = write(tmp_path), tmp_path / "layout"
+    write_layout(layer, folder, name="base", created="1980-01-01T00:00:00Z", created_by="mmdebstrap")
+    for size in (0, 512, 513, (2 << 20) + 1):
+        (folder / "blobs" / f"{size}").write_bytes(b"x" * size)
+    parts = [*Layout(folder).archive()]
+    assert 0 < min(map(len, parts)) <= max(map(len, parts)) <= 1 << 20  # an empty part would end a chunked request
+    (tmp_path / "archive.tar").write_bytes(b"".join(parts))
+    with tarfile.open(tmp_path / "archive.tar", "r:") as archive:
+        found = {member.name: file.read() for member in archive if (file := archive.extractfile(member))}
+    assert found == {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert unpack_layout(tmp_path / "archive.tar", tmp_path / "again").image().digest == MANIFEST

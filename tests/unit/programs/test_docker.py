@@ -102,21 +102,22 @@ def test_images_are_inspected_saved_loaded_and_tagged(engine: Engine, tmp_path: 
     assert (docker.inspect("bare").digest, docker.inspect("bare").labels) == ("sha256:3", {})
     docker.save("127.0.0.1:5/a/tiny@sha256:0", tmp_path / "saved")
     assert (tmp_path / "saved").read_text() == "127.0.0.1:5/a/tiny@sha256:0"
-    docker.load(tmp_path / "saved")
-    assert engine.loaded == [b"127.0.0.1:5/a/tiny@sha256:0"]
+    with (tmp_path / "saved").open("rb") as file:
+        docker.load(file, "tiny:one")
+    docker.load(iter([b"in ", b"parts"]), "tiny:one")
+    assert engine.loaded == [b"127.0.0.1:5/a/tiny@sha256:0", b"in parts"]
     docker.tag("bare", ["127.0.0.1:5/a/tiny:one", "two:three"])
     assert engine.tags == [("bare", "127.0.0.1:5/a/tiny", "one"), ("bare", "two", "three")]
 
 
 def test_errors_of_the_engine_are_one_line_with_a_remedy(engine: Engine, tmp_path: Path) -> None:
-    (tmp_path / "image.tar").write_bytes(b"x")
     for error, expected in (
         ("write /x: no space left on device", "the engine's disk is full; free disk space with docker builder prune"),
         ("archive/tar:\ninvalid header", "archive/tar: invalid header"),
     ):
         engine.load_error = error
-        with pytest.raises(UserError, match=rf"^image\.tar cannot be loaded: {expected}$"):
-            docker.load(tmp_path / "image.tar")
+        with pytest.raises(UserError, match=rf"^tiny:one cannot be loaded: {expected}$"):
+            docker.load(iter([b"x"]), "tiny:one")
     with pytest.raises(UserError, match=r"^none: image not found in the engine; build it, or docker pull it first$"):
         docker.save("none", tmp_path / "saved")
 

@@ -189,7 +189,23 @@ def kinds() -> Iterator[tuple[str, Doctor, str]]:
     yield "comment in gzip", blob("+gzip", gzip_flag(16, b"evil\0")), "a header with more than it needs"
     yield "pipe", place(os.mkfifo), "blob sha256:"
     yield "folder", place(os.mkdir), "blob sha256:"
+    for name, make in (("pipe", os.mkfifo), ("folder", os.mkdir), ("nothing", lambda found: None)):
+        yield f"another layer that is a {name}", another_layer(make), "layer 3: cannot be read to explain it"
     yield "link to a device", place(lambda found: Path(found).symlink_to("/dev/zero")), "blob sha256:"
+
+
+def another_layer(make: Callable[[Path], object]) -> Doctor:
+    """Add a layer whose blob is no file; the configuration and the manifest agree on it."""
+
+    def doctor(case: Case) -> None:
+        found = digest(b"another")
+        make(case.layout.blob(found))
+        document = case.config
+        document["rootfs"]["diff_ids"].append(found)
+        entry = {"mediaType": f"{TAR}+zstd", "digest": found, "size": 100}
+        case.write(dumped(document), edit=lambda manifest: manifest["layers"].append(entry))
+
+    return doctor
 
 
 def described(case: Case) -> dict[str, Any]:
