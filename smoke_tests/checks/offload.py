@@ -176,6 +176,7 @@ def offload(context: RankContext, state: TrainingState) -> Outcome:
     state.engine, *_ = deepspeed.initialize(model=state.model, optimizer=optimizer, config=config)
     elsewhere = {str(p.device) for p in _masters(state.engine) if p.device.type != "cpu"}
     problems += [f"optimizer states on {name}" for name in sorted(elsewhere)]
+    problems += _placement_problems(state.engine)
     losses = training.engine_steps(context, state, training.own_sample(context), training.TRAIN_STEPS)
     expected = json.loads(context.workspace.plain_losses.read_text())
     worst = training.off_by(expected, losses)
@@ -185,6 +186,17 @@ def offload(context: RankContext, state: TrainingState) -> Outcome:
     return judged(
         problems, f"AdamW's steps; loss {training.numbers(losses)}, within {worst:.1g} of the plain run", losses=losses
     )
+
+
+def _placement_problems(engine: Any) -> list[str]:
+    """Return what the engine itself does not keep in host memory, which on a CPU no device shows."""
+    kept = {"the optimizer": engine.zero_offload_optimizer()}
+    if engine.zero_optimization_stage() == 3:
+        kept["parameters"] = engine.zero_offload_param()
+    # A name or, in a version that keeps pydantic's enums, what has it as its value; None where nothing is offloaded.
+    devices = {what: getattr(where, "device", None) for what, where in kept.items()}
+    found = {what: str(getattr(device, "value", device)) for what, device in devices.items()}
+    return [f"offload: expected {what} on cpu, the engine says {where}" for what, where in found.items() if where != "cpu"]
 
 
 def _masters(engine: Any) -> list[torch.Tensor]:

@@ -119,12 +119,14 @@ def train(context: RankContext, _: TrainingState) -> Outcome:
     folder = context.workspace.trainer(context.stage)
     own_op = offload.ready(context, "fused_adam")
     trainer = _trainer(context, _arguments(context, folder, runtime.shipped_config(context.stage, torch_adam=not own_op)))
+    passes = _forward_passes(context, trainer.model)
     trainer.train()
     found, expected = _losses(trainer), json.loads(context.workspace.trainer_losses.read_text())
     problems = _loss_problems(context, found, expected)
     problems += _setting_problems(trainer.model_wrapped.optimizer.param_groups)
-    if not trainer.model.is_gradient_checkpointing:
-        problems.append("gradient checkpointing is off")
+    once = STEPS * ACCUMULATION
+    if not trainer.model.is_gradient_checkpointing or len(passes) < 2 * once:
+        problems.append(f"gradient checkpointing: expected {2 * once} forward passes of a layer, found {len(passes)}")
     end = {"losses": found, "digests": saving.digests(context, trainer.model_wrapped), "weights": _weights(context, trainer)}
     if context.rank == 0:
         (folder / _END).write_text(json.dumps(end))
@@ -177,6 +179,14 @@ def _changed(before: dict[str, str], after: dict[str, str]) -> list[str]:
 
 def _moved(before: dict[str, list[float]], after: dict[str, list[float]]) -> list[str]:
     return [name for name in after if not training.off_by(before[name], after[name]) <= RESUMED]
+
+
+def _forward_passes(context: RankContext, model: Any) -> list[None]:
+    """Return a list that grows with each forward pass of the language model's first layer, also in a backward pass."""
+    passes: list[None] = []
+    probe = training.language_probes(context.family, [name for name, _ in model.named_parameters()])[0]
+    model.get_submodule(probe.removesuffix(".weight")).register_forward_hook(lambda *_: passes.append(None))
+    return passes
 
 
 def _setting_problems(groups: list[dict[str, Any]]) -> list[str]:

@@ -167,6 +167,7 @@ FAMILY = Family(
     files=files,
     realistic_files=realistic_files,
     realistic_width=4 * HEAD,
+    fused_attention=False,  # the vision tower has none but the plain formula
     width=VISION_WIDTH,
     head=HEAD,
     since="4.52",

@@ -3,10 +3,14 @@
 Beside each answer is what has to come of it, written down before it was tried.
 """
 
+import gzip
+import hashlib
 import json
 import os
 import resource
+import socket
 import stat
+import struct
 import subprocess
 import sys
 import time
@@ -28,8 +32,9 @@ from smokehouse.programs.kubectl import Cluster, KubectlError
 from smokehouse.proofs import referrers
 from smokehouse.proofs.signing import BUNDLE
 from smokehouse.runs import kubernetes_job
+from smokehouse.storage.download import Download, fetch
 
-from .answers import PATIENT
+from .answers import CONTENT, PATIENT
 from .server import Exchange, Hostile
 
 RECORD = Callable[[str, object], None]
@@ -395,6 +400,55 @@ def test_statements_without_end(same: bool, tmp_path: Path, record_property: REC
             with pytest.raises(UserError, match=r"expected at most 1000 statements, found 10000; verify another copy"):
                 referrers.fetch_statements(registry(server.host), DIGEST, tmp_path)
         assert len(server.requests) <= 2
+
+
+# downloads
+
+
+def reset(got: Exchange) -> None:
+    """Send half of the file, then reset the connection."""
+    got.answer("200 OK", CONTENT[: len(CONTENT) // 2], f"Content-Length: {len(CONTENT)}")
+    got.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    got.connection.close()
+
+
+def with_headers(status: str, body: bytes, *headers: str) -> Callable[[Exchange], None]:
+    """Return a script that answers so, with the length of the body."""
+    return lambda got: got.answer(status, body, *headers, f"Content-Length: {len(body)}")
+
+
+OTHER = r"SHA-256 mismatch, HOST serves another file than the test specifies; elsewhere"
+WRONG = r"invalid answer from HOST: .*; elsewhere"
+GONE = r"connection to HOST lost .*; run it again to resume"
+LONG = "/" + "a" * 60_000
+DOWNLOADS: dict[str, tuple[Callable[[Exchange], None], str]] = {
+    "compressed, which nobody asked for": (with_headers("200 OK", gzip.compress(CONTENT), "Content-Encoding: gzip"), OTHER),
+    "a bomb": (with_headers("200 OK", gzip.compress(bytes(10 << 20)), "Content-Encoding: gzip"), OTHER),
+    "parts": (with_headers("206 Partial Content", b"--x", "Content-Type: multipart/byteranges; boundary=x"), WRONG),
+    "another protocol": (with_headers("101 Switching Protocols", b""), "HOST returned 101 Switching Protocols; elsewhere"),
+    "early hints": (
+        lambda got: got.send(b"HTTP/1.1 103 Early Hints\r\n\r\n" * 10_000),
+        "HOST returned 103 Early Hints; elsewhere",
+    ),
+    "a status of zeros": (with_headers("000 OK", b""), rf"({WRONG}|{GONE}|HOST returned 0 OK; elsewhere)"),
+    "a reason that steers a terminal": (with_headers("404 \x1b[2Jx", b""), r"HOST returned 404 \?\[2Jx; elsewhere"),
+    "a long way round": (with_headers("302 Found", b"", f"Location: {LONG}"), rf"({WRONG}|{GONE})"),
+    "a way to another protocol": (with_headers("302 Found", b"", "Location: gopher://127.0.0.1/x"), WRONG),
+    "reset": (reset, GONE),
+}
+
+
+@pytest.mark.parametrize("kind", DOWNLOADS)
+def test_answers_to_a_download(kind: str, tmp_path: Path, record_property: RECORD) -> None:
+    record_property("fault", "download")
+    script, said = DOWNLOADS[kind]
+    with Hostile(script) as server:
+        file = Download(tmp_path / "file", f"{server.url}/file", hashlib.sha256(CONTENT).hexdigest(), len(CONTENT), "the test")
+        with pytest.raises(UserError, match=rf"^(file: )?{said.replace('HOST', server.host)}") as raised:
+            fetch([file], remedy="elsewhere", limits=PATIENT)
+        assert len(server.requests) <= 22
+    assert str(raised.value).isprintable()
+    assert not (tmp_path / "file").exists()
 
 
 # services that know vulnerabilities

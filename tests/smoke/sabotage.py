@@ -884,6 +884,24 @@ def undecayed() -> None:
 
 
 @sabotage
+def unrecomputed() -> None:
+    """Have gradient checkpointing under ZeRO-2 keep all activations: it is on, and saves no memory."""
+
+    @contextlib.contextmanager
+    def fault(*_: Any) -> Iterator[None]:
+        from torch.utils import checkpoint
+        from transformers import modeling_utils
+
+        def keep(function: Callable[..., Any], *args: Any, use_reentrant: bool | None = None, **kwargs: Any) -> Any:
+            return function(*args, **kwargs)
+
+        with patch.object(checkpoint, "checkpoint", keep), patch.object(modeling_utils, "checkpoint", keep):
+            yield
+
+    during(trainer, "train", fault, stage=2)
+
+
+@sabotage
 def forgotten_moments() -> None:
     """Have the Trainer resume under ZeRO-3 without optimizer states."""
 
@@ -1197,6 +1215,26 @@ def other_decay() -> None:
             yield
 
     during(offload, "offload", fault, stage=2)
+
+
+@sabotage
+def not_offloaded() -> None:
+    """Lose what a configuration under ZeRO-3 says of offloading: everything stays on the device."""
+
+    @contextlib.contextmanager
+    def fault(*_: Any) -> Iterator[None]:
+        import deepspeed
+
+        initialize = deepspeed.initialize
+
+        def without(*args: Any, config: dict[str, Any], **kwargs: Any) -> Any:
+            kept = {name: value for name, value in config["zero_optimization"].items() if not name.startswith("offload")}
+            return initialize(*args, config=config | {"zero_optimization": kept}, **kwargs)
+
+        with patch.object(deepspeed, "initialize", without):
+            yield
+
+    during(offload, "offload", fault, stage=3)
 
 
 def main(arguments: list[str]) -> int:

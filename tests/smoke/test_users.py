@@ -34,6 +34,7 @@ def broken(lasting: Starter) -> Ended:
         sabotage=(
             *("other_rate", "forgotten_moments", "moved_base", "unscaled_merge", "partitioned_adapter", "thawed_vision"),
             *("unmasked_attention", "unmasked_kernels", "unreduced_bucket", "longer_steps", "late_nan", "undecayed"),
+            "unrecomputed",
             *("lost_adapter_gradient", "lost_language_gradient"),
         ),
         CXX="false",
@@ -43,8 +44,8 @@ def broken(lasting: Starter) -> Ended:
 
 @pytest.fixture(scope="module")
 def decayed(lasting: Starter, good: Ended) -> Ended:
-    """Return a run with the ops that the good run compiled, in which DeepSpeedCPUAdam is not AdamW."""
-    return with_ops(lasting, good, "decayed", "offload", "other_decay")
+    """Return a run with the ops that the good run compiled: DeepSpeedCPUAdam is not AdamW, and ZeRO-3 offloads nothing."""
+    return with_ops(lasting, good, "decayed", "offload", "other_decay", "not_offloaded")
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +54,13 @@ def forgetful(lasting: Starter, good: Ended) -> Ended:
     return with_ops(lasting, good, "forgetful", "trainer", "forgotten_moments")
 
 
-def with_ops(lasting: Starter, good: Ended, name: str, check: str, sabotage: str) -> Ended:
-    """Run one check with the ops that the good run compiled, and a sabotage."""
+def with_ops(lasting: Starter, good: Ended, name: str, check: str, *sabotage: str) -> Ended:
+    """Run one check with the ops that the good run compiled, and sabotages."""
     folder = lasting.folder / name
     (folder / "logs").mkdir(parents=True)
     shutil.copy(good.folder / ".lock", folder)
     shutil.copytree(good.folder / "ops", folder / "ops")
-    return lasting.run("--only", check, *SLOW, report=folder, sabotage=(sabotage,))
+    return lasting.run("--only", check, *SLOW, report=folder, sabotage=sabotage)
 
 
 def test_every_check_of_users_is_tested_here() -> None:
@@ -101,6 +102,8 @@ def test_trainer(broken: Ended) -> None:
         broken, "trainer", 2, BOTH, r"losses: expected \S+ \S+ \S+ \(plain loop\), found \S+ \S+ \S+ \(Trainer\); off by "
     )
     assert_failed(broken, "trainer", 2, BOTH, r"weight_decay of the optimizer: expected 0\.01, .*, found \[0\.0\]")
+    kept = r"gradient checkpointing: expected 12 forward passes of a layer, found 6"
+    assert_failed(broken, "trainer", 2, BOTH, kept)
     assert_failed(broken, "trainer", 3, (0,), r" differs after the resume")
 
 
@@ -237,8 +240,10 @@ def test_ops_of_another_installation_are_not_used(lasting: Starter, tmp_path: Pa
 
 
 def test_offload(decayed: Ended) -> None:
-    assert decayed.failures() == {("check", "offload", 2)}
+    assert decayed.failures() == {("check", "offload", stage) for stage in (2, 3)}
     assert_failed(decayed, "offload", 2, BOTH, r"after 5 steps a weight is off by \S+ from torch's AdamW")
+    for what in ("the optimizer", "parameters"):
+        assert_failed(decayed, "offload", 3, BOTH, rf"offload: expected {what} on cpu, the engine says None")
 
 
 MEASURE = """

@@ -228,6 +228,8 @@ def _transfer(source: _Source, part: Path, reached: Advance) -> str:
             if begins != position:
                 out.truncate(0)
                 position, digest = 0, hashlib.sha256()
+            if file.size and announced not in (0, file.size):
+                return ""  # another file, such as a compressed one, and no part of this
             whole, lost = file.size or announced, ""
             try:
                 for chunk in chunks:
