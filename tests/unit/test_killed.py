@@ -32,8 +32,8 @@ if _file:
 
     def _hook(event, arguments):
         global _number
-        if event == "open" and arguments[0] == os.devnull:
-            return
+        if event == "open" and (arguments[0] == os.devnull or isinstance(arguments[0], int)):
+            return  # an open pipe is written to
         writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
         if writes or event in _changes:
             if _at and _number == int(_at):
