@@ -18,6 +18,7 @@ from ... import stubs
 from ...unit.channel import copy
 from ...unit.conftest import TestCheckout
 from .. import registries, toolkit
+from ..buildkit import Expected, Parts, build_in_parts
 from ..conftest import STRANGER, key_pair
 from ..engine import Engine, started
 from ..real import NAME, furnish, locked_bytes, run
@@ -115,7 +116,7 @@ def real(
         with registries.started(programs / "registry", store, place / "registry") as port:
             repository = f"127.0.0.1:{port}/checkout/{NAME}"
             try:
-                published = run(checkout, "publish", NAME, repository, "--key", str(place / "ours.key"))
+                published = run(checkout, "publish", NAME, repository, "--key", str(place / "ours.key"), "--record")
             finally:
                 forget(engine)
             tags = [line.removeprefix(f"{repository}:") for line in published.stdout.split()]
@@ -148,6 +149,22 @@ def test_it_is_smaller_than_what_it_is_made_of(real: Real) -> None:
     locked = locked_bytes(real.checkout)
     print(f"{packed} bytes packed, {locked} bytes locked, {packed / locked:.3f}")
     assert packed <= MOST * locked
+
+
+def test_buildkit_makes_the_same_image(real: Real, tmp_path: Path) -> None:
+    """Of docker/Dockerfile, from the same bundle: the layers, the configuration and the image ID that image.json has."""
+    free(real.checkout)
+    recorded = json.loads((real.checkout.root / "lockfiles" / NAME / "image.json").read_text())["flavours"]["runtime"]
+    there = Registry(Reference.parse(real.reference)).manifest(real.digest)
+    assert there
+    expected = Expected(recorded["config"], json.loads(there[0]), real.repository)
+    try:
+        image, layers, lower = build_in_parts(Parts(real.checkout, NAME, real.engine, tmp_path), expected)
+    finally:
+        free(real.checkout)
+    assert layers == expected.diff_ids == [layer["diff_id"] for layer in recorded["layers"]]
+    assert lower == layers[:-2]  # the rest is that of the model, and the files of Smokehouse
+    assert image == expected.manifest["config"]["digest"] == recorded["id"]
 
 
 @pytest.fixture(scope="module")
