@@ -39,12 +39,21 @@ MARK = "SMOKE_TEST_MARK"
 
 
 INSPECTION = """
-import json, sys
+import json, math, sys
 from pathlib import Path
 from safetensors import safe_open
 import transformers
 from smoke_tests import families
-from smoke_tests.fixtures import samples
+from smoke_tests.fixtures import samples, tiny_checkpoint
+
+def trained_sizes(family, folder):
+    # Of the checkpoint that most checks train: the elements of each tensor in its files.
+    tiny_checkpoint.write(folder, family, samples.corpus(), width=family.trained_width or None)
+    found = []
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as shard:
+            found += [math.prod(shard.get_slice(name).get_shape()) for name in shard.keys()]
+    return found
 
 def inspect(folder):
     found = {}
@@ -55,15 +64,17 @@ def inspect(folder):
                 found[name] = {"shape": list(tensor.shape), "shard": file.name, "zeros": int((tensor == 0).sum()),
                                "ones": int((tensor == 1).sum()), "different": tensor.unique().numel()}
     family = families.get(folder.name)
+    trained = trained_sizes(family, folder.with_name(f"{folder.name}-trained"))
     if family.denoiser:
-        return {"tensors": found}
+        return {"tensors": found, "trained": trained}
     processor = getattr(transformers, family.processor_class).from_pretrained(folder)
     tokenizer = getattr(processor, "tokenizer", processor)
     captions = [scene.caption for scene in samples.scenes(48)]
     texts = [tokenizer.decode(tokenizer(caption)["input_ids"]) for caption in captions]
     inputs = samples.sample(family, processor, samples.scenes(1)[0])
     pixels = inputs.get("pixel_values")
-    return {"tensors": found, "captions": captions, "texts": texts, "values": 0 if pixels is None else pixels.numel(),
+    return {"tensors": found, "trained": trained, "captions": captions, "texts": texts,
+            "values": 0 if pixels is None else pixels.numel(),
             "spread": 0 if pixels is None else pixels.unique().numel(), "labels": inputs["labels"].tolist()[0]}
 
 print(json.dumps({folder.name: inspect(folder) for folder in map(Path, sys.argv[1:])}))
