@@ -134,7 +134,7 @@ class Family:
     gathers_pairs: bool = True
     # The scene of `smoke_tests.fixtures.samples` for which the synthetic checkpoint's first two tokens are clear; see
     # `smoke_tests.checks.generation`.
-    clear_scene: int = 3
+    clear_scene: int = 7
     # How the family's processor is called, where the functions in `smoke_tests.fixtures.samples` do not fit: from processor,
     # question, pictures and answer to a training sample; from the first three to a prompt; from processor and a sample of text
     # to that sample with an empty picture that has no labels.

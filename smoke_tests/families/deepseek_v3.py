@@ -75,6 +75,7 @@ FAMILY = replace(
     language_probe=".self_attn.q_a_proj.weight",
     missing_key="model.layers.1.input_layernorm.weight",
     synthetic_parameters=131_000,
+    clear_scene=3,
     special_tokens=(BEGIN, END, USER, ASSISTANT),
     turn_end=END,
     files=files,

@@ -50,6 +50,7 @@ FAMILY = replace(
     modules=("transformers.models.qwen3_5.modeling_qwen3_5",),
     language_probe=".mlp.gate_proj.weight",
     synthetic_parameters=14_322_000,
+    clear_scene=9,
     added_to_one=("layernorm.weight", ".q_norm.weight", ".k_norm.weight", "language_model.norm.weight"),
     files=files,
     realistic_files=realistic_files,

@@ -121,6 +121,7 @@ FAMILY = Family(
     realistic_width=2 * VISION_HEAD,
     width=VISION_WIDTH,
     trained_width=320,
+    clear_scene=8,
     head=HEAD,
     since="4.57",
     vision=Vision(

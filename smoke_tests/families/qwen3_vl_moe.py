@@ -35,7 +35,7 @@ FAMILY = replace(
         Turned(".mlp.experts.down_proj", rows="moe_intermediate_size"),
     ),
     synthetic_parameters=15_690_000,
-    clear_scene=6,
+    clear_scene=15,
     files=files,
     realistic_files=realistic_files,
 )

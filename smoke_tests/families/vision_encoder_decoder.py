@@ -144,6 +144,7 @@ FAMILY = Family(
     flipped_tensor="decoder.model.decoder.layers.0.fc1.weight",
     processor_files=("tokenizer_config.json", "preprocessor_config.json"),
     synthetic_parameters=3_402_000,
+    clear_scene=3,
     vocabulary_size=VOCABULARY_SIZE,
     special_tokens=(BEGIN, PADDING, END, UNKNOWN),
     turn_end=END,

@@ -39,11 +39,12 @@ MARK = "SMOKE_TEST_MARK"
 
 
 INSPECTION = """
-import json, math, sys
+import json, math, sys, types
 from pathlib import Path
 from safetensors import safe_open
-import transformers
+import torch, transformers
 from smoke_tests import families
+from smoke_tests.checks import generation
 from smoke_tests.fixtures import samples, tiny_checkpoint
 
 def trained_sizes(family, folder):
@@ -53,6 +54,17 @@ def trained_sizes(family, folder):
     for file in folder.glob("*.safetensors"):
         with safe_open(file, framework="pt") as shard:
             found += [math.prod(shard.get_slice(name).get_shape()) for name in shard.keys()]
+    return found
+
+def choices(family, folder, processor):
+    # By how much the logits of the first two greedy tokens lead in each precision, and how many tokens are different.
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        context = types.SimpleNamespace(family=family, processor=processor)
+        context.on_device = lambda sample: {k: v.to(dtype) if v.is_floating_point() else v for k, v in sample.items()}
+        model = getattr(transformers, family.model_class).from_pretrained(folder, torch_dtype=dtype)
+        tokens, gaps = generation.greedy(context, model)
+        found[str(dtype)] = {"gaps": gaps[:2], "different": len({*tokens})}
     return found
 
 def inspect(folder):
@@ -73,7 +85,8 @@ def inspect(folder):
     texts = [tokenizer.decode(tokenizer(caption)["input_ids"]) for caption in captions]
     inputs = samples.sample(family, processor, samples.scenes(1)[0])
     pixels = inputs.get("pixel_values")
-    return {"tensors": found, "trained": trained, "captions": captions, "texts": texts,
+    clear = choices(family, folder.with_name(f"{folder.name}-trained"), processor)
+    return {"tensors": found, "trained": trained, "choices": clear, "captions": captions, "texts": texts,
             "values": 0 if pixels is None else pixels.numel(),
             "spread": 0 if pixels is None else pixels.unique().numel(), "labels": inputs["labels"].tolist()[0]}
 

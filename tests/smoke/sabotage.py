@@ -389,7 +389,7 @@ def stuttering() -> None:
 def unclear_choice() -> None:
     """Use the prompt whose two best first tokens are as good as equal."""
     right = families.get
-    families.get = lambda name: dataclasses.replace(right(name), clear_scene=0)
+    families.get = lambda name: dataclasses.replace(right(name), clear_scene=11)
 
 
 def _as_stage(stage: int) -> None:

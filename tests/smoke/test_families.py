@@ -52,6 +52,15 @@ def test_family_estimates_its_synthetic_checkpoint(
     assert all((synthetic[family] / name).is_file() for name in FAMILIES[family].processor_files)
 
 
+def test_choices_of_the_trained_checkpoint_are_clear(inspection: dict[str, Any], reader: str) -> None:
+    """Of the family's own prompt, also in bf16, as on GPUs; else greedy tokens say nothing of two models."""
+    found = inspection[reader]["choices"]
+    assert found.keys() == {"torch.float32", "torch.bfloat16"}
+    for dtype, said in found.items():
+        assert min(said["gaps"]) >= 0.2, dtype
+        assert said["different"] >= 3, dtype
+
+
 def test_realistic_model_has_the_heads_of_real_ones(reader: str) -> None:
     """Their size decides which kernel computes attention. A vision tower has two widths: of a CPU's checks, and of a GPU's."""
     found = FAMILIES[reader]
