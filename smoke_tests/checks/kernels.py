@@ -21,8 +21,8 @@ from smoke_tests.outcome import Outcome, judged
 SIZE = {"cuda": (448, 448), "cpu": (224, 224)}
 TOKENS = 256  # of a sample without a picture
 # Of the largest element of an output or a gradient. Measured with two stacks in bf16 on a CPU at 224 and 448 pixels, with heads
-# of the real models' sizes: at most 0.003, 0.005, 0.03 and,
-# of TrOCR's decoder, 0.01. A lost channel gives 0.5, attention without its mask 0.3 and 7.
+# of the real models' sizes: at most 0.003, 0.005, 0.03 and, of TrOCR's decoder, 0.01. A lost channel gives 0.5, attention
+# without its mask 0.3 and 7.
 TOLERANCE = {"patch embedding": 0.02, "vision attention": 0.05, "language attention": 0.1, "cross attention": 0.1}
 # The arguments that a part computes with: cross attention has the encoder's output, too.
 OPERANDS = ("hidden_states", "key_value_states")

@@ -92,14 +92,16 @@ def _usage_error(message: str) -> int:
     return 2
 
 
-def _say(text: object) -> None:
+def _say(text: object, end: str = "\n") -> None:
     """Print a result as far as someone reads it: the exit code is the same if nobody does."""
     if sys.stdout is None:
         return
     try:
-        print(text, flush=True)
-    except BrokenPipeError:
+        print(text, end=end, flush=True)
+    except OSError as broken:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python's own last flush fails
+        if broken.errno != errno.EPIPE:
+            raise
 
 
 @contextlib.contextmanager
@@ -248,7 +250,7 @@ def _explain(log: Path, matrix: Path | None, as_json: bool) -> int:
 
 def _failures(file: Path | None) -> int:
     if file is None:
-        print(page(), end="")
+        _say(page(), end="")
         return 0
     if file.read_text("utf-8") == page():
         return 0
@@ -321,35 +323,5 @@ def _printers(text: str) -> str:
     return f": {', '.join(dict.fromkeys(programs))}" if programs else ""
 
 
-class _Output(io.TextIOWrapper):
-    """Standard output that is shown line by line, also in a pipe, and goes nowhere once nobody reads it."""
-
-    def write(self, text: str, /) -> int:
-        with self._harmless():
-            super().write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with self._harmless():
-            super().flush()
-
-    @contextlib.contextmanager
-    def _harmless(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as broken:
-            with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - it has no path; Python would fail again when it exits
-                os.dup2(nowhere.fileno(), self.fileno())
-            if broken.errno != errno.EPIPE:
-                raise
-
-
-def _show_lines() -> None:
-    """Make standard output one that is followed, and that a reader may leave."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # not where the file descriptor is closed
-        sys.stdout = _Output(sys.stdout.detach(), sys.stdout.encoding, "backslashreplace", line_buffering=True)
-
-
 if __name__ == "__main__":
-    _show_lines()
     sys.exit(main())

@@ -224,7 +224,7 @@ def processor_problems(folder: Path) -> Iterator[Finding]:
 
 
 def _nested_processor(file: Path) -> Finding | None:
-    """Return a finding if transformers looks for an image processor in a file of its own alone, which is not there."""
+    """Return a finding if transformers reads image processors from a file of their own alone, and that is not found."""
     from transformers import image_processing_base
 
     if hasattr(image_processing_base, "PROCESSOR_NAME") or file.with_name("preprocessor_config.json").is_file():

@@ -117,7 +117,7 @@ def has_gloo_race() -> bool:
     return _deepspeed_version() < RACE_FIXED_IN
 
 
-@functools.cache  # a load asks for each module, and each time all of a package's metadata are parsed
+@functools.cache  # a load requests it for each module, and each time all of a package's metadata are parsed
 def _deepspeed_version() -> tuple[int, ...]:
     numbers = importlib.metadata.version("deepspeed").split("+")[0].split(".")[:3]
     return tuple(int(number) for number in numbers if number.isdecimal())

@@ -17,7 +17,7 @@ _BLOCK = 512  # bytes; a write that ends early ends with a block, and those of a
 _NO_UTF8 = re.compile("[\ud800-\udfff]")  # no module has such a name
 _SHOWN = 3  # paths that a message lists
 
-# Prints which compiled files it cannot load, each with a null character; with `mend`, those that it cannot compile again.
+# Prints which compiled files it cannot load, each with a null character; with `repair`, those that it cannot compile again.
 # Files of other versions of Python are left out, which this one compiles again itself.
 _PROGRAM = """
 import importlib.util, marshal, os, py_compile, sys
@@ -38,7 +38,7 @@ def is_cut(path):
         return True
     return False
 
-def is_mended(path):
+def is_repaired(path):
     with open(path, "rb") as file:
         flags = file.read(8)[4:]  # how it is compared with its source
     os.unlink(path)
@@ -55,8 +55,8 @@ def is_mended(path):
     return False
 
 found = [path for path in map(os.fsdecode, sys.stdin.buffer.read().split(b"\\0")) if is_cut(path)]
-if sys.argv[1] == "mend":
-    found = [path for path in found if not is_mended(path)]
+if sys.argv[1] == "repair":
+    found = [path for path in found if not is_repaired(path)]
 sys.stdout.buffer.write(b"".join(os.fsencode(path) + b"\\0" for path in found))
 """
 
@@ -69,9 +69,9 @@ def cut(folder: Path, python: str, *, contents: bool) -> list[Path]:
     return _examine(folder, python, "find", contents=contents)
 
 
-def mend(folder: Path, python: str) -> None:
+def repair(folder: Path, python: str) -> None:
     """Compile again what was cut in an environment; raises UserError where that fails, and then nothing cut is left there."""
-    if left := _examine(folder, python, "mend", contents=False):
+    if left := _examine(folder, python, "repair", contents=False):
         shown = ", ".join(str(path.relative_to(folder)) for path in left[:_SHOWN])
         more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
         raise UserError(

@@ -79,7 +79,7 @@ def require_complete(folder: Path, locked: LockedEnvironment, conda: Sequence[Co
     No package may have replaced files of another, and what was built from source has to keep to its own. Compiled files that
     were cut are compiled again.
     """
-    bytecode.mend(folder, locked.lock.python)
+    bytecode.repair(folder, locked.lock.python)
     built = {canonicalize_name(file.name) for file in (*locked.lock.pip, *additions.files) if not file.file.endswith(".whl")}
     if problems := owners.problems(folder, locked.lock.python, built):
         raise UserError(f"{folder}: {shorten(problems)}; remove that package from the environment")

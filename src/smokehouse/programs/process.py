@@ -49,9 +49,8 @@ def run(
     """Run `command` to its end with the input `stdin`, and return its exit code and output.
 
     With `progress`, the program shows its progress where a person watches at a terminal. It keeps the file descriptors
-    `pass_fds` open. Raises UserError when it has not ended after `deadline` seconds, or writes
-    without end; on that and any other exception, it
-    and every process that it started are ended.
+    `pass_fds` open. Raises UserError when it has not ended after `deadline` seconds, or writes without end; on that and any
+    other exception, it and every process that it started are ended.
     """
     if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:  # Python then takes every exit status for 0
         raise UserError(

@@ -38,7 +38,7 @@ def test_a_full_disk_cuts_what_python_compiles(full_disk: Path) -> None:
     name = compiled.relative_to(full_disk / "p")
     said = rf"/p: expected whole compiled files, found {name} cut, as by a disk that is full; free"
     with pytest.raises(UserError, match=said):
-        bytecode.mend(full_disk / "p", PYTHON)
+        bytecode.repair(full_disk / "p", PYTHON)
     assert not compiled.exists()
 
 
@@ -48,8 +48,8 @@ def test_a_cut_file_without_a_source_is_removed(tmp_path: Path) -> None:
     source.unlink()
     compiled.write_bytes(compiled.read_bytes()[:16].ljust(512, b"\xe3"))
     with pytest.raises(UserError, match=r"large\..*\.pyc cut"):
-        bytecode.mend(tmp_path, PYTHON)
-    bytecode.mend(tmp_path, PYTHON)
+        bytecode.repair(tmp_path, PYTHON)
+    bytecode.repair(tmp_path, PYTHON)
     assert not compiled.exists()
 
 
@@ -59,7 +59,7 @@ def test_what_is_compiled_again_is_compared_as_before(mode: py_compile.PycInvali
     py_compile.compile(str(source), str(compiled), doraise=True, invalidation_mode=mode)
     whole = compiled.read_bytes()
     compiled.write_bytes(whole[:512])
-    bytecode.mend(tmp_path, PYTHON)
+    bytecode.repair(tmp_path, PYTHON)
     assert compiled.read_bytes() == whole
 
 
@@ -67,7 +67,7 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
     _, compiled = environment(tmp_path, 10)
     (tmp_path / "mine").write_bytes(importlib.util.MAGIC_NUMBER.ljust(512, b"x"))
     compiled.symlink_to(tmp_path / "mine")
-    bytecode.mend(tmp_path, PYTHON)
+    bytecode.repair(tmp_path, PYTHON)
     assert compiled.is_symlink()
 
 
@@ -82,4 +82,4 @@ def test_a_python_that_does_not_run(program: str, tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=rf"{python}: (cannot read the compiled files \(broken\)|does not run \(.*\)); remove that"
     ):
-        bytecode.mend(tmp_path, PYTHON)
+        bytecode.repair(tmp_path, PYTHON)
