@@ -5,7 +5,9 @@ gradients in bf16 2 + 2, fp32 masters, their gradients and two moments 4 + 4 + 8
 https://arxiv.org/abs/1910.02054. On a CPU everything is fp32.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from smoke_tests.legs import Leg
 
@@ -42,6 +44,11 @@ class Needs:
     device_phase: str
     host: int  # of all processes together
     host_phase: str
+
+
+def is_large(parameters: Iterable[Any]) -> bool:
+    """Return whether a model with these parameters, or partitions of them, is too large to be trained by one process."""
+    return bool(sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in parameters) >= SMALL_MODEL)
 
 
 def needs(parameters: int, leg: Leg, stages: tuple[int, ...]) -> Needs:

@@ -35,11 +35,6 @@ def _with_adapter(context: RankContext, base: Any) -> Any:
     return get_peft_model(base, LoraConfig(r=RANK, lora_alpha=SCALE, target_modules=_targets(context, base)))
 
 
-def _is_large(model: Any) -> bool:
-    """Whether a model, or its partition, is too large for one process to train."""
-    return bool(sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters()) >= needs.SMALL_MODEL)
-
-
 def _unlike_plain(context: RankContext, state: TrainingState, plain: Any, losses: list[float]) -> list[str]:
     """Return how losses and first gradients differ from those of the model `plain` in one process: what ranks lose shows there.
 
@@ -73,7 +68,7 @@ def _plain_adapter_problems(
     context: RankContext, state: TrainingState, initial: dict[str, torch.Tensor], losses: list[float]
 ) -> list[str]:
     """Return how training differs from that of one process whose adapter begins with the weights `initial`; on rank 0."""
-    if context.rank != 0 or _is_large(state.model):
+    if context.rank != 0 or needs.is_large(state.model.parameters()):
         return []
     with loading.without_zero():
         base, _ = loading.load_with(context.model_class, context.source, context.dtype)
@@ -171,7 +166,7 @@ def frozen_vision(context: RankContext, state: TrainingState) -> Outcome:
     vision = [name for name in after if context.family.is_vision(name)]
     problems += [f"{name} is frozen and changed" for name in vision if before[name] != after[name]]
     problems += [f"{name} did not change" for name in probes if after and before[name] == after[name]]
-    if context.rank == 0 and not _is_large(state.model):
+    if context.rank == 0 and not needs.is_large(state.model.parameters()):
         with loading.without_zero():
             plain, _ = loading.load_with(context.model_class, context.source, context.dtype)
         _freeze_vision(context, plain)

@@ -23,7 +23,7 @@ def plain_run(context: RankContext, _: TrainingState) -> Outcome:
     """
     model = loading.ready_model(context, context.source)
     model.to(context.torch_device).train()
-    large = sum(parameter.numel() for parameter in model.parameters()) >= needs.SMALL_MODEL
+    large = needs.is_large(model.parameters())
     if large:
         _freeze_all_but_probes(context, model)
     problems, said = ([], {}) if context.family.denoiser else _greedy(context, model)

@@ -31,7 +31,7 @@ def _gradients(context: RankContext, state: TrainingState, *, overlap: bool) -> 
         raise RuntimeError(f"overlap_comm: expected {overlap}, DeepSpeed chose {not overlap}")
     state.engine.backward(samples.loss(state.engine, training.own_sample(context)))
     parameters: dict[str, Any] = dict(state.engine.module.named_parameters())
-    large = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in parameters.values()) >= needs.SMALL_MODEL
+    large = needs.is_large(parameters.values())
     names = training.engine_probes(context, state.engine) if large else list(parameters)
     return training.full_gradients(state.engine, names)
 
