@@ -11,7 +11,7 @@ from smoke_tests.outcome import Outcome, failed, passed
 
 NEW_TOKENS = 8
 # The scene of the prompt is the family's, for which the synthetic checkpoint's choices are clear: in fp32 and bf16, the gap
-# between the two best logits is at least 0.2 in the first two tokens. Of Qwen2.5-VL's twelfth scene it is 0.006.
+# between the two best logits is at least 0.2 in the first two tokens. Of some scenes it is 0.006.
 # A token is compared where its logit leads by this much; other kernels round otherwise. Measured: logits up to 7 differ by 0.3
 # between fp32 and bf16 and by less between two runs in bf16, whose numbers near 7 are 0.03 apart.
 CLEAR = {torch.float32: 0.01, torch.bfloat16: 0.1}
