@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -182,7 +183,7 @@ def test_variables_that_are_exported_without_all(jobs: Jobs) -> None:
 def test_job_that_another_job_submits(jobs: Jobs) -> None:
     """It has the other's variables, of an array that was requeued, and none of them counts."""
     (jobs.folder / "go").touch()
-    of_another = {
+    of_another: dict[str, Any] = {
         "SLURM_RESTART_COUNT": "21",
         "SLURM_ARRAY_JOB_ID": "1",
         "SLURM_ARRAY_TASK_ID": "2",
