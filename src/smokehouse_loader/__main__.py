@@ -45,7 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
             return _explain(options.log, options.matrix, options.json)
         return _failures(options.check)
     except OSError as broken:
-        return _usage_error(f"{broken.filename or ''}: {broken.strerror or broken}")
+        where = f"{broken.filename}: " if broken.filename else ""
+        return _usage_error(f"{where}{broken.strerror or broken}; fix it and run it again")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -102,6 +103,7 @@ def _say(text: object, end: str = "\n") -> None:
     except OSError as broken:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python's own last flush fails
         if broken.errno != errno.EPIPE:
+            broken.filename = "standard output"
             raise
 
 
