@@ -14,7 +14,7 @@ from smokehouse.console import status
 from smokehouse.errors import UserError
 from smokehouse.images import build as building
 from smokehouse.images import contexts, record
-from smokehouse.images.assemble import Inputs, assemble
+from smokehouse.images.assemble import assemble
 from smokehouse.images.fetch import open_image, work_folder
 from smokehouse.images.labelled_wheels import compare_wheels
 from smokehouse.images.labels import EXTRA_WHEELS, SOURCE, ImageLabels
@@ -136,7 +136,7 @@ def _compare(subject: _Subject, work: Path) -> Verification:
         bundle.require_conda(devel=True)
     extra_wheels.require_torch_abi(subject.extra_wheels, locked.lock, bundle.wheels)
     base = expect_base(checkout, image, subject.reference, options.base, work)
-    spec = ImageSpec(locked, labels.flavour, labels.ops, base.base, wheels)
+    spec = ImageSpec(locked, labels.flavour, labels.ops, base.base, wheels, labels.source)
     claims, differences = _compare_origin(subject)
     result = subject.result(base=base.description, claims=claims)
     diff_ids = base.image.config.rootfs.diff_ids
@@ -146,9 +146,9 @@ def _compare(subject: _Subject, work: Path) -> Verification:
     status("verifying: making again what the lock builds")
     with contexts.loader_wheel(checkout) as wheel:
         made = contexts.make_contexts(checkout, spec, bundle, subject.folder, wheel)
-    expected = assemble(checkout, Inputs(spec, made, base.image, spec.labels(labels.source)), "zstd")
+    expected = assemble(checkout, spec, made, "zstd")
     status(f"verifying: comparing {len(expected.layers)} layers")
-    differences += compare(image, expected.recorded, [layer.packed for layer in expected.layers])
+    differences += compare(image, expected.recorded, expected.layers)
     # By what it lists: another verification of this environment can be of other wheels, and end first.
     sboms = subject.folder / f"sbom-{files.hashed(made['ours'] / contexts.SPDX)[:16]}"
     for name in (contexts.CYCLONEDX, contexts.SPDX):
