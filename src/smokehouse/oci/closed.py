@@ -58,7 +58,7 @@ def differences(found: object, expected: object, path: str = "") -> Iterator[tup
         yield path or "(document)", f"expected {show(expected)}, found {show(found)}"
 
 
-def check_index(data: bytes, name: str) -> dict[str, Any]:
+def check_index(data: bytes, name: str) -> Descriptor:
     """Return the only entry of an index, an image for linux/amd64 or an index; raises UserError for all other members."""
     index = read(data, name)
     entries = index.get("manifests") if isinstance(index, dict) else None
@@ -74,16 +74,16 @@ def check_index(data: bytes, name: str) -> dict[str, Any]:
     listed: dict[str, Any] = {"mediaType": media_type, "digest": described.digest, "size": described.size}
     if "platform" in entry:
         listed["platform"] = _PLATFORM
-    if isinstance(entry.get("annotations"), dict):
-        listed["annotations"] = {key: text for key, text in entry["annotations"].items() if _is_name(key, text)}
+    if described.annotations is not None:
+        listed["annotations"] = {key: text for key, text in described.annotations.items() if _is_name(key)}
     expected = {"schemaVersion": 2, "manifests": [listed], **({"mediaType": INDEX} if "mediaType" in index else {})}
     for path, problem in differences(index, expected):
         raise UserError(f"{name}: {path}: {problem}; do not trust this image")
-    return listed
+    return described
 
 
-def _is_name(key: str, text: object) -> bool:
-    return isinstance(text, str) and (key in _INDEX_ANNOTATIONS or key.startswith(_SOURCE_ANNOTATIONS))
+def _is_name(key: str) -> bool:
+    return key in _INDEX_ANNOTATIONS or key.startswith(_SOURCE_ANNOTATIONS)
 
 
 def manifest_differences(
