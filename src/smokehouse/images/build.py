@@ -4,8 +4,6 @@ Both ways give the same layers and the same configuration, and so the same image
 """
 
 import json
-import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -35,7 +33,6 @@ from smokehouse.oci.reference import Reference
 from smokehouse.oci.registry import Registry
 from smokehouse.programs import buildx
 from smokehouse.programs import docker as engine
-from smokehouse.programs.process import run
 from smokehouse.storage import files
 from smokehouse.storage.folder_lock import exclusive
 
@@ -249,24 +246,6 @@ def _has_toolkit(lock: Lock) -> bool:
     """Return whether DeepSpeed is built from source, and the lock has what its ops are compiled with."""
     devel = {package.name for package in lock.conda if package.category == "devel"}
     return devel >= _TOOLKIT and any(file.name == "deepspeed" and not file.file.endswith(".whl") for file in lock.pip)
-
-
-def revision(checkout: Checkout, name: str) -> str:
-    """Return the commit that the files of an image of the environment `name` are from; empty where one differs from it."""
-    found = _git(checkout, name, "log", "-1", "--format=%H")
-    clean = found and re.fullmatch(r"[0-9a-f]{40}", found) and _git(checkout, name, "status", "--porcelain") == ""
-    return found if found and clean else ""
-
-
-def _git(checkout: Checkout, name: str, *arguments: str) -> str | None:
-    """Return the output of git about the files of an image of the environment `name`; None where it fails."""
-    if checkout.packaged or not shutil.which("git"):  # the package is not in the user's repository, and has no history
-        return None
-    inside = ["docker", "smoke_tests", "packages", "src/smokehouse_loader", f"environments/{name}", f"lockfiles/{name}"]
-    present = [path for path in inside if (checkout.root / path).exists()]
-    present.append(f":(exclude)lockfiles/{name}/{record.NAME}")  # it follows from the others
-    ended = run(["git", *arguments, "--", *present], deadline=60, environ=os.environ, cwd=checkout.root)
-    return None if ended.code else ended.stdout.strip()
 
 
 def _bake_target(spec: ImageSpec, contexts: Mapping[str, str]) -> dict[str, object]:
