@@ -86,10 +86,13 @@ class _Subject(BaseModel, frozen=True):
     digest: _Digest
 
 
-class _Statement(BaseModel, frozen=True):
+class Statement(BaseModel, frozen=True):
+    """An in-toto statement about one image, whose predicate has the type `predicate_type`."""
+
     type: Literal["https://in-toto.io/Statement/v1"] = Field(alias="_type")
     subject: list[_Subject] = Field(min_length=1, max_length=1)
     predicate_type: str = Field(alias="predicateType", pattern=r"^https?://[!-~]+$")
+    predicate: Any = None
 
 
 def statement(predicate_type: str, predicate: Mapping[str, Any], name: str, digest: str) -> bytes:
@@ -134,7 +137,7 @@ def require_signer(signer: Signer) -> None:
         raise UserError("verify: expected a trusted key, or an identity and its issuer, found an empty one; specify --key FILE")
 
 
-def open_signed(signed: SignedStatement, signer: Signer, digest: str) -> dict[str, Any]:
+def open_signed(signed: SignedStatement, signer: Signer, digest: str) -> Statement:
     """Return a statement, verified to be signed by `signer` and to be of the image `digest`.
 
     Raises ForeignError where it is of somebody else or of another image, and UserError where that cannot be found out.
@@ -145,8 +148,7 @@ def open_signed(signed: SignedStatement, signer: Signer, digest: str) -> dict[st
     except ValueError as invalid:  # of JSON, of the model, or of base64
         raise ForeignError(f"{digest}: its statement is not a Sigstore bundle ({first_of(invalid)}); do not trust it") from None
     try:
-        content: dict[str, Any] = strict_json.parse(payload)
-        found = _Statement.model_validate(content)
+        found = Statement.model_validate(strict_json.parse(payload))
     except ValueError as invalid:
         problem = first_of(invalid)
         raise ForeignError(
@@ -156,7 +158,7 @@ def open_signed(signed: SignedStatement, signer: Signer, digest: str) -> dict[st
     _verify(signed.bundle, bundle, signer, digest, subject, found.predicate_type)
     if f"sha256:{subject}" != digest:
         raise ForeignError(f"{digest}: expected a statement of this image, found one of sha256:{subject}; do not trust it")
-    return content
+    return found
 
 
 def _verify(data: bytes, bundle: _Bundle, signer: Signer, digest: str, subject: str, predicate_type: str) -> None:
