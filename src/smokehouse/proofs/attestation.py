@@ -29,6 +29,10 @@ class _Tested(BaseModel, frozen=True):
     report: dict[str, Any] = Field(alias="io.smokehouse.report")
 
 
+class _Statement(BaseModel, frozen=True):
+    predicate: _Tested
+
+
 def statement(report: Mapping[str, Any], name: str, digest: str) -> bytes:
     """Return the statement, as it is signed, that the image `digest` in the repository `name` has the `report`."""
     return signing.statement(TEST_RESULT, _predicate(report), name, digest)
@@ -81,15 +85,15 @@ def open_statement(signed: SignedStatement, signer: Signer, digest: str) -> Trus
 
     Raises UserError where somebody else signed it, or it is of another image.
     """
-    opened = signing.open_signed(signed, signer, digest)
-    if opened.predicate_type != TEST_RESULT:
+    content = signing.open_signed(signed, signer, digest)
+    if content["predicateType"] != TEST_RESULT:
         return None
     try:
-        report = _Tested.model_validate(opened.predicate).report
-        started = datetime.fromisoformat(str(report.get("started")))
+        found = _Statement.model_validate(content)
+        started = datetime.fromisoformat(str(found.predicate.report.get("started")))
         if started.tzinfo is None:
             raise ValueError("started has no time zone")
     except ValueError as invalid:
-        problem = first_of(invalid, "predicate")
+        problem = first_of(invalid)
         raise UserError(f"{digest}: its signed payload is not a test-result statement ({problem}); do not trust it") from None
-    return TrustedStatement(digest, opened.predicate, started)
+    return TrustedStatement(digest, content["predicate"], started)

@@ -86,13 +86,10 @@ class _Subject(BaseModel, frozen=True):
     digest: _Digest
 
 
-class Statement(BaseModel, frozen=True):
-    """An in-toto statement about one image, whose predicate has the type `predicate_type`."""
-
+class _Statement(BaseModel, frozen=True):
     type: Literal["https://in-toto.io/Statement/v1"] = Field(alias="_type")
     subject: list[_Subject] = Field(min_length=1, max_length=1)
     predicate_type: str = Field(alias="predicateType", pattern=r"^https?://[!-~]+$")
-    predicate: Any = None
 
 
 def statement(predicate_type: str, predicate: Mapping[str, Any], name: str, digest: str) -> bytes:
@@ -137,7 +134,7 @@ def require_signer(signer: Signer) -> None:
         raise UserError("verify: expected a trusted key, or an identity and its issuer, found an empty one; specify --key FILE")
 
 
-def open_signed(signed: SignedStatement, signer: Signer, digest: str) -> Statement:
+def open_signed(signed: SignedStatement, signer: Signer, digest: str) -> dict[str, Any]:
     """Return a statement, verified to be signed by `signer` and to be of the image `digest`.
 
     Raises ForeignError where it is of somebody else or of another image, and UserError where that cannot be found out.
@@ -148,7 +145,8 @@ def open_signed(signed: SignedStatement, signer: Signer, digest: str) -> Stateme
     except ValueError as invalid:  # of JSON, of the model, or of base64
         raise ForeignError(f"{digest}: its statement is not a Sigstore bundle ({first_of(invalid)}); do not trust it") from None
     try:
-        found = Statement.model_validate(strict_json.parse(payload))
+        content: dict[str, Any] = strict_json.parse(payload)
+        found = _Statement.model_validate(content)
     except ValueError as invalid:
         problem = first_of(invalid)
         raise ForeignError(
@@ -158,7 +156,7 @@ def open_signed(signed: SignedStatement, signer: Signer, digest: str) -> Stateme
     _verify(signed.bundle, bundle, signer, digest, subject, found.predicate_type)
     if f"sha256:{subject}" != digest:
         raise ForeignError(f"{digest}: expected a statement of this image, found one of sha256:{subject}; do not trust it")
-    return found
+    return content
 
 
 def _verify(data: bytes, bundle: _Bundle, signer: Signer, digest: str, subject: str, predicate_type: str) -> None:

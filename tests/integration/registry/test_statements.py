@@ -71,7 +71,7 @@ def test_oras_lists_the_statements_with_their_kinds(attached: tuple[Registry, st
 def test_only_test_results_are_fetched_to_be_judged(attached: tuple[Registry, str], keys: Path, tmp_path: Path) -> None:
     there, digest = attached
     [found] = fetch_statements(there, digest, tmp_path)
-    assert signing.open_signed(found, Signer(keys / "ours.pub"), digest).predicate_type == TEST_RESULT
+    assert signing.open_signed(found, Signer(keys / "ours.pub"), digest)["predicateType"] == TEST_RESULT
 
 
 def test_what_is_attached_with_a_false_label_is_judged_by_what_is_signed(
@@ -84,7 +84,7 @@ def test_what_is_attached_with_a_false_label_is_judged_by_what_is_signed(
     subject = layout.image().descriptor
     attach_statement(there, layout, subject, SignedStatement(signed.bundle, TEST_RESULT))
     kinds = [
-        signing.open_signed(found, Signer(keys / "ours.pub"), digest).predicate_type
+        signing.open_signed(found, Signer(keys / "ours.pub"), digest)["predicateType"]
         for found in fetch_statements(there, digest, tmp_path)
     ]
     assert kinds == [TEST_RESULT, PROVENANCE]
