@@ -20,7 +20,7 @@ from smokehouse.images import base as bases
 from smokehouse.images import dockerfile, record
 from smokehouse.images.assemble import Assembled, assemble
 from smokehouse.images.base import Base
-from smokehouse.images.contexts import LoaderWheel, loader_wheel, make_contexts
+from smokehouse.images.contexts import loader_wheel, make_contexts
 from smokehouse.images.labels import Flavour, Ops
 from smokehouse.images.layers import Compression
 from smokehouse.images.spec import ImageSpec, created, oldest_driver
@@ -82,22 +82,18 @@ class Built:
 
 def prepare_image(checkout: Checkout, locked: LockedEnvironment, request: ImageRequest) -> Prepared:
     """Download and verify every input of an image, and write the bake file that builds it; raises UserError."""
-    with loader_wheel(checkout) as wheel:
-        return _prepare(checkout, locked, request, wheel)
-
-
-def _prepare(checkout: Checkout, locked: LockedEnvironment, request: ImageRequest, wheel: LoaderWheel) -> Prepared:
-    spec, bundle = _fetch(checkout, locked, request)
-    bake_folder = dockerfile.prepare_folder(checkout)
-    folder = checkout.build / "images" / f"{locked.name}-{spec.flavour}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with exclusive(folder / ".lock", f"preparing the image of {locked.name}"):
-        status(f"preparing {spec.tags[0]} ({len(spec.plan.numbered) + 1} layers of wheels)")
-        contexts = make_contexts(checkout, spec, bundle, folder, wheel)
-        named = {name: str(path) for name, path in contexts.items()}
-        target = _bake_target(spec, {"base": base_context(spec.base)} | named)
-        bake = folder / "bake.json"
-        files.write(bake, json.dumps({"target": {buildx.bake_target(locked.name): target}}, indent=1) + "\n")
+    with loader_wheel(checkout) as wheel:  # which is built while the rest is fetched
+        spec, bundle = _fetch(checkout, locked, request)
+        bake_folder = dockerfile.prepare_folder(checkout)
+        folder = checkout.build / "images" / f"{locked.name}-{spec.flavour}"
+        folder.mkdir(parents=True, exist_ok=True)
+        with exclusive(folder / ".lock", f"preparing the image of {locked.name}"):
+            status(f"preparing {spec.tags[0]} ({len(spec.plan.numbered) + 1} layers of wheels)")
+            contexts = make_contexts(checkout, spec, bundle, folder, wheel)
+            named = {name: str(path) for name, path in contexts.items()}
+            target = _bake_target(spec, {"base": base_context(spec.base)} | named)
+            bake = folder / "bake.json"
+            files.write(bake, json.dumps({"target": {buildx.bake_target(locked.name): target}}, indent=1) + "\n")
     return Prepared(bake, spec, contexts, bake_folder)
 
 
