@@ -20,6 +20,7 @@ _INDEX_ANNOTATIONS = ("io.containerd.image.name", "org.opencontainers.image.crea
 # Where the engine pulled an image from.
 _SOURCE_ANNOTATIONS = "containerd.io/distribution.source."
 _PLATFORM = {"architecture": "amd64", "os": "linux"}
+_WHITE = str.maketrans("\t\n", "  ")
 _MAX_SHOWN = 120  # characters of a value in a message
 
 
@@ -116,10 +117,13 @@ def show(value: object) -> str:
 
 
 def _require_plain(value: object) -> None:
-    """Raise ValueError where `value` has a float, control characters, or such as change the direction of others."""
+    """Raise ValueError where `value` has a float, control characters, or such as change the direction of others.
+
+    Tabs and newlines are in the history of most images: Dockerfiles have them, and JSON and `show` escape them.
+    """
     if isinstance(value, float):
         raise ValueError(f"the number {value}, which is not an integer")
-    if isinstance(value, str) and not value.isprintable():
+    if isinstance(value, str) and not value.translate(_WHITE).isprintable():
         raise ValueError(f"control characters in {show(value)}")
     inside = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()
     for each in inside:
