@@ -58,6 +58,7 @@ def smoke(options: Options, began: float) -> int:
             precision,
             lambda result: print(report.line(result, colour=colour), flush=True),
             observe=bool(options.beyond),
+            logs=options.report / "logs",
         )
         fatal = _supervise(options, resources, Workspace(work), jobs, verdicts, gathered)
         results = verdicts.finish(f"not reached: {fatal or 'an earlier step of its job failed'}")
