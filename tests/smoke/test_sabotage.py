@@ -322,6 +322,17 @@ def test_rank_that_raises(smoke: Starter) -> None:
         assert "not reached" in ended.found(name, 2)["detail"]
 
 
+def test_traceback_that_names_a_known_failure(smoke: Starter) -> None:
+    """A rank reports the last line of a traceback alone; its log says which known failure it is."""
+    ended = smoke.run("--zero", "3", "--only", "generate", sabotage=("read_empty_weight",))
+    assert_failed(ended, "generate", 3, (0, 1), r"IndexError: Dimension out of range .* \(log: .*rank\d\.log\)")
+    said = ended.found("generate", 3)["diagnosis"]
+    assert said.startswith("partitioned-parameter-used: Under ZeRO-3 a parameter was used outside")
+    assert said in " ".join(ended.stdout.split())
+    # What only followed has no traceback of its own.
+    assert {check["diagnosis"] for check in ended.report["checks"] if "not reached" in check["detail"]} <= {""}
+
+
 def test_mixed_modality_that_hangs(smoke: Starter) -> None:
     """A hang is detected, reported with the stack of each hung rank, and does not end the run."""
     ended = smoke.run("--zero", "2", sabotage=("hanging_text_rank",))
