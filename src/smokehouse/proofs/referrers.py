@@ -17,13 +17,9 @@ from smokehouse.proofs.signing import BUNDLE, SignedStatement
 
 SBOM = "application/spdx+json"
 _MOST = 1000  # statements of an image; whoever may push can attach any number, and each is fetched and verified
+_MOST_BYTES = 256 << 20  # of all statements of an image, which are in memory together
 _CONTENT = "dev.sigstore.bundle.content"
 _PREDICATE_TYPE = "dev.sigstore.bundle.predicateType"
-
-
-def attach_sbom(registry: Registry, layout: Layout, image: Descriptor, sbom: bytes) -> None:
-    """Attach an SBOM to `image`; `layout` keeps what is uploaded. Raises UserError."""
-    _attach(registry, layout, image, SBOM, sbom)
 
 
 def attach_statement(registry: Registry, layout: Layout, image: Descriptor, signed: SignedStatement) -> None:
@@ -32,7 +28,7 @@ def attach_statement(registry: Registry, layout: Layout, image: Descriptor, sign
     See: https://github.com/sigstore/cosign/blob/main/specs/BUNDLE_SPEC.md
     """
     annotations = {_CONTENT: "dsse-envelope", _PREDICATE_TYPE: signed.predicate_type}
-    _attach(registry, layout, image, BUNDLE, signed.bundle, annotations)
+    attach(registry, layout, image, BUNDLE, signed.bundle, annotations)
 
 
 def fetch_statements(registry: Registry, digest: str, folder: Path) -> list[SignedStatement]:
@@ -40,7 +36,7 @@ def fetch_statements(registry: Registry, digest: str, folder: Path) -> list[Sign
 
     Other statements are told by annotations, which nobody has signed; temporary files go to `folder`.
     """
-    statements = []
+    statements, total = [], 0
     listed = {entry.digest: entry for entry in registry.referrers(digest) if entry.artifact_type == BUNDLE}
     if len(listed) > _MOST:
         raise UserError(f"{digest}: expected at most {_MOST} statements, found {len(listed)}; verify another copy of the image")
@@ -59,12 +55,16 @@ def fetch_statements(registry: Registry, digest: str, folder: Path) -> list[Sign
             layout = Layout(Path(temporary))
             registry.fetch(tuple(bundles), layout)
             statements.append(SignedStatement(layout.read(bundles[0]), kind))
+        if (total := total + bundles[0].size) > _MOST_BYTES:
+            limit = f"{_MOST_BYTES >> 20} MiB"
+            raise UserError(f"{digest}: expected at most {limit} of statements, found more; verify another copy of the image")
     return statements
 
 
-def _attach(
+def attach(
     registry: Registry, layout: Layout, image: Descriptor, kind: str, data: bytes, annotations: dict[str, str] | None = None
 ) -> None:
+    """Attach `data` of the media type `kind` to `image`; `layout` keeps what is uploaded. Raises UserError."""
     empty, blob = layout.put(b"{}", EMPTY), layout.put(data, kind)
     for part in (empty, blob):
         registry.upload(layout.blob(part.digest), part)
