@@ -168,7 +168,8 @@ class Cluster:
 
     def _all_of(self, node: str) -> list[int]:
         orphans = [pid for pid in _processes() if _command(pid).startswith("slurmstepd") and self._step_of(pid, node)]
-        return list(dict.fromkeys([*self.processes(node), *orphans]))
+        # Slurm's own first: one that saw its job killed would tell the controller, for which a power cut leaves no time.
+        return sorted({*self.processes(node), *orphans}, key=lambda pid: not _command(pid).startswith("slurm"))
 
     def _step_of(self, pid: int, node: str) -> bool:
         """Whether a slurmstepd whose slurmd has gone is of this cluster, and not of another one on this machine."""
