@@ -268,3 +268,21 @@ def test_bandwidth_of_each_collective_and_size(lasting: Starter, tmp_path: Path)
     found = json.loads(lasting.inside("-c", MEASURE, str(tmp_path / "store")).splitlines()[-1])
     # One rank moves nothing over a link: what counts here is that each size of each collective was measured.
     assert found == {name: {"4096": 0.0, "8192": 0.0} for name in ("all_reduce", "all_gather")}
+
+
+LINKS = """
+import json
+from types import SimpleNamespace
+from smoke_tests.checks import throughput
+from smoke_tests.legs import Leg
+
+throughput.bandwidths = lambda device, sizes: {"all_reduce": {max(sizes): 1.0}}
+legs = (Leg("nccl", 1, 1), Leg("nccl", 2, 2), Leg("gloo", 2, 1))
+contexts = [SimpleNamespace(leg=leg, world_size=leg.world_size, torch_device=None) for leg in legs]
+print(json.dumps([bool(throughput.of_links(context)) for context in contexts]))
+"""
+
+
+def test_bandwidth_is_that_of_links_between_gpus(lasting: Starter) -> None:
+    """Of gloo, which copies to the host, a GiB would take minutes, and the check end at its deadline."""
+    assert json.loads(lasting.inside("-c", LINKS)) == [False, True, False]
