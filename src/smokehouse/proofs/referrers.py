@@ -17,6 +17,7 @@ from smokehouse.proofs.signing import BUNDLE, SignedStatement
 
 SBOM = "application/spdx+json"
 _MOST = 1000  # statements of an image; whoever may push can attach any number, and each is fetched and verified
+_MOST_BYTES = 256 << 20  # of all statements of an image, which are in memory together
 _CONTENT = "dev.sigstore.bundle.content"
 _PREDICATE_TYPE = "dev.sigstore.bundle.predicateType"
 
@@ -40,7 +41,7 @@ def fetch_statements(registry: Registry, digest: str, folder: Path) -> list[Sign
 
     Other statements are told by annotations, which nobody has signed; temporary files go to `folder`.
     """
-    statements = []
+    statements, total = [], 0
     listed = {entry.digest: entry for entry in registry.referrers(digest) if entry.artifact_type == BUNDLE}
     if len(listed) > _MOST:
         raise UserError(f"{digest}: expected at most {_MOST} statements, found {len(listed)}; verify another copy of the image")
@@ -59,6 +60,9 @@ def fetch_statements(registry: Registry, digest: str, folder: Path) -> list[Sign
             layout = Layout(Path(temporary))
             registry.fetch(tuple(bundles), layout)
             statements.append(SignedStatement(layout.read(bundles[0]), kind))
+        if (total := total + bundles[0].size) > _MOST_BYTES:
+            limit = f"{_MOST_BYTES >> 20} MiB"
+            raise UserError(f"{digest}: expected at most {limit} of statements, found more; verify another copy of the image")
     return statements
 
 
