@@ -147,9 +147,7 @@ class Registry:
             data, manifest = found
             if manifest.media_type not in INDEXES:
                 break
-            if only:
-                closed.check_index(data, str(reference))
-            name = choose_image(parse(Index, data, str(reference)), str(reference)).digest
+            name = (closed.check_index if only else choose_image)(data, str(reference)).digest
         layout.put(data, manifest.media_type)
         parsed = parse(Manifest, data, str(reference))
         self._require_space(layout, parsed)

@@ -22,18 +22,13 @@ _CONTENT = "dev.sigstore.bundle.content"
 _PREDICATE_TYPE = "dev.sigstore.bundle.predicateType"
 
 
-def attach_sbom(registry: Registry, layout: Layout, image: Descriptor, sbom: bytes) -> None:
-    """Attach an SBOM to `image`; `layout` keeps what is uploaded. Raises UserError."""
-    _attach(registry, layout, image, SBOM, sbom)
-
-
 def attach_statement(registry: Registry, layout: Layout, image: Descriptor, signed: SignedStatement) -> None:
     """Attach a signed statement to `image` as cosign does; `layout` keeps what is uploaded. Raises UserError.
 
     See: https://github.com/sigstore/cosign/blob/main/specs/BUNDLE_SPEC.md
     """
     annotations = {_CONTENT: "dsse-envelope", _PREDICATE_TYPE: signed.predicate_type}
-    _attach(registry, layout, image, BUNDLE, signed.bundle, annotations)
+    attach(registry, layout, image, BUNDLE, signed.bundle, annotations)
 
 
 def fetch_statements(registry: Registry, digest: str, folder: Path) -> list[SignedStatement]:
@@ -66,9 +61,10 @@ def fetch_statements(registry: Registry, digest: str, folder: Path) -> list[Sign
     return statements
 
 
-def _attach(
+def attach(
     registry: Registry, layout: Layout, image: Descriptor, kind: str, data: bytes, annotations: dict[str, str] | None = None
 ) -> None:
+    """Attach `data` of the media type `kind` to `image`; `layout` keeps what is uploaded. Raises UserError."""
     empty, blob = layout.put(b"{}", EMPTY), layout.put(data, kind)
     for part in (empty, blob):
         registry.upload(layout.blob(part.digest), part)
