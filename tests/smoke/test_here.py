@@ -350,11 +350,11 @@ for other in (failed("RuntimeError: cannot reshape tensor of 0 elements"), lost,
             for rank in range(job.leg.world_size if job.distributed else 1):
                 verdicts.add(job, number, rank, (lost, other)[rank] if step.name == "load" else passed("right"), 0.0)
     [load] = [result for result in verdicts.finish("") if result.name == "load"]
-    said.append([load.detail[:26], load.diagnosis.partition(":")[0]])
+    said.append([load.detail.partition(":")[0], load.diagnosis.partition(":")[0]])
 print(json.dumps(said))
 """
 
 
 def test_a_rank_that_lost_its_peer_does_not_hide_the_cause(here: Here) -> None:
-    alone = ["rank 0: RuntimeError: [/py", "lost-peer"]
-    assert json.loads(here.inside("-c", LOST)) == [["rank 1: RuntimeError: cann", ""], alone, alone]
+    alone = ["rank 0", "lost-peer"]
+    assert json.loads(here.inside("-c", LOST)) == [["rank 1", ""], alone, alone]
