@@ -5,6 +5,7 @@ Beside each answer is what has to come of it, written down before it was tried.
 
 import gzip
 import hashlib
+import io
 import json
 import os
 import resource
@@ -206,7 +207,8 @@ def engine(got: Exchange, path: str, body: str) -> None:
     """Answer as an engine does, and `body` to a request for `path`."""
     answer = json.dumps({"ApiVersion": "1.45", "MinAPIVersion": "1.24"}) if "/version" in got.line else body
     assert "/version" in got.line or path in got.line
-    got.answer("200 OK", answer.encode())
+    # The server closes each connection; without a word of it, the client may use it again meanwhile.
+    got.answer("200 OK", answer.encode(), f"Content-Length: {len(answer.encode())}", "Connection: close")
 
 
 @pytest.mark.parametrize("kind", NO_IMAGES)
@@ -242,6 +244,108 @@ def test_an_answer_of_an_engine_without_end(monkeypatch: pytest.MonkeyPatch, rec
         monkeypatch.setenv("DOCKER_HOST", f"tcp://{server.host}")
         with pytest.raises(UserError, match=r"^tiny: cannot be inspected: the engine's answer has more than 1 MiB"):
             docker.inspect("tiny")
+
+
+HELD_UP = {
+    "a head without end": (b"HTTP/1.1 200 OK\r\n", b"A: b\r\n"),
+    "a body byte by byte": (b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n", b" "),
+    "chunks byte by byte": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
+}
+
+
+def drip(got: Exchange, kind: str) -> None:
+    """Send an answer so slowly that it does not end."""
+    begin, again = HELD_UP[kind]
+    got.send(begin)
+    got.repeat(again, 0.05)
+
+
+@pytest.mark.parametrize("kind", HELD_UP)
+def test_an_answer_of_an_engine_that_drips(kind: str, monkeypatch: pytest.MonkeyPatch, record_property: RECORD) -> None:
+    """Each byte comes in time, the answer does not."""
+    record_property("fault", "Docker")
+    monkeypatch.setattr(docker, "_QUERY_DEADLINE", 1.0)
+    with Hostile(lambda got: engine(got, "", "") if "/version" in got.line else drip(got, kind)) as server:
+        monkeypatch.setenv("DOCKER_HOST", f"tcp://{server.host}")
+        with pytest.raises(UserError, match=r"^tiny: cannot be inspected: the engine timed out after 1 s; try again$"):
+            docker.inspect("tiny")
+
+
+def saved(body: Callable[[Exchange], object], size: object, monkeypatch: pytest.MonkeyPatch, place: Path) -> str:
+    """Save an image from an engine that sends `body` for it, and return what is said of it."""
+
+    def serve(got: Exchange) -> None:
+        if got.line.split()[1].endswith("/get"):
+            body(got)
+        else:
+            engine(got, "/images/", json.dumps({"Id": "a", "Size": size}))
+
+    with Hostile(serve) as server:
+        monkeypatch.setenv("DOCKER_HOST", f"tcp://{server.host}")
+        with pytest.raises(UserError) as refused:
+            docker.save("tiny", place)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("head", ["", "Content-Length: 99999999999\r\n"])
+def test_an_image_of_an_engine_without_end(
+    head: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, record_property: RECORD
+) -> None:
+    record_property("fault", "Docker")
+    monkeypatch.setattr(docker, "_MORE", 1 << 20)
+
+    def endless(got: Exchange) -> None:
+        got.send(f"HTTP/1.1 200 OK\r\n{head}\r\n".encode())
+        got.repeat(bytes(1 << 16))
+
+    said = saved(endless, 100, monkeypatch, tmp_path / "image.tar")
+    assert said == "tiny: cannot be saved: expected at most 1048776 bytes, found more; remove that image"
+    assert (tmp_path / "image.tar").stat().st_size <= 1048776
+
+
+def test_an_image_of_an_engine_that_drips(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, record_property: RECORD) -> None:
+    record_property("fault", "Docker")
+    monkeypatch.setattr(docker, "_WINDOW", 1.0)
+    said = saved(lambda got: drip(got, "a body byte by byte"), 100, monkeypatch, tmp_path / "image.tar")
+    assert said == "tiny: cannot be saved: expected 10 MiB in 1 s, found fewer; try again"
+
+
+MESSAGES: dict[str, bytes] = {
+    "one without end": b'{"stream": "' + b"a" * 65000,
+    "many": b'{"stream": "a"}\n' * 4000,
+    "empty ones": b"\n" * 65000,
+    "brackets": b"[" * 65000,
+}
+
+
+@pytest.mark.parametrize("kind", MESSAGES)
+def test_messages_of_an_engine_without_end(kind: str, monkeypatch: pytest.MonkeyPatch, record_property: RECORD) -> None:
+    record_property("fault", "Docker")
+    monkeypatch.setattr(docker, "_MOST_MESSAGES", 1 << 20)
+
+    def serve(got: Exchange) -> None:
+        if "/version" in got.line:
+            engine(got, "", "")
+        else:
+            got.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+            got.repeat(b"%x\r\n%b\r\n" % (len(MESSAGES[kind]), MESSAGES[kind]))
+
+    with Hostile(serve) as server:
+        monkeypatch.setenv("DOCKER_HOST", f"tcp://{server.host}")
+        with pytest.raises(
+            UserError, match=r"^tiny cannot be loaded: (the engine's messages are longer than|expected an answer)"
+        ):
+            docker.load(io.BytesIO(b"image"), "tiny")
+
+
+@pytest.mark.parametrize("answer", ["[1]", "5", '"text"', "null", "{", DEEP, '{"error": "bad\\u001b[2J"}'])
+def test_messages_of_an_engine_that_are_none(answer: str, monkeypatch: pytest.MonkeyPatch, record_property: RECORD) -> None:
+    record_property("fault", "Docker")
+    with Hostile(lambda got: engine(got, "/images/load", answer)) as server:
+        monkeypatch.setenv("DOCKER_HOST", f"tcp://{server.host}")
+        with pytest.raises(UserError, match=r"^tiny cannot be loaded: ") as refused:
+            docker.load(io.BytesIO(b"image"), "tiny")
+    assert str(refused.value).isprintable()
 
 
 def test_frames_of_an_engine_come_in_pieces(record_property: RECORD) -> None:
