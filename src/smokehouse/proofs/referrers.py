@@ -17,8 +17,10 @@ from smokehouse.proofs.signing import BUNDLE, SignedStatement
 
 SBOM = "application/spdx+json"
 _MOST = 1000  # statements of an image; whoever may push can attach any number, and each is fetched and verified
+_MOST_BYTES = 64 << 20  # of all of them together, which are in memory at once; one has about 0.1 MB
 _CONTENT = "dev.sigstore.bundle.content"
 _PREDICATE_TYPE = "dev.sigstore.bundle.predicateType"
+_ANOTHER = "verify another copy of the image"
 
 
 def attach_sbom(registry: Registry, layout: Layout, image: Descriptor, sbom: bytes) -> None:
@@ -40,10 +42,10 @@ def fetch_statements(registry: Registry, digest: str, folder: Path) -> list[Sign
 
     Other statements are told by annotations, which nobody has signed; temporary files go to `folder`.
     """
-    statements = []
+    statements, size = [], 0
     listed = {entry.digest: entry for entry in registry.referrers(digest) if entry.artifact_type == BUNDLE}
     if len(listed) > _MOST:
-        raise UserError(f"{digest}: expected at most {_MOST} statements, found {len(listed)}; verify another copy of the image")
+        raise UserError(f"{digest}: expected at most {_MOST} statements, found {len(listed)}; {_ANOTHER}")
     for entry in listed.values():
         if not (found := registry.manifest(entry.digest)):
             continue
@@ -55,6 +57,8 @@ def fetch_statements(registry: Registry, digest: str, folder: Path) -> list[Sign
         if len(bundles) != 1 or bundles[0].size > MAX_DOCUMENT:
             limit = f"{MAX_DOCUMENT >> 20} MiB"
             raise UserError(f"{entry.digest}: expected one Sigstore bundle of at most {limit}, found none; do not trust it")
+        if (size := size + bundles[0].size) > _MOST_BYTES:
+            raise UserError(f"{digest}: expected at most {_MOST_BYTES >> 20} MiB of statements, found more; {_ANOTHER}")
         with TemporaryDirectory(dir=folder) as temporary:
             layout = Layout(Path(temporary))
             registry.fetch(tuple(bundles), layout)
