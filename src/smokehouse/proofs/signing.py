@@ -9,15 +9,14 @@ from base64 import b64decode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, Field, StringConstraints
+from pydantic import BaseModel, Field
 
 from smokehouse.errors import UserError, first_of
 from smokehouse.programs import cosign
 from smokehouse.programs.cosign import CosignError
 from smokehouse.storage import strict_json
-from smokehouse.storage.files import SHA256
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 BUNDLE = "application/vnd.dev.sigstore.bundle.v0.3+json"
@@ -78,17 +77,13 @@ class _Bundle(BaseModel, frozen=True):
     envelope: _Envelope = Field(alias="dsseEnvelope")
 
 
-class _Digest(BaseModel, frozen=True):
-    sha256: Annotated[str, StringConstraints(pattern=f"^{SHA256}$")]
-
-
 class _Subject(BaseModel, frozen=True):
-    digest: _Digest
+    digest: dict[str, str]
 
 
 class _Statement(BaseModel, frozen=True):
     type: Literal["https://in-toto.io/Statement/v1"] = Field(alias="_type")
-    subject: list[_Subject] = Field(min_length=1, max_length=1)
+    subject: list[_Subject] = Field(min_length=1)
     predicate_type: str = Field(alias="predicateType", pattern=r"^https?://[!-~]+$")
 
 
@@ -152,9 +147,10 @@ def open_signed(signed: SignedStatement, signer: Signer, digest: str) -> dict[st
         raise ForeignError(
             f"{digest}: its signed payload is not a test-result statement ({problem}); do not trust it"
         ) from None
-    subject = found.subject[0].digest.sha256
+    subjects = [subject.digest.get("sha256", "") for subject in found.subject]
+    subject = own if (own := digest.removeprefix("sha256:")) in subjects else subjects[0]
     _verify(signed.bundle, bundle, signer, digest, subject, found.predicate_type)
-    if f"sha256:{subject}" != digest:
+    if subject != own:
         raise ForeignError(f"{digest}: expected a statement of this image, found one of sha256:{subject}; do not trust it")
     return content
 
