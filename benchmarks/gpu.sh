@@ -47,7 +47,8 @@ start_folder=$PWD
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." || exit 2
 out=${out:-$PWD/build/gpu/$(date -u +%Y%m%dT%H%M%SZ)}
 [ -z "$(ls -A -- "$out" 2> /dev/null)" ] || refuse "$out: expected a new or empty folder, found files; give another --out"
-if [ "$device" = cuda ] && ! compgen -G "${SMOKEHOUSE_DEV:-/dev}/nvidia[0-9]*" > /dev/null; then
+# WSL2 has a device of its own.
+if [ "$device" = cuda ] && ! compgen -G "${SMOKEHOUSE_DEV:-/dev}/nvidia[0-9]*" > /dev/null && [ ! -e "${SMOKEHOUSE_DEV:-/dev}/dxg" ]; then
     refuse "no GPU: expected /dev/nvidia0, found none; start the container with --gpus all, or try the script with --cpu"
 fi
 if [ -z "$python" ] && ! command -v nox > /dev/null; then

@@ -7,8 +7,9 @@ import base64
 import csv
 import hashlib
 import json
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,28 +38,32 @@ class Distribution:
         """Whether its modules are imported from a source tree."""
         return self.origin.startswith("editable")
 
-    def edited(self, files: Sequence[str]) -> list[str]:
-        """Return those of `files`, as absolute paths, that differ from its RECORD. Raises OSError without a RECORD.
+    def edited(self, files: Collection[str]) -> tuple[list[str], int]:
+        """Return those of `files`, as absolute paths, that differ from its RECORD, and how many it does not list.
+
+        Raises OSError without a RECORD.
 
         See: https://packaging.python.org/en/latest/specifications/recording-installed-packages
         """
         wanted, changed, site = set(files), [], str(self.site)
-        for file, digest, *_ in csv.reader((self.info / "RECORD").read_text("utf-8").splitlines()):
-            path = f"{site}/{file}"
-            if path in wanted and digest.startswith("sha256=") and digest != f"sha256={_urlsafe_sha256(Path(path))}":
+        for row in csv.reader((self.info / "RECORD").read_text("utf-8", errors="replace").splitlines()):
+            if len(row) < 2 or (path := f"{site}/{row[0]}") not in wanted:  # a full disk may have cut it
+                continue
+            wanted.remove(path)
+            if row[1].startswith("sha256=") and row[1] != f"sha256={_urlsafe_sha256(Path(path))}":
                 changed.append(path)
-        return changed
+        return changed, len(wanted)
 
 
 @dataclass(frozen=True)
 class Installed:
     """All distributions that imports can find: of several with one name the first, as Python does.
 
-    `problems` leave open what is imported, `notes` are for people to know.
+    `problems`, by name, leave open what is imported, `notes` are for people to know.
     """
 
     distributions: dict[str, Distribution] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
+    problems: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -79,8 +84,11 @@ def find(folders: Sequence[str] | None = None) -> Installed:
             if not (found := _read(info)):
                 installed.notes.append(f"{info}: expected a name and a version, found an invalid one")
             elif first := here.get(found.name):
-                installed.problems.append(f"{found.name} is installed twice in {folder} ({first.version} and {found.version})")
+                twice = f"{found.name} is installed twice in {folder} ({first.version} and {found.version})"
+                installed.problems[found.name] = twice
             elif first := installed.distributions.get(found.name):
+                if first.editable and first.version == found.version:
+                    continue  # the source tree that it is
                 installed.notes.append(
                     f"{found.name} {found.version} in {folder} is shadowed by {first.version} in {first.site}"
                 )
@@ -104,17 +112,38 @@ def _entries(folder: Path) -> list[Path]:
 
 def _read(info: Path) -> Distribution | None:
     stem, _, number = info.stem.partition("-")
+    tree = _source_tree(info)
+    # In a source tree, setuptools names the folder without a version.
+    text = number.partition("-")[0] or _version_in(Path(tree, f"{stem}.egg-info") if tree else info)
     try:
-        version = Version(number.partition("-")[0] or "0")
+        version = Version(text)
     except InvalidVersion:
         return None
-    return Distribution(canonicalize_name(stem), version, info, _origin(info))
+    return Distribution(canonicalize_name(stem), version, info, f"editable, from {tree}" if tree else _origin(info))
+
+
+def _source_tree(info: Path) -> str:
+    """Return the folder that an .egg-link refers to; empty for all others, and for one that refers to none."""
+    if info.suffix != ".egg-link":
+        return ""
+    try:
+        return info.read_text(errors="replace").partition("\n")[0].strip()
+    except OSError:
+        return ""
+
+
+def _version_in(info: Path) -> str:
+    """Return the version that the metadata in a folder has; empty where there is none."""
+    try:
+        text = (info / "PKG-INFO").read_text("utf-8", errors="replace")
+    except OSError:
+        return ""
+    found = re.search(r"^Version:[ \t]*(\S+)", text.partition("\n\n")[0], re.MULTILINE)
+    return found[1] if found else ""
 
 
 def _origin(info: Path) -> str:
     """Return what a distribution was installed from, where that was no index. See: PEP 610."""
-    if info.suffix == ".egg-link":
-        return f"editable, from {info.read_text().splitlines()[0] if info.is_file() else info}"
     try:
         direct = json.loads((info / "direct_url.json").read_text("utf-8"))
         url, installer = str(direct["url"]), info / "INSTALLER"

@@ -35,18 +35,22 @@ def complete(options: Options) -> Options:
     """
     if options.lock is not None:
         return _of_lock(options, options.lock)
-    missing = [name for name in REQUIRED if not _is_installed(name)]
-    if missing:
+    found = {name: _installed_version(name) for name in REQUIRED}
+    if missing := [name for name, version in found.items() if version is None]:
         raise InputError(
             f"{sys.prefix}: expected {', '.join(REQUIRED)}, found no {', '.join(missing)}; install them there, or give another "
             "environment with --python or --prefix"
+        )
+    if unreadable := [name for name, version in found.items() if not version]:
+        raise InputError(
+            f"{sys.prefix}: expected a version in the metadata of {', '.join(unreadable)}, found none; reinstall it"
         )
     from packaging.version import InvalidVersion, Version
 
     from smoke_tests import measured
 
     try:
-        versions = {name: Version(importlib.metadata.version(name)) for name in measured.RANGES}
+        versions = {name: Version(found[name] or "") for name in measured.RANGES}
     except InvalidVersion as error:
         raise InputError(f"{sys.prefix}: invalid metadata: {error}; reinstall that package") from error
     if versions["torch"].release < TORCH:
@@ -70,8 +74,11 @@ def _of_lock(options: Options, lock: Path) -> Options:
     return replace(options, stack=options.stack | {"expectations": expectations})
 
 
-def _is_installed(name: str) -> bool:
+def _installed_version(name: str) -> str | None:
+    """Return the version of a distribution, None where it is not installed, empty where its metadata says none."""
     try:
-        return bool(importlib.metadata.version(name))
+        return importlib.metadata.version(name) or ""
     except importlib.metadata.PackageNotFoundError:
-        return False
+        return None
+    except (KeyError, OSError, ValueError):  # no such line, or a file that is no text
+        return ""

@@ -20,7 +20,7 @@ from typing import Any
 from smoke_tests import families, legs, needs, variables
 from smoke_tests import options as options_module
 from smoke_tests.legs import Leg
-from smoke_tests.machine import Situation, Visible, cgroup, evidence, findings, visible_gpus
+from smoke_tests.machine import Situation, Visible, cgroup, evidence, findings, software, visible_gpus
 from smoke_tests.options import InputError, Options
 from smoke_tests.outcome import one_line
 from smoke_tests.ranks import transport
@@ -145,6 +145,7 @@ def check(options: Options, work: Path) -> Resources:
     family = families.get(options.stack["model"]["family"])
     source = _source(options.checkpoint, family)
     chosen = legs.choose(device, gpus, options.backend, options.processes)
+    chosen = _without_sharing(chosen, visible)
     if options.nodes > 1:
         chosen = (chosen[0].over(options.nodes),)  # over nodes NCCL has several ranks, also with one GPU on each
     parameters = inspect_checkpoint(source).elements if source else family.synthetic_parameters
@@ -158,6 +159,19 @@ def check(options: Options, work: Path) -> Resources:
         fix = f"pin a {family.package} that has it, or fix its module"
         raise InputError(f"model family {family.name}: {error}; {fix}") from error
     return Resources(device, chosen, options.timeout or needs.deadline(parameters), source)
+
+
+def _without_sharing(chosen: tuple[Leg, ...], visible: Visible) -> tuple[Leg, ...]:
+    """Return the legs without those whose ranks would share a GPU that one process alone may use. Raises InputError."""
+    exclusive = next((gpu for gpu in visible.gpus if gpu.exclusive), None)
+    possible = tuple(leg for leg in chosen if not (exclusive and 0 < leg.gpus < leg.world_size))
+    if exclusive and possible != chosen:
+        what = f"{exclusive.where}: compute mode is exclusive, so ranks cannot share it"
+        fix = "have an administrator run nvidia-smi -c DEFAULT"
+        if not possible:
+            raise InputError(f"{what}; {fix}, give --backend nccl, or give --device cpu")
+        print(f"smoke: warning: {what}: one rank alone runs, which partitions nothing; {fix}", flush=True)
+    return possible
 
 
 @contextlib.contextmanager
@@ -178,6 +192,8 @@ def check_machine(options: Options, device: str, visible: Visible | None = None)
     wanted = "cpu" if device == "cpu" and options.device == "auto" and visible.gpus else options.device
     ranks = options.processes if device == "cuda" else None
     found = findings(Situation(wanted, ranks, training=False), visible)
+    if wanted != options.device:  # GPUs, which torch cannot use, so that nothing of them matters
+        found = [*software.built_for(software.installed(), len(visible.gpus), required=False), *found]
     for finding in found:
         if finding.level == "warn":
             print(f"smoke: warning: {finding}", flush=True)
@@ -216,10 +232,10 @@ def _check_memory(chosen: Sequence[Leg], stages: tuple[int, ...], parameters: in
     for leg in chosen:
         needed = needs.needs(parameters, leg, stages)
         for gpu in visible.gpus[: leg.gpus // leg.nodes]:
-            if gpu.card and not gpu.card.mig and gpu.card.free < needed.device:
+            if gpu.free < needed.device:
                 raise InputError(
                     f"{gpu.where}: {needed.device_phase} requires about {_gib(needed.device)}, found "
-                    f"{_gib(gpu.card.free)} free; use more or larger GPUs, {'--zero 3, ' if 2 in stages else ''}"
+                    f"{_gib(gpu.free)} free; use more or larger GPUs, {'--zero 3, ' if 2 in stages else ''}"
                     "or a smaller checkpoint"
                 )
         if available < needed.host:

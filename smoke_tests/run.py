@@ -58,6 +58,7 @@ def smoke(options: Options, began: float) -> int:
             precision,
             lambda result: print(report.line(result, colour=colour), flush=True),
             observe=bool(options.beyond),
+            logs=options.report / "logs",
         )
         fatal = _supervise(options, resources, Workspace(work), jobs, verdicts, gathered)
         results = verdicts.finish(f"not reached: {fatal or 'an earlier step of its job failed'}")
@@ -124,7 +125,7 @@ def _proven(digests: dict[str, str] | None) -> dict[str, Any]:
         found = [{"name": one.name, "version": str(one.version), "by": one.by} for one in additions.find().values()]
         return {"lock": digests, **({"added": found} if found else {})}
     installed = distributions.find()
-    notes = [*installed.problems, *installed.notes]
+    notes = [*installed.problems.values(), *installed.notes]
     return {"lock": None, "installed": {"prefix": sys.prefix, "packages": installed.versions, "notes": notes}}
 
 

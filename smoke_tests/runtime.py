@@ -128,12 +128,13 @@ def trust_own_checkpoints() -> None:
     torch.serialization.add_safe_globals([LossScaler, DynamicLossScaler, ZeroStageEnum, enum, fragment_address])
 
 
-def choose_gpu() -> None:
-    """Set this rank's GPU, by its number among the machine's ranks; ranks share GPUs where there are fewer GPUs than ranks.
+def choose_gpu(gpus: int) -> None:
+    """Set this rank's GPU, one of the first `gpus`, by its number among the machine's ranks; ranks share where there are fewer.
 
-    DeepSpeed and `zero.Init` take LOCAL_RANK for the number of the GPU, so it has to be one. Initialises CUDA.
+    DeepSpeed and `zero.Init` take LOCAL_RANK for the number of the GPU, so it has to be one. Initialises CUDA. What torch
+    counts may be more: with MIG it counts cards, of which CUDA gives a program one slice.
     """
-    local = int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count()
+    local = int(os.environ["LOCAL_RANK"]) % gpus
     os.environ["LOCAL_RANK"] = str(local)
     torch.cuda.set_device(local)
 

@@ -1,7 +1,9 @@
 """From the ranks' outcomes to verdicts: when a check is complete, how it is judged, and what a run could not show."""
 
+import contextlib
 import importlib.metadata
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from smoke_tests import deferred, expected, report
@@ -11,7 +13,7 @@ from smoke_tests.outcome import Outcome, failed, observed, one_line
 from smoke_tests.plan import Job, Plan, Step
 from smoke_tests.report import RankVerdict, Result
 from smoke_tests.selection import EXTRA, ON_GPUS
-from smokehouse_loader import explain
+from smokehouse_loader.diagnosis import explain, read_log
 
 
 def _banner() -> str:
@@ -23,13 +25,22 @@ class Verdicts:
     """The verdicts of a run so far. `on_result(result)` is called for each check that the ranks complete."""
 
     def __init__(
-        self, jobs: list[Job], plan: Plan, precision: str, on_result: Callable[[Result], None], *, observe: bool = False
+        self,
+        jobs: list[Job],
+        plan: Plan,
+        precision: str,
+        on_result: Callable[[Result], None],
+        *,
+        observe: bool = False,
+        logs: Path | None = None,
     ) -> None:
         """Expect what `jobs`, the chosen part of `plan`, have; the main runs have this `precision` (fp32 or bf16).
 
         With `observe`, this stack has versions that nothing was measured with: what depends on them is observed, not judged.
+        `logs` is the folder of the ranks' logs, whose tracebacks say more than the line that a rank reports.
         """
         self._observe = observe
+        self._logs = logs
         self._jobs = jobs
         self._plan = plan
         self._several_legs = len({job.leg for job in plan.jobs}) > 1
@@ -170,7 +181,18 @@ class Verdicts:
         known = [step.failure for step in steps if step.failure]
         details = dict.fromkeys(rank.detail for rank in ranks)
         known += [found.failure for found in explain("\n".join([_banner(), *details]))]
+        if not known:
+            known += [found.failure for found in explain(f"{_banner()}\n{self._log(self._job_of.get(key, ''), ranks)}")]
         return f"{known[0].name}: {known[0].cause} Fix: {known[0].cure}." if known else ""
+
+    def _log(self, job: str, ranks: list[RankVerdict]) -> str:
+        """Return the log of the first rank that ended with an exception and has one on this node; empty without one."""
+        for rank in ranks:
+            log = (self._logs or Path()) / job / f"rank{rank.rank}.log"
+            if f"(log: {log})" in rank.detail and log.is_file() and not log.is_symlink():
+                with contextlib.suppress(OSError):
+                    return read_log(log)
+        return ""
 
     def failed_jobs(self) -> list[str]:
         """Return the names of the jobs in which a check failed, so that their logs are of interest."""

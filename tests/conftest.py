@@ -25,7 +25,10 @@ def pytest_configure() -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print how many faults were injected, by kind, and how many of them ended right."""
+    """Print how many faults were injected, by kind, and how many of them ended right; then why tests failed, each reason once.
+
+    Of a long output CI keeps the end, where pytest itself has 80 columns of each reason.
+    """
     injected, right = Counter[str](), Counter[str]()
     for outcome in ("passed", "failed"):
         for report in terminalreporter.stats.get(outcome, []):
@@ -38,6 +41,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for kind in sorted(injected):
             terminalreporter.write_line(f"{kind}: {right[kind]} of {injected[kind]} ended right")
         terminalreporter.write_line(f"all: {right.total()} of {injected.total()} ended right")
+    reports = [report for outcome in ("failed", "error") for report in terminalreporter.stats.get(outcome, [])]
+    crashes = [crash for report in reports if (crash := getattr(report.longrepr, "reprcrash", None))]
+    reasons = {crash.message: f"{crash.path}:{crash.lineno}" for crash in crashes}
+    if reasons:
+        terminalreporter.section("reasons")
+    for message, place in [*reasons.items()][:5]:
+        terminalreporter.write_line(f"{place}: {message[-2000:]}")
 
 
 @pytest.fixture(scope="session")

@@ -50,8 +50,8 @@ def _unlike_plain(context: RankContext, state: TrainingState, plain: Any, losses
     if not training.off_by(expected, losses) <= training.PARITY[context.dtype]:
         problems.append(f"losses: expected {training.numbers(expected)} (single process), found {training.numbers(losses)}")
     off = training.worst(training.unlike(watch.gradients, found))
-    if not off <= training.GRADIENTS[context.dtype]:
-        problems.append(f"gradients: off by {off:.2g} of those of a single process")
+    if not off <= (allowed := training.GRADIENTS[context.dtype]):
+        problems.append(f"gradients: off by {off:.2g} of those of a single process, at most {allowed:g} allowed")
     return problems
 
 
@@ -138,7 +138,8 @@ def _merge_problems(
         if not largest > 0:
             problems.append(f"the adapter adds nothing to {name}")
         elif not off <= MERGE_TOLERANCE * largest:
-            problems.append(f"merged {name} is off by {off / largest:.2g} of what the adapter adds")
+            found = f"{off / largest:.2g} of what the adapter adds, at most {MERGE_TOLERANCE:g} allowed"
+            problems.append(f"merged {name} is off by {found}")
     return problems
 
 

@@ -79,6 +79,7 @@ def attention(context: RankContext, _: TrainingState) -> Outcome:
                 problems.append(f"{name}: loss{how}: expected {loss:.6g} (eager), found {losses[how]:.6g}")
         for parameter, gradient in gradients.items():
             off = (gradient - expected[parameter]).abs().max().item() / max(expected[parameter].abs().max().item(), 1e-12)
-            if not off <= GRADIENT_TOLERANCE[context.dtype]:
-                problems.append(f"{name}: the gradient of {parameter} is off by {off:.2g} of its largest element")
+            if not off <= (allowed := GRADIENT_TOLERANCE[context.dtype]):
+                found = f"{off:.2g} of its largest element, at most {allowed:g} allowed"
+                problems.append(f"{name}: the gradient of {parameter} is off by {found}")
     return judged(problems, f"{', '.join(said)} of eager")

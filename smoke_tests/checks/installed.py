@@ -1,5 +1,6 @@
 """What is imported is what is installed, unedited; and that is exactly what the lock specifies, where there is one."""
 
+import csv
 import os
 import re
 import sys
@@ -59,9 +60,12 @@ def versions(context: RankContext, _: TrainingState) -> Outcome:
     if context.lock is None:
         installed = distributions.find()
         problems, notes = _imported(installed)
+        # Of a package that no check imports, it is for people to know.
+        twice = [text for name, text in installed.problems.items() if name in MODULES]
+        notes += [text for text in installed.problems.values() if text not in twice]
         more = "".join(f"; {note}" for note in [*installed.notes, *notes])
         detail = f"{len(installed.distributions)} packages by their own metadata, no lock{more}"
-        return judged(wrong + installed.problems + problems, detail, versions=found, backend=asked)
+        return judged(wrong + twice + problems, detail, versions=found, backend=asked)
     locked, added = read_lock(context.lock), additions.find()
     installed = distributions.find([sysconfig.get_path(kind) for kind in ("purelib", "platlib")])
     problems = wrong + _unlike_lock(locked, installed, added) + _imported(installed)[0] + _loader(installed)
@@ -77,7 +81,7 @@ def _unlike_lock(locked: dict[str, Version], installed: Installed, added: Mappin
     extra = {name: one.version for name, one in added.items() if name not in locked}
     locked = locked | extra
     present = {name: found.version for name, found in installed.distributions.items() if name != _LOADER}
-    problems = [*installed.problems]
+    problems = [*installed.problems.values()]
     for name, found in installed.distributions.items():
         if found.origin and name not in extra:
             problems.append(f"{name} was installed from a path or a URL, not from the lock")
@@ -114,9 +118,12 @@ def _imported(installed: Installed) -> tuple[list[str], list[str]]:
         try:
             folder = f"{place.parent}/"
             own = [file for file in real if file.startswith(folder)]
-            problems += [f"{file} was edited after it was installed" for file in distribution.edited(own)]
-        except OSError:
-            notes.append(f"{name} has no RECORD, so its files cannot be verified")
+            edited, unlisted = distribution.edited(own)
+            problems += [f"{file} was edited after it was installed" for file in edited]
+            if unlisted:
+                notes.append(f"RECORD of {name} lacks {unlisted} of {len(own)} imported files, which cannot be verified")
+        except (OSError, csv.Error):
+            notes.append(f"{name} has no readable RECORD, so its files cannot be verified")
     return problems, notes
 
 
@@ -144,8 +151,8 @@ def _loader(installed: Installed) -> list[str]:
     if place.parent != distribution.site:  # smoke_tests prefers that of the checkout where the installed one differs
         return [f"{_LOADER}: expected the same files in {distribution.site} as in {place}, found others; {again}"]
     try:
-        edited = distribution.edited([str(file) for file in place.glob("*.*")])
-    except OSError:
+        edited, _ = distribution.edited([str(file) for file in place.glob("*.*")])
+    except (OSError, csv.Error):
         return [f"{_LOADER}: expected a RECORD in {distribution.info}, found none; {again}"]
     return [f"{file} was edited after it was installed" for file in edited]
 

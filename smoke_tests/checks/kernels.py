@@ -180,7 +180,8 @@ def kernels(context: RankContext, _: TrainingState) -> Outcome:
         off |= {what: _off(wanted[what], got, floor) for what, got in _gradients(_parts(context, model)[part], found, expected)}
         worst = max(off, key=off.__getitem__)
         if not off[worst] <= TOLERANCE[part]:
-            problems.append(f"{part}: {worst} is off by {off[worst]:.2g} of its largest element")
+            limit = f"at most {TOLERANCE[part]:g} allowed"
+            problems.append(f"{part}: {worst} is off by {off[worst]:.2g} of its largest element, {limit}")
         numbers[part] = {
             "off": off[worst],
             "seconds": sum(found.seconds[name] for name, _ in layers),

@@ -136,6 +136,6 @@ def liger(context: RankContext, state: TrainingState) -> Outcome:
         problems.append(f"loss: expected {expected_loss:.6g} (transformers), found {loss:.6g} (liger)")
     for name in expected.keys() & found.keys():
         off = (found[name] - expected[name]).abs().max().item() / max(expected[name].abs().max().item(), 1e-12)
-        if not off <= GRADIENT_TOLERANCE[context.dtype]:
-            problems.append(f"the gradient of {name} is off by {off:.2g} of its largest element")
+        if not off <= (allowed := GRADIENT_TOLERANCE[context.dtype]):
+            problems.append(f"the gradient of {name} is off by {off:.2g} of its largest element, at most {allowed:g} allowed")
     return judged(problems, f"loss within {error:.1g} of transformers' with liger's {', '.join(sorted(replaced))}")

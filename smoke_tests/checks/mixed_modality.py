@@ -38,8 +38,8 @@ def gradient_problems(reference: dict[str, torch.Tensor], found: dict[str, torch
             problems.append(f"{name} got no gradient")
             continue
         error = (found[name] - expected).abs().max().item() / max(largest[name], floor)
-        if not error <= GRADIENT_TOLERANCE[dtype]:
-            problems.append(f"the gradient of {name} is off by {error:.2g} of its largest element")
+        if not error <= (allowed := GRADIENT_TOLERANCE[dtype]):
+            problems.append(f"the gradient of {name} is off by {error:.2g} of its largest element, at most {allowed:g} allowed")
     return problems
 
 

@@ -157,7 +157,8 @@ def _op_problems() -> list[str]:
     _steps(DeepSpeedCPUAdam([found], adamw_mode=True, **settings), found)
     _steps(torch.optim.AdamW([expected], **settings), expected)
     worst = (found - expected).abs().max().item()
-    return [] if worst <= TOLERANCE else [f"after {STEPS} steps a weight is off by {worst:.2g} from torch's AdamW"]
+    wrong = f"after {STEPS} steps a weight is off by {worst:.2g} from torch's AdamW, at most {TOLERANCE:g} allowed"
+    return [] if worst <= TOLERANCE else [wrong]
 
 
 def offload(context: RankContext, state: TrainingState) -> Outcome:

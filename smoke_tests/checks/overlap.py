@@ -48,6 +48,7 @@ def overlap_comm(context: RankContext, state: TrainingState) -> Outcome:
             continue
         off = (found[name] - gradient).abs().max().item() / max(gradient.abs().max().item(), 1e-12)
         worst = max(worst, off)
-        if not off <= TOLERANCE[context.dtype]:
-            problems.append(f"with overlap_comm the gradient of {name} is off by {off:.2g} of its largest element")
+        if not off <= (allowed := TOLERANCE[context.dtype]):
+            said = f"with overlap_comm the gradient of {name} is off by {off:.2g} of its largest element"
+            problems.append(f"{said}, at most {allowed:g} allowed")
     return judged(problems, f"{len(expected)} gradients within {worst:.1g} of those without overlap_comm", off=worst)

@@ -15,6 +15,19 @@ from smoke_tests.machine.software import numbers
 _OLDEST = Path(__file__).with_name("drivers.json")
 # Compute capability of the Blackwell generation, and the first driver that knows it.
 _BLACKWELL, _BLACKWELL_DRIVER = 10, "570.26"
+# CUresult of cuInit -> what it means, and what to do. See: CUDA driver API, CUresult.
+_STUB = 34
+_START = {
+    _STUB: ("libcuda.so.1 is the stub of a CUDA toolkit", "take its folder (…/lib64/stubs) off LD_LIBRARY_PATH"),
+    802: ("the system is not yet initialised", "start nvidia-fabricmanager, of the driver's version: NVSwitch requires it"),
+    803: ("library and kernel module are of different drivers", "reboot, or start the container again"),
+    804: (
+        "the GPU does not support forward compatibility",
+        "take the package cuda-compat off LD_LIBRARY_PATH, and update the driver",
+    ),
+    gpus.UNKNOWN: ("unknown error", "see dmesg; load nvidia-uvm again (modprobe), or reboot"),
+    gpus.NO_ANSWER: ("no answer", "see dmesg for Xid errors; reset the GPU (nvidia-smi -r), or reboot"),
+}
 _WSL = "/usr/lib/wsl/lib"
 _COMPAT = "https://docs.nvidia.com/deploy/cuda-compatibility/"
 
@@ -67,12 +80,16 @@ def check(cuda: tuple[int, int] | None, what: str, visible: Visible, *, required
         yield _unreachable(version, places, managed=managed, required=required, container=container)
         return
     yield from _devices(places, version)
-    if not visible.gpus:
+    if problem := _START.get(visible.error):
+        what, fix = problem
+        code = f" (error {visible.error})" if visible.error > 0 else ""
+        yield Finding("fail" if required else "warn", f"CUDA does not start: {what}{code}", "NVIDIA driver", fix)
+    elif not visible.gpus:
         fix = "check nvidia-smi and CUDA_VISIBLE_DEVICES"
         chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
         by = "" if chosen is None else f" with CUDA_VISIBLE_DEVICES={chosen[:80]!r}"
         yield Finding("fail" if required else "warn", f"driver {version or 'found'}, but no GPU is visible{by}", "GPUs", fix)
-    if cuda:
+    if cuda and visible.error != _STUB:
         yield _age(version, supported, cuda, what)
     newest = max((gpu.capability[0] for gpu in visible.gpus), default=0)
     if newest >= _BLACKWELL and version and numbers(version) < numbers(_BLACKWELL_DRIVER):

@@ -20,34 +20,54 @@ NEWEST, OLDEST = "qwen2.5-vl-latest", "qwen2.5-vl"
 _VOLTA = (7, 0)  # the first that NEWEST has kernels for
 _PROBE_DEADLINE = 60.0  # seconds
 _EXCLUSIVE, _PROHIBITED = 3, 2
+# CUresult of cuda.h, and a number of our own.
+NO_DEVICE, UNKNOWN, NO_ANSWER = 100, 999, -1
 
-# In a process of its own, because it starts CUDA.
+# In a process of its own, because it starts CUDA. NVML has a GPU's own UUID, which the first version of the function gives; the
+# second one would give that of a MIG slice.
 _PROBE = """
 import ctypes, json
 cuda = ctypes.CDLL("libcuda.so.1")
 found, count = [], ctypes.c_int()
-if cuda.cuInit(0) == 0 and cuda.cuDeviceGetCount(ctypes.byref(count)) == 0:
-    for number in range(count.value):
-        device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
-        cuda.cuDeviceGet(ctypes.byref(device), number)
-        cuda.cuDeviceGetAttribute(ctypes.byref(major), 75, device)
-        cuda.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
-        found.append([major.value, minor.value])
-print(json.dumps(found))
+code = cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count))
+for number in range(count.value):
+    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    size, uuid = ctypes.c_size_t(), ctypes.create_string_buffer(16)
+    cuda.cuDeviceGet(ctypes.byref(device), number)
+    cuda.cuDeviceGetAttribute(ctypes.byref(major), 75, device)
+    cuda.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
+    cuda.cuDeviceTotalMem_v2(ctypes.byref(size), device)
+    cuda.cuDeviceGetUuid(uuid, device)
+    found.append([major.value, minor.value, size.value, uuid.raw.hex()])
+print(json.dumps([code, found]))
 """
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU that CUDA gives to a program, or a MIG slice of one; `card` is what NVML says of it, None where it does not."""
+    """A GPU that CUDA gives to a program, or a MIG slice of one; `card` is what NVML says of it, None where it does not.
+
+    `total` are the bytes of memory that CUDA gives: of a slice, those of the slice.
+    """
 
     capability: tuple[int, int]
     card: Card | None = None
+    total: int = 0
 
     @property
     def where(self) -> str:
         """What messages call it."""
         return f"GPU {self.card.index} ({self.card.name})" if self.card else "GPU"
+
+    @property
+    def free(self) -> int:
+        """Bytes that a program may have: what NVML says is free or, of a MIG slice and without NVML, all that there is."""
+        return self.card.free if self.card and not self.card.mig else self.total
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether one process alone may use it at a time."""
+        return self.card is not None and self.card.compute_mode == _EXCLUSIVE
 
     @property
     def architecture(self) -> str:
@@ -57,58 +77,48 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Visible:
-    """The GPUs that a program sees; `problem` says why CUDA, in a process of its own, was asked for them and not NVML."""
+    """The GPUs that a program sees; `problem` says why NVML does not know them, `error` is CUDA's code if it does not start."""
 
     gpus: tuple[Gpu, ...]
     problem: str = ""
     mig: bool = False
+    error: int = 0
 
 
 def visible_gpus() -> Visible:
-    """Return the GPUs that a program sees, by NVML and CUDA_VISIBLE_DEVICES, or by CUDA itself in another process.
+    """Return the GPUs that a program sees, in its order: CUDA itself says so, in another process, and NVML what they are.
 
-    Those are none where there is no libcuda, as in a container that was started with NVML's library alone.
+    CUDA_VISIBLE_DEVICES counts in an order of CUDA's own, the fastest first, unless CUDA_DEVICE_ORDER is PCI_BUS_ID. There are
+    none where there is no libcuda, as in a container that was started with NVML's library alone.
     """
     if driver_cuda() is None:
         return Visible(())
+    error, found = _asked_from_cuda()
     try:
-        cards = nvml.read().cards
-    except NvmlError as error:
-        return Visible(_asked_from_cuda(), str(error))
-    chosen = _chosen(cards, os.environ.get("CUDA_VISIBLE_DEVICES"))
-    if chosen is None or any(card.mig for card in chosen):
-        # With MIG, CUDA gives a program one slice, however many NVML counts.
-        gpus = tuple(Gpu(gpu.capability, chosen[0] if chosen else None) for gpu in _asked_from_cuda())
-        return Visible(gpus, mig=True)
-    return Visible(tuple(Gpu(card.capability, card) for card in chosen))
+        cards, problem = {card.uuid: card for card in nvml.read().cards}, ""
+    except NvmlError as said:
+        cards, problem = {}, str(said)
+    gpus = tuple(Gpu((major, minor), cards.get(_uuid(digits)), total) for major, minor, total, digits in found)
+    slices = os.environ.get("CUDA_VISIBLE_DEVICES", "").startswith("MIG-")
+    return Visible(gpus, problem, slices or any(gpu.card.mig for gpu in gpus if gpu.card), error)
 
 
-def _chosen(cards: Sequence[Card], variable: str | None) -> list[Card] | None:
-    """Return the cards that CUDA_VISIBLE_DEVICES specifies, up to the first that is not found; None for slices of MIG.
-
-    See: CUDA C++ Programming Guide, environment variables.
-    """
-    if variable is None:
-        return list(cards)
-    found: list[Card] = []
-    for name in (part.strip() for part in variable.split(",")):
-        if name.startswith("MIG-"):
-            return None
-        number = int(name) if name.isdecimal() else -1
-        matching = [card for card in cards if card.index == number or (name.startswith("GPU-") and card.uuid.startswith(name))]
-        if len(matching) != 1 or matching[0] in found:
-            break
-        found += matching
-    return found
+def _uuid(digits: str) -> str:
+    """Return a UUID of hexadecimal digits as NVML writes it."""
+    return "GPU-" + "-".join([digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]])
 
 
-def _asked_from_cuda() -> tuple[Gpu, ...]:
+def _asked_from_cuda() -> tuple[int, list[tuple[int, int, int, str]]]:
+    """Return CUDA's error code, and of each GPU major and minor capability, bytes of memory, and the UUID's digits."""
     try:
         command = [sys.executable, "-I", "-c", _PROBE]
         ended = subprocess.run(command, capture_output=True, text=True, timeout=_PROBE_DEADLINE)
-        return tuple(Gpu((major, minor)) for major, minor in json.loads(ended.stdout))
-    except (OSError, ValueError, subprocess.TimeoutExpired):
-        return ()
+        code, found = json.loads(ended.stdout)
+        return code, [(major, minor, total, digits) for major, minor, total, digits in found]
+    except subprocess.TimeoutExpired:
+        return NO_ANSWER, []
+    except (OSError, ValueError):
+        return UNKNOWN, []
 
 
 def driver_cuda() -> tuple[int, int] | None:
@@ -160,13 +170,14 @@ def check(visible: Visible, ranks: int | None) -> Iterator[Finding]:
         yield Finding("fail" if (ranks or 1) > 1 else "warn", what, gpus[0].where if gpus and gpus[0].card else "MIG", fix)
     for gpu in gpus:
         if gpu.card:
-            yield from _card(gpu.where, gpu.card, shared=(ranks or 1) > len(gpus))
+            yield from _card(gpu, gpu.card, shared=(ranks or 1) > len(gpus))
     if gpus:
         names = sorted({f"{gpu.card.name} ({gpu.architecture})" if gpu.card else gpu.architecture for gpu in gpus})
         yield ok("GPUs", f"{len(gpus)} visible: {', '.join(names)}")
 
 
-def _card(where: str, card: Card, *, shared: bool) -> Iterator[Finding]:
+def _card(gpu: Gpu, card: Card, *, shared: bool) -> Iterator[Finding]:
+    where, free, total = gpu.where, gpu.free, gpu.total if card.mig else card.total
     if card.compute_mode == _PROHIBITED:
         fix = f"have an administrator run nvidia-smi -i {card.index} -c DEFAULT"
         yield Finding("fail", "compute mode is prohibited, so no program can use it", where, fix)
@@ -175,13 +186,13 @@ def _card(where: str, card: Card, *, shared: bool) -> Iterator[Finding]:
         fix = f"end them, or have an administrator run nvidia-smi -i {card.index} -c DEFAULT"
         yield Finding("fail", f"compute mode is exclusive and {why}", where, fix)
         return
-    if card.free < NEEDED and not card.mig:
-        fix = "end what uses it, or choose others with CUDA_VISIBLE_DEVICES"
-        yield Finding("fail", f"{card.free >> 20} MiB of {card.total >> 20} MiB free, a rank needs {NEEDED >> 20}", where, fix)
+    if free < NEEDED:
+        fix = "use a larger slice" if card.mig else "end what uses it, or choose others with CUDA_VISIBLE_DEVICES"
+        yield Finding("fail", f"{free >> 20} MiB of {total >> 20} MiB free, a rank needs {NEEDED >> 20}", where, fix)
     elif card.processes:
         yield Finding(
             "warn",
-            f"in use by {card.processes} processes, {card.free >> 20} MiB of {card.total >> 20} MiB free",
+            f"in use by {card.processes} processes, {free >> 20} MiB of {total >> 20} MiB free",
             where,
             "times are not comparable; choose others with CUDA_VISIBLE_DEVICES",
         )

@@ -41,25 +41,27 @@ _DRAIN = "take the machine out of service, reset the GPU (nvidia-smi -r) or rebo
 
 def check(gpus: Sequence[Gpu]) -> Iterator[Finding]:
     """Yield what is wrong with these GPUs by NVML, and by the kernel's log where it can be read."""
-    known = [gpu for gpu in gpus if gpu.card]
-    findings = [finding for gpu in known for finding in _of_gpu(gpu)]
+    known = {gpu.where: health for gpu in gpus if (health := _of_gpu(gpu))}
+    most = max((health.nvlinks[0] for health in known.values() if health.nvlinks), default=0)
+    findings = [finding for where, health in known.items() for finding in judge(where, health, most)]
     yield from findings
     yield from _xids()
     if known and not findings:
         yield ok("GPU health", "no uncorrected memory error, no pending reset, all links active")
 
 
-def _of_gpu(gpu: Gpu) -> Iterator[Finding]:
+def _of_gpu(gpu: Gpu) -> Health | None:
     try:
-        health = nvml.health_of(gpu.card.uuid) if gpu.card else None
+        return nvml.health_of(gpu.card.uuid) if gpu.card else None
     except NvmlError:  # a card that went away, or a driver that does not say
-        return
-    if health:
-        yield from judge(gpu.where, health)
+        return None
 
 
-def judge(where: str, health: Health) -> Iterator[Finding]:
-    """Yield what follows from the `health` of the GPU that messages call `where`."""
+def judge(where: str, health: Health, most: int) -> Iterator[Finding]:
+    """Yield what follows from the `health` of the GPU that messages call `where`; `most` NVLinks are active on one beside it.
+
+    Where no GPU has more, that is how they were connected: by a bridge, or in a virtual machine without their other peers.
+    """
     if health.recovery:
         needs = _RECOVERY.get(health.recovery, f"recovery action {health.recovery}")
         yield Finding("fail", f"the driver requires {needs}, after an Xid error or a memory error", where, _DRAIN)
@@ -72,7 +74,9 @@ def judge(where: str, health: Health) -> Iterator[Finding]:
         yield Finding("fail", f"{health.uncorrected} uncorrected memory errors since its last reset", where, _DRAIN)
     if health.nvlinks and 0 < health.nvlinks[0] < health.nvlinks[1]:
         what = "{} of {} NVLinks are active".format(*health.nvlinks)
-        yield Finding("fail", what, where, "restart nvidia-fabricmanager, reset the GPU, or have the board checked")
+        more = f", {most} on another GPU" if health.nvlinks[0] < most else ""
+        fix = "restart nvidia-fabricmanager, reset the GPU, or have the board checked"
+        yield Finding("fail" if more else "warn", what + more, where, fix if more else f"without a bridge or such peers, {fix}")
     if health.lanes and health.lanes[0] < health.lanes[1]:
         yield Finding("warn", "PCIe x{} in use, x{} possible".format(*health.lanes), where, "reseat the card or its riser")
     if reasons := [name for bit, name in _THROTTLED.items() if health.throttled & bit]:

@@ -62,7 +62,7 @@ def main() -> None:
     """Measure all visible GPUs one after another, then together."""
     import torch
 
-    count = torch.cuda.device_count()
+    count = torch._C._cuda_getDeviceCount()  # the other one counts all cards where CUDA gives one slice of MIG
     names = [torch.cuda.get_device_name(index) for index in range(count)]
     cards = [(name, tflops(torch.device("cuda", index))) for index, name in enumerate(names)]
     print(json.dumps({"cards": cards, "all_reduce": all_reduce(count) if count > 1 else None}))

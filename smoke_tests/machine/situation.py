@@ -60,6 +60,7 @@ def findings(situation: Situation, visible: Visible | None = None) -> list[Findi
     if situation.device != "cpu":
         what = f"torch {found.torch}" if found.torch else "the environment"
         cuda, required = found.cuda or situation.cuda, situation.device == "cuda"
+        listed += software.built_for(found, len(visible.gpus), required=required)
         listed += driver.check(cuda, what, visible, required=required, container=container)
         listed += gpus.check(visible, situation.ranks)
         listed += promises.check(len(visible.gpus), situation.promised)

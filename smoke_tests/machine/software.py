@@ -25,12 +25,13 @@ _NVCC_DEADLINE = 10.0
 
 @dataclass(frozen=True)
 class Software:
-    """The versions of what the environment has, None for what it has not; CUDA's is torch's."""
+    """The versions of what the environment has, None for what it has not; CUDA's and ROCm's (`hip`) are torch's."""
 
     torch: str | None
     cuda: tuple[int, int] | None
     deepspeed: str | None
     triton: str | None
+    hip: str | None = None
 
     @property
     def asks_for_nvcc(self) -> bool:
@@ -40,14 +41,14 @@ class Software:
 
 def installed() -> Software:
     """Return what the Python that runs has, from metadata; imports none of it."""
-    torch, cuda = None, None
+    torch, cuda, hip = None, None, None
     if found := importlib.util.find_spec("torch"):
         file = Path(str(found.origin)).with_name("version.py")
         text = file.read_text() if file.is_file() else ""
-        versions = dict(re.findall(r"^(__version__|cuda)\b[^=\n]*= '([^']*)'", text, re.MULTILINE))
+        versions = dict(re.findall(r"^(__version__|cuda|hip)\b[^=\n]*= '([^']*)'", text, re.MULTILINE))
         torch = versions.get("__version__")
-        cuda = release(versions.get("cuda", ""))
-    return Software(torch, cuda, _version("deepspeed"), _version("triton"))
+        cuda, hip = release(versions.get("cuda", "")), versions.get("hip")
+    return Software(torch, cuda, _version("deepspeed"), _version("triton"), hip)
 
 
 def release(text: str) -> tuple[int, int] | None:
@@ -64,8 +65,18 @@ def numbers(version: str) -> tuple[int, ...]:
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
+    except (importlib.metadata.PackageNotFoundError, KeyError, OSError, ValueError):  # not installed, or unreadable metadata
         return None
+
+
+def built_for(software: Software, gpus: int, *, required: bool) -> Iterator[Finding]:
+    """Yield whether torch is built for something else than the `gpus` that are there, or that are `required`."""
+    if not software.torch or software.cuda or not (gpus or required):
+        return
+    build = f"for ROCm {software.hip}, and not for CUDA" if software.hip else "without CUDA"
+    so = f", so that it uses none of {gpus} GPUs" if gpus else ""
+    fix = "install a build of torch for CUDA"
+    yield Finding("fail" if required else "warn", f"torch {software.torch} is built {build}{so}", "torch", fix)
 
 
 def compiled_kernels() -> tuple[str, ...]:

@@ -72,7 +72,7 @@ def _context(brief: Brief, rank: int) -> RankContext:
     leg = brief.job.leg
     runtime.choose_accelerator(brief.device)
     if brief.job.distributed and brief.device == "cuda":
-        runtime.choose_gpu()  # before DeepSpeed is imported, which asks the current GPU what it can do
+        runtime.choose_gpu(leg.gpus // leg.nodes)  # before DeepSpeed is imported, which asks the current GPU what it can do
     if brief.job.stage is not None or brief.job.distributed:
         runtime.import_deepspeed(brief.device)
     if brief.job.distributed:

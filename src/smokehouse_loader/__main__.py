@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from smokehouse_loader.matrix import Cell, Fit
 
 NOTHING_FOUND = 3  # exit code of `explain`
+_SHOWN_FITS = 3  # models of which `explain` says what works, too
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,7 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
             return _explain(options.log, options.matrix, options.json)
         return _failures(options.check)
     except OSError as broken:
-        return _usage_error(f"{broken.filename or ''}: {broken.strerror or broken}")
+        where = f"{broken.filename}: " if broken.filename else ""
+        return _usage_error(f"{where}{broken.strerror or broken}; fix it and run it again")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -101,6 +103,7 @@ def _say(text: object, end: str = "\n") -> None:
     except OSError as broken:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python's own last flush fails
         if broken.errno != errno.EPIPE:
+            broken.filename = "standard output"
             raise
 
 
@@ -243,6 +246,8 @@ def _explain(log: Path, matrix: Path | None, as_json: bool) -> int:
             if explanation.found
             else f"{log}: no known failure found; docs/known-failures.md lists them\n{explanation}"
         )
+        if len(fits) > _SHOWN_FITS:  # a log that names no model: what works with each of them is no help
+            fits = [fit for fit in fits if not fit.cell.works]
         if fits:
             _say("\n" + "\n".join(map(str, fits)))
     return 0 if explanation.found else NOTHING_FOUND

@@ -6,6 +6,7 @@ The data is `matrix.json` in this package, which `nox -s docs` writes from the m
 import importlib.metadata
 import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -35,7 +36,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Cell:
-    """What was measured of a model with three versions, on a device (cpu or cuda); `model_type` is that of config.json."""
+    """What was measured of a model with three versions, on a device (cpu or cuda); `model_type` is that of config.json.
+
+    `python` is the release of Python, such as 3.11, empty where the file does not say it.
+    """
 
     model: str
     model_type: str
@@ -43,6 +47,12 @@ class Cell:
     device: str
     zero2: Stage
     zero3: Stage
+    python: str = ""
+
+    @property
+    def works(self) -> bool:
+        """Whether both ZeRO stages work."""
+        return self.zero2.verdict == self.zero3.verdict == "works"
 
     @property
     def words(self) -> str:
@@ -61,7 +71,9 @@ class Fit:
     def __str__(self) -> str:
         """Return what was measured, in a line."""
         cell = self.cell
-        said = f"ZeRO-2 {cell.zero2}, ZeRO-3 {cell.zero3}; measured on {cell.device}"
+        own = ".".join(map(str, sys.version_info[:2]))
+        python = f" with Python {cell.python}, not {own}" if cell.python not in ("", own) else ""
+        said = f"ZeRO-2 {cell.zero2}, ZeRO-3 {cell.zero3}; measured on {cell.device}{python}"
         if self.exact:
             return f"matrix: {cell.model} with {cell.words}: {said}"
         own = ", ".join(f"{name} {self.installed[name]}" for name in CORE)
@@ -76,7 +88,7 @@ class Fit:
             "model_type": self.cell.model_type,
             "installed": dict(self.installed),
             "exact": self.exact,
-            "cell": {**self.cell.versions, "device": self.cell.device, **stages},
+            "cell": {**self.cell.versions, "device": self.cell.device, "python": self.cell.python, **stages},
         }
 
 
@@ -110,8 +122,8 @@ def _cell(model: Any, model_type: str, row: Any) -> Cell:
     for text in versions.values():
         if not isinstance(text, str) or not _VERSION.fullmatch(text):
             raise ValueError(f"invalid version {text!r}")
-    two, three = (Stage(*(_line(part) for part in stage)) for stage in (stages[:3], stages[3:]))
-    return Cell(_line(model), model_type, versions, _line(device), two, three)
+    two, three = (Stage(*(_line(part) for part in stage)) for stage in (stages[:3], stages[3:6]))
+    return Cell(_line(model), model_type, versions, _line(device), two, three, *map(_line, stages[6:]))
 
 
 def _line(text: Any) -> str:

@@ -35,7 +35,9 @@ def find(folder: Path) -> tuple[Path, dict[str, str]]:
     suite = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
     usr = debian.unpack([f"chromium-headless-shell/{suite}"], folder, dependencies=True)
     libraries = usr / "lib" / f"{platform.machine()}-linux-gnu"
-    paths = [str(libraries), str(folder / "lib" / libraries.name), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
+    # libpulse looks for its own library in a folder of the machine.
+    own = [libraries, libraries / "pulseaudio", folder / "lib" / libraries.name]
+    paths = [*map(str, own), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
     return usr / "lib" / "chromium" / "chromium-headless-shell", {"LD_LIBRARY_PATH": os.pathsep.join(paths)}
 
 

@@ -53,7 +53,7 @@ SlurmdParameters=config_overrides
 SlurmdTimeout=5
 KillWait=3
 InactiveLimit=0
-SchedulerParameters=sched_interval=1,sched_min_interval=0,batch_sched_delay=0,nohold_on_prolog_fail
+SchedulerParameters=sched_interval=1,sched_min_interval=0,batch_sched_delay=0,bf_interval=1,nohold_on_prolog_fail
 {more}
 NodeName=n[1-3] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs=16 RealMemory=1000 Gres=gpu:8 State=UNKNOWN
 PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=10 State=UP
@@ -149,6 +149,12 @@ class Cluster:
 
     def _ours(self, pid: int) -> bool:
         return _environ(pid).get("SLURM_CONF") == self.environ["SLURM_CONF"]
+
+    def batch_script(self, job: str) -> int:
+        """Return the process of a job's batch script."""
+        found = [pid for pid in _processes() if _environ(pid).get("SLURM_JOB_ID") == job and self._ours(pid)]
+        [script] = [pid for pid in found if "/slurm_script " in _command(pid)]
+        return script
 
     def kill_node(self, node: str) -> None:
         """Kill all of a node at once, as a power cut does."""

@@ -60,7 +60,7 @@ def test_gpus_of_a_node_are_its_ranks(root: Path, slurm: Cluster, tmp_path: Path
     ended = subprocess.run(
         command, cwd=tmp_path, env=slurm.environ | variables, capture_output=True, text=True, timeout=120, check=False
     )
-    [log] = tmp_path.glob("train-*.out")
+    [log] = tmp_path.glob("slurm-*.out")
     assert ended.returncode == 0, log.read_text()
     said = sorted(line for line in log.read_text().splitlines() if "torchrun" in line)
     assert len(said) == 2

@@ -3,10 +3,12 @@
 import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,10 +55,10 @@ class Jobs:
         self.script, self.cluster, self.folder, self.prefix = root / "cluster/slurm/train.sbatch", cluster, folder, prefix
         (folder / "program.py").write_text(PROGRAM)
 
-    def submit(self, *options: str, output: Path | None = None, **variables: str) -> str:
+    def submit(self, *options: str, output: Path | None = None, inherited: str = "ALL,", **variables: str) -> str:
         """Submit a job over two nodes, and return its number."""
         exported = {"PREFIX": str(self.prefix), "PREFLIGHT": "none"} | variables
-        command = ["sbatch", "--parsable", f"--chdir={self.folder}", *options, f"--export=ALL,{_joined(exported)}"]
+        command = ["sbatch", "--parsable", f"--chdir={self.folder}", *options, f"--export={inherited}{_joined(exported)}"]
         command += [str(self.script), str(self.folder / "program.py"), str(output or self.folder)]
         return self.cluster.run(*command, environ=variables).strip()
 
@@ -67,7 +69,7 @@ class Jobs:
 
     def log(self, job: str) -> str:
         """Return the output of a job."""
-        file = self.folder / f"train-{job}.out"
+        file = self.folder / f"slurm-{job}.out"
         return file.read_text(errors="replace") if file.exists() else ""
 
     def wait_for(self, job: str, *states: str) -> None:
@@ -142,6 +144,85 @@ def test_node_that_fails_its_preflight_is_excluded(jobs: Jobs) -> None:
     assert jobs.cluster.field(job, "ExcNodeList") == bad
     assert [jobs.said(rank)[-1] for rank in (0, 1)] == [f"end on {node}" for node in NODES if node != bad]
     assert [len(jobs.said(rank)) for rank in (0, 1)] == [3, 3]  # nothing was trained before
+
+
+def test_job_that_was_requeued_too_often(jobs: Jobs) -> None:
+    job = jobs.submit("--nodes=1", PREFLIGHT="false", MAX_RESTARTS="0")
+    jobs.wait_for(job, "FAILED")
+    assert "train.sbatch: restart 1: expected 0 at most (MAX_RESTARTS); see why it does not get further" in jobs.log(job)
+
+
+def test_one_job_of_an_array_is_requeued_alone(jobs: Jobs) -> None:
+    """The last one, whose number is the array's."""
+    (jobs.folder / "go").touch()
+    once = jobs.folder / "once"
+    write = f'[ "$SLURM_ARRAY_TASK_ID" = 0 ] || ! mkdir {once} 2> /dev/null'
+    wait = f"until [ -e {once} ]; do sleep 0.1; done"  # so that both run when one is requeued
+    array = jobs.submit("--array=0-1", "--nodes=1", PREFLIGHT=f"{write} && {wait}")
+    for task in (0, 1):
+        jobs.wait_for(f"{array}_{task}", "COMPLETED")
+    assert [jobs.cluster.field(f"{array}_{task}", "Restarts") for task in (0, 1)] == ["0", "1"]
+    assert "train.sbatch: restart 1; it ran on n" in jobs.log(f"{array}_1")
+
+
+@pytest.mark.parametrize("options", [("--ntasks-per-node=4", "--gpus-per-task=1"), ("--job-name=a/b c",)])
+def test_options_of_sbatch_that_change_nothing(jobs: Jobs, options: tuple[str, ...]) -> None:
+    (jobs.folder / "go").touch()
+    job = jobs.submit(*options, NPROC="1")
+    jobs.wait_for(job, "COMPLETED")
+    assert [len(jobs.said(rank)) for rank in (0, 1)] == [3, 3]
+
+
+def test_variables_that_are_exported_without_all(jobs: Jobs) -> None:
+    (jobs.folder / "go").touch()
+    job = jobs.submit(inherited="")
+    jobs.wait_for(job, "COMPLETED")
+    assert [jobs.said(rank)[-1].split(" on ")[0] for rank in (0, 1)] == ["end", "end"]
+
+
+def test_job_that_another_job_submits(jobs: Jobs) -> None:
+    """It has the other's variables, of an array that was requeued, and none of them counts."""
+    (jobs.folder / "go").touch()
+    of_another: dict[str, Any] = {
+        "SLURM_RESTART_COUNT": "21",
+        "SLURM_ARRAY_JOB_ID": "1",
+        "SLURM_ARRAY_TASK_ID": "2",
+        "SLURM_HET_SIZE": "2",
+        "SLURM_MEM_PER_NODE": "1000000",
+        "SIGNAL_FILE": str(jobs.folder / "stop-1"),
+        "DEFAULT_SIGNAL_FILE": str(jobs.folder / "stop-1"),
+    }
+    (jobs.folder / "stop-1").touch()
+    job = jobs.submit(**of_another)
+    jobs.wait_for(job, "COMPLETED")
+    assert [len(jobs.said(rank)) for rank in (0, 1)] == [3, 3]
+    assert "restart" not in jobs.log(job)
+    assert (jobs.folder / "stop-1").exists()
+
+
+def test_training_that_submits_the_next_job_has_no_address_of_this_one(jobs: Jobs) -> None:
+    (jobs.folder / "program.py").write_text("import os; print(*(os.environ.get(n) for n in ('FIRST', 'PORT', 'NPROC')))")
+    job = jobs.submit(NPROC="1")
+    jobs.wait_for(job, "COMPLETED")
+    assert jobs.log(job).count("None None None") == 2
+
+
+def test_groups_of_nodes_are_refused(jobs: Jobs) -> None:
+    job = jobs.submit("--nodes=1", ":", "--nodes=1")
+    jobs.wait_for(job, "FAILED")
+    assert "train.sbatch: expected one group of nodes, found a heterogeneous job" in jobs.log(job)
+
+
+def test_time_that_is_up_before_training_begins(jobs: Jobs) -> None:
+    """Slurm's signal before the limit is for training alone; a script that it kills says nothing."""
+    checking, checked = jobs.folder / "checking", jobs.folder / "checked"
+    job = jobs.submit(PREFLIGHT=f"touch {checking}; until [ -e {checked} ]; do sleep 0.1; done")
+    jobs.cluster.wait_until(checking.exists, "the preflight runs")
+    os.kill(jobs.cluster.batch_script(job), signal.SIGUSR1)  # as Slurm does, which says not when it has
+    checked.touch()
+    jobs.wait_for(job, "FAILED")
+    assert "train.sbatch: expected training to begin before the signal" in jobs.log(job)
+    assert (jobs.said(0), jobs.cluster.field(job, "Restarts")) == ([], "0")
 
 
 def test_too_few_nodes_that_pass(jobs: Jobs) -> None:
@@ -225,7 +306,7 @@ def test_full_disk_fails_the_job_on_all_nodes(jobs: Jobs) -> None:
         (["x.py"], {"PREFIX": sys.prefix}, "SMOKEHOUSE=/nowhere: expected a checkout of Smokehouse, found none; set it, or"),
         (["x.py"], {"LAUNCHER": "apptainer"}, "LAUNCHER=apptainer: expected an image, found none; set IMAGE"),
         (["x.py"], {"LAUNCHER": "docker"}, "LAUNCHER=docker: expected prefix, apptainer or pyxis, found another"),
-        (["x.py"], {"LAUNCHER": "pyxis", "IMAGE": "x", "SLURM_RESTART_COUNT": "21"}, "restart 21: expected 20 at most"),
+        (["x.py"], {"LAUNCHER": "pyxis", "IMAGE": "x"}, "expected a job of Slurm, found none; submit it: sbatch"),
     ],
 )
 def test_what_cannot_run_is_refused(root: Path, arguments: list[str], variables: dict[str, str], expected: str) -> None:

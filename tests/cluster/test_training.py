@@ -54,7 +54,7 @@ def test_training_goes_on_after_a_lost_node(
     """On the third node, from the last checkpoint, with the losses that the lost node was about to give."""
     arguments = ["--checkpoint", str(checkpoint), "--output", str(tmp_path / "out"), "--steps", str(STEPS), "--save-every", "2"]
     job = submit(root, cluster, starter, tmp_path, *arguments, "--pause", "2")
-    log = tmp_path / f"train-{job}.out"
+    log = tmp_path / f"slurm-{job}.out"
     cluster.wait_until(lambda: 1 in losses(tmp_path) or cluster.state(job) == "FAILED", "step 1 is trained", DEADLINE)
     assert cluster.state(job) == "RUNNING", log.read_text()
     lost = cluster.nodes(job)[1]

@@ -29,8 +29,11 @@ class Exchange:
         self.connection.sendall(data)
 
     def answer(self, status: str, body: bytes = b"", *headers: str) -> None:
-        """Send an ordinary answer, with `headers` in place of Content-Length where there are any."""
-        lines = headers or (f"Content-Length: {len(body)}",)
+        """Send an ordinary answer, with `headers` in place of Content-Length where there are any.
+
+        A client that used the connection again before it is closed would get no answer.
+        """
+        lines = (*(headers or (f"Content-Length: {len(body)}",)), "Connection: close")
         self.send(
             f"HTTP/1.1 {status}\r\n".encode() + "".join(f"{line}\r\n" for line in lines).encode("latin-1") + b"\r\n" + body
         )

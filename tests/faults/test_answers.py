@@ -421,34 +421,6 @@ def test_what_an_index_says_of_an_image_that_is_another(tmp_path: Path, record_p
                 there.pull(layout)
 
 
-def test_statements_of_more_bytes_than_memory(tmp_path: Path, record_property: RECORD, monkeypatch: pytest.MonkeyPatch) -> None:
-    record_property("fault", "statements")
-    monkeypatch.setattr(referrers, "_MOST_BYTES", 1 << 20)
-    layout, layers, manifests, entries = Layout(tmp_path / "layout"), {}, {}, []
-    for number in range(20):
-        blob = layout.put(str(number).encode() + b" " * (1 << 17), BUNDLE)
-        layers[blob.digest] = layout.blob(blob.digest)
-        fields = {"schemaVersion": 2, "config": served(blob), "layers": [served(blob)]}
-        data = json.dumps(fields).encode()
-        found = Descriptor.of(data, MANIFEST, artifact_type=BUNDLE)
-        manifests[found.digest] = data
-        entries.append(served(found))
-    index = json.dumps({"schemaVersion": 2, "manifests": entries}).encode()
-
-    def serve(got: Exchange) -> None:
-        digest = got.line.split()[1].rpartition("/")[2]
-        if "/referrers/" in got.line:
-            got.answer("200 OK", index)
-        elif "/blobs/" in got.line:
-            got.answer("200 OK", layers[digest].read_bytes())
-        else:
-            got.answer("200 OK", manifests[digest], f"Content-Type: {MANIFEST}")
-
-    with Hostile(serve) as server, pytest.raises(UserError, match=r"expected at most 1 MiB of statements, found more; verify"):
-        referrers.fetch_statements(registry(server.host), DIGEST, tmp_path)
-    assert len(server.requests) < 20
-
-
 @pytest.mark.parametrize("same", [True, False])
 def test_statements_without_end(same: bool, tmp_path: Path, record_property: RECORD) -> None:
     """Whoever may push may attach any number; each costs requests and a verification."""

@@ -176,7 +176,7 @@ def test_output_of_a_command_on_a_full_disk(root: Path, record_property: RECORD)
     program = ["bash", "-c", '"$1" -m smokehouse list >/dev/full', "bash", sys.executable]
     ended = subprocess.run(program, cwd=root, env=environ(), stderr=subprocess.PIPE, timeout=SOON)
     assert ended.returncode == 2
-    assert ended.stderr == b"smokehouse: No space left on device; free disk space\n"
+    assert ended.stderr == b"smokehouse: standard output: No space left on device; free disk space\n"
 
 
 def test_an_output_that_is_a_device_is_written_to(root: Path, tmp_path: Path, record_property: RECORD) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,6 +17,7 @@ import pytest
 from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
 from smokehouse.programs.cosign import NO_SERVICES
+from smokehouse.proofs import trust
 from smokehouse.proofs.attestation import TEST_RESULT, TrustedStatement, statement
 from smokehouse.proofs.compare import Verification
 from smokehouse.proofs.signing import SignedStatement, Signer, sign
@@ -104,6 +105,82 @@ def test_newest_statement_of_the_trusted_signer_counts_in_any_order(signing: Sig
         assert found.valid
         assert found.text.endswith(", today")
     assert signing.judge(old).text.endswith(", 9 days ago")
+
+
+def forged(signed: SignedStatement, age: timedelta, number: int, **claims: object) -> SignedStatement:
+    """Return what anybody can attach without a key: a statement that says of itself how old it is, under a copied signature."""
+    bundle = json.loads(signed.bundle)
+    content = json.loads(b64decode(bundle["dsseEnvelope"]["payload"]))
+    content["predicate"]["number"] = number
+    content["predicate"]["io.smokehouse.report"].update({"started": ago(age), **claims})
+    bundle["dsseEnvelope"]["payload"] = b64encode(json.dumps(content).encode()).decode()
+    return SignedStatement(json.dumps(bundle).encode())
+
+
+@pytest.fixture
+def starts(tmp_path: Path, cosign: Path, keys: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """Return how many times cosign was started since it was last asked."""
+    counted, stub = tmp_path / "starts", tmp_path / "counting" / "cosign"
+    stub.parent.mkdir()
+    stub.write_text(f'#!/bin/sh\necho >> "{counted}"\nexec "{cosign / "cosign"}" "$@"\n')
+    stub.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{stub.parent}:{os.environ['PATH']}")
+
+    def count() -> int:
+        found = len(counted.read_text()) if counted.exists() else 0
+        counted.unlink(missing_ok=True)
+        return found
+
+    return count
+
+
+def test_of_a_thousand_statements_few_are_verified(signing: Signing, starts: Callable[[], int]) -> None:
+    """Those that say that they are older than the newest of the signer are none of its newest, whoever made them."""
+    passed, failed = signing.of(timedelta(days=2)), signing.of(timedelta(days=1), fail)
+    older = [forged(passed, timedelta(days=3), number) for number in range(1000)]
+    newer = [forged(passed, timedelta(hours=1), number) for number in range(3)]
+    starts()
+    assert signing.judge(*older, passed, *newer).valid
+    assert starts() == 4
+    assert signing.judge(*older, passed, *newer, failed).valid is False
+    assert starts() == 4
+    assert signing.judge(*[passed] * 1000).valid
+    assert starts() == 1
+
+
+@pytest.mark.parametrize("claims", [{}, {"started": "soon"}, {"started": "9999-12-31T23:59:59-14:00"}, {"started": None}])
+def test_a_flood_that_says_it_is_newer_hides_no_statement(
+    signing: Signing, starts: Callable[[], int], claims: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newest that is verified is never an older one: past the limit nothing is proven, and a sentence says why."""
+    monkeypatch.setattr(trust, "_MOST", 5)
+    passed, failed = signing.of(timedelta(days=2)), signing.of(timedelta(days=1), fail)
+    flood = [forged(passed, timedelta(hours=1), number, **claims) for number in range(6)]
+    starts()
+    for given in ((passed, *flood), (*flood, passed), (*flood[:3], passed, failed, *flood[3:])):
+        found = signing.judge(*given)
+        assert (found.valid, found.report) == (False, None)
+        said = f"expected the newest statement by the key {signing.keys / 'ours.pub'} among 5, found {len(given)} of which"
+        assert said in found.text
+        assert "verify another copy of the image" in found.text
+        assert starts() == 5
+    assert signing.judge(*flood[:4], passed).valid
+    assert signing.judge(*flood[:4], passed, failed).valid is False
+
+
+def test_a_flood_as_old_as_the_newest_hides_no_failure(signing: Signing, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trust, "_MOST", 5)
+    moment = ago(timedelta(hours=1))
+
+    def failed_then(content: Report) -> None:
+        fail(content)
+        content["predicate"]["io.smokehouse.report"]["started"] = moment
+
+    passed, failed = signing.of(timedelta(), in_report(started=moment)), signing.of(timedelta(), failed_then)
+    flood = [forged(passed, timedelta(), number, started=moment) for number in range(6)]
+    assert signing.judge(passed, *flood, failed).valid is False
+    assert signing.judge(passed, *flood[:3]).valid
+    assert signing.judge(passed, *flood[:3], failed).valid is False
 
 
 def test_of_two_that_are_equally_new_each_has_to_be_a_proof(signing: Signing) -> None:

@@ -29,17 +29,16 @@ def checkpoint(folder: Path, parameters: int) -> Path:
 
 
 def refused(inside: Inside, parameters: int, devices: Path, *options: str, **given: object) -> str:
-    """Start a smoke run, which must end with one line and exit code 2 before a rank or CUDA starts; return the line."""
-    name, folder, starts = inside.name, devices.with_name("checkpoint"), devices.with_name("starts")
+    """Start a smoke run, which must end with one line and exit code 2 before a rank starts; return the line."""
+    name, folder = inside.name, devices.with_name("checkpoint")
     report = folder.with_name("report")
     command = ["-m", "smoke_tests", "--environment", name, "--stack", f"environments/{name}/stack.toml"]
     command += ["--lock", str(ROOT / "lockfiles" / name), "--report", str(report), *options]
-    environ = {"starts": starts, "SMOKEHOUSE_DEV": devices, "SMOKEHOUSE_PROC": devices, "PYTHONPATH": ROOT / "src"}
+    environ = {"SMOKEHOUSE_DEV": devices, "SMOKEHOUSE_PROC": devices, "PYTHONPATH": ROOT / "src"}
     ended = inside.run(*command, "--checkpoint", str(checkpoint(folder, parameters)), code=2, **environ, **given)
     assert ended.stderr.count("\n") == 1, ended.stderr
     left = [path.name for path in report.rglob("*")] if report.exists() else []
     assert {*left} <= {".lock", "logs"}, left  # and nothing in them
-    assert not starts.exists()
     return ended.stderr.strip()
 
 
@@ -54,6 +53,13 @@ def test_one_gpu_cannot_hold_the_optimizer(inside: Inside, devices: Path, parame
     assert found, said
     assert float(found[1]) == pytest.approx(20 * parameters / 2**30, rel=0.05)
     assert float(found[2]) == pytest.approx(memory / 1024, abs=0.1)
+
+
+def test_a_slice_of_a_gpu_has_less_memory_than_the_gpu(inside: Inside, devices: Path) -> None:
+    said = refused(inside, B3, devices, "--zero", "3", gpus=8, mig=1, memory_mib=10 * MIB_80, slice_mib=9856)
+    assert re.search(
+        r"GPU 0 \(Stub GPU\): training under ZeRO-3 on nccl x1 requires about [\d.]+ GiB, found 9\.6 GiB free", said
+    )
 
 
 def test_a_cpu_would_hold_it_on_each_rank(inside: Inside, devices: Path) -> None:

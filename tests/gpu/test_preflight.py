@@ -68,7 +68,45 @@ CASES: dict[str, tuple[dict[str, object], str, str, str, str]] = {
     # Where torch would start CUDA to count GPUs.
     "nvml fails": ({"nvml_error": 9}, "warn", "NVML", "Driver Not Loaded; 1 GPUs found by CUDA itself", "utility"),
     "mig": ({"mig": 1}, "warn", "GPU 0 (Stub GPU)", MIG, "--nproc 1"),
-    "mig by uuid": ({"mig": 1, "CUDA_VISIBLE_DEVICES": "MIG-0123"}, "warn", "MIG", MIG, "--nproc 1"),
+    "mig by uuid": ({"mig": 1, "CUDA_VISIBLE_DEVICES": "MIG-0123"}, "warn", "GPU 0 (Stub GPU)", MIG, "--nproc 1"),
+    "small slice": (
+        {"mig": 1, "slice_mib": 1500},
+        "fail",
+        "GPU 0 (Stub GPU)",
+        "1500 MiB of 1500 MiB free",
+        "use a larger slice",
+    ),
+    # NVML counts eight cards, and none of them can be used.
+    "no fabric manager": (
+        {"gpus": 8, "cuda_error": 802},
+        "warn",
+        "NVIDIA driver",
+        "CUDA does not start: the system is not yet initialised (error 802)",
+        "nvidia-fabricmanager",
+    ),
+    "stub of a toolkit": (
+        {"cuda": 0, "cuda_error": 34},
+        "warn",
+        "NVIDIA driver",
+        "the stub of a CUDA toolkit",
+        "LD_LIBRARY_PATH",
+    ),
+    "other driver": ({"cuda_error": 803}, "warn", "NVIDIA driver", "of different drivers (error 803)", "reboot"),
+    "listed twice": (
+        {"gpus": 2, "CUDA_VISIBLE_DEVICES": "1,1"},
+        "warn",
+        "GPUs",
+        "no GPU is visible with CUDA_VISIBLE_DEVICES='1,1'",
+        "check nvidia-smi",
+    ),
+    # CUDA counts the fastest first: 0 is the card that NVML calls 1.
+    "mixed cards": (
+        {"gpus": 2, "capability": "8.0,12.0", "driver": "580.65.06", "CUDA_VISIBLE_DEVICES": "0"},
+        "fail",
+        "GPU 1 (Stub GPU)",
+        "none of which runs on sm_120",
+        "qwen2.5-vl-latest",
+    ),
     "no such GPU": (
         {"gpus": 2, "CUDA_VISIBLE_DEVICES": "7,0"},
         "warn",
@@ -140,7 +178,7 @@ def test_each_case_is_found_and_nothing_else(each_case: dict[str, list[dict[str,
         return
     [one] = [one for one in listed if one["where"] == where and what in one["what"]]
     # This environment has no kernels for that card either.
-    assert len(listed) == (2 if case == "blackwell driver" else 1), listed
+    assert len(listed) == (2 if case in ("blackwell driver", "small slice") else 1), listed
     assert one["level"] == level
     assert fix in one["fix"]
 
@@ -218,6 +256,70 @@ def test_own_adam_that_training_would_compile(inside: Inside) -> None:
         "fused_adam: not compiled; DeepSpeed 0.15.4 does it with nvcc when training with AdamW of its own starts; "
     )
     assert '"torch_adam": true' in said
+
+
+BUILT = """
+import dataclasses, json, sys
+from smoke_tests.machine import software
+from smoke_tests.machine.software import Software
+
+found = []
+for torch, cuda, hip, gpus, required in json.loads(sys.argv[1]):
+    listed = software.built_for(Software(torch, cuda, None, None, hip), gpus, required=required)
+    found.append([f"{one.level}: {one.what}" for one in listed])
+print(json.dumps(found))
+"""
+
+
+def test_torch_that_is_built_for_something_else(inside: Inside) -> None:
+    cases = [
+        ("2.11.0+cu130", [13, 0], None, 8, True),
+        ("2.11.0+cpu", None, None, 0, False),
+        ("2.11.0+cpu", None, None, 8, False),
+        ("2.11.0+cpu", None, None, 8, True),
+        ("2.11.0+rocm6.4", None, "6.4", 0, True),
+    ]
+    assert json.loads(inside.run("-c", BUILT, json.dumps(cases)).stdout) == [
+        [],
+        [],
+        ["warn: torch 2.11.0+cpu is built without CUDA, so that it uses none of 8 GPUs"],
+        ["fail: torch 2.11.0+cpu is built without CUDA, so that it uses none of 8 GPUs"],
+        ["fail: torch 2.11.0+rocm6.4 is built for ROCm 6.4, and not for CUDA"],
+    ]
+
+
+WITHOUT_CUDA = """
+import importlib.util, sys, torch
+from pathlib import Path
+from types import SimpleNamespace
+
+folder = Path(sys.argv.pop(1))
+(folder / "version.py").write_text("__version__ = '2.6.0+cpu'\\ncuda: Optional[str] = None\\nhip: Optional[str] = None\\n")
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: (
+    SimpleNamespace(origin=folder / "__init__.py") if name == "torch" else find(name, *more)
+)
+torch.version.cuda = None
+from smoke_tests import runtime
+from smoke_tests.options import InputError, read
+from smoke_tests.preflight import check_machine
+options = read(sys.argv[1:])
+try:
+    check_machine(options, runtime.choose_device(options.device, 8))
+except InputError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("options", [("--device", "cuda"), ()], ids=["refused", "warned of"])
+def test_a_run_with_torch_for_cpus_on_a_machine_with_gpus(
+    inside: Inside, devices: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    arguments = ["--here", "--report", str(tmp_path / "report"), *options]
+    script = ("-c", WITHOUT_CUDA, str(tmp_path))
+    said = inside.run(*script, *arguments, gpus=8, SMOKEHOUSE_DEV=devices, SMOKEHOUSE_PROC=devices).stdout
+    what = "torch: torch 2.6.0+cpu is built without CUDA, so that it uses none of 8 GPUs; install a build of torch for CUDA"
+    assert said == (f"{what}, or give --device cpu\n" if options else f"smoke: warning: {what}\n")
 
 
 def test_python_h_that_is_missing(inside: Inside, devices: Path, tmp_path: Path) -> None:
@@ -306,7 +408,7 @@ for cuda in ((12, 4), (12, 8)):
 
 @pytest.mark.parametrize(
     ("variable", "count"),
-    [(None, 4), ("", 0), ("2", 1), ("2,0", 2), ("0,9,1", 1), ("1,1", 1), ("-1", 0), ("GPU-00000001", 1), ("GPU-0", 0)],
+    [(None, 4), ("", 0), ("2", 1), ("2,0", 2), ("0,9,1", 1), ("1,1", 0), ("-1", 0), ("GPU-00000001", 1), ("GPU-0", 0)],
 )
 def test_gpus_are_those_that_the_program_sees(inside: Inside, variable: str | None, count: int) -> None:
     code = "from smoke_tests import machine; print(len(machine.visible_gpus().gpus))"

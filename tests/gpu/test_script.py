@@ -144,6 +144,11 @@ def test_what_cannot_start_is_refused_in_one_line(machine: Machine) -> None:
     assert not machine.out.exists()
 
 
+def test_windows_has_another_device_for_its_gpus(machine: Machine) -> None:
+    (machine.folder / "dev" / "nvidia0").rename(machine.folder / "dev" / "dxg")
+    assert machine.run("--python", str(machine.python)).returncode == 0
+
+
 def test_the_names_that_it_chooses_are_those_of_checks() -> None:
     """A renamed check would otherwise be refused only on a GPU machine."""
     line = next(line for line in SCRIPT.read_text().splitlines() if line.startswith("MORE="))

@@ -63,6 +63,12 @@ def test_cuda_starts_in_fresh_processes_only(
     assert 0 not in started
 
 
+def test_one_rank_runs_on_a_gpu_that_no_other_may_share(starter: Starter, inside: Inside, devices: Path) -> None:
+    ended, _ = start(starter, inside, devices, "--only", "plain run", compute_mode=3)
+    assert [leg["name"] for leg in ended.report["legs"]] == ["nccl x1"]
+    assert "GPU 0 (Stub GPU): compute mode is exclusive, so ranks cannot share it: one rank alone runs" in ended.stdout
+
+
 def test_without_nvml_a_forked_process_could_not_use_cuda(inside: Inside) -> None:
     """The control: counting GPUs without NVML starts CUDA, which does not survive a fork."""
     assert inside.run("-c", FORKED, PYTORCH_NVML_BASED_CUDA_CHECK=1).stdout.strip() == "False"
@@ -80,10 +86,16 @@ def test_without_nvml_a_forked_process_could_not_use_cuda(inside: Inside) -> Non
         ),
         ({"cuda": 11040, "driver": "470.82"}, (), "NVIDIA driver: torch 2.6.0+cu124 with CUDA 12.4 needs 525.60.13 or later"),
         ({"gpus": 8, "mig": 1}, ("--nproc", "2"), "a program sees one slice of a GPU in MIG mode"),
+        (
+            {"compute_mode": 3},
+            ("--backend", "gloo"),
+            "GPU 0 (Stub GPU): compute mode is exclusive, so ranks cannot share it; have an administrator run",
+        ),
+        ({"gpus": 8, "cuda_error": 802}, ("--device", "cuda"), "NVIDIA driver: CUDA does not start: the system is not yet"),
         ({"gpus": 0}, ("--device", "cuda"), "GPUs: driver 550.54.14, but no GPU is visible"),
         ({"nvml": False, "libcuda": False}, ("--device", "cuda"), "NVIDIA driver: not found, so only the CPU works"),
     ],
-    ids=["kernels", "driver", "MIG", "no GPU", "no driver"],
+    ids=["kernels", "driver", "MIG", "exclusive", "no fabric manager", "no GPU", "no driver"],
 )
 def test_a_machine_that_lacks_something_is_refused_in_one_line(
     starter: Starter, inside: Inside, devices: Path, given: dict[str, object], options: tuple[str, ...], said: str

@@ -39,6 +39,7 @@ class Cluster:
     objects: dict[tuple[str, str], Object] = field(default_factory=dict)
     created: list[Object] = field(default_factory=list)  # everything that ever was
     pods: dict[str, Pod] = field(default_factory=dict)
+    refusals: int = 0  # requests that are answered as by a server that restarts
     changed: threading.Condition = field(default_factory=threading.Condition)
     threads: list[threading.Thread] = field(default_factory=list)
 
@@ -287,6 +288,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _objects(self, parts: list[str], query: dict[str, list[str]]) -> None:
         cluster = self.server.cluster
+        if cluster.refusals:
+            cluster.refusals -= 1
+            self._json(503, _status(503, "ServiceUnavailable", "the server is currently unable to handle the request"))
+            return
         if parts[-1] in (*RESOURCES, *_CORE):
             name, _, value = query.get("labelSelector", ["="])[0].partition("=")
             with cluster.changed:

@@ -6,12 +6,18 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
-from smokehouse.runs import manifests
+from smokehouse.checkout import Checkout
+from smokehouse.errors import UserError
+from smokehouse.programs import kubectl
+from smokehouse.runs import kubernetes, manifests
+from smokehouse.runs.kubernetes_job import Job
 from tests.kubernetes import pods
 from tests.kubernetes.api import Cluster, Server
 from tests.smoke.conftest import NAME, ROOT, python
@@ -141,6 +147,103 @@ def test_what_a_cluster_lacks_is_named(tmp_path: Path, known: set[str], forbidde
     assert message in ended.stderr
     assert ended.stderr.count("\n") == 1
     assert {kind for kind, _ in cluster.objects} <= {"clustertrainingruntimes"}
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """Yield an API server that kubectl finds, with a JobSet `run` of two pods; what becomes of them is the test's."""
+    cluster = Cluster(tmp_path)
+    cluster.objects["jobsets", "run"] = {
+        "apiVersion": "jobset.x-k8s.io/v1alpha2",
+        "kind": "JobSet",
+        "metadata": {"name": "run", "namespace": "default"},
+    }
+    for index in range(2):
+        metadata = {
+            "name": f"run-{index}",
+            "namespace": "default",
+            "labels": {"jobset.sigs.k8s.io/jobset-name": "run"},
+            "annotations": {"batch.kubernetes.io/job-completion-index": str(index)},
+        }
+        spec = {"nodeName": f"machine-{index}", "containers": [{"name": "node"}]}
+        cluster.objects["pods", f"run-{index}"] = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+    with Server(cluster) as found:
+        monkeypatch.setenv("KUBECONFIG", str(found.kubeconfig))
+        yield found
+
+
+def run_of(*, deadline: int = 300) -> Job:
+    """Return the job that `server` has."""
+    return Job(kubectl.Cluster(), "jobset", "run", deadline, keep=False)
+
+
+def terminated(code: int, reason: str) -> dict[str, Any]:
+    """Return the status of a container that has ended."""
+    return {"containerStatuses": [{"name": "node", "state": {"terminated": {"exitCode": code, "reason": reason}}}]}
+
+
+def test_what_kubernetes_did_to_a_pod_is_named(server: Server) -> None:
+    cluster = server.cluster
+    cluster.set_status("jobsets", "run", {"conditions": [{"type": "Failed", "status": "True", "message": "a job failed"}]})
+    assert run_of().failure() == "failed: a job failed"
+    cluster.set_status("pods", "run-0", {"phase": "Failed", **terminated(2, "Error")})
+    cluster.set_status("pods", "run-1", {"phase": "Failed", **terminated(137, "OOMKilled")})
+    assert run_of().failure() == "exit code 2 of run-0 on machine-0; exit code 137, OOMKilled of run-1 on machine-1"
+    evicted = {
+        "phase": "Failed",
+        "reason": "Evicted",
+        "message": "The node was low on resource: memory.",
+        "containerStatuses": [],
+    }
+    cluster.set_status("pods", "run-0", {"phase": "Succeeded", **terminated(0, "Completed")})
+    cluster.set_status("pods", "run-1", evicted)
+    assert run_of().failure() == "Evicted (The node was low on resource: memory.) of run-1 on machine-1"
+    disrupted = {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}
+    cluster.set_status("pods", "run-1", {"reason": None, "message": None, "conditions": [disrupted]})
+    assert run_of().failure() == "PreemptionByScheduler of run-1 on machine-1"
+
+
+def test_an_api_server_that_restarts_ends_no_run(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    server.cluster.set_status("pods", "run-0", {"phase": "Running"})
+    server.cluster.refusals = 2
+    assert run_of().wait() == "run-0"
+    assert server.cluster.refusals == 0
+    assert capsys.readouterr().err.count("waiting for the cluster, which does not answer") == 1
+
+
+def test_a_job_that_somebody_deleted(server: Server) -> None:
+    del server.cluster.objects["jobsets", "run"]
+    with pytest.raises(
+        UserError, match=r"^jobset run: expected it in the cluster, found it deleted \(.*not found\); start it again"
+    ):
+        run_of().wait()
+
+
+def test_a_node_that_keeps_the_first_one_waiting_is_named(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    server.cluster.set_status("pods", "run-0", {"phase": "Running"})
+    waits = {"waiting": {"reason": "ImagePullBackOff", "message": "Back-off pulling image"}}
+    server.cluster.set_status("pods", "run-1", {"phase": "Pending", "containerStatuses": [{"name": "node", "state": waits}]})
+    assert run_of().wait() == "run-0"
+    assert "the first node waits for run-1: ImagePullBackOff: Back-off pulling image" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("log", "found"),
+    [
+        ("smokehouse-report: H4sIAAAA\n", "found a part of one; see /cache/reports/run of the claim smokehouse, or start with"),
+        ("Killed\n", "found none (exit code 137, OOMKilled of run-0 on machine-0); see the log above, or start with --keep"),
+    ],
+)
+def test_a_report_that_is_not_in_the_log(server: Server, tmp_path: Path, log: str, found: str) -> None:
+    (tmp_path / "log").write_text(log)
+    server.cluster.pods["run-0"] = cast("pods.Pod", SimpleNamespace(log=lambda _: tmp_path / "log", end=lambda: None))
+    server.cluster.set_status("pods", "run-0", {"phase": "Failed", **terminated(137, "OOMKilled")})
+    if "none" in found:
+        server.cluster.set_status("jobsets", "run", {"conditions": [{"type": "Failed", "status": "True"}]})
+    request = kubernetes._read(Checkout(ROOT), NAME, ["--image", IMAGE, "--report", str(tmp_path / "report")])
+    with pytest.raises(UserError) as error:
+        kubernetes._collect(Checkout(ROOT), request, run_of(), "run-0")
+    assert found in str(error.value)
 
 
 def test_a_cluster_that_does_not_answer(tmp_path: Path) -> None:

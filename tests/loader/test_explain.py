@@ -98,6 +98,17 @@ def test_what_nobody_reads_changes_no_exit_code(root: Path, tmp_path: Path, text
     assert (closed.returncode, closed.stderr) == (code, b"")
 
 
+@pytest.mark.parametrize("arguments", [["explain"], ["explain", "--json"], ["failures"]])
+def test_output_on_a_full_disk(root: Path, tmp_path: Path, arguments: list[str]) -> None:
+    log = tmp_path / "train.log"
+    log.write_text(SEED)
+    run = [sys.executable, "-m", "smokehouse_loader", *arguments, *([str(log)] if arguments[0] == "explain" else [])]
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run(run, cwd=root / "src", stdout=full, stderr=subprocess.PIPE, timeout=DEADLINE)
+    said = b"smokehouse_loader: standard output: No space left on device; fix it and run it again\n"
+    assert (ended.returncode, ended.stderr) == (2, said)
+
+
 def test_command_without_an_explanation(root: Path, tmp_path: Path) -> None:
     """It names the exception that ended the first rank, not its echo, and what to attach to an issue."""
     log = tmp_path / "train.log"

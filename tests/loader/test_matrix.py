@@ -66,6 +66,17 @@ def test_a_log_says_which_model_it_is_about(file: Path, text: str, expected: lis
     assert matrix.models_in(matrix.read(file), text) == expected
 
 
+def test_a_cell_of_another_python_says_so(file: Path) -> None:
+    own, rows = ".".join(map(str, sys.version_info[:2])), CELLS["models"]["qwen2_vl"]["cells"]
+    for python, said in ((own, "measured on cpu"), ("3.9", f"measured on cpu with Python 3.9, not {own}")):
+        cells = [[*row, python] for row in rows]
+        file.write_text(json.dumps({"models": {"qwen2_vl": {"model": "Qwen2-VL", "cells": cells}}}))
+        found = matrix.fit(matrix.read(file), "qwen2_vl", EXACT)
+        assert found is not None
+        assert str(found).endswith(said)
+        assert found.fields["cell"]["python"] == python
+
+
 def run(root: Path, tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the command line where these versions are installed, as far as their metadata say."""
     for name, version in EXACT.items():
@@ -86,6 +97,19 @@ def test_explain_names_the_cell_of_the_installed_versions(root: Path, tmp_path: 
     assert "deepspeed 0.18.9: ZeRO-2 fails (train: " in line
     document = json.loads(run(root, tmp_path, "explain", str(log), "--json").stdout)
     assert document["matrix"][0]["installed"] == EXACT
+
+
+def test_a_log_that_names_no_model_is_told_what_does_not_work(root: Path, tmp_path: Path) -> None:
+    works = ["2.6.0", "4.49.0", "0.18.9", "cpu", *["works", "", ""] * 2]
+    fails = [*works[:4], "works", "", "", "fails", "gloo-race", "weights: wrong"]
+    for count, shown in ((3, 3), (4, 1)):
+        models = {f"m{n}": {"model": f"M{n}", "cells": [works if n else fails]} for n in range(count)}
+        (tmp_path / "matrix.json").write_text(json.dumps({"models": models}))
+        (tmp_path / "train.log").write_text("KeyError: 'pixels'\n")
+        ended = run(root, tmp_path, "explain", "train.log", "--matrix", "matrix.json")
+        lines = [line for line in ended.stdout.splitlines() if line.startswith("matrix: ")]
+        assert len(lines) == shown, ended.stdout
+        assert "M0 with" in lines[0]
 
 
 def test_a_file_that_is_none_is_refused_in_a_line(root: Path, tmp_path: Path) -> None:

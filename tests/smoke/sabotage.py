@@ -697,6 +697,19 @@ def raising_rank() -> None:
 
 
 @sabotage
+def read_empty_weight() -> None:
+    """Read a weight that is partitioned, as linear attention does; the exception's own line does not say of what."""
+
+    @contextlib.contextmanager
+    def fault(*_: Any) -> Iterator[None]:
+        layer = SimpleNamespace(conv1d=SimpleNamespace(weight=torch.empty(0)))
+        layer.conv1d.weight.squeeze(1)
+        yield
+
+    during(generation, "generate", fault)
+
+
+@sabotage
 def unwritable_checkpoint() -> None:
     """Let the disk be full when the synthetic checkpoint is written."""
 

@@ -12,6 +12,7 @@ import jsonschema
 import pytest
 
 from smoke_tests import families
+from smoke_tests import here as here_module
 from smokehouse.matrix import outcome
 
 from .conftest import Ended, Starter
@@ -105,6 +106,37 @@ import numpy
 
 print(json.dumps({"problems": installed._imported(distributions.find())[0]}))
 """
+
+TWICE = """
+import json, sys
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
+import torch.distributed as dist
+from smoke_tests import distributions, runtime
+from smoke_tests.checks import installed
+
+site, found = Path(sys.argv[1]), {}
+sys.path.append(str(site))
+context = SimpleNamespace(device="cpu", lock=None, leg=SimpleNamespace(backend="gloo"))
+with patch.object(dist, "get_backend", lambda: "gloo"), patch.object(runtime, "versions", lambda device: {}):
+    for name in ("tokenizers", "certifi"):
+        for version in ("1.0", "2.0"):
+            (site / f"{name}-{version}.dist-info").mkdir(parents=True)
+        sys.path.insert(0, str(site))
+        outcome = installed.versions(context, None)
+        found[name] = [outcome.verdict, f"{name} is installed twice in {site} (1.0 and 2.0)" in outcome.detail]
+        for version in ("1.0", "2.0"):
+            (site / f"{name}-{version}.dist-info").rmdir()
+print(json.dumps(found))
+"""
+
+
+def test_what_is_installed_twice_fails_where_a_check_imports_it(here: Here, tmp_path: Path) -> None:
+    """Conda and pip leave such metadata of packages that no check imports: they are named."""
+    found = json.loads(here.inside("-c", TWICE, str(tmp_path / "site")))
+    assert found == {"tokenizers": ["failed", True], "certifi": ["passed", True]}
+
 
 NEWER = """
 import json
@@ -209,6 +241,20 @@ def test_packages_that_are_not_installed_are_listed(root: Path, bare: Path, tmp_
     said = refused(bare, root, tmp_path, "--here")
     assert said.startswith(f"{bare.parents[1]}: expected torch, transformers, deepspeed, ")
     assert "found no deepspeed, accelerate, pillow, packaging; install them there, or give another environment" in said
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [None, b"", b"Name: deepspeed\n", b"Author: J\xf6rg\nVersion: 0.19.8\n"],
+    ids=["none", "empty", "cut", "Latin-1"],
+)
+def test_metadata_without_a_version_is_refused(root: Path, bare: Path, tmp_path: Path, metadata: bytes | None) -> None:
+    names = [name for name in here_module.REQUIRED if name != "packaging"]
+    install(bare, **dict.fromkeys(names, "9.0"), packaging="26.0")
+    [file] = bare.parents[1].glob("lib/python*/site-packages/deepspeed-9.0.dist-info/METADATA")
+    file.unlink() if metadata is None else file.write_bytes(metadata)
+    said = refused(bare, root, tmp_path, "--here")
+    assert said == f"{bare.parents[1]}: expected a version in the metadata of deepspeed, found none; reinstall it"
 
 
 def test_an_unknown_family_is_refused(root: Path, bare: Path, tmp_path: Path) -> None:

@@ -260,10 +260,10 @@ import json, os, torch
 from smoke_tests import runtime
 
 chosen = []
-torch.cuda.device_count, torch.cuda.set_device = lambda: 2, chosen.append
+torch.cuda.device_count, torch.cuda.set_device = lambda: 8, chosen.append  # as with MIG: cards, of which there is one slice
 for rank in range(4):
     os.environ["LOCAL_RANK"] = str(rank)
-    runtime.choose_gpu()
+    runtime.choose_gpu(2)
     chosen.append(os.environ["LOCAL_RANK"])
 print(json.dumps(chosen))
 """

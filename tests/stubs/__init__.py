@@ -33,14 +33,14 @@ def environ(
     made: Path | None = None,
     **more: object,
 ) -> dict[str, str]:
-    """Return the environment variables under which programs see `gpus` GPUs of compute `capability`.
+    """Return the environment variables under which programs see `gpus` GPUs of compute `capability`, one for all or a list.
 
     `cuda` is the CUDA release of the driver, 1000 * major + 10 * minor. Without `nvml` or `libcuda` that library is not
     found. In a container, `libraries` is the path there, and `made` that here. `more` are other variables of the stubs, in
-    lower case without STUB_: nvml_error, name, memory_mib, used_mib, mig (0 or 1), compute_mode, processes, topology (level),
-    p2p (status), nvlinks, nvlinks_of_card, nvlink_version, pcie_generation, pcie_lanes, pcie_most_lanes, ecc (errors),
-    remap_pending, remap_failed, recovery (action), throttled (reasons), full (1: memory cannot be allocated), starts (the file
-    that lists processes that start CUDA).
+    lower case without STUB_: nvml_error, cuda_error (of cuInit), name, memory_mib, used_mib, mig (0 or 1), slice_mib,
+    compute_mode, processes, topology (level), p2p (status), nvlinks (one for all or a list), nvlinks_of_card, nvlink_version,
+    pcie_generation, pcie_lanes, pcie_most_lanes, ecc (errors), remap_pending, remap_failed, recovery (action), throttled
+    (reasons), full (1: memory cannot be allocated), starts (the file that lists processes that start CUDA).
     """
     given = {"gpus": gpus, "capability": capability, "driver": driver, "cuda": cuda, **more}
     found = {f"STUB_{name.upper()}": str(value) for name, value in given.items()}

@@ -17,14 +17,68 @@ static const char *text(const char *name, const char *fallback) {
     return found && *found ? found : fallback;
 }
 
-static int gpus(void) {
+enum { MOST = 64 };
+
+static int is_mig(void) {
     const char *visible = getenv("CUDA_VISIBLE_DEVICES");
+    return atoi(text("STUB_MIG", "0")) || (visible && !strncmp(visible, "MIG-", 4));
+}
+
+/* The capability of the card with an index of NVML's: the item of a list, or its last one. */
+static void capability_of(int index, int *major, int *minor) {
+    const char *each = text("STUB_CAPABILITY", "9.0");
+    for (const char *comma; index-- && (comma = strchr(each, ',')); each = comma + 1) {}
+    sscanf(each, "%d.%d", major, minor);
+}
+
+static int speed(int index) {
+    int major = 0, minor = 0;
+    capability_of(index, &major, &minor);
+    return 10 * major + minor;
+}
+
+/* The cards in CUDA's order, the fastest first unless CUDA_DEVICE_ORDER says otherwise; returns how many there are. */
+static int ordered(int *cards) {
     int count = atoi(text("STUB_GPUS", "1"));
-    if (atoi(text("STUB_MIG", "0")) || (visible && !strncmp(visible, "MIG-", 4))) return count > 0; /* one slice */
-    if (!visible) return count;
-    int listed = *visible != 0 && *visible != '-';
-    for (const char *each = visible; *each; each++) listed += *each == ',';
-    return listed < count ? listed : count;
+    for (int next = 0; next < count; next++) {
+        int place = next;
+        if (strcmp(text("CUDA_DEVICE_ORDER", "FASTEST_FIRST"), "PCI_BUS_ID"))
+            for (; place && speed(cards[place - 1]) < speed(next); place--) cards[place] = cards[place - 1];
+        cards[place] = next;
+    }
+    return count;
+}
+
+/* The cards that a program sees, by CUDA_VISIBLE_DEVICES: up to the first that is not there, none where one is listed twice. */
+static int seen(int *cards) {
+    int all[MOST], count = ordered(all), found = 0;
+    const char *visible = getenv("CUDA_VISIBLE_DEVICES");
+    if (is_mig()) return cards[0] = 0, count > 0; /* one slice */
+    if (!visible) return memcpy(cards, all, sizeof all), count;
+    for (const char *each = visible; *each;) {
+        char *end;
+        long number = strtol(each, &end, 10);
+        unsigned uuid;
+        int card = end != each && number >= 0 && number < count ? all[number] : -1;
+        if (sscanf(each, "GPU-%8x", &uuid) == 1 && strcspn(each, ",") >= 12 && uuid < (unsigned)count) card = (int)uuid;
+        if (card < 0) break;
+        for (int before = 0; before < found; before++)
+            if (cards[before] == card) return 0;
+        cards[found++] = card;
+        each += strcspn(each, ",");
+        each += *each == ',';
+    }
+    return found;
+}
+
+static int gpus(void) {
+    int cards[MOST];
+    return seen(cards);
+}
+
+static int card_of(int device) {
+    int cards[MOST];
+    return device < seen(cards) ? cards[device] : 0;
 }
 
 static void starts(void) {
@@ -33,10 +87,17 @@ static void starts(void) {
     if (log) fprintf(log, "%d\n", (int)getpid()), fclose(log);
 }
 
-static void capability(int *major, int *minor) { sscanf(text("STUB_CAPABILITY", "9.0"), "%d.%d", major, minor); }
+static size_t memory(void) {
+    return (size_t)(is_mig() ? atol(text("STUB_SLICE_MIB", "9856")) : atol(text("STUB_MEMORY_MIB", "81559"))) << 20;
+}
 
 /* The driver. */
-int cuInit(unsigned flags) { (void)flags; starts(); return gpus() ? SUCCESS : NO_DEVICE; }
+int cuInit(unsigned flags) {
+    int error = atoi(text("STUB_CUDA_ERROR", "0"));
+    (void)flags;
+    starts();
+    return error ? error : gpus() ? SUCCESS : NO_DEVICE;
+}
 int cuDriverGetVersion(int *version) { *version = atoi(text("STUB_CUDA", "12040")); return SUCCESS; }
 int cuDeviceGetCount(int *count) { *count = gpus(); return SUCCESS; }
 int cuDeviceGet(int *device, int ordinal) { *device = ordinal; return ordinal < gpus() ? SUCCESS : INVALID_DEVICE; }
@@ -44,9 +105,14 @@ int cuGetErrorString(int code, const char **said) { (void)code; *said = "the stu
 int cuGetErrorName(int code, const char **said) { (void)code; *said = "CUDA_ERROR_STUB"; return SUCCESS; }
 int cuDeviceGetAttribute(int *value, int attribute, int device) {
     int major = 0, minor = 0;
-    (void)device;
-    capability(&major, &minor);
+    capability_of(card_of(device), &major, &minor);
     *value = attribute == 75 ? major : attribute == 76 ? minor : attribute == 10 ? 32 : 1024;
+    return SUCCESS;
+}
+int cuDeviceTotalMem_v2(size_t *size, int device) { (void)device; *size = memory(); return SUCCESS; }
+int cuDeviceGetUuid(unsigned char *uuid, int device) { /* as nvmlDeviceGetUUID has it in text */
+    memset(uuid, 0, 16);
+    uuid[3] = (unsigned char)card_of(device), uuid[6] = 0x40, uuid[8] = 0x80;
     return SUCCESS;
 }
 #define FAILS(name) int name(void) { return NOT_INITIALIZED; }
@@ -72,7 +138,7 @@ int cuGetProcAddress(const char *name, void **address, int version, unsigned lon
 
 /* The runtime, preloaded. */
 static int current;
-int cudaMemGetInfo(size_t *unused, size_t *total) { *unused = 0, *total = (size_t)atol(text("STUB_MEMORY_MIB", "81559")) << 20; return SUCCESS; }
+int cudaMemGetInfo(size_t *unused, size_t *total) { *unused = 0, *total = memory(); return SUCCESS; }
 int cudaMalloc(void **to, size_t size) { (void)size; *to = NULL; return atoi(text("STUB_FULL", "0")) ? OUT_OF_MEMORY : NOT_SUPPORTED; }
 int cudaGetDriverEntryPointByVersion(const char *name, void **address, unsigned version, unsigned long flags, int *found) {
     return cuGetProcAddress_v2(name, address, (int)version, flags, found);
@@ -115,9 +181,9 @@ int cudaGetDeviceProperties_v2(properties_t *properties, int device) {
     if (device >= gpus()) return INVALID_DEVICE;
     memset(properties, 0, sizeof *properties);
     strncpy(properties->name, text("STUB_NAME", "Stub GPU"), sizeof properties->name - 1);
-    properties->memory = (size_t)atol(text("STUB_MEMORY_MIB", "81559")) << 20;
+    properties->memory = memory();
     properties->warp = 32, properties->processors = 132;
-    capability(&properties->major, &properties->minor);
+    capability_of(card_of(device), &properties->major, &properties->minor);
     return SUCCESS;
 }
 int cudaGetDeviceProperties(properties_t *properties, int device) { return cudaGetDeviceProperties_v2(properties, device); }

@@ -18,6 +18,15 @@ static const char *text(const char *name, const char *fallback) {
 
 static long number(const char *name, long fallback) { return atol(text(name, "")) ? atol(text(name, "")) : (getenv(name) && *getenv(name) ? 0 : fallback); }
 
+static unsigned index_of(void *device) { return (unsigned)(size_t)device - 1; }
+
+/* The item of a list that is a card's, or its last one. */
+static const char *item(const char *name, void *device, const char *fallback) {
+    const char *each = text(name, fallback), *comma;
+    for (unsigned index = index_of(device); index-- && (comma = strchr(each, ',')); each = comma + 1) {}
+    return each;
+}
+
 static int copy(const char *value, char *to, unsigned length) {
     if (strlen(value) >= length) return INSUFFICIENT_SIZE;
     strcpy(to, value);
@@ -67,8 +76,7 @@ int nvmlDeviceGetP2PStatus(void *first, void *second, int index, int *status) {
 }
 
 int nvmlDeviceGetNvLinkState(void *device, unsigned link, unsigned *active) {
-    (void)device;
-    long links = number("STUB_NVLINKS", -1); /* -1: a card without NVLink */
+    long links = atol(item("STUB_NVLINKS", device, "-1")); /* -1: a card without NVLink */
     if (links < 0 || link >= (unsigned)number("STUB_NVLINKS_OF_CARD", 18)) return NOT_SUPPORTED;
     *active = link < (unsigned)links;
     return SUCCESS;
@@ -128,8 +136,6 @@ int nvmlDeviceGetFieldValues(void *device, int count, field_t *values) {
     return SUCCESS;
 }
 
-static unsigned index_of(void *device) { return (unsigned)(size_t)device - 1; }
-
 int nvmlDeviceGetName(void *device, char *to, unsigned length) { (void)device; return copy(text("STUB_NAME", "Stub GPU"), to, length); }
 
 int nvmlDeviceGetUUID(void *device, char *to, unsigned length) {
@@ -139,8 +145,7 @@ int nvmlDeviceGetUUID(void *device, char *to, unsigned length) {
 }
 
 int nvmlDeviceGetCudaComputeCapability(void *device, int *major, int *minor) {
-    (void)device;
-    return sscanf(text("STUB_CAPABILITY", "9.0"), "%d.%d", major, minor) == 2 ? SUCCESS : NOT_SUPPORTED;
+    return sscanf(item("STUB_CAPABILITY", device, "9.0"), "%d.%d", major, minor) == 2 ? SUCCESS : NOT_SUPPORTED;
 }
 
 int nvmlDeviceGetMemoryInfo(void *device, memory_t *memory) {

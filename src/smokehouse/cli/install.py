@@ -78,6 +78,9 @@ def install(
     check: Annotated[
         bool, typer.Option("--check", help="Compare all files with their packages; change nothing; exit with 1 if one differs.")
     ] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Compare all files with their packages, and install all again if one differs.")
+    ] = False,
 ) -> int:
     """Install an environment without root and without a container engine; repairs and updates what is there."""
     from smokehouse import locks
@@ -92,7 +95,7 @@ def install(
     locked = locks.load(checkout, name)
     folder = resolved(folder)
     if check:
-        if bundle or devel or used_as or only or python or project or added or ops == "aot":
+        if bundle or devel or used_as or only or python or project or added or ops == "aot" or repair:
             raise UserError("--check: expected no other options, as it installs nothing; drop them")
         return _check(folder, locked)
     if project and bundle:
@@ -107,7 +110,7 @@ def install(
     )
     if only:
         placed = virtualenv.install(
-            checkout, locked, folder, bundled=bundled, python=python, additions=additions, toolkit=toolkit
+            checkout, locked, folder, bundled=bundled, python=python, additions=additions, toolkit=toolkit, repair=repair
         )
     else:
         placed = prefix.install(
@@ -118,6 +121,7 @@ def install(
             used_as=used_as,
             additions=additions,
             toolkit=toolkit,
+            repair=repair,
         )
     print(placed)
     if added_project := additions.project:
@@ -135,7 +139,9 @@ def _check(folder: Path, locked: "LockedEnvironment") -> int:
     for problem in problems:
         print(problem)
     if problems:
-        status(f"{folder}: {len(problems)} differences; to repair it, run {activation.remedy(found, locked)}")
+        contents = not {*problems} <= {*activation.differences(found, locked, strict=False)}
+        remedy = activation.remedy(found, locked, contents=contents)
+        status(f"{folder}: {len(problems)} differences; to repair it, run {remedy}")
     else:
         status(f"{folder}: as installed, every file")
     return int(bool(problems))

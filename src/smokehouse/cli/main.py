@@ -135,6 +135,7 @@ class _Output(io.TextIOWrapper):
             with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - it has no path; Python would fail again when it exits
                 os.dup2(nowhere.fileno(), self.fileno())
             if broken.errno != errno.EPIPE:
+                broken.filename = "standard output"
                 raise
 
 

@@ -37,8 +37,7 @@ def suggest(
     from smokehouse.matrix import suggest as suggesting
 
     given = {"torch": torch, "transformers": transformers, "deepspeed": deepspeed}
-    wanted = {name: text for name, text in given.items() if text}
-    suggesting.check_versions(wanted)
+    wanted = suggesting.parsed({name: text for name, text in given.items() if text})
     checkout = Checkout.find(Path.cwd())
     inspected = suggesting.read_checkpoint(checkout, checkpoint) if checkpoint else None
     if model is None and inspected is None:
@@ -64,17 +63,19 @@ def _known(checkout: Checkout, model: str) -> "tuple[str, Measured, list[Stack]]
     from smokehouse.matrix.model import Measured
 
     stacks = _stacks(checkout)
-    try:
-        read = grid.read(checkout, model)
-    except UserError:
-        families = sorted({stack.family for stack in stacks})
-        family = grid.best_match(model, families)
-        if family is None:
-            known = ", ".join([*grid.names(checkout), *families])
-            raise UserError(f"--model {model}: expected one of {known}; run {as_typed('matrix')} for a grid of it") from None
-        return family, Measured(model=family, family=family), [stack for stack in stacks if stack.family == family]
-    measured = store.load(checkout, read)
-    return read.name, measured, [stack for stack in stacks if stack.family == measured.family]
+    grids = {name: grid.family(checkout, name) for name in grid.names(checkout)}
+    families = {stack.environment: stack.family for stack in stacks}
+    known = {**families, **{family: family for family in [*families.values(), *grids.values()]}, **grids}
+    if (match := grid.best_match(model, [*known])) is None:
+        listed = ", ".join([*grids, *(name for name, family in families.items() if family not in grids.values())])
+        add = checkout.relative(checkout.matrix_folder() / "NAME.toml")
+        raise UserError(f"--model {model}: expected one of {listed}; add {add} to measure another")
+    family = known[match]
+    own = [stack for stack in stacks if stack.family == family]
+    name = match if match in grids else next((name for name, of in grids.items() if of == family), "")
+    if not name:
+        return family, Measured(model=family, family=family), own
+    return name, store.load(checkout, grid.read(checkout, name)), own
 
 
 def _stacks(checkout: Checkout) -> "list[Stack]":
@@ -93,7 +94,8 @@ def _stacks(checkout: Checkout) -> "list[Stack]":
         if shown.evidence and {*CORE} <= {*shown.stack}:
             versions = Versions(**{core: shown.stack[core] for core in CORE})
             family = shown.environment.stack.model.family
-            found.append(Stack(name, family, versions, shown.proven_on, shown.evidence.on_gpu))
+            cuda = shown.environment.stack.cuda.version
+            found.append(Stack(name, family, versions, cuda, shown.proven_on, shown.evidence.on_gpu))
     return found
 
 
@@ -152,6 +154,6 @@ def _lines(
     if found.suggestion is None:
         return [*lines, f"no stack that works is known; run {as_typed('matrix', '--model', measured.model)} to measure"]
     one = found.suggestion
-    away = f", {one.distance} release{'s' if one.distance > 1 else ''} away" if one.distance else ""
+    away = f", {one.distance} measured version{'s' if one.distance > 1 else ''} away" if one.distance else ""
     what = f"environment {one.environment}, " if one.environment else ""
     return [*lines, f"nearest that works{away}: {what}{one.versions.words}", f"  {one.where}", f"  make it: {command}"]

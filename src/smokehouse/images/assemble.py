@@ -9,8 +9,8 @@ from pathlib import Path
 
 from smokehouse.checkout import Checkout
 from smokehouse.console import status
+from smokehouse.images import base as bases
 from smokehouse.images.config import image_config
-from smokehouse.images.labels import ImageLabels
 from smokehouse.images.layers import AT_ONCE, Compression, LayerStore, Made, Packed, Step
 from smokehouse.images.plan import Layer
 from smokehouse.images.record import RecordedImage, RecordedLayer
@@ -23,56 +23,31 @@ _PYTHON = "/opt/env/bin/python"
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """What an image is assembled from: `contexts` has the folder of each build context but the base's by name."""
-
-    spec: ImageSpec
-    contexts: Mapping[str, Path]
-    base: Image
-    labels: ImageLabels
-
-
-@dataclass(frozen=True)
-class AssembledLayer:
-    """A layer of an image, and what is in it."""
-
-    packed: Packed
-    content: str
-
-
-@dataclass(frozen=True)
 class Assembled:
-    """An image: its layers, bottom first, its configuration and its manifest, both as they are written."""
+    """An image: what image.json has of it, its layers as files, bottom first, and its manifest as it is written."""
 
-    layers: tuple[AssembledLayer, ...]
-    config: bytes
+    recorded: RecordedImage
+    layers: tuple[Packed, ...]
     manifest: bytes
 
-    @property
-    def recorded(self) -> RecordedImage:
-        """What image.json has of it."""
-        layers = [
-            RecordedLayer(diff_id=layer.packed.diff_id, size=layer.packed.unpacked, content=layer.content)
-            for layer in self.layers
-        ]
-        return RecordedImage(id=self.id, digest=self.digest, layers=tuple(layers), config=json.loads(self.config))
-
-    @property
-    def id(self) -> str:
-        """The image ID: the digest of the configuration."""
-        return f"sha256:{files.sha256(self.config)}"
-
-    @property
-    def digest(self) -> str:
-        """The digest of the manifest."""
-        return f"sha256:{files.sha256(self.manifest)}"
+    @classmethod
+    def of(cls, layers: Sequence[tuple[Packed, str]], config: bytes) -> "Assembled":
+        """Return the image of `layers`, bottom first, each with what is in it, and of a configuration."""
+        packed = tuple(layer for layer, _ in layers)
+        described = Descriptor.of(config, CONFIG)
+        manifest = encode(Manifest(schema_version=2, config=described, layers=tuple(layer.blob for layer in packed)))
+        listed = tuple(RecordedLayer(diff_id=layer.diff_id, size=layer.unpacked, content=content) for layer, content in layers)
+        digest = f"sha256:{files.sha256(manifest)}"
+        return cls(
+            RecordedImage(id=described.digest, digest=digest, layers=listed, config=json.loads(config)), packed, manifest
+        )
 
     def write(self, layout: Layout, name: str) -> Descriptor:
         """Make this, called `name`, the only image of `layout`, and return the descriptor of its manifest."""
         for layer in self.layers:
-            if not layout.blob(layer.packed.blob.digest).exists():
-                files.link_or_copy(layer.packed.path, layout.blob(layer.packed.blob.digest))
-        layout.put(self.config, CONFIG)
+            if not layout.blob(layer.blob.digest).exists():
+                files.link_or_copy(layer.path, layout.blob(layer.blob.digest))
+        layout.put(self.recorded.config_text, CONFIG)
         manifest = layout.put(self.manifest, MANIFEST)
         layout.write_index(manifest, name)
         return manifest
@@ -83,25 +58,26 @@ class Assembled:
         The file is never written: it would have every layer once more.
         """
         self.write(layout, name)
-        digests = [layer.packed.blob.digest for layer in self.layers]
-        config, *layers = [f"blobs/{digest.replace(':', '/')}" for digest in (self.id, *digests)]
+        digests = [layer.blob.digest for layer in self.layers]
+        config, *layers = [f"blobs/{digest.replace(':', '/')}" for digest in (self.recorded.id, *digests)]
         files.write(layout.folder / "manifest.json", encode([{"Config": config, "RepoTags": [name], "Layers": layers}]))
         yield from layout.archive()
 
 
-def assemble(checkout: Checkout, inputs: Inputs, compression: Compression, store: Path | None = None) -> Assembled:
+def assemble(
+    checkout: Checkout, spec: ImageSpec, contexts: Mapping[str, Path], compression: Compression, store: Path | None = None
+) -> Assembled:
     """Make the layers of an image, those that `store`, by default the checkout's, lacks, and describe them.
 
-    Raises UserError.
+    `contexts` has the folder of each build context but the base's by name. Raises UserError.
     """
-    status(f"assembling {inputs.spec.tags[0]}")
-    layer_store = LayerStore(checkout, store)
+    status(f"assembling {spec.tags[0]}")
+    layer_store, base = LayerStore(checkout, store), bases.image(checkout, spec.base)
     with layer_store.in_use(), ThreadPoolExecutor(os.cpu_count()) as workers, ThreadPoolExecutor(AT_ONCE) as packers:
-        layers = _Assembly(layer_store, inputs, compression, workers, packers).layers()
-    labels = inputs.labels
-    config = image_config(checkout, inputs.base, labels.as_dict(), labels.created, [layer.packed.diff_id for layer in layers])
-    blobs = tuple(layer.packed.blob for layer in layers)
-    return Assembled(layers, config, encode(Manifest(schema_version=2, config=Descriptor.of(config, CONFIG), layers=blobs)))
+        layers = _Assembly(layer_store, spec, contexts, base, compression, workers, packers).layers()
+    labels = spec.labels
+    config = image_config(checkout, base, labels.as_dict(), labels.created, [layer.diff_id for layer, _ in layers])
+    return Assembled.of(layers, config)
 
 
 @dataclass(frozen=True)
@@ -109,16 +85,18 @@ class _Assembly:
     """The steps of an image, as docker/Dockerfile has them; `workers` run them, and `packers` compress what they made."""
 
     store: LayerStore
-    inputs: Inputs
+    spec: ImageSpec
+    contexts: Mapping[str, Path]
+    base: Image
     compression: Compression
     workers: ThreadPoolExecutor
     packers: ThreadPoolExecutor
 
-    def layers(self) -> tuple[AssembledLayer, ...]:
-        """Return the layers, bottom first; raises UserError."""
-        plan, store = self.inputs.spec.plan, self.store
-        packed = self.packers.submit(store.repack, self.inputs.base, self.compression)
-        base = store.unpack(self.inputs.base)
+    def layers(self) -> list[tuple[Packed, str]]:
+        """Return the layers, bottom first, each with what is in it; raises UserError."""
+        plan, store = self.spec.plan, self.store
+        packed = self.packers.submit(store.repack, self.base, self.compression)
+        base = store.unpack(self.base)
         conda = self._conda(base)
         layers = enumerate(plan.numbered, 1)
         numbered = [self.workers.submit(self._wheels, f"layer-{n:02}", layer, conda, base) for n, layer in layers]
@@ -131,11 +109,10 @@ class _Assembly:
         own = self._own_files([*reversed(unpacked), base])
         packs.append(self._packing(own))
         rest = [future.result() for future in packs]
-        names = [f"conda packages ({len(self.inputs.spec.conda)})"]
+        names = [f"conda packages ({len(self.spec.conda)})"]
         names += [", ".join(file.file for file in layer.files) for layer in (*plan.numbered, plan.model)]
         names += ["files of Smokehouse"]
-        below = [AssembledLayer(layer, self.inputs.spec.base.name) for layer in packed.result()]
-        return (*below, *(AssembledLayer(layer, name) for layer, name in zip(rest, names, strict=True)))
+        return [*((layer, self.spec.base.name) for layer in packed.result()), *zip(rest, names, strict=True)]
 
     def _packing(self, made: Made) -> "Future[Packed]":
         return self.packers.submit(self.store.pack, made, self.compression)
@@ -153,14 +130,12 @@ class _Assembly:
         built = self._built(base, conda, libraries)
         program = _program("unpack.py", "/in", "/out", "--built", "/built")
         inputs = {"/in": self._context("model"), "/built": (built.tree, built.key)}
-        return self._make(
-            "model", program, ("tree.py", "unpack.py"), (conda, base), inputs, _names(self.inputs.spec.plan.model)
-        )
+        return self._make("model", program, ("tree.py", "unpack.py"), (conda, base), inputs, _names(self.spec.plan.model))
 
     def _built(self, base: Made, conda: Made, libraries: Sequence[Future[Made]]) -> Made:
         """Build the wheels of the source distributions; ops are compiled with the toolkit, on top of the libraries."""
         below = [conda, base]
-        if self.inputs.spec.ops == "aot":
+        if self.spec.ops == "aot":
             unpacking = ("/bin/sh", "-c", "tar -xf /in/prefix.tar -C /out")
             toolkit = self._make("toolkit", unpacking, (), (base,), {"/in": self._context("toolkit")})
             below = [toolkit, *(future.result() for future in reversed(libraries)), conda, base]
@@ -168,7 +143,7 @@ class _Assembly:
         return self._make("sources", program, ("build.py", "tree.py"), tuple(below), {"/in": self._context("sources")})
 
     def _own_files(self, below: Sequence[Made]) -> Made:
-        folder = self.inputs.contexts["ours"]
+        folder = self.contexts["ours"]
         content = {str(path.relative_to(folder)): files.hashed(path) for path in folder.rglob("*") if path.is_file()}
         text = files.sha256(encode(content))
         program, scripts = _program("own_files.py", "/in", "/out"), ("own_files.py", "tree.py", "unpack.py")
@@ -176,7 +151,7 @@ class _Assembly:
 
     def _context(self, name: str) -> tuple[Path, str]:
         """Return a context, whose plan has the hash of each file in it."""
-        folder = self.inputs.contexts[name]
+        folder = self.contexts[name]
         return folder, (folder / "plan.json").read_text()
 
     def _make(

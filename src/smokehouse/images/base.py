@@ -7,6 +7,7 @@ import shutil
 import tarfile
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,6 @@ from smokehouse.console import status
 from smokehouse.errors import UserError
 from smokehouse.images.debian_lock import LOCK, DebianPackage, Definition, fetch_packages, read, read_definition, remedy
 from smokehouse.oci.layout import Image, Layout, write_layout
-from smokehouse.oci.model import DIGEST
 from smokehouse.oci.reference import Reference
 from smokehouse.oci.registry import Registry
 from smokehouse.programs.process import Ended, run
@@ -50,10 +50,10 @@ class Base:
 
 def parse(reference: str) -> Base:
     """Parse REF@sha256:…, as --base takes it; raises UserError."""
-    found = re.fullmatch(rf"([a-z0-9][a-z0-9.-]*(?::\d+)?(?:/[a-z0-9][\w.-]*)*(?::\w[\w.-]*)?)@({DIGEST})", reference)
-    if not found:
-        raise UserError(f"--base: expected REF@sha256:…, found {reference}; specify the digest, because a tag can move")
-    return Base(found[1], found[2])
+    with suppress(UserError):
+        if digest := Reference.parse(reference).digest:
+            return Base(reference.removesuffix(f"@{digest}"), digest)
+    raise UserError(f"--base: expected REF@sha256:…, found {reference}; specify the digest, because a tag can move")
 
 
 def make(checkout: Checkout) -> Base:

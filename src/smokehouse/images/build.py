@@ -4,10 +4,8 @@ Both ways give the same layers and the same configuration, and so the same image
 """
 
 import json
-import os
-import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,10 +18,10 @@ from smokehouse.console import status
 from smokehouse.errors import UserError
 from smokehouse.images import base as bases
 from smokehouse.images import dockerfile, record
-from smokehouse.images.assemble import Assembled, Inputs, assemble
+from smokehouse.images.assemble import Assembled, assemble
 from smokehouse.images.base import Base
-from smokehouse.images.contexts import LoaderWheel, loader_wheel, make_contexts
-from smokehouse.images.labels import Flavour, ImageLabels, Ops
+from smokehouse.images.contexts import loader_wheel, make_contexts
+from smokehouse.images.labels import Flavour, Ops
 from smokehouse.images.layers import Compression
 from smokehouse.images.spec import ImageSpec, created, oldest_driver
 from smokehouse.installs import Bundle, bundler
@@ -35,7 +33,6 @@ from smokehouse.oci.reference import Reference
 from smokehouse.oci.registry import Registry
 from smokehouse.programs import buildx
 from smokehouse.programs import docker as engine
-from smokehouse.programs.process import run
 from smokehouse.storage import files
 from smokehouse.storage.folder_lock import exclusive
 
@@ -70,13 +67,7 @@ class Prepared:
     bake: Path
     spec: ImageSpec
     contexts: Mapping[str, Path]
-    labels: ImageLabels
     folder: Path
-
-    @property
-    def tags(self) -> Sequence[str]:
-        """The image's names."""
-        return self.spec.tags
 
 
 @dataclass(frozen=True)
@@ -91,24 +82,19 @@ class Built:
 
 def prepare_image(checkout: Checkout, locked: LockedEnvironment, request: ImageRequest) -> Prepared:
     """Download and verify every input of an image, and write the bake file that builds it; raises UserError."""
-    with loader_wheel(checkout) as wheel:
-        return _prepare(checkout, locked, request, wheel)
-
-
-def _prepare(checkout: Checkout, locked: LockedEnvironment, request: ImageRequest, wheel: LoaderWheel) -> Prepared:
-    spec, bundle = _fetch(checkout, locked, request)
-    bake_folder = dockerfile.prepare_folder(checkout)
-    labels = spec.labels(request.source or "")
-    folder = checkout.build / "images" / f"{locked.name}-{spec.flavour}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with exclusive(folder / ".lock", f"preparing the image of {locked.name}"):
-        status(f"preparing {spec.tags[0]} ({len(spec.plan.numbered) + 1} layers of wheels)")
-        contexts = make_contexts(checkout, spec, bundle, folder, wheel)
-        named = {name: str(path) for name, path in contexts.items()}
-        target = _bake_target(spec, {"base": base_context(spec.base)} | named, labels)
-        bake = folder / "bake.json"
-        files.write(bake, json.dumps({"target": {buildx.bake_target(locked.name): target}}, indent=1) + "\n")
-    return Prepared(bake, spec, contexts, labels, bake_folder)
+    with loader_wheel(checkout) as wheel:  # which is built while the rest is fetched
+        spec, bundle = _fetch(checkout, locked, request)
+        bake_folder = dockerfile.prepare_folder(checkout)
+        folder = checkout.build / "images" / f"{locked.name}-{spec.flavour}"
+        folder.mkdir(parents=True, exist_ok=True)
+        with exclusive(folder / ".lock", f"preparing the image of {locked.name}"):
+            status(f"preparing {spec.tags[0]} ({len(spec.plan.numbered) + 1} layers of wheels)")
+            contexts = make_contexts(checkout, spec, bundle, folder, wheel)
+            named = {name: str(path) for name, path in contexts.items()}
+            target = _bake_target(spec, {"base": base_context(spec.base)} | named)
+            bake = folder / "bake.json"
+            files.write(bake, json.dumps({"target": {buildx.bake_target(locked.name): target}}, indent=1) + "\n")
+    return Prepared(bake, spec, contexts, bake_folder)
 
 
 def build_image(
@@ -135,54 +121,49 @@ def build_image(
         engine.require()  # before the work, not after it
     if builder is not None:
         return _build_with_buildkit(prepared, kind, place, compression, builder, no_cache=no_cache)
+    spec = prepared.spec
     with TemporaryDirectory(dir=prepared.bake.parent) as folder:
         store = Path(folder, "layers") if no_cache else None
-        assembled = assemble_image(checkout, prepared, compression, store)
+        assembled = assemble(checkout, spec, prepared.contexts, compression, store)
         if kind == "push":
-            return _push(assembled, prepared, place, Layout(Path(folder, "layout")))
+            return _push(assembled, spec, place, Layout(Path(folder, "layout")))
         if kind == "docker":
-            _load(assembled.archive(Layout(Path(folder, "layout")), prepared.tags[0]), prepared)
-            return _built(assembled, prepared, prepared.tags[0])
+            _load(assembled.archive(Layout(Path(folder, "layout")), spec.tags[0]), spec)
+            return _built(assembled, spec, spec.tags[0])
         target = Path(place).absolute()
         with _replacing(target) as partial:
-            assembled.write(Layout(partial), prepared.tags[0])
-        return _built(assembled, prepared, str(target))
+            assembled.write(Layout(partial), spec.tags[0])
+        return _built(assembled, spec, str(target))
 
 
 def record_image(checkout: Checkout, prepared: Prepared, *, no_cache: bool = False) -> Built:
     """Assemble a prepared image, and write what it is to lockfiles/NAME/image.json, its place; raises UserError."""
     with TemporaryDirectory(dir=prepared.bake.parent) as folder:
-        assembled = assemble_image(checkout, prepared, "zstd", Path(folder, "layers") if no_cache else None)
+        store = Path(folder, "layers") if no_cache else None
+        assembled = assemble(checkout, prepared.spec, prepared.contexts, "zstd", store)
     place = record.write(checkout, prepared.spec.locked, prepared.spec.flavour, assembled.recorded)
-    return _built(assembled, prepared, str(place))
+    return _built(assembled, prepared.spec, str(place))
 
 
-def assemble_image(checkout: Checkout, prepared: Prepared, compression: Compression, store: Path | None = None) -> Assembled:
-    """Assemble a prepared image, with the layers in `store`, by default the checkout's; raises UserError."""
-    spec = prepared.spec
-    inputs = Inputs(spec, prepared.contexts, bases.image(checkout, spec.base), prepared.labels)
-    return assemble(checkout, inputs, compression, store)
+def _built(assembled: Assembled, spec: ImageSpec, place: str) -> Built:
+    return Built(assembled.recorded.digest, place, spec.labels.as_dict(), assembled.recorded.id)
 
 
-def _built(assembled: Assembled, prepared: Prepared, place: str) -> Built:
-    return Built(assembled.digest, place, prepared.labels.as_dict(), assembled.id)
-
-
-def _push(assembled: Assembled, prepared: Prepared, place: str, layout: Layout) -> Built:
+def _push(assembled: Assembled, spec: ImageSpec, place: str, layout: Layout) -> Built:
     """Send the image to the reference `place`, and its tag last."""
     reference = Reference.parse(place)
-    manifest = assembled.write(layout, prepared.tags[0])
+    manifest = assembled.write(layout, spec.tags[0])
     registry, image = Registry(reference, push=True), layout.open(manifest)
     for blob in image.blobs:
         registry.upload(layout.blob(blob.digest), blob)
     registry.put(layout.read(manifest), manifest.media_type, reference.tag or "latest")
-    return _built(assembled, prepared, f"{place}@{manifest.digest}")
+    return _built(assembled, spec, f"{place}@{manifest.digest}")
 
 
-def _load(archive: IO[bytes] | Iterator[bytes], prepared: Prepared) -> None:
+def _load(archive: IO[bytes] | Iterator[bytes], spec: ImageSpec) -> None:
     """Load an image into the engine, under all its tags."""
-    engine.load(archive, prepared.tags[0])
-    engine.tag(prepared.tags[0], prepared.tags[1:])
+    engine.load(archive, spec.tags[0])
+    engine.tag(spec.tags[0], spec.tags[1:])
 
 
 def _build_with_buildkit(
@@ -192,27 +173,28 @@ def _build_with_buildkit(
     options = f"compression={compression},force-compression=true,oci-mediatypes=true"
     options += ",compression-level=3" if compression == "zstd" else ""
     bake_files = [Path("docker/docker-bake.hcl"), prepared.bake]
+    spec, name = prepared.spec, prepared.spec.tags[0]
 
     def bake(output: str) -> buildx.Baked:
-        status(f"building {prepared.tags[0]}")
+        status(f"building {name}")
         output = f"{output},{options}"
-        target = buildx.bake_target(prepared.spec.locked.name)
+        target = buildx.bake_target(spec.locked.name)
         return buildx.bake(prepared.folder, bake_files, target, output, builder=builder, no_cache=no_cache)
 
-    labels = prepared.labels.as_dict()
+    labels = spec.labels.as_dict()
     if kind == "push":
         baked = bake(f"type=image,name={place},push=true")
         return Built(baked.digest, f"{place}@{baked.digest}", labels, baked.id)
     if kind == "docker":
-        with TemporaryDirectory(dir=prepared.bake.parent) as name:
-            archive = Path(name, "image.tar")
-            baked = bake(f"type=docker,dest={archive},name={prepared.tags[0]}")
+        with TemporaryDirectory(dir=prepared.bake.parent) as temporary:
+            archive = Path(temporary, "image.tar")
+            baked = bake(f"type=docker,dest={archive},name={name}")
             with archive.open("rb") as file:
-                _load(file, prepared)
-        return Built(baked.digest, prepared.tags[0], labels, baked.id)
+                _load(file, spec)
+        return Built(baked.digest, name, labels, baked.id)
     folder = Path(place).absolute()
     with _replacing(folder) as partial:
-        baked = bake(f"type=oci,dest={partial},tar=false,name={prepared.tags[0]}")
+        baked = bake(f"type=oci,dest={partial},tar=false,name={name}")
     return Built(baked.digest, str(folder), labels, baked.id)
 
 
@@ -244,7 +226,7 @@ def _fetch(checkout: Checkout, locked: LockedEnvironment, request: ImageRequest)
     bundle = bundle_for(checkout, locked, request.flavour, request.bundle, request.channel)
     require_torch_abi(request.extra_wheels, locked.lock, bundle.wheels)
     ops = _choose_ops(request.ops, available=bundle.has_devel and _has_toolkit(locked.lock))
-    return ImageSpec(locked, request.flavour, ops, base, wheels), bundle
+    return ImageSpec(locked, request.flavour, ops, base, wheels, request.source or ""), bundle
 
 
 def _choose_ops(requested: Ops | None, *, available: bool) -> Ops:
@@ -262,25 +244,7 @@ def _has_toolkit(lock: Lock) -> bool:
     return devel >= _TOOLKIT and any(file.name == "deepspeed" and not file.file.endswith(".whl") for file in lock.pip)
 
 
-def revision(checkout: Checkout, name: str) -> str:
-    """Return the commit that the files of an image of the environment `name` are from; empty where one differs from it."""
-    found = _git(checkout, name, "log", "-1", "--format=%H")
-    clean = found and re.fullmatch(r"[0-9a-f]{40}", found) and _git(checkout, name, "status", "--porcelain") == ""
-    return found if found and clean else ""
-
-
-def _git(checkout: Checkout, name: str, *arguments: str) -> str | None:
-    """Return the output of git about the files of an image of the environment `name`; None where it fails."""
-    if checkout.packaged or not shutil.which("git"):  # the package is not in the user's repository, and has no history
-        return None
-    inside = ["docker", "smoke_tests", "packages", "src/smokehouse_loader", f"environments/{name}", f"lockfiles/{name}"]
-    present = [path for path in inside if (checkout.root / path).exists()]
-    present.append(f":(exclude)lockfiles/{name}/{record.NAME}")  # it follows from the others
-    ended = run(["git", *arguments, "--", *present], deadline=60, environ=os.environ, cwd=checkout.root)
-    return None if ended.code else ended.stdout.strip()
-
-
-def _bake_target(spec: ImageSpec, contexts: Mapping[str, str], labels: ImageLabels) -> dict[str, object]:
+def _bake_target(spec: ImageSpec, contexts: Mapping[str, str]) -> dict[str, object]:
     """Return the target of the bake file."""
     plan = spec.plan
     return {
@@ -291,7 +255,7 @@ def _bake_target(spec: ImageSpec, contexts: Mapping[str, str], labels: ImageLabe
             "OPS": spec.ops,
             "SOURCE_DATE_EPOCH": str(int(datetime.fromisoformat(created(spec.locked.lock)).timestamp())),
         },
-        "labels": labels.as_dict(),
+        "labels": spec.labels.as_dict(),
         "inherits": ["image"],  # of docker/docker-bake.hcl
     }
 

@@ -19,7 +19,6 @@ from smokehouse.console import status
 from smokehouse.images import components, sbom
 from smokehouse.images.base import EPOCH, tini
 from smokehouse.images.labels import Ops
-from smokehouse.images.paths import PREFIX, PROGRAMS, SITE_FILES
 from smokehouse.images.plan import Layer
 from smokehouse.images.spec import ImageSpec, oldest_driver, stack
 from smokehouse.installs import Bundle, conda_packages, loader, owners, site_files
@@ -27,6 +26,12 @@ from smokehouse.installs.extra_wheels import extend_lock
 from smokehouse.locks import LOCK_JSON, CondaPackage, Lock, LockedFile, constraints
 from smokehouse.storage import files
 from smokehouse.storage.disk import require_free_space
+
+# Inside an image: the environment, the folder of Smokehouse's files whose content goes to site-packages, and those files that
+# are programs.
+_PREFIX = Path("/opt/env")
+_SITE_FILES = "site"
+_PROGRAMS = ("describe", "doctor", "entrypoint", "smoke", "tini", f"{_SITE_FILES}/{site_files.EXECUTABLE}")
 
 # The size of the conda packages unpacked and compiled: at most this many times that of their archives, and so many bytes.
 _CONDA_GROWTH = 8
@@ -69,7 +74,7 @@ def make_contexts(checkout: Checkout, spec: ImageSpec, bundle: Bundle, folder: P
     with ThreadPoolExecutor(1) as worker:  # it mostly waits for the build of the loader
         own = worker.submit(smokehouse_files, checkout, spec, bundle, folder, wheel)
         contexts = {name: conda_context(folder / name, packages, lock, bundle) for name, packages in prefixes.items()}
-        contexts[_SMOKEHOUSE_FILES] = own.result().parent
+        contexts[_SMOKEHOUSE_FILES] = own.result()
     folders = {wheel.file: wheel.path.parent for wheel in spec.extra_wheels}
     for number, layer in enumerate(plan.numbered, 1):
         name = f"layer-{number:02}"
@@ -109,7 +114,7 @@ def conda_context(folder: Path, packages: Sequence[CondaPackage], lock: Lock, bu
     require_free_space(folder, 2 * _CONDA_GROWTH * size, "prepare the conda packages")
     status(f"preparing {len(packages)} conda packages of {lock.environment}")
     archives = {f"{lock.channel_url}/{package.path}": bundle.conda / package.path for package in packages}
-    conda_packages.link(archives, work / "prefix", PREFIX, work / "cache")
+    conda_packages.link(archives, work / "prefix", _PREFIX, work / "cache")
     # It keeps a folder out of backups, and would keep the environment out of copies of the image's files.
     (work / "prefix" / "CACHEDIR.TAG").unlink(missing_ok=True)
     _pack_prefix(work / "prefix", archive)
@@ -145,7 +150,7 @@ def sdist_context(folder: Path, layer: Layer, lock: Lock, bundle: Bundle, ops: O
 
 
 def smokehouse_files(checkout: Checkout, spec: ImageSpec, bundle: Bundle, folder: Path, loader_wheel: LoaderWheel) -> Path:
-    """Make the context of the files of Smokehouse in `folder`, and return the folder in it of those in /opt/smokehouse.
+    """Make the context of the files of Smokehouse in `folder`, and return it; a folder in it has those in /opt/smokehouse.
 
     `loader_wheel` lies beside that folder, with the program that compares who owns which file, and the SBOM in the format that
     the image does not have.
@@ -176,19 +181,19 @@ def smokehouse_files(checkout: Checkout, spec: ImageSpec, bundle: Bundle, folder
         "python": lock.python,
         "epoch": EPOCH,
         "budget": _SMOKEHOUSE_BUDGET,
-        "programs": PROGRAMS,
+        "programs": _PROGRAMS,
         "loader": {"file": wheel.file, "sha256": wheel.sha256},
         "pip": [{"name": canonicalize_name(file.name), "version": file.version, "file": file.file} for file in lock.pip],
     }
     (context / "plan.json").write_text(json.dumps(plan, indent=1) + "\n")
-    return inside
+    return context
 
 
 def _pack_prefix(prefix: Path, archive: Path) -> None:
     """Write the conda prefix to the tar file `archive`, with names as in an image and nothing of this machine."""
     with tarfile.open(archive, "w", format=tarfile.PAX_FORMAT) as tar:
         for path in [prefix, *sorted(prefix.rglob("*"))]:
-            member = tarfile.TarInfo(str(Path(*PREFIX.parts[1:]) / path.relative_to(prefix)))
+            member = tarfile.TarInfo(str(Path(*_PREFIX.parts[1:]) / path.relative_to(prefix)))
             member.mtime = EPOCH
             if path.is_symlink():
                 # Path.readlink would normalize the target.
@@ -223,7 +228,7 @@ def _copy_checkout(checkout: Checkout, spec: ImageSpec, inside: Path) -> None:
     unwanted = shutil.ignore_patterns("__pycache__", ".*")
     shutil.copytree(checkout.file("docker/inside"), inside, ignore=unwanted, copy_function=shutil.copyfile, dirs_exist_ok=True)
     for name, data in site_files.contents(spec.locked.cuda).items():
-        files.write(inside / SITE_FILES / name, data)
+        files.write(inside / _SITE_FILES / name, data)
     shutil.copytree(checkout.file("smoke_tests"), inside / "smoke_tests", ignore=unwanted)
     (inside / "lock").mkdir()
     for name in (LOCK_JSON, *spec.locked.lock.files):

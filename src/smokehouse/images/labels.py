@@ -17,18 +17,22 @@ Ops = Literal["none", "aot"]
 STACK = ("python", "cuda", "torch", "transformers", "deepspeed")
 EXTRA_WHEELS = "io.smokehouse.with"
 
+SOURCE = "org.opencontainers.image.source"
+
 _FLAVOUR = "io.smokehouse.flavour"
-_LOCK = "io.smokehouse.lock"
 _OPS = "io.smokehouse.ops"
 _STACK = {name: f"io.smokehouse.{name}" for name in STACK}
-
 _TITLE = "org.opencontainers.image.title"
 _DESCRIPTION = "org.opencontainers.image.description"
-_VERSION = "org.opencontainers.image.version"
-_CREATED = "org.opencontainers.image.created"
-_BASE_NAME = "org.opencontainers.image.base.name"
-_BASE_DIGEST = "org.opencontainers.image.base.digest"
-SOURCE = "org.opencontainers.image.source"
+# Fields of ImageLabels that are labels as they are.
+_TEXTS = {
+    "lock": "io.smokehouse.lock",
+    "version": "org.opencontainers.image.version",
+    "created": "org.opencontainers.image.created",
+    "base_name": "org.opencontainers.image.base.name",
+    "base_digest": "org.opencontainers.image.base.digest",
+    "source": SOURCE,
+}
 
 _FLAVOURS: dict[str, Flavour] = {name: name for name in get_args(Flavour)}
 _ALL_OPS: dict[str, Ops] = {name: name for name in get_args(Ops)}
@@ -77,32 +81,22 @@ class ImageLabels:
         return cls(
             environment=environment,
             flavour=_FLAVOURS[flavour],
-            lock=labels.get(_LOCK, ""),
             ops=_ALL_OPS[ops],
             stack={name: labels[label] for name, label in _STACK.items() if label in labels},
-            version=labels.get(_VERSION, ""),
-            created=labels.get(_CREATED, ""),
-            base_name=labels.get(_BASE_NAME, ""),
-            base_digest=labels.get(_BASE_DIGEST, ""),
             extra_wheels=tuple(labels.get(EXTRA_WHEELS, "").split()),
-            source=labels.get(SOURCE, ""),
+            **{field: labels.get(label, "") for field, label in _TEXTS.items()},
         )
 
     def as_dict(self) -> dict[str, str]:
-        """Return the labels by name, sorted."""
+        """Return the labels by name, sorted, without those that are empty."""
         labels = {
             ENVIRONMENT_LABEL: self.environment,
             _FLAVOUR: self.flavour,
-            _LOCK: self.lock,
             _OPS: self.ops,
             _TITLE: self.environment,
             _DESCRIPTION: f"{self.environment}, {self.flavour}: locked and proven by Smokehouse",
-            _VERSION: self.version,
-            _CREATED: self.created,
-            _BASE_NAME: self.base_name,
-            _BASE_DIGEST: self.base_digest,
+            EXTRA_WHEELS: " ".join(self.extra_wheels),
         }
         labels |= {_STACK[name]: version for name, version in self.stack.items()}
-        optional = {EXTRA_WHEELS: " ".join(self.extra_wheels), SOURCE: self.source}
-        labels |= {name: text for name, text in optional.items() if text}
-        return dict(sorted(labels.items()))
+        labels |= {label: getattr(self, field) for field, label in _TEXTS.items()}
+        return {name: text for name, text in sorted(labels.items()) if text}

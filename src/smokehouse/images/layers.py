@@ -16,11 +16,11 @@ import tarfile
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO, Literal, Protocol
+from typing import Any, Literal
 
 import zstandard
 
@@ -196,9 +196,11 @@ class LayerStore:
             for number, (layer, diff_id) in enumerate(zip(image.manifest.layers, image.config.rootfs.diff_ids, strict=True), 1):
                 image.layout.verify_blob(layer)
                 with image.layout.blob(layer.digest).open("rb") as file:
-                    stream = _Reading(decompress(file, layer.media_type, f"layer {number}"))
+                    stream = _Hashed(decompress(file, layer.media_type, f"layer {number}"))
                     _extract(stream, tree)
-                    _require_diff_id(number, diff_id, stream.digest())  # by which it is kept
+                    while stream.read(_CHUNK):  # what tar does not read
+                        pass
+                    _require_diff_id(number, diff_id, stream.digest)  # by which it is kept
 
         self._once(made, "base", extract)
         return made
@@ -218,7 +220,7 @@ class LayerStore:
     def _repack(self, image: Image, number: int, compression: Compression) -> Packed:
         layer, diff_id = image.manifest.layers[number], image.config.rootfs.diff_ids[number]
 
-        def copy(out: _Tee) -> None:
+        def copy(out: _Hashed) -> None:
             image.layout.verify_blob(layer)
             with image.layout.blob(layer.digest).open("rb") as file:
                 source = decompress(file, layer.media_type, diff_id)
@@ -283,23 +285,24 @@ class LayerStore:
             reasons = re.findall(r"smokehouse: (.*)", ended.stderr) or ended.stderr.split("\n")[-2:-1] or ["no reason given"]
             raise UserError(f"{step.name} cannot be built: {reasons[-1]}")
 
-    def _pack(self, made: Made, compression: Compression, write: "Callable[[_Tee], None]") -> Packed:
+    def _pack(self, made: Made, compression: Compression, write: "Callable[[_Hashed], None]") -> Packed:
         record, path = made.folder / f"{compression}.json", made.folder / f"layer.{compression}"
         made.folder.mkdir(parents=True, exist_ok=True)
         with exclusive(made.folder / ".lock", "writing a layer"):
             if (packed := _recorded(made.folder, compression)) is not None:
                 return packed
             partial = made.folder / "layer.partial"
-            with partial.open("wb") as file, ExitStack() as stack:
-                out = _Tee(file, compression, stack)
-                write(out)
-                stack.close()
+            with partial.open("wb") as file:
+                blob = _Hashed(file)
+                with _compressor(compression, blob) as compressed:
+                    out = _Hashed(compressed)
+                    write(out)
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)
-            size = path.stat().st_size
-            files.write(record, json.dumps({"diff_id": out.diff_id, "unpacked": out.size, "digest": out.blob, "size": size}))
-            return Packed(out.diff_id, out.size, _descriptor(compression, out.blob, size), path)
+            content = {"diff_id": out.digest, "unpacked": out.size, "digest": blob.digest, "size": blob.size}
+            files.write(record, json.dumps(content))
+            return Packed(out.digest, out.size, _descriptor(compression, blob.digest, blob.size), path)
 
 
 def _recorded(folder: Path, compression: Compression) -> Packed | None:
@@ -406,81 +409,43 @@ def _require_diff_id(number: int, expected: str, found: str) -> None:
         raise UserError(f"layer {number} of the base: expected {expected}, found {found}; do not trust it")
 
 
-class _Sink(Protocol):
-    def write(self, data: bytes, /) -> object: ...
+class _Hashed:
+    """A stream that hashes and counts what is read from it or written to it."""
 
-
-class _Source(Protocol):
-    def read(self, size: int, /) -> bytes: ...
-
-
-class _Reading:
-    """A stream that hashes what is read from it."""
-
-    def __init__(self, source: _Source) -> None:
-        self._source, self._digest = source, hashlib.sha256()
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._digest, self.size = stream, hashlib.sha256(), 0
 
     def read(self, size: int) -> bytes:
         """Read at most `size` bytes."""
-        data = self._source.read(size)
-        self._digest.update(data)
+        data: bytes = self._stream.read(size)
+        self._count(data)
         return data
-
-    def digest(self) -> str:
-        """Read what is left, and return the digest of the whole stream."""
-        while self.read(_CHUNK):
-            pass
-        return f"sha256:{self._digest.hexdigest()}"
-
-
-class _Hashing:
-    """A file that hashes what is written to it."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file, self._digest = file, hashlib.sha256()
 
     def write(self, data: bytes) -> int:
         """Write `data`."""
-        self._digest.update(data)
-        return self._file.write(data)
+        self._count(data)
+        self._stream.write(data)
+        return len(data)
 
     def flush(self) -> None:
-        """Do nothing: the file is flushed once it is whole."""
+        """Do nothing: a file is flushed once it is whole."""
+
+    def _count(self, data: bytes) -> None:
+        self._digest.update(data)
+        self.size += len(data)
 
     @property
     def digest(self) -> str:
-        """The digest of what was written."""
+        """The digest of what was read or written."""
         return f"sha256:{self._digest.hexdigest()}"
 
 
-class _Tee:
-    """Compresses a tar stream to a file, and hashes both."""
-
-    def __init__(self, file: IO[bytes], compression: Compression, stack: ExitStack) -> None:
-        self._compressed, self._digest, self.size = _Hashing(file), hashlib.sha256(), 0
-        self._sink: _Sink
-        if compression == "zstd":
-            how = zstandard.ZstdCompressionParameters.from_level(_LEVELS["zstd"], threads=THREADS, write_checksum=True)
-            compressor = zstandard.ZstdCompressor(compression_params=how)
-            self._sink = stack.enter_context(compressor.stream_writer(self._compressed, closefd=False))  # type: ignore[arg-type]
-        else:
-            self._sink = stack.enter_context(gzip.GzipFile("", "wb", _LEVELS["gzip"], self._compressed, mtime=0))
-
-    def write(self, data: bytes) -> None:
-        """Write a part of the stream."""
-        self._digest.update(data)
-        self.size += len(data)
-        self._sink.write(data)
-
-    @property
-    def diff_id(self) -> str:
-        """The digest of the tar stream."""
-        return f"sha256:{self._digest.hexdigest()}"
-
-    @property
-    def blob(self) -> str:
-        """The digest of the file."""
-        return self._compressed.digest
+def _compressor(compression: Compression, out: Any) -> AbstractContextManager[Any]:
+    """Return a stream that compresses to `out`, which stays open, what is written to it."""
+    if compression == "gzip":
+        return gzip.GzipFile("", "wb", _LEVELS["gzip"], out, mtime=0)
+    how = zstandard.ZstdCompressionParameters.from_level(_LEVELS["zstd"], threads=THREADS, write_checksum=True)
+    return zstandard.ZstdCompressor(compression_params=how).stream_writer(out, closefd=False)
 
 
 def _extract(stream: object, tree: Path) -> None:

@@ -19,13 +19,14 @@ _DRIVERS = "smoke_tests/machine/drivers.json"
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """What an image is built from. Its `extra_wheels` are in no lock."""
+    """What an image is built from. Its `extra_wheels` are in no lock; `source` is the URL of the checkout, empty if unknown."""
 
     locked: LockedEnvironment
     flavour: Flavour
     ops: Ops
     base: Base
     extra_wheels: tuple[FetchedWheel, ...] = ()
+    source: str = ""
 
     @property
     def conda(self) -> tuple[CondaPackage, ...]:
@@ -42,8 +43,9 @@ class ImageSpec:
         """The layers of its wheels; raises UserError where docker/Dockerfile has too few slots."""
         return plan_layers(self.locked.lock, [wheel.file for wheel in self.extra_wheels])
 
-    def labels(self, source: str = "") -> ImageLabels:
-        """Return the image's labels; `source` is the URL of the checkout, empty if unknown."""
+    @property
+    def labels(self) -> ImageLabels:
+        """The image's labels."""
         lock = self.locked.lock
         return ImageLabels(
             environment=self.locked.name,
@@ -56,7 +58,7 @@ class ImageSpec:
             base_name=self.base.name,
             base_digest=self.base.digest,
             extra_wheels=tuple(wheel.request.text for wheel in sorted(self.extra_wheels, key=lambda wheel: wheel.request.name)),
-            source=source,
+            source=self.source,
         )
 
 

@@ -12,7 +12,8 @@ from smokehouse.checkout import Checkout
 from smokehouse.console import STARTED_BY, as_typed
 from smokehouse.errors import UserError
 from smokehouse.installs import ops, pypi, site_files, state
-from smokehouse.installs.additions import PROJECT, recorded_versions
+from smokehouse.installs.additions import PROJECT, WITH, recorded_versions
+from smokehouse.installs.project import files_of
 from smokehouse.installs.target import MARKER, read_marker
 from smokehouse.locks import CondaPackage, LockedEnvironment, constraints
 from smokehouse.storage import files
@@ -112,12 +113,16 @@ def differences(found: Installation, locked: LockedEnvironment, *, strict: bool)
     return older + problems(found.folder, locked, _conda_packages(found.folder, locked, marker), marker, strict=strict)
 
 
-def remedy(found: Installation, locked: LockedEnvironment) -> str:
-    """Return the command that repairs an installation."""
+def remedy(found: Installation, locked: LockedEnvironment, *, contents: bool = False) -> str:
+    """Return the command that repairs an installation, with the options that it was made with.
+
+    `contents` is whether something differs that only shows when files are read.
+    """
     marker = read_marker(found.folder)
     recorded = marker if isinstance(marker, dict) else {}
     if recorded.get("kind") == "smoke":
-        return as_typed("smoke", locked.name)
+        removal = f"rm -r {shlex.quote(str(found.folder))} && " if contents else ""
+        return removal + as_typed("smoke", locked.name)
     options = ["--only", "pip"] if recorded.get("kind") == "pip" else ["--devel"] if recorded.get("devel") else []
     options += ["--ops", "aot"] if recorded.get(ops.OPS) else []
     project = recorded.get(PROJECT)
@@ -125,6 +130,13 @@ def remedy(found: Installation, locked: LockedEnvironment) -> str:
         extras = project.get("extras") or []
         chosen = f"{project.get('path')}[{','.join(map(str, extras))}]" if extras else str(project.get("path"))
         options += ["--with-project", shlex.quote(chosen)]
+    for option in ("python", "used_as"):
+        if (value := recorded.get(option)) and value != str(found.folder):
+            options += [f"--{option.replace('_', '-')}", shlex.quote(str(value))]
+    options += ["--bundle", "DIR"] if recorded.get("bundle") else []
+    for file in files_of({WITH: recorded.get(WITH) or []}, WITH):
+        options += ["--with", shlex.quote(f"{file.file}#sha256={file.sha256}")]
+    options += ["--repair"] if contents else []
     return as_typed("install", locked.name, shlex.quote(str(found.folder)), *options)
 
 

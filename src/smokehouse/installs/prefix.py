@@ -23,6 +23,7 @@ from smokehouse.installs.target import (
     MARKER,
     PYPI_GROWTH,
     carry_over,
+    installed_already,
     is_same,
     others_in,
     read_marker,
@@ -58,6 +59,7 @@ def install(
     used_as: Path | None = None,
     additions: Additions | None = None,
     toolkit: ops.Toolkit | None = None,
+    repair: bool | None = None,
 ) -> Path:
     """Install an environment in `folder`, completely or not at all, and return its Python; raises UserError.
 
@@ -65,7 +67,8 @@ def install(
     with. `devel` adds the compilers and the CUDA toolkit. The files contain `used_as` as their prefix, by default
     `folder`. What an interrupted call fetched stays beside `folder`, for the next call. Where an installation with the same
     conda packages is there, only PyPI packages that changed or have damaged files are installed again, and the loader where
-    its sources have changed. With a `toolkit`, DeepSpeed's ops are compiled.
+    its sources have changed. With a `toolkit`, DeepSpeed's ops are compiled. With `repair`, files are compared by their
+    contents, and where one differs, all is installed again; it is None for a call that says nothing where all is as installed.
     """
     name, folder = locked.name, resolved(folder)
     require_own_folder(folder, name)  # before anything is written beside it
@@ -84,14 +87,16 @@ def install(
         python = folder / "bin" / "python"
         _finish(staging / "replaced", folder, locked)
         found = read_marker(folder)
-        if is_same(found, marker) and not activation.problems(folder, locked, packages, marker):
+        if is_same(found, marker) and not activation.problems(folder, locked, packages, marker, strict=bool(repair)):
+            if repair is not None:
+                status(installed_already(folder, repair=repair))
             _install_loader(checkout, folder, locked, descriptor)
             shutil.rmtree(staging, ignore_errors=True)  # of a call that was killed at its very end
             return python
         require_own_folder(folder, name)
         shutil.rmtree(staging / "prefix", ignore_errors=True)
         others = others_in(folder, locked.lock.python)
-        earlier = _reusable(folder, found, marker, locked, packages)
+        earlier = {} if repair else _reusable(folder, found, marker, locked, packages)
         _check_machine(staging, locked, packages, reused=bool(earlier))
         if bundled:
             bundled.verify()
@@ -110,7 +115,7 @@ def install(
         offline = uv.Offline(bundled.wheels, staging / "uv") if bundled else None
         target = staging / "prefix"
         kept = ops.kept(earlier, found, toolkit)
-        pypi.install(target, locked, additions, earlier=kept, offline=offline, pass_fds=[descriptor])
+        pypi.install(target, locked, additions, earlier=kept, offline=offline, pass_fds=[descriptor], contents=bool(repair))
         if toolkit:
             ops.compile_ahead(target, locked.lock.python, toolkit, activation.variables(target, os.environ))
         _make_scripts_relocatable(target, locked.lock.python)

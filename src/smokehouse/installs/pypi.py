@@ -44,11 +44,12 @@ def install(
     earlier: Mapping[str, str],
     offline: uv.Offline | None,
     pass_fds: Sequence[int],
+    contents: bool = False,
 ) -> None:
     """Install the PyPI packages of a lock and its additions in the environment in `folder`, and remove all others.
 
     `earlier` has the `fingerprints` of what is there; packages that changed or have damaged files are installed again.
-    Raises UserError.
+    With `contents`, files of uv's cache are read, where an edit that keeps a file's size is found, too. Raises UserError.
     """
     lock, wanted = locked.lock, fingerprints(locked, additions)
     there = {one.name for one in state.distributions(folder, lock.python)}
@@ -66,7 +67,7 @@ def install(
     ours = [name for name in again if name in names]
     uv.install(folder, pins, builds, lock.sdists, offline=offline, reinstall=ours, pass_fds=pass_fds)
     # Files of uv's cache are those of installations: whoever edits one edits both. To install again refreshes the cache.
-    damaged = {found.package for found in state.damage(folder, lock.python, contents=False)} & names
+    damaged = {found.package for found in state.damage(folder, lock.python, contents=contents)} & names
     if damaged and not offline:
         uv.install(folder, pins, builds, lock.sdists, reinstall=sorted(damaged), pass_fds=pass_fds)
     _install_additions(folder, locked, additions, [name for name in again if name not in names], offline, pass_fds)

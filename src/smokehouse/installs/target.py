@@ -44,6 +44,11 @@ def unfinished(name: str) -> str:
     return json.dumps({"environment": name, "unfinished": True}) + "\n"
 
 
+def installed_already(folder: Path, *, repair: bool) -> str:
+    """Return what a call says that finds nothing to do."""
+    return f"{folder}: as installed, {'every file' if repair else 'by names and sizes of files; --repair reads them'}"
+
+
 def resolved(folder: Path) -> Path:
     """Return the one absolute path of a place, which names it wherever it was typed.
 

@@ -16,6 +16,7 @@ from smokehouse.installs.target import (
     MARKER,
     PYPI_GROWTH,
     carry_over,
+    installed_already,
     is_same,
     others_in,
     read_marker,
@@ -57,15 +58,19 @@ def install(
     python: str | None = None,
     additions: Additions | None = None,
     toolkit: ops.Toolkit | None = None,
+    repair: bool = False,
 ) -> Path:
     """Install the PyPI packages of a lock in a virtual environment in `folder`, and return its Python; raises UserError.
 
     `python` is the version or path of the interpreter, by default one of the version of the lock. Where an installation is
     there, only packages that changed or have damaged files are installed again. With a `toolkit`, DeepSpeed's ops are compiled.
+    With `repair`, files are compared by their contents, and where one differs, all is installed again.
     """
     if python and os.sep in python:
         python = str(Path(python).absolute())
-    return _install(checkout, locked, resolved(folder), _CHOSEN, bundled, python, additions or Additions(), toolkit)
+    return _install(
+        checkout, locked, resolved(folder), _CHOSEN, bundled, python, additions or Additions(), toolkit, repair=repair
+    )
 
 
 def _install(
@@ -77,6 +82,8 @@ def _install(
     python: str | None,
     additions: Additions,
     toolkit: ops.Toolkit | None = None,
+    *,
+    repair: bool = False,
 ) -> Path:
     name, lock, pins = locked.name, locked.lock, locked.files.pins
     if kind == _CHOSEN:  # before anything is written beside it
@@ -93,7 +100,9 @@ def _install(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with exclusive(_lock(folder), f"installing {name}") as descriptor:
         found = read_marker(folder)
-        if is_same(found, marker) and not activation.problems(folder, locked, (), marker):
+        if is_same(found, marker) and not activation.problems(folder, locked, (), marker, strict=repair):
+            if kind == _CHOSEN:
+                status(installed_already(folder, repair=repair))
             loader.ensure(checkout, folder, pass_fds=[descriptor])
             site_files.add(folder, lock.python, locked.cuda)  # an earlier release did not
             return interpreter
@@ -101,7 +110,7 @@ def _install(
             require_own_folder(folder, name)
         require_platform(lock.platform, pins.name)
         there = found.get(pypi.PACKAGES) if isinstance(found, dict) and found.get("python") == python else None
-        usable = isinstance(there, dict) and _is_usable(interpreter, folder, lock.python)
+        usable = not repair and isinstance(there, dict) and _is_usable(interpreter, folder, lock.python)
         earlier = ops.kept(there, found, toolkit) if usable and isinstance(there, dict) else {}
         changed = {package for package, digest in marker[pypi.PACKAGES].items() if earlier.get(package) != digest}
         size = sum(file.size for file in lock.pip if file.name in changed)
@@ -122,7 +131,7 @@ def _install(
             uv.create_environment(folder, lock.python, python)
         with temporary_folder(folder.with_name(f".{folder.name}.cache")) as cache:
             offline = uv.Offline(bundled.wheels, cache) if bundled else None
-            pypi.install(folder, locked, additions, earlier=earlier, offline=offline, pass_fds=[descriptor])
+            pypi.install(folder, locked, additions, earlier=earlier, offline=offline, pass_fds=[descriptor], contents=repair)
         if toolkit:
             ops.compile_ahead(folder, lock.python, toolkit, activation.variables(folder, os.environ))
         loader.ensure(checkout, folder, pass_fds=[descriptor])

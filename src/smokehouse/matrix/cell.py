@@ -113,7 +113,7 @@ def prove(
         reports += [alone.report] if alone.report else []
         _require_same(cell, reports)
         broken |= {number: alone.broken} if alone.broken else {}
-    found = outcome.checks([report.fields for report in reports], lambda path: _explain_own(checkout, folder, Path(path)))
+    found = outcome.checks([report.fields for report in reports])
     stages = {f"zero{number}": broken.get(number) or outcome.stage(found, number) for number in STAGES}
     changed: dict[str, Any] = {"checks": found, "run_seconds": round(time.monotonic() - began, 1), **stages}
     return cell.model_copy(update=changed | (_circumstances(reports[0].fields) if reports else {}))
@@ -287,12 +287,6 @@ def _of_versions(said: str, prefix: Path) -> str:
 
 def _code(code: int) -> str:
     return f"signal {-code}" if code < 0 else f"exit code {code}"
-
-
-def _explain_own(checkout: Checkout, folder: Path, log: Path) -> str:
-    """Return the name of the known failure in a log that a report refers to; empty without one, or outside of `folder`."""
-    own = log.is_absolute() and log.resolve().is_relative_to(folder.resolve()) and log.is_file()
-    return _explain(checkout, log) if own else ""
 
 
 def _explain(checkout: Checkout, log: Path) -> str:

@@ -98,6 +98,11 @@ def find(checkout: Checkout, model: str) -> str:
     raise UserError(f"--model {model}: expected one of {listed}; add {checkout.relative(checkout.matrix_folder())}/NAME.toml")
 
 
+def family(checkout: Checkout, name: str) -> str:
+    """Return the model family of a grid; raises UserError where it is invalid."""
+    return _definition(checkout, name).family
+
+
 def _definition(checkout: Checkout, name: str) -> Definition:
     path = checkout.matrix_folder() / f"{name}.toml"
     return read_toml(path, checkout.relative(path)).validate(Definition)

@@ -1,7 +1,7 @@
 """From the reports of a cell's smoke tests to the verdict of each ZeRO stage."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from smokehouse.matrix.model import DECISIVE, Check, Stage, Verdict, line
@@ -12,16 +12,13 @@ _BEFORE = ("checkpoint", "plain run")
 _HANGS = re.compile(r"rank \d+ (?:hangs|is stopped \(SIGSTOP\)) in ")
 _CRASHES = re.compile(r"rank \d+ was (?:killed by signal|gone|exited|ended)|ended after rank|was lost: ")
 # Where a log is, which is another place on every machine.
-_LOG = re.compile(r" ?\(log: (?P<path>[^)]*)\)|; logs?: \S+")
-_FOLLOWS = ("not reached: ", "ended because ", "ended after ")
+_LOG = re.compile(r" ?\(log: [^)]*\)|; logs?: \S+")
+_UNREACHED = "not reached: "
+_FOLLOWS = (_UNREACHED, "ended because ", "ended after ")
 
 
-def checks(reports: Sequence[Mapping[str, Any]], in_log: Callable[[str], str] = lambda path: "") -> list[Check]:
-    """Return the checks of a cell's reports, each once: a later report repeats what an earlier one broke off.
-
-    Where the report names no known failure, `in_log` returns that in a log that it refers to, whose path it is given: a
-    traceback tells more than its last line.
-    """
+def checks(reports: Sequence[Mapping[str, Any]]) -> list[Check]:
+    """Return the checks of a cell's reports, each once: a later report repeats what an earlier one broke off."""
     found: dict[tuple[str, int | None], Check] = {}
     for report in reports:
         for fields in report["checks"]:
@@ -30,17 +27,11 @@ def checks(reports: Sequence[Mapping[str, Any]], in_log: Callable[[str], str] = 
                 zero_stage=fields["zero_stage"],
                 verdict=fields["verdict"],
                 detail=line(_LOG.sub("", fields["detail"])),
-                failure=_failure(fields, in_log) if fields["verdict"] != "passed" else "",
+                failure=fields["diagnosis"].partition(":")[0] if fields["verdict"] != "passed" else "",
                 seconds=fields["seconds"],
             )
             found[check.name, check.zero_stage] = check
     return list(found.values())
-
-
-def _failure(fields: Mapping[str, Any], in_log: Callable[[str], str]) -> str:
-    log = _LOG.search(fields["detail"])
-    named: str = fields["diagnosis"].partition(":")[0]
-    return named or (in_log(log["path"]) if log and log["path"] else "")
 
 
 def stage(found: Sequence[Check], number: int) -> Stage:
@@ -72,9 +63,18 @@ def is_open(found: Sequence[Check], number: int) -> bool:
     return bool(bad) and all(map(_follows, bad))
 
 
+def unreached(check: Check) -> bool:
+    """Whether a check never began, as an earlier one ended its job."""
+    return check.verdict != "passed" and _said(check).startswith(_UNREACHED)
+
+
 def _follows(check: Check) -> bool:
     """Whether a check only says that something else broke."""
-    return re.sub(r"^rank \d+: ", "", check.detail).startswith(_FOLLOWS)
+    return _said(check).startswith(_FOLLOWS)
+
+
+def _said(check: Check) -> str:
+    return re.sub(r"^rank \d+: ", "", check.detail)
 
 
 def _kind(detail: str) -> Verdict:

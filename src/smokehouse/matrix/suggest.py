@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from packaging.version import Version
+from packaging.version import InvalidVersion, Version
 
 from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
@@ -30,11 +30,12 @@ print(json.dumps({"names": [*found.tensors][:1000000], "problems": [str(one) for
 
 @dataclass(frozen=True)
 class Stack:
-    """An environment of the checkout whose lock was proven: its core versions, and where in a few words."""
+    """An environment of the checkout whose lock was proven: its core versions, its CUDA, and where in a few words."""
 
     environment: str
     family: str
     versions: Versions
+    cuda: str
     proven_on: str
     on_gpu: bool
 
@@ -72,7 +73,8 @@ def answer(
     """Return what is known of `wanted`, versions or their beginnings by package, and the nearest stack that works.
 
     The nearest is the fewest releases away, of those that occur in the data; of equal ones a proven environment comes first,
-    then what was seen on GPUs, then the newest. For a `checkpoint`, only what loads its keys counts.
+    then what was seen on GPUs, then CUDA 12, which more drivers run, then the newest. For a `checkpoint`, only what loads its
+    keys counts.
     """
     known = tuple(cell for cell in measured.cells if all(_fits(cell.versions, name, text) for name, text in wanted.items()))
     candidates = [_of_stack(stack) for stack in stacks]
@@ -84,7 +86,7 @@ def answer(
         candidates = [one for one in candidates if not one.environment or _environment_loads(measured, one.versions)]
     every = [one.versions for one in candidates] + [cell.versions for cell in measured.cells]
     far = {one: sum(_distance(every, one.versions, name, text) for name, text in wanted.items()) for one in candidates}
-    best = min(candidates, key=lambda one: (far[one], not one.environment, not one.on_gpu, _newest_first(one)), default=None)
+    best = min(candidates, key=lambda one: (far[one], *_preference(one)), default=None)
     if best is None:
         return Answer(known, None)
     return Answer(known, Suggestion(best.versions, best.where, best.environment, far[best]))
@@ -96,10 +98,11 @@ class _Candidate:
     where: str
     environment: str
     on_gpu: bool
+    cuda: str = ""
 
 
 def _of_stack(stack: Stack) -> _Candidate:
-    return _Candidate(stack.versions, f"proven on {stack.proven_on}", stack.environment, stack.on_gpu)
+    return _Candidate(stack.versions, f"proven on {stack.proven_on}", stack.environment, stack.on_gpu, stack.cuda)
 
 
 def _of_cell(cell: Cell) -> _Candidate:
@@ -137,9 +140,10 @@ def _distance(every: Sequence[Versions], versions: Versions, name: str, text: st
     return abs(releases.index(Version(getattr(versions, name))) - releases.index(Version(text)))
 
 
-def _newest_first(one: _Candidate) -> tuple[tuple[int, ...], ...]:
+def _preference(one: _Candidate) -> tuple[object, ...]:
     order = ("deepspeed", "torch", "transformers")
-    return tuple(tuple(-part for part in (*Version(getattr(one.versions, name)).release, 0, 0)[:3]) for name in order)
+    newest = tuple(tuple(-part for part in (*Version(getattr(one.versions, name)).release, 0, 0)[:3]) for name in order)
+    return not one.environment, not one.on_gpu, not one.cuda.startswith("12."), newest
 
 
 def read_checkpoint(checkout: Checkout, folder: Path) -> Checkpoint:
@@ -176,13 +180,12 @@ def _is_later(names: Iterable[str]) -> bool:
     return any(name.startswith(_LATER_LAYOUT) for name in names)
 
 
-def check_versions(wanted: Mapping[str, str]) -> None:
-    """Raise UserError where a requested version is none."""
-    from smokehouse.matrix.grid import release
-
-    for name in CORE:
-        if name in wanted:
-            try:
-                release(wanted[name])
-            except ValueError as wrong:
-                raise UserError(f"--{name}: {wrong}") from None
+def parsed(wanted: Mapping[str, str]) -> dict[str, str]:
+    """Return requested versions as the data has them, without how a wheel was built; raises UserError where one is none."""
+    found = {}
+    for name in (name for name in CORE if name in wanted):
+        try:
+            found[name] = Version(wanted[name]).public
+        except InvalidVersion:
+            raise UserError(f"--{name}: expected a version, found {wanted[name]!r}; write it like 4.51.3") from None
+    return found

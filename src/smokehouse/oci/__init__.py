@@ -14,24 +14,21 @@ from typing import TYPE_CHECKING
 from smokehouse.lazy import names_of
 
 if TYPE_CHECKING:
-    from smokehouse.oci.layout import Image, Layout, unpack_layout, write_layout
-    from smokehouse.oci.model import DIGEST, Descriptor
+    from smokehouse.oci.layout import Image, Layout
+    from smokehouse.oci.model import Descriptor
     from smokehouse.oci.reference import Reference
     from smokehouse.oci.registry import Registry
 
-__all__ = ["DIGEST", "Descriptor", "Image", "Layout", "Reference", "Registry", "unpack_layout", "write_layout"]
+__all__ = ["Descriptor", "Image", "Layout", "Reference", "Registry"]
 
 # The module of each name, imported when it is first used: pydantic, requests and zstandard would slow every command down.
 __getattr__ = names_of(
     __name__,
     {
-        "DIGEST": "model",
         "Descriptor": "model",
         "Image": "layout",
         "Layout": "layout",
         "Reference": "reference",
         "Registry": "registry",
-        "unpack_layout": "layout",
-        "write_layout": "layout",
     },
 )

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from smokehouse.errors import UserError, first_of
-from smokehouse.oci.model import CONFIG, INDEX, MANIFEST, MAX_DOCUMENT, Descriptor
+from smokehouse.oci.model import CONFIG, INDEX, MANIFEST, Descriptor
 from smokehouse.storage import files, strict_json
 
 LAYERS = tuple(f"application/vnd.oci.image.layer.v1.tar{suffix}" for suffix in ("", "+gzip", "+zstd"))
@@ -20,16 +20,15 @@ _INDEX_ANNOTATIONS = ("io.containerd.image.name", "org.opencontainers.image.crea
 # Where the engine pulled an image from.
 _SOURCE_ANNOTATIONS = "containerd.io/distribution.source."
 _PLATFORM = {"architecture": "amd64", "os": "linux"}
+_WHITE = str.maketrans("\t\n", "  ")
 _MAX_SHOWN = 120  # characters of a value in a message
 
 
 def read(data: bytes, name: str) -> Any:
-    """Return a JSON document that all programs read alike; raises UserError, calling it `name`.
+    """Return a JSON document that all programs read alike, whose size is bounded already; raises UserError, calling it `name`.
 
     Refused are keys that occur twice, floats, NaN, control characters and what is not UTF-8.
     """
-    if len(data) > MAX_DOCUMENT:
-        raise UserError(f"{name}: expected at most {MAX_DOCUMENT} bytes, found {len(data)}; do not trust this image")
     try:
         document = strict_json.parse(data)
         _require_plain(document)
@@ -58,7 +57,7 @@ def differences(found: object, expected: object, path: str = "") -> Iterator[tup
         yield path or "(document)", f"expected {show(expected)}, found {show(found)}"
 
 
-def check_index(data: bytes, name: str) -> dict[str, Any]:
+def check_index(data: bytes, name: str) -> Descriptor:
     """Return the only entry of an index, an image for linux/amd64 or an index; raises UserError for all other members."""
     index = read(data, name)
     entries = index.get("manifests") if isinstance(index, dict) else None
@@ -74,16 +73,16 @@ def check_index(data: bytes, name: str) -> dict[str, Any]:
     listed: dict[str, Any] = {"mediaType": media_type, "digest": described.digest, "size": described.size}
     if "platform" in entry:
         listed["platform"] = _PLATFORM
-    if isinstance(entry.get("annotations"), dict):
-        listed["annotations"] = {key: text for key, text in entry["annotations"].items() if _is_name(key, text)}
+    if described.annotations is not None:
+        listed["annotations"] = {key: text for key, text in described.annotations.items() if _is_name(key)}
     expected = {"schemaVersion": 2, "manifests": [listed], **({"mediaType": INDEX} if "mediaType" in index else {})}
     for path, problem in differences(index, expected):
         raise UserError(f"{name}: {path}: {problem}; do not trust this image")
-    return listed
+    return described
 
 
-def _is_name(key: str, text: object) -> bool:
-    return isinstance(text, str) and (key in _INDEX_ANNOTATIONS or key.startswith(_SOURCE_ANNOTATIONS))
+def _is_name(key: str) -> bool:
+    return key in _INDEX_ANNOTATIONS or key.startswith(_SOURCE_ANNOTATIONS)
 
 
 def manifest_differences(
@@ -118,10 +117,13 @@ def show(value: object) -> str:
 
 
 def _require_plain(value: object) -> None:
-    """Raise ValueError where `value` has a float, control characters, or such as change the direction of others."""
+    """Raise ValueError where `value` has a float, control characters, or such as change the direction of others.
+
+    Tabs and newlines are in the history of most images: Dockerfiles have them, and JSON and `show` escape them.
+    """
     if isinstance(value, float):
         raise ValueError(f"the number {value}, which is not an integer")
-    if isinstance(value, str) and not value.isprintable():
+    if isinstance(value, str) and not value.translate(_WHITE).isprintable():
         raise ValueError(f"control characters in {show(value)}")
     inside = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()
     for each in inside:

@@ -9,15 +9,14 @@ import os
 import re
 import shutil
 import tarfile
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from smokehouse.errors import UserError
 from smokehouse.oci import closed
 from smokehouse.oci.model import (
     CONFIG,
-    INDEX,
     INDEXES,
     MANIFEST,
     MAX_DOCUMENT,
@@ -104,19 +103,14 @@ class Layout:
 
     def image(self) -> "Image":
         """Return the only linux/amd64 image of the layout; raises UserError."""
-        return self._choose(self._document("index.json"))
+        return self._choose(choose_image)
 
     def only_image(self) -> "Image":
         """Return the image of a layout that has nothing else, so that all programs choose this one; raises UserError.
 
         Its descriptor has the annotations of all indexes, the outermost first: engines take the image's name from there.
         """
-        data, place = self._document("index.json"), str(self.folder / "index.json")
-        entry = closed.check_index(data, place)
-        names = entry.get("annotations", {})
-        if entry["mediaType"] == INDEX:  # docker save writes an index that lists an index
-            nested = Descriptor.model_validate(entry)
-            names = closed.check_index(self.read(nested), nested.digest).get("annotations", {}) | names
+        image = self._choose(closed.check_index)
         # Some programs take the image that a manifest.json lists, and not that of the index.
         if other := sorted(path.name for path in self.folder.iterdir() if path.name not in _PARTS and not _is_empty(path)):
             listed = ", ".join(closed.show(name)[1:-1] for name in other)
@@ -125,8 +119,7 @@ class Layout:
         version = closed.read(self._document("oci-layout"), str(self.folder / "oci-layout"))
         for path, problem in closed.differences(version, {"imageLayoutVersion": "1.0.0"}):
             raise UserError(f"{self.folder / 'oci-layout'}: {path}: {problem}; do not trust this image")
-        image = self._choose(data)
-        return replace(image, descriptor=image.descriptor.model_copy(update={"annotations": names or None}))
+        return image
 
     def _document(self, name: str) -> bytes:
         """Return what is in the file `name`, read once and within bounds; raises UserError."""
@@ -142,13 +135,15 @@ class Layout:
             raise UserError(f"{place}: expected at most {MAX_DOCUMENT} bytes, found more; do not trust this image")
         return data
 
-    def _choose(self, data: bytes) -> "Image":
-        index = parse(Index, data, str(self.folder / "index.json"))
+    def _choose(self, choose: Callable[[bytes, str], Descriptor]) -> "Image":
+        """Return the image that `choose` finds in the index of the layout, or in an index that it lists."""
+        data, name, names = self._document("index.json"), str(self.folder / "index.json"), dict[str, str]()
         for _ in range(2):  # docker save writes an index that lists an index
-            chosen = choose_image(index, str(self.folder))
+            chosen = choose(data, name)
+            names = {**(chosen.annotations or {}), **names}
             if chosen.media_type not in INDEXES:
-                return self.open(chosen)
-            index = parse(Index, self.read(chosen), chosen.digest)
+                return self.open(chosen.model_copy(update={"annotations": names or None}))
+            data, name = self.read(chosen), chosen.digest
         raise UserError(f"{self.folder}: expected at most two nested indexes, found more; specify a layout with one image")
 
     def open(self, chosen: Descriptor) -> "Image":

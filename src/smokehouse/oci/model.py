@@ -81,13 +81,9 @@ class Index(_Model):
 
 
 class Runtime(_Model):
-    """The defaults that an image sets for its containers."""
+    """The defaults that an image sets for its containers, as far as they are read here."""
 
     labels: dict[str, str] | None = Field(default=None, alias="Labels")
-    env: tuple[str, ...] | None = Field(default=None, alias="Env")
-    entrypoint: tuple[str, ...] | None = Field(default=None, alias="Entrypoint")
-    cmd: tuple[str, ...] | None = Field(default=None, alias="Cmd")
-    user: str = Field(default="", alias="User")
 
 
 class _RootFs(_Model):
@@ -122,11 +118,11 @@ def encode(content: object) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
-def choose_image(index: Index, name: str) -> Descriptor:
-    """Return the only linux/amd64 image in `index`; raises UserError, calling the index `name`."""
+def choose_image(data: bytes, name: str) -> Descriptor:
+    """Return the only linux/amd64 image in an index, or index in it; raises UserError, calling the index `name`."""
     fitting = [
         entry
-        for entry in index.manifests
+        for entry in parse(Index, data, name).manifests
         if entry.media_type in (*MANIFESTS, *INDEXES)
         and (entry.platform is None or (entry.platform.os, entry.platform.architecture) == ("linux", "amd64"))
     ]

@@ -149,9 +149,7 @@ class Registry:
                 self._require_served(manifest, listed.media_type, listed.size)
             if manifest.media_type not in INDEXES:
                 break
-            if only:
-                closed.check_index(data, str(reference))
-            listed = choose_image(parse(Index, data, str(reference)), str(reference))
+            listed = (closed.check_index if only else choose_image)(data, str(reference))
         parsed = parse(Manifest, data, str(reference))
         self._require_served(manifest, parsed.media_type, len(data))
         layout.put(data, manifest.media_type)

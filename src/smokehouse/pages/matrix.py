@@ -20,9 +20,9 @@ from packaging.version import Version
 
 from smokehouse.checkout import Checkout
 from smokehouse.console import size
-from smokehouse.matrix import grid, store
+from smokehouse.matrix import grid, outcome, store
 from smokehouse.matrix.grid import Grid
-from smokehouse.matrix.model import CORE, STAGES, Cell, Measured, Versions
+from smokehouse.matrix.model import CORE, DECISIVE, STAGES, Cell, Measured, Versions
 from smokehouse.pages import picture
 from smokehouse.pages.markdown import plain, table
 
@@ -137,22 +137,54 @@ def index(shown: Sequence[Shown]) -> str:
             f"[Table of all cells]({name}.html)\n",
             f"[![{plain(_title(one))}]({name}.svg)]({name}.html)\n",
         ]
-        failures = _failures(one)
+        failures = [[way.markdown, str(len(cells)), plain(cells[0].words)] for way, cells in _failures(one)]
         if failures:
             lines.append(table(["what happens", "cells:", "for example"], failures))
     return "\n".join(lines)
 
 
-def _failures(shown: Shown) -> list[list[str]]:
-    """Return each way in which cells do not work, how many do so, and one of them, in Markdown; the most frequent first."""
-    found: dict[str, list[Versions]] = {}
+@dataclass(frozen=True)
+class _Way:
+    """A way in which cells do not work: what happens, the name of the known failure or the error, and what was not measured."""
+
+    happens: str
+    failure: str
+    error: str
+    unreached: str
+
+    def __str__(self) -> str:
+        """Return it as text."""
+        return f"{self.happens}: {self.failure or self.error}{self.unreached}"
+
+    @property
+    def markdown(self) -> str:
+        """The same in Markdown, with a link to the known failure."""
+        named = re.fullmatch(r"[a-z0-9-]+", self.failure)
+        because = f"[{self.failure}](../known-failures.md#{self.failure})" if named else plain(self.failure or self.error)
+        return f"{plain(self.happens)}: {because}{plain(self.unreached)}"
+
+
+def _failures(shown: Shown) -> list[tuple[_Way, list[Versions]]]:
+    """Return each way in which cells do not work, with the cells that do so; the most frequent first."""
+    found: dict[_Way, list[Versions]] = {}
     for versions, cell in shown.cells:
         for stage in STAGES if cell else ():
             one = cell.stage(stage) if cell else None
-            if one and one.verdict != "works":
-                found.setdefault(f"ZeRO-{stage} {one.verdict}: {one.failure or _general(one.error)}", []).append(versions)
-    ordered = sorted(found.items(), key=lambda entry: (-len(entry[1]), entry[0]))
-    return [[plain(text), str(len(cells)), plain(cells[0].words)] for text, cells in ordered]
+            if cell and one and one.verdict != "works":
+                error = "" if one.failure else _general(one.error)
+                way = _Way(f"ZeRO-{stage} {one.verdict}", one.failure, error, _unreached(cell, stage))
+                found.setdefault(way, []).append(versions)
+    return sorted(found.items(), key=lambda entry: (-len(entry[1]), str(entry[0])))
+
+
+def _unreached(cell: Cell, stage: int) -> str:
+    """Return which of the deciding checks never began, as what failed before them ended their job; empty for none.
+
+    Nothing is known of these: a stack whose generation fails may train.
+    """
+    names = [one.name for one in cell.checks if one.zero_stage == stage and one.name in DECISIVE and outcome.unreached(one)]
+    before = cell.stage(stage).error.partition(":")[0]
+    return f"; not measured after {before}: {', '.join(names)}" if names else ""
 
 
 def _general(error: str) -> str:
@@ -188,6 +220,7 @@ def for_loader(shown: Sequence[Shown]) -> str:
         rows = [
             [*(getattr(cell.versions, name) for name in CORE), cell.device]
             + [text for stage in map(cell.stage, STAGES) for text in (stage.verdict, stage.failure, stage.error)]
+            + [cell.python]
             for cell in one.measured.cells
         ]
         lines = ",\n".join(f"   {json.dumps(row, ensure_ascii=False)}" for row in rows)
@@ -209,6 +242,8 @@ def page(shown: Shown) -> str:
         model=escape(shown.model),
         summary=escape(_summary(shown)),
         circumstances=escape(_circumstances(shown)),
+        failures="".join(f"<p>In {len(found)} of them {escape(str(way))}.</p>\n" for way, found in _failures(shown)),
+        gaps=picture.gaps(shown.cells),
         picture=picture.draw(shown.cells, _title(shown)),
         filters="\n".join(_filter(shown, number, name) for number, name in enumerate(_FILTERED)),
         verdicts=verdicts,
@@ -258,7 +293,7 @@ def _why(cell: Cell) -> str:
         found = cell.stage(stage)
         if found.verdict != "works":
             text = f"<strong>{escape(found.failure)}</strong>: " if found.failure else ""
-            said.setdefault(f"{text}{escape(found.error)}", []).append(f"ZeRO-{stage}")
+            said.setdefault(f"{text}{escape(found.error + _unreached(cell, stage))}", []).append(f"ZeRO-{stage}")
     return "<br>".join(f"{', '.join(stages)}: {text}" if len(stages) == 1 else text for text, stages in said.items())
 
 
@@ -272,7 +307,7 @@ def _evidence(cell: Cell) -> str:
     )
     checks = "".join(
         f"<tr><td>{escape(check.name)}</td><td>{f'ZeRO-{check.zero_stage}' if check.zero_stage else ''}</td>"
-        f"<td>{escape(check.verdict)}</td><td>{escape(check.detail)}</td></tr>"
+        f"<td>{'not reached' if outcome.unreached(check) else escape(check.verdict)}</td><td>{escape(check.detail)}</td></tr>"
         for check in cell.checks
     )
     lock = ", ".join(f"{escape(name)} {escape(version)}" for name, version in sorted(cell.lock.items()))

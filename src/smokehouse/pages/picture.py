@@ -67,14 +67,21 @@ def draw(cells: Sequence[tuple[Versions, Cell | None]], title: str, page: str = 
                     shapes.append(_square(left + _LABEL + column * _STEP, _HEAD + row * _STEP, *one, page))
         left += _LABEL + len(columns) * _STEP + _GAP
     bottom = _HEAD + len(rows) * _STEP
-    shapes += _legend(bottom + 16)
-    width, height = max(left, 300), bottom + 16 + _LEGEND * (len(SIGNS) + 1)
+    shapes += _legend(bottom + 16, gaps(cells))
+    width, height = max(left, 300), bottom + 16 + _LEGEND * (len(SIGNS) + 1 + bool(gaps(cells)))
     text = f'font-family="system-ui, sans-serif" font-size="13" fill="{_INK}"'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" {text} '
         f'role="group" aria-label="{escape(title)}">\n<title>{escape(title)}</title>\n'
         f'<rect width="{width}" height="{height}" fill="#ffffff"/>\n' + "\n".join(shapes) + "\n</svg>\n"
     )
+
+
+def gaps(cells: Sequence[tuple[Versions, Cell | None]]) -> str:
+    """Return what a place without a square means, empty where each has one."""
+    pairs = {(versions.torch, versions.deepspeed) for versions, _ in cells}
+    rows = {versions.transformers for versions, _ in cells}
+    return "" if len(cells) == len(pairs) * len(rows) else "No square: not in the grid, so never run."
 
 
 def _ordered(versions: set[str]) -> list[str]:
@@ -121,7 +128,7 @@ def _mark(x: int, y: int, sign: Sign) -> str:
     return f'<path d="{sign.path}" transform="translate({x} {y})" {stroke}/>'
 
 
-def _legend(top: int) -> Iterator[str]:
+def _legend(top: int, gaps: str) -> Iterator[str]:
     yield f'<text x="0" y="{top + 12}">Left half: ZeRO-2; right half: ZeRO-3.</text>'
     for number, (key, sign) in enumerate(SIGNS.items(), 1):
         y = top + number * _LEGEND
@@ -130,3 +137,5 @@ def _legend(top: int) -> Iterator[str]:
         area = f'<rect x="0" y="{y}" width="{_HALF}" height="{height}" fill="{sign.colour}"{dashes}/>'
         mark = _mark(_HALF // 2, y + height // 2, sign) if sign.path else ""
         yield f'{area}{mark}<text x="{_HALF + 10}" y="{y + 15}">{escape(sign.meaning)}</text>'
+    if gaps:
+        yield f'<text x="0" y="{top + (len(SIGNS) + 1) * _LEGEND + 15}">{gaps}</text>'

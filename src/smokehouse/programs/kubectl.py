@@ -26,6 +26,11 @@ _DEADLINE = 60.0  # seconds; a cluster that does not answer is not worth waiting
 _LOG_DEADLINE = 300.0
 _MOST_LOG = 64 << 20  # bytes of a log that are read back
 _GRACE = 5.0  # seconds
+# What kubectl says while an API server restarts, is replaced, or has too much to do.
+_PASSES = re.compile(
+    r"\((ServiceUnavailable|InternalError|TooManyRequests|Timeout|ServerTimeout)\)|onnect(ion)? to the server|"
+    r"connection (refused|reset)|TLS handshake timeout|unexpected EOF|i/o timeout|etcdserver: "
+)
 _LONGEST_LINE = 1 << 20  # bytes; the rest of a longer one is another line
 
 
@@ -35,6 +40,10 @@ class KubectlError(Exception):
 
 class NoSuchObjectError(KubectlError):
     """The cluster has no such object."""
+
+
+class UnreachableError(KubectlError):
+    """The cluster did not answer, or not yet: a later try may succeed."""
 
 
 class NoSuchKindError(KubectlError):
@@ -65,6 +74,7 @@ class _Condition(_Part):
 
 class _Terminated(_Part):
     exitCode: int = Field(ge=-(1 << 31), lt=1 << 31)  # noqa: N815 - as Kubernetes calls it
+    reason: str | None = None
 
 
 class _Waiting(_Part):
@@ -83,6 +93,8 @@ class _Container(_Part):
 
 class _Status(_Part):
     phase: str | None = None
+    reason: str | None = None
+    message: str | None = None
     conditions: list[_Condition] | None = None
     initContainerStatuses: list[_Container] | None = None  # noqa: N815 - as Kubernetes calls it
     containerStatuses: list[_Container] | None = None  # noqa: N815 - as Kubernetes calls it
@@ -203,4 +215,6 @@ def _check(ended: Ended) -> None:
     reason = (lines or ["no message"])[-1].removeprefix("error: ").removeprefix("Error from server ")
     if "no matches for kind" in reason or "doesn't have a resource type" in reason:
         raise NoSuchKindError(reason)
-    raise (NoSuchObjectError if "(NotFound)" in reason else KubectlError)(reason)
+    if "(NotFound)" in reason:
+        raise NoSuchObjectError(reason)
+    raise (UnreachableError if _PASSES.search(reason) else KubectlError)(reason)

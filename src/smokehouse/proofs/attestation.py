@@ -8,7 +8,7 @@ See: https://github.com/in-toto/attestation/tree/main/spec/v1
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import BaseModel, Field
@@ -89,11 +89,30 @@ def open_statement(signed: SignedStatement, signer: Signer, digest: str) -> Trus
     if content["predicateType"] != TEST_RESULT:
         return None
     try:
-        found = _Statement.model_validate(content)
-        started = datetime.fromisoformat(str(found.predicate.report.get("started")))
-        if started.tzinfo is None:
-            raise ValueError("started has no time zone")
+        started = _started(content)
     except ValueError as invalid:
         problem = first_of(invalid)
         raise UserError(f"{digest}: its signed payload is not a test-result statement ({problem}); do not trust it") from None
     return TrustedStatement(digest, content, started)
+
+
+def claimed_start(signed: SignedStatement, digest: str) -> datetime | None:
+    """Return when the run in a statement began, as whoever wrote it says, None where it is not of a test.
+
+    One that does not say so may be the newest. Raises ForeignError where it is not a statement of the image `digest`.
+    """
+    content = signing.unverified(signed, digest)
+    if content["predicateType"] != TEST_RESULT:
+        return None
+    try:
+        return _started(content)
+    except ValueError:
+        return datetime.max.replace(tzinfo=UTC)
+
+
+def _started(content: Mapping[str, Any]) -> datetime:
+    """Return when the run in a statement began; raises ValueError where it does not say so."""
+    started = datetime.fromisoformat(str(_Statement.model_validate(content).predicate.report.get("started")))
+    if started.tzinfo is None:
+        raise ValueError("started has no time zone")
+    return started

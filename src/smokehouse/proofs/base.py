@@ -3,7 +3,7 @@
 The image is never asked: what it says of its base is compared with that.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from smokehouse.checkout import Checkout
@@ -18,15 +18,6 @@ from smokehouse.oci.layout import Image, Layout
 
 _MOST = 4 << 30  # bytes of the lowest layer, unpacked; Debian has 0.6 GB
 _DEBIAN = "debian-"  # begins the name of a base of docker/base.lock, which is in no registry
-
-
-@dataclass(frozen=True)
-class ExpectedBase:
-    """The base of an image, and how it is trusted."""
-
-    base: Base
-    image: Image
-    description: str
 
 
 def base_problem(checkout: Checkout, labels: ImageLabels, requested: str | None) -> str:
@@ -49,8 +40,8 @@ def base_problem(checkout: Checkout, labels: ImageLabels, requested: str | None)
     return f"expected {debian}, found {said}; if you trust that base, allow it with --base {said}"
 
 
-def expect_base(checkout: Checkout, image: Image, reference: str, requested: str | None, work: Path) -> ExpectedBase:
-    """Return the base to compare `image`, which messages call `reference`, with; raises UserError.
+def expect_base(checkout: Checkout, image: Image, reference: str, requested: str | None, work: Path) -> tuple[Base, str]:
+    """Return the base to compare `image`, which messages call `reference`, with, and how it is trusted; raises UserError.
 
     A Debian base that is `requested` is not built again: the lowest layer of the image is taken if its digest is the same. It
     is unpacked in the folder `work`.
@@ -68,7 +59,7 @@ def expect_base(checkout: Checkout, image: Image, reference: str, requested: str
     else:
         base = bases.parse(requested)
         text = f"{requested}, trusted by its digest in --base"
-    return ExpectedBase(base, bases.image(checkout, base), text)
+    return base, text
 
 
 def _lowest_layer(image: Image, reference: str, work: Path) -> Path:

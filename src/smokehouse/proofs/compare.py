@@ -86,20 +86,18 @@ def compare(image: Image, expected: RecordedImage, made: Sequence[Packed] = ()) 
     manifest, layers = layout.read(image.descriptor), image.manifest.layers
     found = closed.manifest_differences(manifest, f"manifest {image.digest}", config, layers, len(expected.layers))
     differences = [Difference(0, f"(manifest) {path}", problem) for path, problem in found]
-    differences += [
-        Difference(0, f"(config) {path}", problem) for path, problem in compare_config(config, expected.config_text)
-    ]
+    differences += [Difference(0, f"(config) {path}", problem) for path, problem in _compare_config(config, expected)]
     limits = Limits()  # of all layers together
     for number, (layer, wanted, packed) in enumerate(zip_longest(layers, expected.layers, made), 1):
         differences += _compare_layer(image, number, layer, wanted, packed, limits)
     return differences
 
 
-def compare_config(found: bytes, expected: bytes) -> list[tuple[str, str]]:
+def _compare_config(found: bytes, expected: RecordedImage) -> list[tuple[str, str]]:
     """Return how a configuration differs from the expected one; raises UserError where it is ambiguous."""
-    if found == expected:
+    if found == expected.config_text:
         return []
-    differences = [*closed.differences(closed.read(found, "configuration"), closed.read(expected, "expected configuration"))]
+    differences = [*closed.differences(closed.read(found, "configuration"), expected.config)]
     return differences or [("(document)", "expected other white space or another order, which the image ID depends on")]
 
 

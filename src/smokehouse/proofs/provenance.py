@@ -12,10 +12,10 @@ from typing import Any
 
 from smokehouse import __version__
 from smokehouse.checkout import Checkout
-from smokehouse.images import debian_lock
-from smokehouse.images.build import revision
+from smokehouse.images import debian_lock, record
 from smokehouse.images.labels import ImageLabels
 from smokehouse.locks import LOCK_JSON, LockedEnvironment
+from smokehouse.programs import git
 from smokehouse.proofs import signing
 from smokehouse.storage import files
 
@@ -77,6 +77,16 @@ def provenance(checkout: Checkout, locked: LockedEnvironment, labels: ImageLabel
         },
         "runDetails": {"builder": {"id": workflow.identity if workflow else LOCAL_BUILDER}, **invocation},
     }
+
+
+def revision(checkout: Checkout, name: str) -> str:
+    """Return the commit that the files of an image of the environment `name` are from; empty where one differs from it."""
+    if checkout.packaged:  # the package is not in the user's repository, and has no history
+        return ""
+    inside = ["docker", "smoke_tests", "packages", "src/smokehouse_loader", f"environments/{name}", f"lockfiles/{name}"]
+    present = [path for path in inside if (checkout.root / path).exists()]
+    present.append(f":(exclude)lockfiles/{name}/{record.NAME}")  # it follows from the others
+    return git.last_commit(checkout.root, present)
 
 
 def _dependencies(checkout: Checkout, locked: LockedEnvironment, labels: ImageLabels) -> Iterator[dict[str, Any]]:

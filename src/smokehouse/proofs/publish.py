@@ -26,7 +26,7 @@ from smokehouse.oci.reference import Reference
 from smokehouse.oci.registry import Registry
 from smokehouse.proofs import attestation, provenance, signing
 from smokehouse.proofs.compare import Verification
-from smokehouse.proofs.referrers import attach_sbom, attach_statement
+from smokehouse.proofs.referrers import SBOM, attach, attach_statement
 from smokehouse.proofs.signing import SignedStatement, Signer
 from smokehouse.proofs.verify import VerifyOptions, verify_image
 from smokehouse.runs import report as reports
@@ -242,7 +242,7 @@ def _send(job: _Job, registry: Registry, image: Image, sbom: bytes, signed: Sequ
         layout.verify_blob(blob)
         registry.upload(layout.blob(blob.digest), blob)
     registry.put(layout.read(manifest), manifest.media_type)
-    attach_sbom(registry, layout, manifest, sbom)
+    attach(registry, layout, manifest, SBOM, sbom)
     for statement in signed:
         attach_statement(registry, layout, manifest, statement)
     for tag in reversed(job.tags):  # the one by stack and lock, which says that all is there, last

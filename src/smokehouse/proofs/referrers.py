@@ -17,15 +17,9 @@ from smokehouse.proofs.signing import BUNDLE, SignedStatement
 
 SBOM = "application/spdx+json"
 _MOST = 1000  # statements of an image; whoever may push can attach any number, and each is fetched and verified
-_MOST_BYTES = 64 << 20  # of all of them together, which are in memory at once; one has about 0.1 MB
+_MOST_BYTES = 256 << 20  # of all statements of an image, which are in memory together
 _CONTENT = "dev.sigstore.bundle.content"
 _PREDICATE_TYPE = "dev.sigstore.bundle.predicateType"
-_ANOTHER = "verify another copy of the image"
-
-
-def attach_sbom(registry: Registry, layout: Layout, image: Descriptor, sbom: bytes) -> None:
-    """Attach an SBOM to `image`; `layout` keeps what is uploaded. Raises UserError."""
-    _attach(registry, layout, image, SBOM, sbom)
 
 
 def attach_statement(registry: Registry, layout: Layout, image: Descriptor, signed: SignedStatement) -> None:
@@ -34,7 +28,7 @@ def attach_statement(registry: Registry, layout: Layout, image: Descriptor, sign
     See: https://github.com/sigstore/cosign/blob/main/specs/BUNDLE_SPEC.md
     """
     annotations = {_CONTENT: "dsse-envelope", _PREDICATE_TYPE: signed.predicate_type}
-    _attach(registry, layout, image, BUNDLE, signed.bundle, annotations)
+    attach(registry, layout, image, BUNDLE, signed.bundle, annotations)
 
 
 def fetch_statements(registry: Registry, digest: str, folder: Path) -> list[SignedStatement]:
@@ -42,10 +36,10 @@ def fetch_statements(registry: Registry, digest: str, folder: Path) -> list[Sign
 
     Other statements are told by annotations, which nobody has signed; temporary files go to `folder`.
     """
-    statements, size = [], 0
+    statements, total = [], 0
     listed = {entry.digest: entry for entry in registry.referrers(digest) if entry.artifact_type == BUNDLE}
     if len(listed) > _MOST:
-        raise UserError(f"{digest}: expected at most {_MOST} statements, found {len(listed)}; {_ANOTHER}")
+        raise UserError(f"{digest}: expected at most {_MOST} statements, found {len(listed)}; verify another copy of the image")
     for entry in listed.values():
         if not (found := registry.manifest(entry.digest)):
             continue
@@ -57,18 +51,20 @@ def fetch_statements(registry: Registry, digest: str, folder: Path) -> list[Sign
         if len(bundles) != 1 or bundles[0].size > MAX_DOCUMENT:
             limit = f"{MAX_DOCUMENT >> 20} MiB"
             raise UserError(f"{entry.digest}: expected one Sigstore bundle of at most {limit}, found none; do not trust it")
-        if (size := size + bundles[0].size) > _MOST_BYTES:
-            raise UserError(f"{digest}: expected at most {_MOST_BYTES >> 20} MiB of statements, found more; {_ANOTHER}")
         with TemporaryDirectory(dir=folder) as temporary:
             layout = Layout(Path(temporary))
             registry.fetch(tuple(bundles), layout)
             statements.append(SignedStatement(layout.read(bundles[0]), kind))
+        if (total := total + bundles[0].size) > _MOST_BYTES:
+            limit = f"{_MOST_BYTES >> 20} MiB"
+            raise UserError(f"{digest}: expected at most {limit} of statements, found more; verify another copy of the image")
     return statements
 
 
-def _attach(
+def attach(
     registry: Registry, layout: Layout, image: Descriptor, kind: str, data: bytes, annotations: dict[str, str] | None = None
 ) -> None:
+    """Attach `data` of the media type `kind` to `image`; `layout` keeps what is uploaded. Raises UserError."""
     empty, blob = layout.put(b"{}", EMPTY), layout.put(data, kind)
     for part in (empty, blob):
         registry.upload(layout.blob(part.digest), part)

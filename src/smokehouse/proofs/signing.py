@@ -134,6 +134,21 @@ def open_signed(signed: SignedStatement, signer: Signer, digest: str) -> dict[st
 
     Raises ForeignError where it is of somebody else or of another image, and UserError where that cannot be found out.
     """
+    bundle, content = _read(signed, digest)
+    _verify(signed.bundle, bundle, signer, digest, content)
+    _require_subject(content, digest)
+    return content
+
+
+def unverified(signed: SignedStatement, digest: str) -> dict[str, Any]:
+    """Return a statement of the image `digest` as anybody can write one; raises ForeignError where it is none."""
+    _, content = _read(signed, digest)
+    _require_subject(content, digest)
+    return content
+
+
+def _read(signed: SignedStatement, digest: str) -> tuple[_Bundle, dict[str, Any]]:
+    """Return the bundle of a statement that is attached to the image `digest`, and the statement; raises ForeignError."""
     try:
         bundle = _Bundle.model_validate(strict_json.parse(signed.bundle))
         payload = b64decode(bundle.envelope.payload, validate=True)
@@ -141,21 +156,30 @@ def open_signed(signed: SignedStatement, signer: Signer, digest: str) -> dict[st
         raise ForeignError(f"{digest}: its statement is not a Sigstore bundle ({first_of(invalid)}); do not trust it") from None
     try:
         content: dict[str, Any] = strict_json.parse(payload)
-        found = _Statement.model_validate(content)
+        _Statement.model_validate(content)
     except ValueError as invalid:
         problem = first_of(invalid)
         raise ForeignError(
             f"{digest}: its signed payload is not a test-result statement ({problem}); do not trust it"
         ) from None
-    subjects = [subject.digest.get("sha256", "") for subject in found.subject]
-    subject = own if (own := digest.removeprefix("sha256:")) in subjects else subjects[0]
-    _verify(signed.bundle, bundle, signer, digest, subject, found.predicate_type)
-    if subject != own:
+    return bundle, content
+
+
+def _subject(content: Mapping[str, Any], digest: str) -> str:
+    """Return the SHA-256 of the image `digest` where it is a subject of a statement, or else that of its first subject."""
+    found = [str(subject["digest"].get("sha256", "")) for subject in content["subject"]]
+    own = digest.removeprefix("sha256:")
+    return own if own in found else found[0]
+
+
+def _require_subject(content: Mapping[str, Any], digest: str) -> None:
+    """Raise ForeignError where a statement is not of the image `digest`."""
+    subject = _subject(content, digest)
+    if f"sha256:{subject}" != digest:
         raise ForeignError(f"{digest}: expected a statement of this image, found one of sha256:{subject}; do not trust it")
-    return content
 
 
-def _verify(data: bytes, bundle: _Bundle, signer: Signer, digest: str, subject: str, predicate_type: str) -> None:
+def _verify(data: bytes, bundle: _Bundle, signer: Signer, digest: str, content: Mapping[str, Any]) -> None:
     """Verify the signature in a bundle; cosign reads subject and predicate from it, too. Raises UserError."""
     if signer.key:
         _require_key(signer.key)
@@ -163,7 +187,7 @@ def _verify(data: bytes, bundle: _Bundle, signer: Signer, digest: str, subject: 
         raise ForeignError(f"{digest}: its statement was signed with a key; specify the public key with --key FILE")
     trusted = cosign.trust_key(signer.key) if signer.key else cosign.trust_identity(signer.identity, signer.issuer)
     try:
-        cosign.verify_attestation(data, subject, predicate_type, trusted)
+        cosign.verify_attestation(data, _subject(content, digest), content["predicateType"], trusted)
     except CosignError as failed:
         if not signer.key and re.search(r"dial tcp|i/o timeout|TLS handshake", str(failed)):
             problem = f"cosign cannot reach Sigstore to verify its statement ({failed}); fix the network connection"

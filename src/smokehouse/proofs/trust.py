@@ -13,6 +13,8 @@ from smokehouse.proofs.attestation import TrustedStatement
 from smokehouse.proofs.signing import ForeignError, Requirements, SignedStatement, Signer
 from smokehouse.runs.report import Report
 
+_MOST = 100  # statements whose signature is verified, each by a program that takes about 0.1 s
+
 
 @dataclass(frozen=True)
 class Proof:
@@ -35,21 +37,9 @@ def judge(
     if not signer:
         count = f"{len(statements)} signed statements are attached"
         return Proof(f"not verified: {count}; specify a trusted key with --key FILE", None)
-    trusted: list[TrustedStatement] = []
-    refusals: list[str] = []
-    for signed in statements:
-        try:
-            found = attestation.open_statement(signed, signer, digest)
-            trusted += [found] if found else []
-        except ForeignError as foreign:  # whoever can write to the registry can attach those
-            refusals.append(str(foreign))
-        except UserError as unknown:  # it may be the newest of the signer, and say that it failed
-            return Proof(f"nothing: {unknown}", False)
-    if not trusted:
-        return Proof(f"nothing: {refusals[0] if refusals else 'no statement of a smoke test is attached'}", False)
-    started = max(statement.started for statement in trusted)
-    newest = [statement for statement in trusted if statement.started == started]
     try:
+        newest = _newest(digest, statements, signer)
+        started = newest[0].started
         report = [statement.check(checkout, locked) for statement in newest][-1]  # of several, each has to be a proof
         _require(signer.requirements, report, started, digest)
     except UserError as refused:
@@ -57,6 +47,40 @@ def judge(
     days = (datetime.now(UTC) - started).days
     age = "today" if not days else "yesterday" if days == 1 else f"{days} days ago"
     return Proof(f"{report.summary}, {age}", True, report.fields)
+
+
+def _newest(digest: str, statements: Sequence[SignedStatement], signer: Signer) -> list[TrustedStatement]:
+    """Return the newest statements by `signer`, which began at the same time; raises UserError where there are none.
+
+    They are verified from the newest on, as they say themselves, until one is by `signer`: none that is left can be newer, and
+    none is passed over. Whoever can write to the registry can attach any number.
+    """
+    refusals: list[str] = []
+    claimed: list[tuple[datetime, SignedStatement]] = []
+    for signed in dict.fromkeys(statements):
+        try:
+            if started := attestation.claimed_start(signed, digest):
+                claimed.append((started, signed))
+        except ForeignError as foreign:
+            refusals.append(str(foreign))
+    claimed.sort(key=lambda one: one[0], reverse=True)
+    trusted: list[TrustedStatement] = []
+    for number, (started, signed) in enumerate(claimed):
+        if trusted and started < trusted[0].started:
+            break
+        if number == _MOST:
+            raise UserError(
+                f"{digest}: expected the newest statement by {signer} among {_MOST}, found {len(claimed)} of which more say "
+                "that they are as new; remove those of others from the registry, or verify another copy of the image"
+            )
+        try:
+            if found := attestation.open_statement(signed, signer, digest):
+                trusted.append(found)
+        except ForeignError as foreign:
+            refusals.append(str(foreign))
+    if not trusted:
+        raise UserError(refusals[0] if refusals else "no statement of a smoke test is attached")
+    return trusted
 
 
 def _require(requirements: Requirements, report: Report, started: datetime, digest: str) -> None:

@@ -12,9 +12,10 @@ from smokehouse import locks
 from smokehouse.checkout import Checkout
 from smokehouse.console import status
 from smokehouse.errors import UserError
+from smokehouse.images import base as bases
 from smokehouse.images import build as building
 from smokehouse.images import contexts, record
-from smokehouse.images.assemble import Inputs, assemble
+from smokehouse.images.assemble import assemble
 from smokehouse.images.fetch import open_image, work_folder
 from smokehouse.images.labelled_wheels import compare_wheels
 from smokehouse.images.labels import EXTRA_WHEELS, SOURCE, ImageLabels
@@ -135,20 +136,20 @@ def _compare(subject: _Subject, work: Path) -> Verification:
     if labels.ops == "aot":
         bundle.require_conda(devel=True)
     extra_wheels.require_torch_abi(subject.extra_wheels, locked.lock, bundle.wheels)
-    base = expect_base(checkout, image, subject.reference, options.base, work)
-    spec = ImageSpec(locked, labels.flavour, labels.ops, base.base, wheels)
+    base, trusted = expect_base(checkout, image, subject.reference, options.base, work)
+    spec = ImageSpec(locked, labels.flavour, labels.ops, base, wheels, labels.source)
     claims, differences = _compare_origin(subject)
-    result = subject.result(base=base.description, claims=claims)
-    diff_ids = base.image.config.rootfs.diff_ids
+    result = subject.result(base=trusted, claims=claims)
+    diff_ids = bases.image(checkout, base).config.rootfs.diff_ids
     if image.config.rootfs.diff_ids[: len(diff_ids)] != diff_ids:
-        problem = f"differs from that of the base {base.base.name}"
+        problem = f"differs from that of the base {base.name}"
         return replace(result, differences=[*differences, Difference(1, "(the whole layer)", problem)])
     status("verifying: making again what the lock builds")
     with contexts.loader_wheel(checkout) as wheel:
         made = contexts.make_contexts(checkout, spec, bundle, subject.folder, wheel)
-    expected = assemble(checkout, Inputs(spec, made, base.image, spec.labels(labels.source)), "zstd")
+    expected = assemble(checkout, spec, made, "zstd")
     status(f"verifying: comparing {len(expected.layers)} layers")
-    differences += compare(image, expected.recorded, [layer.packed for layer in expected.layers])
+    differences += compare(image, expected.recorded, expected.layers)
     # By what it lists: another verification of this environment can be of other wheels, and end first.
     sboms = subject.folder / f"sbom-{files.hashed(made['ours'] / contexts.SPDX)[:16]}"
     for name in (contexts.CYCLONEDX, contexts.SPDX):
@@ -182,7 +183,7 @@ def _compare_origin(subject: _Subject) -> tuple[list[str], list[Difference]]:
     labels, options, claims, differences = subject.labels, subject.options, [], []
     if options.source is not None and labels.source != options.source:
         problem = f"expected {options.source or 'none'}, found {printable(labels.source) or 'none'}"
-        differences.append(Difference(0, "(config) label org.opencontainers.image.source", problem))
+        differences.append(Difference(0, f"(config) label {SOURCE}", problem))
     elif options.source is None and labels.source:
         claims.append(f"source {printable(labels.source)}, as the image says; specify the URL with --source")
     for key, name in sorted((subject.image.descriptor.annotations or {}).items()):

@@ -39,7 +39,9 @@ FABRICS = ("ethernet", "infiniband", "efa")
 _NETWORKS = {"infiniband": "IB", "efa": "AWS Libfabric"}
 KINDS = ("trainjob", "jobset")
 _PORT = 29400  # at which the nodes report; torchrun has 29500
-_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+# Names of Kubernetes: of namespaces, and of most other objects, which may have dots.
+_LABEL = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+_NAMES = {"--namespace": _LABEL, "--claim": rf"{_LABEL}(\.{_LABEL})*", "--queue": rf"{_LABEL}(\.{_LABEL})*"}
 _MARK = "smokehouse-report: "
 _REPORT_FILES = ("report.json", "report.html", "junit.xml")
 _MOST_REPORT = 64 << 20  # bytes, unpacked
@@ -156,11 +158,10 @@ def _read(checkout: Checkout, name: str, options: Sequence[str]) -> Request:
         "fabric": jobs.one_of("--fabric", given.get("--fabric", "ethernet"), FABRICS),
         "kind": jobs.one_of("--kind", given.get("--kind", "trainjob"), KINDS),
     }
-    for option in ("--claim", "--queue", "--namespace"):
-        if option in given and not _NAME.fullmatch(given[option]):
-            raise UserError(
-                f"{option} {given[option]}: expected a name of Kubernetes (a-z, 0-9 and -), found another; correct it"
-            )
+    for option, pattern in _NAMES.items():
+        if option in given and not re.fullmatch(pattern, given[option]):
+            allowed = "a-z, 0-9 and -" if pattern == _LABEL else "a-z, 0-9, - and ."
+            raise UserError(f"{option} {given[option]}: expected a name of Kubernetes ({allowed}), found another; correct it")
     return Request(
         environment=name,
         image=_image(given.get("--image"), name),
@@ -317,7 +318,7 @@ def _run(checkout: Checkout, request: Request, name: str, documents: Sequence[Do
         pod = job.wait()
         request.cluster.follow(pod, "node", _print, request.deadline)
         job.wait(ended=True)
-        code = _collect(checkout, request, pod)
+        code = _collect(checkout, request, job, pod)
         if not code and (problem := job.failure()):
             status(f"{request.kind} {name}: expected all nodes to pass, found {problem}; see kubectl logs, with --keep")
             return 1
@@ -359,11 +360,15 @@ def _print(line: str) -> None:
         print(line, flush=True)
 
 
-def _collect(checkout: Checkout, request: Request, pod: str) -> int:
+def _collect(checkout: Checkout, request: Request, job: Job, pod: str) -> int:
     """Write the report of a run to the requested folder, and return the exit code that follows from it; raises UserError."""
-    found = unpack(request.cluster.log(pod, "node"))
+    log = job.patiently(lambda: request.cluster.log(pod, "node"))
+    found = unpack(log)
     if not found:
-        raise UserError(f"{pod}: expected a report at the end of its log, found none; see the log above, or start with --keep")
+        part = "a part of one" if _MARK in log else "none"
+        why = f" ({problem})" if (problem := job.failure()) else ""
+        place = f"/cache/reports/{job.name} of the claim {request.claim}" if _MARK in log else "the log above"
+        raise UserError(f"{pod}: expected a report at the end of its log, found {part}{why}; see {place}, or start with --keep")
     request.folder.mkdir(parents=True, exist_ok=True)
     for name, data in found.items():
         files.write(request.folder / name, data)

@@ -2,19 +2,22 @@
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 from smokehouse import clock
 from smokehouse.console import status
 from smokehouse.errors import UserError
-from smokehouse.programs.kubectl import Cluster, KubectlError, NoSuchKindError, NoSuchObjectError
+from smokehouse.programs.kubectl import Cluster, KubectlError, NoSuchKindError, NoSuchObjectError, UnreachableError
 from smokehouse.runs import jobs
 from smokehouse.runs.manifests import Document
 
 _DIGITS = 10  # of the number of a node, which has fewer
 _POLL = 2.0  # seconds; a job waits for minutes
+_PATIENCE = 300.0  # seconds in which an API server comes back
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -50,33 +53,52 @@ class Job:
         until = clock.now() + self.deadline
         said = ""
         while clock.now() < until:
-            condition = self._condition()
-            pods = self.pods()
+            condition, pods = self.patiently(lambda: (self._condition(), self.pods()))
             failed = next((pod for pod in pods if _failed_preflight(pod)), None)
             if failed:
                 raise UserError(self._preflight_of(failed))
             first = next((pod for pod in pods if _index(pod) == 0), None)
             phase = first["status"].get("phase") if first else ""
             if first and (condition if ended else phase in ("Running", "Succeeded", "Failed")):
+                if others := _waits_for(pods) if not ended else "":
+                    status(f"the first node waits for {others}")
                 return str(first["metadata"]["name"])
             if condition:
                 raise UserError(
                     f"{self.kind} {self.name}: expected it to run, found it {condition}; see kubectl describe, with --keep"
                 )
-            now = _waits_for(pods) or ("the end of the job" if ended else "pods of the job, or its admission to a queue")
+            none = "pods of the job, or its admission to a queue; kubectl get events says why there are none"
+            now = _waits_for(pods) or ("the end of the job" if ended else none)
             if now != said:
                 status(f"waiting for {now}")
                 said = now
             time.sleep(_POLL)
         raise UserError(f"{self.kind} {self.name}: expected it to end within {self.deadline} s, found it waiting; {said}")
 
+    def patiently(self, ask: Callable[[], Answer]) -> Answer:
+        """Return what the cluster answers; asks again while it does not. Raises KubectlError and UserError."""
+        until, said = clock.now() + _PATIENCE, False
+        while True:
+            try:
+                return ask()
+            except NoSuchObjectError as error:
+                raise UserError(
+                    f"{self.kind} {self.name}: expected it in the cluster, found it deleted ({error}); start it again"
+                ) from error
+            except UnreachableError as error:
+                if clock.now() > until:
+                    raise
+                if not said:
+                    status(f"waiting for the cluster, which does not answer ({error})")
+                    said = True
+                time.sleep(_POLL)
+
     def failure(self) -> str:
-        """Return how a job that has ended failed, and where; empty where it succeeded. Raises KubectlError."""
-        condition = self._condition()
+        """Return how a job that has ended failed, and where; empty where it succeeded. Raises KubectlError and UserError."""
+        condition, pods = self.patiently(lambda: (self._condition(), self.pods()))
         if not condition.startswith("failed"):
             return ""
-        codes = [(pod, _exit_code(pod)) for pod in self.pods()]
-        bad = [f"exit code {code} of {pod['metadata']['name']} on {_machine(pod)}" for pod, code in codes if code]
+        bad = [f"{end} of {pod['metadata']['name']} on {_machine(pod)}" for pod in pods if (end := _end_of(pod))]
         return "; ".join(bad) or condition
 
     def _create(self, document: Document, created: list[Document]) -> None:
@@ -149,6 +171,20 @@ def _failed_preflight(pod: Document) -> bool:
 def _exit_code(pod: Document) -> int:
     codes = [state["state"].get("terminated", {}).get("exitCode", 0) for state in _states(pod, "containerStatuses")]
     return next((int(code) for code in codes if code), 0)
+
+
+def _end_of(pod: Document) -> str:
+    """Return how a pod failed: its exit code, and what Kubernetes did to it; empty where it has not failed."""
+    code, state = _exit_code(pod), pod.get("status", {})
+    reasons = [one["state"].get("terminated", {}).get("reason", "") for one in _states(pod, "containerStatuses")]
+    found = [f"exit code {code}" if code else "", *(reason for reason in reasons if reason not in ("Error", "Completed"))]
+    found += [state.get("reason", "")] if state.get("phase") == "Failed" else []
+    for one in _states(pod, "conditions"):
+        if one["type"] == "DisruptionTarget" and one["status"] == "True":
+            found.append(one.get("reason", ""))
+    said = ", ".join(dict.fromkeys(part for part in found if part))
+    message = " ".join(str(state.get("message", "")).split())[:300]
+    return f"{said} ({message})" if said and message else said
 
 
 def _machine(pod: Document) -> str:

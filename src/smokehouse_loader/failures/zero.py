@@ -153,7 +153,7 @@ FAILURES = (
             Sign(
                 "IndexError: Dimension out of range (expected to be in range of [-1, 0], but got 1)",
                 needs=(".conv1d.weight.squeeze(1)",),
-                log=("deepspeed || zero || ZeRO",),
+                log=("deepspeed || DeepSpeed || zero || ZeRO",),
                 unless=(_ELSEWHERE,),
             ),
         ),

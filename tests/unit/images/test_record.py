@@ -13,10 +13,10 @@ import pytest
 from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
 from smokehouse.images import config, record
-from smokehouse.images.build import revision
 from smokehouse.images.labels import ImageLabels
 from smokehouse.images.record import RecordedImage, RecordedLayer
 from smokehouse.locks import LockedEnvironment, load
+from smokehouse.proofs.provenance import revision
 from smokehouse.storage import files
 
 NAME = "qwen2.5-vl"

@@ -37,7 +37,9 @@ CASES: dict[str, tuple[dict[str, object], str, str]] = {
     "reset required": ({"recovery": 1}, "fail", "the driver requires a reset of the GPU"),
     "reboot required": ({"recovery": 2}, "fail", "the driver requires a reboot"),
     "unknown action": ({"recovery": 9}, "fail", "requires recovery action 9"),
-    "a link down": ({"nvlinks": 17}, "fail", "17 of 18 NVLinks are active"),
+    "a link down": ({"gpus": 2, "nvlinks": "17,18"}, "fail", "17 of 18 NVLinks are active, 18 on another GPU"),
+    # As in a virtual machine with half of a board.
+    "links to GPUs that are not here": ({"nvlinks": 4, "nvlinks_of_card": 6}, "warn", "4 of 6 NVLinks are active"),
     "all links of a smaller card": ({"nvlinks": 12, "nvlinks_of_card": 12}, "ok", "all links active"),
     "no link in use": ({"nvlinks": 0}, "ok", "all links active"),
     "narrow slot": ({"pcie_lanes": 4, "pcie_most_lanes": 16}, "warn", "PCIe x4 in use, x16 possible"),

@@ -46,7 +46,6 @@ def test_each_cell_is_measured_once_and_again_only_when_asked(with_grid: TestChe
 
 def test_what_goes_wrong_in_a_cell_is_its_result_and_stops_no_other(with_grid: TestCheckout, index: Index) -> None:
     behaviour = {"0.17.0": "refused", "0.17.1": "crashes", "0.17.2": "zero3 dies"}
-    behaviour |= {"0.17.3": "its log says", "0.17.4": "another log says"}
     for version in behaviour:
         index.add("deepspeed", version)
     tell(with_grid, **behaviour)
@@ -63,10 +62,6 @@ def test_what_goes_wrong_in_a_cell_is_its_result_and_stops_no_other(with_grid: T
     # The end of ZeRO-3 ended the run, so ZeRO-2 was run by itself, and works.
     assert verdicts(found["0.17.2"]) == ("works", "crashes")
     assert found["0.17.2"]["zero3"]["error"].startswith("train: rank 0: rank 0 was killed by signal 9")
-    # The report has the last line of a traceback alone, which says nothing: its log names the failure, and no other file does.
-    assert verdicts(found["0.17.3"]) == verdicts(found["0.17.4"]) == ("works", "fails")
-    assert found["0.17.3"]["zero3"]["failure"] == "partitioned-parameter-used"
-    assert found["0.17.4"]["zero3"]["failure"] == ""
     assert verdicts(found["0.15.4"]) == ("works", "works")
     assert [run for run in runs(with_grid) if "0.17.2" in run] == ["4.49.0 0.17.2 2,3", "4.49.0 0.17.2 2"]
 

@@ -2,6 +2,7 @@
 
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,9 @@ def measured(*cells: Cell) -> Measured:
     return Measured(model="Tiny-VL", family="qwen2_5_vl", cells=[*cells])
 
 
-def stack(name: str, transformers: str, deepspeed: str, *, on_gpu: bool = False) -> Stack:
+def stack(name: str, transformers: str, deepspeed: str, *, cuda: str = "12.4", on_gpu: bool = False) -> Stack:
     versions = Versions(torch="2.6.0", transformers=transformers, deepspeed=deepspeed)
-    return Stack(name, "qwen2_5_vl", versions, "cpu", on_gpu)
+    return Stack(name, "qwen2_5_vl", versions, cuda, "cpu", on_gpu)
 
 
 def nearest(found: Measured, stacks: list[Stack], **wanted: str) -> tuple[str, str, int]:
@@ -52,6 +53,12 @@ def test_of_equal_ones_an_environment_then_gpus_then_the_newest_counts() -> None
     found = answer(measured(*cells), [stack("tiny", "4.49.0", "0.15.4")], {"transformers": "4.49"}).suggestion
     assert found
     assert (found.environment, found.versions.deepspeed) == ("tiny", "0.15.4")
+    # A newer stack for CUDA 13 comes first where its versions are asked for, or where it was seen on GPUs.
+    newer = stack("newer", "4.51.3", "0.19.8", cuda="13.2")
+    assert nearest(measured(), [stack("tiny", "4.49.0", "0.15.4"), newer])[0] == "4.49.0"
+    assert nearest(measured(), [stack("tiny", "4.49.0", "0.15.4"), newer], transformers="4.51")[0] == "4.51.3"
+    on_gpus = stack("newer", "4.51.3", "0.19.8", cuda="13.2", on_gpu=True)
+    assert nearest(measured(), [stack("tiny", "4.49.0", "0.15.4"), on_gpus])[0] == "4.51.3"
     # What was asked for comes before where it is.
     assert nearest(measured(*cells), [stack("tiny", "4.49.0", "0.15.4")], deepspeed="0.16") == ("4.49.0", "0.16.9", 0)
 
@@ -97,7 +104,7 @@ def test_the_command_line_answers_in_words_and_as_json(with_cells: TestCheckout,
     assert ended.stdout.splitlines() == [
         "Tiny-VL with transformers 4.49, deepspeed 0.15: measured",
         "  torch 2.6.0, transformers 4.49.0, deepspeed 0.15.4: ZeRO-2 works, ZeRO-3 fails (gloo-race)",
-        "nearest that works, 1 release away: torch 2.6.0, transformers 4.9.0, deepspeed 0.15.4",
+        "nearest that works, 1 measured version away: torch 2.6.0, transformers 4.9.0, deepspeed 0.15.4",
         ended.stdout.splitlines()[3],
         "  make it: smokehouse matrix --model tiny-vl --torch 2.6.0 --transformers 4.9.0 --deepspeed 0.15.4 --again --keep 1",
     ]
@@ -116,7 +123,7 @@ def test_what_cannot_be_answered_is_refused(with_cells: TestCheckout, tmp_path: 
     (tmp_path / "broken" / "config.json").write_text("[1")
     for arguments, said in (
         ([], "suggest: expected --model or --checkpoint, found neither; add one"),
-        (["--model", "nothing"], "--model nothing: expected one of tiny-vl; run smokehouse matrix for a grid of it"),
+        (["--model", "nothing"], "--model nothing: expected one of tiny-vl; add matrix/NAME.toml to measure another"),
         (["--model", "tiny-vl", "--torch", "x"], "--torch: expected a version, found 'x'; write it like 4.51.3"),
         (["--model", "tiny-vl", "--checkpoint", str(other)], f"--checkpoint {other}: expected model_type 'qwen2_5_vl'"),
         (["--checkpoint", str(tmp_path / "broken")], "config.json: expected JSON with model_type, found none"),
@@ -125,6 +132,30 @@ def test_what_cannot_be_answered_is_refused(with_cells: TestCheckout, tmp_path: 
         ended = with_cells.run("suggest", *arguments)
         assert ended.returncode == 2, (arguments, ended.stdout)
         assert said in ended.stderr.splitlines()[-1]
+
+
+def test_versions_are_taken_as_programs_print_them(with_cells: TestCheckout) -> None:
+    def known(version: str) -> list[str]:
+        ended = with_cells.run("suggest", "--model", "tiny-vl", "--transformers", version, "--torch", "2.6.0+cu124", "--json")
+        assert ended.returncode == 0, ended.stderr
+        return [one["deepspeed"] for one in json.loads(ended.stdout)["known"]]
+
+    assert known("v4.49.0") == ["0.15.4", "0.16.9", "0.18.9"]
+    # A development version is none that was measured, but there is a nearest one.
+    assert known("4.49.0.dev0") == []
+
+
+def test_a_model_is_known_by_its_environments_too(checkout: TestCheckout, root: Path) -> None:
+    shipped = replace(checkout, root=root)
+    for name, model, environment in (
+        ("VLM-R1", "Qwen2.5-VL", "qwen2.5-vl-latest"),
+        ("01-ai/Yi-Coder-9B", "Llama", "yi-coder"),
+        ("microsoft/trocr-base-printed", "vision-encoder-decoder", "trocr"),
+    ):
+        ended = shipped.run("suggest", "--model", name, "--json")
+        assert ended.returncode == 0, ended.stderr
+        found = json.loads(ended.stdout)
+        assert (found["model"], found["suggestion"]["environment"]) == (model, environment), name
 
 
 def test_the_data_of_this_checkout_answers(root: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 import zstandard
 
 from smokehouse.errors import UserError
-from smokehouse.images.assemble import Assembled, AssembledLayer
+from smokehouse.images.assemble import Assembled
 from smokehouse.images.layers import Packed
 from smokehouse.oci.changeset import write_layer
 from smokehouse.oci.layout import Layout, unpack_layout
@@ -83,7 +83,7 @@ class Case:
     @property
     def config(self) -> dict[str, Any]:
         """Its configuration."""
-        found: dict[str, Any] = json.loads(self.expected.config)
+        found: dict[str, Any] = json.loads(self.expected.recorded.config_text)
         return found
 
     @property
@@ -95,9 +95,7 @@ class Case:
     def problems(self) -> list[str]:
         """What is wrong with the image in the layout, by its verification."""
         try:
-            differences = compare(
-                self.layout.only_image(), self.expected.recorded, [layer.packed for layer in self.expected.layers]
-            )
+            differences = compare(self.layout.only_image(), self.expected.recorded, self.expected.layers)
             return [f"{found.layer} {found.path}: {found.problem}" for found in differences]
         except UserError as refused:
             return [str(refused)]
@@ -113,7 +111,7 @@ class Case:
                 edit(described)
             manifest = encode(described)
         written = self.expected.manifest if manifest is None else manifest
-        self.layout.put(self.expected.config if config is None else config, CONFIG)
+        self.layout.put(self.expected.recorded.config_text if config is None else config, CONFIG)
         self.layout.write_index(self.layout.put(written, MANIFEST))
 
     def write_layers(self, blobs: Mapping[int, bytes], diff_ids: Mapping[int, str], kind: str = "+zstd") -> None:
@@ -127,7 +125,7 @@ class Case:
                 described = self.layout.put(data, f"{TAR}{kind}")
                 manifest["layers"][number] = described.model_dump(by_alias=True, exclude_none=True)
 
-        self.write(dumped(config) if diff_ids else self.expected.config, edit=edit)
+        self.write(dumped(config) if diff_ids else self.expected.recorded.config_text, edit=edit)
 
 
 @pytest.fixture
@@ -148,7 +146,7 @@ def case(folder: Path) -> Case:
         (files / "opt" / "env" / f"run{number}").write_bytes(b"#!/bin/sh\n" * 60)
         (files / "opt" / "env" / f"link{number}").symlink_to("run")
         packed, stream = layer(files, folder / f"layer{number}")
-        layers.append(AssembledLayer(packed, f"layer {number}"))
+        layers.append((packed, f"layer {number}"))
         streams.append(stream)
     settings = {"Env": ["PATH=/bin", "LANG=C.UTF-8"], "Entrypoint": ["/init", "--"], "WorkingDir": "/", "Labels": {"a": "b"}}
     config = {
@@ -157,16 +155,9 @@ def case(folder: Path) -> Case:
         "created": "2025-03-15T00:00:00Z",
         "history": [{"created": "2025-03-15T00:00:00Z", "created_by": "CMD", "empty_layer": True}],
         "os": "linux",
-        "rootfs": {"type": "layers", "diff_ids": [entry.packed.diff_id for entry in layers]},
+        "rootfs": {"type": "layers", "diff_ids": [entry.diff_id for entry, _ in layers]},
     }
-    data = dumped(config)
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": MANIFEST,
-        "config": {"mediaType": CONFIG, "digest": digest(data), "size": len(data)},
-        "layers": [entry.packed.blob.model_dump(by_alias=True, exclude_none=True) for entry in layers],
-    }
-    found = Case(Assembled(tuple(layers), data, encode(manifest)), streams, Layout(folder / "layout"))
+    found = Case(Assembled.of(layers, dumped(config)), streams, Layout(folder / "layout"))
     found.expected.write(found.layout, "tiny:1")
     return found
 
@@ -486,7 +477,7 @@ def test_a_file_with_a_hole_is_not_read(case: Case) -> None:
     def edit(manifest: dict[str, Any]) -> None:
         manifest["layers"][1]["size"] = 60 << 30
 
-    case.write(case.expected.config, edit=edit)
+    case.write(case.expected.recorded.config_text, edit=edit)
     assert case.problems()[-1].startswith("2 (the whole layer): expected at most ")
     empty = case.streams[1][:0]
     begin = zstandard.ZstdCompressor(write_content_size=False).compress(empty)[:6]
@@ -527,7 +518,12 @@ def test_the_files_that_differ_are_listed(case: Case, folder: Path) -> None:
 def test_of_a_thousand_random_edits_none_is_accepted(case: Case) -> None:
     """Of any part of the image: an attacker renews the digests that refer to it, or does not."""
     rng = random.Random(16)
-    parts = [case.expected.config, case.expected.manifest, *case.streams, *(zstandard.compress(s) for s in case.streams)]
+    parts = [
+        case.expected.recorded.config_text,
+        case.expected.manifest,
+        *case.streams,
+        *(zstandard.compress(s) for s in case.streams),
+    ]
     accepted = []
     for number in range(EDITS):
         part = rng.randrange(len(parts))

@@ -24,8 +24,8 @@ def text(edit: Callable[[bytes], bytes]) -> Doctor:
     """Edit the bytes of the configuration; every digest that refers to it is renewed."""
 
     def doctor(case: Case) -> None:
-        data = edit(case.expected.config)
-        assert data != case.expected.config
+        data = edit(case.expected.recorded.config_text)
+        assert data != case.expected.recorded.config_text
         case.write(data)
 
     return doctor
@@ -88,7 +88,7 @@ def place(make: Callable[[os.PathLike[str]], object]) -> Doctor:
     """Put something else than a file where the upper layer is."""
 
     def doctor(case: Case) -> None:
-        found = case.layout.blob(case.expected.layers[1].packed.blob.digest)
+        found = case.layout.blob(case.expected.layers[1].blob.digest)
         found.unlink()
         make(found)
 
@@ -173,7 +173,7 @@ def kinds() -> Iterator[tuple[str, Doctor, str]]:
     yield "Docker's list", index(lambda document: document["manifests"][0].update(mediaType=f"{docker}.list")), "mediaType: exp"
     yield (
         "configuration in place of a manifest",
-        lambda case: case.layout.write_index(case.layout.put(case.expected.config, MANIFEST)),
+        lambda case: case.layout.write_index(case.layout.put(case.expected.recorded.config_text, MANIFEST)),
         "invalid OCI document",
     )
     yield (
@@ -238,7 +238,7 @@ def test_the_same_stream_compressed_otherwise_is_the_same_image(case: Case) -> N
     assert case.problems() == []
     case.write_layers({1: gzip_flag(0, b"")(case.streams[1])}, {}, "+gzip")
     assert case.problems() == []
-    assert digest(case.streams[1]) == case.expected.layers[1].packed.diff_id
+    assert digest(case.streams[1]) == case.expected.layers[1].diff_id
 
 
 @pytest.mark.parametrize("change", [-1, 1, 1 << 60])

@@ -248,6 +248,14 @@ def test_rules_of_the_schemas_are_evaluated() -> None:
         assert {problem.partition(":")[0] for problem in found} == paths, found
 
 
+def test_claims_and_queues_may_have_dots(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--image", IMAGE, "--claim", "data.team-a", "--queue", "a.b", "--dry-run"]
+    assert targets.smoke(Checkout(ROOT), "kubernetes", "qwen2.5-vl", options) == 0
+    said = capsys.readouterr().out
+    assert "claimName: data.team-a" in said
+    assert "kueue.x-k8s.io/queue-name: a.b" in said
+
+
 def test_the_token_is_in_no_command_and_differs_between_runs() -> None:
     token = "secret" * 8
     for kind in kubernetes.KINDS:
@@ -293,6 +301,8 @@ def test_rendering_takes_less_than_half_a_second() -> None:
         (["--image", IMAGE, "--fabric", "token-ring"], "expected ethernet, infiniband, efa, found another"),
         (["--image", IMAGE, "--kind=Pod"], "expected trainjob, jobset"),
         (["--image", IMAGE, "--namespace", "a b"], "--namespace a b: expected a name"),
+        (["--image", IMAGE, "--namespace", "a.b"], "--namespace a.b: expected a name of Kubernetes (a-z, 0-9 and -)"),
+        (["--image", IMAGE, "--queue", "a..b"], "--queue a..b: expected a name of Kubernetes (a-z, 0-9, - and .)"),
         (["--image", IMAGE, "--dry-run=yes"], "--dry-run: expected no value"),
         (["--image", IMAGE, "--bundle", "x"], "expected no --bundle with --on kubernetes"),
         (["--image", IMAGE, "--dry-run", "--zero", "9"], "invalid list of ZeRO stages"),
