@@ -29,6 +29,7 @@ _PREFIX = re.compile(
     r"|(?P<glog>\[?[IWEF]\d{3,4} \d\d:\d\d:\d\d[.\d]* [^\]\n]{0,80}\] )"
     r"|(?P<level>\[?(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\]?(?: *[:|-] *| +))"
     r"|(?P<place>\[[\w./-]{1,120}\.(?:py|cpp|cc):\d+(?::\w+)?\] )"
+    r"|(?P<quoted>>(?: |$))"
 )
 _OWNERS = ("rank", "mpi", "srun")
 _SOURCES = ("ray", "compose", "pod", "host")

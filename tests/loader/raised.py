@@ -250,7 +250,84 @@ def _lacks(name: str, attribute: str) -> Raise:
     return lambda _: getattr(type(name, (), {})(), attribute)
 
 
+def _required(name: str) -> Raise:
+    """Call a class that requires an argument, of a given name, without it."""
+
+    def __init__(self: object, total_num_frames: int) -> None:  # noqa: N807 - its name is in the message
+        """Take one."""
+
+    __init__.__qualname__ = f"{name}.__init__"
+    return lambda _: type(name, (), {"__init__": __init__})()
+
+
+class _old_trainer:  # noqa: N801 - its name is not in the message that is looked for
+    """A trainer of before transformers 4.46."""
+
+    @staticmethod
+    def compute_loss() -> None:
+        """Take no number of items."""
+
+
+def _row(**row: object) -> Raise:
+    """Print a row of a log as trainers do, which is Python's own text of a dictionary."""
+    return lambda _: row
+
+
+def _indexed(name: str) -> Raise:
+    """Index an instance of a class of a given name that cannot be."""
+    return lambda _: type(name, (), {})()[0]
+
+
+def _no_thread(folder: Path) -> str:
+    """Start a thread where the kernel refuses memory for its stack."""
+    limited = "import resource, threading; threading.stack_size(1 << 30)"
+    room = "resource.setrlimit(resource.RLIMIT_AS, (1 << 29, 1 << 29)); threading.Thread(target=print).start()"
+    return _python(f"{limited}; {room}", folder)
+
+
 RAISES: dict[str, Raise] = {
+    "ForConditionalGeneration.__init__() got an unexpected keyword argument '": _keyword("LlavaForConditionalGeneration"),
+    "ForCausalLM.__init__() got an unexpected keyword argument '": _keyword("LlamaForCausalLM"),
+    "compute_loss() got an unexpected keyword argument 'num_items_in_batch'": lambda _: _old_trainer.compute_loss(
+        num_items_in_batch=1
+    ),  # type: ignore[call-arg]
+    "cannot import name '{w}' from 'huggingface_hub'": _from("huggingface_hub", "HfFolder"),
+    "cannot import name '{w}' from 'huggingface_hub.{w}'": _from("huggingface_hub.utils", "OfflineMode"),
+    "module 'torch' has no attribute 'float8_": _attribute("torch", "float8_e8m0fnu"),
+    "module 'torch' has no attribute 'uint": _attribute("torch", "uint64"),
+    "module 'torch.compiler' has no attribute '": _attribute("torch.compiler", "is_compiling"),
+    "module 'torch.distributed' has no attribute '": _attribute("torch.distributed", "tensor"),
+    "cannot import name '{w}' from 'torch.distributed.tensor'": _from("torch.distributed.tensor", "DTensor"),
+    "cannot import name '{w}' from 'torch.distributed.tensor.{w}'": _from("torch.distributed.tensor.device_mesh", "one"),
+    "No module named 'torch.distributed.tensor": _within("torch.distributed", "tensor"),
+    "No module named 'torch.nn.attention": _within("torch.nn", "attention"),
+    "cannot import name 'log' from 'torch.distributed.elastic.agent.server.api'": _from(
+        "torch.distributed.elastic.agent.server.api", "log"
+    ),
+    "No module named 'torch._six'": _within("torch", "_six"),
+    "cannot import name 'BUFSIZE' from 'numpy'": _from("numpy", "BUFSIZE"),
+    "[Errno 107] Transport endpoint is not connected: '": _system(errno.ENOTCONN, "/mnt/data"),
+    "[Errno 5] Input/output error: '": _system(errno.EIO, "/mnt/data"),
+    "VideoMetadata.__init__() missing {n} required positional argument": _required("VideoMetadata"),
+    "'loss': 0.0, 'grad_norm': nan": _row(loss=0.0, grad_norm=float("nan")),
+    "'loss': '0', 'grad_norm': 'nan'": _row(loss="0", grad_norm="nan"),
+    "'loss': nan, 'grad_norm': ": _row(loss=float("nan"), grad_norm=1.0),
+    "'loss': 'nan', 'grad_norm': ": _row(loss="nan", grad_norm="1"),
+    "'DynamicCache' object is not subscriptable": _indexed("DynamicCache"),
+    "KeyError: 'mrope_section'": lambda _: dict[str, str]()["mrope_section"],
+    "KeyError: 'ds_grads_remaining'": lambda _: dict[str, str]()["ds_grads_remaining"],
+    "object has no attribute 'ds_grads_remaining'": _lacks("Linear", "ds_grads_remaining"),
+    "'NoneType' object has no attribute 'next_functions'": lambda _: getattr(None, "next_functions"),  # noqa: B009
+    "'DeepSpeedZeroOptimizer' object has no attribute 'ipg_": _lacks("DeepSpeedZeroOptimizer", "ipg_index"),
+    "cannot import name 'triton_key' from 'triton.compiler.compiler'": _from("triton.compiler.compiler", "triton_key"),
+    "cannot import name '{w}' from 'triton.": _from("triton.runtime", "driver"),
+    "RuntimeError: can't start new thread": _no_thread,
+    "Fatal Python error: Segmentation fault": lambda folder: _python(
+        "import faulthandler as one; one.enable(); one._sigsegv()", folder
+    ),
+    "Fatal Python error: Aborted": lambda folder: _python("import faulthandler as one; one.enable(); one._sigabrt()", folder),
+    "module 'torchvision.io' has no attribute 'read_video'": _attribute("torchvision.io", "read_video"),
+    "Resource temporarily unavailable": lambda _: os.strerror(errno.EAGAIN),
     "PermissionError: [Errno 13] Permission denied: '{w}": _system(errno.EACCES, "/models/config.json"),
     "No such file or directory: '{w}pytorch_model{w}.bin": _open("out/pytorch_model-00001-of-00002.bin"),
     "No such file or directory: 'pytorch_model{w}bin": _open("pytorch_model.bin"),
@@ -296,6 +373,12 @@ RAISES: dict[str, Raise] = {
     "ImportError: lib{w}.so{}cannot open shared object file": _extension("libcudnn.so.99"),
     "OSError: lib{w}.so{}cannot open shared object file": _library("libcudart.so.99"),
 }
+for _one in ("backward", "step", "_register_hooks_recursively", "_register_deepspeed_module"):
+    RAISES[f"'DeepSpeedZeRoOffload' object has no attribute '{_one}'"] = _lacks("DeepSpeedZeRoOffload", _one)
+for _one in ("pad_token_id", "eos_token_id", "pad_token", "eos_token", "pad", "padding_side"):
+    RAISES[f"Processor' object has no attribute '{_one}'"] = _lacks("Qwen2VLProcessor", _one)
+for _one in ("DynamicCache", "StaticCache", "HybridCache"):
+    RAISES[f"'{_one}' object has no attribute '"] = _lacks(_one, "get_usable_length")
 for _one in ("Accelerator.unwrap_model", "process_vision_info", "PreTrainedTokenizerFast._batch_encode_plus"):
     RAISES[f"{_one}() got an unexpected keyword argument"] = _function(_one)
 for _class in (

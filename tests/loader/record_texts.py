@@ -39,9 +39,11 @@ LINUX_ONLY = " (Linux)"
 OLDEST = {
     "accelerate": "0.34.0",
     "bitsandbytes": "0.44.0",
+    "decord": "0.5.0",
     "deepspeed": "0.13.0",
     "diffusers": "0.33.0",
     "flash-attn": "2.6.0",
+    "hf-xet": "1.0.0",
     "huggingface-hub": "0.25.0",
     "llamafactory": "0.9.0",
     "numpy": "1.26.0",
@@ -50,15 +52,19 @@ OLDEST = {
     "nvidia-nccl-cu12": "2.20.0",
     "peft": "0.13.0",
     "pillow": "10.4.0",
+    "protobuf": "4.21.0",
+    "qwen-vl-utils": "0.0.4",
     "requests": "2.32.0",
     "safetensors": "0.4.0",
     "tokenizers": "0.20.0",
     "torch": "2.4.0",
     "torch (Linux)": "2.4.0",
+    "torchcodec": "0.1.0",
     "transformers": "4.45.0",
     "triton": "3.0.0",
     "trl": "0.11.0",
     "urllib3": "2.0.0",
+    "vllm": "0.7.0",
     "wandb": "0.17.0",
 }
 # Packages of gigabytes: these releases only, without those between.
@@ -66,7 +72,10 @@ ONLY = {
     "nvidia-cudnn-cu12": ("9.1.0.70", "9.5.1.17", "9.10.2.21", "9.15.1.9", "9.20.0.48", "9.28.0.42"),
     "nvidia-nccl-cu12": ("2.20.5", "2.21.5", "2.23.4", "2.25.1", "2.26.5", "2.27.5", "2.28.9", "2.30.7", "2.32.3"),
     "torch (Linux)": ("2.4.1", "2.6.0", "2.8.0", "2.10.0", "2.12.1", "2.15.0"),
+    "vllm": ("0.7.3", "0.8.5.post1", "0.9.2", "0.10.2", "0.11.2", "0.14.1", "0.18.1", "0.20.2", "0.26.0", "0.33.0"),
 }
+# Read from source distributions, since wheels have not the sources of what is compiled.
+FROM_SOURCE = ("vllm",)
 
 
 def recorded_as(place: Place) -> str:
@@ -98,7 +107,7 @@ def chosen(package: str, version: str) -> Artefact:
     """Return the wheel of a release for the platform that is read, its source distribution if there is none."""
     platform = MACOS if package == "torch" else LINUX
     listed = tomllib.loads(uv.list_files([f"{package.removesuffix(LINUX_ONLY)}=={version}"], "3.11", platform))["packages"][0]
-    wheels = artefacts(listed.get("wheels", []))
+    wheels = artefacts(listed.get("wheels", [])) if package not in FROM_SOURCE else []
     tags = ("macosx",) if package == "torch" else ("manylinux", "linux_x86_64", "none-any")
     fitting = [
         wheel

@@ -101,6 +101,10 @@ FORMS: dict[str, Callable[[str], str]] = {
     "time and rank": prefixed("2025-06-01T10:00:00.123Z [rank3]: "),
     "colours": prefixed("\x1b[31m\x1b[1m"),
     "Windows": lambda text: text.replace("\n", "\r\n"),
+    "an issue": lambda text: (
+        f"### Reproduction\n\n```shell\npython train.py\n```\n\noutputs:\n\n```\n{text}```\n\n- [x] I read it\n"
+    ),
+    "quoted": prefixed("> "),
     "box": boxed,
     "80 columns": wrapped,
     "two ranks": interleaved,

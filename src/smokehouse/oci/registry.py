@@ -16,8 +16,9 @@ from smokehouse.oci.auth import Authorization
 from smokehouse.oci.layout import Layout
 from smokehouse.oci.model import INDEX, INDEXES, MANIFESTS, Descriptor, Index, Manifest, choose_image, encode, parse
 from smokehouse.oci.reference import Reference
+from smokehouse.storage import files
 from smokehouse.storage.disk import require_free_space
-from smokehouse.storage.download import Download, fetch, is_whole
+from smokehouse.storage.download import Download, fetch
 from smokehouse.storage.transfer import (
     DOWNLOAD,
     REGISTRY,
@@ -74,7 +75,7 @@ class Registry:
             )
             for blob in {blob.digest: blob for blob in blobs}.values()
         ]
-        missing = [file for file in downloads if not is_whole(file.path, file.sha256)]
+        missing = [file for file in downloads if not files.is_whole(file.path, file.sha256)]
         if missing:
             self.has(blobs[0])  # to meet the challenge of the registry once, not in each thread
             remedy = "fetch it from a registry with an intact copy"

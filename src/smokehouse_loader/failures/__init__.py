@@ -3,7 +3,7 @@
 Families are modules of their own; `printed` says which programs print each text, in which versions.
 """
 
-from smokehouse_loader.failures import adapters, classes, collectives, data, files, hubs, keys, machine, saving, zero
+from smokehouse_loader.failures import adapters, classes, collectives, data, files, hubs, keys, machine, rollouts, saving, zero
 from smokehouse_loader.failures.model import Failure, Sign
 from smokehouse_loader.failures.printed import PRINTED
 
@@ -17,6 +17,7 @@ FAMILIES = {
     "Files": files.FAILURES,
     "Saving and resuming": saving.FAILURES,
     "ZeRO at run time": zero.FAILURES,
+    "Rollouts": rollouts.FAILURES,
     "Data and numbers": data.FAILURES,
     "The machine": machine.FAILURES,
     "Hubs and proxies": hubs.FAILURES,

@@ -6,6 +6,19 @@ _LLAVA = (
     "has model type `llava_qwen` || has model type `llava_llama` || has model type `llava_mistral` || "
     "has model type `llava_mpt`"
 )
+_OF_LOADING = " || ".join(
+    f"unexpected keyword argument '{name}'"
+    for name in (
+        "dtype",
+        "torch_dtype",
+        "load_in_4bit",
+        "load_in_8bit",
+        "use_flash_attention_2",
+        "attn_implementation",
+        "use_cache",
+        "low_cpu_mem_usage",
+    )
+)
 _NEWER = "install a transformers release that has it"
 
 FAILURES = (
@@ -190,6 +203,8 @@ FAILURES = (
             Sign("Tokenizer class {w} does not exist or is not currently imported"),
             Sign("ValueError: Tokenizer class {w} is not currently imported"),
             Sign("Couldn't instantiate the backend tokenizer from one of"),
+            Sign("Converting from SentencePiece and Tiktoken failed"),
+            Sign("Converting from Tiktoken failed"),
         ),
     ),
     Failure(
@@ -276,6 +291,70 @@ FAILURES = (
         ),
     ),
     Failure(
+        name="cache-of-another-release",
+        cause=(
+            "The model's code uses the cache of keys and values as another transformers had it: get_usable_length, "
+            "seen_tokens, get_max_length and indexing by layer left it one after the other. Mostly it is remote code of the "
+            "checkpoint."
+        ),
+        cure=(
+            "load the class that transformers has itself, without trust_remote_code, or install the release in config.json's "
+            "transformers_version; in code of your own call get_seq_length() and get_max_cache_shape()"
+        ),
+        source="transformers/cache_utils.py; hiyouga/LLaMA-Factory issue #7597",
+        signs=(
+            Sign("'DynamicCache' object has no attribute '"),
+            Sign("'DynamicCache' object is not subscriptable"),
+            Sign("'StaticCache' object has no attribute '"),
+            Sign("'HybridCache' object has no attribute '"),
+        ),
+    ),
+    Failure(
+        name="rope-type-unknown",
+        cause=(
+            "The model asks for rotary positions of a type that this transformers has no function for: transformers 5 took "
+            "'default' out of the table, which remote code still asks for, and 'mrope' is only known to the classes of "
+            "Qwen2-VL and later."
+        ),
+        cure=(
+            "for 'default' install transformers before 5, or newer code of the checkpoint; for 'mrope' load it with the class "
+            "that architectures in config.json lists, and do not copy rope_scaling to a model of text"
+        ),
+        source="transformers/modeling_rope_utils.py, ROPE_INIT_FUNCTIONS; allenai/molmo2 issue #22",
+        signs=(Sign("ROPE_INIT_FUNCTIONS[self.rope_type]", needs=("KeyError: '",)),),
+        excludes=("unknown-model-type",),
+    ),
+    Failure(
+        name="rope-section-missing",
+        cause=(
+            "config.json does not say how positions are divided among time, height and width (mrope_section): rope_scaling is "
+            "null, or another release wrote it; transformers 5 writes rope_parameters, which 4.x does not read."
+        ),
+        cure=(
+            'copy rope_scaling from the config.json of the base model ({"type": "mrope", "mrope_section": [16, 24, 24]} for '
+            "Qwen2.5-VL), or load with the transformers that wrote it"
+        ),
+        source="transformers/models/qwen2_5_vl/modeling_qwen2_5_vl.py",
+        signs=(
+            Sign(
+                'self.rope_scaling["mrope_section"]',
+                needs=("'NoneType' object is not subscriptable || KeyError: 'mrope_section'",),
+            ),
+            Sign("KeyError: 'mrope_section'"),
+        ),
+        excludes=("unknown-model-type",),
+    ),
+    Failure(
+        name="image-token-not-set",
+        cause="InternVL's own code finds images in a text by img_context_token_id, which only its chat function sets.",
+        cure=(
+            "set model.img_context_token_id = tokenizer.convert_tokens_to_ids('<IMG_CONTEXT>') after loading (on the wrapped "
+            "model below PEFT and DeepSpeed), or take the checkpoint that is converted for transformers (OpenGVLab's -hf)"
+        ),
+        source="the checkpoint's modeling_internvl_chat.py; om-ai-lab/VLM-R1 issue #264",
+        signs=(Sign("assert self.img_context_token_id is not None"),),
+    ),
+    Failure(
         name="accelerate-of-another-release",
         cause="transformers calls accelerate as a newer (or older) release of it than the installed one.",
         cure=(
@@ -290,6 +369,37 @@ FAILURES = (
         ),
     ),
     Failure(
+        name="model-argument-unknown",
+        cause=(
+            "from_pretrained passes an argument that it does not know to the class of the model, which does not know it, "
+            "either: it is of another release of transformers."
+        ),
+        cure=(
+            "dtype came with 4.56 (torch_dtype before); for load_in_4bit and load_in_8bit pass "
+            "quantization_config=BitsAndBytesConfig(...), for use_flash_attention_2 attn_implementation='flash_attention_2', "
+            "and set use_cache and others of the configuration on model.config"
+        ),
+        source="transformers/modeling_utils.py, from_pretrained",
+        signs=(
+            Sign("ForConditionalGeneration.__init__() got an unexpected keyword argument '", needs=(_OF_LOADING,)),
+            Sign("ForCausalLM.__init__() got an unexpected keyword argument '", needs=(_OF_LOADING,)),
+        ),
+    ),
+    Failure(
+        name="hub-client-of-another-release",
+        cause="A package imports a name that the installed huggingface_hub does not have: it is too new for it, or too old.",
+        cure=(
+            "install the huggingface_hub that transformers names (below 1.0 for transformers 4): cached_download left it with"
+            " 0.26 and HfFolder with 1.0, split_torch_state_dict_into_shards came with 0.23; then upgrade the package that "
+            "imports"
+        ),
+        source="huggingface_hub/__init__.py; huggingface/transformers PR #41973",
+        signs=(
+            Sign("cannot import name '{w}' from 'huggingface_hub'"),
+            Sign("cannot import name '{w}' from 'huggingface_hub.{w}'"),
+        ),
+    ),
+    Failure(
         name="argument-of-another-release",
         cause=(
             "A Trainer, its arguments or a function do not have this parameter: it was renamed, or is of another release of "
@@ -297,8 +407,8 @@ FAILURES = (
         ),
         cure=(
             "read the signature in the installed release (tokenizer became processing_class, evaluation_strategy "
-            "eval_strategy, max_seq_length max_length; image_patch_size needs qwen-vl-utils 0.0.14), or install the release "
-            "that the script was written for"
+            "eval_strategy, max_seq_length max_length; image_patch_size needs qwen-vl-utils 0.0.14; a compute_loss of one's "
+            "own needs num_items_in_batch=None since 4.46), or install the release that the script was written for"
         ),
         source="transformers/trainer.py and trl's trainers, which raise Python's own TypeError",
         signs=(
@@ -312,6 +422,7 @@ FAILURES = (
                 for name in ("SFT", "GRPO", "DPO", "KTO", "PPO", "Reward")
             ),
             Sign("process_vision_info() got an unexpected keyword argument"),
+            Sign("compute_loss() got an unexpected keyword argument 'num_items_in_batch'"),
             Sign("PreTrainedTokenizerFast._batch_encode_plus() got an unexpected keyword argument"),
         ),
     ),

@@ -2,15 +2,19 @@
 
 from smokehouse_loader.failures.model import Failure, Sign
 
+# Of models with vision; a class of one's own may well lack what a tokenizer has.
+_PROCESSORS = " || ".join(
+    f"{name}Processor'"
+    for name in ("VL", "VLM", "Llava", "LlavaNext", "LlavaOnevision", "Gemma3", "Idefics3", "Mllama", "Glm4v")
+)
 _VISION_INDEX = "image_grid_thw[ || video_grid_thw[ || grid_thw[index] || <|placeholder|> || get_rope_index || image_grid_thw"
 
 FAILURES = (
     Failure(
         name="more-image-marks-than-images",
         cause=(
-            "A text has more image marks (<image>, <|image_pad|>) than its sample has images: the processor or "
-            "get_rope_index looks for an "
-            "image that was not given."
+            "A text has another number of image marks (<image>, <|image_pad|>) than its sample has images, mostly more: the "
+            "processor or get_rope_index looks for an image that was not given."
         ),
         cure=(
             "give each mark an image, and remove marks from texts without one; print the sample's text and its "
@@ -22,6 +26,8 @@ FAILURES = (
             Sign("IndexError: index {n} is out of bounds for dimension 0 with size {n}", needs=(_VISION_INDEX,)),
             Sign("IndexError: list index out of range", needs=(_VISION_INDEX + " || pixel_values || process_vision_info",)),
             Sign("StopIteration", needs=("next(image_sizes || image_grid || processing_",)),
+            Sign("The number of images does not match the number of {} tokens in"),
+            Sign("The number of videos does not match the number of {} tokens in"),
         ),
         excludes=("ignore-mismatched-sizes",),
     ),
@@ -61,7 +67,15 @@ FAILURES = (
             Sign("The input provided to the model are wrong. The number of image tokens is"),
             Sign(
                 "shape mismatch: value tensor of shape {shape} cannot be broadcast to indexing result of shape {shape}",
-                needs=("image_embeds || image_mask || image_features || video_embeds || video_mask",),
+                needs=(
+                    "image_embeds || image_mask || image_features || video_embeds || video_mask || get_rope_index || "
+                    "llm_positions",
+                ),
+            ),
+            # positions of three axes, which only Qwen's models have; where there are frames, they tell
+            Sign(
+                "shape mismatch: value tensor of shape [3, {n}] cannot be broadcast to indexing result of shape [3, {n}]",
+                unless=('File "{w}", line || .py:{n} in || .py in ',),
             ),
             Sign("Mismatch in `image` token count between text and `input_ids`"),
             Sign("Mismatch in `video` token count between text and `input_ids`"),
@@ -79,7 +93,70 @@ FAILURES = (
         signs=(
             Sign("cannot identify image file"),
             Sign("image file is truncated ({n} bytes not processed)"),
-            Sign("Image size ({n} pixels) exceeds limit of {n} pixels, could be decompression bomb DOS attack"),
+        ),
+    ),
+    Failure(
+        name="image-too-large",
+        cause="An image has more pixels than Pillow opens without being told to: a scan or a map of hundreds of megapixels.",
+        cure=(
+            "reduce the image in the data set, or set PIL.Image.MAX_IMAGE_PIXELS = None before reading if you trust it; the "
+            "processor reduces it to max_pixels anyway"
+        ),
+        source="PIL/Image.py",
+        signs=(Sign("Image size ({n} pixels) exceeds limit of {n} pixels, could be decompression bomb DOS attack"),),
+    ),
+    Failure(
+        name="attention-mask-length",
+        cause=(
+            "attention_mask and input_ids of one call have different lengths: one of them was cut, padded or repeated and the "
+            "other was not, or a step of generate got one token with the mask of all, and the positions of the first step "
+            "(rope_deltas) were lost."
+        ),
+        cure=(
+            "cut and pad both alike; in generate pass no position_ids or attention_mask of an earlier call, leave use_cache "
+            "on, and install the transformers that the training code names"
+        ),
+        source="transformers/models/qwen2_5_vl/modeling_qwen2_5_vl.py, get_rope_index; tulerfeng/Video-R1 issue #19",
+        signs=(
+            Sign(
+                "The shape of the mask {} at index {n} does not match the shape of the indexed tensor",
+                needs=("get_rope_index || input_ids[attention_mask || _ids[attention_mask",),
+            ),
+        ),
+    ),
+    Failure(
+        name="video-unreadable",
+        cause="decord could not read a video to its end: the file is damaged, or its container promises frames that it lacks.",
+        cure=(
+            "set FORCE_QWENVL_VIDEO_READER=torchcodec (or torchvision), export DECORD_EOF_RETRY_MAX=20480, or encode the video "
+            "again with ffmpeg; drop the sample if ffprobe fails, too"
+        ),
+        source="decord's video_reader.cc; modelscope/ms-swift issue #7060",
+        # qwen-vl-utils goes on with another reader, and says so
+        signs=(Sign("Unable to handle EOF because", unless=("error, use torchvision as default",)),),
+    ),
+    Failure(
+        name="video-too-short",
+        cause="A video has fewer frames than the least that are sampled: it is an image, cut off, or shorter than a second.",
+        cure="drop videos of less than two frames, or pass nframes (even, at most the video's) or a higher fps with the sample",
+        source="qwen_vl_utils/vision_process.py, smart_nframes",
+        signs=(Sign("nframes should in interval ["),),
+    ),
+    Failure(
+        name="video-metadata-missing",
+        cause=(
+            "Qwen3-VL writes the time of each frame into the text, and its processor was not told the frames' rate and number: "
+            "frames came without video_metadata, or with part of it."
+        ),
+        cure=(
+            "call process_vision_info(messages, return_video_kwargs=True, return_video_metadata=True) of qwen-vl-utils 0.0.14 "
+            "and pass video_metadata on, with fps, total_num_frames and frames_indices; do_sample_frames=False for frames that "
+            "were sampled already"
+        ),
+        source="transformers/video_utils.py, VideoMetadata; hiyouga/EasyR1 issue #599",
+        signs=(
+            Sign("VideoMetadata.__init__() missing {n} required positional argument"),
+            Sign("frames per second but no video metadata was provided which is required when sampling"),
         ),
     ),
     Failure(
@@ -190,6 +267,39 @@ FAILURES = (
         question="Which parameters require gradients, and is gradient checkpointing on?",
     ),
     Failure(
+        name="loss-not-finite",
+        cause=(
+            "The loss is not a number (the Trainer prints it as 0.0 beside a grad_norm of nan): a batch had no label left, "
+            "fp16 overflowed, a row was padding only, or weights were not loaded."
+        ),
+        cure=(
+            "stop the run; look for batches whose labels are all -100 (truncated answers), train in bf16 a model that was "
+            "trained in bf16, check the load with assert_ready, then lower the learning rate and clip gradients"
+        ),
+        source="transformers/trainer.py, logging_nan_inf_filter",
+        signs=(
+            Sign("'loss': 0.0, 'grad_norm': nan"),
+            Sign("'loss': '0', 'grad_norm': 'nan'"),
+            Sign("'loss': nan, 'grad_norm': "),
+            Sign("'loss': 'nan', 'grad_norm': "),
+        ),
+        may_follow=True,
+        question="Is the first loss that is not finite in the first step, or after many good ones?",
+    ),
+    Failure(
+        name="processor-as-tokenizer",
+        cause="The code takes the processor of a vision-language model for its tokenizer, whose attributes it does not have.",
+        cure=(
+            "read processor.tokenizer.pad_token_id (and eos_token_id, pad) in own code, or install a release of the trainer "
+            "that knows processors (trl 0.20 or later for GRPO with images)"
+        ),
+        source="transformers/processing_utils.py; trl/trainer/grpo_trainer.py",
+        signs=tuple(
+            Sign(f"Processor' object has no attribute '{name}'", needs=(_PROCESSORS,))
+            for name in ("pad_token_id", "eos_token_id", "pad_token", "eos_token", "pad", "padding_side")
+        ),
+    ),
+    Failure(
         name="fp16-gradients",
         cause="The weights themselves are fp16, and the gradient scaler of mixed precision only unscales fp32 gradients.",
         cure="load in fp32 (or bf16 with bf16=True) and let mixed precision cast; with an adapter, cast its parameters to fp32",
@@ -274,12 +384,15 @@ FAILURES = (
     Failure(
         name="group-size",
         cause="The global batch of GRPO cannot be divided into groups of num_generations completions.",
-        cure="make per_device_train_batch_size x processes (x accumulation) a multiple of num_generations, or generate fewer",
-        source="trl/trainer/grpo_trainer.py and grpo_config.py",
+        cure=(
+            "make per_device_train_batch_size x processes (x accumulation) a multiple of num_generations, or generate fewer; "
+            "where it comes with the last batch, set dataloader_drop_last=True"
+        ),
+        source="trl/trainer/grpo_trainer.py and grpo_config.py; tulerfeng/Video-R1 issue #31",
         signs=(
             Sign("must be evenly divisible by the number of generations per prompt"),
             Sign("must be divisible by num_generations"),
-            Sign("rewards.view(-1, self.num_generations)", needs=("is invalid for input of size",)),
+            Sign("rewards.view({}self.num_generations)", needs=("is invalid for input of size",)),
             Sign("rewards.view(-1, num_generations)", needs=("is invalid for input of size",)),
         ),
     ),

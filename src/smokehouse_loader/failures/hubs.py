@@ -104,6 +104,23 @@ FAILURES = (
         excludes=("hub-unreachable",),
     ),
     Failure(
+        name="hub-xet",
+        cause=(
+            "A download through the hub's Xet storage failed: a proxy or firewall lets the hub through and not its servers of "
+            "chunks (xethub.hf.co), or an old hf-xet met an error that it did not retry."
+        ),
+        cure="set HF_HUB_DISABLE_XET=1 (or upgrade hf-xet), or allow cas-server.xethub.hf.co and transfer.xethub.hf.co",
+        source="hf_xet's errors.rs; huggingface_hub's guide to Xet",
+        signs=(
+            Sign(
+                "Data processing error: ",
+                needs=("CAS service || xet || File reconstruction || Request failed || Network error",),
+            ),
+            Sign("CAS service error : "),
+        ),
+        excludes=("hub-unreachable",),
+    ),
+    Failure(
         name="hub-unreachable",
         cause="The hub cannot be reached from this machine, and the file is not in the cache.",
         cure=(

@@ -182,6 +182,10 @@ FAILURES = (
         source="accelerate/accelerator.py, prepare_model",
         signs=(
             Sign("You can't train a model that has been loaded with `device_map='auto'` in any distributed mode"),
+            Sign(
+                "DistributedDataParallel device_ids and output_device arguments only work with single-device/multiple-device "
+                "GPU modules or CPU modules"
+            ),
             Sign("You can't train a model that has been loaded in 8-bit or 4-bit precision on a different device than the one"),
         ),
     ),

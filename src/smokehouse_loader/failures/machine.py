@@ -543,7 +543,7 @@ FAILURES = (
     ),
     Failure(
         name="package-missing",
-        cause="An option needs a package that is not installed, or an older one than it requires.",
+        cause="An option needs a package that is not installed, or another version of it than the installed one.",
         cure="install what the message names, in the version that it names, from the environment's constraints",
         source="transformers/utils/import_utils.py",
         signs=(
@@ -553,6 +553,206 @@ FAILURES = (
             Sign("requires `accelerate>="),
             *(Sign(f"No module named '{name}'") for name in OF_SCRIPTS),
             Sign("is required for a normal functioning of this module, but found"),
+            Sign("vLLM is not available and `use_vllm` is set to True"),
+            Sign("requires the SentencePiece library but it was not found in your environment"),
+            Sign("requires the protobuf library but it was not found in your environment"),
+        ),
+    ),
+    Failure(
+        name="torch-too-old",
+        cause="A package uses what the installed torch does not have yet: it was made for a later release.",
+        cure=(
+            "install the torch that the package names (transformers 4.54 and later need 2.5 for most models), with torchvision "
+            "of the same release, or an older release of the package"
+        ),
+        source="transformers/integrations/tensor_parallel.py",
+        signs=(
+            Sign("if v not in ALL_PARALLEL_STYLES:", needs=("argument of type 'NoneType' is not iterable",)),
+            Sign("module 'torch' has no attribute 'float8_"),
+            Sign("module 'torch' has no attribute 'uint"),
+            Sign("module 'torch.compiler' has no attribute '"),
+            Sign("module 'torch.distributed' has no attribute '", needs=("site-packages || dist-packages",)),
+            Sign("cannot import name '{w}' from 'torch.distributed.tensor'"),
+            Sign("cannot import name '{w}' from 'torch.distributed.tensor.{w}'"),
+            Sign("No module named 'torch.distributed.tensor"),
+            Sign("No module named 'torch.nn.attention"),
+        ),
+    ),
+    Failure(
+        name="deepspeed-too-old",
+        cause="The installed DeepSpeed is older than the installed torch or NumPy, and imports what they no longer have.",
+        cure="upgrade DeepSpeed (0.15.4 or later for torch 2.5 and NumPy 2), or install the torch and numpy of its time",
+        source="deepspeed/elasticity/elastic_agent.py and deepspeed/autotuning",
+        signs=(
+            Sign("cannot import name 'log' from 'torch.distributed.elastic.agent.server.api'"),
+            Sign("No module named 'torch._six'"),
+            Sign("cannot import name 'BUFSIZE' from 'numpy'"),
+        ),
+    ),
+    Failure(
+        name="numpy-names-gone",
+        cause="A package uses a name that the installed NumPy no longer has.",
+        cure="upgrade the package (its frame is above), or install numpy<2 (numpy<1.24 for np.float, np.bool and np.int)",
+        source="numpy/__init__.py",
+        signs=(
+            Sign("was a deprecated alias for the builtin"),
+            Sign("was removed in the NumPy 2.0 release"),
+        ),
+    ),
+    Failure(
+        name="no-room-for-device-map",
+        cause=(
+            "device_map='auto' found too little free memory on GPUs and host together, and would put layers on the disk: the "
+            "GPUs are occupied, not visible, or too small."
+        ),
+        cure=(
+            "free the GPUs (nvidia-smi) or make them visible, load in bfloat16 or quantised, or pass offload_folder= to run "
+            "from the disk, which is slow and cannot train"
+        ),
+        source="accelerate/big_modeling.py, dispatch_model",
+        signs=(
+            Sign("We need an `offload_dir` to dispatch this model according to this `device_map`"),
+            Sign("The current `device_map` had weights offloaded to the disk. Please provide an `offload_folder`"),
+        ),
+    ),
+    Failure(
+        name="cuda-library-call-failed",
+        cause=(
+            "A call of cuBLAS or cuDNN failed: mostly the GPU's memory is full, or an index out of range before it broke the "
+            "process's state (calls are asynchronous), less often a library of another CUDA release was loaded first."
+        ),
+        cure=(
+            "look at nvidia-smi just before the failure and use a smaller batch; run once with CUDA_LAUNCH_BLOCKING=1 to see "
+            "the call that really failed, empty LD_LIBRARY_PATH of CUDA's folders, and reinstall torch's nvidia wheels"
+        ),
+        source="torch's CUDABlas.cpp and cudnn/Exceptions.h",
+        signs=(
+            Sign("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling"),
+            Sign("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling"),
+            Sign("CUDA error: CUBLAS_STATUS_INTERNAL_ERROR when calling"),
+            Sign("GET was unable to find an engine to execute this computation"),
+        ),
+        question="Is it the first step, is the GPU's memory nearly full, and what does it say with CUDA_LAUNCH_BLOCKING=1?",
+    ),
+    Failure(
+        name="protobuf-of-another-release",
+        cause="A package's generated code (*_pb2.py) is older than the installed protobuf accepts.",
+        cure="upgrade that package (tensorboard, wandb, onnx, sentencepiece), or install protobuf<4 beside it",
+        source="protobuf's descriptor_pool; its news of May 2022",
+        signs=(Sign("your generated code is out of date and must be regenerated with protoc"),),
+    ),
+    Failure(
+        name="triton-of-another-torch",
+        cause="The installed triton is of another release than the one that this torch was made with.",
+        cure=(
+            "install the triton that pip show torch requires (3.2.0 for torch 2.6.0, 3.4.0 for 2.8.0), and what pulled in the "
+            "other one in a release for this torch"
+        ),
+        source="torch/_inductor/codecache.py; modelscope/ms-swift issue #8296",
+        signs=(
+            Sign("cannot import name 'triton_key' from 'triton.compiler.compiler'"),
+            Sign("cannot import name '{w}' from 'triton.", needs=("inductor || torch/_inductor || torch/_dynamo",)),
+        ),
+    ),
+    Failure(
+        name="kernel-too-large-for-gpu",
+        cause="A kernel of triton needs more shared memory than this GPU has: it was tuned for a larger one.",
+        cure=(
+            "upgrade the package that brings the kernel (its frame is above), use attn_implementation='sdpa', or switch off "
+            "the kernel (liger, torch.compile's max-autotune)"
+        ),
+        source="triton/runtime/errors.py",
+        signs=(Sign("Hardware limit: {n}. Reducing block sizes or `num_stages` may help"),),
+    ),
+    Failure(
+        name="compiler-older-than-gpu",
+        cause="triton's ptxas does not know this GPU: the GPU is newer than the CUDA release that triton brings.",
+        cure=(
+            "install a torch and triton for this GPU (2.7 with CUDA 12.8 for Blackwell, sm_100 and sm_120), or set "
+            "TRITON_PTXAS_PATH to the ptxas of a newer toolkit"
+        ),
+        source="triton/backends/nvidia/compiler.py",
+        signs=(
+            Sign("Internal Triton PTX codegen error", needs=("is not defined for option 'gpu-name'",)),
+            Sign("PTXAS error: ", needs=("is not defined for option 'gpu-name'",)),
+        ),
+    ),
+    Failure(
+        name="no-more-threads",
+        cause=(
+            "A process could not start another thread: the limit of processes (ulimit -u, the container's pids) is reached, as "
+            "each rank and data worker starts one thread per core in several libraries."
+        ),
+        cure=(
+            "set OMP_NUM_THREADS, OPENBLAS_NUM_THREADS and MKL_NUM_THREADS to the cores per rank, start fewer workers, and "
+            "raise the limit (ulimit -u, --pids-limit, the pod's pids)"
+        ),
+        source="Linux, EAGAIN of pthread_create",
+        signs=(
+            Sign(
+                "Resource temporarily unavailable",
+                needs=("Thread creation failed || blas_thread_init || pthread_create || fork: ",),
+            ),
+            Sign("RuntimeError: can't start new thread"),
+        ),
+    ),
+    Failure(
+        name="native-crash",
+        cause=(
+            "A process ended by a signal that compiled code causes (11 SIGSEGV, 6 SIGABRT, 4 SIGILL): Python could not say "
+            "where. 6 follows a C++ exception or an assertion, which is printed above; 11 is mostly a package built for "
+            "another torch, CUDA or CPU, or a decoder of images and videos in a data worker."
+        ),
+        cure=(
+            "set PYTHONFAULTHANDLER=1 to see the last Python frames, read what was printed before the signal (terminate "
+            "called, NCCL's watchdog), and leave out compiled extras one at a time (flash-attn, decord, data workers)"
+        ),
+        source="Linux, signal(7); torch/distributed/elastic/multiprocessing/errors",
+        signs=(
+            Sign("Signal 11 (SIGSEGV) received by PID"),
+            Sign("Signal 6 (SIGABRT) received by PID"),
+            Sign("Signal 4 (SIGILL) received by PID"),
+            Sign("failed (exitcode: -11)"),
+            Sign("failed (exitcode: -6)"),
+            Sign("failed (exitcode: -4)"),
+            Sign("exits with return code = -11{/}"),
+            Sign("exits with return code = -6{/}"),
+            Sign("exits with return code = -4{/}"),
+            Sign("Fatal Python error: Segmentation fault"),
+            Sign("Fatal Python error: Aborted"),
+        ),
+        victim=True,
+        question="Which signal was it, and what is the last line that the rank printed before it?",
+    ),
+    Failure(
+        name="worker-process-ended",
+        cause=(
+            "Ray lost the process of a worker: it was killed for memory, crashed in compiled code, or its node went away; Ray "
+            "cannot know which."
+        ),
+        cure=(
+            "look on that node: dmesg for the out-of-memory killer, the worker's own files in "
+            "/tmp/ray/session_latest/logs (worker-*.err) for its last lines, and ray status for a lost node"
+        ),
+        source="ray's task errors; hiyouga/EasyR1 issue #324",
+        signs=(Sign("The actor is dead because its worker process has died"),),
+        victim=True,
+        question="Does dmesg on that node show a killed process, and what are the last lines of the worker's .err file?",
+    ),
+    Failure(
+        name="video-reader-not-usable",
+        cause=(
+            "The reader of videos does not work here: torchcodec finds no FFmpeg that it was built for or is of another torch, "
+            "or torchvision is so new that it reads no videos any more."
+        ),
+        cure=(
+            "install FFmpeg (4 to 8, with its shared libraries) and the torchcodec of this torch (0.2 for 2.6, 0.5 for 2.7, "
+            "0.7 for 2.8), and set FORCE_QWENVL_VIDEO_READER=torchcodec; or install decord"
+        ),
+        source="torchcodec/_core/ops.py and its README; torchvision.io",
+        signs=(
+            Sign("Could not load libtorchcodec"),
+            Sign("module 'torchvision.io' has no attribute 'read_video'"),
         ),
     ),
     Failure(

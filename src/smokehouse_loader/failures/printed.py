@@ -471,27 +471,145 @@ PRINTED: dict[str, tuple[str, ...]] = {
     "The specified `pad_token` ('{}') is not found in the vocabulary of the given `processing_class`": (
         "trl>=0.16.1 trl/trainer/sft_trainer.py",
     ),
-    "rewards.view(-1, self.num_generations)": ("trl>=0.14.0,<0.26.0 trl/trainer/grpo_trainer.py",),
+    "rewards.view({}self.num_generations)": ("trl>=0.14.0,<0.26.0 trl/trainer/grpo_trainer.py",),
     "rewards.view(-1, num_generations)": ("trl>=0.26.0 trl/trainer/grpo_trainer.py",),
     "Processor was not found, please check and update your": ("llamafactory>=0.9.2 llamafactory/data/mm_plugin.py",),
     "This model does not support {w} input. Please check whether the correct `template` is used": (
         "llamafactory>=0.9.0 llamafactory/data/mm_plugin.py",
     ),
     "api_key not configured (no-tty). call ": ("wandb<0.23.1 wandb/sdk/wandb_login.py",),
+    "The shape of the mask {} at index {n} does not match the shape of the indexed tensor": (
+        "torch>=2.4.1 torch/_meta_registrations.py",
+    ),
+    "Attempted to load weight ({0}) into parameter": ("vllm>=0.7.3 vllm/model_executor/model_loader/weight_utils.py",),
+    "No available memory for the cache blocks. Try increasing `gpu_memory_utilization`": (
+        "vllm>=0.7.3 vllm/v1/core/kv_cache_utils.py vllm/v1/core/kv_cache_planning.py vllm/worker/worker.py",
+    ),
+    "is less than desired GPU memory utilization": ("vllm>=0.9.2 vllm/v1/worker/gpu_worker.py vllm/v1/worker/utils.py",),
+    "is larger than the maximum number of tokens that can be stored in KV cache": ("vllm<0.11 vllm/worker/worker.py",),
+    "To serve at least one request with the models's max seq len": ("vllm>=0.7.3,<0.26.0 vllm/v1/core/kv_cache_utils.py",),
+    "To serve at least one request with the model's max seq len": (
+        "vllm>=0.26.0 vllm/v1/core/kv_cache_planning.py vllm/v1/core/kv_cache_utils.py",
+    ),
+    "Expandable segments are not compatible with memory pool": ("vllm>=0.8.5,<0.20.2 vllm/device_allocator/cumem.py",),
+    "is longer than the maximum model length of": (
+        "vllm>=0.7.3 vllm/v1/engine/processor.py vllm/v1/engine/input_processor.py",
+    ),
+    "Engine core initialization failed. See root cause above": (
+        "vllm>=0.8.5 vllm/v1/engine/utils.py vllm/v1/engine/core_client.py",
+    ),
+    "The number of images does not match the number of {} tokens in": ("llamafactory>=0.9.0 llamafactory/data/mm_plugin.py",),
+    "The number of videos does not match the number of {} tokens in": ("llamafactory>=0.9.0 llamafactory/data/mm_plugin.py",),
+    "Unable to handle EOF because": ("decord>=0.6.0 decord/libdecord.so",),
+    "nframes should in interval [": ("qwen-vl-utils>=0.0.4 qwen_vl_utils/vision_process.py",),
+    "frames per second but no video metadata was provided which is required when sampling": (
+        "transformers>=4.53.0 transformers/video_processing_utils.py transformers/models/qwen3_vl/video_processing_qwen3_vl.py",
+    ),
+    "Converting from SentencePiece and Tiktoken failed": (
+        "transformers>=4.51.0,<5.24.0 transformers/convert_slow_tokenizer.py",
+    ),
+    "Converting from Tiktoken failed": ("transformers<4.51.0 transformers/convert_slow_tokenizer.py",),
+    "ROPE_INIT_FUNCTIONS[self.rope_type]": ("transformers>=4.45.2 transformers/models/llama/modeling_llama.py",),
+    'self.rope_scaling["mrope_section"]': ("transformers<5.0.0 transformers/models/qwen2_vl/modeling_qwen2_vl.py",),
+    "assert not param.ds_active_sub_modules, param.ds_summary()": (
+        "deepspeed>=0.13.5,<0.18.5 deepspeed/runtime/zero/partition_parameters.py",
+    ),
+    "Cannot free a ZeRO-3 parameter while it is still active in submodules": (
+        "deepspeed>=0.18.5 deepspeed/runtime/zero/partition_parameters.py",
+    ),
+    "is not divisible by SP size": ("deepspeed>=0.17.0 deepspeed/runtime/sequence_parallel/ulysses_sp.py",),
+    "must be divisible by the sequence parallel size": ("deepspeed>=0.14.5 deepspeed/sequence/layer.py",),
+    "requires the SentencePiece library but it was not found in your environment": (
+        "transformers>=4.45.2 transformers/utils/import_utils.py",
+    ),
+    "requires the protobuf library but it was not found in your environment": (
+        "transformers>=4.45.2 transformers/utils/import_utils.py",
+    ),
+    "your generated code is out of date and must be regenerated with protoc": (
+        "protobuf>=4.21.0 google/_upb/_message.abi3.so",
+    ),
+    "Hardware limit: {n}. Reducing block sizes or `num_stages` may help": ("triton>=3.0.0 triton/runtime/errors.py",),
+    "Internal Triton PTX codegen error": ("triton>=3.0.0 triton/backends/nvidia/compiler.py",),
+    "PTXAS error: ": ("triton>=3.3.0 triton/runtime/errors.py",),
+    "Could not load libtorchcodec": (
+        "torchcodec>=0.1.0 torchcodec/_core/ops.py torchcodec/decoders/_core/video_decoder_ops.py torchcodec/_internally_replaced_utils.py",
+    ),
+    "Data processing error: ": ("hf-xet<1.5.0 hf_xet/hf_xet.abi3.so",),
+    "CAS service error : ": ("hf-xet<1.4.1 hf_xet/hf_xet.abi3.so",),
+    "GET was unable to find an engine to execute this computation": ("torch>=2.4.1 torch/lib/libtorch_cuda.so",),
+    "The vLLM server can't be reached at": ("trl>=0.16.0 trl/extras/vllm_client.py trl/generation/vllm_client.py",),
+    "vLLM is not available and `use_vllm` is set to True": (
+        "trl>=0.14.0 trl/trainer/grpo_trainer.py trl/generation/vllm_generation.py",
+    ),
+    "You can't use same `Accelerator()` instance with multiple models when using DeepSpeed": (
+        "accelerate>=0.34.2 accelerate/accelerator.py",
+    ),
+    "`accelerate.prepare()` requires you to pass at least one of training or evaluation dataloaders": (
+        "accelerate>=0.34.2 accelerate/accelerator.py",
+    ),
+    "DistributedDataParallel device_ids and output_device arguments only work with single-device/multiple-device GPU modules or CPU modules": (
+        "torch>=2.4.1 torch/nn/parallel/distributed.py",
+    ),
+    "if v not in ALL_PARALLEL_STYLES:": (
+        "transformers>=4.52.2,<5.16.0 transformers/modeling_utils.py transformers/integrations/tensor_parallel.py",
+    ),
+    "was a deprecated alias for the builtin": ("numpy>=1.26.4 numpy/__init__.py",),
+    "was removed in the NumPy 2.0 release": ("numpy>=2.0.0 numpy/__init__.py",),
+    "We need an `offload_dir` to dispatch this model according to this `device_map`": (
+        "accelerate>=0.34.2 accelerate/big_modeling.py",
+    ),
+    "The current `device_map` had weights offloaded to the disk. Please provide an `offload_folder`": (
+        "transformers<5.0.0 transformers/modeling_utils.py",
+    ),
 }
 
 _COMPOSED: tuple[tuple[dict[str, tuple[str, ...]], tuple[str, ...]], ...] = (
     (
+        {"torch>=2.4.1 torch/lib/libtorch_cuda.so": ("CUDA error: ", "CUBLAS_STATUS_NOT_INITIALIZED", " when calling ")},
+        ("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling",),
+    ),
+    (
+        {"torch>=2.4.1 torch/lib/libtorch_cuda.so": ("CUDA error: ", "CUBLAS_STATUS_EXECUTION_FAILED", " when calling ")},
+        ("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling",),
+    ),
+    (
+        {"torch>=2.4.1 torch/lib/libtorch_cuda.so": ("CUDA error: ", "CUBLAS_STATUS_INTERNAL_ERROR", " when calling ")},
+        ("CUDA error: CUBLAS_STATUS_INTERNAL_ERROR when calling",),
+    ),
+    (
+        {"vllm>=0.7.3 csrc/cumem_allocator.cpp": ("CUDA Error: %s at %s:%d",)},
+        ("CUDA Error: out of memory at {w}cumem_allocator.cpp",),
+    ),
+    (
         {"deepspeed>=0.13.5 deepspeed/launcher/launch.py": ("exits with return code = ",)},
-        ("exits with return code = -7{/}", "exits with return code = -9{/}", "exits with return code = -{n}"),
+        (
+            "exits with return code = -4{/}",
+            "exits with return code = -6{/}",
+            "exits with return code = -7{/}",
+            "exits with return code = -9{/}",
+            "exits with return code = -11{/}",
+            "exits with return code = -{n}",
+        ),
     ),
     (
         {"torch>=2.4.1 torch/distributed/elastic/multiprocessing/errors/__init__.py": ("Signal ", " received by PID ")},
-        ("Signal 7 (SIGBUS) received by PID", "Signal 9 (SIGKILL) received by PID"),
+        (
+            "Signal 4 (SIGILL) received by PID",
+            "Signal 6 (SIGABRT) received by PID",
+            "Signal 7 (SIGBUS) received by PID",
+            "Signal 9 (SIGKILL) received by PID",
+            "Signal 11 (SIGSEGV) received by PID",
+        ),
     ),
     (
         {"torch>=2.4.1 torch/distributed/elastic/multiprocessing/api.py": ("failed (exitcode: ",)},
-        ("failed (exitcode: -7)", "failed (exitcode: -9)"),
+        (
+            "failed (exitcode: -4)",
+            "failed (exitcode: -6)",
+            "failed (exitcode: -7)",
+            "failed (exitcode: -9)",
+            "failed (exitcode: -11)",
+        ),
     ),
     (
         {"torch>=2.4.1 torch/distributed/elastic/multiprocessing/api.py": ("(exitcode: ", ") local_rank")},
@@ -1091,7 +1209,10 @@ _COMPOSED: tuple[tuple[dict[str, tuple[str, ...]], tuple[str, ...]], ...] = (
                 " cannot be broadcast to indexing result of shape ",
             )
         },
-        ("shape mismatch: value tensor of shape {shape} cannot be broadcast to indexing result of shape {shape}",),
+        (
+            "shape mismatch: value tensor of shape {shape} cannot be broadcast to indexing result of shape {shape}",
+            "shape mismatch: value tensor of shape [3, {n}] cannot be broadcast to indexing result of shape [3, {n}]",
+        ),
     ),
     (
         {
@@ -1130,6 +1251,55 @@ COMPOSED = {text: parts for parts, texts in _COMPOSED for text in texts}
 
 # Text -> the program that prints it.
 RAISED: dict[str, str] = {
+    "'DeepSpeedZeRoOffload' object has no attribute '_register_hooks_recursively'": "CPython",
+    "'DeepSpeedZeRoOffload' object has no attribute '_register_deepspeed_module'": "CPython",
+    "Processor' object has no attribute 'pad_token_id'": "CPython",
+    "Processor' object has no attribute 'eos_token_id'": "CPython",
+    "Processor' object has no attribute 'pad_token'": "CPython",
+    "Processor' object has no attribute 'eos_token'": "CPython",
+    "Processor' object has no attribute 'pad'": "CPython",
+    "Processor' object has no attribute 'padding_side'": "CPython",
+    "ForConditionalGeneration.__init__() got an unexpected keyword argument '": "CPython",
+    "ForCausalLM.__init__() got an unexpected keyword argument '": "CPython",
+    "cannot import name '{w}' from 'huggingface_hub'": "CPython",
+    "cannot import name '{w}' from 'huggingface_hub.{w}'": "CPython",
+    "module 'torch' has no attribute 'float8_": "CPython",
+    "module 'torch' has no attribute 'uint": "CPython",
+    "module 'torch.compiler' has no attribute '": "CPython",
+    "module 'torch.distributed' has no attribute '": "CPython",
+    "cannot import name '{w}' from 'torch.distributed.tensor'": "CPython",
+    "cannot import name '{w}' from 'torch.distributed.tensor.{w}'": "CPython",
+    "No module named 'torch.distributed.tensor": "CPython",
+    "No module named 'torch.nn.attention": "CPython",
+    "cannot import name 'log' from 'torch.distributed.elastic.agent.server.api'": "CPython",
+    "No module named 'torch._six'": "CPython",
+    "cannot import name 'BUFSIZE' from 'numpy'": "CPython",
+    "[Errno 107] Transport endpoint is not connected: '": "CPython",
+    "[Errno 5] Input/output error: '": "CPython",
+    "VideoMetadata.__init__() missing {n} required positional argument": "CPython",
+    "'loss': 0.0, 'grad_norm': nan": "CPython",
+    "'loss': '0', 'grad_norm': 'nan'": "CPython",
+    "'loss': nan, 'grad_norm': ": "CPython",
+    "'loss': 'nan', 'grad_norm': ": "CPython",
+    "compute_loss() got an unexpected keyword argument 'num_items_in_batch'": "CPython",
+    "'DynamicCache' object has no attribute '": "CPython",
+    "'DynamicCache' object is not subscriptable": "CPython",
+    "'StaticCache' object has no attribute '": "CPython",
+    "'HybridCache' object has no attribute '": "CPython",
+    "KeyError: 'mrope_section'": "CPython",
+    "object has no attribute 'ds_grads_remaining'": "CPython",
+    "KeyError: 'ds_grads_remaining'": "CPython",
+    "'NoneType' object has no attribute 'next_functions'": "CPython",
+    "'DeepSpeedZeroOptimizer' object has no attribute 'ipg_": "CPython",
+    "'DeepSpeedZeRoOffload' object has no attribute 'backward'": "CPython",
+    "'DeepSpeedZeRoOffload' object has no attribute 'step'": "CPython",
+    "cannot import name 'triton_key' from 'triton.compiler.compiler'": "CPython",
+    "cannot import name '{w}' from 'triton.": "CPython",
+    "RuntimeError: can't start new thread": "CPython",
+    "Fatal Python error: Segmentation fault": "CPython",
+    "Fatal Python error: Aborted": "CPython",
+    "module 'torchvision.io' has no attribute 'read_video'": "CPython",
+    "Resource temporarily unavailable": "glibc",
     "object has no attribute 'hidden_size'": "CPython",
     "object has no attribute 'vocab_size'": "CPython",
     "'NoneType' object has no attribute 'image_processor'": "CPython",
@@ -1233,6 +1403,8 @@ RAISED: dict[str, str] = {
 
 # Text -> why it cannot be read here, and where it can be.
 ELSEWHERE: dict[str, str] = {
+    "assert self.img_context_token_id is not None": "code of InternVL's checkpoints on the hub: om-ai-lab/VLM-R1 issue #264",
+    "The actor is dead because its worker process has died": "ray, 70 MB that no environment has: hiyouga/EasyR1 issue #324",
     "Assertion `srcIndex < srcSelectDimSize` failed": "device code, which torch's wheel has compressed: AkariAsai/self-rag issue #91",
     "Assertion `t >= 0 && t < n_classes` failed": "device code, which torch's wheel has compressed: pytorch/pytorch aten/src/ATen/native/cuda/NLLLoss2d.cu at 03318898a6e3",
     "Assertion `ind >= 0 && ind < ind_dim_size": "device code, which torch's wheel has compressed: inclusionAI/dInfer issue #22",

@@ -184,10 +184,20 @@ FAILURES = (
     ),
     Failure(
         name="stale-file-handle",
-        cause="A shared file system (NFS) lost a file that was open: another node replaced or deleted it, or the server moved.",
-        cure="write checkpoints to a local or parallel file system, delete old ones on rank 0 only, and resume from the last",
-        source="Linux, ESTALE",
-        signs=(Sign("[Errno 116] Stale file handle"),),
+        cause=(
+            "A shared file system (NFS, or a mounted bucket) lost a file that was open: another node replaced or deleted it, "
+            "the server moved, the mount's own process ended, or the disk below it fails."
+        ),
+        cure=(
+            "write checkpoints to a local or parallel file system, delete old ones on rank 0 only, mount it again where the "
+            "transport endpoint is not connected, and resume from the last; dmesg shows a disk that fails"
+        ),
+        source="Linux, ESTALE, ENOTCONN and EIO",
+        signs=(
+            Sign("[Errno 116] Stale file handle"),
+            Sign("[Errno 107] Transport endpoint is not connected: '"),
+            Sign("[Errno 5] Input/output error: '"),
+        ),
     ),
     Failure(
         name="disk-full",

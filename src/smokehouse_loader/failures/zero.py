@@ -160,6 +160,124 @@ FAILURES = (
         question="Does it go away under ZeRO-2?",
     ),
     Failure(
+        name="parameter-freed-in-use",
+        cause=(
+            "A GatheredParameters context ended, or a parameter was released, while a module still counts as using it: a "
+            "forward before it was never finished (an exception that was caught, a model called outside of its engine, a "
+            "forward in generation), or parameters were changed in it without modifier_rank. trl's GRPOTrainer met it where "
+            "it moves weights to vLLM."
+        ),
+        cure=(
+            "let every forward of the model end before weights are gathered, pass modifier_rank=0 where they are changed, and "
+            "install newer trl and DeepSpeed; to go on, call param.ds_active_sub_modules.clear() for every parameter before "
+            "the weights are moved"
+        ),
+        source="deepspeed/runtime/zero/partition_parameters.py, free_param; huggingface/trl issue #2840",
+        signs=(
+            Sign("assert not param.ds_active_sub_modules, param.ds_summary()"),
+            Sign("Cannot free a ZeRO-3 parameter while it is still active in submodules"),
+        ),
+        excludes=("parameter-not-available",),
+    ),
+    Failure(
+        name="hooks-of-wrapped-module",
+        cause=(
+            "DeepSpeed 0.16.5 to 0.19.2 gives each module a function that counts its gradients, and takes a wrapper that "
+            "passes on attributes (PEFT's for modules_to_save) for one that has it: the wrapped module is counted before it "
+            "ran."
+        ),
+        cure=(
+            "use DeepSpeed 0.19.3 or later, or 0.16.4 or earlier; or leave lm_head and embed_tokens out of modules_to_save "
+            "(as target_modules they are trained by LoRA), or train under ZeRO-2"
+        ),
+        source=f"{MEASURED}; DeepSpeed issues #7203 and #7615; deepspeed/runtime/zero/parameter_offload.py",
+        reproduction="wrapper_that_passes_on_attributes",
+        signs=(
+            Sign("object has no attribute 'ds_grads_remaining'"),
+            Sign("KeyError: 'ds_grads_remaining'"),
+        ),
+        excludes=("unknown-model-type",),
+    ),
+    Failure(
+        name="gradients-counted-without-graph",
+        cause=(
+            "DeepSpeed 0.18.3 to 0.18.6 counts the parameters of a backward by a function of torch that in torch up to 2.4 "
+            "fails where gradients are off, as they are in its hook."
+        ),
+        cure="use DeepSpeed 0.18.7 or later, or torch 2.5 or later",
+        source="deepspeed/runtime/utils.py, count_used_parameters_in_backward; DeepSpeed issue #7830, fixed by its PR #7841",
+        signs=(
+            Sign(
+                "'NoneType' object has no attribute 'next_functions'",
+                needs=("deepspeed || count_used_parameters_in_backward || _get_grad_fn_or_grad_acc",),
+            ),
+        ),
+    ),
+    Failure(
+        name="backward-without-engine",
+        cause=(
+            "loss.backward() was called on a model of DeepSpeed, whose optimizer prepares its buffers in engine.backward(loss)."
+        ),
+        cure="call engine.backward(loss) and engine.step(), or accelerator.backward(loss) with accelerate",
+        source="deepspeed/runtime/zero/stage_1_and_2.py; DeepSpeed issue #6995",
+        signs=(Sign("'DeepSpeedZeroOptimizer' object has no attribute 'ipg_"),),
+    ),
+    Failure(
+        name="engine-without-optimizer",
+        cause=(
+            "deepspeed.initialize got no optimizer, so under ZeRO-3 it built an engine for inference, which cannot go backward."
+        ),
+        cure=(
+            "pass optimizer=, or give the DeepSpeed configuration an optimizer; with accelerate prepare model and optimizer in "
+            "one call, and prepare reference models apart"
+        ),
+        source="deepspeed/runtime/zero/parameter_offload.py; DeepSpeed issues #3024 and #3516",
+        signs=(
+            Sign("'DeepSpeedZeRoOffload' object has no attribute 'backward'"),
+            Sign("'DeepSpeedZeRoOffload' object has no attribute 'step'"),
+        ),
+    ),
+    Failure(
+        name="sequence-parallel-heads",
+        cause="Sequence parallelism divides attention heads among ranks, and the model has not a multiple of their number.",
+        cure=(
+            "choose a sequence parallel size that divides num_attention_heads (28 of Qwen2.5-VL-7B: 2, 4, 7) and divides, or "
+            "is a multiple of, num_key_value_heads (4)"
+        ),
+        source="deepspeed/runtime/sequence_parallel/ulysses_sp.py and deepspeed/sequence/layer.py",
+        signs=(
+            Sign("is not divisible by SP size"),
+            Sign("must be divisible by the sequence parallel size"),
+        ),
+    ),
+    Failure(
+        name="hooks-renamed",
+        cause="DeepSpeed 0.16.4 renamed a function that trl before 0.16 calls when it puts hooks back after generating.",
+        cure="use trl 0.16.0 or later, or DeepSpeed 0.16.3 or earlier",
+        source="trl/models/utils.py, add_hooks; DeepSpeed PR #6847; om-ai-lab/VLM-R1 issue #32",
+        signs=(
+            Sign("'DeepSpeedZeRoOffload' object has no attribute '_register_hooks_recursively'"),
+            Sign("'DeepSpeedZeRoOffload' object has no attribute '_register_deepspeed_module'"),
+        ),
+    ),
+    Failure(
+        name="several-models-one-accelerator",
+        cause="accelerate was asked to prepare a second model for DeepSpeed, whose plugin configures one.",
+        cure=(
+            "prepare the second with a plugin of its own (Accelerator(deepspeed_plugins={...}) and select_deepspeed_plugin), "
+            "or give a model that is not trained to deepspeed.initialize yourself, without an optimizer"
+        ),
+        source="accelerate/accelerator.py",
+        signs=(Sign("You can't use same `Accelerator()` instance with multiple models when using DeepSpeed"),),
+    ),
+    Failure(
+        name="batch-size-not-known",
+        cause="accelerate fills in DeepSpeed's batch size from the data loader that it prepares, and got none with one.",
+        cure="prepare the data loader in the same call, or set train_micro_batch_size_per_gpu to a number",
+        source="accelerate/accelerator.py, _prepare_deepspeed",
+        signs=(Sign("`accelerate.prepare()` requires you to pass at least one of training or evaluation dataloaders"),),
+    ),
+    Failure(
         name="checkpoint-recomputation",
         cause=(
             "Activation checkpointing recomputed other tensors than the forward had saved: under ZeRO-3 "

@@ -433,6 +433,53 @@ def read_weight_of_another_module(context: Context) -> list[str]:
     return [f"ZeRO-3\n{text}" for text, _ in found]
 
 
+class _Wrapper(torch.nn.Module):  # type: ignore[misc] # torch is Any to mypy
+    """Pass on the attributes of the module that it wraps, as PEFT's wrapper for modules_to_save does."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "inner":
+                raise
+            return getattr(self.inner, name)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return self.inner(states)
+
+
+def wrapper_that_passes_on_attributes(context: Context) -> list[str]:
+    def work(rank: int) -> tuple[str, bool]:
+        import deepspeed
+
+        def train(last: torch.nn.Module) -> bool:
+            """Train one step of SGD and return whether the weights moved."""
+            model = torch.nn.Sequential(torch.nn.Linear(8, 8), last)
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            engine = deepspeed.initialize(model=model, optimizer=optimizer, config=lab.zero_config(3))[0]
+            weights = list(engine.parameters())
+            with deepspeed.zero.GatheredParameters(weights):
+                before = [weight.detach().clone() for weight in weights]
+            engine.backward(engine(torch.ones(1, 8)).sum())
+            engine.step()
+            with deepspeed.zero.GatheredParameters(weights):
+                return all(not torch.equal(old, new) for old, new in zip(before, weights, strict=True))
+
+        affected = (0, 16, 5) <= lab.version("deepspeed") < (0, 19, 3)
+        text = raised_by(lambda: train(_Wrapper(torch.nn.Linear(8, 8)))) if affected else ""
+        return text, affected or train(_Wrapper(torch.nn.Linear(8, 8)))
+
+    found = lab.values(lab.ranks(work))
+    assert all(moved for _, moved in found), found
+    if not found[0][0]:
+        raise UnaffectedError("DeepSpeed looks for its function in the module itself")
+    return [text for text, _ in found]
+
+
 def mixed_modality(context: Context) -> list[str]:
     def work(rank: int) -> str:
         import deepspeed
