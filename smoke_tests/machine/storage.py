@@ -1,5 +1,6 @@
 """Folders of caches, disk space and inodes: written by every rank, and best not on a network file system."""
 
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -75,15 +76,32 @@ def check(*, gpu: bool, container: bool) -> Iterator[Finding]:
         yield from _folder(name, folder, mounted, gpu=gpu, container=container)
 
 
+def _existing(folder: Path) -> Path:
+    """Return the folder, or the deepest of those above it that exists; raises OSError where that cannot be known."""
+    for path in (folder, *folder.parents):
+        try:
+            path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            if path.is_symlink():
+                raise FileNotFoundError(errno.ENOENT, f"{path} is a link to nothing") from None
+            continue
+        return path
+    raise AssertionError("/ exists")
+
+
 def _folder(name: str, folder: Path, mounted: list[Mount], *, gpu: bool, container: bool) -> Iterator[Finding]:
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     compiles = name in ("TRITON_CACHE_DIR", "TORCH_EXTENSIONS_DIR")
     other = f"set {name} to a writable folder on a local disk" + (", such as a mounted volume" if container else "")
+    level: Level = "fail" if compiles and gpu else "warn"
+    try:
+        existing = _existing(folder.absolute())
+    except OSError as error:  # another user's, or of a server that is gone
+        yield Finding(level, f"{folder} cannot be used: {error.strerror}", name, other)
+        return
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         if name == "HF_HOME" and os.environ.get("HF_HUB_OFFLINE") == "1" and folder.is_dir():
             yield ok(name, f"{folder}, read-only, and the hub is offline")
             return
-        level: Level = "fail" if compiles and gpu else "warn"
         yield Finding(level, f"{folder} is not writable", name, other)
         return
     mount = mount_of(existing, mounted)

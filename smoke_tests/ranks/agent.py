@@ -7,6 +7,7 @@ other nodes. When the supervisor is gone, so is everything that the agent has st
 import concurrent.futures
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import os
 import pickle
@@ -136,14 +137,18 @@ class Agent:
         """Connect to the supervisor, which may start later. Raises InputError where it cannot be reached."""
         endpoint, patience = self._options.endpoint, max(JOIN_DEADLINE, self._options.join_timeout)
         deadline = time.monotonic() + patience
-        said = ""
+        found, told = "", {os.strerror(errno.ECONNREFUSED)}  # which only means that node 0 has not started yet
         while time.monotonic() < deadline:
-            channel, said = self._connect(endpoint)
+            channel, found = self._connect(endpoint)
             if channel:
                 return channel
+            if found not in told:
+                told.add(found)
+                why = f"waits for node 0 at {endpoint} ({found})"
+                print(f"smoke: node {self._options.node_rank}: {why}", file=sys.stderr, flush=True)
             time.sleep(_RETRY)  # nothing tells when the other node listens
         raise InputError(
-            f"node {self._options.node_rank}: --endpoint {endpoint}: expected node 0 within {patience:.0f} s, found {said}"
+            f"node {self._options.node_rank}: --endpoint {endpoint}: expected node 0 within {patience:.0f} s, found {found}"
             "; see whether it runs, which network its name means, and whether both have the token of this run"
         )
 

@@ -171,6 +171,10 @@ LOCK_JSON: dict[str, Callable[[dict[str, Any]], object]] = {
     "another conda hash": lambda content: content["conda"][0].update(sha256="0" * 64),
     "another PyPI hash": lambda content: content["pip"][0].update(sha256="0" * 64),
     "another wheel": lambda content: content["pip"][0].update(file="evil-1.0-py3-none-any.whl"),
+    "a wheel of another Python": lambda content: content["pip"][0].update(
+        file="accelerate-1.4.0-cp312-cp312-manylinux_2_28_x86_64.whl"
+    ),
+    "a wheel of another machine": lambda content: content["pip"][0].update(file="accelerate-1.4.0-py3-none-win_amd64.whl"),
     "no wheel": lambda content: content["pip"][0].update(file="evil"),
     "another archive": lambda content: content["conda"][0].update(file="evil-0.1-conda_forge.tar.bz2"),
     "another subdir": lambda content: content["conda"][0].update(subdir="osx-64"),
@@ -192,6 +196,9 @@ LOCK_TEXT: dict[str, Text] = {
     "a key twice": lambda text: text.replace('"python"', '"python": "3.10",\n "python"', 1),
     "a byte-order mark": lambda text: "\ufeff" + text,
     "an unknown key": lambda text: text.replace('"python"', '"index": "https://evil.example",\n "python"', 1),
+    "a tool that steers a terminal": lambda text: text.replace('"uv": "', '"uv": "1\\u001b[2J', 1),
+    "a tool of two lines": lambda text: text.replace('"uv": "', '"uv": "1\\n', 1),
+    "half of a pair": lambda text: text.replace('"license": "', '"license": "\\ud83d', 1),
     "another indent": lambda text: json.dumps(json.loads(text)),
 }
 

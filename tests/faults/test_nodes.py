@@ -82,6 +82,17 @@ def test_agent_whose_supervisor_dies_ends(run: Nodes) -> None:
     assert (code, "lost the supervisor" in said) == (1, True), said
 
 
+def test_name_of_node_0_that_means_nothing_here(root: Path, tmp_path: Path) -> None:
+    """The node waits, as the name may be known later, and says for what."""
+    run = Nodes(root, tmp_path, "first.invalid:29400")
+    try:
+        process = run.start(1)
+        assert process.stderr
+        assert process.stderr.readline().startswith("smoke: node 1: waits for node 0 at first.invalid:29400 (")
+    finally:
+        run.close()
+
+
 def test_error_of_a_nodes_own_is_no_lost_supervisor(run: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both the node and, for its report, node 0 say what the system refused, and where."""
     remote = supervised(run, tmp_path, monkeypatch)

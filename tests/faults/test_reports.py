@@ -1,11 +1,12 @@
 """A report is a proof only if it has all that the smoke test's plan makes, of this lock and of this time; else it says why."""
 
+import copy
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -215,6 +216,36 @@ def test_a_report_that_proves_nothing_is_refused(root: Path, kind: str) -> None:
     assert any(part in found for part in said.split("|")), found
 
 
+@pytest.mark.parametrize("separator", ["\n", " ", "|", "\u2028", "`", "\u0e01"])
+def test_a_date_has_one_form(root: Path, separator: str) -> None:
+    """Python reads any character between date and time, and it is printed on pages."""
+    made = complete_reports.report(root)
+    assert "started" in refusal(root, made | {"started": made["started"].replace("T", separator)})
+
+
+def whole_numbers(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the place of each whole number in a document."""
+    if isinstance(value, dict | list):
+        for key, one in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from whole_numbers(one, (*place, key))
+    elif type(value) is int:
+        yield place
+
+
+def test_whole_numbers_are_written_as_such(root: Path) -> None:
+    """2.0 is equal to 2 in every comparison, and another word on a page."""
+    made = complete_reports.report(root)
+    places = [*whole_numbers(made)]
+    assert {place[-1] for place in places} >= {"world_size", "rank", "zero_stage"}
+    for place in {place[-1]: place for place in places}.values():
+        changed = copy.deepcopy(made)
+        holder: Any = changed
+        for key in place[:-1]:
+            holder = holder[key]
+        holder[place[-1]] = float(holder[place[-1]])
+        assert "is not of type 'integer'" in refusal(root, changed)
+
+
 def test_each_digest_and_version_is_compared_with_the_lock(root: Path) -> None:
     made = complete_reports.report(root)
     for name in made["lock"]:
@@ -224,7 +255,8 @@ def test_each_digest_and_version_is_compared_with_the_lock(root: Path) -> None:
             left = {other: digest for other, digest in made["lock"].items() if other != name}
             assert f"expected a report of {name} " in refusal(root, made | {"lock": left})
     for name in ("torch", "transformers", "deepspeed"):
-        for version in ("0.0.1", None, "nonsense"):
+        locked = made["versions"][name].partition("+")[0]
+        for version in ("0.0.1", None, "nonsense", f"{locked}+cpu", f"{locked}+cu999", f"{locked}.dev1", f"{locked}.post1"):
             changed = made | {"versions": made["versions"] | {name: version}}
             assert f"expected a report of {name} " in refusal(root, changed)
 

@@ -26,6 +26,7 @@ from smokehouse.errors import UserError
 from smokehouse.locks import conda_lock_yml
 from smokehouse.locks.model import CondaPackage, Lock, LockedFile
 from smokehouse.locks.pins import LockFiles, Pins, build_header, parse_body, pins_header
+from smokehouse.locks.wheel_tags import ranking
 
 _MD5 = re.compile(r"[0-9a-f]{32}")
 _PACKAGE_KEYS = ["name", "version", "manager", "platform", "dependencies", "url", "hash", "category", "optional"]
@@ -82,7 +83,11 @@ def _header(environment: Environment, files: LockFiles, lock: Lock) -> Iterator[
     ):
         if expected != found:
             yield f"lock.json: {what}: expected {_shown(expected)}, found {_shown(found)}"
-    if files.lock_json.read_text("utf-8") != lock.text():
+    try:
+        written = lock.text()
+    except ValueError:  # of half a surrogate pair
+        written = ""
+    if files.lock_json.read_text("utf-8") != written:
         yield "lock.json: expected the form that it is generated in, found another one"
     for package in lock.conda:
         if package.subdir not in (conda.subdir, "noarch"):
@@ -92,6 +97,11 @@ def _header(environment: Environment, files: LockFiles, lock: Lock) -> Iterator[
     for file in (*lock.pip, *lock.build):
         if not _is_of(file):
             yield f"lock.json: {file.name}: expected a wheel or sdist of version {file.version}, found {file.file}"
+    ranks = ranking(lock.python, lock.platform)
+    for file in (*lock.pip, *lock.build):
+        if file.file.endswith(".whl") and not parse_wheel_filename(file.file)[3] & ranks.keys():
+            expected = f"a wheel for Python {lock.python} on {lock.platform}"
+            yield f"lock.json: {file.name}: expected {expected}, found {file.file}"
 
 
 def _shown(value: object) -> str:

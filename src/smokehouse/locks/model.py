@@ -66,7 +66,7 @@ class Lock(_Model):
     inputs: Sha256 = Field(pattern=_SHA256)
     virtual_packages: dict[str, str]
     channel: Channel
-    tools: dict[str, str]
+    tools: dict[Annotated[str, StringConstraints(pattern=_NAME)], Annotated[str, StringConstraints(pattern=_NAME)]]
     files: dict[Annotated[str, StringConstraints(pattern=_NAME)], Sha256]
     conda: tuple[CondaPackage, ...]
     pip: tuple[LockedFile, ...]

@@ -6,6 +6,7 @@ derived again from those of the ranks, and digests, versions and dates are compa
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from smokehouse.storage import files, strict_json
 MAX_AGE = timedelta(days=90)
 _CLOCK_ERROR = timedelta(minutes=10)  # by which the clocks of two machines may differ
 _PLAN_DEADLINE = 60.0  # seconds
+# Python reads more, such as any character between date and time, and pages print it.
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]+)?([+-][0-9]{2}:[0-9]{2}|Z)")
 _PACKAGES = ("torch", "transformers", "deepspeed")  # whose versions a report has as they were imported
 # From the worst: the verdict of a check is that of its worst rank.
 _ORDER = ("failed", "observed", "known-issue", "passed")
@@ -75,7 +78,8 @@ def _wrong_version(fields: Mapping[str, Any], locked: LockedEnvironment) -> str:
     versions: Mapping[str, str | None] = fields["versions"]
     of_lock = {package.name: package.version for package in locked.lock.pip}
     for name in _PACKAGES:
-        if _public(versions.get(name)) != _public(of_lock.get(name)):
+        build = f"cu{locked.cuda.replace('.', '')}" if name == "torch" else ""
+        if not _is_same(versions.get(name), of_lock.get(name), build):
             found, expected = versions.get(name) or "none", of_lock.get(name) or "none"
             return f"expected a report of {name} {expected}, as locked, found one of {found}"
     python, found = locked.lock.python, versions.get("python") or "none"
@@ -88,21 +92,22 @@ def _wrong_version(fields: Mapping[str, Any], locked: LockedEnvironment) -> str:
     return ""
 
 
-def _public(version: str | None) -> str:
-    """Return a version without its local part, which torch adds to what an index calls it."""
+def _is_same(found: str | None, locked: str | None, build: str) -> bool:
+    """Return whether a version is the locked one; to what an index calls it, torch adds the `build` as a local part."""
     try:
-        return Version(version).public if version else ""
+        one, other = (Version(version) if version else None for version in (found, locked))
     except InvalidVersion:
-        return f"invalid {version}"
+        return False
+    return one == other or bool(one and other and one == Version(f"{other.public}+{build}" if build else other.public))
 
 
 def _wrong_date(fields: Mapping[str, Any], locked: LockedEnvironment, max_age: timedelta | None) -> str:
     text = fields["started"]
     try:
-        started = datetime.fromisoformat(text)
+        started = datetime.fromisoformat(text) if _DATE.fullmatch(text) else None
     except ValueError:
-        return f"started: expected a date and time with its zone, found {text!r}"
-    if started.tzinfo is None:
+        started = None
+    if started is None:
         return f"started: expected a date and time with its zone, found {text!r}"
     now = datetime.now(UTC)
     slowest = max((check["seconds"] for check in fields["checks"]), default=0.0)

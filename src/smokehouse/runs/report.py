@@ -16,16 +16,20 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
+from jsonschema.validators import extend
 
 from smokehouse.checkout import Checkout
 from smokehouse.console import as_typed
-from smokehouse.errors import UserError
+from smokehouse.errors import UserError, single_line
 from smokehouse.locks import LOCK_JSON, Lock
 from smokehouse.programs.process import run
 from smokehouse.storage import files, strict_json
 
 SCHEMA = "smoke_tests/report.schema.json"
 _MAX_SIZE = 8 << 20  # bytes; a run of eight ranks reports 0.1 MB
+# Schemas call 2.0 an integer, which is equal to 2 in all that compares reports, and another text where they are printed.
+_INTEGERS = Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
+_Validator = extend(Draft202012Validator, type_checker=_INTEGERS)  # type: ignore[no-untyped-call]
 _RENDER_DEADLINE = 60.0  # seconds
 
 
@@ -99,7 +103,7 @@ class Report:
         stages = ", ".join(f"ZeRO-{stage}" for stage in sorted({c["zero_stage"] for c in fields["checks"] if c["zero_stage"]}))
         machine, kept = fields["machine"], fields.get("variables", {}).get("kept")
         variables = f", with {', '.join(kept)} set" if kept else ""
-        return (
+        return single_line(
             f"{kinds['check']} checks and {kinds['control']} controls passed{f' under {stages}' if stages else ''}"
             f"{f' with {versions}' if versions else ''} on {self.where}; {machine['cpu']} ({machine['cpus']} CPUs, "
             f"{machine['memory_bytes'] / 1e9:.0f} GB){variables}, {fields['started']}"
@@ -220,7 +224,7 @@ def _validate(checkout: Checkout, data: bytes, source: str, remedy: str) -> Repo
     except ValueError as error:
         raise UserError(f"{source}: invalid report: not JSON ({error}); {remedy}") from None
     schema = json.loads(checkout.file(SCHEMA).read_text("utf-8"))
-    if wrong := best_match(Draft202012Validator(schema).iter_errors(fields)):
+    if wrong := best_match(_Validator(schema).iter_errors(fields)):
         field = ".".join(map(str, wrong.absolute_path)) or "the report"
         raise UserError(f"{source}: invalid report: {field}: {wrong.message[:200]} (see {SCHEMA}); {remedy}")
     return Report(checkout, source, remedy, text, fields)

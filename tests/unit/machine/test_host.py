@@ -238,6 +238,35 @@ def test_folders_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
         assert found["TRITON_CACHE_DIR"].fix.endswith("such as a mounted volume")
 
 
+def test_folders_of_which_nothing_can_be_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link to a disk that is not mounted, and one that leads to itself: no program can make these folders."""
+    folders_on(tmp_path, monkeypatch)
+    (tmp_path / "nothing").symlink_to(tmp_path / "not-mounted")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "nothing" / "hub"))
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "loop"))
+    found = {where: (one.level, one.what) for where, one in wrong(storage.check(gpu=True, container=False)).items()}
+    assert found == {
+        "HF_HOME": ("warn", f"{tmp_path}/nothing/hub cannot be used: {tmp_path}/nothing is a link to nothing"),
+        "TRITON_CACHE_DIR": ("fail", f"{tmp_path}/loop cannot be used: Too many levels of symbolic links"),
+    }
+
+
+@as_root
+def test_folders_below_one_that_is_another_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where HOME is that of another user, or of root."""
+    folders_on(tmp_path, monkeypatch)
+    tmp_path.chmod(0o700)
+    os.seteuid(65534)
+    try:
+        found = wrong(storage.check(gpu=False, container=False))
+    finally:
+        os.seteuid(0)
+    assert {where: one.what.rpartition(": ")[2] for where, one in found.items()} == dict.fromkeys(
+        ("HF_HOME", "TRITON_CACHE_DIR", "TORCH_EXTENSIONS_DIR", "TMPDIR"), "Permission denied"
+    )
+
+
 # control groups
 
 
