@@ -260,6 +260,24 @@ def test_doctor_examines_each_node(root: Path, cluster: Cluster, tmp_path: Path)
         assert caches["TORCH_EXTENSIONS_DIR"] == f"{tmp_path}/smokehouse-0/torch_extensions/smoke"
 
 
+def test_variables_of_another_job_and_of_the_user_change_nothing(root: Path, cluster: Cluster) -> None:
+    """As in a shell of salloc, or with defaults for sbatch that the job cannot be run with."""
+    of_another = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "3", "SLURM_NNODES": "1", "SLURM_NODELIST": "n9", "SLURM_HET_SIZE": "2"}
+    of_another |= {"SLURM_MEM_PER_NODE": "50", "SLURM_MEM_PER_CPU": "10", "SLURM_EXPORT_ENV": "NONE"}
+    of_the_user = {"SBATCH_EXPORT": "NONE", "SBATCH_PARTITION": "nowhere", "SBATCH_WAIT": "1", "SBATCH_ARRAY_INX": "0-1"}
+    command = [sys.executable, "-m", "smokehouse", "doctor", NAME, "--json", "--on", "slurm"]
+    ended = subprocess.run(
+        [*command, "--options", "--nodes 2 --gpus 0 --partition gpu"],
+        cwd=root,
+        env=cluster.environ | {"PYTHONPATH": str(root / "src")} | of_another | of_the_user,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+    )
+    assert ended.returncode == 0, ended.stderr + ended.stdout
+    assert len(json.loads(ended.stdout)["machines"]) == 2
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_verb_that_is_interrupted_cancels_its_job(root: Path, drained: Cluster, tmp_path: Path, number: signal.Signals) -> None:
     process = start(root, drained, tmp_path / "report")

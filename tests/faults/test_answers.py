@@ -26,8 +26,8 @@ from smokehouse import console
 from smokehouse.audits import debian_tracker, osv, service
 from smokehouse.audits.model import Package
 from smokehouse.errors import UserError
-from smokehouse.oci import Layout, Reference, Registry
-from smokehouse.oci.model import MANIFEST
+from smokehouse.oci import Descriptor, Layout, Reference, Registry
+from smokehouse.oci.model import INDEX, MANIFEST
 from smokehouse.programs import docker, slurm
 from smokehouse.programs.kubectl import Cluster, KubectlError
 from smokehouse.proofs import referrers
@@ -35,6 +35,7 @@ from smokehouse.proofs.signing import BUNDLE
 from smokehouse.runs import kubernetes_job
 from smokehouse.storage.download import Download, fetch
 
+from ..integration.tiny_images import image
 from .answers import CONTENT, PATIENT
 from .server import Exchange, Hostile
 
@@ -479,6 +480,49 @@ def test_an_image_larger_than_the_disk_is_not_downloaded(tmp_path: Path, record_
         with pytest.raises(UserError, match=said):
             registry(server.host).pull(Layout(tmp_path / "layout"))
         assert not any("/blobs/" in got.line for got in server.requests)
+
+
+def served(descriptor: Descriptor, **changed: object) -> dict[str, object]:
+    """Return an entry of an index of linux/amd64, with changed members."""
+    platform = {"platform": {"os": "linux", "architecture": "amd64"}}
+    return {**descriptor.model_dump(by_alias=True, exclude_none=True), **platform, **changed}
+
+
+def test_what_an_index_says_of_an_image_that_is_another(tmp_path: Path, record_property: RECORD) -> None:
+    """Engines disagree on an image whose index or server lies about its manifest; the sound one is pulled."""
+    made = Layout(tmp_path / "made")
+    described = image(made.folder, [{"a": b"a"}])
+    manifest = made.read(described)
+    docker_type = "application/vnd.docker.distribution.manifest.v2+json"
+    cases: list[tuple[str, dict[str, object], str]] = [
+        ("", {}, MANIFEST),
+        ("a byte less", {"size": described.size - 1}, MANIFEST),
+        ("a byte more", {"size": described.size + 1}, MANIFEST),
+        ("nothing", {"size": 0}, MANIFEST),
+        ("an index", {"mediaType": INDEX}, MANIFEST),
+        ("served as Docker's", {}, docker_type),
+        ("served as Docker's, as the index says", {"mediaType": docker_type}, docker_type),
+    ]
+    for name, changed, kind in cases:
+        index = json.dumps({"schemaVersion": 2, "manifests": [served(described, **changed)]}).encode()
+
+        def serve(got: Exchange, index: bytes = index, kind: str = kind) -> None:
+            path = got.line.split()[1]
+            if "/blobs/" in path:
+                got.answer("200 OK", made.blob(path.rpartition("/")[2]).read_bytes())
+            elif path.endswith("/tag"):
+                got.answer("200 OK", index, f"Content-Type: {INDEX}", f"Content-Length: {len(index)}")
+            else:
+                got.answer("200 OK", manifest, f"Content-Type: {kind}", f"Content-Length: {len(manifest)}")
+
+        with Hostile(serve) as server:
+            there, layout = registry(server.host), Layout(tmp_path / f"pulled {name}")
+            if not name:
+                assert there.pull(layout, only=True) == described
+                continue
+            record_property("fault", "an index that lies")
+            with pytest.raises(UserError, match=r"^127.*: expected application/vnd.* bytes, .* serves .*; do not trust it"):
+                there.pull(layout)
 
 
 @pytest.mark.parametrize("same", [True, False])

@@ -6,6 +6,8 @@ See: https://slurm.schedmd.com/scontrol.html
 import os
 import re
 import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from smokehouse.errors import UserError
@@ -14,11 +16,39 @@ from smokehouse.programs.process import Ended, run
 _DEADLINE = 60.0  # seconds; a controller that does not answer is not worth waiting for
 # States of a job that has not ended.
 _ALIVE = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "RESIZING", "SIGNALING"}
+# What a job finds of the job that submitted it: srun would take sizes and places of that one for its own.
+_OF_A_JOB = re.compile(
+    "SLURM_(JOB|ARRAY|HET|STEP|TASK_PID|TASKS|NTASKS|NPROCS|NNODES|NODE|CPUS|MEM_PER|GPUS|SHARDS|GRES|TRES|RESTART|EXPORT_ENV|"
+    "SUBMIT|PROCID|LOCALID|GTIDS|DIST|THREADS|UMASK|SRUN_COMM|LAUNCH_NODE|TOPOLOGY|PRIO|OVERCOMMIT|EXACT|EXCLUSIVE|OPEN_MODE).*"
+)
+# Options of sbatch that the jobs here depend on, and set in their script, which a variable of the user would override.
+_SET = re.compile(
+    "SBATCH_(ARRAY_INX|ERROR|EXPORT|GET_USER_ENV|GPUS|GPUS_PER_NODE|GPUS_PER_TASK|GRES|INPUT|JOB_NAME|NO_REQUEUE|OPEN_MODE|OUTPUT|"
+    "REQUEUE|SIGNAL|TIMELIMIT|WAIT|WCKEY)"
+)
 
 
 def is_here() -> bool:
     """Whether this machine can submit jobs."""
     return shutil.which("sbatch") is not None and shutil.which("scontrol") is not None
+
+
+@contextmanager
+def submitting(options: Sequence[str] = ()) -> Iterator[None]:
+    """Hide from sbatch what it or srun would take for options of the job: SLURM_* of another one, and SBATCH_* of `options`.
+
+    What says where Slurm is and what a site wants, such as SLURM_CONF or SBATCH_RESERVATION, stays.
+    """
+    given = {f"SBATCH_{option.upper()}" for option in options}
+    hidden = {
+        name: value for name, value in os.environ.items() if name in given or _SET.fullmatch(name) or _OF_A_JOB.fullmatch(name)
+    }
+    for name in hidden:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def state(job: str) -> str:

@@ -95,8 +95,9 @@ def doctor(checkout: Checkout, name: str, options: Sequence[str]) -> dict[str, l
         if result is None or not result.printed:
             raise UserError(f"job {run.number}: expected findings, found {run.cause()}; {run.remedy()}")
         ends = {end.node: end for end in result.ends}
+        none = "" if ends else result.refused
         return {
-            node: _findings(node, text, ends[node].words if node in ends else f"node {node} was lost")
+            node: _findings(node, text, ends[node].words if node in ends else none or f"node {node} was lost")
             for node, text in result.printed.items()
         }
 

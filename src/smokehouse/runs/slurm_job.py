@@ -89,16 +89,20 @@ def _how(code: int) -> str:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a job: the exit code, how the nodes ended, the first one first, and what they printed, if it was kept."""
+    """What became of a job: the exit code, how the nodes ended, the first one first, and what they printed, if it was kept.
+
+    `refused` is srun's last error.
+    """
 
     code: int
     ends: tuple[End, ...] = ()
     printed: Mapping[str, str] = field(default_factory=dict)
+    refused: str = ""
 
     @property
     def cause(self) -> str:
-        """How the first node failed that did; empty where none has said."""
-        return next((end.words for end in self.ends if end.code), "")
+        """How the first node failed that did, or else why srun started none; empty where neither has said."""
+        return next((end.words for end in self.ends if end.code), "" if self.ends else self.refused)
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,7 @@ class Listener:
         self._pieces: dict[tuple[int, int], bytes] = {}
         self._ends: dict[int, End] = {}
         self._until: float | None = None
+        self._refused = ""
 
     @property
     def patience(self) -> float | None:
@@ -159,6 +164,8 @@ class Listener:
         """Take a line of srun's, labelled with the number of its node, or of its own."""
         labelled = _LABELLED.fullmatch(line)
         if not labelled or int(labelled[1]) not in self._last:
+            if stream == 2 and line.startswith((b"srun: error: ", b"srun: fatal: ")):
+                self._refused = " ".join(line.decode(errors="replace").split())[:1000]
             if self._show:
                 self._show(stream, line.decode(errors="replace"))
             return
@@ -188,7 +195,7 @@ class Listener:
         code = first.code if first and first.code else code or next((end.code for end in ends if end.code), 0)
         printed = {self._names[number]: "\n".join(lines) for number, lines in self._printed.items()} if not self._show else {}
         lost = len(self._ends) < len(self._names)
-        return Result(code or int(lost), ends, printed)
+        return Result(code or int(lost), ends, printed, self._refused)
 
 
 def _show(stream: int, line: str) -> None:

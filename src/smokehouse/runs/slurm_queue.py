@@ -3,6 +3,7 @@
 See: https://github.com/facebookincubator/submitit
 """
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,8 @@ _BY_SLURM = {
     "OUT_OF_MEMORY": ("it took more memory than it was given", "give fewer --nproc, or another --partition"),
     "PREEMPTED": ("another job preempted it", "submit it again, or give another --qos"),
 }
+# Reasons of Slurm why a job waits that do not pass by themselves.
+_NEVER = re.compile("Partition(NodeLimit|TimeLimit|Config)|BadConstraints|Invalid.*|.*Max.*PerJob.*")
 _RETURNED = ("Slurm lost one of {nodes}, which runs again", "see why in the log of slurmctld, and submit it again")
 
 
@@ -80,7 +83,7 @@ class Submitted:
         self._unknown = 0 if self._state else self._unknown + 1
         if not quiet and self._state == "PENDING" and (why := program.why_pending(self.number)) not in ("None", self._pending):
             self._pending = why
-            status(f"job {self.number}: waits ({why})")
+            status(f"job {self.number}: waits ({why}){_advice(why, self.number)}")
         return self._unknown >= _MOST_ENDED or bool(self._state and program.has_ended(self._state))
 
     def _show(self, show: Callable[[str], None]) -> None:
@@ -150,6 +153,13 @@ class Submitted:
         return self._state
 
 
+def _advice(why: str, job: str) -> str:
+    """Return what a person can do about a job that waits; empty where time does it."""
+    if why.startswith("JobHeld"):
+        return f"; scontrol release {job} starts it"
+    return "; it does not start as it is: Ctrl-C cancels it, see scontrol show partition" if _NEVER.fullmatch(why) else ""
+
+
 @contextmanager
 def submitted(
     folder: Path, allocation: Allocation, work: Sequence[Callable[[], Any]], *, on_slurm: bool, at_once: int = 1
@@ -179,10 +189,10 @@ def submitted(
             stderr_to_stdout=True,
             **more,
         )
-        with executor.batch():
+        with program.submitting([*allocation.slurm]), executor.batch():
             found = [executor.submit(one) for one in work]
     except submitit.core.utils.FailedJobError as error:
-        said = " ".join(str(error).split())
+        said = "; ".join(line.removeprefix("sbatch: ").removeprefix("error: ") for line in str(error).splitlines() if line)
         raise UserError(f"sbatch: {said[:400]}; see sinfo for partitions and limits") from error
     runs = [Submitted(job, allocation, on_slurm=on_slurm) for job in found]
     numbers = f"job {runs[0].number}" if len(runs) == 1 else f"jobs {runs[0].number} to {runs[-1].number}"

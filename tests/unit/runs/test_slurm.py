@@ -1,5 +1,6 @@
 """The verbs that hand work to Slurm, where they never get to it. tests/cluster runs them on a real one."""
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import pytest
 from smokehouse import runs
 from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError
+from smokehouse.programs import slurm
 from smokehouse.runs.slurm_queue import Allocation, Submitted
 
 NAME = "qwen2.5-vl"
@@ -39,6 +41,40 @@ def test_without_slurm_nothing_is_installed_for_the_doctor(root: Path, tmp_path:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match=r"^--on slurm: expected sbatch and scontrol, found none; run it on a login node"):
         runs.doctor_on(Checkout(root), "slurm", NAME, ["--nodes", "2"])
+
+
+def test_variables_of_another_job_and_of_the_user_are_hidden_from_sbatch(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = ("SLURM_CONF", "SLURM_TASK_PROLOG", "SBATCH_RESERVATION", "SBATCH_MEM_PER_NODE", "SBATCH_ACCOUNT")
+    hidden = ("SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_MEM_PER_NODE", "SLURM_EXPORT_ENV", "SBATCH_EXPORT", "SBATCH_WAIT")
+    for name in (*kept, *hidden, "SBATCH_PARTITION"):
+        monkeypatch.setenv(name, "x")
+    with slurm.submitting(["partition"]):
+        assert [name for name in (*kept, *hidden, "SBATCH_PARTITION") if name in os.environ] == [*kept]
+    assert all(os.environ[name] == "x" for name in (*kept, *hidden, "SBATCH_PARTITION"))
+    with slurm.submitting():
+        assert "SBATCH_PARTITION" in os.environ
+
+
+@pytest.mark.parametrize(
+    ("why", "expected"),
+    [
+        ("Resources", "job 7: waits (Resources)\n"),
+        (
+            "PartitionNodeLimit",
+            "job 7: waits (PartitionNodeLimit); it does not start as it is: Ctrl-C cancels it, see scontrol",
+        ),
+        ("JobHeldUser", "job 7: waits (JobHeldUser); scontrol release 7 starts it\n"),
+    ],
+)
+def test_job_that_waits_says_what_a_person_can_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], why: str, expected: str
+) -> None:
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho JobId=7 JobState=PENDING Reason={why}\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    job = SimpleNamespace(job_id="7", paths=SimpleNamespace(result_pickle=tmp_path / "none"))
+    assert not Submitted(job, Allocation("smoke", 2, 8, 60, {}), on_slurm=True).has_ended()
+    assert expected in capsys.readouterr().err
 
 
 # As Slurm 22.05 answers of a job that it has ended since a node was lost, or was started again and knew nothing of the job.

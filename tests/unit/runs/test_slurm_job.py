@@ -47,6 +47,11 @@ def test_first_node_that_fails_is_the_cause() -> None:
     ]
 
 
+def test_srun_that_starts_nothing_is_the_cause() -> None:
+    found, _ = listener((2, "srun: error: Unable to create step for job 7: Invalid node count"))
+    assert found.result(1).cause == "srun: error: Unable to create step for job 7: Invalid node count"
+
+
 def test_nodes_that_all_pass() -> None:
     found, _ = listener((2, "1: smokehouse-node-ended 0"), (2, "0: smokehouse-node-ended 0"))
     assert (found.result(0).code, found.result(0).cause) == (0, "")
