@@ -18,6 +18,7 @@ from smoke_tests import page
 FILES = ("report.json", "report.html", "junit.xml")
 # report.html shows so many logs, and so many bytes at the end of each.
 MAX_LOGS, LOG_BYTES = 32, 16384
+SEARCHED = 64  # ranks, among which the cause of a failure is looked for
 # Writes a flat object with a line for each field, two levels deep in a check.
 _LINES = json.JSONEncoder(separators=(",\n      ", ": "))
 COLOURS = {"passed": "\033[32m", "failed": "\033[1;31m", "known-issue": "\033[33m", "observed": "\033[33m"}
@@ -87,16 +88,23 @@ class Result:
         return f"{before}{empty[:-1]}\n    {ranks}\n  ]{after}" if ranks else f"{before}{empty}{after}"
 
 
+def is_victim(detail: str) -> bool:
+    """Return whether a rank's detail only says that it lost another one, which is the cause."""
+    from smokehouse_loader import explain  # only where something failed
+
+    known = explain(detail)
+    return bool(known) and known[0].failure.victim
+
+
 def overall(ranks: list[RankVerdict]) -> tuple[str, str]:
     """Return the verdict and detail of a check: those of its worst rank."""
     for verdict in ("failed", "observed", "known-issue"):
         of_kind = [rank for rank in ranks if rank.verdict == verdict]
         if of_kind:
             # Where ranks lost each other, the one that a signal killed is the cause and the others are victims.
-            telling = next(
-                (rank for rank in of_kind if "killed by signal" in rank.detail and not rank.detail.startswith("ended ")),
-                of_kind[0],
-            )
+            killed = (rank for rank in of_kind if "killed by signal" in rank.detail and not rank.detail.startswith("ended "))
+            causes = (rank for rank in of_kind[:SEARCHED] if not is_victim(rank.detail))
+            telling = next(killed, None) or next(causes, of_kind[0])
             return verdict, f"{telling.where}: {telling.detail}" if len(ranks) > 1 else telling.detail
     detected = next((rank.detail for rank in ranks if rank.detail.startswith("detected")), ranks[0].detail)
     return "passed", detected

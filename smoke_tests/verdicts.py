@@ -179,10 +179,12 @@ class Verdicts:
         """Return the known failure that a check is about, or that its ranks' details show; empty where there is none."""
         steps = [step for job in self._jobs for step in job.steps if step.name == key.name]
         known = [step.failure for step in steps if step.failure]
-        details = dict.fromkeys(rank.detail for rank in ranks)
+        bad = [rank for rank in ranks if rank.verdict != "passed"]
+        causes = [rank for rank in bad[: report.SEARCHED] if not report.is_victim(rank.detail)] or bad
+        details = dict.fromkeys(rank.detail for rank in causes)
         known += [found.failure for found in explain("\n".join([_banner(), *details]))]
         if not known:
-            known += [found.failure for found in explain(f"{_banner()}\n{self._log(self._job_of.get(key, ''), ranks)}")]
+            known += [found.failure for found in explain(f"{_banner()}\n{self._log(self._job_of.get(key, ''), causes)}")]
         return f"{known[0].name}: {known[0].cause} Fix: {known[0].cure}." if known else ""
 
     def _log(self, job: str, ranks: list[RankVerdict]) -> str:

@@ -1,5 +1,6 @@
 """What all steps share: reading a plan, refusing, and making a tree whose bytes depend on the step's input alone."""
 
+import gc
 import hashlib
 import importlib.util
 import json
@@ -12,6 +13,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from types import CodeType
 from typing import Any, NoReturn
@@ -23,6 +25,8 @@ _CODE = (
     *("co_code", "co_consts", "co_names", "co_varnames", "co_freevars", "co_cellvars", "co_filename", "co_name"),
     *("co_qualname", "co_linetable", "co_exceptiontable"),
 )
+_parts = attrgetter(*(name for name in _CODE if hasattr(CodeType, name)))
+_NESTED = (tuple, frozenset)
 
 
 def plan(context: Path) -> dict[str, Any]:
@@ -48,16 +52,30 @@ def check_sha256(path: Path, expected: str) -> None:
         refuse(f"{path.name}: expected SHA-256 {expected} as locked, found {found}; run nox -s build again")
 
 
+def write(path: str, content: bytes) -> None:
+    """Write a file, in a folder that is made if necessary."""
+    try:
+        file = open(path, "wb")  # noqa: PTH123, SIM115 - see _content; it is closed below
+    except FileNotFoundError:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)  # another process may have just made it
+        file = open(path, "wb")  # noqa: PTH123, SIM115 - as above
+    with file:
+        file.write(content)
+
+
 def compile_python(out: Path, folders: list[Path], earlier: Path | None = None) -> None:
     """Compile all Python files in `folders`, which are below `out`, to bytecode that is never checked against its source.
 
     Checked bytecode contains the time of its source. The bytecode of a file depends on its content, its path and this
     interpreter alone, so that of a file that is the same in `earlier`, a tree that this step made before, is taken from there.
     """
-    for folder in folders:
-        for cache in sorted(folder.rglob("__pycache__")):
-            shutil.rmtree(cache)
-    found = [(path.stat().st_size, str(path)) for folder in folders for path in folder.rglob("*.py") if path.is_file()]
+    found = []
+    for place, below, names in (walked for folder in folders for walked in os.walk(folder)):
+        if "__pycache__" in below:
+            shutil.rmtree(f"{place}/__pycache__")
+            below.remove("__pycache__")
+        sources = (f"{place}/{name}" for name in names if name.endswith(".py"))
+        found += [(os.stat(path).st_size, path) for path in sources if os.path.isfile(path)]  # noqa: PTH113, PTH116 - see _content
     largest_first = [path for _, path in sorted(found, reverse=True)]
     workers, before = os.cpu_count() or 1, str(earlier) if earlier else None
     _in_processes([partial(_compile_files, largest_first[at::workers], str(out), before) for at in range(workers)])
@@ -90,6 +108,7 @@ def _in_processes(works: list[Callable[[], None]]) -> None:
 
 def _compile_files(sources: list[str], out: str, earlier: str | None) -> None:
     warnings.simplefilter("ignore")
+    gc.disable()  # it would look through code objects, which have no cycles
     for number in range(256):
         sys.intern(chr(number))  # they are shared by all code of a process, and written otherwise once a name is one of them
     for source in sources:
@@ -106,8 +125,7 @@ def _compile_file(source: str, out: str, earlier: str | None) -> None:
     if earlier and _content(earlier + name) == content and not Path(source).is_symlink():
         data = _content(earlier + compiled[len(out) :])
     if data or (data := _bytecode(content, name)):
-        Path(compiled).parent.mkdir(exist_ok=True)
-        Path(compiled).write_bytes(data)
+        write(compiled, data)
 
 
 def _content(path: str) -> bytes:
@@ -131,22 +149,21 @@ def _bytecode(content: bytes, name: str) -> bytes:
         code = compile(content, name, "exec", dont_inherit=True)
     except Exception:  # noqa: BLE001 - whatever it is, importing the file says so
         return b""
-    held: list[object] = []
-    _hold(code, held)
+    held = _everything_in(code)
     unchecked = (1).to_bytes(4, "little")
     data = b"".join([importlib.util.MAGIC_NUMBER, unchecked, importlib.util.source_hash(content), marshal.dumps(code)])
     del held
     return data
 
 
-def _hold(found: object, held: list[object]) -> None:
-    held.append(found)
-    if isinstance(found, CodeType):
-        for name in _CODE:
-            _hold(getattr(found, name, None), held)
-    elif isinstance(found, tuple | frozenset):
-        for each in found:
-            _hold(each, held)
+def _everything_in(code: CodeType) -> list[object]:
+    found: list[object] = [code]
+    for each in found:  # which grows
+        if isinstance(each, CodeType):
+            found += _parts(each)
+        elif isinstance(each, _NESTED):
+            found += each
+    return found
 
 
 def normalize(out: Path, epoch: int, budget: int) -> None:

@@ -13,7 +13,7 @@ import io
 import re
 import sys
 import zipfile
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -68,7 +68,7 @@ def unpack(wheel: Path, site: Path, python: str) -> None:
         for member in archive.infolist():
             if member.is_dir() or member.filename == f"{info}/RECORD":
                 continue
-            if ".." in PurePosixPath(member.filename).parts or member.filename.startswith("/"):
+            if ".." in member.filename.split("/") or member.filename.startswith("/"):
                 tree.refuse(f"{wheel.name}: expected paths inside it, found {member.filename!r}; do not trust this wheel")
             content = archive.read(member)
             runs = bool(member.external_attr >> 16 & 0o111)
@@ -95,11 +95,17 @@ def unpack(wheel: Path, site: Path, python: str) -> None:
 
 def _refuse_foreign(target: Path, site: Path, info: str, wheel: Path) -> None:
     """Refuse a file in the metadata of another package, or bytecode outside of site-packages, which is not compiled again."""
-    within = target.relative_to(site).parts if target.is_relative_to(site) else ()
+    within = _below(site, target).split("/")
     foreign = len(within) > 1 and within[0].endswith(".dist-info") and within[0] != info
-    if foreign or (not within and "__pycache__" in target.parts):
+    if foreign or (within == [""] and "__pycache__" in target.parts):
         path = target.relative_to(site.parents[2])
         tree.refuse(f"{wheel.name}: expected files of its own, found {path}; do not trust this wheel")
+
+
+def _below(site: Path, target: Path) -> str:
+    """Return the path of a file in `site` relative to it, empty for any other; Path.relative_to takes ten times as long."""
+    folder, path = f"{site}/", str(target)
+    return path.removeprefix(folder) if path.startswith(folder) else ""
 
 
 def _write(target: Path, content: bytes, runs: bool, site: Path, wheel: Path) -> tuple[str, str, str]:
@@ -112,13 +118,12 @@ def _write(target: Path, content: bytes, runs: bool, site: Path, wheel: Path) ->
                 f"remove one of them from the environment"
             )
     else:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(content)
-        target.chmod(0o755 if runs else 0o644)
-    within = target.is_relative_to(site)
-    shown = target.relative_to(site) if within else PurePosixPath("../../..") / target.relative_to(prefix)
+        tree.write(str(target), content)
+        if runs:
+            target.chmod(0o755)
+    shown = _below(site, target) or f"../../../{target.relative_to(prefix)}"
     digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
-    return str(shown), f"sha256={digest}", str(len(content))
+    return shown, f"sha256={digest}", str(len(content))
 
 
 def console_scripts(text: str, python: str, wheel: Path) -> list[tuple[str, str]]:

@@ -63,11 +63,15 @@ class RankContext:
         """The processor of the checkpoint under test; the tokenizer, where the family has no vision tower."""
         return _processor(self.source, self.family.processor_class)
 
-    def on_device(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Copy model inputs to this rank's device."""
-        return {
+    def on_device(self, inputs: dict[str, Any], dtype: torch.dtype | None = None) -> dict[str, Any]:
+        """Copy model inputs to this rank's device, and pictures in `dtype`, by default the rank's own, as the Trainer does.
+
+        Some models, such as GOT-OCR 2.0, do not convert what they see.
+        """
+        moved = {
             name: value.to(self.torch_device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()
         }
+        return moved | {name: value.to(dtype or self.dtype) for name, value in moved.items() if name == "pixel_values"}
 
     def optimizer(self, parameters: Iterable[torch.Tensor]) -> torch.optim.Optimizer:
         """Return AdamW with a learning rate for fine-tuning, or a larger one for the synthetic checkpoint's random weights.

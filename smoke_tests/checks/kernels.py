@@ -165,7 +165,7 @@ def kernels(context: RankContext, _: TrainingState) -> Outcome:
     plain.float()
     model, _info = loading.load_with(context.model_class, path, torch.bfloat16)
     model.to(context.torch_device)
-    own = context.on_device(sample)
+    own = context.on_device(sample, torch.bfloat16)
     with torch.no_grad():
         losses = [float(one(**inputs).loss) for one, inputs in ((plain, sample), (model, own))]  # also warms the device up
     parts = _parts(context, plain)

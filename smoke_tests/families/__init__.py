@@ -7,6 +7,7 @@ Imports the standard library only, as every family does: an unknown family is re
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -91,7 +92,7 @@ class Family:
     # The first that an input meets: the patch embedding or, of a model that reads text only, the token embedding.
     first_tensor: str
     first_shape: tuple[int, ...]  # of it in a checkpoint of `width`; of a patch embedding, as in the family's real checkpoints
-    missing_key: str  # a vector that the controls remove
+    missing_key: str  # a vector that the controls remove, or a matrix of a model that has no vectors
     flipped_tensor: str  # a matrix in which they flip a bit
     synthetic_parameters: int  # of the synthetic checkpoint, about
     files: Files  # of the synthetic checkpoint
@@ -135,6 +136,7 @@ class Family:
     # The scene of `smoke_tests.fixtures.samples` for which the synthetic checkpoint's first two tokens are clear; see
     # `smoke_tests.checks.generation`.
     clear_scene: int = 7
+    # To a model that drops pictures whose pixels are all zero, as Idefics3 and SmolVLM do, `dummy` gives one of others.
     # How the family's processor is called, where the functions in `smoke_tests.fixtures.samples` do not fit: from processor,
     # question, pictures and answer to a training sample; from the first three to a prompt; from processor and a sample of text
     # to that sample with an empty picture that has no labels.
@@ -213,9 +215,14 @@ class Family:
 
     def problems(self, shapes: dict[str, tuple[int, ...]]) -> list[str]:
         """Return where this description does not fit a model, given published name -> shape of all its tensors."""
+        language = [name for name in shapes if not self.is_vision(name)]
         problems = [
-            f"tensor {getattr(self, field)!r} not found in the model; fix {field}"
-            for field in ("first_tensor", "missing_key", "flipped_tensor")
+            f"tensor {getattr(self, field)!r} not found in the model, which has {_some(among)}; fix {field}"
+            for field, among in (
+                ("first_tensor", [*shapes][:1]),
+                ("missing_key", [name for name in language if len(shapes[name]) == 1] or language),
+                ("flipped_tensor", [name for name in language if len(shapes[name]) > 1]),
+            )
             if getattr(self, field) not in shapes
         ]
         if self.vision and not self.is_vision(self.first_tensor):
@@ -225,13 +232,23 @@ class Family:
             problems.append(
                 f"{self.first_tensor}: expected shape {list(self.first_shape)}, found {found}; fix first_shape or files"
             )
-        if not any(name.endswith(self.language_probe) and not self.is_vision(name) for name in shapes):
-            problems.append(f"no tensor of the language model ends with {self.language_probe!r}; fix language_probe")
+        if not any(name.endswith(self.language_probe) for name in language):
+            problems.append(
+                f"no tensor of the language model ends with {self.language_probe!r}, but {_some(language)}; fix language_probe"
+            )
         if self.gathers_pairs != _has_pairs(shapes):
             problems.append(
                 f"expected modules with {'two parameters' if self.gathers_pairs else 'one parameter'}; fix gathers_pairs"
             )
         return [f"{self.file}: {problem}" for problem in problems]
+
+
+def _some(names: Sequence[str]) -> str:
+    """Return what the last layer has among `names`, or the first of them; five, as a report has a line for all problems."""
+    layers = [found[0] for name in names if (found := re.match(r".*?\.\d+\.", name))]
+    layer = layers[-1] if layers else ""
+    own = [name.removeprefix(layer) for name in names if name.startswith(layer)][:5]
+    return f"{layer}{{{', '.join(own)}}}" if len(own) > 1 else f"{layer}{', '.join(own)}" or "none"
 
 
 def _has_pairs(names: Collection[str]) -> bool:

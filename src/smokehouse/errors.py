@@ -9,15 +9,15 @@ if TYPE_CHECKING:  # importing pydantic takes longer than most commands run
 
 
 _MOST = 20  # lines; more do not help, and a hostile file could have thousands
+_LONGEST, _LAST = 4000, 500  # characters of a line, and of its end, which says what to do; a hostile label can have millions
 
 
 class UserError(Exception):
     """A mistake that the user can fix, as one line: where (`file:line`), what was expected and found, what to do."""
 
     def __init__(self, message: str) -> None:
-        """Join the lines of `message`, and replace control characters in it, which a terminal would obey."""
-        joined = " ".join(message.split())
-        super().__init__("".join(character if character.isprintable() else "?" for character in joined))
+        """Join the lines of `message`, shorten it, and replace control characters in it, which a terminal would obey."""
+        super().__init__(single_line(message))
 
     @property
     def mistakes(self) -> tuple[str, ...]:
@@ -37,12 +37,20 @@ class MistakesError(UserError):
     def __init__(self, mistakes: Sequence[str]) -> None:
         """Keep `mistakes`, of which there is at least one."""
         super().__init__(" | ".join(mistakes))
-        self._mistakes = tuple(" ".join(mistake.split()) for mistake in mistakes)
+        self._mistakes = tuple(map(single_line, mistakes))
 
     @property
     def mistakes(self) -> tuple[str, ...]:
         """What is wrong, a line for each mistake."""
         return self._mistakes
+
+
+def single_line(message: str) -> str:
+    """Return `message` as one line of printable characters, without the middle of a long one."""
+    joined = " ".join(message.split())
+    if len(joined) > _LONGEST:
+        joined = f"{joined[: _LONGEST - _LAST]} ... {joined[-_LAST:]}"
+    return "".join(character if character.isprintable() else "?" for character in joined)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ Beside each answer is what has to come of it, written down before it was tried.
 
 import gzip
 import hashlib
+import io
 import json
 import os
 import resource
@@ -25,8 +26,8 @@ from smokehouse import console
 from smokehouse.audits import debian_tracker, osv, service
 from smokehouse.audits.model import Package
 from smokehouse.errors import UserError
-from smokehouse.oci import Layout, Reference, Registry
-from smokehouse.oci.model import MANIFEST
+from smokehouse.oci import Descriptor, Layout, Reference, Registry
+from smokehouse.oci.model import INDEX, MANIFEST
 from smokehouse.programs import docker, slurm
 from smokehouse.programs.kubectl import Cluster, KubectlError
 from smokehouse.proofs import referrers
@@ -34,6 +35,7 @@ from smokehouse.proofs.signing import BUNDLE
 from smokehouse.runs import kubernetes_job
 from smokehouse.storage.download import Download, fetch
 
+from ..integration.tiny_images import image
 from .answers import CONTENT, PATIENT
 from .server import Exchange, Hostile
 
@@ -206,7 +208,8 @@ def engine(got: Exchange, path: str, body: str) -> None:
     """Answer as an engine does, and `body` to a request for `path`."""
     answer = json.dumps({"ApiVersion": "1.45", "MinAPIVersion": "1.24"}) if "/version" in got.line else body
     assert "/version" in got.line or path in got.line
-    got.answer("200 OK", answer.encode())
+    # The server closes each connection; without a word of it, the client may use it again meanwhile.
+    got.answer("200 OK", answer.encode(), f"Content-Length: {len(answer.encode())}", "Connection: close")
 
 
 @pytest.mark.parametrize("kind", NO_IMAGES)
@@ -242,6 +245,108 @@ def test_an_answer_of_an_engine_without_end(monkeypatch: pytest.MonkeyPatch, rec
         monkeypatch.setenv("DOCKER_HOST", f"tcp://{server.host}")
         with pytest.raises(UserError, match=r"^tiny: cannot be inspected: the engine's answer has more than 1 MiB"):
             docker.inspect("tiny")
+
+
+HELD_UP = {
+    "a head without end": (b"HTTP/1.1 200 OK\r\n", b"A: b\r\n"),
+    "a body byte by byte": (b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n", b" "),
+    "chunks byte by byte": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
+}
+
+
+def drip(got: Exchange, kind: str) -> None:
+    """Send an answer so slowly that it does not end."""
+    begin, again = HELD_UP[kind]
+    got.send(begin)
+    got.repeat(again, 0.05)
+
+
+@pytest.mark.parametrize("kind", HELD_UP)
+def test_an_answer_of_an_engine_that_drips(kind: str, monkeypatch: pytest.MonkeyPatch, record_property: RECORD) -> None:
+    """Each byte comes in time, the answer does not."""
+    record_property("fault", "Docker")
+    monkeypatch.setattr(docker, "_QUERY_DEADLINE", 1.0)
+    with Hostile(lambda got: engine(got, "", "") if "/version" in got.line else drip(got, kind)) as server:
+        monkeypatch.setenv("DOCKER_HOST", f"tcp://{server.host}")
+        with pytest.raises(UserError, match=r"^tiny: cannot be inspected: the engine timed out after 1 s; try again$"):
+            docker.inspect("tiny")
+
+
+def saved(body: Callable[[Exchange], object], size: object, monkeypatch: pytest.MonkeyPatch, place: Path) -> str:
+    """Save an image from an engine that sends `body` for it, and return what is said of it."""
+
+    def serve(got: Exchange) -> None:
+        if got.line.split()[1].endswith("/get"):
+            body(got)
+        else:
+            engine(got, "/images/", json.dumps({"Id": "a", "Size": size}))
+
+    with Hostile(serve) as server:
+        monkeypatch.setenv("DOCKER_HOST", f"tcp://{server.host}")
+        with pytest.raises(UserError) as refused:
+            docker.save("tiny", place)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("head", ["", "Content-Length: 99999999999\r\n"])
+def test_an_image_of_an_engine_without_end(
+    head: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, record_property: RECORD
+) -> None:
+    record_property("fault", "Docker")
+    monkeypatch.setattr(docker, "_MORE", 1 << 20)
+
+    def endless(got: Exchange) -> None:
+        got.send(f"HTTP/1.1 200 OK\r\n{head}\r\n".encode())
+        got.repeat(bytes(1 << 16))
+
+    said = saved(endless, 100, monkeypatch, tmp_path / "image.tar")
+    assert said == "tiny: cannot be saved: expected at most 1048776 bytes, found more; remove that image"
+    assert (tmp_path / "image.tar").stat().st_size <= 1048776
+
+
+def test_an_image_of_an_engine_that_drips(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, record_property: RECORD) -> None:
+    record_property("fault", "Docker")
+    monkeypatch.setattr(docker, "_WINDOW", 1.0)
+    said = saved(lambda got: drip(got, "a body byte by byte"), 100, monkeypatch, tmp_path / "image.tar")
+    assert said == "tiny: cannot be saved: expected 10 MiB in 1 s, found fewer; try again"
+
+
+MESSAGES: dict[str, bytes] = {
+    "one without end": b'{"stream": "' + b"a" * 65000,
+    "many": b'{"stream": "a"}\n' * 4000,
+    "empty ones": b"\n" * 65000,
+    "brackets": b"[" * 65000,
+}
+
+
+@pytest.mark.parametrize("kind", MESSAGES)
+def test_messages_of_an_engine_without_end(kind: str, monkeypatch: pytest.MonkeyPatch, record_property: RECORD) -> None:
+    record_property("fault", "Docker")
+    monkeypatch.setattr(docker, "_MOST_MESSAGES", 1 << 20)
+
+    def serve(got: Exchange) -> None:
+        if "/version" in got.line:
+            engine(got, "", "")
+        else:
+            got.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+            got.repeat(b"%x\r\n%b\r\n" % (len(MESSAGES[kind]), MESSAGES[kind]))
+
+    with Hostile(serve) as server:
+        monkeypatch.setenv("DOCKER_HOST", f"tcp://{server.host}")
+        with pytest.raises(
+            UserError, match=r"^tiny cannot be loaded: (the engine's messages are longer than|expected an answer)"
+        ):
+            docker.load(io.BytesIO(b"image"), "tiny")
+
+
+@pytest.mark.parametrize("answer", ["[1]", "5", '"text"', "null", "{", DEEP, '{"error": "bad\\u001b[2J"}'])
+def test_messages_of_an_engine_that_are_none(answer: str, monkeypatch: pytest.MonkeyPatch, record_property: RECORD) -> None:
+    record_property("fault", "Docker")
+    with Hostile(lambda got: engine(got, "/images/load", answer)) as server:
+        monkeypatch.setenv("DOCKER_HOST", f"tcp://{server.host}")
+        with pytest.raises(UserError, match=r"^tiny cannot be loaded: ") as refused:
+            docker.load(io.BytesIO(b"image"), "tiny")
+    assert str(refused.value).isprintable()
 
 
 def test_frames_of_an_engine_come_in_pieces(record_property: RECORD) -> None:
@@ -375,6 +480,49 @@ def test_an_image_larger_than_the_disk_is_not_downloaded(tmp_path: Path, record_
         with pytest.raises(UserError, match=said):
             registry(server.host).pull(Layout(tmp_path / "layout"))
         assert not any("/blobs/" in got.line for got in server.requests)
+
+
+def served(descriptor: Descriptor, **changed: object) -> dict[str, object]:
+    """Return an entry of an index of linux/amd64, with changed members."""
+    platform = {"platform": {"os": "linux", "architecture": "amd64"}}
+    return {**descriptor.model_dump(by_alias=True, exclude_none=True), **platform, **changed}
+
+
+def test_what_an_index_says_of_an_image_that_is_another(tmp_path: Path, record_property: RECORD) -> None:
+    """Engines disagree on an image whose index or server lies about its manifest; the sound one is pulled."""
+    made = Layout(tmp_path / "made")
+    described = image(made.folder, [{"a": b"a"}])
+    manifest = made.read(described)
+    docker_type = "application/vnd.docker.distribution.manifest.v2+json"
+    cases: list[tuple[str, dict[str, object], str]] = [
+        ("", {}, MANIFEST),
+        ("a byte less", {"size": described.size - 1}, MANIFEST),
+        ("a byte more", {"size": described.size + 1}, MANIFEST),
+        ("nothing", {"size": 0}, MANIFEST),
+        ("an index", {"mediaType": INDEX}, MANIFEST),
+        ("served as Docker's", {}, docker_type),
+        ("served as Docker's, as the index says", {"mediaType": docker_type}, docker_type),
+    ]
+    for name, changed, kind in cases:
+        index = json.dumps({"schemaVersion": 2, "manifests": [served(described, **changed)]}).encode()
+
+        def serve(got: Exchange, index: bytes = index, kind: str = kind) -> None:
+            path = got.line.split()[1]
+            if "/blobs/" in path:
+                got.answer("200 OK", made.blob(path.rpartition("/")[2]).read_bytes())
+            elif path.endswith("/tag"):
+                got.answer("200 OK", index, f"Content-Type: {INDEX}", f"Content-Length: {len(index)}")
+            else:
+                got.answer("200 OK", manifest, f"Content-Type: {kind}", f"Content-Length: {len(manifest)}")
+
+        with Hostile(serve) as server:
+            there, layout = registry(server.host), Layout(tmp_path / f"pulled {name}")
+            if not name:
+                assert there.pull(layout, only=True) == described
+                continue
+            record_property("fault", "an index that lies")
+            with pytest.raises(UserError, match=r"^127.*: expected application/vnd.* bytes, .* serves .*; do not trust it"):
+                there.pull(layout)
 
 
 @pytest.mark.parametrize("same", [True, False])

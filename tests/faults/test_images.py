@@ -1,5 +1,6 @@
 """An image does not choose what it is compared with: what it names beside the lock is refused, and nothing of it is fetched."""
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -100,6 +101,23 @@ def test_wheels_that_an_image_names_are_not_allowed(
     assert not lured.requests
     said = locked.run("verify", f"oci:{tmp_path / 'layout'}").stdout
     assert said.splitlines()[-1] == "DIFFERENT  this is not what the lock builds"
+
+
+def test_a_label_of_a_megabyte_is_refused_in_short_lines(
+    locked: TestCheckout, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    texts = {"letters": "a" * 1_000_000, "wheels": "a b " * 250_000, "a script": "\u20ac" * 300_000}
+    for name, (kind, text) in itertools.product([*labels(locked), "io.smokehouse.with"], texts.items()):
+        record_property("fault", f"a label of a megabyte: {kind}")
+        place = tmp_path / "layout"
+        shutil.rmtree(place, ignore_errors=True)
+        image(place, [{"a": b""}], labels=labels(locked, **{name: text}))
+        ended = locked.run("verify", f"oci:{place}")
+        assert ended.returncode in (1, 2), ended.stderr[:1000]
+        lines = (ended.stdout + ended.stderr).splitlines()
+        assert max(map(len, lines)) < 10_000
+        if (name, kind) == ("io.smokehouse.with", "wheels"):
+            assert "expected at most 100 wheels, found 500000; do not trust this image" in lines[0]
 
 
 def test_bases_that_an_image_names_are_not_allowed(

@@ -1,22 +1,24 @@
 """Whoever trusts a signer gets a proof or a refusal: what is missing, old, failed or of somebody else is no proof."""
 
+import copy
 import itertools
 import json
 import os
 import subprocess
 import sys
 from base64 import b64decode, b64encode
-from collections.abc import Callable
-from datetime import timedelta
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from smokehouse.checkout import Checkout
+from smokehouse.errors import UserError
 from smokehouse.programs.cosign import NO_SERVICES
 from smokehouse.proofs import trust
-from smokehouse.proofs.attestation import TEST_RESULT, statement
+from smokehouse.proofs.attestation import TEST_RESULT, TrustedStatement, statement
 from smokehouse.proofs.compare import Verification
 from smokehouse.proofs.signing import SignedStatement, Signer, sign
 from smokehouse.proofs.trust import Proof, judge
@@ -198,11 +200,11 @@ def test_of_two_that_are_equally_new_each_has_to_be_a_proof(signing: Signing) ->
 
 
 FAULTS: dict[str, tuple[Callable[[Report], object], str]] = {
-    "failed tests": (in_predicate(failedTests=["load (ZeRO-3)"]), 'failedTests: expected what its report says, found ["load'),
-    "passed tests": (in_predicate(passedTests=[]), "passedTests: expected what its report says, found []"),
-    "result": (in_predicate(result="PASSED"), 'result: expected what its report says, found "PASSED"'),
-    "failed result": (in_predicate(result="FAILED"), 'result: expected what its report says, found "FAILED"'),
-    "configuration": (in_predicate(configuration=[]), "configuration: expected what its report says, found []"),
+    "failed tests": (in_predicate(failedTests=["load (ZeRO-3)"]), 'failedTests: expected [], found ["load'),
+    "passed tests": (in_predicate(passedTests=[]), "passedTests: expected ["),
+    "result": (in_predicate(result="PASSED"), 'result: expected "WARNED", found "PASSED"'),
+    "failed result": (in_predicate(result="FAILED"), 'result: expected "WARNED", found "FAILED"'),
+    "configuration": (in_predicate(configuration=[]), "configuration: expected ["),
     "1999": (in_report(started="1999-12-31T23:59:59+00:00"), "expected a run after the lock's cut-off"),
     "the future": (in_report(started=ago(-timedelta(days=400))), "expected a run in the past"),
     "no zone": (
@@ -220,7 +222,8 @@ FAULTS: dict[str, tuple[Callable[[Report], object], str]] = {
         f"expected a statement of this image, found one of {OTHER}",
     ),
     "another image": (in_report(image=OTHER), f"found one of image {OTHER}"),
-    "two subjects": (lambda content: content["subject"].append(content["subject"][0]), "is not a test-result statement"),
+    "two subjects": (lambda content: content["subject"].append(content["subject"][0]), "subject: expected [{"),
+    "no SHA-256": (lambda content: content["subject"][0].update(digest={"sha512": "e" * 128}), "expected a statement of this"),
     "of something else": (
         lambda content: content.update(predicateType="https://slsa.dev/provenance/v1"),
         "nothing: no statement of a smoke test is attached",
@@ -234,6 +237,52 @@ def test_a_signed_statement_that_is_no_proof_is_refused(signing: Signing, kind: 
     found = signing.judge(signing.of(timedelta(hours=1), edit))
     assert (found.valid, found.report) == (False, None)
     assert said in found.text
+
+
+def test_a_failure_that_is_of_several_images_is_not_overtaken_by_an_earlier_proof(signing: Signing) -> None:
+    def failed_with_others(content: Report) -> None:
+        fail(content)
+        content["subject"].insert(0, {"name": "other", "digest": {"sha256": "e" * 64}})
+
+    assert signing.judge(signing.of(timedelta(days=2)), signing.of(timedelta(days=1), failed_with_others)).valid is False
+
+
+def test_a_statement_says_what_its_report_makes_and_nothing_else(signing: Signing) -> None:
+    sound = json.loads(statement(signing.report, "tiny", DIGEST))
+    count = 0
+
+    def check(content: Report) -> None:
+        TrustedStatement(DIGEST, content, datetime.now(UTC)).check(Checkout(signing.root), signing.locked)
+
+    def places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+        """Yield where a list or an object is, but for the report, whose own schema is closed."""
+        if "io.smokehouse.report" not in path and isinstance(value, (dict, list)):
+            yield path
+            for key in value if isinstance(value, dict) else range(len(value)):
+                yield from places(value[key], (*path, key))
+
+    check(sound)
+    for path in places(sound):
+        edited = copy.deepcopy(sound)
+        place: Any = edited
+        for part in path:
+            place = place[part]
+        if isinstance(place, dict):
+            place["sha512"] = "e" * 128
+        else:
+            place.append(copy.deepcopy(place[0]) if place else "load (ZeRO-3)")
+        with pytest.raises(UserError, match=f"^statement of {DIGEST}: "):
+            check(edited)
+        count += 1
+    assert count > 10
+
+
+def test_what_a_proof_says_is_one_line_that_steers_no_terminal(signing: Signing) -> None:
+    steering = "\x1b[2J\u202e\nVERIFIED  \x9b1A"
+    machine = {**signing.report["machine"], "cpu": steering}
+    found = signing.judge(signing.of(timedelta(hours=1), in_report(machine=machine)))
+    assert found.valid
+    assert found.text.isprintable()
 
 
 def test_readers_of_json_agree_on_what_was_signed(signing: Signing) -> None:

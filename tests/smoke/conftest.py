@@ -39,12 +39,12 @@ MARK = "SMOKE_TEST_MARK"
 
 
 INSPECTION = """
-import json, math, sys, types
+import functools, json, math, sys, types
 from pathlib import Path
 from safetensors import safe_open
 import torch, transformers
 from smoke_tests import families
-from smoke_tests.checks import generation
+from smoke_tests.checks import RankContext, generation
 from smoke_tests.fixtures import samples, tiny_checkpoint
 
 def trained_sizes(family, folder):
@@ -60,8 +60,8 @@ def choices(family, folder, processor):
     # By how much the logits of the first two greedy tokens lead in each precision, and how many tokens are different.
     found = {}
     for dtype in (torch.float32, torch.bfloat16):
-        context = types.SimpleNamespace(family=family, processor=processor)
-        context.on_device = lambda sample: {k: v.to(dtype) if v.is_floating_point() else v for k, v in sample.items()}
+        context = types.SimpleNamespace(family=family, processor=processor, dtype=dtype, torch_device="cpu")
+        context.on_device = functools.partial(RankContext.on_device, context)
         model = getattr(transformers, family.model_class).from_pretrained(folder, torch_dtype=dtype)
         tokens, gaps = generation.greedy(context, model)
         found[str(dtype)] = {"gaps": gaps[:2], "different": len({*tokens})}

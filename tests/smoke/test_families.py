@@ -117,6 +117,43 @@ def test_wrong_description_is_detected(inspection: dict[str, Any], wrong: str, f
     assert field in " ".join(problem.rpartition("; fix ")[2] for problem in problems)
 
 
+def test_what_a_model_has_in_place_of_a_wrong_name_is_said() -> None:
+    """Nobody has to look into another's source for the name to write."""
+    layer = {"self_attn.qkv_proj.weight": (192, 64), "mlp.down_proj.weight": (64, 128)}
+    shapes = {"model.embed_tokens.weight": FAMILIES["llama"].first_shape}
+    shapes |= {f"model.layers.{number}.{name}": shape for number in (0, 1) for name, shape in layer.items()}
+    there = "model.layers.1.{self_attn.qkv_proj.weight, mlp.down_proj.weight}"
+    assert FAMILIES["llama"].problems(shapes) == [
+        f"smoke_tests/families/llama.py: {problem}"
+        for problem in (
+            f"tensor 'model.layers.1.input_layernorm.weight' not found in the model, which has {there}; fix missing_key",
+            f"no tensor of the language model ends with '.self_attn.q_proj.weight', but {there}; fix language_probe",
+        )
+    ]
+
+
+UNBUILDABLE = """
+import dataclasses, pathlib, sys
+from smoke_tests import families
+from smoke_tests.fixtures import samples, tiny_checkpoint
+
+family = families.get("llama")
+def files(token, width):
+    found = family.files(token, width)
+    return found | {"config.json": found["config.json"] | {"pad_token_id": 32000}}
+try:
+    tiny_checkpoint.write(pathlib.Path(sys.argv[1]), dataclasses.replace(family, files=files), samples.corpus())
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_a_config_of_which_no_model_can_be_made_says_where_it_is(lasting: Starter, tmp_path: Path) -> None:
+    said = lasting.inside("-c", UNBUILDABLE, str(tmp_path / "checkpoint"))
+    wanted = "expected a config.json of which transformers makes a model, found AssertionError: Padding_idx must be within"
+    assert said.startswith(f"smoke_tests/families/llama.py: {wanted} num_embeddings; fix files, where a missing key ")
+
+
 def test_layouts_lead_there_and_back(shapes: dict[str, tuple[int, ...]], family: str) -> None:
     described = FAMILIES[family]
     later = {name: described.later(name) for name in shapes}

@@ -331,3 +331,30 @@ def test_a_failed_check_names_the_known_failure_of_this_release(here: Here) -> N
     wanted = {"weights": "buffers-not-loaded", "train": "flat-parameters-keep-their-graph"}
     assert json.loads(here.inside("-c", KNOWN, "0.18.9")) == wanted
     assert json.loads(here.inside("-c", KNOWN, "0.19.8")) == wanted | {"train": ""}
+
+
+LOST = """
+import json
+from smoke_tests import plan
+from smoke_tests.legs import Leg
+from smoke_tests.outcome import failed, passed
+from smoke_tests.verdicts import Verdicts
+
+lost = failed("RuntimeError: [/pytorch/third_party/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:9")
+made = plan.make((2,), (Leg("gloo", 2),), "cpu", {"gloo_race": "fixed", "later_key_layout": "whole"})
+said = []
+for other in (failed("RuntimeError: cannot reshape tensor of 0 elements"), lost, passed("right")):
+    verdicts = Verdicts(made.jobs, made, "fp32", lambda result: None)
+    for job in made.jobs:
+        for number, step in enumerate(job.steps):
+            for rank in range(job.leg.world_size if job.distributed else 1):
+                verdicts.add(job, number, rank, (lost, other)[rank] if step.name == "load" else passed("right"), 0.0)
+    [load] = [result for result in verdicts.finish("") if result.name == "load"]
+    said.append([load.detail.partition(":")[0], load.diagnosis.partition(":")[0]])
+print(json.dumps(said))
+"""
+
+
+def test_a_rank_that_lost_its_peer_does_not_hide_the_cause(here: Here) -> None:
+    alone = ["rank 0", "lost-peer"]
+    assert json.loads(here.inside("-c", LOST)) == [["rank 1", ""], alone, alone]

@@ -182,6 +182,12 @@ def test_worst_rank_decides(ranks: list[RankVerdict]) -> None:
 def test_cause_is_reported_before_its_victims() -> None:
     ranks = [RankVerdict(0, "failed", "Connection reset by peer"), RankVerdict(1, "failed", "killed by signal 9 (SIGKILL)")]
     assert report.overall(ranks) == ("failed", "rank 1: killed by signal 9 (SIGKILL)")
+    lost = (
+        "RuntimeError: [/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:42389"
+    )
+    ranks = [RankVerdict(0, "failed", lost), RankVerdict(1, "failed", "RuntimeError: cannot reshape tensor of 0 elements")]
+    assert report.overall(ranks) == ("failed", "rank 1: RuntimeError: cannot reshape tensor of 0 elements")
+    assert report.overall(ranks[:1] * 2) == ("failed", f"rank 0: {lost}")
 
 
 @given(RESULTS, st.booleans())

@@ -20,6 +20,7 @@ from smokehouse.audits.documents import InvalidError, parse_json
 from smokehouse.audits.model import Finding, Package
 from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError, first_of
+from smokehouse.storage import files
 
 FOLDER = "vex"
 _MAX_DOCUMENT = 4 << 20  # bytes
@@ -79,7 +80,7 @@ class _Statement(_Model):
     def reason(self) -> str:
         """Why it was decided so, in the words of the statement."""
         texts = (self.impact_statement, self.action_statement, self.status_notes[18:].lstrip(" ;:,.-"))
-        return next((" ".join(text.split()) for text in texts if text and text.strip()), "")
+        return next((" ".join(text.split()) for text in texts if text and any(map(str.isalnum, text))), "")
 
 
 class _Document(_Model):
@@ -124,7 +125,7 @@ def read_decisions(checkout: Checkout) -> list[Decision]:
 
 def _read(path: Path, name: str) -> Sequence[Decision]:
     try:
-        with path.open("rb") as file:
+        with files.open_regular(path) as file:
             document = _Document.model_validate(parse_json(file.read(_MAX_DOCUMENT + 1), _MAX_DOCUMENT))
     except InvalidError as invalid:
         raise UserError(f"{name}: expected an OpenVEX document, found {invalid}; fix it") from None

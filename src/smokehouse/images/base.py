@@ -11,13 +11,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from smokehouse import oci
 from smokehouse.checkout import Checkout
 from smokehouse.console import status
 from smokehouse.errors import UserError
 from smokehouse.images.debian_lock import LOCK, DebianPackage, Definition, fetch_packages, read, read_definition, remedy
 from smokehouse.oci.layout import Image, Layout, write_layout
 from smokehouse.oci.reference import Reference
-from smokehouse.oci.registry import Registry
 from smokehouse.programs.process import Ended, run
 from smokehouse.storage import files
 from smokehouse.storage.folder_lock import exclusive
@@ -106,7 +106,7 @@ def image(checkout: Checkout, base: Base) -> Image:
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder / ".lock", "fetching the base image"):
         layout = Layout(folder / "layout")
-        Registry(Reference.parse(f"{base.name}@{base.digest}")).pull(layout)
+        oci.Registry(Reference.parse(f"{base.name}@{base.digest}")).pull(layout)
         return layout.image()
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO
 
+from smokehouse import oci
 from smokehouse.checkout import Checkout
 from smokehouse.console import status
 from smokehouse.errors import UserError
@@ -30,7 +31,6 @@ from smokehouse.installs.extra_wheels import ExtraWheel, fetch_wheels, require_t
 from smokehouse.locks import Lock, LockedEnvironment
 from smokehouse.oci.layout import Layout
 from smokehouse.oci.reference import Reference
-from smokehouse.oci.registry import Registry
 from smokehouse.programs import buildx
 from smokehouse.programs import docker as engine
 from smokehouse.storage import files
@@ -153,7 +153,7 @@ def _push(assembled: Assembled, spec: ImageSpec, place: str, layout: Layout) -> 
     """Send the image to the reference `place`, and its tag last."""
     reference = Reference.parse(place)
     manifest = assembled.write(layout, spec.tags[0])
-    registry, image = Registry(reference, push=True), layout.open(manifest)
+    registry, image = oci.Registry(reference, push=True), layout.open(manifest)
     for blob in image.blobs:
         registry.upload(layout.blob(blob.digest), blob)
     registry.put(layout.read(manifest), manifest.media_type, reference.tag or "latest")

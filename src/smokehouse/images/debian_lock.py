@@ -12,13 +12,13 @@ from urllib.parse import unquote
 
 from pydantic import BaseModel, Field
 
+from smokehouse import storage
 from smokehouse.checkout import Checkout
 from smokehouse.console import as_typed, size, status
 from smokehouse.environments.documents import read_toml
 from smokehouse.errors import UserError
 from smokehouse.programs.process import run
 from smokehouse.storage import files
-from smokehouse.storage.download import Download, fetch, is_whole
 
 LOCK = "docker/base.lock"
 
@@ -151,16 +151,18 @@ def _problem(package: DebianPackage, definition: Definition, before: str) -> str
 
 def fetch_packages(packages: Sequence[DebianPackage], suite: str, folder: Path) -> None:
     """Download `packages` to `folder` and verify their hashes; raises UserError."""
-    sources = _sources(suite)
-    missing = [package for package in packages if not is_whole(folder / Path(package.path).name, package.sha256)]
-    downloads = []
+    missing = [package for package in packages if not files.is_whole(folder / Path(package.path).name, package.sha256)]
+    if not missing:
+        return
+    sources, downloads = _sources(suite), []
     for package in missing:
         security = package.path.startswith("pool/updates/")
         mirror = next((source.mirror for source in sources if source.security == security), None)
         if mirror is None:
             raise UserError(f"{package.name}: no source of security updates found for apt on this machine; add one")
-        downloads.append(Download(folder / Path(package.path).name, f"{mirror}/{package.path}", package.sha256, package.size))
-    fetch(downloads, remedy=f"{remedy()}, or add a snapshot to the sources of apt, because mirrors drop old versions")
+        target = folder / Path(package.path).name
+        downloads.append(storage.Download(target, f"{mirror}/{package.path}", package.sha256, package.size))
+    storage.fetch(downloads, remedy=f"{remedy()}, or add a snapshot to the sources of apt, because mirrors drop old versions")
 
 
 def read_definition(checkout: Checkout) -> Definition:

@@ -7,12 +7,16 @@ from smokehouse.errors import UserError
 from smokehouse.images.labels import ImageLabels
 from smokehouse.installs.extra_wheels import ExtraWheel, parse
 
+_MOST = 100  # wheels in a label; whoever made it can list a million
+
 
 def compare_wheels(labels: ImageLabels, allowed: Sequence[ExtraWheel]) -> tuple[tuple[ExtraWheel, ...], list[str]]:
     """Return the `allowed` wheels that `labels` list, and what is wrong, each with the option that would allow it.
 
     A wheel is recognised by its SHA-256 and fetched from where its option says; the URL in a label is only a text.
     """
+    if (count := len(labels.extra_wheels)) > _MOST:
+        return (), [f"expected at most {_MOST} wheels, found {count}; do not trust this image"]
     missing = {wheel.sha256: wheel for wheel in allowed}
     found, problems = [], []
     for text in labels.extra_wheels:

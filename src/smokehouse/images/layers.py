@@ -367,14 +367,16 @@ def _fingerprint(tree: Path) -> str:
 
     The kernel sets the time of change (ctime) of each inode, and no program can set it back.
     """
-    digest = hashlib.sha256()
-    for folder, folders, names in os.walk(tree):
-        folders.sort()
-        for name in sorted([*folders, *names]):
-            path = os.path.join(folder, name)  # noqa: PTH118 - for 60,000 files, half the time of a Path
-            found = os.lstat(path)
-            text = f"{path[len(str(tree)) :]}\0{found.st_mode}\0{found.st_size}\0{found.st_mtime_ns}\0{found.st_ctime_ns}\n"
+    digest, top = hashlib.sha256(), len(str(tree))
+    folders = [str(tree)]
+    while folders:
+        with os.scandir(folders.pop()) as scanned:
+            entries = sorted(scanned, key=lambda entry: entry.name)
+        for entry in entries:
+            found = entry.stat(follow_symlinks=False)
+            text = f"{entry.path[top:]}\0{found.st_mode}\0{found.st_size}\0{found.st_mtime_ns}\0{found.st_ctime_ns}\n"
             digest.update(text.encode("utf-8", "surrogateescape"))
+        folders += [entry.path for entry in reversed(entries) if entry.is_dir(follow_symlinks=False)]
     return digest.hexdigest()
 
 

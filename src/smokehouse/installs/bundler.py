@@ -15,7 +15,6 @@ from smokehouse.installs.bundle import CONDA, LOCK, MANIFEST, WHEELS, Bundle, Bu
 from smokehouse.locks import LockedEnvironment, LockedFile
 from smokehouse.storage import files
 from smokehouse.storage.disk import require_free_space
-from smokehouse.storage.download import is_whole
 from smokehouse.storage.folder_lock import exclusive
 
 # Of an unfinished call: the paths that it and earlier ones write. Nothing else is ever deleted.
@@ -122,7 +121,7 @@ def _require_own_names(folder: Path, artefacts: Mapping[str, LockedFile]) -> Non
     """Raise UserError where a link leads to a folder in which another file has the name of an artefact: it is not replaced."""
     for path, file in artefacts.items():
         place = folder / path
-        if os.path.lexists(place) and not _is_inside(folder, path) and not is_whole(place, file.sha256):
+        if os.path.lexists(place) and not _is_inside(folder, path) and not files.is_whole(place, file.sha256):
             raise UserError(
                 f"{place}: expected SHA-256 {file.sha256}, found another file in a linked folder; remove it or the link"
             )

@@ -21,7 +21,7 @@ from smokehouse.environments import Environment
 from smokehouse.errors import UserError
 from smokehouse.locks import Lock, LockedFile, markers
 from smokehouse.locks.wheel_tags import Artefact, ranking, why_incompatible
-from smokehouse.storage.files import SHA256
+from smokehouse.storage import files
 from smokehouse.storage.folder_lock import exclusive
 
 _THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
@@ -72,7 +72,7 @@ def parse(text: str) -> ExtraWheel:
     """Parse URL_OR_FILE#sha256=HEX, as --with takes it; raises UserError."""
     source, _, digest = text.rpartition("#sha256=")
     digest = digest.lower()
-    if not source or not re.fullmatch(SHA256, digest):
+    if not source or not re.fullmatch(files.SHA256, digest):
         raise UserError(f"--with {text}: SHA-256 not found; write URL_OR_FILE#sha256=HEX, with HEX from a source you trust")
     url, name = "", Path(source).name
     if "://" in source:
@@ -148,14 +148,14 @@ def fetch_wheels(
 
 def _download(checkout: Checkout, requested: Sequence[ExtraWheel]) -> dict[ExtraWheel, Path]:
     """Download what is missing in build/with, and return the path of each wheel."""
-    from smokehouse.storage.download import Download, fetch, is_whole  # slow to import, and most commands download nothing
+    from smokehouse.storage.download import Download, fetch  # slow to import, and most commands download nothing
 
     folder = checkout.build / "with"
     paths = {wheel: folder / wheel.sha256 / wheel.name for wheel in requested}
     if paths:
         folder.mkdir(parents=True, exist_ok=True)
         with exclusive(folder / ".lock", "downloading the wheels of --with"):
-            missing = [wheel for wheel, path in paths.items() if not is_whole(path, wheel.sha256)]
+            missing = [wheel for wheel, path in paths.items() if not files.is_whole(path, wheel.sha256)]
             downloads = [Download(paths[wheel], wheel.source, wheel.sha256, 0, "--with") for wheel in missing]
             fetch(downloads, remedy="check the URL or path and the SHA-256 of --with")
     return paths

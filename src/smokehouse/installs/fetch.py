@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from smokehouse import storage
 from smokehouse.errors import UserError
 from smokehouse.locks import CondaPackage, Lock, LockedFile
 from smokehouse.locks.wheel_tags import artefacts
 from smokehouse.programs import uv
-from smokehouse.storage.download import Download, credentials_of, fetch, is_whole
+from smokehouse.storage import files
 
 _OTHER_INDEX = "set UV_DEFAULT_INDEX to an index that has it"
 _OTHER_CHANNEL = "use another --channel"
@@ -22,14 +23,12 @@ def fetch_conda(packages: Sequence[CondaPackage], folder: Path, channel: str) ->
     """
     source = channel.rstrip("/")
     source = source if "://" in source else str(Path(source).absolute())
-    fetch(
-        [
-            Download(folder / package.path, f"{source}/{package.path}", package.sha256, package.size)
-            for package in packages
-            if not is_whole(folder / package.path, package.sha256)
-        ],
-        remedy=_OTHER_CHANNEL,
-    )
+    missing = [package for package in packages if not files.is_whole(folder / package.path, package.sha256)]
+    if missing:  # what downloads is slow to import
+        storage.fetch(
+            [storage.Download(folder / each.path, f"{source}/{each.path}", each.sha256, each.size) for each in missing],
+            remedy=_OTHER_CHANNEL,
+        )
 
 
 def fetch_pip(lock: Lock, folder: Path) -> None:
@@ -41,10 +40,10 @@ def fetch_pip(lock: Lock, folder: Path) -> None:
     if not missing:
         return
     urls = _urls(missing, lock)
-    fetch(
-        [Download(folder / file.file, urls[file.file, file.sha256], file.sha256, file.size) for file in missing],
+    storage.fetch(
+        [storage.Download(folder / file.file, urls[file.file, file.sha256], file.sha256, file.size) for file in missing],
         remedy=_OTHER_INDEX,
-        credentials=credentials_of(uv.index_urls()),
+        credentials=storage.credentials_of(uv.index_urls()),
     )
 
 
@@ -52,7 +51,7 @@ def _missing(locked: Sequence[LockedFile], folder: Path) -> list[LockedFile]:
     """Return the files that are not in `folder` with their hash."""
     unique = list({file.file: file for file in locked}.values())
     with ThreadPoolExecutor() as threads:
-        whole = threads.map(lambda file: is_whole(folder / file.file, file.sha256), unique)
+        whole = threads.map(lambda file: files.is_whole(folder / file.file, file.sha256), unique)
         return [file for file, there in zip(unique, whole, strict=True) if not there]
 
 

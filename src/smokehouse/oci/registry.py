@@ -16,8 +16,9 @@ from smokehouse.oci.auth import Authorization
 from smokehouse.oci.layout import Layout
 from smokehouse.oci.model import INDEX, INDEXES, MANIFESTS, Descriptor, Index, Manifest, choose_image, encode, parse
 from smokehouse.oci.reference import Reference
+from smokehouse.storage import files
 from smokehouse.storage.disk import require_free_space
-from smokehouse.storage.download import Download, fetch, is_whole
+from smokehouse.storage.download import Download, fetch
 from smokehouse.storage.transfer import (
     DOWNLOAD,
     REGISTRY,
@@ -74,7 +75,7 @@ class Registry:
             )
             for blob in {blob.digest: blob for blob in blobs}.values()
         ]
-        missing = [file for file in downloads if not is_whole(file.path, file.sha256)]
+        missing = [file for file in downloads if not files.is_whole(file.path, file.sha256)]
         if missing:
             self.has(blobs[0])  # to meet the challenge of the registry once, not in each thread
             remedy = "fetch it from a registry with an intact copy"
@@ -139,20 +140,32 @@ class Registry:
         name = reference.digest or reference.tag
         if not name:
             raise UserError(f"{reference}: expected a tag or digest, found none; add :TAG or @sha256:…")
+        listed: Descriptor | None = None
         for _ in range(2):
-            found = self.manifest(name)
+            found = self.manifest(listed.digest if listed else name)
             if not found:
                 raise UserError(f"{reference}: not found at {self.host}; check the name, or publish it")
             data, manifest = found
+            if listed:
+                self._require_served(manifest, listed.media_type, listed.size)
             if manifest.media_type not in INDEXES:
                 break
-            name = (closed.check_index if only else choose_image)(data, str(reference)).digest
-        layout.put(data, manifest.media_type)
+            listed = (closed.check_index if only else choose_image)(data, str(reference))
         parsed = parse(Manifest, data, str(reference))
+        self._require_served(manifest, parsed.media_type, len(data))
+        layout.put(data, manifest.media_type)
         self._require_space(layout, parsed)
         self.fetch((parsed.config, *parsed.layers), layout)
         layout.write_index(manifest)
         return manifest
+
+    def _require_served(self, found: Descriptor, media_type: str, size: int) -> None:
+        """Raise UserError where the manifest `found` is not of the type and size that an index, or it itself, says."""
+        if (found.media_type, found.size) != (media_type, size):
+            raise UserError(
+                f"{self.reference}: expected {media_type} of {size} bytes, {self.host} serves {found.media_type[:100]!r} of "
+                f"{found.size}; do not trust it"
+            )
 
     def _require_space(self, layout: Layout, manifest: Manifest) -> None:
         """Raise UserError where the disk has no room for what `manifest` announces, before a server sends it."""

@@ -3,6 +3,7 @@
 See: https://docs.docker.com/reference/api/engine/
 """
 
+import json
 import os
 import queue
 import signal
@@ -13,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import quote
 
 from smokehouse import clock
@@ -28,21 +29,27 @@ if TYPE_CHECKING:
 _QUERY_DEADLINE = 120.0
 _TRANSFER_DEADLINE = 1800.0
 
+# Of an image that it sends: in so many seconds it sends at least so many bytes, and in all at most twice its size and so many.
+_WINDOW, _LEAST, _MORE = 300.0, 10 << 20, 1 << 30
+
 _CHUNK = 1 << 20
+_LONGEST_MESSAGE, _MOST_MESSAGES = 1 << 20, 64 << 20  # bytes of an event or of a step of progress, and of all in one answer
 _MOST = 256 << 20  # bytes of a container's output that are kept, and of an answer
 _STDERR = 2  # the number of a stream in the frames of an attached container
 _HEADER = 8  # bytes of a frame
+_Result = TypeVar("_Result")
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @dataclass(frozen=True)
 class EngineImage:
-    """An image in the engine: the `digest` of its manifest, and the engine's own `id` of it."""
+    """An image in the engine: the `digest` of its manifest, the engine's own `id` of it, and its size in bytes."""
 
     reference: str
     id: str
     digest: str
     labels: Mapping[str, str]
+    size: int = 0
 
 
 @dataclass(frozen=True)
@@ -116,7 +123,8 @@ def inspect(reference: str) -> EngineImage:
         # The containerd image store identifies images by manifest; the older one has that of pulled and pushed images only.
         digests = [str(entry).rpartition("@")[2] for entry in found.get("RepoDigests") or []]
         labels = {str(name): str(value) for name, value in ((found.get("Config") or {}).get("Labels") or {}).items()}
-        return EngineImage(reference, str(found["Id"]), digests[0] if digests else str(found["Id"]), labels)
+        digest = digests[0] if digests else str(found["Id"])
+        return EngineImage(reference, str(found["Id"]), digest, labels, int(found.get("Size") or 0))
 
 
 def load(archive: IO[bytes] | Iterator[bytes], name: str) -> None:
@@ -130,14 +138,29 @@ def load(archive: IO[bytes] | Iterator[bytes], name: str) -> None:
 
 def save(reference: str, archive: Path) -> None:
     """Write the image `reference` to the tar file `archive`; raises UserError."""
-    inspect(reference)
-    with _engine(f"{reference}: cannot be saved", _TRANSFER_DEADLINE) as client, archive.open("wb") as file:
+    from requests.exceptions import Timeout
+
+    most = 2 * inspect(reference).size + _MORE  # older engines write layers as they are, newer ones compressed
+    problem = f"{reference}: cannot be saved"
+    with _engine(problem, _TRANSFER_DEADLINE) as client, archive.open("wb") as file:
         # client.get_image has no deadline.
         place = f"{client.base_url}/v{client.api_version}/images/{quote(reference, safe='/:')}/get"
-        with client.get(place, stream=True, timeout=_TRANSFER_DEADLINE) as response:
-            response.raise_for_status()
-            for chunk in response.iter_content(_CHUNK):
-                file.write(chunk)
+        response, written = client.get(place, stream=True, timeout=_TRANSFER_DEADLINE), 0
+        response.raise_for_status()
+
+        def copy() -> None:
+            nonlocal written
+            with response:  # here, as to close it would wait for a part that does not come
+                for chunk in response.iter_content(_CHUNK):
+                    written += len(chunk)
+                    if written > most:
+                        raise UserError(f"{problem}: expected at most {most} bytes, found more; remove that image")
+                    file.write(chunk)
+
+        try:
+            _within(_WINDOW, copy, lambda: written)
+        except Timeout:
+            raise UserError(f"{problem}: expected {_LEAST >> 20} MiB in {_WINDOW:.0f} s, found fewer; try again") from None
 
 
 def tag(reference: str, names: Sequence[str]) -> None:
@@ -324,27 +347,85 @@ def _client() -> type["APIClient"]:
     """Return the class of a client whose answers have an end, in bytes and in time; importing the package takes long."""
     from docker import APIClient
     from requests import PreparedRequest, Response
-    from requests.exceptions import ContentDecodingError, Timeout
+    from requests.exceptions import ContentDecodingError
 
     class Client(APIClient):
-        """A client that reads what is no stream itself."""
+        """A client that reads what is no stream itself, and messages in a stream one by one."""
 
         def send(self, request: PreparedRequest, **options: Any) -> Response:
-            """Send a request, and read the answer."""
-            wanted, until = options.get("stream"), clock.now() + _TRANSFER_DEADLINE
-            response = super().send(request, **options | {"stream": True})
-            if not wanted:
+            """Send a request, and read the answer; of a stream, read its head."""
+            sent, limit = super().send, options.get("timeout") or _TRANSFER_DEADLINE  # it is None of events
+
+            def receive() -> Response:
+                response = sent(request, **options | {"stream": True})
+                if options.get("stream") and response.ok:
+                    return response
                 body = bytearray()
                 for data in response.iter_content(_CHUNK):
                     body += data
                     if len(body) > _MOST:
                         raise ContentDecodingError(f"the engine's answer has more than {_MOST >> 20} MiB")
-                    if clock.now() > until:
-                        raise Timeout
                 response._content = bytes(body)  # as Response.content keeps it
-            return response
+                return response
+
+            if request.body is None or isinstance(request.body, bytes | str):
+                return _within(limit, receive)
+            return receive()  # of what is streamed to it, the engine has to take each part in time
+
+        def _stream_helper(self, response: Response, decode: bool = False) -> Iterator[Any]:
+            """Yield the messages in an answer, such as events: a line each."""
+            self._raise_for_status(response)  # type: ignore[attr-defined]
+            line, total = bytearray(), 0
+            for data in response.raw.stream(_CHUNK):
+                total += len(data)
+                *ended, rest = data.split(b"\n")
+                for part in ended:
+                    yield from _message(line + part)
+                    line.clear()
+                line += rest
+                if len(line) > _LONGEST_MESSAGE or total > _MOST_MESSAGES:
+                    raise ContentDecodingError("the engine's messages are longer than an engine's")
+            yield from _message(line)
 
     return Client
+
+
+def _message(line: bytes | bytearray) -> Iterator[Any]:
+    """Yield the message in a line, none of an empty one; raises ValueError where it is not JSON."""
+    if line.strip():
+        yield json.loads(line)
+
+
+def _within(seconds: float, function: Callable[[], _Result], moved: Callable[[], int] = lambda: 0) -> _Result:
+    """Return the result of a function that a server may hold up, byte by byte; raises requests' Timeout.
+
+    It has so many seconds, again and again where `moved`, a number of bytes, grew enough meanwhile.
+    """
+    from requests.exceptions import Timeout
+
+    ended: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+
+    def call() -> None:
+        try:
+            ended.put((function(), None))
+        except BaseException as failed:  # noqa: BLE001 - raised again by the thread that waits
+            ended.put((None, failed))
+
+    threading.Thread(target=call, daemon=True).start()
+    until, before = clock.now() + seconds, 0
+    while True:
+        try:
+            result, failed = ended.get(timeout=max(0.0, until - clock.now()))
+            break
+        except queue.Empty:
+            if clock.now() < until:
+                continue
+            if (now := moved()) < before + _LEAST:
+                raise Timeout from None
+            until, before = clock.now() + seconds, now
+    if failed:
+        raise failed
+    return cast(_Result, result)
 
 
 def _endpoint() -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field
 from smokehouse.checkout import Checkout
 from smokehouse.errors import UserError, first_of
 from smokehouse.locks import LockedEnvironment
+from smokehouse.oci import closed
 from smokehouse.proofs import signing
 from smokehouse.proofs.signing import SignedStatement, Signer
 from smokehouse.runs import report as reports
@@ -57,26 +58,25 @@ def _predicate(report: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class TrustedStatement:
-    """A statement of an image, signed by a trusted signer: its predicate, and when the run in it began, in ISO 8601.
+    """A statement of an image, signed by a trusted signer: what is in it, and when the run began.
 
     The signer is trusted to say the truth; whether that is a proof is for `check` to decide.
     """
 
     digest: str
-    predicate: Mapping[str, Any]
+    content: Mapping[str, Any]
     started: datetime
 
     def check(self, checkout: Checkout, locked: LockedEnvironment) -> Report:
         """Return the report in the statement, verified to be complete for `locked`; raises UserError."""
         source = f"report in the statement of {self.digest}"
-        data = json.dumps(self.predicate["io.smokehouse.report"]).encode()
+        data = json.dumps(self.content["predicate"]["io.smokehouse.report"]).encode()
         report = reports.parse(checkout, data, source, "do not trust it")
         report.refuse_other_image(self.digest, locked.digest)
         require_complete(checkout, report, locked, max_age=None)
-        expected = _predicate(report.fields)
-        if wrong := [key for key in expected if self.predicate.get(key) != expected[key]]:
-            found = json.dumps(self.predicate.get(wrong[0]))[:80]
-            raise UserError(f"{self.digest}: {wrong[0]}: expected what its report says, found {found}; do not trust it")
+        name = self.content["subject"][0].get("name")
+        for path, problem in closed.differences(self.content, json.loads(statement(report.fields, name, self.digest))):
+            raise UserError(f"statement of {self.digest}: {path}: {problem}; do not trust it")
         return report
 
 
@@ -93,7 +93,7 @@ def open_statement(signed: SignedStatement, signer: Signer, digest: str) -> Trus
     except ValueError as invalid:
         problem = first_of(invalid)
         raise UserError(f"{digest}: its signed payload is not a test-result statement ({problem}); do not trust it") from None
-    return TrustedStatement(digest, content["predicate"], started)
+    return TrustedStatement(digest, content, started)
 
 
 def claimed_start(signed: SignedStatement, digest: str) -> datetime | None:

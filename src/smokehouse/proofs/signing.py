@@ -9,15 +9,14 @@ from base64 import b64decode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, Field, StringConstraints
+from pydantic import BaseModel, Field
 
 from smokehouse.errors import UserError, first_of
 from smokehouse.programs import cosign
 from smokehouse.programs.cosign import CosignError
 from smokehouse.storage import strict_json
-from smokehouse.storage.files import SHA256
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 BUNDLE = "application/vnd.dev.sigstore.bundle.v0.3+json"
@@ -78,17 +77,13 @@ class _Bundle(BaseModel, frozen=True):
     envelope: _Envelope = Field(alias="dsseEnvelope")
 
 
-class _Digest(BaseModel, frozen=True):
-    sha256: Annotated[str, StringConstraints(pattern=f"^{SHA256}$")]
-
-
 class _Subject(BaseModel, frozen=True):
-    digest: _Digest
+    digest: dict[str, str]
 
 
 class _Statement(BaseModel, frozen=True):
     type: Literal["https://in-toto.io/Statement/v1"] = Field(alias="_type")
-    subject: list[_Subject] = Field(min_length=1, max_length=1)
+    subject: list[_Subject] = Field(min_length=1)
     predicate_type: str = Field(alias="predicateType", pattern=r"^https?://[!-~]+$")
 
 
@@ -170,9 +165,16 @@ def _read(signed: SignedStatement, digest: str) -> tuple[_Bundle, dict[str, Any]
     return bundle, content
 
 
+def _subject(content: Mapping[str, Any], digest: str) -> str:
+    """Return the SHA-256 of the image `digest` where it is a subject of a statement, or else that of its first subject."""
+    found = [str(subject["digest"].get("sha256", "")) for subject in content["subject"]]
+    own = digest.removeprefix("sha256:")
+    return own if own in found else found[0]
+
+
 def _require_subject(content: Mapping[str, Any], digest: str) -> None:
     """Raise ForeignError where a statement is not of the image `digest`."""
-    subject = content["subject"][0]["digest"]["sha256"]
+    subject = _subject(content, digest)
     if f"sha256:{subject}" != digest:
         raise ForeignError(f"{digest}: expected a statement of this image, found one of sha256:{subject}; do not trust it")
 
@@ -185,8 +187,7 @@ def _verify(data: bytes, bundle: _Bundle, signer: Signer, digest: str, content: 
         raise ForeignError(f"{digest}: its statement was signed with a key; specify the public key with --key FILE")
     trusted = cosign.trust_key(signer.key) if signer.key else cosign.trust_identity(signer.identity, signer.issuer)
     try:
-        subject = content["subject"][0]["digest"]["sha256"]
-        cosign.verify_attestation(data, subject, content["predicateType"], trusted)
+        cosign.verify_attestation(data, _subject(content, digest), content["predicateType"], trusted)
     except CosignError as failed:
         if not signer.key and re.search(r"dial tcp|i/o timeout|TLS handshake", str(failed)):
             problem = f"cosign cannot reach Sigstore to verify its statement ({failed}); fix the network connection"

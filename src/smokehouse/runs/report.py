@@ -20,7 +20,7 @@ from jsonschema.validators import extend
 
 from smokehouse.checkout import Checkout
 from smokehouse.console import as_typed
-from smokehouse.errors import UserError
+from smokehouse.errors import UserError, single_line
 from smokehouse.locks import LOCK_JSON, Lock
 from smokehouse.programs.process import run
 from smokehouse.storage import files, strict_json
@@ -103,7 +103,7 @@ class Report:
         stages = ", ".join(f"ZeRO-{stage}" for stage in sorted({c["zero_stage"] for c in fields["checks"] if c["zero_stage"]}))
         machine, kept = fields["machine"], fields.get("variables", {}).get("kept")
         variables = f", with {', '.join(kept)} set" if kept else ""
-        return (
+        return single_line(
             f"{kinds['check']} checks and {kinds['control']} controls passed{f' under {stages}' if stages else ''}"
             f"{f' with {versions}' if versions else ''} on {self.where}; {machine['cpu']} ({machine['cpus']} CPUs, "
             f"{machine['memory_bytes'] / 1e9:.0f} GB){variables}, {fields['started']}"

@@ -12,9 +12,9 @@ from smokehouse.storage.disk import require_free_space
 from smokehouse.storage.folder_lock import exclusive
 
 if TYPE_CHECKING:
-    from smokehouse.storage.download import Download, credentials_of, fetch, is_whole
+    from smokehouse.storage.download import Download, credentials_of, fetch
 
-__all__ = ["Download", "credentials_of", "exclusive", "fetch", "is_whole", "require_free_space"]
+__all__ = ["Download", "credentials_of", "exclusive", "fetch", "require_free_space"]
 
 
 def __getattr__(name: str) -> object:

@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 from smokehouse import clock, console
 from smokehouse.console import Advance
 from smokehouse.errors import UserError
-from smokehouse.storage.files import hashed, open_regular
+from smokehouse.storage.files import open_regular
 from smokehouse.storage.transfer import (
     DOWNLOAD,
     PASSING,
@@ -67,11 +67,6 @@ class _LostError(Exception):
 
 class _AbortedError(Exception):
     """Another download failed, and with it the whole call; partial downloads are kept."""
-
-
-def is_whole(path: Path, sha256: str) -> bool:
-    """Return whether `path` is a file with the hash `sha256`."""
-    return path.is_file() and hashed(path) == sha256
 
 
 def fetch(

@@ -121,3 +121,8 @@ def hashed(path: Path) -> str:
     """Return the hex SHA-256 of the regular file `path`; raises OSError."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_whole(path: Path, sha256: str) -> bool:
+    """Return whether `path` is a file with the hash `sha256`."""
+    return path.is_file() and hashed(path) == sha256

@@ -285,6 +285,7 @@ def test_a_decision_about_another_environment_is_not_missed(copy: Path, torch_on
             {"status": "under_investigation", "justification": None, "impact_statement": None},
             "status under_investigation requires a reason",
         ),
+        ({"impact_statement": " \u200b. "}, "status not_affected requires a reason"),
         ({"status": "harmless"}, "status: Input should be "),
         ({"products": []}, "products: List should have at least 1 item"),
         ({"products": [{"@id": "torch"}]}, "products.0.@id: String should match pattern"),
@@ -296,6 +297,17 @@ def test_a_decision_without_reason_or_date_is_refused(copy: Path, torch_only: Pa
     line = refused(copy, "--database", str(torch_only))
     assert line.startswith("vex/statements.json: invalid OpenVEX document (statements.0")
     assert said in line
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "device", "folder"])
+def test_a_decision_that_is_no_file_is_refused(copy: Path, torch_only: Path, kind: str) -> None:
+    decide(copy, SOON)
+    place = copy / "vex" / "other.json"
+    if kind == "device":
+        place.symlink_to("/dev/zero")
+    else:
+        (os.mkfifo if kind == "FIFO" else Path.mkdir)(place)
+    assert "vex/other.json: " in refused(copy, "--database", str(torch_only))
 
 
 def test_a_check_against_half_a_database_is_refused(copy: Path, tmp_path: Path) -> None:
