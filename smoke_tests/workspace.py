@@ -62,9 +62,9 @@ class Workspace:
         return self.root / "plain-losses.json"
 
     @property
-    def trainer_losses(self) -> Path:
-        """The losses of a plain loop with the trainer's settings, as a JSON list."""
-        return self.root / "trainer-losses.json"
+    def trainer_reference(self) -> Path:
+        """What a plain loop with the trainer's settings gives, as a JSON object: losses, and the norm of the moments."""
+        return self.root / "trainer-reference.json"
 
     def trainer(self, stage: int) -> Path:
         """The output folder of the stage's trainer."""

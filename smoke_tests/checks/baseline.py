@@ -27,6 +27,8 @@ def plain_run(context: RankContext, _: TrainingState) -> Outcome:
     if large:
         _freeze_all_but_probes(context, model)
     problems, said = ([], {}) if context.family.denoiser else _greedy(context, model)
+    if not context.family.denoiser:
+        problems += _loss_problems(context, model)
     if context.family.mixes_modalities:
         _save_mixed_gradients(context, model)
     names = training.probes(context.family, [name for name, _ in model.named_parameters()])
@@ -48,6 +50,25 @@ def _greedy(context: RankContext, model: Any) -> tuple[list[str], dict[str, Any]
     if len(set(tokens)) < 3:
         problems.append(f"the greedy tokens {tokens} are too similar to tell two models apart")
     return problems, {"tokens": tokens, "clear": clear}
+
+
+def _loss_problems(context: RankContext, model: Any) -> list[str]:
+    """Return how a model's loss differs from its formula: the mean over the tokens that have a label.
+
+    Every other loss is compared with this model's own, which a wrong one would pass.
+    """
+    sample = training.own_sample(context)
+    with torch.no_grad():
+        output = model(**sample)
+    logits, labels = output.logits.float(), sample["labels"]
+    if not context.family.encoder_decoder:  # where a decoder has its own input, the model has shifted it
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    chosen = labels != samples.IGNORED
+    expected = -logits[chosen].log_softmax(-1).gather(-1, labels[chosen].unsqueeze(-1)).mean().item()
+    found = float(output.loss)
+    if abs(found - expected) <= training.PARITY[context.dtype]:
+        return []
+    return [f"the model's loss of the first sample: expected {expected:.6g}, the mean over its labels, found {found:.6g}"]
 
 
 def _freeze_all_but_probes(context: RankContext, model: Any) -> None:
@@ -110,13 +131,16 @@ def optimizer_steps(
     *,
     clipping: float | None = None,
     watch: Watch | None = None,
+    schedule: Callable[[int], float] = lambda _: 1.0,
 ) -> list[float]:
     """Do one optimizer step on each batch of samples, and return the mean loss of each.
 
-    As in DeepSpeed, the optimizer has fp32 masters in any dtype; `clipping` limits the norm of their gradients.
+    As in DeepSpeed, the optimizer has fp32 masters in any dtype; `clipping` limits the norm of their gradients. `schedule`
+    gives the learning rate of each step, from 0 on, as a multiple of the optimizer's.
     """
     masters = [parameter.detach().clone().float() for parameter in model.parameters()]
     optimizer = make_optimizer(masters)
+    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
     losses = []
     for batch in batches:
         parts = [samples.loss(model, sample) for sample in batch]
@@ -127,6 +151,7 @@ def optimizer_steps(
         if clipping is not None:
             torch.nn.utils.clip_grad_norm_(masters, clipping)
         (watch or Watch([])).step(masters, optimizer)
+        rates.step()
         for master, parameter in zip(masters, model.parameters(), strict=True):
             parameter.data.copy_(master)
         model.zero_grad()

@@ -16,7 +16,7 @@ def memory(context: RankContext, state: TrainingState) -> Outcome:
     """Check that this rank holds its share of parameters (ZeRO-3), gradients and optimizer state; report its peak memory."""
     problems = stage_problems(context, state) + loading.partition_problems(context, state.model)
     shares, unshared = share_problems(context, state)
-    problems += unshared
+    problems += unshared + state_problems(state.engine)
     parameters = list(state.model.parameters())
     held = sum(getattr(p, "ds_tensor", p).numel() + (p.numel() if hasattr(p, "ds_tensor") else 0) for p in parameters)
     peaks = _peaks(context)
@@ -83,6 +83,18 @@ def optimizer_elements(engine: Any) -> tuple[int, int]:
     optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)
     moments = [state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq") if name in state]
     return sum(tensor.numel() for tensor in optimizer.state), sum(moment.numel() for moment in moments)
+
+
+def state_problems(engine: Any) -> list[str]:
+    """Return which masters or moments are in less than fp32, in which the small steps of training are lost."""
+    optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)
+    moments = [moment for state in optimizer.state.values() for moment in state.values()]
+    kept = {"master weights": [*optimizer.state], "moments": moments}
+    found = {
+        what: {str(one.dtype) for one in tensors if isinstance(one, torch.Tensor) and one.numel() > 1} - {"torch.float32"}
+        for what, tensors in kept.items()
+    }
+    return [f"{what}: expected torch.float32, found {', '.join(sorted(dtypes))}" for what, dtypes in found.items() if dtypes]
 
 
 def _peaks(context: RankContext) -> dict[str, int | None]:

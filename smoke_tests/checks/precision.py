@@ -1,6 +1,6 @@
 """bf16, exercised even on a CPU."""
 
-from smoke_tests.checks import loading, saving, training
+from smoke_tests.checks import loading, memory, saving, training
 from smoke_tests.checks.context import RankContext, TrainingState
 from smoke_tests.outcome import Outcome, judged
 
@@ -15,6 +15,6 @@ def bf16(context: RankContext, state: TrainingState) -> Outcome:
     sample, probes = training.own_sample(context), training.engine_probes(context, state.engine)
     state.losses = training.engine_steps(context, state, sample, training.TRAIN_STEPS, probes)
     problems += training.loss_problems(state.losses)
-    problems += training.gradient_problems(state.gradients, probes)
+    problems += training.gradient_problems(state.gradients, probes) + memory.state_problems(state.engine)
     problems += saving.save_16bit(context, state)
     return judged(problems, f"loss {training.numbers(state.losses)}, 16-bit weights saved", losses=state.losses)

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -46,7 +47,20 @@ def plain_run(context: RankContext, _: TrainingState) -> Outcome:
     workspace.real_losses.write_text(json.dumps(losses))
     longest = max(sample["labels"].shape[1] for batch in batches for sample in batch)
     problems = [] if longest >= TOKENS else [f"expected a sample of {TOKENS:,} tokens, found at most {longest:,}"]
+    if family.vision and not _last_picture_counts(context, model):
+        problems.append("the loss of a sample with two pictures is the same without the second one")
     return judged(problems, f"up to {longest:,} tokens, loss {training.numbers(losses)}")
+
+
+def _last_picture_counts(context: RankContext, model: Any) -> bool:
+    """Whether the end of the last picture's pixels, which is the end of them all, changes the loss of a sample with two."""
+    sample = _sample(context, next(number for number, (sizes, _) in enumerate(SHAPES) if len(sizes) == 2))
+    blank = sample["pixel_values"].clone()
+    flat = blank.view(-1)
+    flat[-(flat.numel() // 8) :] = 0
+    with torch.no_grad():
+        losses = [float(model(**sample | {"pixel_values": pixels}).loss) for pixels in (sample["pixel_values"], blank)]
+    return losses[0] != losses[1]
 
 
 def real_sizes(context: RankContext, state: TrainingState) -> Outcome:

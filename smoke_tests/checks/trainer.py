@@ -1,10 +1,12 @@
 """Hugging Face's Trainer with a configuration file as projects ship them: `auto` values, DeepSpeed's own AdamW."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from smoke_tests import runtime
 from smoke_tests.checks import baseline, loading, offload, saving, training
@@ -21,6 +23,9 @@ RATE, EPSILON, DECAY = 2e-4, 1e-5, 0.01
 LABELS = 4
 # Absolute; the Trainer of transformers 4.49 logs four decimals.
 PARITY = {torch.float32: 2e-4, torch.bfloat16: 0.1}
+# Of the norm of all first moments, a weighted sum of the gradients as they reach the optimizer. Adam's steps hardly depend on
+# their size, so that losses and weights do not tell whether they were clipped and scaled.
+MOMENTS = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 # Of a weight up to 4, after a resume with DeepSpeed's AdamW on a CPU. Its op keeps beta^step as a running product, which no
 # checkpoint has, and begins with a power after a resume: measured 2.4e-7, where a step moves a weight by 2e-4.
 RESUMED = 1e-6
@@ -44,13 +49,21 @@ def plain_run(context: RankContext, _: TrainingState) -> Outcome:
     everything = [context.on_device(_sample(context, number)) for number in range(_count(context))]
     size = len(everything) // STEPS
     batches = [everything[step * size : (step + 1) * size] for step in range(STEPS)]
-    losses = baseline.optimizer_steps(model, batches, _adamw, clipping=CLIPPING)
-    context.workspace.trainer_losses.write_text(json.dumps(losses))
+    made: list[torch.optim.Optimizer] = []
+
+    def adamw(parameters: list[torch.Tensor]) -> torch.optim.Optimizer:
+        made.append(torch.optim.AdamW(parameters, lr=RATE, eps=EPSILON, weight_decay=DECAY))
+        return made[0]
+
+    losses = baseline.optimizer_steps(model, batches, adamw, clipping=CLIPPING, schedule=lambda step: 1 - step / STEPS)
+    reference = {"losses": losses, "moments": math.sqrt(_moments(made[0]))}
+    context.workspace.trainer_reference.write_text(json.dumps(reference))
     return judged(training.loss_problems(losses[:1]), f"loss {training.numbers(losses)}", losses=losses)
 
 
-def _adamw(parameters: list[torch.Tensor]) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, lr=RATE, eps=EPSILON, weight_decay=DECAY)
+def _moments(optimizer: torch.optim.Optimizer) -> float:
+    """Return the sum of the squares of an optimizer's first moments: of a rank's part of them."""
+    return sum(float(state["exp_avg"].double().square().sum()) for state in optimizer.state.values() if "exp_avg" in state)
 
 
 class _Samples(torch.utils.data.Dataset[dict[str, torch.Tensor]]):  # type: ignore[misc]
@@ -82,7 +95,7 @@ def _arguments(context: RankContext, folder: Path, config: dict[str, Any]) -> An
         learning_rate=RATE,
         adam_epsilon=EPSILON,
         weight_decay=DECAY,
-        lr_scheduler_type="constant",
+        lr_scheduler_type="linear",
         gradient_checkpointing=True,
         gradient_checkpointing_kwargs={"use_reentrant": False},
         logging_steps=1,
@@ -121,8 +134,9 @@ def train(context: RankContext, _: TrainingState) -> Outcome:
     trainer = _trainer(context, _arguments(context, folder, runtime.shipped_config(context.stage, torch_adam=not own_op)))
     passes = _forward_passes(context, trainer.model)
     trainer.train()
-    found, expected = _losses(trainer), json.loads(context.workspace.trainer_losses.read_text())
-    problems = _loss_problems(context, found, expected)
+    found, reference = _losses(trainer), json.loads(context.workspace.trainer_reference.read_text())
+    problems = _loss_problems(context, found, reference["losses"])
+    problems += _moment_problems(context, trainer.model_wrapped, reference["moments"])
     problems += _setting_problems(trainer.model_wrapped.optimizer.param_groups)
     once = STEPS * ACCUMULATION
     if not trainer.model.is_gradient_checkpointing or len(passes) < 2 * once:
@@ -142,6 +156,7 @@ def resume(context: RankContext, _: TrainingState) -> Outcome:
     trainer.train(resume_from_checkpoint=str(folder / f"checkpoint-{SAVED_AFTER}"))
     losses, expected = _losses(trainer), before["losses"]
     problems = _persistence_problems(context, trainer.model_wrapped)
+    problems += _setting_problems(trainer.model_wrapped.optimizer.param_groups)
     tolerance = 0.0 if context.device == "cpu" else PARITY[context.dtype] / 10
     if not abs(losses[-1] - expected[-1]) <= tolerance:
         problems.append(f"the last loss after the resume: expected {expected[-1]!r}, found {losses[-1]!r}")
@@ -192,14 +207,25 @@ def _forward_passes(context: RankContext, model: Any) -> list[None]:
 def _setting_problems(groups: list[dict[str, Any]]) -> list[str]:
     """Return how the engine's optimizer differs from what the Trainer's arguments say, which its configuration has as `auto`.
 
-    Three steps show little of it in a loss. Norms and biases may have no decay, as the Trainer chooses.
+    Three steps show little of it in a loss. Norms and biases may have no decay, as the Trainer chooses. The learning rate has
+    reached its end, which a schedule that began anew has not.
     """
     problems = []
-    for name, expected in {"lr": RATE, "eps": EPSILON, "betas": (0.9, 0.999), "weight_decay": DECAY}.items():
+    for name, expected in {"lr": 0.0, "eps": EPSILON, "betas": (0.9, 0.999), "weight_decay": DECAY}.items():
         found = {tuple(group[name]) if name == "betas" else group[name] for group in groups}
         if found - {expected, *((0.0,) if name == "weight_decay" else ())} or expected not in found:
             problems.append(f"{name} of the optimizer: expected {expected}, as the arguments say, found {sorted(found)}")
     return problems
+
+
+def _moment_problems(context: RankContext, engine: Any, expected: float) -> list[str]:
+    """Return how the first moments of all ranks differ in size from those of a plain loop."""
+    total = torch.tensor([_moments(engine.optimizer.optimizer)], dtype=torch.float64, device=context.torch_device)
+    dist.all_reduce(total)
+    found = math.sqrt(total.item())
+    if abs(found / expected - 1) <= MOMENTS[context.dtype]:
+        return []
+    return [f"gradients: {found / expected:.3g} times as large as in a plain loop, by Adam's moments: see clipping and scaling"]
 
 
 def _loss_problems(context: RankContext, found: list[float], expected: list[float]) -> list[str]:

@@ -392,6 +392,19 @@ def unclear_choice() -> None:
     families.get = lambda name: dataclasses.replace(right(name), clear_scene=11)
 
 
+@sabotage
+def averaged_over_padding() -> None:
+    """Average every loss over all tokens, those without a label too, as a loss that knows no -100 does."""
+    original = torch.nn.functional.cross_entropy
+
+    def over_all(logits: torch.Tensor, labels: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        labelled = (labels != samples.IGNORED).sum() / labels.numel()
+        loss: torch.Tensor = original(logits, labels, *args, **kwargs)
+        return loss * labelled
+
+    torch.nn.functional.cross_entropy = over_all
+
+
 def _as_stage(stage: int) -> None:
     """Have engines of ZeRO-2 run another stage."""
     original = runtime.config
@@ -531,6 +544,32 @@ def spoiled_consolidation() -> None:
 
     during(precision, "bf16", half, stage=2, rank=0)
     during(saving, "consolidated", full, stage=3)
+
+
+@sabotage
+def coarse_moments() -> None:
+    """Keep the optimizer's moments of the bf16 run in bf16 between its steps."""
+
+    @contextlib.contextmanager
+    def fault(*_: Any) -> Iterator[None]:
+        from deepspeed.runtime.engine import DeepSpeedEngine
+
+        step = DeepSpeedEngine.step
+
+        def coarse(self: Any, *args: Any, **kwargs: Any) -> Any:
+            def turn(dtype: torch.dtype) -> None:
+                for state in self.optimizer.optimizer.state.values():
+                    state.update({name: state[name].to(dtype) for name in ("exp_avg", "exp_avg_sq") if name in state})
+
+            turn(torch.float32)
+            result = step(self, *args, **kwargs)
+            turn(torch.bfloat16)
+            return result
+
+        with patch.object(DeepSpeedEngine, "step", coarse):
+            yield
+
+    during(precision, "bf16", fault)
 
 
 @sabotage
@@ -931,6 +970,71 @@ def forgotten_moments() -> None:
             yield
 
     during(trainer, "resume", fault, stage=3)
+
+
+@sabotage
+def unclipped() -> None:
+    """Have DeepSpeed not clip the Trainer's gradients under ZeRO-2: Adam makes steps of the same size of them."""
+
+    @contextlib.contextmanager
+    def fault(*_: Any) -> Iterator[None]:
+        from deepspeed.runtime.engine import DeepSpeedEngine
+
+        with patch.object(DeepSpeedEngine, "gradient_clipping", lambda self: 0.0):
+            yield
+
+    during(trainer, "train", fault, stage=2)
+
+
+@sabotage
+def scheduled_twice() -> None:
+    """Take two steps of the Trainer's schedule of learning rates with each step of the optimizer under ZeRO-3."""
+
+    def again(engine: Any) -> None:
+        if engine.micro_steps % engine.gradient_accumulation_steps() == 0:
+            engine.lr_scheduler.step()
+
+    during(trainer, "train", _with_each_step(again), stage=3)
+
+
+@sabotage
+def forgotten_schedule() -> None:
+    """Have the Trainer resume under ZeRO-2 with a schedule of learning rates that begins anew."""
+
+    @contextlib.contextmanager
+    def fault(*_: Any) -> Iterator[None]:
+        from deepspeed.runtime.engine import DeepSpeedEngine
+
+        load = DeepSpeedEngine.load_checkpoint
+
+        def without(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return load(self, *args, **kwargs | {"load_lr_scheduler_states": False})
+
+        with patch.object(DeepSpeedEngine, "load_checkpoint", without):
+            yield
+
+    during(trainer, "resume", fault, stage=2)
+
+
+@sabotage
+def one_picture() -> None:
+    """Show the model the first picture of a sample with two."""
+
+    @contextlib.contextmanager
+    def fault(*_: Any) -> Iterator[None]:
+        from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel as Tower
+
+        see = Tower.forward
+
+        def first(self: Any, hidden_states: torch.Tensor, grid_thw: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            seen = hidden_states.clone()
+            seen[int(grid_thw[0].prod()) :] = 0
+            return see(self, seen, grid_thw, *args, **kwargs)
+
+        with patch.object(Tower, "forward", first):
+            yield
+
+    during(sizes, "plain_run", fault)
 
 
 @sabotage

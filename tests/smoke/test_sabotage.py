@@ -269,6 +269,19 @@ def test_choice_that_is_not_clear(smoke: Starter) -> None:
     assert_failed(ended, "plain run", None, (0,), unclear)
 
 
+def test_loss_that_is_averaged_over_padding(smoke: Starter) -> None:
+    """Every other check compares it with itself."""
+    ended = smoke.run("--zero", "2", "--only", "plain run", sabotage=("averaged_over_padding",))
+    wrong = r"the model's loss of the first sample: expected 8\.\d+, the mean over its labels, found 0\.\d+$"
+    assert_failed(ended, "plain run", None, (0,), wrong)
+
+
+def test_moments_in_bf16(smoke: Starter) -> None:
+    ended = smoke.run("--zero", "3", "--only", "bf16", sabotage=("coarse_moments",))
+    assert ended.failures() == {("check", "bf16", 3)}
+    assert_failed(ended, "bf16", 3, BOTH, r"^(rank 0: )?moments: expected torch\.float32, found torch\.bfloat16$")
+
+
 def test_gradient_of_one_rank_in_eight_that_is_lost(smoke: Starter) -> None:
     """In bf16, whose tolerance is the larger one."""
     ended = smoke.run("--zero", "2", "--only", "parity", "--nproc", "8", sabotage=("main_runs_in_bf16", "lost_gradient"))

@@ -127,6 +127,33 @@ def saved(lasting: Starter) -> Ended:
     return lasting.run(*options, report=lasting.folder / "saved", sabotage=broken, CXX="false")
 
 
+@pytest.fixture(scope="module")
+def hidden(lasting: Starter) -> Ended:
+    """Return a run with faults that three steps of Adam hide: no clipping, schedules that run or begin otherwise, a picture."""
+    broken = ("unclipped", "scheduled_twice", "one_picture")
+    return lasting.run("--only", "trainer,real sizes", *SLOW, report=lasting.folder / "hidden", sabotage=broken, CXX="false")
+
+
+def test_trainer_that_does_not_clip(hidden: Ended) -> None:
+    assert_failed(hidden, "trainer", 2, BOTH, r"gradients: \d\d times as large as in a plain loop, by Adam's moments: ")
+
+
+def test_schedule_that_goes_two_steps_at_a_time(hidden: Ended) -> None:
+    assert_failed(
+        hidden, "trainer", 3, BOTH, r"losses: expected \S+ \S+ \S+ \(plain loop\), found \S+ \S+ \S+ \(Trainer\); off by "
+    )
+
+
+def test_schedule_that_a_resume_forgets(smoke: Starter) -> None:
+    ended = smoke.run("--zero", "2", "--only", "trainer", *SLOW, sabotage=("forgotten_schedule",), CXX="false")
+    assert_failed(ended, "trainer", 2, BOTH, r"lr of the optimizer: expected 0\.0, as the arguments say, found \[0\.00013")
+
+
+def test_second_picture_that_the_model_ignores(hidden: Ended) -> None:
+    alike = "^the loss of a sample with two pictures is the same without the second one$"
+    assert_failed(hidden, "real sizes: plain run", None, (0,), alike)
+
+
 def test_lora(broken: Ended) -> None:
     merged = r"merged \S+\.weight is off by 0\.5 of what the adapter adds, at most 0\.01 allowed"
     assert_failed(broken, "LoRA", 2, (0,), rf"embed_tokens\.weight of the base changed; .*{merged}")
