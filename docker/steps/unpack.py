@@ -68,7 +68,8 @@ def unpack(wheel: Path, site: Path, python: str) -> None:
         for member in archive.infolist():
             if member.is_dir() or member.filename == f"{info}/RECORD":
                 continue
-            if ".." in member.filename.split("/") or member.filename.startswith("/"):
+            # With a second slash, what follows the name of a place would be an absolute path.
+            if ".." in member.filename.split("/") or "//" in f"/{member.filename}":
                 tree.refuse(f"{wheel.name}: expected paths inside it, found {member.filename!r}; do not trust this wheel")
             content = archive.read(member)
             runs = bool(member.external_attr >> 16 & 0o111)

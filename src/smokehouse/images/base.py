@@ -122,8 +122,11 @@ def _debootstrap(packages: Sequence[DebianPackage], definition: Definition, fold
         for package in packages:
             file = Path(package.path).name
             files.write(archive / file, (folder / "packages" / file).read_bytes())
-            control = run(["dpkg-deb", "--field", archive / file], deadline=60, environ=os.environ, cwd=archive).stdout
-            index.append(f"{control.rstrip()}\nFilename: ./{file}\nSize: {package.size}\nSHA256: {package.sha256}\n")
+            control = run(["dpkg-deb", "--field", archive / file], deadline=60, environ=os.environ, cwd=archive)
+            if control.code:
+                reason = " ".join(control.stderr.split()) or f"exit code {control.code}"
+                raise UserError(f"{file}: dpkg-deb cannot read it: {reason}; try again")
+            index.append(f"{control.stdout.rstrip()}\nFilename: ./{file}\nSize: {package.size}\nSHA256: {package.sha256}\n")
         listed = "\n".join(index).encode()
         files.write(archive / "Packages", listed)
         # mmdebstrap looks for essential packages only in a release with the codename of the suite.

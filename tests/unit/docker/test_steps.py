@@ -90,7 +90,10 @@ def test_a_wheel_is_unpacked_with_its_script_and_its_record(root: Path, tmp_path
     assert list((tmp_path / "out" / SITE).glob("__pycache__/alpha.*.pyc"))
 
 
-@pytest.mark.parametrize("member", ["../../escaped.py", "/etc/escaped", "alpha-1.0.data/data/../../../escaped"])
+@pytest.mark.parametrize(
+    "member",
+    ["../../escaped.py", "/etc/escaped", "alpha-1.0.data/data/../../../escaped", "alpha-1.0.data/purelib//etc/escaped"],
+)
 def test_a_wheel_with_a_path_outside_it_is_refused(root: Path, tmp_path: Path, member: str) -> None:
     plan(tmp_path / "in", {"alpha-1.0-py3-none-any.whl": wheel_with(member)})
     ended = run(root, "unpack", tmp_path / "in", tmp_path / "out")

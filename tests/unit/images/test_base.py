@@ -8,6 +8,7 @@ from smokehouse.errors import UserError
 from smokehouse.images import base
 from smokehouse.images.base import Base
 from smokehouse.images.build import base_context
+from smokehouse.images.debian_lock import DebianPackage, Definition
 
 DIGEST = f"sha256:{'1' * 64}"
 
@@ -31,3 +32,18 @@ def test_a_base_without_its_digest_is_refused(reference: str) -> None:
     assert str(refused.value) == (
         f"--base: expected REF@sha256:…, found {reference}; specify the digest, because a tag can move"
     )
+
+
+def test_a_package_that_dpkg_cannot_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """mmdebstrap would say of the archive that it has "a section with no Package: header"."""
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "a_1_amd64.deb").write_bytes(b"")
+    program = tmp_path / "dpkg-deb"
+    program.write_text("#!/bin/sh\necho 'dpkg-deb: error: no space left' >&2; exit 2\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    package = DebianPackage("a", "1", "0" * 64, 1, "pool/a_1_amd64.deb", "a", "1")
+    definition = Definition(suite="bookworm", architecture="amd64", include={})
+    with pytest.raises(UserError) as refused:
+        base._debootstrap([package], definition, tmp_path, tmp_path / "tree")
+    assert str(refused.value) == "a_1_amd64.deb: dpkg-deb cannot read it: dpkg-deb: error: no space left; try again"
