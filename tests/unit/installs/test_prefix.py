@@ -168,7 +168,8 @@ def test_complete_installation_is_unchanged(
     inode = target.stat().st_ino
     again = checkout.run(*command)
     hint = f"source '{target}/bin/activate', or smokehouse run --prefix '{target}' tiny -- COMMAND"
-    assert (again.returncode, again.stderr) == (0, f"smokehouse: To use it: {hint}\n")
+    found = f"smokehouse: {target}: as installed, by names and sizes of files; --repair reads them\n"
+    assert (again.returncode, again.stderr) == (0, f"{found}smokehouse: To use it: {hint}\n")
     assert (channel.requests, index.requests, target.stat().st_ino) == ([], requests, inode)
 
 
