@@ -81,9 +81,9 @@ def check(cuda: tuple[int, int] | None, what: str, visible: Visible, *, required
         return
     yield from _devices(places, version)
     if problem := _START.get(visible.error):
-        what, fix = problem
+        why, fix = problem
         code = f" (error {visible.error})" if visible.error > 0 else ""
-        yield Finding("fail" if required else "warn", f"CUDA does not start: {what}{code}", "NVIDIA driver", fix)
+        yield Finding("fail" if required else "warn", f"CUDA does not start: {why}{code}", "NVIDIA driver", fix)
     elif not visible.gpus:
         fix = "check nvidia-smi and CUDA_VISIBLE_DEVICES"
         chosen = os.environ.get("CUDA_VISIBLE_DEVICES")

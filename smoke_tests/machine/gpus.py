@@ -21,7 +21,7 @@ _VOLTA = (7, 0)  # the first that NEWEST has kernels for
 _PROBE_DEADLINE = 60.0  # seconds
 _EXCLUSIVE, _PROHIBITED = 3, 2
 # CUresult of cuda.h, and a number of our own.
-NO_DEVICE, UNKNOWN, NO_ANSWER = 100, 999, -1
+UNKNOWN, NO_ANSWER = 999, -1
 
 # In a process of its own, because it starts CUDA. NVML has a GPU's own UUID, which the first version of the function gives; the
 # second one would give that of a MIG slice.
@@ -181,7 +181,7 @@ def _card(gpu: Gpu, card: Card, *, shared: bool) -> Iterator[Finding]:
     if card.compute_mode == _PROHIBITED:
         fix = f"have an administrator run nvidia-smi -i {card.index} -c DEFAULT"
         yield Finding("fail", "compute mode is prohibited, so no program can use it", where, fix)
-    elif card.compute_mode == _EXCLUSIVE and (card.processes or shared):
+    elif gpu.exclusive and (card.processes or shared):
         why = f"{card.processes} processes use it" if card.processes else "several ranks would share it"
         fix = f"end them, or have an administrator run nvidia-smi -i {card.index} -c DEFAULT"
         yield Finding("fail", f"compute mode is exclusive and {why}", where, fix)

@@ -92,6 +92,14 @@ CASES: dict[str, tuple[dict[str, object], str, str, str, str]] = {
         "LD_LIBRARY_PATH",
     ),
     "other driver": ({"cuda_error": 803}, "warn", "NVIDIA driver", "of different drivers (error 803)", "reboot"),
+    # Both are said, each of its own.
+    "old driver that does not start": (
+        {"cuda": 11040, "driver": "470.82", "cuda_error": 804},
+        "fail",
+        "NVIDIA driver",
+        "torch 2.6.0+cu124 with CUDA 12.4 needs 525.60.13 or later",
+        "update it",
+    ),
     "listed twice": (
         {"gpus": 2, "CUDA_VISIBLE_DEVICES": "1,1"},
         "warn",
@@ -178,7 +186,8 @@ def test_each_case_is_found_and_nothing_else(each_case: dict[str, list[dict[str,
         return
     [one] = [one for one in listed if one["where"] == where and what in one["what"]]
     # This environment has no kernels for that card either.
-    assert len(listed) == (2 if case in ("blackwell driver", "small slice") else 1), listed
+    several = ("blackwell driver", "small slice", "old driver that does not start")
+    assert len(listed) == (2 if case in several else 1), listed
     assert one["level"] == level
     assert fix in one["fix"]
 
