@@ -183,8 +183,8 @@ class Verdicts:
         causes = [rank for rank in bad[: report.SEARCHED] if not report.is_victim(rank.detail)] or bad
         details = dict.fromkeys(rank.detail for rank in causes)
         known += [found.failure for found in explain("\n".join([_banner(), *details]))]
-        if not known:
-            known += [found.failure for found in explain(f"{_banner()}\n{self._log(self._job_of.get(key, ''), causes)}")]
+        if not known and (log := self._log(self._job_of.get(key, ""), causes)):
+            known += [found.failure for found in explain(f"{_banner()}\n{log}")]
         return f"{known[0].name}: {known[0].cause} Fix: {known[0].cure}." if known else ""
 
     def _log(self, job: str, ranks: list[RankVerdict]) -> str:

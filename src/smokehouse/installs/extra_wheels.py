@@ -15,6 +15,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
 
+from smokehouse import storage
 from smokehouse.checkout import Checkout
 from smokehouse.console import as_typed
 from smokehouse.environments import Environment
@@ -148,16 +149,14 @@ def fetch_wheels(
 
 def _download(checkout: Checkout, requested: Sequence[ExtraWheel]) -> dict[ExtraWheel, Path]:
     """Download what is missing in build/with, and return the path of each wheel."""
-    from smokehouse.storage.download import Download, fetch  # slow to import, and most commands download nothing
-
     folder = checkout.build / "with"
     paths = {wheel: folder / wheel.sha256 / wheel.name for wheel in requested}
     if paths:
         folder.mkdir(parents=True, exist_ok=True)
         with exclusive(folder / ".lock", "downloading the wheels of --with"):
             missing = [wheel for wheel, path in paths.items() if not files.is_whole(path, wheel.sha256)]
-            downloads = [Download(paths[wheel], wheel.source, wheel.sha256, 0, "--with") for wheel in missing]
-            fetch(downloads, remedy="check the URL or path and the SHA-256 of --with")
+            downloads = [storage.Download(paths[wheel], wheel.source, wheel.sha256, 0, "--with") for wheel in missing]
+            storage.fetch(downloads, remedy="check the URL or path and the SHA-256 of --with")
     return paths
 
 
